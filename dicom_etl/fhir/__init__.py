@@ -1,0 +1,1 @@
+"""Rows -> resources: Patient, ImagingStudy, Endpoint, and the terminology, dates and checks they need."""

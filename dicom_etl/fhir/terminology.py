@@ -1,0 +1,206 @@
+"""Codes of DICOM as FHIR Codings: body site, modality, laterality, SOP class, coded entries.
+
+Everything here is a look-up in a table of the standard: PS3.16 Annex L and the alias table under `tables/`,
+the context groups (CID), UID names and SNOMED mapping that pydicom ships. What a table does not hold is None
+and becomes a finding of the caller; nothing is guessed. Tables are read at first use.
+
+Not here: choosing among an object's several values (series, instance, sequence), and corrections.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from pydicom.config import IGNORE
+from pydicom.uid import UID
+
+__all__ = [
+    "DCM",
+    "SCT",
+    "URI",
+    "Coding",
+    "body_site",
+    "coded",
+    "is_paired",
+    "laterality",
+    "modality",
+    "scheme_uri",
+    "sop_class",
+]
+
+DCM = "http://dicom.nema.org/resources/ontology/DCM"
+SCT = "http://snomed.info/sct"
+URI = "urn:ietf:rfc:3986"
+
+# Coding Scheme Designator (PS3.16 section 8, Table 8-1) -> code system URI as HL7 Terminology registers it.
+_SCHEME_URIS: Mapping[str, str] = {
+    "C4": "http://www.ama-assn.org/go/cpt",
+    "DCM": DCM,
+    "I10": "http://hl7.org/fhir/sid/icd-10",
+    "I10C": "http://hl7.org/fhir/sid/icd-10-cm",
+    "I9C": "http://hl7.org/fhir/sid/icd-9-cm",
+    "ICDO3": "http://terminology.hl7.org/CodeSystem/icd-o-3",
+    "ISO3166_1": "urn:iso:std:iso:3166",
+    "LN": "http://loinc.org",
+    "NCIt": "http://ncicb.nci.nih.gov/xml/owl/EVS/Thesaurus.owl",
+    "RADLEX": "http://radlex.org",
+    "RFC5646": "urn:ietf:bcp:47",
+    "SCT": SCT,
+    "UCUM": "http://unitsofmeasure.org",
+}
+
+# Designators under which SNOMED RT codes are found (PS3.16 Table 8-1), all retired in favour of SCT.
+_SNOMED_RT = frozenset({"SRT", "SNM3", "99SDM"})
+
+# Readable text that means something else than the Annex L term its letters spell: CTSPINE is the
+# cervico-thoracic spine, `CT SPINE` is just as well a CT of any spine.
+_MISLEADING = frozenset({"CT SPINE"})
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """A FHIR Coding: code system URI, code, and display where one is known."""
+
+    system: str
+    code: str
+    display: str | None = None
+
+    def as_fhir(self) -> dict[str, str]:
+        """The Coding as a FHIR JSON object; an unknown display is left out."""
+        coding = {"system": self.system, "code": self.code}
+        return coding if self.display is None else coding | {"display": self.display}
+
+
+def body_site(body_part_examined: str) -> Coding | None:
+    """SNOMED CT code of a Body Part Examined (0018,0015) by PS3.16 Annex L.
+
+    The text is looked up as it is, then in capitals without blanks and punctuation (`C-SPINE`, `whole body`),
+    then as an alias (`KIDNEYS`). Text that is not ASCII or has several values (`HEAD\\NECK`) is looked up as
+    it is only.
+    """
+    entry = _annex_l_entry(body_part_examined)
+    return None if entry is None else entry.coding
+
+
+def is_paired(body_part_examined: str) -> bool | None:
+    """Whether a body part is one of a pair, so that it needs a laterality (PS3.16 Annex L); None if unknown.
+
+    It takes the same texts as `body_site`. The term decides, not its code: URETER is paired and ENDOURETERIC
+    is not, under one code.
+    """
+    entry = _annex_l_entry(body_part_examined)
+    return None if entry is None else entry.paired
+
+
+def modality(code: str) -> Coding | None:
+    """Modality (0008,0060) by PS3.16 CID 33; retired and unknown codes are None."""
+    code = code.strip()
+    meaning = _modalities().get(code)
+    return None if meaning is None else Coding(DCM, code, meaning)
+
+
+def laterality(code: str) -> Coding | None:
+    """Laterality (0020,0060), Image Laterality (0020,0062) or Frame Laterality (0020,9072) by PS3.16 CID 244.
+
+    R, L and B only: `U` means unpaired (PS3.3 section C.8.11.2), not CID 244's unilateral.
+    """
+    return _LATERALITIES.get(code.strip())
+
+
+def sop_class(uid: str) -> Coding:
+    """SOP Class UID (0008,0016) in the form of ImagingStudy, with its name of PS3.6 Annex A if known."""
+    uid = uid.strip()
+    name = UID(uid, validation_mode=IGNORE).name
+    return Coding(URI, f"urn:oid:{uid}", None if name == uid else name)
+
+
+def scheme_uri(designator: str) -> str | None:
+    """Code system URI of a Coding Scheme Designator (0008,0102), for those that are sure.
+
+    SRT and its older names are None: their codes are converted by `coded`, not named.
+    """
+    return _SCHEME_URIS.get(designator.strip())
+
+
+def coded(code: str, designator: str, meaning: str | None) -> Coding | None:
+    """A coded entry (PS3.3 section 8.8): Code Value, Coding Scheme Designator, Code Meaning.
+
+    SNOMED RT codes (SRT, SNM3, 99SDM) become SNOMED CT where pydicom's mapping has them. None if the scheme
+    has no sure URI, the code is empty, or a SNOMED RT code has no counterpart.
+    """
+    code, designator = code.strip(), designator.strip()
+    if designator in _SNOMED_RT:
+        code, designator = _snomed_ct_by_rt().get(code, ""), "SCT"
+    system = scheme_uri(designator)
+    if system is None or not code:
+        return None
+    return Coding(system, code, (meaning or "").strip() or None)
+
+
+_LATERALITIES: Mapping[str, Coding] = {
+    "R": Coding(SCT, "24028007", "Right"),
+    "L": Coding(SCT, "7771000", "Left"),
+    "B": Coding(SCT, "51440002", "Right and left"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _AnatomicRegion:
+    coding: Coding
+    paired: bool
+
+
+def _annex_l_entry(text: str) -> _AnatomicRegion | None:
+    regions = _annex_l()
+    text = text.strip()
+    if text in regions:
+        return regions[text]
+    words = re.sub(r"[^A-Z0-9]+", " ", text.upper()).strip()
+    if not text.isascii() or "\\" in text or words in _MISLEADING:
+        return None
+    term = words.replace(" ", "")
+    return regions.get(_aliases().get(term, term))
+
+
+@cache
+def _annex_l() -> Mapping[str, _AnatomicRegion]:
+    terms = json.loads(_read("annex_l.json"))["terms"]
+    return {
+        term: _AnatomicRegion(Coding(SCT, code, display), paired)
+        for term, (code, display, paired) in terms.items()
+    }
+
+
+@cache
+def _aliases() -> Mapping[str, str]:
+    rows = csv.DictReader(_read("body_part_aliases.csv").splitlines())
+    return {row["alias"]: row["term"] for row in rows}
+
+
+def _read(name: str) -> str:
+    return files("dicom_etl.fhir.tables").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _modalities() -> Mapping[str, str]:
+    from pydicom.sr.codedict import codes  # noqa: PLC0415  # all of PS3.16: 15 MB
+
+    return {concept.value: concept.meaning for concept in codes.cid33.concepts.values()}
+
+
+@cache
+def _snomed_ct_by_rt() -> Mapping[str, str]:
+    # pydicom uses this mapping to compare codes, but offers no public way to convert one.
+    try:
+        module = importlib.import_module("pydicom.sr._snomed_dict")
+    except ImportError:
+        return {}
+    mapping: Mapping[str, Mapping[str, str]] = getattr(module, "mapping", {})
+    return mapping.get("SRT", {})

@@ -1,0 +1,79 @@
+"""Everything that can be wrong, and the one shape in which it is said.
+
+`codes.csv` beside this module is the catalogue: code, severity, stage, meaning, what to do. A finding is made by
+`finding(code, ...)`; severity and stage come from the catalogue. The table in `docs/quality.md` is made from it too.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import pyarrow as pa
+
+from dicom_etl.lake.schemas import FINDINGS
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A line of the catalogue."""
+
+    code: str
+    severity: str  # error: something was not loaded; warning: loaded, but look at it; info: good to know
+    stage: str
+    meaning: str
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: what, where, and how often."""
+
+    code: str
+    severity: str
+    stage: str
+    dataset: str
+    unit: str | None = None
+    subject: str | None = None
+    sample: str | None = None
+    study_uid: str | None = None
+    series_uid: str | None = None
+    sop_uid: str | None = None
+    path: str | None = None
+    tag: str | None = None
+    value: str | None = None  # already masked (identity.masking.shown) where it is a tag's
+    message: str | None = None
+    count: int = 1
+
+
+@cache
+def codes() -> dict[str, Code]:
+    """The catalogue, by code."""
+    text = resources.files(__package__).joinpath("codes.csv").read_text(encoding="utf-8")
+    return {line["code"]: Code(**line) for line in csv.DictReader(text.splitlines())}
+
+
+def finding(code: str, dataset: str, **where: Any) -> Finding:
+    """A finding of a catalogued code; `where` are further fields of `Finding`."""
+    known = codes()[code]
+    where.setdefault("message", known.meaning)
+    return Finding(code=code, severity=known.severity, stage=known.stage, dataset=dataset, **where)
+
+
+def counted(findings: Iterable[Finding]) -> list[Finding]:
+    """Equal findings as one with the sum of their counts, sorted."""
+    counts: dict[Finding, int] = {}
+    for found in findings:
+        key = replace(found, count=0)
+        counts[key] = counts.get(key, 0) + found.count
+    merged = [replace(found, count=count) for found, count in counts.items()]
+    return sorted(merged, key=lambda f: tuple("" if v is None else str(v) for v in asdict(f).values()))
+
+
+def findings_table(findings: Iterable[Finding]) -> pa.Table:
+    """The findings in the schema of the lake, equal ones counted."""
+    return pa.Table.from_pylist([asdict(found) for found in counted(findings)], schema=FINDINGS.schema)

@@ -1,0 +1,96 @@
+"""The catalogue: each tag that becomes a column, once.
+
+`catalogue.csv` has one line per column: its name, its level (patient, study, series, instance), its path (keywords of
+PS3.6; in sequences always the first item), a second path where enhanced objects keep the same value, and why we keep
+it. Tag, VR and column type follow from pydicom's data dictionary. The Arrow schema, the readers' wanted set, the
+inputs of the FHIR mapping and the table in the docs all come from here; nothing else lists tags.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+import pyarrow as pa
+from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
+
+Level = Literal["patient", "study", "series", "instance"]
+Kind = Literal["text", "date", "integer", "number", "numbers"]
+
+# Times (TM), date times (DT) and ages stay text: HHMM is a legal partial time and :60 a legal leap second, and no
+# Arrow time holds either.
+_INTEGER = frozenset("IS US UL SS SL".split())
+_NUMBER = frozenset("DS FL FD".split())
+_ARROW: dict[str, pa.DataType] = {
+    "text": pa.string(),
+    "date": pa.date32(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "numbers": pa.list_(pa.float64()),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the header table and where its value lies in a header."""
+
+    name: str
+    level: Level
+    path: tuple[int, ...]  # tags from the top-level data set inwards
+    also: tuple[int, ...]  # the second place, or ()
+    keyword: str  # of the innermost tag
+    vr: str
+    kind: Kind
+    why: str
+
+    @property
+    def tag(self) -> int:
+        """The top-level tag under which the value lies."""
+        return self.path[0]
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """The type of the column in the header table."""
+        return _ARROW[self.kind]
+
+
+@cache
+def catalogue() -> tuple[Column, ...]:
+    """All columns, in the order of `catalogue.csv`."""
+    text = resources.files(__package__).joinpath("catalogue.csv").read_text(encoding="utf-8")
+    return tuple(_column(line) for line in csv.DictReader(text.splitlines()))
+
+
+@cache
+def by_name() -> dict[str, Column]:
+    """The columns by name."""
+    return {column.name: column for column in catalogue()}
+
+
+def _column(line: dict[str, str]) -> Column:
+    path, also = _tags(line["path"]), _tags(line["also"])
+    keyword = line["path"].rsplit(".", 1)[-1]
+    vr = dictionary_VR(path[-1])[:2]
+    level: Level = line["level"]  # type: ignore[assignment]  # a test holds the file to the four words
+    return Column(line["column"], level, path, also, keyword, vr, _kind(vr, path[-1]), line["why"])
+
+
+def _tags(path: str) -> tuple[int, ...]:
+    tags = tuple(tag_for_keyword(keyword) for keyword in path.split(".") if keyword)
+    if None in tags:
+        raise ValueError(f"catalogue.csv: {path} has a keyword that PS3.6 does not know")
+    return tags  # type: ignore[return-value]
+
+
+def _kind(vr: str, tag: int) -> Kind:
+    if vr == "DA":
+        return "date"
+    single = dictionary_VM(tag) == "1"
+    if vr in _INTEGER and single:
+        return "integer"
+    if vr in _NUMBER | _INTEGER:
+        return "number" if single else "numbers"
+    return "text"

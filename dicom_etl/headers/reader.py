@@ -1,0 +1,267 @@
+"""The reader that decides: one DICOM header by pydicom -> the values of the catalogue and the layout.
+
+Everything any other reader says must equal what this one says. What cannot be a row is a `NotRead` with the kind of
+file it is and the reason.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+import pydicom
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+
+from dicom_etl.headers.catalogue import Column, catalogue
+from dicom_etl.headers.layout import EMPTY, END, FILLED, Presence
+from dicom_etl.headers.values import Decoded, Problem, Value, decode, encodings_of, is_empty, text_of
+
+# Raised when what these readers make of a file changes, so that files are read again.
+READER_VERSION = 1
+
+_CHARACTER_SET = 0x00080005
+_REQUIRED = ("SOPClassUID", "SOPInstanceUID")
+_DICOM_SUFFIXES = frozenset({"", ".dcm", ".dicom", ".dic", ".ima"})
+# What pydicom raises on damaged files, found by reading and by mutating files.
+_DAMAGED = (
+    InvalidDicomError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+
+class NotRead(Exception):  # noqa: N818  (a DICOMDIR is no error)
+    """A file that gives no row: its kind (dicomdir, other, unreadable), a code of the findings, details."""
+
+    def __init__(self, kind: str, code: str, message: str | None = None) -> None:
+        super().__init__(message or code)
+        self.kind, self.code, self.message = kind, code, message
+
+
+class ColumnProblem(NamedTuple):
+    """A value that is not in its column as the file has it."""
+
+    column: Column
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class Header:
+    """One header: values in the order of the catalogue, the layout, and what was wrong."""
+
+    values: tuple[Value, ...]
+    layout: tuple[Presence, ...]
+    problems: tuple[ColumnProblem, ...]
+    pixel_data_cut: bool
+
+
+def read_header(file: BinaryIO, name: str, size: int) -> Header:
+    """The header of an open file of `size` bytes; `name` tells only whether a non-DICOM should be one.
+
+    Raises:
+        NotRead: the file gives no row.
+    """
+    start = file.read(140)
+    _sniff(start, name, size)
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what pydicom warns of, we judge ourselves
+        try:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+            if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+                raise NotRead("dicomdir", "dicomdir")
+            pixels_cut = _check_end(file, dataset, size)
+            return _header(dataset, pixels_cut, has_preamble=start[128:132] == b"DICM", name=name)
+        except _DAMAGED as error:
+            raise NotRead("unreadable", "unreadable", f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _sniff(start: bytes, name: str, size: int) -> None:
+    """Whether it can be DICOM at all: DICM at 128 (PS3.10 7.1), or a first element of group 0002 or 0008."""
+    expected = PurePosixPath(name).suffix.lower() in _DICOM_SUFFIXES
+    if size == 0 or not start:
+        raise NotRead("unreadable", "empty-file") if expected else NotRead("other", "other-file")
+    if start[128:132] == b"DICM":
+        return
+    # pydicom's force takes any bytes for a data set of one or two elements: only plausible ones are forced
+    group = start[:2]
+    if len(start) >= 8 and (group in (b"\x08\0", b"\x02\0") and start[3] == 0 or start[:4] == b"\0\x08\0\x05"):
+        return
+    named = PurePosixPath(name).suffix.lower() in _DICOM_SUFFIXES - {""}
+    raise NotRead("other", "not-dicom" if named else "other-file")
+
+
+def _check_end(file: BinaryIO, dataset: FileDataset, size: int) -> bool:
+    """Whether the pixel data is cut.
+
+    Raises:
+        NotRead: the header itself is cut; what follows the cut is not absent but unknown.
+    """
+    elements = list(dataset._dict.values())
+    last = elements[-1] if elements else None
+    if any(isinstance(e, RawDataElement) and len(e.value or b"") < _defined(e.length) for e in elements[-1:]):
+        raise NotRead("unreadable", "header-cut")
+    if dataset.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        return False
+    position = file.tell()
+    if position < size:
+        return _pixels_cut(file, dataset, position, size)
+    if isinstance(last, RawDataElement) and last.length != 0xFFFFFFFF and last.value_tell + last.length != size:
+        raise NotRead("unreadable", "header-cut")
+    return False
+
+
+def _defined(length: int) -> int:
+    return 0 if length == 0xFFFFFFFF else length
+
+
+def _pixels_cut(file: BinaryIO, dataset: FileDataset, position: int, size: int) -> bool:
+    """Whether a pixel data element of defined length ends beyond the file."""
+    head = file.read(12)
+    implicit, little = dataset.original_encoding
+    order = "<" if little else ">"
+    if len(head) < (8 if implicit else 12):
+        return True
+    short_vr = not implicit and head[4:6] not in (b"OB", b"OW", b"OF", b"OD", b"UN", b"OL", b"OV")
+    if short_vr:
+        return False
+    length: int = struct.unpack_from(order + "L", head, 4 if implicit else 8)[0]
+    return length != 0xFFFFFFFF and position + (8 if implicit else 12) + length > size
+
+
+def _header(dataset: FileDataset, pixels_cut: bool, *, has_preamble: bool, name: str) -> Header:
+    encodings, problems = _encodings(dataset, ("iso8859",))
+    little = bool(dataset.original_encoding[1])
+    values: list[Value] = []
+    found = [ColumnProblem(_charset_column(), problem) for problem in problems]
+    for column in catalogue():
+        value, problem = _column(dataset, column, encodings, little)
+        values.append(value)
+        if problem:
+            found.append(ColumnProblem(column, problem))
+    _require(values, has_preamble=has_preamble, name=name)
+    return Header(tuple(values), layout_of(dataset), tuple(found), pixels_cut)
+
+
+def _require(values: list[Value], *, has_preamble: bool, name: str) -> None:
+    missing = [c.name for c, v in zip(catalogue(), values, strict=True) if c.name in _REQUIRED and not v]
+    if not missing:
+        return
+    if has_preamble:
+        raise NotRead("unreadable", "required-uid-missing", f"{' and '.join(missing)} absent or empty")
+    named = PurePosixPath(name).suffix.lower() in _DICOM_SUFFIXES - {""}
+    raise NotRead("other", "not-dicom" if named else "other-file")
+
+
+def _charset_column() -> Column:
+    return next(column for column in catalogue() if column.tag == _CHARACTER_SET)
+
+
+def _encodings(dataset: Dataset, inherited: tuple[str, ...]) -> tuple[tuple[str, ...], list[Problem]]:
+    """The encodings of a data set, or those of the one around it."""
+    element = dataset._dict.get(pydicom.tag.BaseTag(_CHARACTER_SET))
+    if element is None:
+        return inherited, []
+    raw = _raw(element)
+    text = text_of("CS", raw, inherited)[0] if raw else ""
+    encodings, known = encodings_of(text)
+    return encodings, [] if known else [Problem("text-undecodable", text)]
+
+
+def _column(dataset: FileDataset, column: Column, encodings: tuple[str, ...], little: bool) -> Decoded:
+    """The value of a column: from its first place, else from the second."""
+    top = dataset.file_meta if column.tag >> 16 == 2 else dataset
+    decoded = _at(top, column.path, column, encodings, little)
+    if decoded.value is None and decoded.problem is None and column.also:
+        return _at(top, column.also, column, encodings, little)
+    return decoded
+
+
+def _at(
+    dataset: Dataset, path: tuple[int, ...], column: Column, encodings: tuple[str, ...], little: bool
+) -> Decoded:
+    for tag in path[:-1]:
+        item = _first_item(dataset, tag)
+        if item is None:
+            return Decoded(None)
+        dataset = item
+        encodings, _ = _encodings(dataset, encodings)
+    element = dataset._dict.get(pydicom.tag.BaseTag(path[-1]))
+    if element is None:
+        return Decoded(None)
+    vr = _vr(element, column.vr)
+    raw = _raw(element)
+    return Decoded(None) if raw is None else decode(column.kind, vr, raw, encodings, little)
+
+
+def _first_item(dataset: Dataset, tag: int) -> Dataset | None:
+    if tag not in dataset:
+        return None
+    value = dataset[tag].value
+    return value[0] if dataset[tag].VR == "SQ" and value else None
+
+
+def _raw(element: RawDataElement | DataElement) -> bytes | None:
+    """The bytes of an element's value; None where it is a sequence."""
+    if isinstance(element, RawDataElement):
+        return element.value or b""
+    value = element.value
+    if isinstance(value, bytes):
+        return value
+    if element.VR == "SQ":
+        return None
+    # file meta elements are converted by pydicom while it reads them
+    parts = value if isinstance(value, pydicom.multival.MultiValue) else [value]
+    return "\\".join("" if part is None else str(part) for part in parts).encode("utf-8", "surrogateescape")
+
+
+def _vr(element: RawDataElement | DataElement, expected: str) -> str:
+    vr = element.VR
+    return expected if vr is None or vr == "UN" else str(vr)
+
+
+def layout_of(dataset: Dataset) -> tuple[Presence, ...]:
+    """Which elements of a top-level data set are there, and which are filled (sorted by tag)."""
+    creators = dict(_creators(dataset))
+    elements = dataset._dict
+    return tuple(
+        Presence(int(tag), creators.get(tag >> 16 << 16 | (tag & 0xFFFF) >> 8), _status(tag, elements[tag]))
+        for tag in sorted(elements)
+        if 0x00030000 <= tag < END and tag & 0xFFFF
+    )
+
+
+def _creators(dataset: Dataset) -> Iterator[tuple[int, str]]:
+    """Private creators (PS3.5 7.8.1) by the tag of their block."""
+    for tag, element in dataset._dict.items():
+        if tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF and (raw := _raw(element)):
+            yield int(tag), text_of("LO", raw, ("iso8859",))[0]
+
+
+def _status(tag: int, element: RawDataElement | DataElement) -> int:
+    if isinstance(element, DataElement) and element.VR == "SQ":
+        return FILLED if len(element.value) else EMPTY
+    vr = element.VR
+    if (vr is None or vr == "UN") and not tag >> 16 & 1 and dictionary_has_tag(tag):
+        vr = dictionary_VR(tag)
+    return EMPTY if is_empty(vr, _raw(element)) else FILLED

@@ -1,0 +1,1 @@
+"""The output folder: its paths, table schemas, atomic writes, locks and fingerprints."""

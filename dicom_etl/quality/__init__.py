@@ -1,0 +1,1 @@
+"""Rows -> measures: requirements, completeness, consistency, FHIR readiness, and the report."""

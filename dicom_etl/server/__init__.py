@@ -1,0 +1,1 @@
+"""The FHIR server: client, retry, transactions, linking."""

@@ -1,0 +1,178 @@
+"""The settings: one TOML file, environment variables over it, command line over both.
+
+Secrets are no settings: `FhirSettings.token` reads them from the environment, or from a file named there, at the
+moment they are needed, so that no dump of the settings can hold one.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+DEFAULT_FILE = "dicom-etl.toml"
+TOKEN_VARIABLE = "DICOM_ETL_FHIR_TOKEN"  # noqa: S105  (the name of a variable, not a token)
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the text says which and how to mend it."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetSettings(_Strict):
+    """One dataset: where it lies and what its headers do not say."""
+
+    root: str = Field(description="folder of the dataset (kind tree), or the CSV file that lists it (kind list)")
+    kind: Literal["tree", "list"] = "tree"
+    time_zone: str | None = Field(None, description="IANA zone of its dates, for headers that name no offset")
+    assigning_authority: str | None = Field(None, description="URI under which its PatientIDs are unique")
+    endpoint: str | None = Field(None, description="DICOMweb (WADO-RS) address; default: the folder")
+    roles: tuple[Literal["primary", "derivative", "source"], ...] = ("primary",)
+
+    _zone = field_validator("time_zone")(lambda zone: _known_zone(zone))
+
+
+class FhirSettings(_Strict):
+    """The FHIR server, and how resources are made for it."""
+
+    url: str | None = None
+    version: Literal["R4"] = "R4"
+    in_flight: int = Field(2, ge=1, le=16, description="transactions on their way at once")
+    bundle_resources: int = Field(10, ge=1, le=500)
+    bundle_bytes: int = Field(4_000_000, ge=10_000)
+    retry_seconds: float = Field(600, ge=0, description="total time for retries of one request")
+    timeout_seconds: float = Field(300, gt=0, description="longest time for one request")
+    token_file: str | None = Field(None, description="file that holds the bearer token")
+
+    def token(self) -> str | None:
+        """The bearer token, from the environment variable DICOM_ETL_FHIR_TOKEN or from `token_file`."""
+        if value := os.environ.get(TOKEN_VARIABLE):
+            return value.strip()
+        if self.token_file is None:
+            return None
+        try:
+            return Path(self.token_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SettingsError(f"fhir.token_file {self.token_file} cannot be read: {error.strerror}") from None
+
+
+class Settings(BaseSettings):
+    """All settings. Paths are absolute once loaded."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DICOM_ETL_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    site: str = Field("https://dicom-etl.local", description="namespace of the ids and identifiers we make")
+    lake: str = Field("lake", description="folder or URL of the tables")
+    time_zone: str | None = Field(None, description="IANA zone of datasets that name none")
+    crosswalk: str | None = Field(None, description="CSV file: dataset, subject, system, value")
+    watch: tuple[str, ...] = Field((), description="folders of which every sub-folder is a dataset")
+    engine: Literal["serial", "processes"] = "processes"
+    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    lock_wait_seconds: float = Field(3600, ge=0)
+    staff_names: bool = Field(False, description="whether names of staff go into FHIR resources")
+    as_of: str | None = Field(None, description="date (YYYY-MM-DD) that counts as today in rules that need one")
+    fhir: FhirSettings = FhirSettings()
+    datasets: dict[str, DatasetSettings] = Field(default_factory=dict)
+
+    _zone = field_validator("time_zone")(lambda zone: _known_zone(zone))
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **others: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment over the file; the file comes as arguments of the constructor."""
+        return others["env_settings"], init_settings
+
+
+def _known_zone(zone: str | None) -> str | None:
+    if zone is not None:
+        try:
+            ZoneInfo(zone)
+        except (KeyError, ValueError, OSError):
+            raise ValueError(f"{zone!r} is no IANA time zone, such as Europe/Berlin") from None
+    return zone
+
+
+def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
+    """The settings from `file` (default: DICOM_ETL_SETTINGS, else dicom-etl.toml in this folder, if there is one).
+
+    Args:
+        file: the TOML file; paths in it are relative to its folder.
+        overrides: values that win over everything (of the command line); None is no value. Nested ones as
+            `fhir={"url": ...}`.
+
+    Raises:
+        SettingsError: one sentence that names the setting and what is wrong.
+    """
+    chosen = file or _default_file()
+    content = _toml(chosen) if chosen else {}
+    folder = chosen.resolve().parent if chosen else Path.cwd()
+    try:
+        settings = Settings(**content)
+        given = {key: value for key, value in overrides.items() if value is not None}
+        if nested := given.pop("fhir", None):
+            given["fhir"] = FhirSettings.model_validate(
+                settings.fhir.model_dump() | {k: v for k, v in nested.items() if v is not None}
+            )
+        merged = settings.model_copy(update=given)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error, chosen)) from None
+    return _absolute(merged, folder, overridden="lake" in given)
+
+
+def _default_file() -> Path | None:
+    if named := os.environ.get("DICOM_ETL_SETTINGS"):
+        return Path(named)
+    here = Path(DEFAULT_FILE)
+    return here if here.is_file() else None
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"the settings file {file} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the settings file {file} is not valid TOML: {error}") from None
+
+
+def _sentence(error: ValidationError, file: Path | None) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    source = f" in {file} (or its environment variable)" if file else " (environment variable or option)"
+    hint = "is no setting; see `dicom-etl doctor --settings-help`" if first["type"] == "extra_forbidden" else ""
+    return f"setting {where}{source}: {hint or first['msg'].removeprefix('Value error, ')}"
+
+
+def _absolute(settings: Settings, folder: Path, *, overridden: bool) -> Settings:
+    """Paths of the file are relative to the file; those of the command line to the current folder."""
+
+    def at(path: str, base: Path) -> str:
+        return path if "://" in path else str((base / Path(path).expanduser()).resolve())
+
+    datasets = {
+        name: dataset.model_copy(update={"root": at(dataset.root, folder)})
+        for name, dataset in settings.datasets.items()
+    }
+    fhir = settings.fhir
+    if fhir.token_file:
+        fhir = fhir.model_copy(update={"token_file": at(fhir.token_file, folder)})
+    return settings.model_copy(
+        update={
+            "lake": at(settings.lake, Path.cwd() if overridden else folder),
+            "crosswalk": at(settings.crosswalk, folder) if settings.crosswalk else None,
+            "watch": tuple(at(path, folder) for path in settings.watch),
+            "datasets": datasets,
+            "fhir": fhir,
+        }
+    )
