@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 from collections import deque
@@ -16,6 +17,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -76,12 +79,10 @@ def _in_processes(
         yield from _one_pool(function, deque([item]), 1)
 
 
-def _one_pool(
-    function: Callable[[Item], Value], queue: deque[Item], workers: int
-) -> Iterator[Done[Item, Value]]:
+def _one_pool(function: Callable[[Item], Value], queue: deque[Item], workers: int) -> Iterator[Done[Item, Value]]:
     """Take items from the queue until it is empty or the pool is broken."""
     context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads can hang
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent, initargs=(os.getpid(),))
     running: dict[Future[Value], Item] = {}
     try:
         while _refill(pool, function, queue, running, workers):
@@ -111,8 +112,10 @@ def _refill(
     return bool(running)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """A worker of a killed run must not go on writing beside the run that follows (Linux: PR_SET_PDEATHSIG)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before this worker could ask
+            os._exit(1)

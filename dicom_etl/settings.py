@@ -6,7 +6,9 @@ moment they are needed, so that no dump of the settings can hold one.
 
 from __future__ import annotations
 
+import datetime
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +16,11 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as UnreadableVariableError
 
 DEFAULT_FILE = "dicom-etl.toml"
-TOKEN_VARIABLE = "DICOM_ETL_FHIR_TOKEN"  # noqa: S105  (the name of a variable, not a token)
+URI = r"[A-Za-z][A-Za-z0-9+.-]*:\S+"  # FHIR asks that the system of an identifier is an absolute one
+TOKEN_VARIABLE = "DICOM_ETL_FHIR_TOKEN"
 
 
 class SettingsError(Exception):
@@ -31,23 +35,33 @@ class DatasetSettings(_Strict):
     """One dataset: where it lies and what its headers do not say."""
 
     root: str = Field(description="folder of the dataset (kind tree), or the CSV file that lists it (kind list)")
-    kind: Literal["tree", "list"] = "tree"
+    kind: Literal["tree", "list"] = Field("tree", description="a folder tree, or a CSV file with one file per line")
     time_zone: str | None = Field(None, description="IANA zone of its dates, for headers that name no offset")
     assigning_authority: str | None = Field(None, description="URI under which its PatientIDs are unique")
     endpoint: str | None = Field(None, description="DICOMweb (WADO-RS) address; default: the folder")
-    roles: tuple[Literal["primary", "derivative", "source"], ...] = ("primary",)
+    roles: tuple[Literal["primary", "derivative", "source"], ...] = Field(
+        ("primary",), description="which SDS folders are crawled"
+    )
 
-    _zone = field_validator("time_zone")(lambda zone: _known_zone(zone))
+    @field_validator("time_zone")
+    @classmethod
+    def _zone(cls, zone: str | None) -> str | None:
+        return _known_zone(zone)
+
+    @field_validator("assigning_authority")
+    @classmethod
+    def _authority(cls, uri: str | None) -> str | None:
+        return _absolute_uri(uri)
 
 
 class FhirSettings(_Strict):
     """The FHIR server, and how resources are made for it."""
 
-    url: str | None = None
-    version: Literal["R4"] = "R4"
+    url: str | None = Field(None, description="base address; none: the NDJSON files are the result")
+    version: Literal["R4"] = Field("R4", description="FHIR version of the resources")
     in_flight: int = Field(2, ge=1, le=16, description="transactions on their way at once")
-    bundle_resources: int = Field(10, ge=1, le=500)
-    bundle_bytes: int = Field(4_000_000, ge=10_000)
+    bundle_resources: int = Field(10, ge=1, le=500, description="resources in a transaction, at most")
+    bundle_bytes: int = Field(4_000_000, ge=10_000, description="bytes of a transaction, about")
     retry_seconds: float = Field(600, ge=0, description="total time for retries of one request")
     timeout_seconds: float = Field(300, gt=0, description="longest time for one request")
     token_file: str | None = Field(None, description="file that holds the bearer token")
@@ -67,31 +81,52 @@ class FhirSettings(_Strict):
 class Settings(BaseSettings):
     """All settings. Paths are absolute once loaded."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="DICOM_ETL_", env_nested_delimiter="__", extra="forbid", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix="DICOM_ETL_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
     site: str = Field("https://dicom-etl.local", description="namespace of the ids and identifiers we make")
     lake: str = Field("lake", description="folder or URL of the tables")
     time_zone: str | None = Field(None, description="IANA zone of datasets that name none")
     crosswalk: str | None = Field(None, description="CSV file: dataset, subject, system, value")
     watch: tuple[str, ...] = Field((), description="folders of which every sub-folder is a dataset")
-    engine: Literal["serial", "processes"] = "processes"
-    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
-    lock_wait_seconds: float = Field(3600, ge=0)
+    engine: Literal["serial", "processes"] = Field("processes", description="where units are worked on")
+    workers: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, ge=1, description="processes; default: one per core"
+    )
+    lock_wait_seconds: float = Field(3600, ge=0, description="how long to wait for another run of a dataset")
+    # the SPARC tutorial's names; no registered URNs (an underscore is not allowed in one), hence settings
+    sds_dataset_system: str = Field("urn:sparc_dataset:uid", description="system of the dataset's identifier")
+    sds_study_system: str = Field("urn:sparc_study:uid", description="system of the subject's study identifier")
     staff_names: bool = Field(False, description="whether names of staff go into FHIR resources")
     as_of: str | None = Field(None, description="date (YYYY-MM-DD) that counts as today in rules that need one")
     fhir: FhirSettings = FhirSettings()
     datasets: dict[str, DatasetSettings] = Field(default_factory=dict)
 
-    _zone = field_validator("time_zone")(lambda zone: _known_zone(zone))
+    @field_validator("time_zone")
+    @classmethod
+    def _zone(cls, zone: str | None) -> str | None:
+        return _known_zone(zone)
+
+    @field_validator("site", "sds_dataset_system", "sds_study_system")
+    @classmethod
+    def _systems(cls, uri: str) -> str | None:
+        return _absolute_uri(uri)
+
+    @field_validator("as_of")
+    @classmethod
+    def _day(cls, day: str | None) -> str | None:
+        return None if day is None else datetime.date.fromisoformat(day).isoformat()
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **others: Any
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  (pydantic passes all five by name)
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment over the file; the file comes as arguments of the constructor."""
-        return others["env_settings"], init_settings
+        return env_settings, init_settings
 
 
 def _known_zone(zone: str | None) -> str | None:
@@ -101,6 +136,27 @@ def _known_zone(zone: str | None) -> str | None:
         except (KeyError, ValueError, OSError):
             raise ValueError(f"{zone!r} is no IANA time zone, such as Europe/Berlin") from None
     return zone
+
+
+def _absolute_uri(uri: str | None) -> str | None:
+    if uri is not None and not re.fullmatch(URI, uri):
+        raise ValueError(f"{uri!r} is no URI, such as https://hospital.example or urn:oid:1.2.3")
+    return uri
+
+
+class _Given(Settings):
+    """Settings from values alone, to check those that win over the environment."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
 
 
 def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
@@ -121,10 +177,11 @@ def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
         settings = Settings(**content)
         given = {key: value for key, value in overrides.items() if value is not None}
         if nested := given.pop("fhir", None):
-            given["fhir"] = FhirSettings.model_validate(
-                settings.fhir.model_dump() | {k: v for k, v in nested.items() if v is not None}
-            )
-        merged = settings.model_copy(update=given)
+            given["fhir"] = settings.fhir.model_dump() | {k: v for k, v in nested.items() if v is not None}
+        checked = _Given(**given)  # a copy is not checked
+        merged = settings.model_copy(update={name: getattr(checked, name) for name in given})
+    except UnreadableVariableError as error:
+        raise SettingsError(f"environment variables: {error}: lists and tables are written as JSON") from None
     except ValidationError as error:
         raise SettingsError(_sentence(error, chosen)) from None
     return _absolute(merged, folder, overridden="lake" in given)

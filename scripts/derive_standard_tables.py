@@ -167,9 +167,7 @@ def _tags_by_type(
     if unknown:
         raise SourceDataError(f"types or attributes {sorted(unknown)}")
     types |= {keyword: _conditional(types[keyword]) for keyword in conditionally_included}
-    by_type = {
-        type_: sorted(tag_of(keyword) for keyword in types if types[keyword] == type_) for type_ in TYPES
-    }
+    by_type = {type_: sorted(tag_of(keyword) for keyword in types if types[keyword] == type_) for type_ in TYPES}
     return {type_: tags for type_, tags in by_type.items() if tags}
 
 

@@ -173,8 +173,7 @@ def _annex_l_entry(text: str) -> _AnatomicRegion | None:
 def _annex_l() -> Mapping[str, _AnatomicRegion]:
     terms = json.loads(_read("annex_l.json"))["terms"]
     return {
-        term: _AnatomicRegion(Coding(SCT, code, display), paired)
-        for term, (code, display, paired) in terms.items()
+        term: _AnatomicRegion(Coding(SCT, code, display), paired) for term, (code, display, paired) in terms.items()
     }
 
 

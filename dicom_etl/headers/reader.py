@@ -6,20 +6,22 @@ file it is and the reason.
 
 from __future__ import annotations
 
+import errno
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import pydicom
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from dicom_etl.headers.catalogue import Column, catalogue
 from dicom_etl.headers.layout import EMPTY, END, FILLED, Presence
@@ -30,10 +32,19 @@ READER_VERSION = 1
 
 _CHARACTER_SET = 0x00080005
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID")
+_PIXEL_DATA = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_PIXEL_DATA_PROVIDER_URL = 0x00287FE0
+_LONG_VRS = frozenset(VR.encode() for VR in EXPLICIT_VR_LENGTH_32)
+_ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
+_UNDEFINED = 0xFFFFFFFF
+# Limits against hostile files. The largest real headers (segmentations and contours of 100,000 items) stay below.
+_MOST_READS = 5_000_000
+_MOST_INFLATED = 1 << 30
 _DICOM_SUFFIXES = frozenset({"", ".dcm", ".dicom", ".dic", ".ima"})
 # What pydicom raises on damaged files, found by reading and by mutating files.
 _DAMAGED = (
     InvalidDicomError,
+    BytesLengthException,
     OSError,
     EOFError,
     ValueError,
@@ -73,6 +84,7 @@ class Header:
     layout: tuple[Presence, ...]
     problems: tuple[ColumnProblem, ...]
     pixel_data_cut: bool
+    pixel_data_absent: bool  # of an image: a header kept alone, or a file that ends between two elements
 
 
 def read_header(file: BinaryIO, name: str, size: int) -> Header:
@@ -80,6 +92,7 @@ def read_header(file: BinaryIO, name: str, size: int) -> Header:
 
     Raises:
         NotRead: the file gives no row.
+        OSError: it cannot be read now; it may be whole.
     """
     start = file.read(140)
     _sniff(start, name, size)
@@ -87,12 +100,18 @@ def read_header(file: BinaryIO, name: str, size: int) -> Header:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what pydicom warns of, we judge ourselves
         try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+            dataset = pydicom.dcmread(cast(BinaryIO, _Bounded(file)), stop_before_pixels=True, force=True)
             if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
                 raise NotRead("dicomdir", "dicomdir")
-            pixels_cut = _check_end(file, dataset, size)
-            return _header(dataset, pixels_cut, has_preamble=start[128:132] == b"DICM", name=name)
+            has_preamble = start[128:132] == b"DICM"
+            if not has_preamble and not all(keyword in dataset for keyword in _REQUIRED):
+                raise _no_dicom(name)  # it only began like an element
+            pixels = _pixel_data(file, dataset, size)
+            return _header(dataset, pixels)
         except _DAMAGED as error:
+            # a forged length makes a seek that the system refuses; any other error is the disk's or the network's
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW):
+                raise
             raise NotRead("unreadable", "unreadable", f"{type(error).__name__}: {error}"[:200]) from error
 
 
@@ -105,51 +124,111 @@ def _sniff(start: bytes, name: str, size: int) -> None:
         return
     # pydicom's force takes any bytes for a data set of one or two elements: only plausible ones are forced
     group = start[:2]
-    if len(start) >= 8 and (group in (b"\x08\0", b"\x02\0") and start[3] == 0 or start[:4] == b"\0\x08\0\x05"):
+    if len(start) >= 8 and ((group in (b"\x08\0", b"\x02\0") and start[3] == 0) or start[:4] == b"\0\x08\0\x05"):
         return
+    raise _no_dicom(name)
+
+
+def _no_dicom(name: str) -> NotRead:
     named = PurePosixPath(name).suffix.lower() in _DICOM_SUFFIXES - {""}
-    raise NotRead("other", "not-dicom" if named else "other-file")
+    return NotRead("other", "not-dicom" if named else "other-file")
 
 
-def _check_end(file: BinaryIO, dataset: FileDataset, size: int) -> bool:
-    """Whether the pixel data is cut.
+class _Bounded:
+    """An open file with a limit on the number of reads, and on what a deflated data set may become."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell = file.seek, file.tell
+        self._read, self._left = file.read, _MOST_READS
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"the header has more than {_MOST_READS // 2:,} elements")
+        content = self._read(size)
+        if size < 0:  # pydicom reads so only what it is going to inflate
+            _check_inflated(content)
+        return content
+
+
+def _check_inflated(content: bytes) -> None:
+    inflating, rest, inflated = zlib.decompressobj(-zlib.MAX_WBITS), content, 0
+    while rest:
+        inflated += len(inflating.decompress(rest, 1 << 24))
+        if inflated > _MOST_INFLATED:
+            raise ValueError(f"the data set inflates to more than {_MOST_INFLATED:,} bytes")
+        rest = inflating.unconsumed_tail
+
+
+def _pixel_data(file: BinaryIO, dataset: FileDataset, size: int) -> str:
+    """What is there of the pixel data: whole, cut, or absent (which may be as it should).
 
     Raises:
         NotRead: the header itself is cut; what follows the cut is not absent but unknown.
     """
-    elements = list(dataset._dict.values())
-    last = elements[-1] if elements else None
-    if any(isinstance(e, RawDataElement) and len(e.value or b"") < _defined(e.length) for e in elements[-1:]):
+    elements = dataset._dict.values()
+    if not elements:
+        raise NotRead("unreadable", "header-cut")
+    last = max(elements, key=_value_at)
+    if isinstance(last, RawDataElement) and last.length != _UNDEFINED and len(last.value or b"") < last.length:
         raise NotRead("unreadable", "header-cut")
     if dataset.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        return False
+        return "whole"  # a cut in it cannot be inflated
+    little = bool(dataset.original_encoding[1])
     position = file.tell()
     if position < size:
-        return _pixels_cut(file, dataset, position, size)
-    if isinstance(last, RawDataElement) and last.length != 0xFFFFFFFF and last.value_tell + last.length != size:
+        return "cut" if _pixels_cut(file, position, size, "<" if little else ">") else "whole"
+    if not _ends_at(file, last, size, "<" if little else ">"):
         raise NotRead("unreadable", "header-cut")
-    return False
+    return "absent"
 
 
-def _defined(length: int) -> int:
-    return 0 if length == 0xFFFFFFFF else length
+def _value_at(element: RawDataElement | DataElement) -> int:
+    return (element.value_tell if isinstance(element, RawDataElement) else element.file_tell) or 0
 
 
-def _pixels_cut(file: BinaryIO, dataset: FileDataset, position: int, size: int) -> bool:
-    """Whether a pixel data element of defined length ends beyond the file."""
+def _ends_at(file: BinaryIO, last: RawDataElement | DataElement, size: int, order: str) -> bool:
+    """Whether the last element ends where the file ends."""
+    if isinstance(last, RawDataElement) and last.length != _UNDEFINED:
+        return bool(last.value_tell + last.length == size)
+    file.seek(size - 8)  # PS3.5 7.5.1: undefined length ends with a delimitation item of 8 bytes
+    return _tag(file.read(8), order) == _DELIMITER
+
+
+def _tag(head: bytes, order: str) -> int:
+    group, element = struct.unpack_from(order + "HH", head)
+    return int(group << 16 | element)
+
+
+def _pixels_cut(file: BinaryIO, position: int, size: int, order: str) -> bool:
+    """Whether the pixel data element at `position` ends beyond the file."""
     head = file.read(12)
-    implicit, little = dataset.original_encoding
-    order = "<" if little else ">"
-    if len(head) < (8 if implicit else 12):
-        return True
-    short_vr = not implicit and head[4:6] not in (b"OB", b"OW", b"OF", b"OD", b"UN", b"OL", b"OV")
-    if short_vr:
+    if _tag(head, order) not in _PIXEL_DATA:
+        raise NotRead("unreadable", "unreadable", f"the data set breaks off at byte {position}")
+    if head[4:6] in _LONG_VRS:
+        begin, length = position + 12, struct.unpack_from(order + "L", head, 8)[0]
+    elif head[4:6].isalpha() and head[4:6].isupper():
+        begin, length = position + 8, struct.unpack_from(order + "H", head, 6)[0]
+    else:  # implicit VR
+        begin, length = position + 8, struct.unpack_from(order + "L", head, 4)[0]
+    return _fragments_cut(file, begin, size, order) if length == _UNDEFINED else begin + length > size
+
+
+def _fragments_cut(file: BinaryIO, begin: int, size: int, order: str) -> bool:
+    """Whether encapsulated pixel data (PS3.5 A.4) lacks its end."""
+    file.seek(max(begin, size - 8))
+    if _tag(file.read(8).ljust(4, b"\0"), order) == _DELIMITER:
         return False
-    length: int = struct.unpack_from(order + "L", head, 4 if implicit else 8)[0]
-    return length != 0xFFFFFFFF and position + (8 if implicit else 12) + length > size
+    for _ in range(_MOST_READS):
+        file.seek(begin)
+        head = file.read(8)
+        if len(head) < 8 or _tag(head, order) != _ITEM:
+            return len(head) < 8 or _tag(head, order) != _DELIMITER
+        begin += 8 + struct.unpack_from(order + "L", head, 4)[0]
+    return True
 
 
-def _header(dataset: FileDataset, pixels_cut: bool, *, has_preamble: bool, name: str) -> Header:
+def _header(dataset: FileDataset, pixels: str) -> Header:
     encodings, problems = _encodings(dataset, ("iso8859",))
     little = bool(dataset.original_encoding[1])
     values: list[Value] = []
@@ -159,18 +238,20 @@ def _header(dataset: FileDataset, pixels_cut: bool, *, has_preamble: bool, name:
         values.append(value)
         if problem:
             found.append(ColumnProblem(column, problem))
-    _require(values, has_preamble=has_preamble, name=name)
-    return Header(tuple(values), layout_of(dataset), tuple(found), pixels_cut)
+    _require(values)
+    absent = pixels == "absent" and _shows_images(dataset)
+    return Header(tuple(values), layout_of(dataset), tuple(found), pixels == "cut", absent)
 
 
-def _require(values: list[Value], *, has_preamble: bool, name: str) -> None:
+def _shows_images(dataset: Dataset) -> bool:
+    """Whether the SOP class is one of images, whose pixels the file itself should hold."""
+    return "Image Storage" in UID(dataset.SOPClassUID).name and _PIXEL_DATA_PROVIDER_URL not in dataset
+
+
+def _require(values: list[Value]) -> None:
     missing = [c.name for c, v in zip(catalogue(), values, strict=True) if c.name in _REQUIRED and not v]
-    if not missing:
-        return
-    if has_preamble:
+    if missing:
         raise NotRead("unreadable", "required-uid-missing", f"{' and '.join(missing)} absent or empty")
-    named = PurePosixPath(name).suffix.lower() in _DICOM_SUFFIXES - {""}
-    raise NotRead("other", "not-dicom" if named else "other-file")
 
 
 def _charset_column() -> Column:
@@ -197,9 +278,7 @@ def _column(dataset: FileDataset, column: Column, encodings: tuple[str, ...], li
     return decoded
 
 
-def _at(
-    dataset: Dataset, path: tuple[int, ...], column: Column, encodings: tuple[str, ...], little: bool
-) -> Decoded:
+def _at(dataset: Dataset, path: tuple[int, ...], column: Column, encodings: tuple[str, ...], little: bool) -> Decoded:
     for tag in path[:-1]:
         item = _first_item(dataset, tag)
         if item is None:

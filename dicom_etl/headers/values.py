@@ -118,10 +118,10 @@ def _decoded(vr: str, raw: bytes, encodings: Sequence[str]) -> tuple[str, bool]:
     delimiters = _PN_DELIMITERS if vr == "PN" else _TEXT_DELIMITERS
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if vr == "PN":  # each component group starts again from the first encoding
-            parts = [decode_bytes(part, list(encodings), delimiters) for part in raw.split(b"=")]
-            return "=".join(parts), not caught
-        return decode_bytes(raw, list(encodings), delimiters), not caught
+        # in one piece: `=`, `^` and `\` are also halves of characters in ISO 2022 encodings (秋 is 3D 29)
+        text = decode_bytes(raw, list(encodings), delimiters)
+    # of all escape sequences, that of GB 2312 alone is left in by pydicom
+    return text.replace("\x1b$)A", ""), not caught
 
 
 def _numbers(kind: Kind, raw: bytes, code: str, little: bool) -> Decoded:
@@ -131,12 +131,15 @@ def _numbers(kind: Kind, raw: bytes, code: str, little: bool) -> Decoded:
         return Decoded(None, Problem("value-unusable", f"{len(raw)} bytes"))
     if kind == "text":
         return Decoded("\\".join(str(n) for n in numbers))
-    if kind == "numbers":
+    finite = all(math.isfinite(n) for n in numbers)
+    if kind == "numbers" and finite:
         return Decoded([float(n) for n in numbers])
-    if len(numbers) == 1 and kind == "integer" and numbers[0] == int(numbers[0]):
-        return Decoded(int(numbers[0]))
-    if len(numbers) == 1 and kind == "number" and math.isfinite(numbers[0]):
+    if kind == "number" and finite and len(numbers) == 1:
         return Decoded(float(numbers[0]))
+    if kind == "integer" and finite and len(numbers) == 1:
+        number = int(numbers[0])
+        if number == numbers[0] and -_INT64 <= number < _INT64:
+            return Decoded(number)
     return Decoded(None, Problem("value-unusable", "\\".join(str(n) for n in numbers)))
 
 

@@ -20,13 +20,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
+from urllib.parse import quote
 
 PERSONS_VERSION = 1
 
 # PatientIDs that say "nobody", whole and without regard to case and punctuation
 _PLACEHOLDERS = frozenset(
-    """anonymous anonymized anonymised anon anonym deidentified deid removed unknown unk none null na nil noid nopatient
-    patient patientid id test testpatient dummy xxx xxxx xxxxx default""".split()
+    """anonymous anonymized anonymised anonym anon deidentified deid removed unknown unk none null na nil noid
+    nopatient patient patientid id test testpatient dummy default""".split()
 )
 _URI_OF_TYPE = {
     "ISO": "urn:oid:{}",
@@ -92,19 +93,19 @@ class Scope:
 
     def system(self, of: str) -> str:
         """The system of identifiers that mean something in this dataset alone."""
-        return f"{self.site.rstrip('/')}/{self.dataset}/{of}"
+        return f"{self.site.rstrip('/')}/{quote(self.dataset, safe='')}/{of}"  # a URI holds no blanks
 
 
 def is_placeholder(patient_id: str) -> bool:
     """Whether a PatientID names nobody."""
-    plain = re.sub(r"[^a-z0-9]", "", patient_id.lower())
+    plain = "".join(character for character in patient_id.lower() if character.isalnum())
     return plain in _PLACEHOLDERS or not plain.strip("0x")  # ----, 0000 and XXX among them
 
 
 def universal_system(identifier: str | None, kind: str | None) -> str | None:
     """The URI of an issuer's UniversalEntityID (PS3.3 C.7.1.1; types of HL7 v2 table 0301)."""
     template = _URI_OF_TYPE.get((kind or "").upper())
-    return template.format(identifier) if template and identifier else None
+    return template.format(identifier) if template and re.fullmatch(r"\S+", identifier or "") else None
 
 
 def persons(claims: Iterable[Claim], scope: Scope) -> list[Person]:
@@ -141,9 +142,7 @@ def _subjects_of_local_ids(studies: Mapping[str, list[Claim]], scope: Scope) -> 
     return subjects
 
 
-def _of_study(
-    uid: str, claims: list[Claim], scope: Scope, local: Mapping[str, set[str | None]]
-) -> list[Person]:
+def _of_study(uid: str, claims: list[Claim], scope: Scope, local: Mapping[str, set[str | None]]) -> list[Person]:
     places = sorted({(claim.unit, claim.subject) for claim in claims}, key=lambda p: (p[0], p[1] or ""))
     owner = places[0][0]
     subjects = {subject for _, subject in places}

@@ -28,7 +28,6 @@ def lock_folder(root: str, *, local: bool) -> Path:
     if local:
         return Path(root) / "locks"
 
-
     return Path(tempfile.gettempdir()) / f"dicom-etl-locks-{hashlib.sha256(root.encode()).hexdigest()[:16]}"
 
 

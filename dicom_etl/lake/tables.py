@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,7 @@ from dicom_etl.identity.names import encode_name
 from dicom_etl.lake import locks
 from dicom_etl.lake.schemas import SCHEMA_VERSION, Table
 
+_DATASET_FOLDERS = ("inventory", "sheets", "identities")  # one file per dataset
 _ROW_GROUP = 100_000
 _FINGERPRINT = b"dicom_etl.fingerprint"
 
@@ -43,6 +45,10 @@ class Lake:
     root: str
     lock_wait: float = 3600.0
     tell: Any = field(default=print, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[type[Lake], tuple[str, float]]:
+        """A lake travels to workers without the console of the process that sends it."""
+        return Lake, (self.root, self.lock_wait)
 
     @property
     def local(self) -> bool:
@@ -82,17 +88,38 @@ class Lake:
         return self
 
     def _create(self) -> None:
-        base = self.base
-        if base.exists() and any(child.name not in {"locks"} for child in base.iterdir()):
+        if self._holds_something() and not self.at("lake.json").exists():  # another run may have made it just now
             raise LakeError(f"{self.root} is not empty and is no lake: choose an empty or a new folder")
         if self.local:
             Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o700)
         self.write_bytes("lake.json", orjson.dumps({"schema": SCHEMA_VERSION}))
 
-    def lock(self, name: str, doing: str) -> AbstractContextManager[None]:
+    def _holds_something(self) -> bool:
+        """Whether the root holds more than locks and what runs that make it leave on their way."""
+        base = self.base
+        if not base.exists():
+            return False
+        if not base.is_dir():
+            return True
+        return any(child.name != "locks" and not child.name.startswith(".lake.json.") for child in base.iterdir())
+
+    @contextmanager
+    def lock(self, name: str, doing: str) -> Iterator[None]:
         """Hold the lock of a dataset (or of what datasets share) while a stage writes it."""
         folder = locks.lock_folder(self.root, local=self.local)
-        return locks.hold(folder, encode_name(name), doing, wait=self.lock_wait, tell=self.tell)
+        with locks.hold(folder, encode_name(name), doing, wait=self.lock_wait, tell=self.tell):
+            self._sweep_dataset(encode_name(name))
+            yield
+
+    def _sweep_dataset(self, name: str) -> None:
+        """Remove what killed writers left of the dataset's own files, not of another whose name begins like it."""
+        self.sweep(f"quality/{name}")
+        left = re.compile(rf"\.{re.escape(name)}\.parquet\.\d+\.tmp")
+        folders = [*_DATASET_FOLDERS, *(f"findings/{stage}" for stage in self.names("findings"))] if self.local else []
+        for folder in folders:
+            for file in Path(self.root, folder).glob(".*.tmp"):
+                if left.fullmatch(file.name):
+                    file.unlink(missing_ok=True)
 
     # -- tables -----------------------------------------------------------------------------------------------------
 
@@ -113,13 +140,9 @@ class Lake:
             writer.add_key_value_metadata({_FINGERPRINT: fingerprint.encode()})
         return place
 
-    def write_rows(
-        self, table: Table, rows: list[dict[str, Any]], *, fingerprint: str = "", **names: str
-    ) -> str:
+    def write_rows(self, table: Table, rows: list[dict[str, Any]], *, fingerprint: str = "", **names: str) -> str:
         """As `write`, from a (short) list of rows."""
-        return self.write(
-            table, pa.Table.from_pylist(rows, schema=table.schema), fingerprint=fingerprint, **names
-        )
+        return self.write(table, pa.Table.from_pylist(rows, schema=table.schema), fingerprint=fingerprint, **names)
 
     def read(self, table: Table, columns: list[str] | None = None, **names: str) -> pa.Table:
         """The rows of a table; an empty table where there is none."""
@@ -138,7 +161,8 @@ class Lake:
                 metadata = pq.read_metadata(source).metadata or {}
         except FileNotFoundError:
             return None
-        return metadata.get(_FINGERPRINT, b"").decode()
+        mark: bytes = metadata.get(_FINGERPRINT, b"")
+        return mark.decode()
 
     def row_count(self, table: Table, **names: str) -> int:
         """How many rows a table has, from its footer alone; 0 where there is no such table."""

@@ -1,1 +1,4 @@
-"""The FHIR server: client, retry, transactions, linking."""
+"""The FHIR server: client, capability, retry, transactions, linking, and what is known of the resources on it.
+
+Nothing here knows the lake, a finding or a dataset; `stages.upload` brings them together.
+"""

@@ -6,7 +6,7 @@ uploaded and replaced on its own), and opens them. It never looks into a DICOM f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, Protocol, Self
 
@@ -46,13 +46,16 @@ class SheetCell(NamedTuple):
 
 @dataclass
 class Scan:
-    """What a scan says beside the files: filled while `Source.scan` is consumed."""
+    """What a scan says beside the files: filled while `Source.scan` is consumed.
 
+    `former_cells` is given: what the sheets said last time, for those that cannot be read now.
+    """
+
+    former_cells: Sequence[SheetCell] = ()
     cells: list[SheetCell] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     unread_folders: list[str] = field(default_factory=list)  # what lies below is not gone, but unknown
     unread_files: list[str] = field(default_factory=list)
-    unread_sheets: list[str] = field(default_factory=list)
 
 
 class Source(Protocol):

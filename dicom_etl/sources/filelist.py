@@ -6,6 +6,7 @@ Paths are absolute or relative to the CSV file. For people whose files lie in no
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,11 @@ class ListSource:
 
     def scan(self, scan: Scan) -> Iterator[Entry]:
         """The lines of the list, in its order; a line without a path or a file is a finding."""
-        with self.root.open(encoding="utf-8-sig", newline="") as lines:
+        try:
+            text = self.root.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceError(f"dataset {self.dataset}: the list {self.root} cannot be read: {error}") from None
+        with io.StringIO(text, newline="") as lines:
             reader = csv.DictReader(lines)
             if "path" not in (reader.fieldnames or []):
                 raise SourceError(f"dataset {self.dataset}: the list {self.root} has no column 'path'")
@@ -47,9 +52,10 @@ class ListSource:
                 path = (line["path"] or "").strip()
                 if path and path not in seen:
                     seen.add(path)
-                    yield from self._entry(path, line.get("subject"), line.get("sample"), scan)
+                    subject, sample = ((line.get(column) or "").strip() for column in ("subject", "sample"))
+                    yield from self._entry(path, subject, sample, scan)
 
-    def _entry(self, path: str, subject: str | None, sample: str | None, scan: Scan) -> Iterator[Entry]:
+    def _entry(self, path: str, subject: str, sample: str, scan: Scan) -> Iterator[Entry]:
         try:
             stat = (self.root.parent / path).stat()
         except FileNotFoundError:
@@ -59,7 +65,13 @@ class ListSource:
             scan.findings.append(finding("file-unreadable", self.dataset, path=path, message=error.strerror))
         else:
             yield Entry(
-                path, subject or ROOT_UNIT, subject or None, sample or None, "primary", stat.st_size, stat.st_mtime_ns
+                path,
+                subject or ROOT_UNIT,
+                subject or None,
+                sample or None,
+                "primary",
+                stat.st_size,
+                stat.st_mtime_ns,
             )
 
     def open(self, path: str) -> BinaryIO:

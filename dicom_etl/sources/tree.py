@@ -61,6 +61,7 @@ class _Walk:
     files: set[tuple[int, int]] = field(default_factory=set)  # device and inode
     folders: set[tuple[int, int]] = field(default_factory=set)
     links: list[tuple[str, str, int]] = field(default_factory=list)
+    following: bool = False
     subject_of_sample: dict[str, str] = field(default_factory=dict)
 
     def entries(self) -> Iterator[Entry]:
@@ -71,6 +72,7 @@ class _Walk:
             if role in self.source.roles:
                 yield from self._below(folder, role, len(folder.split("/")) if folder else 0, skipped)
         # links last: a link to a file that the walk has met anyway is no second file
+        self.following = True
         while self.links:
             path, role, depth = self.links.pop(0)
             yield from self._linked(path, role, depth)
@@ -81,25 +83,32 @@ class _Walk:
 
     def _starts(self, top: list[os.DirEntry[str]]) -> list[tuple[str, str, frozenset[str]]]:
         """(folder, role, names below it to skip): the role folders of SDS, or the root itself."""
-        names = {entry.name for entry in top if entry.is_dir()}
         roles = role_folders()
+        names = {entry.name for entry in top if _is_folder(entry)}
+        names -= {name for name in names & set(roles) if self._leads_outside(name)}
         starts = [(name, roles[name], frozenset[str]()) for name in sorted(names & set(roles))]
         if any(role == "primary" for _, role, _ in starts):
             return starts
         sds = starts or any(sheet_kind(entry.name) == "dataset_description" for entry in top)
         if sds or any(name.startswith("sub-") for name in names):
             self._found("sds-layout", message="no folder primary/: the dataset's root is taken for it")
-        return [*starts, ("", "primary", frozenset(roles) | frozenset(grammar()["other_folders"] if sds else ()))]
+        return [
+            *starts,
+            ("", "primary", frozenset(roles) | frozenset(grammar()["other_folders"] if sds else ())),
+        ]
 
     def _sheets(self, top: list[os.DirEntry[str]]) -> None:
-        for entry in sorted(top, key=lambda e: e.name):
+        if "" in self.scan.unread_folders:
+            self.scan.cells += self.scan.former_cells
+        for entry in top:
             kind = sheet_kind(entry.name)
-            if kind in grammar()["read_sheets"]:
-                try:
-                    self.scan.cells += read_sheet(kind, Path(entry.path), entry.name)
-                except SheetError as error:
-                    self.scan.unread_sheets.append(entry.name)
-                    self._found("sheet-unreadable", path=entry.name, message=str(error))
+            if kind is None or kind not in grammar()["read_sheets"] or self._leads_outside(entry.name):
+                continue
+            try:
+                self.scan.cells += read_sheet(kind, Path(entry.path), entry.name)
+            except SheetError as error:
+                self.scan.cells += [cell for cell in self.scan.former_cells if cell.path == entry.name]
+                self._found("sheet-unreadable", path=entry.name, message=str(error))
         for cell in self.scan.cells:
             if cell.sheet == "samples" and cell.sample and cell.subject:
                 self.subject_of_sample.setdefault(cell.sample, cell.subject)
@@ -111,13 +120,12 @@ class _Walk:
             with os.scandir(self.source.root / folder) as entries:
                 return sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            self.scan.unread_folders.append(folder)
-            self._found("folder-unreadable", path=folder or ".", message=error.strerror)
+            if folder not in self.scan.unread_folders:
+                self.scan.unread_folders.append(folder)
+                self._found("folder-unreadable", path=folder or ".", message=error.strerror)
             return []
 
-    def _below(
-        self, folder: str, role: str, depth: int, skipped: frozenset[str] = frozenset()
-    ) -> Iterator[Entry]:
+    def _below(self, folder: str, role: str, depth: int, skipped: frozenset[str] = frozenset()) -> Iterator[Entry]:
         """The files below a folder; `depth` is the number of leading path segments that say nothing of subjects."""
         self._remember((self.source.root / folder).stat(), self.folders)
         pending = [folder]
@@ -127,15 +135,24 @@ class _Walk:
                 path = f"{here}/{entry.name}" if here else entry.name
                 if label := junk_class(entry.name):
                     self.junk[label, role] += 1
-                elif here == folder and entry.name in skipped:
+                elif (here == folder and entry.name in skipped) or _is_sheet(entry):
                     continue
                 elif entry.is_symlink():
                     self.links.append((path, role, depth))
                 elif entry.is_dir(follow_symlinks=False):
-                    pending.append(path)
-                    self._remember(entry.stat(follow_symlinks=False), self.folders)
-                elif not sheet_kind(entry.name):
+                    if not self._met(entry, path):
+                        pending.append(path)
+                else:
                     yield from self._file(entry, path, role, depth)
+
+    def _met(self, entry: os.DirEntry[str], path: str) -> bool:
+        """Whether a folder below a followed link was met before. Other folders are met once, whatever their inodes."""
+        stat = entry.stat(follow_symlinks=False)
+        if self.following and (stat.st_dev, stat.st_ino) in self.folders:
+            self._found("link-repeated", path=path)
+            return True
+        self._remember(stat, self.folders)
+        return False
 
     @staticmethod
     def _remember(stat: os.stat_result, seen: set[tuple[int, int]]) -> None:
@@ -180,8 +197,28 @@ class _Walk:
         self._remember(stat, seen)
         if target.is_dir():
             yield from self._below(path, role, depth)
-        elif not sheet_kind(link.name):
+        else:
             yield self._entry(path, role, depth, stat)
+
+    def _leads_outside(self, path: str) -> bool:
+        """Whether a folder or a sheet is a link that leads out of the dataset's root, which is said."""
+        place = self.source.root / path
+        if not place.is_symlink() or place.resolve().is_relative_to(self.source.root.resolve()):
+            return False
+        self._found("link-outside", path=path)
+        return True
 
     def _found(self, code: str, **where: object) -> None:
         self.scan.findings.append(finding(code, self.source.dataset, **where))
+
+
+def _is_sheet(entry: os.DirEntry[str]) -> bool:
+    return sheet_kind(entry.name) is not None and not entry.is_dir(follow_symlinks=False)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; links in a circle, which the system refuses to follow, are not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

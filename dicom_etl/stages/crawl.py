@@ -17,6 +17,7 @@ from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import DATASET_FINDINGS, INVENTORY, SHEETS
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Entry, Scan, Source, SourceError
+from dicom_etl.sources.base import SheetCell
 
 VANISHED_SHARE = 0.1
 
@@ -45,7 +46,7 @@ def crawl(source: Source, lake: Lake, *, accept_vanished: bool = False) -> Crawl
         DatasetStoppedError: the vanish guard; the finding is in `findings/crawl`.
     """
     with lake.lock(source.dataset, f"crawl of {source.dataset}"):
-        scan = Scan()
+        scan = Scan(former_cells=_former_cells(lake, source.dataset))
         before = lake.read(INVENTORY, dataset=source.dataset)
         now = _with_unread(_inventory(source, scan), before, scan)
         if now.num_rows == 0 and not scan.unread_folders:
@@ -56,8 +57,7 @@ def crawl(source: Source, lake: Lake, *, accept_vanished: bool = False) -> Crawl
         lake.write(DATASET_FINDINGS, findings, stage="crawl", dataset=source.dataset)
         if stops:
             raise DatasetStoppedError(f"dataset {source.dataset}: {stops[0].message}")
-        sheets = _sheets(source.dataset, scan, lake)
-        lake.write(SHEETS, sheets, dataset=source.dataset)
+        lake.write(SHEETS, _sheets(source.dataset, scan), dataset=source.dataset)
         lake.write(INVENTORY, now, fingerprint=fingerprint(source.location), dataset=source.dataset)
     units = len(pc.unique(now["unit"]))
     new = now.num_rows - (before.num_rows - gone.num_rows)
@@ -122,9 +122,11 @@ def _vanished(dataset: str, before: pa.Table, now: pa.Table, gone: pa.Table) -> 
     return findings
 
 
-def _sheets(dataset: str, scan: Scan, lake: Lake) -> pa.Table:
+def _former_cells(lake: Lake, dataset: str) -> list[SheetCell]:
+    rows = lake.read(SHEETS, list(SheetCell._fields), dataset=dataset).to_pylist()
+    return [SheetCell(**row) for row in rows]
+
+
+def _sheets(dataset: str, scan: Scan) -> pa.Table:
     rows = [{"dataset": dataset, **cell._asdict()} for cell in scan.cells]
-    sheets = pa.Table.from_pylist(rows, schema=SHEETS.schema)
-    before = lake.read(SHEETS, dataset=dataset)
-    kept = before.filter(pc.is_in(before["path"], pa.array(scan.unread_sheets, pa.string())))
-    return pa.concat_tables([sheets, kept])
+    return pa.Table.from_pylist(rows, schema=SHEETS.schema)

@@ -22,7 +22,15 @@ from dicom_etl.lake.schemas import DATASET_FINDINGS, FILES, headers
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source
 
-_COLUMNS = ["path", "subject", "sample", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "duplicate"]
+_COLUMNS = [
+    "path",
+    "subject",
+    "sample",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "duplicate",
+]
 
 
 class _Copy(NamedTuple):
@@ -35,7 +43,12 @@ class _Copy(NamedTuple):
 
 
 def mark_duplicates(
-    source: Source, lake: Lake, units: Collection[str], failures: Mapping[str, BaseException], *, changed: bool
+    source: Source,
+    lake: Lake,
+    units: Collection[str],
+    failures: Mapping[str, BaseException],
+    *,
+    changed: bool,
 ) -> int:
     """Set `duplicate` and `sha256` in the tables of a dataset, write its findings; returns files opened."""
     name = source.dataset
@@ -60,13 +73,17 @@ def mark_duplicates(
     for unit in sorted(marked | set(sums)):
         _apply(lake, name, unit, marks[unit], sums[unit])
     lake.write(
-        DATASET_FINDINGS, findings_table(findings), fingerprint="" if failures else state, stage="extract", dataset=name
+        DATASET_FINDINGS,
+        findings_table(findings),
+        fingerprint="" if failures else state,
+        stage="extract",
+        dataset=name,
     )
     return opened
 
 
 def _suspects(lake: Lake, dataset: str, units: Collection[str]) -> tuple[dict[str, pa.Table], set[str]]:
-    """The rows whose UID has a hash that occurs twice, by unit; and the units that have marks now.
+    """The rows whose UID has a hash that occurs twice, by unit; and the units that have marks or check sums now.
 
     A hash of 8 bytes stands for each UID, so that ten million instances take 80 MB.
     """
@@ -74,9 +91,10 @@ def _suspects(lake: Lake, dataset: str, units: Collection[str]) -> tuple[dict[st
     marked = set()
     for unit in units:
         rows = lake.read(headers(), ["SOPInstanceUID", "duplicate"], dataset=dataset, unit=unit)
+        sums = lake.read(FILES, ["sha256"], dataset=dataset, unit=unit)["sha256"]
         uids = rows["SOPInstanceUID"].to_numpy(zero_copy_only=False)
         hashes[unit] = pd.util.hash_array(uids.astype(object), categorize=False)
-        if rows["duplicate"].null_count < rows.num_rows:
+        if rows["duplicate"].null_count < rows.num_rows or sums.null_count < len(sums):
             marked.add(unit)
     values, counts = np.unique(np.concatenate([*hashes.values(), np.empty(0, np.uint64)]), return_counts=True)
     twice = values[counts > 1]
@@ -111,7 +129,7 @@ def _sha256(source: Source, copy: _Copy) -> str | None:
     """The check sum of a file; None where it cannot be read any more, and then nothing equals it."""
     try:
         with source.open(copy.path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # open files have readinto
     except OSError:
         return None
 
@@ -131,20 +149,25 @@ def _finding(dataset: str, copy: _Copy, first: _Copy, *, same: bool) -> Finding:
     )
 
 
-def _apply(
-    lake: Lake, dataset: str, unit: str, marks: Mapping[str, str], sums: Mapping[str, str | None]
-) -> None:
+def _apply(lake: Lake, dataset: str, unit: str, marks: Mapping[str, str], sums: Mapping[str, str | None]) -> None:
     """Rewrite the tables of a unit whose marks or check sums differ from what they should be."""
     where = {"dataset": dataset, "unit": unit}
     mark = lake.fingerprint(FILES, **where) or ""
-    _set(lake, headers(), "duplicate", marks, where, f"{mark}+{fingerprint(sorted(marks.items()))[:8]}" if marks else mark)
+    _set(
+        lake,
+        headers(),
+        "duplicate",
+        marks,
+        where,
+        f"{mark}+{fingerprint(sorted(marks.items()))[:8]}" if marks else mark,
+    )
     _set(lake, FILES, "sha256", sums, where, mark)
 
 
 def _set(
     lake: Lake, table: Any, column: str, values: Mapping[str, str | None], where: dict[str, str], mark: str
 ) -> None:
-    rows = lake.read(table, **where)
+    rows = lake.read(table, None, **where)
     wanted = pa.chunked_array([pa.array([values.get(path) for path in rows["path"].to_pylist()], pa.string())])
     if not rows[column].equals(wanted) or lake.fingerprint(table, **where) != mark:
         rows = rows.set_column(rows.column_names.index(column), column, wanted)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.engine import Engine
+from dicom_etl.engine import Engine, Progress
 from dicom_etl.findings import Finding, counted, finding, findings_table
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.layout import Presence, layout_id, tag_text
@@ -36,8 +36,6 @@ from dicom_etl.lake.schemas import (
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source, SourceError
 from dicom_etl.stages.duplicates import mark_duplicates
-
-Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 _FEW_FILES = 400  # below, starting worker processes costs more than it gains
 _MOST_VALUES = 5  # different unusable values of one tag in one series that are each worth a finding
@@ -203,7 +201,8 @@ def extract_unit(task: UnitTask) -> UnitDone:
     files = pa.concat_tables([kept_files, table.files()])
     layouts = _layouts(task, table, rows)
     where = {"dataset": dataset, "unit": unit}
-    lake, mark = task.lake, task.fingerprint
+    # a file that could not be opened may be whole: without the true mark the unit is extracted again next time
+    lake, mark = task.lake, task.fingerprint + "!" * table.to_retry
     findings = findings_table([*_file_findings(files), *_value_findings(table.problems)])
     lake.write(FINDINGS, findings, stage="extract", fingerprint=mark, **where)
     lake.write(LAYOUTS, layouts, fingerprint=mark, **where)
@@ -219,11 +218,12 @@ def _unchanged(task: UnitTask) -> tuple[pa.Table, pa.Table]:
     marks = {(lake.fingerprint(table, **where) or "").split("+")[0] for table in (FILES, headers(), LAYOUTS)}
     if len(marks) != 1 or not marks.pop().startswith(_reader_mark()):
         return nothing
-    files, rows = lake.read(FILES, **where), lake.read(headers(), **where)
+    files, rows = lake.read(FILES, None, **where), lake.read(headers(), None, **where)
     # value findings are counted per series: a series that has some is read again, so that they can be counted again
     findings = lake.read(FINDINGS, ["series_uid"], stage="extract", **where)
     troubled = pc.unique(findings["series_uid"].drop_null())
-    rows = rows.filter(pc.invert(pc.is_in(rows["SeriesInstanceUID"], troubled)))
+    counted_anew = pc.or_(pc.is_null(rows["SeriesInstanceUID"]), pc.is_in(rows["SeriesInstanceUID"], troubled))
+    rows = rows.filter(pc.invert(counted_anew))
     now = {(e["path"], e["size"], e["mtime"]) for e in task.entries.select(["path", "size", "mtime"]).to_pylist()}
     readable = set(rows["path"].to_pylist())
     same = [
@@ -271,6 +271,7 @@ class _Rows:
 
     def __init__(self) -> None:
         self.opened = 0
+        self.to_retry = False
         self.problems: list[_Problem] = []
         self._files: list[dict[str, Any]] = []
         self._places: list[dict[str, Any]] = []
@@ -282,24 +283,24 @@ class _Rows:
     def read(self, source: Source, entry: dict[str, Any]) -> None:
         """Read one file: a header row, or the reason why there is none."""
         kind, reason, message = "dicom", None, None
+        changed = False
+        self.opened += 1
         try:
-            header, changed = self._header(source, entry)
-            reason = self._add(entry, header) or ("file-changed" if changed else None)
+            with source.open(entry["path"]) as file:
+                changed, size = _now(file, entry)
+                reason = self._add(entry, read_header(file, entry["path"], size))
         except NotRead as why:
-            kind, reason, message = why.kind, why.code, why.message
-            reason = None if kind == "dicomdir" else reason
+            kind, message = why.kind, why.message
+            reason = None if kind == "dicomdir" else why.code
         except FileNotFoundError:
             kind, reason = "unreadable", "file-gone"
         except OSError as error:
             kind, reason, message = "unreadable", "unreadable", error.strerror
+            self.to_retry = True
+        if changed:  # what else is wrong with it may come of that
+            reason, message = "file-changed", None
         place = {key: entry[key] for key in ("dataset", "unit", "subject", "path", "size", "mtime")}
         self._files.append({**place, "kind": kind, "reason": reason, "message": message, "sha256": None})
-
-    def _header(self, source: Source, entry: dict[str, Any]) -> tuple[Header, bool]:
-        self.opened += 1
-        with source.open(entry["path"]) as file:
-            header = read_header(file, entry["path"], entry["size"])
-            return header, _changed(file, entry)
 
     def _add(self, entry: dict[str, Any], header: Header) -> str | None:
         study, series = header.values[self._study], header.values[self._series]
@@ -311,7 +312,9 @@ class _Rows:
         self.problems += [_Problem(problem, entry, study_uid, series_uid) for problem in header.problems]
         if not study or not series:
             return "uid-missing"
-        return "pixel-data-cut" if header.pixel_data_cut else None
+        if header.pixel_data_cut:
+            return "pixel-data-cut"
+        return "pixel-data-absent" if header.pixel_data_absent else None
 
     def headers(self) -> pa.Table:
         """The header rows."""
@@ -341,14 +344,14 @@ class _Rows:
         return pa.Table.from_pylist(rows, schema=LAYOUTS.schema)
 
 
-def _changed(file: Any, entry: dict[str, Any]) -> bool:
-    """Whether an open file is no longer the one that the inventory saw."""
+def _now(file: Any, entry: dict[str, Any]) -> tuple[bool, int]:
+    """Whether an open file is no longer the one that the inventory saw, and its size."""
     try:
         stat = os.fstat(file.fileno())
     except (OSError, AttributeError):  # no file of the operating system
-        return False
+        return False, entry["size"]
     seen = pa.scalar(entry["mtime"], INVENTORY.schema.field("mtime").type).value
-    return bool((stat.st_size, stat.st_mtime_ns // 1000) != (entry["size"], seen))
+    return bool((stat.st_size, stat.st_mtime_ns // 1000) != (entry["size"], seen)), stat.st_size
 
 
 # -- findings ---------------------------------------------------------------------------------------------------------
@@ -356,18 +359,19 @@ def _changed(file: Any, entry: dict[str, Any]) -> bool:
 
 def _file_findings(files: pa.Table) -> list[Finding]:
     """What the file rows say, one finding per file; files that nobody would take for DICOM by suffix."""
-    findings, others = [], Counter[tuple[str, str, str | None, str]]()
+    findings, many = [], Counter[tuple[str, str, str, str | None, str | None]]()
     for file in files.to_pylist():
-        if file["reason"] == "other-file":
-            suffix = os.path.splitext(file["path"])[1].lower() or "(no suffix)"  # noqa: PTH122
-            others[file["dataset"], file["unit"], file["subject"], suffix] += 1
+        if file["reason"] in {"other-file", "pixel-data-absent"}:
+            other = file["reason"] == "other-file"
+            suffix = (os.path.splitext(file["path"])[1].lower() or "(no suffix)") if other else None  # noqa: PTH122
+            many[file["reason"], file["dataset"], file["unit"], file["subject"], suffix] += 1
         elif file["reason"] or file["kind"] == "dicomdir":
             code = file["reason"] or "dicomdir"
             detail = {"message": file["message"]} if file["message"] else {}
             where = {key: file[key] for key in ("unit", "subject", "path")}
             findings.append(finding(code, file["dataset"], **where, **detail))
-    for (dataset, unit, subject, suffix), count in others.items():
-        findings.append(finding("other-file", dataset, unit=unit, subject=subject, value=suffix, count=count))
+    for (code, dataset, unit, subject, suffix), count in many.items():
+        findings.append(finding(code, dataset, unit=unit, subject=subject, value=suffix, count=count))
     return findings
 
 

@@ -63,7 +63,7 @@ class HapiServer:
 # --- building -----------------------------------------------------------------------------------------------
 
 
-def build() -> None:
+def build(*, announce: bool = False) -> None:
     """Compile the server, unless ``target/`` holds what these sources make; one process at a time."""
     _require("java")
     java = _java_version()
@@ -73,6 +73,8 @@ def build() -> None:
         if _is_built(wanted):
             return
         _require("javac", "jar", "mvn")
+        if announce:
+            print("Building the FHIR test server; the first time Maven fetches about 250 MB ...", flush=True)
         STAMP.unlink(missing_ok=True)
         ARCHIVE.unlink(missing_ok=True)
         _compile()
@@ -121,7 +123,7 @@ def _is_built(wanted: str) -> bool:
 
 
 def _compile() -> None:
-    _run(["mvn", "--batch-mode", "--no-transfer-progress", "--quiet", "compile"])
+    _run(["mvn", "--batch-mode", "--no-transfer-progress", "-Dstyle.color=never", "--quiet", "compile"])
     # Class data can be archived from jars alone, not from a folder of classes.
     _run(["jar", "--create", "--file", f"{JAR}.new", "-C", str(TARGET / "classes"), "."])
     Path(f"{JAR}.new").replace(JAR)
@@ -249,8 +251,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log_path: Path) -> str:
             return base_url
         time.sleep(0.1)
     raise ServerUnavailableError(
-        f"The FHIR test server did not answer GET /fhir/metadata within {START_TIMEOUT:.0f} s; "
-        f"{_end_of_log(log_path)}"
+        f"The FHIR test server did not answer GET /fhir/metadata within {START_TIMEOUT:.0f} s; {_end_of_log(log_path)}"
     )
 
 
@@ -320,7 +321,7 @@ def _runs(pid: int) -> bool:
 
 
 def validate(base_url: str, resource: dict[str, Any]) -> list[dict[str, Any]]:
-    """What ``$validate`` says against a resource: its ``OperationOutcome.issue`` entries of error or fatal.
+    """What ``$validate`` says against a resource: the entries of its outcome with severity error or fatal.
 
     A resource that the server cannot even parse is answered with 400, 412 or 422 and an OperationOutcome;
     that is an answer like any other. Everything else raises ``urllib.error.HTTPError``.
@@ -331,7 +332,7 @@ def validate(base_url: str, resource: dict[str, Any]) -> list[dict[str, Any]]:
         headers={"Content-Type": "application/fhir+json", "Accept": "application/fhir+json"},
     )
     outcome = _operation_outcome(request)
-    return [issue for issue in outcome["issue"] if issue["severity"] in ("error", "fatal")]
+    return [entry for entry in outcome["issue"] if entry["severity"] in ("error", "fatal")]
 
 
 def _operation_outcome(request: urllib.request.Request) -> dict[str, Any]:
@@ -349,14 +350,13 @@ def _operation_outcome(request: urllib.request.Request) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Build the server, saying what takes so long."""
+    """Build the server ahead of its first use."""
     began = time.monotonic()
-    print("Building the FHIR test server; the first time Maven downloads about 250 MB ...", flush=True)
     try:
-        build()
+        build(announce=True)
     except ServerUnavailableError as error:
         raise SystemExit(str(error)) from error
-    print(f"The FHIR test server is built ({time.monotonic() - began:.0f} s).", flush=True)
+    print(f"The FHIR test server is ready to start ({time.monotonic() - began:.0f} s).", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+# Everything that is done in this repository by one command. `make` lists the targets.
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# The order of prerequisites below is meant: packages of the system before what is built with them.
+.NOTPARALLEL:
+.PHONY: help setup setup-test system-packages demo dev lint test clean check-python
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Make .venv with the package and all that it needs (PYTHON=python3.12 picks another Python)
+
+setup-test: system-packages setup ## setup, and what the tests need: Java, Maven, Chromium (apt), the FHIR server
+	@$(BIN)/python -m tests.servers.hapi_server
+
+demo: setup ## Load an example dataset, with nothing to install or configure
+	@$(BIN)/python scripts/demo.py
+
+dev: setup ## Start the Dagster UI on this project
+	@$(BIN)/python scripts/dev.py
+
+lint: setup ## Check style (ruff) and types (mypy)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup-test lint ## Run all checks and tests (WORKERS=2: test processes)
+	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+clean: ## Remove all that make has made; .dagster, the history of runs, stays
+	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf tests/servers/hapi/target
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+system-packages:
+	@PYTHON="$(PYTHON)" scripts/system_packages.sh
+
+check-python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "$(PYTHON) was not found. Python 3.11 or newer is needed; make PYTHON=/path/to/python names one." >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	    "make PYTHON=python3.12 (or a path) names another." >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install" \
+	    "$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; \
+	  exit 1; }
+
+# The stamp comes last: an installation that was cut off starts again.
+$(INSTALLED): pyproject.toml constraints.txt | check-python
+	@echo "Installing into $(VENV); the first time this fetches about 200 MB ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dagster,dask,dev]'
+	@touch $@

@@ -1,0 +1,52 @@
+"""Asset checks: one per family of rules. Blocking only for what cannot be loaded; completeness only warns."""
+
+from collections.abc import Callable
+
+import dagster as dg
+
+from assets.partitions import dataset_of, datasets
+from assets.stages import fhir_resources, fhir_upload, header_table
+from dicom_etl.inspect import Status, status_of
+from resources import PipelineResource
+
+Verdict = Callable[[Status], tuple[bool, dict[str, int]]]
+
+
+def _check(
+    asset: dg.AssetsDefinition, name: str, description: str, verdict: Verdict, *, blocking: bool
+) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=asset, name=name, description=description, blocking=blocking, partitions_def=datasets)
+    def check(context: dg.AssetCheckExecutionContext, etl: PipelineResource) -> dg.AssetCheckResult:
+        pipeline = etl.pipeline()
+        passed, metadata = verdict(status_of(pipeline.lake, dataset_of(pipeline, context.partition_key)))
+        severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
+        return dg.AssetCheckResult(passed=passed, severity=severity, metadata=metadata)
+
+    return check
+
+
+def _has_instances(status: Status) -> tuple[bool, dict[str, int]]:
+    return status.instances > 0, {"instances": status.instances}
+
+
+def _all_readable(status: Status) -> tuple[bool, dict[str, int]]:
+    return status.unreadable == 0, {"unreadable": status.unreadable}
+
+
+def _none_held(status: Status) -> tuple[bool, dict[str, int]]:
+    return status.held == 0, {"held": status.held}
+
+
+def _server_has_all(status: Status) -> tuple[bool, dict[str, int]]:
+    states: dict[str, int] = {}
+    for _server, state, count in status.uploads:
+        states[state] = states.get(state, 0) + count
+    return not any(states.get(state) for state in ("rejected", "gave-up", "held")), states
+
+
+CHECKS = [
+    _check(header_table, "has_instances", "The dataset has DICOM instances.", _has_instances, blocking=True),
+    _check(header_table, "files_readable", "No file is damaged or unreadable.", _all_readable, blocking=False),
+    _check(fhir_resources, "studies_not_held", "Every study has its person.", _none_held, blocking=False),
+    _check(fhir_upload, "server_has_all", "The server took every resource.", _server_has_all, blocking=False),
+]

@@ -1,0 +1,77 @@
+"""The six assets, one per stage. A body calls its stage and returns the numbers that a person wants to see.
+
+Not here: what a stage does (`dicom_etl.stages`), what is checked (`checks.py`).
+"""
+
+import dagster as dg
+from pydantic import Field
+
+from assets.partitions import dataset_of, datasets
+from assets.summary import Result, facts
+from dicom_etl.pipeline import Options, Pipeline
+from resources import PipelineResource
+
+
+class RunConfig(dg.Config):
+    """What a run may be asked for; the defaults are what a nightly run and a backfill want."""
+
+    subjects: list[str] = Field(default_factory=list, description="only these subjects; none: all")
+    force: bool = False
+    accept_vanished: bool = False
+    prune: bool = False
+
+    def options(self) -> Options:
+        """As the pipeline takes them."""
+        return Options(tuple(self.subjects) or None, self.force, self.accept_vanished, self.prune)
+
+
+def _start(context: dg.AssetExecutionContext, etl: PipelineResource) -> tuple[Pipeline, str]:
+    pipeline = etl.pipeline(context.log)
+    return pipeline, dataset_of(pipeline, context.partition_key)
+
+
+@dg.asset(partitions_def=datasets, group_name="tables", kinds={"parquet"})
+def dicom_files(context: dg.AssetExecutionContext, config: RunConfig, etl: PipelineResource) -> Result:
+    """The inventory of a dataset, and what its SDS sheets say. Opens no DICOM file."""
+    pipeline, name = _start(context, etl)
+    return facts(pipeline, "inventory", pipeline.crawl(name, config.options()))
+
+
+@dg.asset(partitions_def=datasets, deps=[dicom_files], group_name="tables", kinds={"parquet", "dicom"})
+def header_table(context: dg.AssetExecutionContext, config: RunConfig, etl: PipelineResource) -> Result:
+    """One row per DICOM file; files that did not change are not opened again."""
+    pipeline, name = _start(context, etl)
+    return facts(pipeline, "headers", pipeline.extract(name, config.options()))
+
+
+@dg.asset(partitions_def=datasets, deps=[header_table], group_name="fhir", kinds={"json"})
+def fhir_resources(context: dg.AssetExecutionContext, config: RunConfig, etl: PipelineResource) -> Result:
+    """Patient, Endpoint and ImagingStudy resources per subject, as NDJSON."""
+    pipeline, name = _start(context, etl)
+    return facts(pipeline, "fhir", pipeline.build(name, config.options()))
+
+
+@dg.asset(partitions_def=datasets, deps=[fhir_resources], group_name="fhir", pool="fhir", kinds={"fhir"})
+def fhir_upload(context: dg.AssetExecutionContext, config: RunConfig, etl: PipelineResource) -> Result:
+    """The resources on the FHIR server; without a server the NDJSON files are the result."""
+    pipeline, name = _start(context, etl)
+    return facts(pipeline, "outcomes", pipeline.upload([name], config.options())[0])
+
+
+@dg.asset(partitions_def=datasets, deps=[fhir_resources], group_name="quality", kinds={"parquet"})
+def tag_completeness(
+    context: dg.AssetExecutionContext, config: RunConfig, etl: PipelineResource
+) -> Result:
+    """How complete and how consistent the tags are."""
+    pipeline, name = _start(context, etl)
+    return facts(pipeline, "quality", pipeline.measure(name, config.options()))
+
+
+@dg.asset(partitions_def=datasets, deps=[tag_completeness], group_name="quality", kinds={"html"})
+def quality_report(context: dg.AssetExecutionContext, etl: PipelineResource) -> Result:
+    """The report of a dataset: one HTML file, JSON and CSV."""
+    pipeline, name = _start(context, etl)
+    return facts(pipeline, "quality", pipeline.report(name))
+
+
+ASSETS = [dicom_files, header_table, fhir_resources, fhir_upload, tag_completeness, quality_report]

@@ -1,0 +1,30 @@
+"""A stage's summary as Dagster metadata: numbers that Dagster can plot, and where the tables lie."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from dicom_etl.identity.names import encode_name
+from dicom_etl.pipeline import Pipeline
+
+Result = dg.MaterializeResult[None]
+
+_ROWS = ("rows", "files", "studies", "measures")  # what counts as the rows of an asset, first that it has
+
+
+def facts(pipeline: Pipeline, folder: str, summary: Any) -> Result:
+    """The result of an asset from the summary of its stage; `folder` of the lake holds its tables."""
+    values = asdict(summary)
+    name = values.pop("dataset")
+    metadata: dict[str, Any] = {key: value for key, value in values.items() if isinstance(value, int | float | str)}
+    rows = next((values[key] for key in _ROWS if isinstance(values.get(key), int)), None)
+    if rows is not None:
+        metadata["dagster/row_count"] = rows
+    place = Path(pipeline.settings.lake) / folder / encode_name(name)
+    metadata["folder"] = dg.MetadataValue.path(str(place if folder != "inventory" else place.with_suffix(".parquet")))
+    report = place / "report.html"
+    if folder == "quality" and report.exists():
+        metadata["report"] = dg.MetadataValue.url(report.as_uri())
+    return Result(metadata=metadata)

@@ -1,0 +1,411 @@
+"""The command `dicom-etl`: one subcommand per stage, and those that run, audit, explain and check.
+
+Only reads options, calls the pipeline and shows what came back. Exit codes: 0 done (findings or not), 1 some units
+failed, were held or rejected, 2 wrong usage or nothing to do, 3 the server could not be reached, everything else done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dicom_etl import __version__, inspect
+from dicom_etl.console import ProgressDisplay, plain, table
+from dicom_etl.doctor import examine, settings_help
+from dicom_etl.examples import write_examples
+from dicom_etl.lake.tables import Lake, LakeError
+from dicom_etl.pipeline import STAGES, Options, Outcome, Pipeline, run
+from dicom_etl.settings import Settings, SettingsError, load_settings
+from dicom_etl.sources import SourceError
+from dicom_etl.sources.registry import chosen_datasets
+
+app = typer.Typer(
+    name="dicom-etl",
+    help="""DICOM datasets to header tables (Parquet), FHIR resources and a report on tag quality.
+
+    A DATASET is a folder, NAME=FOLDER, or a name registered in dicom-etl.toml; with none, all registered ones.
+    Everything can be run again at any time: what has not changed is not made again.
+
+    Try it:  dicom-etl example demo && cd demo && dicom-etl run
+    """,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Datasets = Annotated[list[str] | None, typer.Argument(help="folders, NAME=FOLDER or registered names")]
+SettingsFile = Annotated[
+    Path | None, typer.Option("--settings", help="settings file [default: ./dicom-etl.toml if it is there]")
+]
+LakeRoot = Annotated[str | None, typer.Option("--lake", help="folder or URL of the tables")]
+FhirUrl = Annotated[str | None, typer.Option("--fhir-url", help="FHIR server; none: resources stay in the lake")]
+Subject = Annotated[list[str] | None, typer.Option("--subject", help="only this subject (may be repeated)")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="processes [default: one per core]")]
+Force = Annotated[bool, typer.Option("--force", help="make everything again")]
+Accept = Annotated[bool, typer.Option("--accept-vanished", help="subjects or files that are gone are meant to be")]
+Prune = Annotated[bool, typer.Option("--prune", help="let the server lose what the lake no longer has")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="do not wait for another run of the same dataset")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else")]
+
+
+class _Session:
+    """What every command needs: settings, chosen datasets, a console."""
+
+    def __init__(self, as_json: bool, settings_file: Path | None, **overrides: Any) -> None:
+        self.as_json = as_json
+        self.console = Console(highlight=False, stderr=as_json, soft_wrap=False)
+        self.settings: Settings = load_settings(settings_file, **overrides)
+
+    def lake(self) -> Lake:
+        """The lake, opened."""
+        return Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell).open()
+
+    def tell(self, sentence: str) -> None:
+        """A sentence for the person."""
+        self.console.print(plain(sentence), markup=False)
+
+    def existing(self) -> Lake:
+        """The lake, which must be there."""
+        lake = Lake(self.settings.lake)
+        if not lake.exists("lake.json"):
+            raise SettingsError(f"there is no lake at {self.settings.lake}; name it with --lake, or run first")
+        return lake.open()
+
+    def go(self, named: list[str] | None, stages: Collection[str], options: Options) -> int:
+        """Run stages over the named datasets, show the outcome, return the exit code."""
+        chosen = chosen_datasets(self.settings, self.lake(), named or [])
+        with ProgressDisplay(self.console, quiet=self.as_json) as progress:
+            pipeline = Pipeline(self.settings, chosen, progress, self.tell)
+            if options.dry_run:
+                return self._plan(pipeline, list(chosen), stages, options)
+            outcome = run(pipeline, list(chosen), stages, options)
+        self._show(outcome)
+        return outcome.exit_code
+
+    def _plan(self, pipeline: Pipeline, names: list[str], stages: Collection[str], options: Options) -> int:
+        plans = [inspect.plan(pipeline, name) for name in names] if "crawl" in stages else []
+        if plans and not self.as_json:
+            table(
+                self.console,
+                "Would be done",
+                list(asdict(plans[0])),
+                [list(asdict(p).values()) for p in plans],
+            )
+        if "upload" in stages and pipeline.settings.fhir.url:
+            outcome = run(pipeline, names, ["upload"], options)
+            self._show(outcome)
+            return outcome.exit_code
+        if self.as_json:
+            print(json.dumps([asdict(p) for p in plans]))
+        return 0
+
+    def _show(self, outcome: Outcome) -> None:
+        if self.as_json:
+            print(json.dumps(_machine(outcome), default=str))
+            return
+        for stage in STAGES:
+            summaries = [by[stage] for by in outcome.summaries.values() if stage in by]
+            if summaries:
+                _show_stage(self.console, stage, summaries)
+        for sentence in [*outcome.stopped.values(), *outcome.nothing.values(), outcome.unreachable]:
+            if sentence:
+                self.tell(sentence)
+
+
+def _machine(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "exit_code": outcome.exit_code,
+        "datasets": {
+            name: {stage: asdict(s) if is_dataclass(s) and not isinstance(s, type) else s for stage, s in by.items()}
+            for name, by in outcome.summaries.items()
+        },
+        "stopped": outcome.stopped,
+        "nothing": outcome.nothing,
+        "unreachable": outcome.unreachable,
+    }
+
+
+def _show_stage(console: Console, stage: str, summaries: list[Any]) -> None:
+    rows = [asdict(summary) for summary in summaries]
+    columns = [name for name, value in rows[0].items() if not isinstance(value, dict | list | tuple)]
+    table(console, stage, [name.replace("_", " ") for name in columns], [[r[c] for c in columns] for r in rows])
+
+
+def _options(**given: Any) -> Options:
+    subjects = given.pop("subject", None)
+    return Options(subjects=tuple(subjects) if subjects else None, **given)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"dicom-etl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    """The command."""
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+@app.command("run")
+def run_command(
+    datasets: Datasets = None,
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    fhir_url: FhirUrl = None,
+    subject: Subject = None,
+    workers: Workers = None,
+    force: Force = False,
+    accept_vanished: Accept = False,
+    prune: Prune = False,
+    dry_run: DryRun = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Everything: crawl, extract, build, upload, measure, report."""
+    session = _session(as_json, settings, lake, fhir_url, workers, no_wait)
+    options = _options(subject=subject, force=force, accept_vanished=accept_vanished, prune=prune, dry_run=dry_run)
+    raise typer.Exit(session.go(datasets, STAGES, options))
+
+
+@app.command()
+def audit(
+    datasets: Datasets = None,
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    subject: Subject = None,
+    workers: Workers = None,
+    force: Force = False,
+    accept_vanished: Accept = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Everything but the upload, ending in the report; needs no server."""
+    session = _session(as_json, settings, lake, None, workers, no_wait)
+    stages = [stage for stage in STAGES if stage != "upload"]
+    options = _options(subject=subject, force=force, accept_vanished=accept_vanished)
+    raise typer.Exit(session.go(datasets, stages, options))
+
+
+@app.command()
+def crawl(
+    datasets: Datasets = None,
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    accept_vanished: Accept = False,
+    dry_run: DryRun = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """List the files of datasets and read their SDS sheets; no DICOM file is opened."""
+    session = _session(as_json, settings, lake, None, None, no_wait)
+    options = _options(accept_vanished=accept_vanished, dry_run=dry_run)
+    raise typer.Exit(session.go(datasets, ["crawl"], options))
+
+
+@app.command()
+def extract(
+    datasets: Datasets = None,
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    subject: Subject = None,
+    workers: Workers = None,
+    force: Force = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Read the headers of new and changed files into the header tables."""
+    session = _session(as_json, settings, lake, None, workers, no_wait)
+    raise typer.Exit(session.go(datasets, ["extract"], _options(subject=subject, force=force)))
+
+
+@app.command()
+def build(
+    datasets: Datasets = None,
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    subject: Subject = None,
+    workers: Workers = None,
+    force: Force = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Decide whose each study is, and make the FHIR resources (NDJSON in the lake)."""
+    session = _session(as_json, settings, lake, None, workers, no_wait)
+    raise typer.Exit(session.go(datasets, ["build"], _options(subject=subject, force=force)))
+
+
+@app.command()
+def upload(
+    datasets: Datasets = None,
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    fhir_url: FhirUrl = None,
+    prune: Prune = False,
+    failed: Annotated[bool, typer.Option("--failed", help="only what was rejected or given up before")] = False,
+    dry_run: DryRun = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Send resources that are new or changed to the FHIR server."""
+    session = _session(as_json, settings, lake, fhir_url, None, no_wait)
+    options = _options(prune=prune, failed_only=failed, dry_run=dry_run)
+    raise typer.Exit(session.go(datasets, ["upload"], options))
+
+
+@app.command()
+def measure(
+    datasets: Datasets = None,
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    force: Force = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Measure tag completeness, consistency and FHIR readiness."""
+    session = _session(as_json, settings, lake, None, None, no_wait)
+    raise typer.Exit(session.go(datasets, ["measure"], _options(force=force)))
+
+
+@app.command()
+def report(
+    datasets: Datasets = None,
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Write the report (HTML, JSON, CSV) of what was measured."""
+    session = _session(as_json, settings, lake, None, None, no_wait=False)
+    raise typer.Exit(session.go(datasets, ["report"], Options()))
+
+
+# -- looking ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def status(settings: SettingsFile = None, lake: LakeRoot = None, as_json: Json = False) -> None:
+    """What is loaded, held and failed, by dataset."""
+    session = _session(as_json, settings, lake, None, None, no_wait=False)
+    rows = inspect.status(session.existing())
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+    elif not rows:
+        session.tell("the lake is empty")
+    else:
+        columns = [name for name in asdict(rows[0]) if name != "uploads"]
+        table(session.console, session.settings.lake, columns, [[getattr(r, c) for c in columns] for r in rows])
+        uploads = [(r.dataset, server, state, n) for r in rows for server, state, n in r.uploads]
+        if uploads:
+            table(session.console, "Uploads", ["dataset", "server", "state", "resources"], uploads)
+
+
+@app.command()
+def explain(
+    dataset: Annotated[str, typer.Argument(help="name of the dataset")],
+    subject: Annotated[str, typer.Argument(help="subject (or unit) in it")],
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Why a subject looks as it does: files, rows, identity, findings, resources, outcomes."""
+    session = _session(as_json, settings, lake, None, None, no_wait=False)
+    sections = inspect.explain(session.existing(), dataset, subject)
+    if as_json:
+        print(
+            json.dumps(
+                {s.title: [dict(zip(s.columns, r, strict=True)) for r in s.rows] for s in sections},
+                default=str,
+            )
+        )
+        return
+    for section in sections:
+        if section.rows:
+            table(session.console, section.title, section.columns, section.rows)
+        else:
+            session.tell(f"{section.title}: none")
+
+
+@app.command()
+def doctor(
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    fhir_url: FhirUrl = None,
+    list_settings: Annotated[bool, typer.Option("--settings-help", help="list all settings and what they do")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check settings, access to datasets and lake, and the FHIR server."""
+    session = _session(as_json, settings, lake, fhir_url, None, no_wait=False)
+    if list_settings:
+        table(session.console, "Settings", ["setting", "default", "meaning"], settings_help())
+        return
+    checks = examine(session.settings)
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks]))
+    else:
+        rows = [("ok" if c.ok else "WRONG", c.what, c.said) for c in checks]
+        table(session.console, "doctor", ["", "what", "result"], rows)
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command()
+def example(
+    directory: Annotated[Path, typer.Argument(help="where to write")],
+    force: Annotated[bool, typer.Option("--force", help="write over an example tree that was changed")] = False,
+) -> None:
+    """Write two small example datasets and their settings file."""
+    try:
+        tree = write_examples(directory, force=force)
+    except FileExistsError as error:
+        raise SettingsError(str(error)) from None
+    print(f"wrote {' and '.join(tree.datasets)} and {tree.settings_file}")
+    print(f"next:  cd {tree.directory} && dicom-etl run")
+
+
+def _session(
+    as_json: bool,
+    settings_file: Path | None,
+    lake: str | None,
+    fhir_url: str | None,
+    workers: int | None,
+    no_wait: bool,
+) -> _Session:
+    return _Session(
+        as_json,
+        settings_file,
+        lake=lake,
+        workers=workers,
+        fhir={"url": fhir_url},
+        lock_wait_seconds=0.0 if no_wait else None,
+    )
+
+
+def main() -> None:
+    """The entry point: errors that we know become one sentence and exit code 2."""
+    try:
+        app()
+    except (SettingsError, SourceError, LakeError) as error:
+        print(f"dicom-etl: {plain(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("dicom-etl: stopped; what is done is kept, the next run goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""doctor: whether the settings, the datasets, the lake and the server are as a run needs them. Changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import orjson
+from pydantic.fields import FieldInfo
+
+from dicom_etl.identity.crosswalk import read_crosswalk
+from dicom_etl.lake.tables import Lake, LakeError
+from dicom_etl.server.capability import first_contact
+from dicom_etl.server.client import Client
+from dicom_etl.server.errors import FhirError
+from dicom_etl.settings import TOKEN_VARIABLE, DatasetSettings, FhirSettings, Settings, SettingsError
+from dicom_etl.sources import SourceError, open_source
+from dicom_etl.sources.registry import known_datasets
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    what: str
+    ok: bool
+    said: str
+
+
+def examine(settings: Settings) -> list[Check]:
+    """Whether everything that a run needs is there."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    return [
+        Check("Python", sys.version_info >= (3, 11), version),
+        *_dataset_checks(settings),
+        _tried("crosswalk", lambda: f"{len(read_crosswalk(settings.crosswalk))} lines"),
+        _lake_check(settings),
+        *_server_checks(settings.fhir),
+    ]
+
+
+def _tried(what: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(what, True, look())
+    except (SettingsError, SourceError, LakeError, FhirError, OSError) as error:
+        return Check(what, False, str(error))
+
+
+def _dataset_checks(settings: Settings) -> Iterator[Check]:
+    try:
+        known = known_datasets(settings)
+    except SettingsError as error:
+        yield Check("datasets", False, str(error))
+        return
+    if not known:
+        yield Check("datasets", True, "none registered: name folders on the command line")
+    for name, dataset in known.items():
+        check = _tried(f"dataset {name}", partial(_location, name, dataset))
+        zone = dataset.time_zone or settings.time_zone
+        yield Check(check.what, check.ok, f"{check.said}, {zone or 'no time zone: only dates are given'}")
+
+
+def _location(name: str, dataset: DatasetSettings) -> str:
+    return open_source(name, dataset).location
+
+
+def _lake_check(settings: Settings) -> Check:
+    def look() -> str:
+        if "://" not in settings.lake:
+            folder = Path(settings.lake)
+            while not folder.exists():
+                folder = folder.parent
+            probe = folder / ".dicom-etl-probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        lake = Lake(settings.lake)
+        return f"{settings.lake}: {'there' if lake.exists('lake.json') and lake.open() else 'will be made'}"
+
+    return _tried("lake", look)
+
+
+def _server_checks(fhir: FhirSettings) -> Iterator[Check]:
+    url = fhir.url
+    if not url:
+        yield Check("FHIR server", True, "none: the NDJSON files of the lake are the result")
+        return
+    yield _tried("token", lambda: f"{TOKEN_VARIABLE} is set" if fhir.token() else "none: no authorization is sent")
+
+    async def look() -> str:
+        async with Client(url, token=fhir.token(), timeout=fhir.timeout_seconds) as client:
+            await first_contact(client, fhir.version)
+        return f"{url}: FHIR {fhir.version}, takes transactions and our ids"
+
+    yield _tried("FHIR server", lambda: asyncio.run(look()))
+
+
+def settings_help() -> list[tuple[str, str, str]]:
+    """All settings: name, default, meaning."""
+    nested = {"fhir": ("fhir", FhirSettings), "datasets": ("datasets.NAME", DatasetSettings)}
+    rows = []
+    for name, field in Settings.model_fields.items():
+        prefix, model = nested.get(name, ("", None))
+        if model is None:
+            rows.append((name, _default(field), field.description or ""))
+        else:
+            rows += [(f"{prefix}.{n}", _default(f), f.description or "") for n, f in model.model_fields.items()]
+    return rows
+
+
+def _default(field: FieldInfo) -> str:
+    """A default as the settings file would write it; a computed one says so in its meaning."""
+    if field.is_required() or field.default_factory is not None or field.default is None:
+        return ""
+    return orjson.dumps(field.default).decode()

@@ -1,0 +1,246 @@
+"""Looking without touching: what a run would do, what is loaded, why a subject looks as it does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dicom_etl.identity.names import encode_name
+from dicom_etl.lake.schemas import (
+    DATASET_FINDINGS,
+    FILES,
+    FINDINGS,
+    IDENTITIES,
+    INVENTORY,
+    OUTCOMES,
+    RESOURCE_TYPES,
+    RESOURCES,
+    Table,
+    headers,
+    place,
+)
+from dicom_etl.lake.tables import Lake
+from dicom_etl.pipeline import Pipeline
+from dicom_etl.settings import SettingsError
+from dicom_etl.sources import Scan
+
+_STAGES = ("crawl", "extract", "build", "upload")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a crawl of a dataset would find new."""
+
+    dataset: str
+    files: int
+    new: int
+    changed: int
+    gone: int
+    units_to_extract: int
+
+
+def plan(pipeline: Pipeline, dataset: str) -> Plan:
+    """Compare a dataset with its inventory; nothing is written."""
+    inventory = pipeline.lake.read(INVENTORY, ["path", "size", "mtime", "unit"], dataset=dataset)
+    columns = [inventory["size"], inventory["mtime"].cast(pa.int64()), inventory["unit"]]
+    known = zip(*(column.to_pylist() for column in columns), strict=True)
+    before = dict(zip(inventory["path"].to_pylist(), known, strict=True))
+    files = new = changed = 0
+    units: set[str] = set()
+    for entry in pipeline.source(dataset).scan(Scan()):
+        files += 1
+        was, now = before.pop(entry.path, None), (entry.size, entry.mtime // 1000, entry.unit)
+        new += was is None
+        changed += was not in (None, now)
+        if was != now:
+            units.add(entry.unit)
+    gone = {unit for _, _, unit in before.values()}
+    return Plan(dataset, files, new, changed, len(before), len(units | gone))
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the lake has of a dataset."""
+
+    dataset: str
+    subjects: int
+    studies: int
+    held: int
+    series: int
+    instances: int
+    unreadable: int
+    errors: int
+    warnings: int
+    uploads: tuple[tuple[str, str, int], ...]  # server, state, resources
+
+
+def status(lake: Lake) -> list[Status]:
+    """One row per dataset of the lake."""
+    return [status_of(lake, name) for name in _datasets(lake)]
+
+
+def _datasets(lake: Lake) -> list[str]:
+    """The true names of the datasets in the lake."""
+    names = []
+    for encoded in lake.names("inventory", ".parquet"):
+        path = lake.at(f"inventory/{encoded}.parquet")
+        with path.open("rb") as file:
+            rows = pq.read_table(file, columns=["dataset"])
+        names += pc.unique(rows["dataset"]).to_pylist()
+    return sorted(names)
+
+
+def _units(lake: Lake, dataset: str) -> list[str]:
+    return sorted(pc.unique(lake.read(INVENTORY, ["unit"], dataset=dataset)["unit"]).to_pylist())
+
+
+def status_of(lake: Lake, dataset: str) -> Status:
+    """What the lake has of one dataset."""
+    units = _units(lake, dataset)
+    identities = lake.read(IDENTITIES, ["study_uid", "state"], dataset=dataset).to_pylist()
+    states = {row["study_uid"]: row["state"] for row in identities}
+    kinds = Counter(
+        kind for unit in units for kind in lake.read(FILES, ["kind"], dataset=dataset, unit=unit)["kind"].to_pylist()
+    )
+    severities = Counter(row["severity"] for row in _findings(lake, dataset, units))
+    return Status(
+        dataset,
+        len(units),
+        len(states),
+        sum(state == "held" for state in states.values()),
+        len(_series_uids(lake, dataset, units)),
+        sum(lake.row_count(headers(), dataset=dataset, unit=unit) for unit in units),
+        kinds["unreadable"],
+        severities["error"],
+        severities["warning"],
+        tuple(_uploads(lake, dataset, units)),
+    )
+
+
+def _series_uids(lake: Lake, dataset: str, units: list[str]) -> set[str]:
+    tables = (lake.read(headers(), ["SeriesInstanceUID"], dataset=dataset, unit=unit) for unit in units)
+    return {uid for table in tables for uid in pc.unique(table["SeriesInstanceUID"]).to_pylist() if uid}
+
+
+def _findings(lake: Lake, dataset: str, units: list[str]) -> Iterator[dict[str, Any]]:
+    for stage in _STAGES:
+        yield from lake.read(DATASET_FINDINGS, stage=stage, dataset=dataset).to_pylist()
+        for unit in units:
+            yield from lake.read(FINDINGS, stage=stage, dataset=dataset, unit=unit).to_pylist()
+
+
+def _uploads(lake: Lake, dataset: str, units: list[str]) -> Iterator[tuple[str, str, int]]:
+    for server in lake.names("outcomes"):
+        states = Counter(
+            state for unit in units for state in _outcomes(lake, server, dataset, unit)["state"].to_pylist()
+        )
+        yield from ((server, state, count) for state, count in sorted(states.items()))
+
+
+def _outcomes(lake: Lake, server: str, dataset: str, unit: str) -> pa.Table:
+    """The ledger of a unit on a server, whose name comes encoded from the lake's own folder."""
+    file = lake.at(f"outcomes/{server}/{encode_name(dataset)}/{encode_name(unit)}.parquet")
+    if not file.exists():
+        return OUTCOMES.schema.empty_table()
+    with file.open("rb") as opened:
+        return pq.read_table(opened)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of an explanation: a table."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+def explain(lake: Lake, dataset: str, subject: str) -> list[Section]:
+    """All that the lake knows of a subject.
+
+    Raises:
+        SettingsError: the lake has no such dataset or subject.
+    """
+    if dataset not in _datasets(lake):
+        raise SettingsError(f"the lake has no dataset {dataset}; it has {', '.join(_datasets(lake)) or 'none'}")
+    if subject not in (units := _units(lake, dataset)):
+        raise SettingsError(f"{dataset} has no subject {subject}; it has {', '.join(units[:20])}")
+    where = {"dataset": dataset, "unit": subject}
+    files = Counter((f["kind"], f["reason"] or "") for f in lake.read(FILES, None, **where).to_pylist())
+    return [
+        Section("Files", ("kind", "reason", "files"), [(*key, n) for key, n in sorted(files.items())]),
+        Section(
+            "Series",
+            ("study", "series", "sample", "modality", "instances", "duplicates"),
+            _series(lake, where),
+        ),
+        Section(
+            "Whose the studies are",
+            ("study", "rule", "state", "reason", "system", "patient"),
+            [
+                (r["study_uid"], r["rule"], r["state"], r["reason"], r["system"], r["patient"])
+                for r in lake.read(IDENTITIES, dataset=dataset).to_pylist()
+                if r["unit"] == subject
+            ],
+        ),
+        Section(
+            "Findings",
+            ("severity", "stage", "code", "where", "message", "count"),
+            _found(lake, dataset, subject),
+        ),
+        Section("Resources", ("type", "id", "started", "series", "instances"), _resources(lake, where)),
+        Section(
+            "On servers",
+            ("server", "type", "id", "state", "version", "error"),
+            [
+                (server, r["type"], r["id_on_server"] or r["id"], r["state"], r["version"], r["error"])
+                for server in lake.names("outcomes")
+                for r in _outcomes(lake, server, dataset, subject).to_pylist()
+            ],
+        ),
+    ]
+
+
+def _series(lake: Lake, where: dict[str, str]) -> list[tuple[Any, ...]]:
+    columns = ["StudyInstanceUID", "SeriesInstanceUID", "sample", "Modality", "duplicate"]
+    counts: Counter[tuple[Any, ...]] = Counter()
+    copies: Counter[tuple[Any, ...]] = Counter()
+    for row in lake.read(headers(), columns, **where).to_pylist():
+        key = tuple(row[column] for column in columns[:-1])
+        counts[key] += 1
+        copies[key] += row["duplicate"] is not None
+    return [(*key, n, copies[key]) for key, n in sorted(counts.items(), key=str)]
+
+
+def _found(lake: Lake, dataset: str, unit: str) -> list[tuple[Any, ...]]:
+    tables: list[tuple[Table, dict[str, str]]] = [(FINDINGS, {"unit": unit}), (DATASET_FINDINGS, {})]
+    return [
+        (
+            f["severity"],
+            stage,
+            f["code"],
+            f["path"] or f["series_uid"] or f["study_uid"] or "",
+            f["message"],
+            f["count"],
+        )
+        for stage in _STAGES
+        for table, names in tables
+        for f in lake.read(table, None, stage=stage, dataset=dataset, **names).to_pylist()
+        if f["unit"] == unit
+    ]
+
+
+def _resources(lake: Lake, where: dict[str, str]) -> list[tuple[Any, ...]]:
+    found = []
+    for kind in RESOURCE_TYPES:
+        for line in (lake.read_bytes(place(RESOURCES, type=kind, **where)) or b"").splitlines():
+            r = orjson.loads(line)
+            found.append((kind, r["id"], r.get("started"), r.get("numberOfSeries"), r.get("numberOfInstances")))
+    return found

@@ -1,0 +1,199 @@
+"""The stages bound to settings, lake and engine: what the command and the Dagster assets call.
+
+`Pipeline` runs one stage of one dataset; `run` drives all of them over several datasets, and a dataset that fails
+leaves the others alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from dicom_etl.engine import Engine, Progress
+from dicom_etl.lake.locks import LockHeldError
+from dicom_etl.lake.tables import Lake
+from dicom_etl.server.errors import UnreachableError, UnsuitableServerError
+from dicom_etl.settings import DatasetSettings, Settings
+from dicom_etl.sources import Source, SourceError, open_source
+from dicom_etl.sources.registry import known_datasets
+from dicom_etl.stages.build import Built, build
+from dicom_etl.stages.crawl import Crawled, DatasetStoppedError, crawl
+from dicom_etl.stages.extract import Extracted, extract
+from dicom_etl.stages.measure import Measured, measure
+from dicom_etl.stages.report import Reported, report
+from dicom_etl.stages.upload import NotBuiltError, Uploaded, upload
+
+_TROUBLE = ("rejected", "gave-up", "held")  # states of a resource that somebody must look at
+STAGES = ("crawl", "extract", "build", "upload", "measure", "report")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked for beyond its settings."""
+
+    subjects: tuple[str, ...] | None = None
+    force: bool = False
+    accept_vanished: bool = False
+    prune: bool = False
+    failed_only: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of the datasets that these settings know (and of `extra` ones)."""
+
+    settings: Settings
+    extra: Mapping[str, DatasetSettings] = field(default_factory=dict)
+    progress: Progress = lambda *_: None
+    tell: Callable[[str], None] = print
+
+    @cached_property
+    def lake(self) -> Lake:
+        """The lake, made if it is not there."""
+        return Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell).open()
+
+    @property
+    def engine(self) -> Engine:
+        """Where units are worked on."""
+        return Engine(self.settings.engine, self.settings.workers)
+
+    def datasets(self) -> dict[str, DatasetSettings]:
+        """All datasets, by name."""
+        return known_datasets(self.settings) | dict(self.extra)
+
+    def source(self, dataset: str) -> Source:
+        """The source of a dataset; SourceError where there is none of this name."""
+        known = self.datasets()
+        if dataset not in known:
+            raise SourceError(f"dataset {dataset} is not registered; there are {', '.join(known) or 'none'}")
+        return open_source(dataset, known[dataset])
+
+    def crawl(self, dataset: str, options: Options = Options()) -> Crawled:
+        """The crawl stage."""
+        return crawl(self.source(dataset), self.lake, accept_vanished=options.accept_vanished)
+
+    def extract(self, dataset: str, options: Options = Options()) -> Extracted:
+        """The extract stage."""
+        return extract(
+            self.source(dataset),
+            self.lake,
+            self.engine,
+            subjects=options.subjects,
+            force=options.force,
+            progress=self.progress,
+        )
+
+    def build(self, dataset: str, options: Options = Options()) -> Built:
+        """The build stage."""
+        return build(
+            self.source(dataset),
+            self.lake,
+            self.settings,
+            self.datasets()[dataset],
+            self.engine,
+            subjects=options.subjects,
+            force=options.force,
+            progress=self.progress,
+        )
+
+    def upload(self, datasets: Iterable[str], options: Options = Options()) -> list[Uploaded]:
+        """The upload stage, over several datasets at once since they share persons."""
+        return upload(
+            list(datasets),
+            self.lake,
+            self.settings,
+            prune=options.prune,
+            failed_only=options.failed_only,
+            dry_run=options.dry_run,
+            progress=self.progress,
+        )
+
+    def measure(self, dataset: str, options: Options = Options()) -> Measured:
+        """The measure stage."""
+        return measure(dataset, self.lake, self.settings, force=options.force, progress=self.progress)
+
+    def report(self, dataset: str, _options: Options = Options()) -> Reported:
+        """The report stage."""
+        return report(dataset, self.lake, self.settings)
+
+
+@dataclass
+class Outcome:
+    """What a run did: summaries by stage and dataset, and what went wrong."""
+
+    summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stopped: dict[str, str] = field(default_factory=dict)  # dataset -> one sentence
+    nothing: dict[str, str] = field(default_factory=dict)  # dataset -> why there was nothing to do
+    unreachable: str | None = None
+
+    def add(self, stage: str, dataset: str, summary: Any) -> None:
+        """Keep the summary of a stage of a dataset."""
+        self.summaries.setdefault(dataset, {})[stage] = summary
+
+    @property
+    def exit_code(self) -> int:
+        """0 done; 1 some units failed, were held or rejected; 2 nothing to do; 3 the server was out of reach."""
+        if self.nothing and not self.summaries:
+            return 2
+        if self.unreachable:
+            return 3
+        troubled = any(_troubled(s) for by_stage in self.summaries.values() for s in by_stage.values())
+        return 1 if self.stopped or self.nothing or troubled else 0
+
+
+def _troubled(summary: Any) -> bool:
+    if isinstance(summary, Uploaded):
+        return any(states.get(state) for states in summary.counts.values() for state in _TROUBLE)
+    return any(getattr(summary, name, 0) for name in ("units_failed", "held"))
+
+
+def run(
+    pipeline: Pipeline,
+    datasets: Collection[str],
+    stages: Collection[str] = STAGES,
+    options: Options = Options(),
+) -> Outcome:
+    """Run stages over datasets. The upload comes once for all of them, after their resources are built."""
+    outcome = Outcome()
+    left = list(datasets)
+    for stage in STAGES:
+        if stage not in stages or not left:
+            continue
+        if stage == "upload":
+            _upload(pipeline, left, options, outcome)
+        else:
+            left = [name for name in left if _one(pipeline, stage, name, options, outcome)]
+    return outcome
+
+
+def _one(pipeline: Pipeline, stage: str, dataset: str, options: Options, outcome: Outcome) -> bool:
+    """One stage of one dataset; False where the dataset goes no further."""
+    try:
+        outcome.add(stage, dataset, getattr(pipeline, stage)(dataset, options))
+    except SourceError as error:
+        failed = any(_troubled(summary) for summary in outcome.summaries.get(dataset, {}).values())
+        (outcome.stopped if failed else outcome.nothing)[dataset] = str(error)
+        if not failed:
+            outcome.summaries.pop(dataset, None)
+        return False
+    except (DatasetStoppedError, LockHeldError) as error:
+        outcome.stopped[dataset] = str(error)
+        return False
+    return True
+
+
+def _upload(pipeline: Pipeline, datasets: list[str], options: Options, outcome: Outcome) -> None:
+    try:
+        for uploaded in pipeline.upload(datasets, options):
+            outcome.add("upload", uploaded.dataset, uploaded)
+            if uploaded.unreachable:
+                outcome.unreachable = uploaded.stopped
+    except (UnreachableError, UnsuitableServerError) as error:
+        outcome.unreachable = str(error)
+    except NotBuiltError as error:
+        outcome.nothing |= dict.fromkeys(datasets, str(error))
+    except LockHeldError as error:
+        outcome.stopped |= dict.fromkeys(datasets, str(error))

@@ -1,0 +1,69 @@
+"""The report as one HTML file: the template `report.html.j2` and the style `report.css`, filled with a view.
+
+The file names nothing outside itself, works without JavaScript, and holds no clock: the same view gives the same
+bytes. Values of tags are hostile: everything is escaped, and a content security policy forbids all but what is inline.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from dicom_etl import __version__
+from dicom_etl.quality.view import View
+
+__all__ = ["POLICY", "render"]
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+_CATEGORIES = {
+    "files": "Files",
+    "completeness": "Completeness",
+    "conformance": "Conformance",
+    "consistency": "Consistency",
+    "plausibility": "Plausibility",
+    "privacy": "Privacy",
+}
+_STATUS = {"pass": ("✓", "pass"), "warn": ("!", "warn"), "fail": ("✕", "fail"), "info": ("i", "info")}
+_PLURALS = {"study": "studies", "series": "series"}
+
+
+def render(view: View, *, as_of: str | None = None) -> str:
+    """The report of a dataset; `as_of` is the date that counted as today, where one was set."""
+    style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
+    return _template().render(
+        view=view,
+        as_of=as_of,
+        version=__version__,
+        policy=POLICY,
+        style=Markup(style),  # our own file
+        categories=_CATEGORIES,
+        status=_STATUS,
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("dicom_etl.quality", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    environment.filters["many"] = _many
+    return environment.get_template("report.html.j2")
+
+
+def _number(n: int) -> str:
+    """Thousands parted by narrow blanks, as no language mistakes them."""
+    return f"{n:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _many(level: str, n: int = 2) -> str:
+    """The word for `n` entities of a level."""
+    return level if n == 1 else _PLURALS.get(level, f"{level}s")

@@ -1,0 +1,389 @@
+"""The upload of one dataset: its own Patients, then its ImagingStudies, one ledger per unit."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from dicom_etl.findings import Finding, findings_table
+from dicom_etl.identity.names import encode_name
+from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.schemas import DATASET_FINDINGS, OUTCOMES
+from dicom_etl.server.built import Built, rows_at
+from dicom_etl.server.errors import FhirError
+from dicom_etl.server.ledger import Ledger, Row, on_server
+from dicom_etl.server.merging import Contribution, merged
+from dicom_etl.server.parts import (
+    Candidate,
+    Flow,
+    Part,
+    Resource,
+    candidate_of,
+    deleted,
+    gave_up,
+    mark_gone,
+    parts_of,
+    record,
+    state_of,
+    word,
+)
+from dicom_etl.server.run import Run, Uploaded
+from dicom_etl.server.shared import Shared
+from dicom_etl.server.shrinking import loss, present, study_on_server
+from dicom_etl.server.telling import contradicting, findings_of
+from dicom_etl.server.transactions import Key, Outcome
+
+
+class DatasetUpload:
+    """A dataset's own Patients and its ImagingStudies: one ledger per unit."""
+
+    def __init__(self, run: Run, built: Built, shared: Shared) -> None:
+        self._run, self._built, self._shared = run, built, shared
+        self._parts: dict[str, Part] = {}
+        self._left: list[Part] = []
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._findings: list[Finding] = []
+        self._removed: list[str] = []
+        self._done = 0
+
+    async def bring(self) -> None:
+        """Bring the dataset onto the server and write its findings."""
+        run, name = self._run, self._built.dataset
+        with run.lake.lock(name, f"upload of {name}"):
+            self._built = Built.of(run.lake, name)  # a build may have ended while this one waited
+            folder = f"outcomes/{encode_name(run.server)}/{encode_name(name)}"
+            run.lake.sweep(folder)
+            work = [unit for unit in self._built.committed if not self._is_done(unit)]
+            await self._patients(work)
+            await self._studies(work)
+            for unit in sorted(set(self._built.units) - set(self._built.committed)):
+                self._report(Part(unit, self._ledger(unit)))  # what is being built is neither here nor gone
+            self._gone_units(folder)
+            if run.options.prune:
+                await self._prune()
+            self._write_findings()
+
+    def _ledger(self, unit: str) -> Ledger:
+        return self._run.ledger(OUTCOMES, dataset=self._built.dataset, unit=unit)
+
+    # -- what is to do
+
+    def _mark(self, unit: str) -> str:
+        """What a unit's upload depends on: its resources, those of its Patients' other units, and links."""
+        patients = sorted(self._built.patients.get(unit, ()))
+        units = {unit}.union(*(self._built.homes[patient] for patient in patients))
+        links = [self._id_on_server(patient) for patient in patients if self._is_shared(patient)]
+        return fingerprint([self._built.mark(one) for one in sorted(units)], links)
+
+    def _id_on_server(self, patient: str) -> str | None:
+        row = self._shared.row(("Patient", patient))
+        return str(row["id_on_server"]) if row and on_server(row) and row["state"] != "held" else None
+
+    def _is_shared(self, patient: str) -> bool:
+        """Whether other datasets may have the Patient, also one that came after the shared ones were sent."""
+        return patient in self._built.shared or patient in self._shared.claims
+
+    def _is_done(self, unit: str) -> bool:
+        """Whether everything of a unit is on the server as the ledger's mark says."""
+        names = {"server": self._run.server, "dataset": self._built.dataset, "unit": unit}
+        if self._run.lake.fingerprint(OUTCOMES, **names) != self._mark(unit):
+            return False
+        for kind in self._run.lake.read(OUTCOMES, ["type"], **names)["type"].to_pylist():
+            self._counts[kind, "unchanged"] += 1
+        self._tell()
+        return True
+
+    def _part(self, unit: str) -> Part:
+        if unit not in self._parts:
+            self._parts[unit] = Part(unit, self._ledger(unit))
+        return self._parts[unit]
+
+    # -- Patients
+
+    async def _patients(self, work: Sequence[str]) -> None:
+        flow = Flow(self._run, self._send)
+        for unit in work:
+            part = self._part(unit)
+            for candidate in self._own_patients(unit, part):
+                if part.wants(candidate, self._run.options):
+                    await flow.add(candidate)
+        await flow.end()
+
+    def _own_patients(self, unit: str, part: Part) -> Iterator[Candidate]:
+        """The Patients that this dataset has for itself and whose first unit this is."""
+        ids = {
+            patient
+            for patient in self._built.patients.get(unit, ())
+            if not self._is_shared(patient) and self._built.homes[patient][0] == unit
+        }
+        units = sorted({unit}.union(*(self._built.homes[patient] for patient in ids)))
+        said: dict[str, list[Contribution]] = defaultdict(list)
+        for one in units:
+            for patient in self._built.resources("Patient", one):
+                if patient["id"] in ids:
+                    said[patient["id"]].append(Contribution(one, patient))
+        for identity in sorted(said):
+            whole = merged(said[identity])
+            part.contradicted |= bool(whole.contradictions)
+            self._findings += contradicting(self._built.dataset, identity, whole.contradictions, unit=unit)
+            yield candidate_of(whole.patient, part, key=self._built.keys[identity], **self._where(unit))
+
+    def _where(self, unit: str) -> dict[str, str | None]:
+        return {"dataset": self._built.dataset, "unit": unit, "subject": self._built.subjects.get(unit)}
+
+    async def _send(self, bundle: list[Candidate]) -> None:
+        await self._run.sender.send(bundle, record)
+        for part in parts_of(bundle):
+            part.ledger.save_soon()
+
+    # -- ImagingStudies
+
+    async def _studies(self, work: Sequence[str]) -> None:
+        flow = Flow(self._run, self._check_and_send)
+        for unit in work:
+            part = self._part(unit)
+            for study in self._built.resources("ImagingStudy", unit):
+                candidate = self._study(study, unit, part)
+                if part.wants(candidate, self._run.options) and not self._obstructed(candidate):
+                    await flow.add(candidate)
+            part.planned = True
+            self._finish_if_done(part)
+        await flow.end()
+
+    def _study(self, study: Resource, unit: str, part: Part) -> Candidate:
+        """The study as it is sent: its subject is the server's own Patient where there is a link."""
+        patient = _referred(study["subject"])
+        linked = self._id_on_server(patient) if self._is_shared(patient) else None
+        if linked not in (None, patient):
+            study = study | {"subject": study["subject"] | {"reference": f"Patient/{linked}"}}
+        uid = _study_uid(study)
+        row = next((one for one in self._built.studies.get(uid, ()) if one["unit"] == unit), None)
+        where = self._where(unit) | ({"subject": row["subject"]} if row else {})
+        return replace(candidate_of(study, part, key=uid, **where), refers=_refers(study, patient))
+
+    def _obstructed(self, candidate: Candidate) -> bool:
+        """Note why a study cannot be sent: something that it refers to is not on the server."""
+        for key in candidate.refers:
+            row = self._referred_row(key)
+            if row is not None and on_server(row) and row["state"] != "held":
+                continue
+            name = "/".join(key)
+            if row is not None and row["state"] == "held":
+                code, _, text = row["error"].partition(": ")
+                candidate.part.hold(candidate, code, text)
+            elif row is not None and row["state"] == "rejected":
+                why = f"not sent, since {name} was rejected"
+                candidate.part.record(candidate, Outcome("rejected", row["status"], error=why))
+            else:
+                why = self._run.sender.stopped or f"not sent, since {name} is not on the server yet; run again"
+                candidate.part.record(candidate, Outcome("gave-up", error=why))
+            return True
+        return False
+
+    def _referred_row(self, key: Key) -> Row | None:
+        kind, identity = key
+        if kind == "Endpoint" or self._is_shared(identity):
+            return self._shared.row(key)
+        homes = self._built.homes.get(identity)
+        if not homes:
+            return None
+        part = self._parts.get(homes[0])
+        return (part.ledger if part else self._ledger(homes[0])).get(key)
+
+    async def _check_and_send(self, bundle: list[Candidate]) -> None:
+        try:
+            sendable = bundle if self._run.options.prune else await self._unshrunk(bundle)
+        except FhirError as error:
+            gave_up(bundle, error)
+        else:
+            await self._run.sender.send(sendable, record)
+        for part in parts_of(bundle):
+            part.ledger.save_soon()
+            self._finish_if_done(part)
+
+    async def _unshrunk(self, bundle: list[Candidate]) -> list[Candidate]:
+        """Hold the studies that would lose series or instances on the server; returns the others.
+
+        Studies that the ledger does not know are looked for too: it may be a new lake, with less in it.
+        """
+        ask, client = self._run.sender.ask, self._run.client
+        known = {c.id for c in bundle if on_server(c.part.ledger.get(c.key))}
+        unknown = sorted(c.id for c in bundle if c.id not in known)
+        known |= await ask(lambda: present(client, unknown)) if unknown else set()
+        before = {one: await ask(partial(study_on_server, client, one)) for one in sorted(known)}
+        sendable = []
+        for candidate in bundle:
+            there = before.get(candidate.id)
+            lost = loss(there, candidate.resource) if there else None
+            if there and lost:
+                version = str(there.get("meta", {}).get("versionId", ""))
+                candidate.part.hold(candidate, "upload-shrinks", str(lost), version)
+            else:
+                sendable.append(candidate)
+        return sendable
+
+    # -- the end of a unit
+
+    def _finish_if_done(self, part: Part) -> None:
+        if part.pending or not part.planned:
+            return
+        part.planned = False
+        self._close(part)
+        self._parts.pop(part.name, None)
+        self._tell()
+
+    def _close(self, part: Part) -> None:
+        """Save the ledger of a unit. With the mark that nothing is to do, if nothing is, nor to be said again."""
+        self._settle(part)
+        rows = part.ledger.rows
+        whole = part.made == set(rows) and all(row["state"] == "stored" for row in rows.values())
+        part.ledger.save(self._mark(part.name) if whole and not part.waiting and not part.contradicted else "")
+        if self._run.options.prune and any(row["state"] == "gone" for row in rows.values()):
+            self._left.append(part)
+        else:
+            self._report(part)
+
+    def _settle(self, part: Part) -> None:
+        """Mark what the ledger has and the unit no longer makes."""
+        for key, row in list(part.ledger.rows.items()):
+            if key in part.made:
+                continue
+            fate = (
+                self._fate_of_study(row, part.name)
+                if key[0] == "ImagingStudy"
+                else self._fate_of_patient(row, part.name)
+            )
+            if fate == "elsewhere":
+                part.ledger.drop(key)
+            elif fate == "held":
+                text = "held-on-server: the study is held now; the server has its old state"
+                part.ledger.note(row | {"state": "held", "error": text})
+            elif fate == "gone":
+                mark_gone(part.ledger, key)
+
+    def _fate_of_study(self, row: Row, unit: str) -> str:
+        """gone, held, or elsewhere: another unit builds it now."""
+        rows = self._built.studies.get(row["key"], ())
+        if any(one["state"] == "held" for one in rows):
+            return "held" if on_server(row) else "gone"
+        return "elsewhere" if any(one["owner"] != unit for one in rows) else "gone"
+
+    def _fate_of_patient(self, row: Row, unit: str) -> str:
+        """gone, here (claimed, though its resource could not be made), or elsewhere."""
+        if row["id"] not in self._shared.claimed and row["id"] not in self._built.homes:
+            return "gone"
+        here = self._built.homes.get(row["id"], [""])[0] == unit and not self._is_shared(row["id"])
+        return "here" if here else "elsewhere"
+
+    def _gone_units(self, folder: str) -> None:
+        """Units of the ledger that the dataset no longer has."""
+        known = {encode_name(unit) for unit in self._built.units}
+        for name in self._run.lake.names(folder, ".parquet"):
+            if name in known:
+                continue
+            content = self._run.lake.read_bytes(f"{folder}/{name}.parquet") or b""
+            unit = rows_at(content)[0]["unit"]
+            self._close(Part(unit, self._ledger(unit)))
+
+    # -- removal
+
+    async def _prune(self) -> None:
+        """Delete what is gone: studies before the Patients that they refer to."""
+        for kind in ("ImagingStudy", "Patient"):
+            for part in self._left:
+                rows = part.ledger.rows
+                held = any(row["state"] == "held" and row["type"] == "ImagingStudy" for row in rows.values())
+                for key, row in sorted(rows.items()):
+                    # a study that is held now still refers to its old Patient
+                    if row["state"] != "gone" or key[0] != kind or (held and kind == "Patient"):
+                        continue
+                    if await deleted(self._run.sender, part.ledger, key):
+                        self._removed.append("/".join(key))
+                        self._counts[kind, word("deleted", self._run.options)] += 1
+        for part in self._left:
+            part.ledger.save()
+            self._report(part)
+
+    # -- what is said of it
+
+    def _tell(self) -> None:
+        self._done += 1
+        self._run.progress(f"upload {self._built.dataset}", self._done, len(self._built.committed))
+
+    def _report(self, part: Part) -> None:
+        for key in part.ledger.rows.keys() | part.waiting:
+            self._counts[key[0], state_of(part, key, self._run.options)] += 1
+        self._findings += findings_of(part.ledger.rows.values(), self._built.dataset)
+
+    def _shared_findings(self) -> list[Finding]:
+        name, shared = self._built.dataset, self._shared
+        found: list[Finding] = []
+        for key in shared.keys(name):
+            row = shared.row(key)
+            # of a Patient that is held, its studies tell
+            if row is not None and row["state"] != "held":
+                unit, subject = self._place_of(key[1])
+                found += findings_of([row | {"unit": unit, "subject": subject}], name)
+        for patient, contradictions in shared.contradictions.items():
+            ours = tuple(one for one in contradictions if name in one.by)
+            unit, subject = self._place_of(patient)
+            found += contradicting(name, patient, ours, unit=unit, subject=subject)
+        return found
+
+    def _place_of(self, patient: str) -> tuple[str | None, str | None]:
+        """Unit and subject of a Patient where they are one."""
+        places = {
+            (r["unit"], r["subject"])
+            for r in self._shared.claims.get(patient, ())
+            if r["dataset"] == self._built.dataset
+        }
+        return next(iter(places)) if len(places) == 1 else (None, None)
+
+    def _all_findings(self) -> Any:
+        return findings_table([*self._findings, *self._shared_findings()])
+
+    def _write_findings(self) -> None:
+        if not self._run.options.dry_run:
+            table = self._all_findings()
+            self._run.lake.write(DATASET_FINDINGS, table, stage="upload", dataset=self._built.dataset)
+
+    def summary(self) -> Uploaded:
+        """What was done, once everything is."""
+        name, shared, run = self._built.dataset, self._shared, self._run
+        removed = [key for dataset, key in shared.removed if dataset == name]
+        if removed:
+            with run.lake.lock(name, f"upload of {name}"):
+                self._write_findings()
+        counts = self._counts + Counter((key[0], shared.state(key)) for key in shared.keys(name))
+        counts += Counter((key[0], word("deleted", self._run.options)) for key in removed)
+        by_type: dict[str, dict[str, int]] = defaultdict(dict)
+        for (kind, state), number in sorted(counts.items()):
+            by_type[kind][state] = number
+        return Uploaded(
+            name,
+            run.server,
+            dict(by_type),
+            self._all_findings().num_rows,
+            tuple(sorted([*self._removed, *("/".join(key) for key in removed)])),
+            run.sender.unreachable,
+            run.sender.stopped,
+            run.options.dry_run,
+        )
+
+
+def _referred(reference: Mapping[str, Any]) -> str:
+    """The id that a reference such as Patient/ID names."""
+    return str(reference["reference"]).rpartition("/")[2]
+
+
+def _refers(study: Resource, patient: str) -> tuple[Key, ...]:
+    endpoints = [("Endpoint", _referred(endpoint)) for endpoint in study.get("endpoint", [])]
+    return ("Patient", patient), *endpoints
+
+
+def _study_uid(study: Resource) -> str:
+    values = [i["value"] for i in study.get("identifier", []) if i.get("system") == "urn:dicom:uid"]
+    return str(values[0]).removeprefix("urn:oid:") if values else str(study["id"])

@@ -1,0 +1,87 @@
+"""The ledger: what is known of each of our resources on one server.
+
+A row's `version` says that the server has the resource (empty where it names no version); `hash` is that of what was
+sent last. `state`:
+
+- stored: the server has it as sent;
+- rejected, gave-up: the last try failed; it is sent again;
+- held: not sent, until somebody decides; `error` begins with the code of the finding;
+- gone: the server has it, and the lake no longer makes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from dicom_etl.server.transactions import Key
+
+Row = dict[str, Any]
+Write = Callable[[list[Row], str], None]
+
+_WRITING_SHARE = 10  # between two writes passes this many times what a write takes
+
+
+class Ledger:
+    """The rows of one ledger by (type, id); `write` saves them, with the mark that says that nothing is to do."""
+
+    def __init__(
+        self, rows: Iterable[Row], write: Write, mark: str = "", *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.rows: dict[Key, Row] = {(row["type"], row["id"]): row for row in rows}
+        self._write, self._mark, self._clock = write, mark, clock
+        self._changed = False
+        self._next_write = float("-inf")
+
+    def get(self, key: Key) -> Row | None:
+        """The row of a resource, or None."""
+        return self.rows.get(key)
+
+    def note(self, row: Row) -> None:
+        """Take a row; one that says nothing new leaves the old with its time."""
+        key = row["type"], row["id"]
+        before = self.rows.get(key)
+        if before is None or _timeless(before) != _timeless(row):
+            self.rows[key] = row
+            self._changed = True
+
+    def drop(self, key: Key) -> None:
+        """Forget a resource."""
+        self._changed |= self.rows.pop(key, None) is not None
+
+    def save(self, mark: str = "") -> None:
+        """Write, if anything changed."""
+        if self._changed or mark != self._mark:
+            self._write(list(self.rows.values()), mark)
+            self._changed, self._mark = False, mark
+
+    def save_soon(self) -> None:
+        """Write, unless that was done just now: a large ledger is not written after each small bundle.
+
+        What a kill takes with it is sent again, and changes nothing on the server.
+        """
+        began = self._clock()
+        if self._changed and began >= self._next_write:
+            self.save()
+            ended = self._clock()
+            self._next_write = ended + _WRITING_SHARE * (ended - began)
+
+
+def on_server(row: Row | None) -> bool:
+    """Whether the server has the resource, as far as we know."""
+    return row is not None and row["version"] is not None
+
+
+def up_to_date(row: Row | None, digest: str) -> bool:
+    """Whether the server has the resource as it would be sent."""
+    return row is not None and on_server(row) and row["hash"] == digest and row["state"] in ("stored", "held", "gone")
+
+
+def failed(row: Row | None) -> bool:
+    """Whether the last try failed."""
+    return row is not None and row["state"] in ("rejected", "gave-up")
+
+
+def _timeless(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name != "time"}

@@ -1,0 +1,167 @@
+"""What datasets share on a server: Endpoints, and Patients whose identifiers mean the same everywhere."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import orjson
+
+from dicom_etl.identity.names import encode_name
+from dicom_etl.lake.schemas import SHARED_OUTCOMES
+from dicom_etl.server.built import SHARED_RULES, Built, by_column
+from dicom_etl.server.errors import FhirError
+from dicom_etl.server.ledger import Ledger, Row, on_server
+from dicom_etl.server.linking import Identifier, link_of, patients_with
+from dicom_etl.server.merging import Contradiction, Contribution, merged
+from dicom_etl.server.parts import Candidate, Flow, Part, candidate_of, deleted, gave_up, mark_gone, state_of
+from dicom_etl.server.run import Run
+from dicom_etl.server.transactions import Key
+
+_LINK_CODES = {"contradicts": "patient-on-server", "ambiguous": "patient-ambiguous"}
+
+
+class Shared:
+    """Endpoints, and Patients of rules crosswalk and authority: one ledger, one writer."""
+
+    def __init__(self, run: Run, ours: Sequence[Built], others: Sequence[Built]) -> None:
+        self._run, self._ours, self._all = run, ours, sorted([*ours, *others], key=lambda b: b.dataset)
+        self._names = {built.dataset for built in ours}
+        decided = [row for built in self._all for row in built.decided]
+        self.claimed = {row["patient"] for row in decided}
+        self.claims = by_column([row for row in decided if row["rule"] in SHARED_RULES], "patient")
+        self.endpoints: dict[str, str] = {}  # id -> dataset
+        self.contradictions: dict[str, tuple[Contradiction, ...]] = {}
+        self.removed: list[tuple[str, Key]] = []  # dataset, resource
+        self._part = Part("shared", Ledger((), lambda *_: None), shared=True)
+
+    def row(self, key: Key) -> Row | None:
+        """The ledger's row of a shared resource."""
+        return self._part.ledger.get(key)
+
+    async def bring(self) -> None:
+        """Bring what the datasets of this run share onto the server."""
+        run = self._run
+        with run.lake.lock(f"shared of {run.server}", f"upload to {run.server}"):
+            run.lake.sweep(f"outcomes/{encode_name(run.server)}")
+            self._part.ledger = run.ledger(SHARED_OUTCOMES)
+            flow = Flow(run, self._job)
+            for candidate in (*self._endpoints(), *self._patients()):
+                if self._part.wants(candidate, run.options):
+                    await flow.add(candidate)
+            await flow.end()
+            self._mark_gone()
+            self._part.ledger.save()
+
+    def _endpoints(self) -> Iterator[Candidate]:
+        for built in self._ours:
+            for unit in built.units:
+                for endpoint in built.resources("Endpoint", unit):
+                    if endpoint["id"] not in self.endpoints:
+                        self.endpoints[endpoint["id"]] = built.dataset
+                        key = endpoint.get("address") or endpoint["id"]
+                        yield candidate_of(endpoint, self._part, dataset=built.dataset, key=key)
+
+    def _patients(self) -> Iterator[Candidate]:
+        wanted = {p for p, rows in self.claims.items() if any(r["dataset"] in self._names for r in rows)}
+        for patient, said in sorted(self._contributions(wanted).items()):
+            row, claims = self.row(("Patient", patient)), self.claims[patient]
+            before = orjson.loads(row["content"]) if row and row["content"] else None
+            whole = merged(said, before)
+            if whole.contradictions:
+                self.contradictions[patient] = whole.contradictions
+            key = f"{claims[0]['system']}|{claims[0]['value']}"
+            dataset = min(claim["dataset"] for claim in claims)
+            yield candidate_of(whole.patient, self._part, dataset=dataset, key=key)
+
+    def _contributions(self, wanted: set[str]) -> dict[str, list[Contribution]]:
+        said: dict[str, list[Contribution]] = defaultdict(list)
+        for built in self._all:
+            for unit in built.units:  # also one that is being built: what it said last still counts
+                if not wanted.isdisjoint(built.patients.get(unit, ())):
+                    for patient in built.resources("Patient", unit):
+                        if patient["id"] in wanted:
+                            said[patient["id"]].append(Contribution(built.dataset, patient))
+        return said
+
+    async def _job(self, bundle: list[Candidate]) -> None:
+        try:
+            sendable = await self._linked(bundle)
+        except FhirError as error:
+            gave_up(bundle, error)
+        else:
+            await self._run.sender.send(sendable, self._part.record)
+        self._part.ledger.save_soon()
+
+    async def _linked(self, bundle: list[Candidate]) -> list[Candidate]:
+        """Link the Patients that the server has under another id; returns what is to be sent."""
+        asked = {c.key: self._identifier(c) for c in bundle if c.type == "Patient" and self._may_be_foreign(c)}
+        identifiers = sorted(set(asked.values()))
+        search = self._run.sender.ask
+        found = await search(lambda: patients_with(self._run.client, identifiers)) if asked else {}
+        sendable = []
+        for candidate in bundle:
+            if candidate.key not in asked:
+                sendable.append(candidate)
+                continue
+            link = link_of(candidate.resource, found[asked[candidate.key]])
+            if link.state == "linked":
+                self._part.link(candidate, link)
+            elif link.state in _LINK_CODES:
+                self._part.hold(candidate, _LINK_CODES[link.state], link.detail)
+            else:
+                remark = f"patient-appeared: {link.detail}" if link.state == "appeared" else None
+                sendable.append(replace(candidate, remark=remark))
+        return sendable
+
+    def _identifier(self, candidate: Candidate) -> Identifier:
+        claim = self.claims[candidate.id][0]
+        return Identifier(claim["system"], claim["value"])
+
+    def _may_be_foreign(self, candidate: Candidate) -> bool:
+        row = self.row(candidate.key)
+        return row is None or not on_server(row) or row["id_on_server"] != row["id"]
+
+    def _mark_gone(self) -> None:
+        """Mark what no dataset makes any more. Of other datasets' Endpoints nothing is known here."""
+        ledger = self._part.ledger
+        for key, row in list(ledger.rows.items()):
+            kind, identity = key
+            made = identity in (self.endpoints if kind == "Endpoint" else self.claimed)
+            if made and identity in self.claimed and identity not in self.claims:
+                ledger.drop(key)  # a dataset has it for itself now
+            elif not made and row["dataset"] in self._names:
+                mark_gone(ledger, key)
+
+    async def prune(self) -> None:
+        """Delete what is gone; the studies that referred to it went before."""
+        run = self._run
+        with run.lake.lock(f"shared of {run.server}", f"upload to {run.server}"):
+            for key, row in sorted(self._part.ledger.rows.items(), reverse=True):
+                if row["state"] == "gone" and row["dataset"] in self._names:
+                    await self._delete(key, row["dataset"])
+            self._part.ledger.save()
+
+    async def _delete(self, key: Key, dataset: str) -> None:
+        if any(built.dataset == dataset and _has_held(built) for built in self._ours):
+            return
+        if await deleted(self._run.sender, self._part.ledger, key):
+            self.removed.append((dataset, key))
+
+    def keys(self, dataset: str) -> Iterator[Key]:
+        """The shared resources of a dataset, and those that were its and are gone."""
+        for key, row in self._part.ledger.rows.items():
+            claims = self.claims.get(key[1], ())
+            made = self.endpoints.get(key[1]) == dataset or any(c["dataset"] == dataset for c in claims)
+            if made or (row["state"] == "gone" and row["dataset"] == dataset):
+                yield key
+
+    def state(self, key: Key) -> str:
+        """The state of a shared resource, as the summary names it."""
+        return state_of(self._part, key, self._run.options)
+
+
+def _has_held(built: Built) -> bool:
+    """Whether studies that are held now may still need their old Patients."""
+    return any(row["state"] == "held" for row in built.persons)

@@ -1,0 +1,80 @@
+"""What an update would take away from a study that the server has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dicom_etl.server.client import Client
+from dicom_etl.server.errors import ServerError
+
+_AT_ONCE = 50  # ids in one search: its URL stays below 2,000 characters
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How many series and instances of the server's study ours lacks."""
+
+    series: int
+    of_series: int
+    instances: int
+    of_instances: int
+
+    def __bool__(self) -> bool:
+        return bool(self.series or self.instances)
+
+    def __str__(self) -> str:
+        return (
+            f"the update would take {self.series} of {self.of_series} series and "
+            f"{self.instances} of {self.of_instances} instances away"
+        )
+
+
+def loss(before: Mapping[str, Any], after: Mapping[str, Any]) -> Loss:
+    """What `after` lacks of `before`, by UID. An instance that went to another series of the study is not lost."""
+    series_before, instances_before = _uids(before)
+    series_after, instances_after = _uids(after)
+    return Loss(
+        len(series_before - series_after),
+        len(series_before),
+        len(instances_before - instances_after),
+        len(instances_before),
+    )
+
+
+def _uids(study: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    series = study.get("series", [])
+    return (
+        {one.get("uid", "") for one in series},
+        {instance.get("uid", "") for one in series for instance in one.get("instance", [])},
+    )
+
+
+async def present(client: Client, ids: Sequence[str]) -> set[str]:
+    """Which of these ImagingStudies the server has.
+
+    Raises:
+        FhirError: the search failed.
+    """
+    found: set[str] = set()
+    for start in range(0, len(ids), _AT_ONCE):
+        some = ids[start : start + _AT_ONCE]
+        search = client.resources("ImagingStudy").search(_id=",".join(some)).elements("id").limit(len(some))
+        bundle = await search.fetch_raw()
+        found |= {entry["resource"]["id"] for entry in bundle.get("entry", [])}
+    return found & set(ids)
+
+
+async def study_on_server(client: Client, identity: str) -> Any | None:
+    """The server's ImagingStudy, or None where it has none (any more).
+
+    Raises:
+        FhirError: the request failed.
+    """
+    try:
+        return await client.execute(f"ImagingStudy/{identity}", method="get")
+    except ServerError as error:
+        if error.status in (404, 410):
+            return None
+        raise

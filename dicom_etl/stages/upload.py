@@ -1,0 +1,76 @@
+"""upload: resources of the lake -> the FHIR server -> `outcomes`, which is also the ledger.
+
+First, under one lock, what datasets share: Endpoints, and Patients whose identifiers mean the same everywhere, merged
+over the datasets. Then each dataset under its own lock: its own Patients, then its ImagingStudies. What the ledger
+says to be there is not sent again. Nothing shrinks or disappears on the server unless `prune` says that it is meant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from dicom_etl.lake.tables import Lake
+from dicom_etl.server.built import Built, NotBuiltError, others
+from dicom_etl.server.capability import first_contact
+from dicom_etl.server.client import Client
+from dicom_etl.server.dataset import DatasetUpload
+from dicom_etl.server.naming import server_name
+from dicom_etl.server.run import Options, Progress, Run, Uploaded
+from dicom_etl.server.shared import Shared
+from dicom_etl.server.transactions import DrySender, Sender
+from dicom_etl.settings import Settings
+
+__all__ = ["NotBuiltError", "Uploaded", "upload"]
+
+
+def upload(
+    datasets: Sequence[str],
+    lake: Lake,
+    settings: Settings,
+    *,
+    prune: bool = False,
+    failed_only: bool = False,
+    dry_run: bool = False,
+    progress: Progress = lambda *_: None,
+) -> list[Uploaded]:
+    """Bring the resources of some datasets onto the server of the settings; one summary per dataset.
+
+    Args:
+        datasets: their names; what they share is merged over all of them.
+        lake: holds the resources and the ledger.
+        settings: name the server.
+        prune: let studies shrink, and delete what the lake no longer makes.
+        failed_only: only what failed the last time.
+        dry_run: ask the server, change nothing there and in the lake.
+        progress: called with ("upload NAME", units done, units to do).
+
+    Raises:
+        NotBuiltError: a dataset has no resources yet.
+        UnreachableError: the server did not answer at all (later on, that is in the summary).
+        UnsuitableServerError: it cannot do what is needed; nothing was sent.
+    """
+    names = list(dict.fromkeys(datasets))
+    if not settings.fhir.url:
+        return [Uploaded(name, None) for name in names]
+    options = Options(prune, failed_only, dry_run)
+    return asyncio.run(_upload(names, lake, settings, options, progress))
+
+
+async def _upload(
+    names: Sequence[str], lake: Lake, settings: Settings, options: Options, progress: Progress
+) -> list[Uploaded]:
+    fhir, url = settings.fhir, settings.fhir.url or ""
+    built = [Built.of(lake, name) for name in names]
+    async with Client(url, token=fhir.token(), timeout=fhir.timeout_seconds, connections=fhir.in_flight + 2) as client:
+        await first_contact(client, fhir.version)
+        sender = (DrySender if options.dry_run else Sender)(client, fhir.retry_seconds)
+        run = Run(lake, fhir, options, progress, client, sender, server_name(url))
+        shared = Shared(run, built, others(run, names))
+        await shared.bring()
+        uploads = [DatasetUpload(run, one, shared) for one in built]
+        for one in uploads:
+            await one.bring()
+        if options.prune:
+            await shared.prune()
+        return [one.summary() for one in uploads]

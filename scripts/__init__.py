@@ -1,0 +1,1 @@
+"""What `make` runs, and the derivation of the committed tables."""

@@ -1,0 +1,94 @@
+"""make demo: write the examples, run the Dagster job over them, say what came out and where it lies.
+
+Uses what anybody's installation uses: the job of `definitions.py`, the settings file of the examples, no server.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import dagster as dg  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from definitions import build_defs  # noqa: E402
+from dicom_etl.console import table  # noqa: E402
+from dicom_etl.examples import write_examples  # noqa: E402
+from dicom_etl.inspect import status  # noqa: E402
+from dicom_etl.pipeline import Pipeline  # noqa: E402
+from dicom_etl.settings import load_settings  # noqa: E402
+from scripts.home import DEMO, dagster_home  # noqa: E402
+
+JOB = "load_dataset"
+QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
+
+
+def main() -> int:
+    """Run the demo; the exit code is that of the runs."""
+    console = Console(highlight=False)
+    tree = write_examples(DEMO)
+    console.print(f"examples: {', '.join(tree.datasets)} in {_short(tree.directory)}")
+    os.environ["DAGSTER_HOME"] = str(dagster_home())
+    os.environ["DICOM_ETL_SETTINGS"] = str(tree.settings_file)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    pipeline = Pipeline(load_settings(tree.settings_file))
+    with dg.DagsterInstance.get() as instance:
+        instance.add_dynamic_partitions("dataset", sorted(pipeline.datasets()))
+        results = [_run(console, instance, name) for name in sorted(pipeline.datasets())]
+    _show(console, pipeline)
+    return 0 if all(results) else 1
+
+
+def _run(console: Console, instance: dg.DagsterInstance, dataset: str) -> bool:
+    """One run of the job for one dataset, a line per asset as it is made."""
+    job = build_defs().resolve_job_def(JOB)
+    console.print(f"[bold]{dataset}[/bold]: running the job {JOB}")
+    result = job.execute_in_process(partition_key=dataset, instance=instance, run_config=QUIET, raise_on_error=False)
+    for event in result.get_asset_materialization_events():
+        made = event.materialization
+        facts = {key: value.value for key, value in made.metadata.items() if isinstance(value.value, int)}
+        numbers = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in facts.items() if "/" not in key)
+        console.print(f"  {made.asset_key.to_user_string():<17} {numbers}", soft_wrap=True)
+    if not result.success:
+        console.print(f"  [bold red]the run failed[/bold red]: see it with make dev, run {result.run_id}")
+    return result.success
+
+
+def _show(console: Console, pipeline: Pipeline) -> None:
+    rows = status(pipeline.lake)
+    columns = ("dataset", "subjects", "studies", "series", "instances", "errors", "warnings", "report")
+    table(
+        console,
+        "What came out",
+        columns,
+        [
+            (
+                r.dataset,
+                r.subjects,
+                r.studies,
+                r.series,
+                r.instances,
+                r.errors,
+                r.warnings,
+                _report(pipeline, r.dataset),
+            )
+            for r in rows
+        ],
+    )
+    console.print(f"tables and FHIR resources: {_short(Path(pipeline.settings.lake))}")
+    console.print("next: open a report in a browser, or [bold]make dev[/bold] for the Dagster UI with these runs")
+
+
+def _report(pipeline: Pipeline, dataset: str) -> str:
+    return _short(Path(pipeline.settings.lake) / "quality" / dataset / "report.html")
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Writes the tables in docs/ that follow from data: schemas, findings, the catalogue of tags, settings.
+
+Each stands between two markers; the rest of a page is written by hand. `--check` says whether the pages are up to
+date and changes nothing.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from dicom_etl.doctor import settings_help  # noqa: E402
+from dicom_etl.fhir.imaging_study import SERIES, STUDY  # noqa: E402
+from dicom_etl.findings import codes  # noqa: E402
+from dicom_etl.headers.catalogue import catalogue  # noqa: E402
+from dicom_etl.lake import schemas  # noqa: E402
+
+
+def rows(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    cells = [list(header), ["---"] * len(header), *([str(c).replace("|", "\\|") for c in line] for line in lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def schema_tables() -> str:
+    """The columns of each table of the lake; the header table's tags are in the catalogue."""
+    tables = {value.place: value for value in vars(schemas).values() if isinstance(value, schemas.Table)}
+    tables[schemas.headers().place] = schemas.headers()
+    parts = []
+    for place, table in sorted(tables.items()):
+        tags = {column.name for column in catalogue()} if table.name == "headers" else set()
+        columns = ", ".join(f"`{name}` {kind}" for name, kind in table.fields if name not in tags)
+        parts.append(
+            [f"`{place}`", columns + (", and the catalogue's columns" if tags else ""), ", ".join(table.order)]
+        )
+    return rows(("table", "columns", "rows sorted by"), parts)
+
+
+def finding_table() -> str:
+    """All codes."""
+    return rows(
+        ("code", "severity", "stage", "meaning", "what to do"),
+        [(f"`{c.code}`", c.severity, c.stage, c.meaning, c.action) for c in codes().values()],
+    )
+
+
+def catalogue_table() -> str:
+    """All columns of the header table that come from tags."""
+    return rows(
+        ("column", "tag", "VR", "type", "level", "why it is kept"),
+        [
+            (
+                f"`{c.name}`",
+                " > ".join(f"({t >> 16:04X},{t & 0xFFFF:04X})" for t in c.path),
+                c.vr,
+                c.kind,
+                c.level,
+                c.why,
+            )
+            for c in catalogue()
+        ],
+    )
+
+
+def mapping_table() -> str:
+    """The elements of ImagingStudy that come from tags, and from which."""
+    lines = [(f"ImagingStudy.{e.name}", ", ".join(e.columns)) for e in STUDY]
+    lines += [(f"ImagingStudy.series.{e.name}", ", ".join(e.columns)) for e in SERIES]
+    return rows(("element", "columns of the header table"), lines)
+
+
+def settings_table() -> str:
+    """All settings."""
+    return rows(("setting", "default", "meaning"), [(f"`{n}`", f"`{d}`" if d else "", m) for n, d, m in settings_help()])
+
+
+TABLES = {
+    "docs/architecture.md": {"schemas": schema_tables, "catalogue": catalogue_table},
+    "docs/mapping.md": {"mapping": mapping_table},
+    "docs/quality.md": {"findings": finding_table},
+    "docs/operations.md": {"settings": settings_table},
+}
+
+
+def filled(text: str, name: str, table: str) -> str:
+    """A page with the table between its markers."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"the marker <!-- {name} --> is missing")
+    return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
+
+
+def main(check: bool) -> int:
+    """Fill the pages, or say which are out of date."""
+    stale = []
+    for page, tables in TABLES.items():
+        path = ROOT / page
+        text = new = path.read_text(encoding="utf-8")
+        for name, make in tables.items():
+            new = filled(new, name, make())
+        if new != text:
+            stale.append(page)
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    print("\n".join(f"{'out of date' if check else 'written'}: {page}" for page in stale) or "up to date")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Tests mirror the package; `servers/` starts the real servers, `corpus.py` writes small DICOM files."""

@@ -1,0 +1,174 @@
+"""DICOM dates, times and offsets as FHIR dateTime (R4 2.24.0.6): a date, or an instant with seconds and a zone."""
+
+import datetime
+import re
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom_etl.fhir.datetimes import moment, offset_of
+
+DAY = datetime.date(2024, 1, 5)
+BERLIN = ZoneInfo("Europe/Berlin")
+# the regular expression of dateTime in R4, copied from hl7.org/fhir/R4/datatypes.html
+FHIR_DATE_TIME = re.compile(
+    r"([0-9]([0-9]([0-9][1-9]|[1-9]0)|[1-9]00)|[1-9]000)(-(0[1-9]|1[0-2])(-(0[1-9]|[1-2][0-9]|3[0-1])"
+    r"(T([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\.[0-9]+)?(Z|(\+|-)((0[0-9]|1[0-3]):[0-5][0-9]|14:00)))?)?)?"
+)
+
+
+def test_without_a_date_there_is_nothing() -> None:
+    assert moment(None, "101500", "+0100", BERLIN) == (None, None)
+
+
+@pytest.mark.parametrize("time", [None, ""])
+def test_a_date_alone_is_a_date(time: str | None) -> None:
+    assert moment(DAY, time, "+0100", BERLIN) == ("2024-01-05", None)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [
+        ("+0100", "2024-01-05T10:15:30+01:00"),
+        ("-0500", "2024-01-05T10:15:30-05:00"),
+        ("+0000", "2024-01-05T10:15:30+00:00"),
+        ("+0545", "2024-01-05T10:15:30+05:45"),
+        ("+1400", "2024-01-05T10:15:30+14:00"),
+        ("-1200", "2024-01-05T10:15:30-12:00"),
+    ],
+)
+def test_the_offset_of_the_header_is_the_zone(offset: str, value: str) -> None:
+    assert moment(DAY, "101530", offset, None) == (value, None)
+
+
+def test_the_offset_of_the_header_counts_before_the_zone_of_the_dataset() -> None:
+    assert moment(DAY, "101530", "-0500", BERLIN) == ("2024-01-05T10:15:30-05:00", None)
+
+
+@pytest.mark.parametrize(
+    ("day", "value"),
+    [(DAY, "2024-01-05T10:15:30+01:00"), (datetime.date(2024, 7, 5), "2024-07-05T10:15:30+02:00")],
+)
+def test_the_zone_of_the_dataset_is_that_of_the_day(day: datetime.date, value: str) -> None:
+    assert moment(day, "101530", None, BERLIN) == (value, None)
+
+
+def test_with_no_zone_the_date_stands_alone() -> None:
+    assert moment(DAY, "101530", None, None) == ("2024-01-05", "no-time-zone")
+
+
+@pytest.mark.parametrize("time", ["10", "1015", "10:15"])
+def test_a_time_without_seconds_gives_the_date_alone(time: str) -> None:
+    assert moment(DAY, time, "+0100", None) == ("2024-01-05", "time-partial")
+
+
+@pytest.mark.parametrize(
+    ("time", "written"),
+    [
+        ("101530.5", "10:15:30.5"),
+        ("101530.000", "10:15:30.000"),
+        ("101530.123456", "10:15:30.123456"),
+        ("10:15:30", "10:15:30"),
+        ("10:15:30.25", "10:15:30.25"),
+        ("000000", "00:00:00"),
+        ("235959.999999", "23:59:59.999999"),
+    ],
+)
+def test_a_fraction_is_kept_as_it_is_and_the_legacy_form_is_read(time: str, written: str) -> None:
+    assert moment(DAY, time, "+0100", None) == (f"2024-01-05T{written}+01:00", None)
+
+
+@pytest.mark.parametrize(
+    "time", ["240000", "106000", "235960", "101530.1234567", "101530.", "1", "101", "10153", "noon", "-101530", "１０１５３０"]
+)
+def test_what_is_no_time_of_day_gives_the_date_alone(time: str) -> None:
+    assert moment(DAY, time, "+0100", None) == ("2024-01-05", "value-left-out")
+
+
+@pytest.mark.parametrize(
+    "offset", ["+1401", "-1201", "+0160", "0100", "+01:00", "+1", "UTC", "-0000", "+010", "+01000", "٠١٠٠"]
+)
+def test_an_offset_that_is_none_is_left_out_and_said(offset: str) -> None:
+    assert offset_of(offset) is None
+    assert moment(DAY, "101530", offset, None) == ("2024-01-05", "value-left-out")
+    assert moment(DAY, "101530", offset, BERLIN) == ("2024-01-05T10:15:30+01:00", "value-left-out")
+
+
+def test_without_an_offset_there_is_none() -> None:
+    assert offset_of(None) is None
+
+
+def test_a_time_that_the_clocks_repeated_has_the_earlier_offset() -> None:
+    # 27 October 2024: 03:00 +02:00 became 02:00 +01:00
+    assert moment(datetime.date(2024, 10, 27), "023000", None, BERLIN) == (
+        "2024-10-27T02:30:00+02:00",
+        "time-ambiguous",
+    )
+
+
+def test_a_time_that_the_clocks_skipped_has_the_earlier_offset() -> None:
+    # 31 March 2024: 02:00 +01:00 became 03:00 +02:00
+    assert moment(datetime.date(2024, 3, 31), "023000", None, BERLIN) == (
+        "2024-03-31T02:30:00+01:00",
+        "time-ambiguous",
+    )
+
+
+def test_the_header_says_which_of_two_repeated_times_it_was() -> None:
+    assert moment(datetime.date(2024, 10, 27), "023000", "+0100", BERLIN) == ("2024-10-27T02:30:00+01:00", None)
+
+
+def test_an_offset_with_seconds_is_written_as_utc() -> None:
+    # Berlin before 1 April 1893: local mean time, +00:53:28
+    assert moment(datetime.date(1890, 1, 1), "120000", None, BERLIN) == ("1890-01-01T11:06:32+00:00", None)
+
+
+def test_the_first_day_of_the_calendar_has_no_utc_before_it() -> None:
+    assert moment(datetime.date(1, 1, 1), "000000", None, BERLIN) == ("0001-01-01", None)
+
+
+TIMES = st.one_of(
+    st.none(),
+    st.times().map(lambda time: time.strftime("%H%M%S.%f")),
+    st.times().map(lambda time: time.strftime("%H%M%S")),
+    st.times().map(lambda time: time.strftime("%H%M")),
+    st.from_regex(r"[0-9:. ]{0,16}", fullmatch=True),
+    st.text(max_size=10),
+)
+OFFSETS = st.one_of(st.none(), st.from_regex(r"[+-][01][0-9][0-6][0-9]", fullmatch=True), st.text(max_size=6))
+ZONES = st.one_of(
+    st.none(),
+    st.sampled_from(
+        ["UTC", "Europe/Berlin", "America/St_Johns", "Pacific/Apia", "Asia/Kathmandu", "Africa/Monrovia", "Europe/Dublin"]
+    ).map(ZoneInfo),
+)
+
+
+@given(st.dates(), TIMES, OFFSETS, ZONES)
+def test_every_value_is_a_date_time_of_fhir(
+    day: datetime.date, time: str | None, offset: str | None, zone: ZoneInfo | None
+) -> None:
+    value, _ = moment(day, time, offset, zone)
+    assert value is not None
+    assert FHIR_DATE_TIME.fullmatch(value)
+
+
+@given(st.datetimes(datetime.datetime(1, 1, 2), datetime.datetime(9999, 12, 30)), st.integers(-720, 840))
+def test_a_value_is_the_same_instant_by_the_offset_of_the_header(local: datetime.datetime, minutes: int) -> None:
+    sign, (hours, rest) = "-" if minutes < 0 else "+", divmod(abs(minutes), 60)
+    offset = f"{sign}{hours:02}{rest:02}"
+    value, code = moment(local.date(), local.strftime("%H%M%S.%f"), offset if minutes else "+0000", None)
+    zone = datetime.timezone(datetime.timedelta(minutes=minutes))
+    assert code is None
+    assert datetime.datetime.fromisoformat(value or "") == local.replace(tzinfo=zone)
+
+
+@given(st.datetimes(datetime.datetime(1800, 1, 1), datetime.datetime(2100, 1, 1)), ZONES.filter(bool))
+def test_a_value_is_the_same_instant_by_the_zone_of_the_dataset(local: datetime.datetime, zone: ZoneInfo) -> None:
+    value, code = moment(local.date(), local.strftime("%H%M%S.%f"), None, zone)
+    assert code in (None, "time-ambiguous")
+    # through UTC: aware times of one zone would be compared by their clocks alone
+    expected = local.replace(tzinfo=zone).astimezone(datetime.UTC)
+    assert datetime.datetime.fromisoformat(value or "").astimezone(datetime.UTC) == expected

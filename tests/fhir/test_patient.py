@@ -1,0 +1,208 @@
+"""Patient (R4): expected resources written from the standard and the mapping."""
+
+import datetime
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dicom_etl.fhir.checks import errors
+from dicom_etl.fhir.patient import patient
+from dicom_etl.fhir.rows import Group, Place
+from dicom_etl.identity.persons import Person
+from tests.fhir.rows_of import CONTEXT, group, place, told
+
+PERSON = Person(
+    "1.2.3", "sub-1", "sub-1", "https://site.example/breast/patient-id", "P-1", "patient-id", "ok", "sub-1"
+)
+MEDICAL_RECORD = {
+    "coding": [
+        {"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": "MR", "display": "Medical record number"}
+    ]
+}
+REPRESENTATION = "http://hl7.org/fhir/StructureDefinition/iso21090-EN-representation"
+
+
+def made(rows: Group, person: Person = PERSON, sheet: dict[str, str] | None = None, at: Place | None = None) -> Any:
+    resource = patient("p1", person, rows, replace(CONTEXT, subject_sheet=sheet), at or place())
+    assert errors(resource) == []
+    return resource
+
+
+def names(text: str | None) -> Any:
+    return made(group({"PatientName": text})).get("name")
+
+
+def test_a_patient_of_a_full_header() -> None:
+    rows = group(
+        {
+            "PatientName": "Beispiel^Grete Anna^Maria^Dr.^MSc",
+            "PatientSex": "F",
+            "PatientBirthDate": datetime.date(1966, 3, 12),
+            "IssuerOfPatientID": "HIS",
+        }
+    )
+    assert made(rows) == {
+        "resourceType": "Patient",
+        "id": "p1",
+        "identifier": [
+            {
+                "use": "usual",
+                "type": MEDICAL_RECORD,
+                "system": "https://site.example/breast/patient-id",
+                "value": "P-1",
+                "assigner": {"display": "HIS"},
+            }
+        ],
+        "active": True,
+        "name": [
+            {
+                "use": "usual",
+                "family": "Beispiel",
+                "given": ["Grete", "Anna", "Maria"],
+                "prefix": ["Dr."],
+                "suffix": ["MSc"],
+            }
+        ],
+        "gender": "female",
+        "birthDate": "1966-03-12",
+    }
+
+
+def test_a_patient_of_an_empty_header_has_an_identifier_and_nothing_invented() -> None:
+    here = place()
+    person = replace(PERSON, rule="subject", system="https://site.example/breast/subject", value="sub-1")
+    assert made(group({}), person, at=here) == {
+        "resourceType": "Patient",
+        "id": "p1",
+        "identifier": [{"use": "usual", "system": "https://site.example/breast/subject", "value": "sub-1"}],
+        "active": True,
+    }
+    assert told(here) == []
+
+
+def test_an_authority_is_a_system_and_its_free_text_is_left_out() -> None:
+    person = replace(PERSON, rule="authority", system="urn:oid:1.9")
+    assert made(group({"IssuerOfPatientID": "HIS"}), person)["identifier"] == [
+        {"use": "usual", "type": MEDICAL_RECORD, "system": "urn:oid:1.9", "value": "P-1"}
+    ]
+
+
+def test_a_person_of_the_crosswalk_has_no_medical_record_number() -> None:
+    person = replace(PERSON, rule="crosswalk", system="urn:x:persons", value="p7")
+    assert made(group({}), person)["identifier"] == [{"use": "usual", "system": "urn:x:persons", "value": "p7"}]
+
+
+def test_issuers_that_disagree_are_left_out() -> None:
+    rows = group({"IssuerOfPatientID": "HIS"}, {"IssuerOfPatientID": "RIS"})
+    assert "assigner" not in made(rows)["identifier"][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Doe^John", [{"use": "usual", "family": "Doe", "given": ["John"]}]),
+        ("Doe", [{"use": "usual", "family": "Doe"}]),
+        ("^John", [{"use": "usual", "given": ["John"]}]),
+        ("van der Berg^ Jan ", [{"use": "usual", "family": "van der Berg", "given": ["Jan"]}]),
+        ("Doe^John^^^", [{"use": "usual", "family": "Doe", "given": ["John"]}]),
+        ("Doe^J^^Prof. Dr.", [{"use": "usual", "family": "Doe", "given": ["J"], "prefix": ["Prof.", "Dr."]}]),
+        ("Doe^John\\Roe^Jane", [{"use": "usual", "family": "Doe", "given": ["John"]}]),
+    ],
+)
+def test_a_name_by_its_components(text: str, expected: list[dict[str, Any]]) -> None:
+    assert names(text) == expected
+
+
+def test_three_component_groups_are_three_representations() -> None:
+    # the example of PS3.5 H.3.2
+    assert names("ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう") == [
+        {"use": "usual", "family": "ﾔﾏﾀﾞ", "given": ["ﾀﾛｳ"]},
+        {
+            "use": "usual",
+            "family": "山田",
+            "given": ["太郎"],
+            "extension": [{"url": REPRESENTATION, "valueCode": "IDE"}],
+        },
+        {
+            "use": "usual",
+            "family": "やまだ",
+            "given": ["たろう"],
+            "extension": [{"url": REPRESENTATION, "valueCode": "SYL"}],
+        },
+    ]
+
+
+def test_an_empty_component_group_gives_no_name() -> None:
+    assert names("=山田^太郎") == [
+        {"use": "usual", "family": "山田", "given": ["太郎"], "extension": [{"url": REPRESENTATION, "valueCode": "IDE"}]}
+    ]
+
+
+@pytest.mark.parametrize("text", [None, "", "^^", "ANONYMOUS", "Test^Patient", "XXXX^XXXX", "==="])
+def test_a_name_of_nobody_is_left_out(text: str | None) -> None:
+    assert names(text) is None
+
+
+@pytest.mark.parametrize(("sex", "gender"), [("M", "male"), ("F", "female"), ("O", "other")])
+def test_the_sexes_of_dicom(sex: str, gender: str) -> None:
+    assert made(group({"PatientSex": sex}))["gender"] == gender
+
+
+@pytest.mark.parametrize("sex", ["U", "m", "male"])
+def test_another_sex_is_left_out_and_said(sex: str) -> None:
+    here = place()
+    assert "gender" not in made(group({"PatientSex": sex}), at=here)
+    assert told(here) == [("value-left-out", "00100040")]
+
+
+def test_the_sheet_says_the_sex_where_the_header_does_not() -> None:
+    here = place()
+    assert made(group({}), sheet={"sex": "Female"}, at=here)["gender"] == "female"
+    assert told(here) == [("sex-from-sheet", "00100040")]
+
+
+def test_the_header_counts_where_the_sheet_disagrees() -> None:
+    here = place()
+    assert made(group({"PatientSex": "M"}), sheet={"sex": "Female"}, at=here)["gender"] == "male"
+    assert told(here) == [("sex-disagrees", "00100040")]
+
+
+def test_a_sheet_that_agrees_is_not_worth_a_finding() -> None:
+    here = place()
+    assert made(group({"PatientSex": "F"}), sheet={"sex": "female"}, at=here)["gender"] == "female"
+    assert told(here) == []
+
+
+def test_the_sheet_does_not_decide_where_headers_disagree() -> None:
+    here = place()
+    assert "gender" not in made(group({"PatientSex": "F"}, {"PatientSex": "M"}), sheet={"sex": "Female"}, at=here)
+    assert told(here) == [("values-disagree", "00100040")]
+
+
+@pytest.mark.parametrize(
+    ("column", "one", "other", "element", "tag"),
+    [
+        ("PatientName", "Doe^John", "Doe^Jane", "name", "00100010"),
+        ("PatientSex", "F", "M", "gender", "00100040"),
+        ("PatientBirthDate", datetime.date(1966, 3, 12), datetime.date(1966, 3, 13), "birthDate", "00100030"),
+    ],
+)
+def test_values_that_disagree_are_left_out_and_said(column: str, one: Any, other: Any, element: str, tag: str) -> None:
+    here = place()
+    assert element not in made(group({column: one}, {column: other}), at=here)
+    assert told(here) == [("values-disagree", tag)]
+
+
+def test_a_value_that_some_rows_lack_is_that_of_the_others() -> None:
+    here = place()
+    assert made(group({"PatientSex": "F"}, {}), at=here)["gender"] == "female"
+    assert told(here) == []
+
+
+def test_no_finding_shows_an_identifying_value() -> None:
+    here = place()
+    rows = group({"PatientName": "Doe^John", "PatientBirthDate": datetime.date(1966, 3, 12)}, {"PatientName": "Roe"})
+    made(rows, at=here)
+    assert here.found
+    assert not any(secret in str(here.found) for secret in ("Doe", "Roe", "1966"))

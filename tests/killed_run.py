@@ -1,0 +1,43 @@
+"""Runs `dicom-etl` and kills itself (SIGKILL) at the n-th event: before or after a rename in the lake, or when a
+DICOM file is opened. Without n it writes the list of events. Usage: killed_run.py EVENTS_FILE N ARGUMENTS...
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from dicom_etl.cli import main
+from dicom_etl.sources.tree import TreeSource
+
+EVENTS = Path(sys.argv[1])
+WHEN = int(sys.argv[2])
+seen: list[str] = []
+
+
+def happened(event: str) -> None:
+    if len(seen) == WHEN:
+        os.kill(os.getpid(), signal.SIGKILL)
+    seen.append(event)
+
+
+def rename(self: Path, target: Path, real=Path.replace) -> Path:
+    place = "/".join(target.parts[-3:])
+    happened(f"before {place}")
+    moved = real(self, target)
+    happened(f"after {place}")
+    return moved
+
+
+def opened(self: TreeSource, path: str, real=TreeSource.open):
+    happened(f"open {path}")
+    return real(self, path)
+
+
+Path.replace = rename  # type: ignore[method-assign]
+TreeSource.open = opened  # type: ignore[method-assign]
+sys.argv = ["dicom-etl", *sys.argv[3:]]
+try:
+    main()
+finally:
+    EVENTS.write_text("\n".join(seen))

@@ -1,0 +1,133 @@
+"""One writer of a dataset, over processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dicom_etl.lake.locks import LockHeldError, hold, lock_folder
+from dicom_etl.lake.tables import Lake
+
+ROOT = Path(__file__).parents[2]
+_HOLDER = """
+import sys
+from pathlib import Path
+from dicom_etl.lake.locks import hold
+with hold(Path(sys.argv[1]), "ds", "extract of ds", wait=0):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock `ds` until its input ends or it is killed."""
+    command = [sys.executable, "-c", _HOLDER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_second_holder_is_told_who_holds_it(tmp_path: Path) -> None:
+    with holder(tmp_path) as other, pytest.raises(LockHeldError) as refused, hold(tmp_path, "ds", "build", wait=0):
+        pass
+    assert str(refused.value) == (
+        f"ds is being written by process {other.pid} on {socket.gethostname()} (extract of ds); "
+        "try again when that has ended"
+    )
+
+
+def test_a_second_holder_waits_and_says_so_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    with holder(tmp_path) as other:
+
+        def tell(sentence: str) -> None:
+            told.append(sentence)
+            assert other.stdin is not None
+            other.stdin.close()  # the other one ends
+
+        with hold(tmp_path, "ds", "build of ds", wait=30, tell=tell):
+            assert other.wait(10) == 0
+    assert told == [
+        f"ds is being written by process {other.pid} on {socket.gethostname()} (extract of ds); waiting up to 30 s"
+    ]
+
+
+def test_a_killed_holder_gives_it_back(tmp_path: Path) -> None:
+    entered = False
+    with holder(tmp_path) as other:
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait(10)
+        with hold(tmp_path, "ds", "build of ds", wait=0):
+            entered = True
+    assert entered
+
+
+def test_a_holder_in_this_process_keeps_out_a_second_one(tmp_path: Path) -> None:
+    with (
+        hold(tmp_path, "ds", "crawl of ds", wait=0),
+        pytest.raises(LockHeldError, match=rf"process {os.getpid()} .*crawl of ds"),
+        hold(tmp_path, "ds", "build", wait=0),
+    ):
+        pass
+
+
+def test_another_dataset_is_not_kept_waiting(tmp_path: Path) -> None:
+    entered = False
+    with holder(tmp_path), hold(tmp_path, "other", "build", wait=0):
+        entered = True
+    assert entered
+
+
+def test_a_lock_is_given_back_when_its_body_raises(tmp_path: Path) -> None:
+    entered = False
+    with pytest.raises(RuntimeError, match="broken"), hold(tmp_path, "ds", "build", wait=0):
+        raise RuntimeError("broken")
+    with hold(tmp_path, "ds", "build", wait=0):
+        entered = True
+    assert entered
+
+
+def test_nobody_is_named_as_holder_when_nobody_holds_it(tmp_path: Path) -> None:
+    with hold(tmp_path, "ds", "build", wait=0):
+        assert (tmp_path / "ds.json").exists()
+    assert not (tmp_path / "ds.json").exists()
+
+
+def test_without_a_readable_note_the_holder_is_another_process(tmp_path: Path) -> None:
+    with holder(tmp_path):
+        (tmp_path / "ds.json").write_bytes(b'{"pid": 1')
+        with pytest.raises(LockHeldError, match="ds is being written by another process"), hold(
+            tmp_path, "ds", "build", wait=0
+        ):
+            pass
+
+
+def test_the_locks_of_a_lake_lie_in_it(tmp_path: Path) -> None:
+    assert lock_folder(str(tmp_path), local=True) == tmp_path / "locks"
+
+
+def test_the_locks_of_an_object_store_lie_in_a_temporary_folder_of_its_own() -> None:
+    one, other = (lock_folder(f"s3://bucket/{name}", local=False) for name in ("a", "b"))
+    assert one != other
+    assert one.name.startswith("dicom-etl-locks-")
+
+
+def test_a_lake_locks_a_dataset_of_any_name(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"), lock_wait=0).open()
+    with lake.lock("a/b c", "crawl of it"):
+        assert sorted(path.name for path in (tmp_path / "lake" / "locks").iterdir()) == [
+            "a%2Fb%20c.json",
+            "a%2Fb%20c.lock",
+        ]

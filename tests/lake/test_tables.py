@@ -1,0 +1,344 @@
+"""The lake: written atomically, deterministically, in the described schema, for its owner alone."""
+
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dicom_etl.lake.schemas import FILES, INVENTORY, LAYOUTS, SHEETS, Table
+from dicom_etl.lake.tables import Lake, LakeError, SchemaError
+from tests.corpus import lake_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def cell(row: int, field: str = "sex", value: str | None = "Female") -> dict[str, Any]:
+    """A row of the sheets table."""
+    return {
+        "dataset": "ds",
+        "sheet": "subjects",
+        "path": "subjects.csv",
+        "row": row,
+        "subject": f"sub-{row}",
+        "sample": None,
+        "field": field,
+        "value": value,
+    }
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return lake_of(tmp_path)
+
+
+def file_of(lake: Lake, table: Table = SHEETS, **names: str) -> Path:
+    return Path(lake.root) / table.path(**(names or {"dataset": "ds"}))
+
+
+# -- the lake as a whole ----------------------------------------------------------------------------------------------
+
+
+def test_a_new_lake_says_its_schema_version(tmp_path: Path) -> None:
+    Lake(str(tmp_path / "a" / "lake")).open()
+    assert (tmp_path / "a" / "lake" / "lake.json").read_bytes() == b'{"schema":1}'
+
+
+def test_a_new_lake_is_open_to_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        Lake(str(tmp_path / "lake")).open()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "lake").stat().st_mode) == 0o700
+
+
+def test_every_folder_that_holds_a_file_is_open_to_its_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "lake").mkdir(mode=0o755)
+    lake = Lake(str(tmp_path / "lake")).open()
+    with lake.lock("ds", "a test"):
+        lake.write_rows(SHEETS, [cell(1)], dataset="ds")
+        lake.write_rows(LAYOUTS, [], dataset="ds", unit="sub-1")
+        folders = {path.parent for path in (tmp_path / "lake").rglob("*") if path.is_file()} - {tmp_path / "lake"}
+    modes = {folder.relative_to(tmp_path).as_posix(): stat.S_IMODE(folder.stat().st_mode) for folder in folders}
+    assert modes == {"lake/sheets": 0o700, "lake/layouts/ds": 0o700, "lake/locks": 0o700}
+
+
+def test_an_empty_folder_becomes_a_lake(tmp_path: Path) -> None:
+    assert Lake(str(tmp_path)).open().exists("lake.json")
+
+
+def test_a_lake_is_opened_again(lake: Lake) -> None:
+    lake.write_rows(SHEETS, [cell(1)], dataset="ds")
+    assert Lake(lake.root).open().read(SHEETS, dataset="ds").num_rows == 1
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.docx").write_text("mine")
+    with pytest.raises(LakeError, match="is not empty and is no lake: choose an empty or a new folder"):
+        Lake(str(tmp_path)).open()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+def test_a_file_in_the_place_of_the_lake_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lake").write_text("mine")
+    with pytest.raises(LakeError, match="is no lake"):
+        Lake(str(tmp_path / "lake")).open()
+    assert (tmp_path / "lake").read_text() == "mine"
+
+
+def test_a_lake_whose_making_was_killed_is_made(tmp_path: Path) -> None:
+    (tmp_path / "locks").mkdir()
+    (tmp_path / ".lake.json.4711.tmp").write_bytes(b'{"sch')
+    assert Lake(str(tmp_path)).open().read_bytes("lake.json") == b'{"schema":1}'
+
+
+def test_a_lake_that_another_run_makes_at_this_moment_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_meanwhile(lake: Lake) -> bool:
+        (tmp_path / "lake.json").write_bytes(b'{"schema":1}')
+        return True
+
+    monkeypatch.setattr(Lake, "_holds_something", made_meanwhile)
+    assert Lake(str(tmp_path)).open().exists("lake.json")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1"])
+def test_a_lake_of_another_schema_version_is_refused_with_what_to_do(tmp_path: Path, version: object) -> None:
+    (tmp_path / "lake.json").write_bytes(orjson.dumps({"schema": version}))
+    with pytest.raises(LakeError) as refused:
+        Lake(str(tmp_path)).open()
+    assert str(refused.value) == (
+        f"the lake {tmp_path} has schema version {version}, and this dicom-etl writes 1: use the dicom-etl that made "
+        "it, or choose a new lake and run everything again"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null"])
+def test_a_damaged_marker_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "lake.json").write_bytes(content)
+    with pytest.raises(LakeError, match=r"lake\.json cannot be read: restore it, or choose another lake"):
+        Lake(str(tmp_path)).open()
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_come_back_as_they_were_written_in_the_order_of_the_table(lake: Lake) -> None:
+    rows = [cell(2), cell(1, "sex"), cell(1, "age", None)]
+    lake.write_rows(SHEETS, rows, dataset="ds")
+    assert lake.read(SHEETS, dataset="ds").to_pylist() == [cell(1, "age", None), cell(1, "sex"), cell(2)]
+
+
+def test_some_columns_are_read_alone(lake: Lake) -> None:
+    lake.write_rows(SHEETS, [cell(1)], dataset="ds")
+    assert lake.read(SHEETS, ["subject", "value"], dataset="ds").to_pylist() == [
+        {"subject": "sub-1", "value": "Female"}
+    ]
+
+
+def test_a_table_that_is_not_there_is_empty_with_its_columns(lake: Lake) -> None:
+    assert lake.read(SHEETS, dataset="none").equals(SHEETS.schema.empty_table())
+    assert lake.read(SHEETS, ["value"], dataset="none").column_names == ["value"]
+    assert lake.row_count(SHEETS, dataset="none") == 0
+
+
+def test_a_table_of_no_rows_is_written(lake: Lake) -> None:
+    lake.write_rows(SHEETS, [], fingerprint="f", dataset="ds")
+    assert lake.read(SHEETS, dataset="ds").equals(SHEETS.schema.empty_table())
+    assert lake.fingerprint(SHEETS, dataset="ds") == "f"
+
+
+def test_the_rows_are_counted_without_reading_them(lake: Lake) -> None:
+    lake.write_rows(SHEETS, [cell(1), cell(2)], dataset="ds")
+    assert lake.row_count(SHEETS, dataset="ds") == 2
+
+
+def test_the_fingerprint_lies_in_the_footer(lake: Lake) -> None:
+    lake.write_rows(SHEETS, [cell(1)], fingerprint="abc", dataset="ds")
+    assert pq.read_metadata(file_of(lake)).metadata[b"dicom_etl.fingerprint"] == b"abc"
+    assert lake.fingerprint(SHEETS, dataset="ds") == "abc"
+
+
+def test_without_a_table_there_is_no_fingerprint(lake: Lake) -> None:
+    assert lake.fingerprint(SHEETS, dataset="ds") is None
+
+
+def test_the_same_rows_in_another_order_give_the_same_bytes(lake: Lake, tmp_path: Path) -> None:
+    rows = [cell(number, field) for number in range(50) for field in ("age", "sex")]
+    lake.write_rows(SHEETS, rows, fingerprint="f", dataset="ds")
+    other = lake_of(tmp_path / "other")
+    other.write_rows(SHEETS, rows[::-1], fingerprint="f", dataset="ds")
+    assert file_of(lake).read_bytes() == file_of(other).read_bytes()
+
+
+def test_columns_in_another_order_and_in_chunks_give_the_same_bytes(lake: Lake, tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([cell(1), cell(2)], schema=SHEETS.schema)
+    lake.write(SHEETS, table, dataset="ds")
+    chunks = pa.concat_tables([table.slice(1), table.slice(0, 1)]).select(SHEETS.schema.names[::-1])
+    other = lake_of(tmp_path / "other")
+    other.write(SHEETS, chunks, dataset="ds")
+    assert file_of(lake).read_bytes() == file_of(other).read_bytes()
+
+
+def test_row_groups_are_of_100_000_rows(lake: Lake) -> None:
+    count = 100_001
+    columns = {"layout": range(count), "tag": ["00080060"] * count, "creator": [None] * count, "status": [2] * count}
+    lake.write(LAYOUTS, pa.table(columns, schema=LAYOUTS.schema), dataset="ds", unit="u")
+    metadata = pq.read_metadata(file_of(lake, LAYOUTS, dataset="ds", unit="u"))
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [100_000, 1]
+
+
+def test_other_programs_read_a_table_with_plain_types(lake: Lake) -> None:
+    lake.write_rows(SHEETS, [cell(1)], dataset="ds")
+    path = str(file_of(lake))
+    assert pd.read_parquet(path)["subject"].tolist() == ["sub-1"]
+    assert duckdb.sql(f"SELECT row, value, sample FROM read_parquet('{path}')").fetchall() == [(1, "Female", None)]
+
+
+# -- schema checked ---------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_column_is_refused(lake: Lake) -> None:
+    rows = pa.Table.from_pylist([cell(1)], schema=SHEETS.schema).drop_columns(["value"])
+    with pytest.raises(SchemaError, match="sheets: missing or unknown columns: value"):
+        lake.write(SHEETS, rows, dataset="ds")
+
+
+def test_an_unknown_column_is_refused(lake: Lake) -> None:
+    rows = pa.Table.from_pylist([cell(1)], schema=SHEETS.schema).append_column("colour", pa.array(["red"]))
+    with pytest.raises(SchemaError, match="sheets: missing or unknown columns: colour"):
+        lake.write(SHEETS, rows, dataset="ds")
+
+
+def test_a_column_of_another_type_is_refused(lake: Lake) -> None:
+    rows = pa.Table.from_pylist([cell(1)], schema=SHEETS.schema)
+    wrong = rows.set_column(3, "row", pa.array([1], pa.int64()))
+    with pytest.raises(SchemaError, match=r"sheets\.row is int64 and should be int32"):
+        lake.write(SHEETS, wrong, dataset="ds")
+
+
+def test_a_column_of_nulls_fits_any_type(lake: Lake) -> None:
+    rows = pa.Table.from_pylist([cell(1)], schema=SHEETS.schema)
+    lake.write(SHEETS, rows.set_column(7, "value", pa.nulls(1)), dataset="ds")
+    assert lake.read(SHEETS, dataset="ds").schema.field("value").type == pa.string()
+
+
+def test_a_table_that_was_refused_leaves_the_old_one(lake: Lake) -> None:
+    lake.write_rows(SHEETS, [cell(1)], fingerprint="old", dataset="ds")
+    with pytest.raises(SchemaError):
+        lake.write(SHEETS, pa.table({"value": ["x"]}), fingerprint="new", dataset="ds")
+    assert lake.fingerprint(SHEETS, dataset="ds") == "old"
+
+
+# -- atomic -----------------------------------------------------------------------------------------------------------
+
+
+class _DiskFullError(OSError):
+    pass
+
+
+def test_a_write_that_fails_leaves_the_old_table_and_nothing_else(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake.write_rows(SHEETS, [cell(1)], fingerprint="old", dataset="ds")
+
+    def full(*_args: object, **_more: object) -> None:
+        raise _DiskFullError
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(_DiskFullError):
+        lake.write_rows(SHEETS, [cell(2)], fingerprint="new", dataset="ds")
+    assert lake.read(SHEETS, dataset="ds").to_pylist() == [cell(1)]
+    assert [path.name for path in file_of(lake).parent.iterdir()] == ["ds.parquet"]
+
+
+_KILLED_WRITER = """
+import os, signal, sys
+import pyarrow.parquet as pq
+from dicom_etl.lake.schemas import SHEETS
+from dicom_etl.lake.tables import Lake
+lake = Lake(sys.argv[1])
+write = pq.ParquetWriter.write_table
+def half(self, *args, **more):
+    write(self, *args, **more)
+    os.kill(os.getpid(), signal.SIGKILL)
+pq.ParquetWriter.write_table = half
+lake.write_rows(SHEETS, [], fingerprint="new", dataset="ds")
+"""
+
+
+def killed_writer(lake: Lake) -> None:
+    done = subprocess.run([sys.executable, "-c", _KILLED_WRITER, lake.root], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_a_writer_killed_while_it_writes_leaves_the_old_table(lake: Lake) -> None:
+    lake.write_rows(SHEETS, [cell(1)], fingerprint="old", dataset="ds")
+    before = hashlib.sha256(file_of(lake).read_bytes()).hexdigest()
+    killed_writer(lake)
+    assert hashlib.sha256(file_of(lake).read_bytes()).hexdigest() == before
+    assert lake.names("sheets", ".parquet") == ["ds"]
+
+
+def test_what_a_killed_writer_left_is_swept(lake: Lake) -> None:
+    lake.write_rows(SHEETS, [cell(1)], dataset="ds")
+    killed_writer(lake)
+    assert len(list(file_of(lake).parent.iterdir())) == 2
+    lake.sweep("sheets")
+    assert [path.name for path in file_of(lake).parent.iterdir()] == ["ds.parquet"]
+
+
+def test_sweeping_a_folder_that_is_not_there_is_no_error(lake: Lake) -> None:
+    lake.sweep("headers/none")
+    assert not lake.exists("headers")
+
+
+# -- other files ------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_come_back(lake: Lake) -> None:
+    lake.write_bytes("fhir/Patient/ds/u.ndjson", b"{}\n")
+    assert lake.read_bytes("fhir/Patient/ds/u.ndjson") == b"{}\n"
+    assert lake.exists("fhir/Patient/ds/u.ndjson")
+
+
+def test_a_file_that_is_not_there_has_no_bytes(lake: Lake) -> None:
+    assert lake.read_bytes("fhir/Patient/ds/u.ndjson") is None
+    assert not lake.exists("fhir/Patient/ds/u.ndjson")
+
+
+def test_a_file_is_removed_once_and_again(lake: Lake) -> None:
+    lake.write_bytes("x/y", b"")
+    lake.remove("x/y")
+    lake.remove("x/y")
+    assert not lake.exists("x/y")
+
+
+def test_names_are_sorted_and_only_those_of_the_suffix(lake: Lake) -> None:
+    for name in ("b.parquet", "a.parquet", "c.ndjson", ".d.parquet.1.tmp"):
+        lake.write_bytes(f"files/ds/{name}", b"")
+    assert lake.names("files/ds", ".parquet") == ["a", "b"]
+    assert lake.names("files/none", ".parquet") == []
+
+
+def test_an_object_store_is_a_lake_too() -> None:
+    lake = Lake("memory://test-tables/lake").open()
+    lake.write_rows(FILES, [], fingerprint="f", dataset="ds", unit="sub-1")
+    lake.write_rows(INVENTORY, [], dataset="ds")
+    assert Lake("memory://test-tables/lake").open().fingerprint(FILES, dataset="ds", unit="sub-1") == "f"
+    assert lake.names("files/ds", ".parquet") == ["sub-1"]
+    assert lake.read(INVENTORY, dataset="ds").num_rows == 0
+    lake.remove(FILES.path(dataset="ds", unit="sub-1"))
+    assert lake.fingerprint(FILES, dataset="ds", unit="sub-1") is None

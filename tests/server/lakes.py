@@ -1,0 +1,199 @@
+"""Lakes as the build stage leaves them, written by hand: resources, identities, and the commit of each unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dicom_etl.findings import findings_table
+from dicom_etl.identity.ids import resource_id
+from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.schemas import FINDINGS, IDENTITIES, OUTCOMES, RESOURCES, SHARED_OUTCOMES, place
+from dicom_etl.lake.tables import Lake
+from dicom_etl.server.naming import server_name
+from dicom_etl.settings import FhirSettings, Settings
+
+Resource = dict[str, Any]
+AUTHORITY = "urn:oid:1.2.3.4"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as a test wants it: its UIDs are made from `number`, its person from `person` and `rule`."""
+
+    number: str
+    person: str
+    unit: str = "sub-1"
+    rule: str = "patient-id"
+    series: Mapping[str, int] = field(default_factory=lambda: {"1": 2})  # number of the series -> instances
+    state: str = "ok"
+    status: str = "available"
+    subject: str | None = None  # another reference than that of the person
+    patient: Mapping[str, Any] = field(default_factory=dict)  # what the header says of the Patient
+
+
+@dataclass(frozen=True)
+class Site:
+    """Makes lakes; all ids and UIDs are of this site, so that tests share a server."""
+
+    name: str  # unique per test
+
+    @property
+    def authority(self) -> str:
+        """The system of identifiers that datasets share."""
+        return f"{AUTHORITY}.{int.from_bytes(self.name.encode(), 'big')}"
+
+    def uid(self, *parts: str) -> str:
+        """A DICOM UID of this site."""
+        return f"2.25.{int(fingerprint(self.name, *parts), 16)}"
+
+    def identifier(self, dataset: str, study: Study) -> tuple[str, str]:
+        """System and value of the study's person."""
+        shared = study.rule in ("crosswalk", "authority")
+        return (self.authority if shared else f"https://{self.name}/{dataset}/patient-id"), study.person
+
+    def patient_id(self, dataset: str, study: Study) -> str:
+        """The id of the study's Patient."""
+        return resource_id(self.name, "Patient", *self.identifier(dataset, study))
+
+    def study_id(self, dataset: str, number: str) -> str:
+        """The id of an ImagingStudy."""
+        return resource_id(self.name, "ImagingStudy", dataset, self.uid(number))
+
+    def endpoint_id(self, dataset: str) -> str:
+        """The id of the dataset's Endpoint."""
+        return resource_id(self.name, "Endpoint", dataset)
+
+    def patient(self, dataset: str, study: Study) -> Resource:
+        """The Patient resource of a study."""
+        system, value = self.identifier(dataset, study)
+        return {
+            "resourceType": "Patient",
+            "id": self.patient_id(dataset, study),
+            "identifier": [{"system": system, "value": value}],
+            **study.patient,
+        }
+
+    def endpoint(self, dataset: str) -> Resource:
+        """The Endpoint of a dataset."""
+        return {
+            "resourceType": "Endpoint",
+            "id": self.endpoint_id(dataset),
+            "status": "active",
+            "connectionType": {
+                "system": "http://terminology.hl7.org/CodeSystem/endpoint-connection-type",
+                "code": "dicom-wado-rs",
+            },
+            "payloadType": [{"text": "DICOM"}],
+            "address": f"https://pacs.example/{self.name}/{dataset}",
+        }
+
+    def imaging_study(self, dataset: str, study: Study) -> Resource:
+        """The ImagingStudy resource."""
+        series = [self._series(study, number, count) for number, count in study.series.items()]
+        return {
+            "resourceType": "ImagingStudy",
+            "id": self.study_id(dataset, study.number),
+            "identifier": [{"system": "urn:dicom:uid", "value": f"urn:oid:{self.uid(study.number)}"}],
+            "status": study.status,
+            "subject": {"reference": study.subject or f"Patient/{self.patient_id(dataset, study)}"},
+            "endpoint": [{"reference": f"Endpoint/{self.endpoint_id(dataset)}"}],
+            "numberOfSeries": len(series),
+            "numberOfInstances": sum(study.series.values()),
+            "series": series,
+        }
+
+    def _series(self, study: Study, number: str, count: int) -> Resource:
+        return {
+            "uid": self.uid(study.number, number),
+            "modality": {"system": "http://dicom.nema.org/resources/ontology/DCM", "code": "MR"},
+            "numberOfInstances": count,
+            "instance": [
+                {
+                    "uid": self.uid(study.number, number, str(instance)),
+                    "sopClass": {
+                        "system": "urn:ietf:rfc:3986",
+                        "code": "urn:oid:1.2.840.10008.5.1.4.1.1.4",
+                    },
+                }
+                for instance in range(count)
+            ],
+        }
+
+    def build(self, lake: Lake, dataset: str, studies: Sequence[Study]) -> None:
+        """Write a dataset as the build stage does; units that are no longer named lose their resources."""
+        self._clear(lake, dataset)
+        rows = [self._identity(dataset, study) for study in studies]
+        lake.write_rows(IDENTITIES, rows, dataset=dataset)
+        for unit in sorted({study.unit for study in studies}):
+            mine = [study for study in studies if study.unit == unit and study.state == "ok"]
+            patients = {self.patient_id(dataset, study): self.patient(dataset, study) for study in mine}
+            resources: dict[str, list[Resource]] = {
+                "Patient": list(patients.values()),
+                "Endpoint": [self.endpoint(dataset)] if mine else [],
+                "ImagingStudy": [self.imaging_study(dataset, study) for study in mine],
+            }
+            for kind, content in resources.items():
+                lines = b"".join(orjson.dumps(resource) + b"\n" for resource in content)
+                lake.write_bytes(place(RESOURCES, type=kind, dataset=dataset, unit=unit), lines)
+            lake.write(
+                FINDINGS,
+                findings_table([]),
+                stage="build",
+                dataset=dataset,
+                unit=unit,
+                fingerprint=fingerprint(resources),
+            )
+
+    def _clear(self, lake: Lake, dataset: str) -> None:
+        folders = [f"fhir/{kind}/{dataset}" for kind in ("Patient", "Endpoint", "ImagingStudy")]
+        for folder in (*folders, f"findings/build/{dataset}"):
+            for name in lake.names(folder):
+                lake.remove(f"{folder}/{name}")
+
+    def _identity(self, dataset: str, study: Study) -> dict[str, Any]:
+        system, value = self.identifier(dataset, study)
+        return {
+            "dataset": dataset,
+            "unit": study.unit,
+            "subject": study.unit,
+            "study_uid": self.uid(study.number),
+            "system": system,
+            "value": value,
+            "rule": study.rule,
+            "state": study.state,
+            "reason": None,
+            "owner": study.unit,
+            "patient": self.patient_id(dataset, study),
+        }
+
+
+def new_lake(folder: Path) -> Lake:
+    """An empty lake."""
+    return Lake(str(folder), lock_wait=0).open()
+
+
+def settings_for(url: str | None, **fhir: Any) -> Settings:
+    """Settings with a server; retries are short."""
+    return Settings(fhir=FhirSettings(url=url, **({"retry_seconds": 20} | fhir)))
+
+
+def outcomes(lake: Lake, url: str, dataset: str, unit: str = "sub-1") -> dict[str, dict[str, Any]]:
+    """The ledger of a unit, by `Type/id`."""
+    table = lake.read(OUTCOMES, None, server=server_name(url), dataset=dataset, unit=unit)
+    return {f"{row['type']}/{row['id']}": row for row in table.to_pylist()}
+
+
+def shared_outcomes(lake: Lake, url: str) -> dict[str, dict[str, Any]]:
+    """The ledger of what datasets share, by `Type/id`."""
+    table = lake.read(SHARED_OUTCOMES, None, server=server_name(url))
+    return {f"{row['type']}/{row['id']}": row for row in table.to_pylist()}
+
+
+def changed(study: Study, **changes: Any) -> Study:
+    """The study with other values."""
+    return replace(study, **changes)

@@ -1,0 +1,119 @@
+"""A web server on the loopback that counts what it is asked, and answers itself or passes on to a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request: method, path with query below the base address, headers, body (as JSON text)."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer of our own. `cut` closes the connection, after the real server has answered."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
+
+
+Rule = Callable[[Asked], Reply | None]
+
+
+@dataclass
+class Proxy:
+    """What was asked so far, and the rule that answers before the real server does."""
+
+    url: str
+    asked: list[Asked] = field(default_factory=list)
+    rule: Rule = lambda _: None
+
+    def sent(self, *methods: str) -> list[str]:
+        """Method and path of the requests, but those for /metadata."""
+        return [
+            f"{one.method} {one.path}"
+            for one in self.asked
+            if not one.path.startswith("metadata") and (not methods or one.method in methods)
+        ]
+
+
+@contextmanager
+def proxy(target: str | None = None, rule: Rule = lambda _: None) -> Iterator[Proxy]:
+    """A server that applies `rule` and passes what it leaves alone to `target`."""
+    loop = asyncio.new_event_loop()
+    started: list[Proxy] = []
+    ready, stop = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with aiohttp.ClientSession() as session:
+            runner = web.AppRunner(_application(session, target, started))
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            started.append(Proxy(f"http://127.0.0.1:{runner.addresses[0][1]}/fhir", rule=rule))
+            ready.set()
+            await stop.wait()
+            await runner.cleanup()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield started[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(30)
+
+
+def _application(session: aiohttp.ClientSession, target: str | None, started: Sequence[Proxy]) -> web.Application:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        path = request.raw_path.removeprefix("/fhir").lstrip("/")
+        asked = Asked(request.method, path, dict(request.headers), body)
+        started[0].asked.append(asked)
+        reply = started[0].rule(asked)
+        if reply is None or reply.cut:
+            passed = await _pass_on(session, target, asked)
+            if reply is None:
+                return passed
+            assert request.transport is not None
+            request.transport.close()
+            return passed
+        return web.Response(status=reply.status, body=reply.body, headers=reply.headers)
+
+    application = web.Application(client_max_size=2**30)
+    application.router.add_route("*", "/{path:.*}", answer)
+    return application
+
+
+async def _pass_on(session: aiohttp.ClientSession, target: str | None, asked: Asked) -> web.Response:
+    assert target is not None, "the rule must answer everything when there is no server behind"
+    headers = {
+        name: value
+        for name, value in asked.headers.items()
+        if name in ("Accept", "Content-Type", "Authorization", "Cache-Control", "Prefer")
+    }
+    headers["Host"] = urlsplit(target).netloc
+    url = f"{target}/{asked.path}" if asked.path else target
+    async with session.request(
+        asked.method, URL(url, encoded=True), data=asked.body or None, headers=headers
+    ) as response:
+        content = await response.read()
+        kept = {n: response.headers[n] for n in ("Content-Type", "ETag", "Location") if n in response.headers}
+        return web.Response(status=response.status, body=content, headers=kept)

@@ -1,0 +1,58 @@
+"""The ledger: when it is written."""
+
+from typing import Any
+
+from dicom_etl.server.ledger import Ledger, failed, on_server, up_to_date
+
+
+def row(identity: str, **more: Any) -> dict[str, Any]:
+    plain = {"type": "Patient", "id": identity, "hash": "h", "version": "1", "state": "stored", "time": 1}
+    return plain | more
+
+
+def ledger(*rows: dict[str, Any], **more: Any) -> tuple[Ledger, list[tuple[list[str], str]]]:
+    written: list[tuple[list[str], str]] = []
+    return Ledger(rows, lambda rs, mark: written.append(([r["id"] for r in rs], mark)), **more), written
+
+
+def test_a_ledger_that_did_not_change_is_not_written():
+    kept, written = ledger(row("a"), mark="m")
+
+    kept.note(row("a", time=2))
+    kept.save("m")
+
+    assert written == []
+    assert kept.rows["Patient", "a"]["time"] == 1
+
+
+def test_changes_and_a_new_mark_are_written():
+    kept, written = ledger(row("a"))
+
+    kept.note(row("b"))
+    kept.save()
+    kept.save("done")
+    kept.drop(("Patient", "a"))
+    kept.save("done")
+
+    assert written == [(["a", "b"], ""), (["a", "b"], "done"), (["b"], "done")]
+
+
+def test_a_ledger_that_takes_long_to_write_is_written_less_often():
+    times = iter([0.0, 1.0, 5.0, 11.0, 12.0])  # began, ended, too soon, began, ended
+    kept, written = ledger(clock=lambda: next(times))
+
+    for identity in "abc":
+        kept.note(row(identity))
+        kept.save_soon()
+
+    assert written == [(["a"], ""), (["a", "b", "c"], "")]
+
+
+def test_what_a_row_says():
+    assert on_server(row("a", version="", state="gone"))
+    assert not on_server(row("a", version=None, state="rejected"))
+    assert up_to_date(row("a", state="held"), "h")
+    assert not up_to_date(row("a", state="rejected"), "h")
+    assert not up_to_date(row("a"), "other")
+    assert failed(row("a", state="gave-up"))
+    assert not failed(None)

@@ -1,0 +1,165 @@
+"""The FHIR test server itself: what other tests take for granted when they use it."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.servers import hapi_server
+from tests.servers.hapi_server import HapiServer, ServerUnavailableError, validate
+from tests.servers.plugin import HapiFactory
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def imaging_study(**changes: Any) -> dict[str, Any]:
+    study = {
+        "resourceType": "ImagingStudy",
+        "status": "available",
+        "identifier": [{"system": "urn:dicom:uid", "value": "urn:oid:2.25.1"}],
+        "subject": {"reference": "Patient/of-the-server-test"},
+        "numberOfSeries": 1,
+        "numberOfInstances": 1,
+        "series": [
+            {
+                "uid": "2.25.2",
+                "modality": {"system": "http://dicom.nema.org/resources/ontology/DCM", "code": "MR"},
+                "instance": [
+                    {
+                        "uid": "2.25.3",
+                        "sopClass": {
+                            "system": "urn:ietf:rfc:3986",
+                            "code": "urn:oid:1.2.840.10008.5.1.4.1.1.4",
+                        },
+                    }
+                ],
+            }
+        ],
+    }
+    return {name: value for name, value in {**study, **changes}.items() if value is not None}
+
+
+def get(url: str, **headers: str) -> dict[str, Any]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(urllib.request.Request(url, headers=headers), timeout=60) as response:
+        return dict(json.load(response))
+
+
+def connects(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_shared_server_speaks_r4(hapi: HapiServer) -> None:
+    capabilities = get(f"{hapi.base_url}/metadata")
+
+    assert capabilities["resourceType"] == "CapabilityStatement"
+    assert capabilities["fhirVersion"] == "4.0.1"
+
+
+def test_the_shared_server_listens_on_127_0_0_1_alone(hapi: HapiServer) -> None:
+    port = urlsplit(hapi.base_url).port
+    assert port is not None
+
+    assert connects("127.0.0.1", port)
+    # All of 127/8 is this machine: a server that listens on every address answers here, and ours must not.
+    assert not connects("127.0.0.2", port)
+    assert not connects("::1", port)
+
+
+def test_a_valid_imaging_study_has_no_errors(hapi: HapiServer) -> None:
+    assert validate(hapi.base_url, imaging_study()) == []
+
+
+def test_an_imaging_study_without_subject_has_an_error(hapi: HapiServer) -> None:
+    [error] = validate(hapi.base_url, imaging_study(subject=None))
+
+    assert error["severity"] == "error"
+    assert "ImagingStudy.subject" in error["diagnostics"]
+
+
+def test_what_the_server_cannot_parse_is_an_error_as_well(hapi: HapiServer) -> None:
+    [error] = validate(hapi.base_url, imaging_study(subjekt={}))
+
+    assert "subjekt" in error["diagnostics"]
+
+
+def test_a_private_server_keeps_its_flags_to_itself(hapi: HapiServer, hapi_factory: HapiFactory) -> None:
+    private = hapi_factory(auth_token="open sesame")
+
+    assert private.base_url != hapi.base_url
+    assert get(f"{private.base_url}/metadata")["fhirVersion"] == "4.0.1"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        get(f"{private.base_url}/Patient")
+    refused.value.close()
+    assert refused.value.code == 401
+    assert get(f"{private.base_url}/Patient", Authorization="Bearer open sesame")["resourceType"] == "Bundle"
+
+
+def test_one_server_serves_all_workers_of_a_run_and_ends_with_it(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["tests.servers.plugin"]\n')
+    (tmp_path / "test_workers.py").write_text(
+        "import os, pathlib, pytest\n"
+        "@pytest.mark.parametrize('number', range(2))\n"
+        "def test_worker(hapi, number):\n"
+        "    worker = os.environ['PYTEST_XDIST_WORKER']\n"
+        "    pathlib.Path(f'seen-by-{worker}').write_text(f'{hapi.pid} {hapi.base_url}')\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "2", "--dist", "each", "-p", "no:cacheprovider", "-q"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = {path.name: path.read_text() for path in tmp_path.glob("seen-by-*")}
+    assert sorted(seen) == ["seen-by-gw0", "seen-by-gw1"]
+    assert len(set(seen.values())) == 1
+    port = urlsplit(seen["seen-by-gw0"].split()[1]).port
+    assert port is not None
+    assert not connects("127.0.0.1", port)
+
+
+def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+
+    with pytest.raises(ServerUnavailableError, match=re.escape("needs java on the PATH")) as error:
+        hapi_server.build()
+    assert "`make setup-test` installs them" in str(error.value)
+
+
+def test_an_old_java_is_refused_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    java = tmp_path / "java"
+    java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.22\" 2024-01-16' >&2\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    with pytest.raises(ServerUnavailableError, match=re.escape('openjdk version "11.0.22"')):
+        hapi_server.build()
+
+
+def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    (tmp_path / "no-database").write_text("a file where the database's folder should be")
+
+    with pytest.raises(ServerUnavailableError) as error:
+        hapi_server.start(tmp_path / "server", db=tmp_path / "no-database" / "fhir")
+    assert "the end of its log" in str(error.value)
+    assert "no-database" in str(error.value)

@@ -1,0 +1,91 @@
+"""The path grammar: every entry's own example, and what a whole path says."""
+
+from __future__ import annotations
+
+import pytest
+
+from dicom_etl.sources.grammar import Place, entity, grammar, junk_class, locate, role_folders, sheet_kind
+
+
+@pytest.mark.parametrize("entry", grammar()["entities"], ids=lambda entry: entry["example"])
+def test_an_entity_of_the_grammar_is_what_its_example_says(entry: dict[str, str]) -> None:
+    assert entity(entry["example"]) == entry["entity"]
+
+
+@pytest.mark.parametrize("entry", grammar()["junk"], ids=lambda entry: entry["example"])
+def test_junk_of_the_grammar_is_what_its_example_says(entry: dict[str, str]) -> None:
+    assert junk_class(entry["example"]) == entry["class"]
+
+
+@pytest.mark.parametrize("entry", grammar()["roles"], ids=lambda entry: entry["folder"])
+def test_a_role_of_the_grammar_is_that_of_its_examples_first_folder(entry: dict[str, str]) -> None:
+    assert role_folders()[entry["example"].split("/")[0]] == entry["role"]
+
+
+@pytest.mark.parametrize("kind", grammar()["sheets"])
+@pytest.mark.parametrize("suffix", grammar()["sheet_suffixes"])
+def test_a_sheet_is_known_in_all_four_types_and_any_case(kind: str, suffix: str) -> None:
+    assert sheet_kind(f"{kind}{suffix}") == kind
+    assert sheet_kind(f"{kind}{suffix}".upper()) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sub-1", "subject"),
+        ("subj-01", "subject"),
+        ("pop-3", "pool"),
+        ("pool-a", "pool"),
+        ("samp-2", "sample"),
+        ("spec-2", "sample"),
+        ("sub-1_sam-2", "sample"),
+        ("Breast_MRI_001", None),
+        ("sub-", None),
+        ("sub1", None),
+        ("mysub-1", None),
+        ("Sub-1", None),
+    ],
+)
+def test_a_folder_name_denotes_an_entity_or_none(name: str, expected: str | None) -> None:
+    assert entity(name) == expected
+
+
+@pytest.mark.parametrize("name", ["1.dcm", "IM0001", "image.IMA", "1.2.840.113619", "readme-of-1.dcm", ".hidden.dcm"])
+def test_a_file_that_may_be_dicom_is_no_junk(name: str) -> None:
+    assert junk_class(name) is None
+
+
+@pytest.mark.parametrize("name", ["subjects.dcm", "subjects", "my_subjects.xlsx", "notes.csv"])
+def test_a_file_of_another_name_or_type_is_no_sheet(name: str) -> None:
+    assert sheet_kind(name) is None
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        ("sub-1", Place("sub-1", None)),
+        ("sub-1/sam-2", Place("sub-1", "sam-2")),
+        ("sub-1/perf-1/sam-2", Place("sub-1", "sam-2")),
+        ("sub-1/sam-3/sam-4", Place("sub-1", "sam-4")),
+        ("sub-1/sub-1_sam-2", Place("sub-1", "sub-1_sam-2")),
+        ("sub-1/sam-1/DICOM/series one", Place("sub-1", "sam-1")),
+        ("pool-1/sub-2/sam-1", Place("sub-2", "sam-1")),
+        ("pool-1/perf-1", Place("pool-1", None)),
+        ("pop-7/sam-1", Place("pop-7", "sam-1")),
+        ("site-a/sub-1", Place("sub-1", None)),
+        ("Breast_MRI_001/sequence1", Place("Breast_MRI_001", None)),
+        ("hospital/sub-4", Place("sub-4", None)),
+        ("sam-1", Place(None, "sam-1")),
+        ("", Place(None, None)),
+    ],
+)
+def test_a_path_says_subject_and_sample(folders: str, expected: Place) -> None:
+    assert locate(folders.split("/") if folders else [], {}) == expected
+
+
+def test_a_flat_sample_belongs_to_the_subject_of_the_samples_sheet() -> None:
+    assert locate(["sam-9", "perf-1"], {"sam-9": "sub-4"}) == Place("sub-4", "sam-9")
+
+
+def test_the_folders_win_over_the_samples_sheet() -> None:
+    assert locate(["sub-1", "sam-9"], {"sam-9": "sub-4"}) == Place("sub-1", "sam-9")

@@ -1,0 +1,540 @@
+"""build: whose the studies of a dataset are, which units are made, and what is made again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dicom_etl.engine import Engine
+from dicom_etl.fhir.checks import errors
+from dicom_etl.lake.locks import LockHeldError
+from dicom_etl.lake.schemas import FILES, FINDINGS, IDENTITIES, RESOURCE_TYPES, RESOURCES, place
+from dicom_etl.lake.tables import Lake
+from dicom_etl.settings import Settings, SettingsError
+from dicom_etl.sources import SourceError
+from dicom_etl.stages.build import build
+from tests.corpus import Tree, tree_of, uid, write_sheet
+
+SITE = "https://dicom-etl.local"
+AUTHORITY = "urn:oid:1.2.3"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """Two subjects with a study and a PatientID each."""
+    tree = tree_of(tmp_path)
+    tree.write("sub-1/sam-1/1.dcm", PatientID="P-1")
+    tree.write("sub-2/sam-1/1.dcm", PatientID="P-2")
+    return tree
+
+
+def rules(tree: Tree) -> dict[str, tuple[str, str, str]]:
+    """Rule, value and state of the (one) study of each unit."""
+    rows = tree.lake.read(IDENTITIES, dataset=tree.name).to_pylist()
+    return {row["unit"]: (row["rule"], row["value"], row["state"]) for row in rows}
+
+
+def patient_of(tree: Tree, unit: str) -> dict[str, Any]:
+    """The one Patient of a unit."""
+    (patient,) = tree.resources("Patient", unit)
+    return patient
+
+
+def study_of(tree: Tree, unit: str) -> dict[str, Any]:
+    """The one ImagingStudy of a unit."""
+    (study,) = tree.resources("ImagingStudy", unit)
+    return study
+
+
+def with_crosswalk(tree: Tree, *lines: tuple[str, str, str, str]) -> None:
+    """Configure a crosswalk of these lines."""
+    rows = [dict(zip(("dataset", "subject", "system", "value"), line, strict=True)) for line in lines]
+    path = write_sheet(tree.root.parent / "crosswalk.csv", rows)
+    tree.settings = tree.settings.model_copy(update={"crosswalk": str(path)})
+
+
+def content(lake: Lake) -> dict[str, bytes]:
+    """What the lake holds, by place."""
+    root = Path(lake.root)
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+# -- what is made -----------------------------------------------------------------------------------------------------
+
+
+def test_each_unit_has_a_patient_a_study_and_the_endpoint_of_its_dataset(tree: Tree) -> None:
+    tree.run()
+    study, patient = study_of(tree, "sub-1"), patient_of(tree, "sub-1")
+    (endpoint,) = tree.resources("Endpoint", "sub-1")
+    assert study["subject"] == {"reference": f"Patient/{patient['id']}"}
+    assert study["endpoint"] == [{"reference": f"Endpoint/{endpoint['id']}"}]
+    assert study["identifier"][0]["value"] == f"urn:oid:{uid('ds/sub-1')}"
+    assert endpoint["address"] == tree.root.resolve().as_uri()
+
+
+def test_every_resource_is_valid(tree: Tree) -> None:
+    tree.run()
+    made = [r for kind in RESOURCE_TYPES for unit in ("sub-1", "sub-2") for r in tree.resources(kind, unit)]
+    assert len(made) == 6
+    assert [errors(resource) for resource in made] == [[]] * 6
+
+
+def test_a_patient_carries_no_identifier_of_sds(tree: Tree) -> None:
+    tree.run()
+    assert [(i["system"], i["value"]) for i in patient_of(tree, "sub-1")["identifier"]] == [
+        (f"{SITE}/ds/patient-id", "P-1")
+    ]
+
+
+def test_the_summary_counts_units_persons_and_studies(tree: Tree) -> None:
+    tree.write("sub-2/sam-2/1.dcm", PatientID="P-2", study="another")
+    built = tree.run()
+    assert (built.units, built.units_made, built.units_failed) == (2, 2, 0)
+    assert (built.persons, built.studies, built.held) == (2, 3, 0)
+
+
+def test_several_studies_of_a_subject_are_several_resources_of_one_patient(tree: Tree) -> None:
+    tree.write("sub-1/sam-2/1.dcm", PatientID="P-1", study="another")
+    tree.run()
+    patient = patient_of(tree, "sub-1")
+    studies = tree.resources("ImagingStudy", "sub-1")
+    assert [study["subject"]["reference"] for study in studies] == [f"Patient/{patient['id']}"] * 2
+    assert len({study["id"] for study in studies}) == 2
+
+
+def test_a_duplicate_is_counted_once(tree: Tree) -> None:
+    tree.write("sub-1/sam-1/2.dcm", PatientID="P-1", instance="ds/sub-1/sam-1/1.dcm")
+    tree.run()
+    assert study_of(tree, "sub-1")["numberOfInstances"] == 1
+
+
+def test_a_study_of_other_hospitals_files_in_no_folder_is_that_of_its_patient_id(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    tree.write("1.dcm", PatientID="P-1", study="loose")
+    tree.run()
+    assert rules(tree) == {".": ("patient-id", "P-1", "ok")}
+    assert study_of(tree, ".")["identifier"][-1]["value"] == f"urn:uid:--{uid('loose')}"
+
+
+def test_the_same_input_gives_the_same_bytes_in_another_lake(tree: Tree, tmp_path: Path) -> None:
+    tree.run()
+    again = Tree(tree.root, Lake(str(tmp_path / "other"), lock_wait=0).open(), tree.name)
+    again.run()
+    assert content(again.lake) == content(tree.lake)
+
+
+def test_processes_make_the_same_bytes_as_one(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.run()
+    again = Tree(tree.root, Lake(str(tmp_path / "other"), lock_wait=0).open(), tree.name)
+    again.crawl()
+    again.extract()
+    monkeypatch.setattr("dicom_etl.stages.build._FEW_ROWS", 0)
+    build(again.source, again.lake, again.settings, again.configured, Engine("processes", 2))
+    assert content(again.lake) == content(tree.lake)
+
+
+def test_a_dataset_that_was_not_extracted_is_refused(tree: Tree) -> None:
+    tree.crawl()
+    with pytest.raises(SourceError, match="dataset ds: there are no header tables; extract it first"):
+        tree.build()
+
+
+def test_a_dataset_that_another_run_writes_is_left_alone(tree: Tree) -> None:
+    tree.crawl()
+    tree.extract()
+    with tree.lake.lock("ds", "crawl of ds"), pytest.raises(LockHeldError, match="crawl of ds"):
+        tree.build()
+    assert not tree.lake.exists("identities/ds.parquet")
+
+
+# -- whose a study is -------------------------------------------------------------------------------------------------
+
+
+def test_a_study_with_two_patient_ids_is_held_and_said(tree: Tree) -> None:
+    tree.write("sub-1/sam-1/2.dcm", PatientID="P-9")
+    built = tree.run()
+    assert (built.studies, built.held) == (1, 1)
+    assert rules(tree)["sub-1"][2] == "held"
+    assert [tree.resources(kind, "sub-1") for kind in RESOURCE_TYPES] == [[], [], []]
+    assert [(f["code"], f["study_uid"]) for f in tree.findings("build", "sub-1")] == [
+        ("study-two-patients", uid("ds/sub-1"))
+    ]
+
+
+def test_a_study_under_two_subjects_is_held_in_both_and_counted_once(tree: Tree) -> None:
+    for subject in ("sub-1", "sub-2"):
+        tree.write(f"{subject}/sam-9/1.dcm", PatientID="P-1", study="roaming")
+    built = tree.run()
+    assert (built.studies, built.held) == (2, 1)
+    assert [len(tree.resources("ImagingStudy", unit)) for unit in ("sub-1", "sub-2")] == [1, 1]
+    assert "study-two-subjects" in tree.codes("build", "sub-1")
+    assert "study-two-subjects" in tree.codes("build", "sub-2")
+
+
+def test_the_crosswalk_decides_a_study_with_two_patient_ids(tree: Tree) -> None:
+    tree.write("sub-1/sam-1/2.dcm", PatientID="P-9")
+    with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", "p7"))
+    assert tree.run().held == 0
+    assert study_of(tree, "sub-1")["numberOfInstances"] == 2
+    assert patient_of(tree, "sub-1")["identifier"] == [{"use": "usual", "system": "urn:x:persons", "value": "p7"}]
+
+
+def test_the_crosswalk_decides_a_study_under_two_subjects_and_one_unit_builds_it_whole(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    for subject in ("sub-1", "sub-2"):
+        tree.write(f"{subject}/sam-1/1.dcm", study="roaming")
+    with_crosswalk(
+        tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7")
+    )
+    built = tree.run()
+    assert (built.persons, built.studies, built.held) == (1, 1, 0)
+    assert study_of(tree, "sub-1")["numberOfInstances"] == 2
+    assert tree.resources("ImagingStudy", "sub-2") == []
+
+
+def test_a_new_subject_with_a_known_patient_id_makes_both_persons_of_their_own(tree: Tree) -> None:
+    tree.run()
+    before = patient_of(tree, "sub-1")["id"]
+    tree.write("sub-3/sam-1/1.dcm", PatientID="P-1")
+    built = tree.run()
+    assert rules(tree) == {
+        "sub-1": ("subject", "sub-1", "ok"),
+        "sub-2": ("patient-id", "P-2", "ok"),
+        "sub-3": ("subject", "sub-3", "ok"),
+    }
+    assert built.units_made == 2  # sub-1 again and sub-3; not sub-2
+    assert patient_of(tree, "sub-1")["id"] != before
+    assert patient_of(tree, "sub-1")["identifier"][0]["value"] == "sub-1"
+    assert "patient-id-shared" in tree.codes("build", "sub-1")
+
+
+def test_two_datasets_share_a_patient_under_one_authority(tmp_path: Path) -> None:
+    one = tree_of(tmp_path, "breast", assigning_authority=AUTHORITY)
+    other = tree_of(tmp_path, "heart", lake=one.lake, assigning_authority=AUTHORITY)
+    for tree in (one, other):
+        tree.write("sub-1/sam-1/1.dcm", PatientID="P-1")
+        tree.run()
+    assert patient_of(one, "sub-1") == patient_of(other, "sub-1")
+    assert study_of(one, "sub-1")["id"] != study_of(other, "sub-1")["id"]
+
+
+def test_two_hospitals_patient_ids_without_an_authority_are_two_persons(tmp_path: Path) -> None:
+    one = tree_of(tmp_path, "breast")
+    other = tree_of(tmp_path, "heart", lake=one.lake)
+    for tree in (one, other):
+        tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", IssuerOfPatientID="HIS")
+        tree.run()
+    assert patient_of(one, "sub-1")["id"] != patient_of(other, "sub-1")["id"]
+
+
+def test_two_datasets_share_a_patient_by_the_crosswalk(tmp_path: Path) -> None:
+    one = tree_of(tmp_path, "breast")
+    other = tree_of(tmp_path, "heart", lake=one.lake)
+    for tree in (one, other):
+        tree.write("sub-1/sam-1/1.dcm", PatientID=f"P-{tree.name}")
+        with_crosswalk(
+            tree, ("breast", "sub-1", "urn:x:persons", "p7"), ("heart", "sub-1", "urn:x:persons", "p7")
+        )
+        tree.run()
+    assert patient_of(one, "sub-1") == patient_of(other, "sub-1")
+
+
+def test_a_study_in_two_datasets_is_two_resources(tmp_path: Path) -> None:
+    one = tree_of(tmp_path, "breast")
+    other = tree_of(tmp_path, "heart", lake=one.lake)
+    for tree in (one, other):
+        tree.write("sub-1/sam-1/1.dcm", study="same")
+        tree.run()
+    assert study_of(one, "sub-1")["id"] != study_of(other, "sub-1")["id"]
+
+
+def test_the_issuer_of_a_header_is_the_system_of_its_patient(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    qualifiers = [{"UniversalEntityID": "1.9.9", "UniversalEntityIDType": "ISO"}]
+    tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", IssuerOfPatientIDQualifiersSequence=qualifiers)
+    tree.run()
+    assert patient_of(tree, "sub-1")["identifier"][0]["system"] == "urn:oid:1.9.9"
+
+
+def test_a_removed_identity_stays_within_its_dataset(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path, assigning_authority=AUTHORITY)
+    tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", PatientIdentityRemoved="YES")
+    tree.run()
+    assert rules(tree)["sub-1"] == ("patient-id", "P-1", "ok")
+
+
+def test_a_damaged_crosswalk_stops_the_build_before_anything_is_written(tree: Tree) -> None:
+    tree.run()
+    before = content(tree.lake)
+    with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", ""))
+    with pytest.raises(SettingsError, match="line 2 of the crosswalk .* lacks a value"):
+        tree.build()
+    assert content(tree.lake) == before
+
+
+def test_the_subjects_sheet_says_the_sex_that_the_header_lacks(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    tree.write("sub-1/sam-1/1.dcm", PatientSex="")
+    tree.sheet("subjects", {"subject id": "sub-1", "sex": "Male"}, {"subject id": "sub-2", "sex": "Female"})
+    tree.run()
+    assert patient_of(tree, "sub-1")["gender"] == "male"
+
+
+# -- incremental ------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_change_nothing_is_made(tree: Tree) -> None:
+    tree.run()
+    before = content(tree.lake)
+    assert tree.run().units_made == 0
+    assert content(tree.lake) == before
+
+
+def test_force_makes_everything_again_to_the_same_bytes(tree: Tree) -> None:
+    tree.run()
+    before = content(tree.lake)
+    assert tree.build(force=True).units_made == 2
+    assert content(tree.lake) == before
+
+
+def test_only_the_subjects_that_are_asked_for_are_made(tree: Tree) -> None:
+    tree.crawl()
+    tree.extract()
+    assert tree.build(subjects=["sub-2"]).units_made == 1
+    assert not tree.lake.exists("fhir/ImagingStudy/ds/sub-1.ndjson")
+    assert tree.build().units_made == 1
+    assert tree.lake.exists("fhir/ImagingStudy/ds/sub-1.ndjson")
+
+
+def test_a_new_file_makes_its_unit_alone(tree: Tree) -> None:
+    tree.run()
+    tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")
+    assert tree.run().units_made == 1
+    assert study_of(tree, "sub-2")["numberOfInstances"] == 2
+
+
+def test_another_time_zone_makes_all_units(tree: Tree) -> None:
+    tree.run()
+    tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
+    assert tree.build().units_made == 2
+    assert study_of(tree, "sub-1")["started"] == "2024-01-05T10:15:00+13:00"
+
+
+def test_the_time_zone_of_a_dataset_counts_before_that_of_the_settings(tree: Tree) -> None:
+    tree.settings = Settings(time_zone="Europe/Berlin")
+    tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
+    tree.run()
+    assert study_of(tree, "sub-1")["started"] == "2024-01-05T10:15:00+13:00"
+    tree.dataset_settings = {}
+    tree.build()
+    assert study_of(tree, "sub-1")["started"] == "2024-01-05T10:15:00+01:00"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"site": "https://other.example"},
+        {"staff_names": True},
+        {"sds_dataset_system": "urn:x:datasets"},
+        {"sds_study_system": "urn:x:studies"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_setting_that_the_resources_are_made_from_makes_all_units(tree: Tree, change: dict[str, Any]) -> None:
+    tree.run()
+    tree.settings = Settings(**change)
+    assert tree.build().units_made == 2
+
+
+@pytest.mark.parametrize("change", [{"workers": 1}, {"lock_wait_seconds": 1}, {"as_of": "2024-01-01"}])
+def test_another_setting_makes_nothing(tree: Tree, change: dict[str, Any]) -> None:
+    tree.run()
+    tree.settings = Settings(**change)
+    assert tree.build().units_made == 0
+
+
+def test_another_address_of_the_images_makes_all_units(tree: Tree) -> None:
+    tree.run()
+    tree.dataset_settings = {"endpoint": "https://pacs.example/rs"}
+    assert tree.build().units_made == 2
+    assert tree.resources("Endpoint", "sub-1")[0]["address"] == "https://pacs.example/rs"
+
+
+def test_another_row_of_the_subjects_sheet_makes_its_subject_alone(tree: Tree) -> None:
+    rows = [{"subject id": "sub-1", "sex": "Female"}, {"subject id": "sub-2", "sex": "Female"}]
+    tree.sheet("subjects", *rows)
+    tree.run()
+    tree.sheet("subjects", {"subject id": "sub-1", "sex": "Male"}, rows[1])
+    assert tree.run().units_made == 1
+    assert "sex-disagrees" in tree.codes("build", "sub-1")
+    assert "sex-disagrees" not in tree.codes("build", "sub-2")
+
+
+def test_another_sheet_makes_nothing(tree: Tree) -> None:
+    tree.run()
+    tree.sheet("samples", {"sample id": "sam-1", "subject id": "sub-1", "sample type": "tissue"})
+    assert tree.run().units_made == 0
+
+
+def test_a_new_line_of_the_crosswalk_makes_its_subject_alone(tree: Tree) -> None:
+    with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"))
+    tree.run()
+    with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"), ("ds", "sub-1", "urn:x:persons", "p7"))
+    assert tree.build().units_made == 1
+    assert patient_of(tree, "sub-1")["identifier"][0]["value"] == "p7"
+
+
+def test_a_line_of_the_crosswalk_for_another_dataset_makes_nothing(tree: Tree) -> None:
+    with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"))
+    tree.run()
+    with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"), ("other", "sub-1", "urn:x:persons", "p7"))
+    assert tree.build().units_made == 0
+
+
+def test_another_authority_makes_all_units(tree: Tree) -> None:
+    tree.run()
+    tree.dataset_settings = {"assigning_authority": AUTHORITY}
+    assert tree.build().units_made == 2
+
+
+def test_a_file_in_the_second_unit_of_a_study_makes_the_first_unit_too(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    for subject in ("sub-1", "sub-2"):
+        tree.write(f"{subject}/sam-1/1.dcm", study="roaming")
+    tree.write("sub-3/sam-1/1.dcm", PatientID="P-3")
+    with_crosswalk(
+        tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7")
+    )
+    tree.run()
+    tree.write("sub-2/sam-1/2.dcm", study="roaming")
+    assert tree.run().units_made == 2
+    assert study_of(tree, "sub-1")["numberOfInstances"] == 3
+
+
+def test_another_version_of_the_mapping_makes_all_units(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree.run()
+    monkeypatch.setattr("dicom_etl.fhir.imaging_study.MAPPING_VERSION", 1000)
+    assert tree.build().units_made == 2
+
+
+def test_the_resources_of_a_unit_that_is_gone_vanish(tree: Tree) -> None:
+    tree.run()
+    (tree.root / "primary/sub-2/sam-1/1.dcm").unlink()
+    tree.run(accept_vanished=True)
+    left = [path for path in content(tree.lake) if path.startswith(("fhir/", "findings/build/ds/"))]
+    assert left == [
+        "fhir/Endpoint/ds/sub-1.ndjson",
+        "fhir/ImagingStudy/ds/sub-1.ndjson",
+        "fhir/Patient/ds/sub-1.ndjson",
+        "findings/build/ds/sub-1.parquet",
+    ]
+    assert list(rules(tree)) == ["sub-1"]
+
+
+# -- killed and failed ------------------------------------------------------------------------------------------------
+
+
+class _KilledError(BaseException):
+    """As a kill: nothing catches it."""
+
+
+def places_of_writes() -> Iterator[str]:
+    yield from RESOURCE_TYPES
+    yield "findings"
+
+
+@pytest.mark.parametrize("last", list(places_of_writes()))
+def test_a_build_that_is_killed_is_completed_by_the_next(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    tree.run()
+    tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
+    write = Lake._replacing
+
+    def killed_at(lake: Lake, place_: str) -> Any:
+        if last in place_ and place_.endswith(("sub-1.ndjson", "sub-1.parquet")):
+            raise _KilledError
+        return write(lake, place_)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "_replacing", killed_at)
+        with pytest.raises(_KilledError):
+            tree.build()
+    assert not tree.lake.exists(FINDINGS.path(stage="build", dataset="ds", unit="sub-1"))
+    assert tree.build().units_made == 2
+    whole = Tree(tree.root, Lake(f"{tree.lake.root}-2", lock_wait=0).open(), "ds", dataset_settings=tree.dataset_settings)
+    whole.run()
+    assert content(tree.lake) == content(whole.lake)
+
+
+def test_a_unit_without_the_commit_is_made_again(tree: Tree) -> None:
+    tree.run()
+    tree.lake.remove(FINDINGS.path(stage="build", dataset="ds", unit="sub-2"))
+    assert tree.build().units_made == 1
+
+
+@pytest.mark.parametrize("kind", RESOURCE_TYPES)
+def test_a_unit_that_lacks_a_file_of_resources_is_made_again(tree: Tree, kind: str) -> None:
+    tree.run()
+    tree.lake.remove(place(RESOURCES, type=kind, dataset="ds", unit="sub-2"))
+    assert tree.build().units_made == 1
+    assert len(tree.resources(kind, "sub-2")) == 1
+
+
+def test_a_unit_that_has_to_be_extracted_again_keeps_its_resources_and_its_part_in_the_identities(tree: Tree) -> None:
+    tree.run()
+    tree.lake.remove(FILES.path(dataset="ds", unit="sub-2"))  # as an extraction with force that was killed
+    assert (tree.build().units, tree.build().units_made) == (2, 0)
+    assert len(tree.resources("ImagingStudy", "sub-2")) == 1
+    assert set(rules(tree)) == {"sub-1", "sub-2"}
+
+
+def test_a_unit_that_fails_fails_alone_and_keeps_what_it_had(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree.run()
+    before = study_of(tree, "sub-1")
+    tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
+    with monkeypatch.context() as patch:
+        patch.setattr("dicom_etl.stages.build._tell_persons", _fails_for_sub_1)
+        built = tree.build()
+    assert (built.units_made, built.units_failed) == (1, 1)
+    assert study_of(tree, "sub-1") == before
+    assert study_of(tree, "sub-2")["started"] == "2024-01-05T10:15:00+13:00"
+    assert [(f["code"], f["unit"], f["message"]) for f in tree.findings("build")] == [
+        ("build-failed", "sub-1", "RuntimeError: broken")
+    ]
+    assert (tree.build().units_made, tree.findings("build")) == (1, [])
+
+
+def _fails_for_sub_1(_people: object, here: Any) -> None:
+    if here.unit == "sub-1":
+        raise RuntimeError("broken")
+
+
+def test_a_resource_that_is_not_valid_is_not_written_and_said(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "dicom_etl.stages.build.errors", lambda resource: ["it is odd"] * (resource["resourceType"] == "ImagingStudy")
+    )
+    tree.run()
+    assert tree.resources("ImagingStudy", "sub-1") == []
+    assert len(tree.resources("Patient", "sub-1")) == 1
+    (told,) = [f for f in tree.findings("build", "sub-1") if f["code"] == "resource-invalid"]
+    assert told["message"].endswith(": it is odd")
+
+
+def test_progress_counts_the_rows_of_the_units_that_are_made(tree: Tree) -> None:
+    tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")
+    tree.crawl()
+    tree.extract()
+    seen: list[tuple[str, int, int]] = []
+    tree.build(progress=lambda what, done, total: seen.append((what, done, total)))
+    assert seen == [("build ds", 1, 3), ("build ds", 3, 3)]
+
+
+def test_a_series_in_two_studies_is_said(tree: Tree) -> None:
+    tree.write("sub-1/sam-2/1.dcm", PatientID="P-1", study="another", series="ds/sub-1/sam-1")
+    tree.run()
+    assert "series-two-studies" in tree.codes("build", "sub-1")
+    assert [study["numberOfSeries"] for study in tree.resources("ImagingStudy", "sub-1")] == [1, 1]

@@ -1,0 +1,277 @@
+"""report: one safe, self-contained page and its tables, the same bytes each time."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from dicom_etl.findings import finding, findings_table
+from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, MEASURES
+from dicom_etl.lake.tables import Lake
+from dicom_etl.quality.checks import Measure, measures_table
+from dicom_etl.settings import Settings
+from dicom_etl.sources import SourceError
+from dicom_etl.stages.measure import measure
+from dicom_etl.stages.report import report
+from tests.stages.example_lake import example_lake
+
+HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'><svg/onload=alert(1)>", "{{ 7*7 }}")
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+class Page(HTMLParser):
+    """The elements of a page, its text without styles and scripts, and its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside not in ("script", "style"):
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Settings]:
+    lake, settings = example_lake(tmp_path_factory.mktemp("examples"))
+    for dataset in ("breast", "heart"):
+        measure(dataset, lake, settings)
+        report(dataset, lake, settings)
+    return lake, settings
+
+
+def page(lake: Lake, dataset: str) -> str:
+    return (Path(lake.root) / "quality" / dataset / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def breast(reported: tuple[Lake, Settings]) -> Page:
+    return Page(page(reported[0], "breast"))
+
+
+def completeness_row(**given: object) -> dict[str, object]:
+    row: dict[str, object] = {
+        "dataset": "d",
+        "level": "series",
+        "group_by": "all",
+        "group": "all",
+        "tag": "00080060",
+        "keyword": "Modality",
+        "creator": None,
+        "requirement": "1",
+        "n_applicable": 4,
+        "n_unknown": 0,
+        "n_absent": 1,
+        "n_empty": 0,
+        "n_unusable": 0,
+        "n_filled": 3,
+        "n_some": 0,
+    }
+    return row | given
+
+
+def hostile_lake(folder: Path) -> Lake:
+    """Quality tables in which every text that a file or a folder can set is hostile."""
+    lake = Lake(str(folder)).open()
+    tags = [completeness_row(level=level) for level in ("instance", "series", "study")]
+    measures, findings = [], []
+    for text in HOSTILE:
+        tags += [completeness_row(group_by="modality", group=text, level=level) for level in ("series", "study")]
+        tags.append(
+            completeness_row(group_by="manufacturer", group=text, n_filled=4 if "img" in text else 0, n_absent=0)
+        )
+        tags.append(completeness_row(level="instance", tag="0029xx08", keyword=None, creator=text, requirement=None))
+        counted = ("files", "series", 4, 4, 0, "info")
+        measures += [
+            Measure("inventory", *counted, group_by="modality", group=text),
+            Measure("inventory", *counted, group_by="subject", group=text),
+            Measure("series-by-modality", *counted, group_by="subject", group=text, reason=text),
+            Measure("files-by-kind", "files", "file", 1, 1, 0, "info", group_by="kind", group=text, reason=text),
+            Measure("body-part-known", "conformance", "series", 4, 3, 1, "warn", reason=text),
+        ]
+        where = {"path": text, "subject": text, "sample": text, "value": text, "message": text}
+        findings.append(finding("other-file", "d", **where))
+    measures.append(Measure("body-part-known", "conformance", "series", 4, 3, 1, "warn"))
+    lake.write(COMPLETENESS, pa.Table.from_pylist(tags, schema=COMPLETENESS.schema), dataset="d")
+    lake.write(MEASURES, measures_table("d", measures), dataset="d")
+    lake.write(ALL_FINDINGS, findings_table(findings), dataset="d")
+    return lake
+
+
+# -- safety -----------------------------------------------------------------------------------------------------------
+
+
+def test_hostile_values_are_text(tmp_path: Path) -> None:
+    lake = hostile_lake(tmp_path / "lake")
+    report("d", lake, Settings())
+    text = page(lake, "d")
+    found = Page(text)
+    for value in HOSTILE:
+        assert value in found.text
+        assert value not in text or value == "{{ 7*7 }}"
+    assert "img" not in found.tags
+    assert found.tags.count("script") == 1
+    assert not [name for _, name, _ in found.attributes if name.startswith("on")]
+
+
+def test_a_hostile_name_of_a_dataset_is_text_and_a_plain_path(tmp_path: Path) -> None:
+    lake, name = Lake(str(tmp_path / "lake")).open(), "../<b>x</b>"
+    for table in (COMPLETENESS, MEASURES, ALL_FINDINGS):
+        lake.write(table, table.schema.empty_table(), dataset=name)
+    done = report(name, lake, Settings())
+    text = (Path(lake.root) / done.report).read_text(encoding="utf-8")
+    assert "<b>x</b>" not in text
+    assert "../" not in done.report
+    assert "Nothing was found." in text
+
+
+def test_the_policy_forbids_all_but_what_is_inline(breast: Page) -> None:
+    assert ("meta", "content", POLICY) in breast.attributes
+
+
+@pytest.mark.parametrize("dataset", ["breast", "heart"])
+def test_nothing_outside_the_file_is_named(reported: tuple[Lake, Settings], dataset: str) -> None:
+    text = page(reported[0], dataset)
+    references = [
+        value for _, name, value in Page(text).attributes if name in ("src", "href", "action", "data", "srcset")
+    ]
+    assert references
+    assert all(re.fullmatch(r"#[a-z]+", value) for value in references)
+    assert not re.search(r"url\(|@import|https?://(?!imaging\.demo)", text)
+
+
+@pytest.mark.parametrize("dataset", ["breast", "heart"])
+def test_it_is_small(reported: tuple[Lake, Settings], dataset: str) -> None:
+    assert len(page(reported[0], dataset).encode()) < 400_000
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "＝1"])
+def test_csv_cells_that_a_spreadsheet_would_run_are_defused(tmp_path: Path, cell: str) -> None:
+    lake = hostile_lake(tmp_path / "lake")
+    lake.write(ALL_FINDINGS, findings_table([finding("other-file", "d", value=cell, count=2)]), dataset="d")
+    report("d", lake, Settings())
+    text = (Path(lake.root) / "quality/d/findings.csv").read_bytes().decode()
+    (row,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert row["value"] == f"'{cell}"
+    assert (row["code"], row["count"], row["path"]) == ("other-file", "2", "")
+
+
+# -- content ----------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_there_without_javascript(breast: Page) -> None:
+    for text in ("sub-5", "row without a folder", "MAMMA", "BodyPartExamined", "type-1-missing", "RTDOSE", "SIEMENS"):
+        assert text in breast.text
+    # levels are switched by radio buttons and CSS
+    assert breast.tags.count("input") == 3 + 1
+    assert {value for tag, name, value in breast.attributes if (tag, name) == ("input", "id")} == {
+        "level-series",
+        "level-study",
+        "level-instance",
+        "filter",
+    }
+
+
+def test_tables_have_captions_and_scopes(breast: Page) -> None:
+    assert breast.tags.count("table") == breast.tags.count("caption") > 5
+    scopes = [value for tag, name, value in breast.attributes if (tag, name) == ("th", "scope")]
+    assert len(scopes) == breast.tags.count("th")
+    assert set(scopes) == {"col", "row", "rowgroup"}
+
+
+def test_ids_are_unique(breast: Page) -> None:
+    ids = [value for _, name, value in breast.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    targets = [value[1:] for tag, name, value in breast.attributes if (tag, name) == ("a", "href")]
+    assert set(targets) <= set(ids)
+
+
+def test_a_cell_says_percent_type_and_numbers(tmp_path: Path) -> None:
+    lake = hostile_lake(tmp_path / "lake")
+    report("d", lake, Settings())
+    assert '<td class="h7" title="3 of 4 filled, 1 absent">75<sup>1</sup></td>' in page(lake, "d")
+
+
+def test_nearly_all_is_not_all(tmp_path: Path) -> None:
+    lake = hostile_lake(tmp_path / "lake")
+    rows = [completeness_row(level=level, n_applicable=1000, n_filled=999) for level in ("instance", "series", "study")]
+    lake.write(COMPLETENESS, pa.Table.from_pylist(rows, schema=COMPLETENESS.schema), dataset="d")
+    report("d", lake, Settings())
+    assert 'title="999 of 1000 filled, 1 absent">99<' in page(lake, "d")
+
+
+def test_what_is_asked_under_a_condition_is_no_gap_to_the_eye(tmp_path: Path) -> None:
+    lake = hostile_lake(tmp_path / "lake")
+    row = {"n_absent": 0, "n_unknown": 4, "n_filled": 0, "requirement": "1C"}
+    rows = [completeness_row(level=level, **row) for level in ("instance", "series", "study")]
+    lake.write(COMPLETENESS, pa.Table.from_pylist(rows, schema=COMPLETENESS.schema), dataset="d")
+    report("d", lake, Settings())
+    assert '<td class="h0 u" title="0 of 4 filled, 4 unknown">0</td>' in page(lake, "d")
+
+
+def test_the_summary_for_machines(reported: tuple[Lake, Settings]) -> None:
+    summary = json.loads((Path(reported[0].root) / "quality/heart/summary.json").read_text())
+    assert summary["counts"] == {
+        "subject": 4,
+        "study": 9,
+        "series": 14,
+        "instance": 47,
+        "file": 49,
+        "unreadable": 2,
+    }
+    assert summary["findings"]["error"] == {"findings": 2, "occurrences": 2}
+    readable = next(check for check in summary["checks"] if check["check"] == "files-readable")
+    assert (readable["n_applicable"], readable["n_pass"], readable["status"]) == (49, 47, "warn")
+
+
+# -- the stage --------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_tables_give_the_same_bytes(reported: tuple[Lake, Settings]) -> None:
+    lake, settings = reported
+    first = report("breast", lake, settings)
+    before = [lake.read_bytes(file) for file in first.files]
+    assert report("breast", lake, settings) == first
+    assert [lake.read_bytes(file) for file in first.files] == before
+    assert [Path(file).name for file in first.files] == [
+        "report.html",
+        "summary.json",
+        "completeness.csv",
+        "findings.csv",
+    ]
+
+
+def test_the_date_that_counts_as_today_is_shown_if_it_is_set(reported: tuple[Lake, Settings]) -> None:
+    lake, settings = reported
+    assert "as of" not in Page(page(lake, "heart")).text
+    report("heart", lake, settings.model_copy(update={"as_of": "2024-02-01"}))
+    assert "as of 2024-02-01" in Page(page(lake, "heart")).text
+    report("heart", lake, settings)
+
+
+def test_identifying_values_are_not_shown(reported: tuple[Lake, Settings]) -> None:
+    for dataset in ("breast", "heart"):
+        text = page(reported[0], dataset)
+        assert not re.search("Fictional|DEMO-0042|Müller|Citizen|A18-0614", text)
+
+
+def test_a_dataset_that_was_not_measured_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="measure it first"):
+        report("nothing", Lake(str(tmp_path / "lake")).open(), Settings())

@@ -1,0 +1,198 @@
+"""The command as a person meets it: exit codes, sentences, no stack traces."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dicom_etl.cli import app, main
+from tests.corpus import write_instance
+
+
+@pytest.fixture
+def said(capsys, monkeypatch):
+    """Run `dicom-etl` in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["dicom-etl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return command
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    for subject in (1, 2):
+        for number in (1, 2):
+            write_instance(
+                tmp_path / f"ds/primary/sub-{subject}/sam-1/{number}.dcm",
+                study=str(subject),
+                series=str(subject),
+                PatientID=f"P-{subject}",
+            )
+    return tmp_path / "ds"
+
+
+def test_run_ends_with_0_and_a_report(said, small, tmp_path):
+    code, out, err = said("run", small, "--lake", tmp_path / "lake")
+    assert (code, err) == (0, "")
+    assert "report.html" in out
+    assert (tmp_path / "lake/quality/ds/report.html").is_file()
+    assert len((tmp_path / "lake/fhir/ImagingStudy/ds/sub-1.ndjson").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "no folder and no registered dataset"),
+        (lambda path: path.mkdir(), "no file that could be DICOM"),
+        (lambda path: (path.mkdir(), (path / "a.txt").write_text("text")), "none of the 1 files"),
+    ],
+    ids=["missing", "empty", "no DICOM"],
+)
+def test_a_dataset_without_dicom_is_one_sentence_and_2(said, tmp_path, make, words):
+    make(tmp_path / "ds")
+    code, out, err = said("run", tmp_path / "ds", "--lake", tmp_path / "lake")
+    assert code == 2
+    assert words in " ".join((out + err).split())
+    assert "Traceback" not in out + err
+    assert len([line for line in (out + err).splitlines() if words.split()[0] in line]) == 1
+
+
+def test_a_dataset_without_dicom_leaves_the_others_alone(said, small, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/a.txt").write_text("text")
+    code, out, _ = said("run", tmp_path / "empty", small, "--lake", tmp_path / "lake")
+    assert code == 1
+    assert "none of the 1 files" in " ".join(out.split())
+    assert (tmp_path / "lake/quality/ds/report.html").is_file()
+
+
+def test_a_lost_subject_stops_the_dataset_and_leaves_its_tables(said, small, tmp_path):
+    said("run", small, "--lake", tmp_path / "lake")
+    before = (tmp_path / "lake/inventory/ds.parquet").read_bytes()
+    shutil.rmtree(small / "primary/sub-2")
+    code, out, _ = said("run", small, "--lake", tmp_path / "lake")
+    assert code == 1
+    assert "subject sub-2 was there before and is gone" in " ".join(out.split())
+    assert (tmp_path / "lake/inventory/ds.parquet").read_bytes() == before
+    assert (tmp_path / "lake/headers/ds/sub-2.parquet").exists()
+    code, _, _ = said("run", small, "--lake", tmp_path / "lake", "--accept-vanished")
+    assert code == 0
+    assert not (tmp_path / "lake/headers/ds/sub-2.parquet").exists()
+    assert not (tmp_path / "lake/fhir/ImagingStudy/ds/sub-2.ndjson").exists()
+
+
+def test_a_held_study_ends_with_1(said, small, tmp_path):
+    write_instance(small / "primary/sub-2/sam-1/3.dcm", study="1", series="1", PatientID="P-1")
+    code, _, _ = said("run", small, "--lake", tmp_path / "lake")
+    assert code == 1
+
+
+def test_one_unreadable_file_and_one_damaged_sheet_leave_the_rest(said, small, tmp_path):
+    (small / "primary/sub-1/sam-1/1.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 30)
+    (small / "subjects.xlsx").write_bytes(b"no workbook")
+    code, _, _ = said("run", small, "--lake", tmp_path / "lake")
+    assert code == 0
+    _, out, _ = said("explain", "ds", "sub-1", "--lake", tmp_path / "lake", "--json")
+    told = json.loads(out)
+    assert [row["files"] for row in told["Files"]] == [1, 1]
+    assert {row["code"] for row in told["Findings"]} & {"unreadable", "required-uid-missing", "header-cut"}
+    _, out, _ = said("status", "--lake", tmp_path / "lake", "--json")
+    assert json.loads(out)[0]["instances"] == 3
+
+
+def test_a_server_that_is_down_is_3_and_the_resources_stay(said, small, tmp_path):
+    code, out, err = said("run", small, "--lake", tmp_path / "lake", "--fhir-url", "http://127.0.0.1:9/fhir")
+    assert code == 3
+    assert "127.0.0.1:9" in out + err
+    assert "Traceback" not in out + err
+    assert (tmp_path / "lake/fhir/Patient/ds/sub-1.ndjson").read_text().count("\n") == 1
+    assert (tmp_path / "lake/quality/ds/report.html").is_file()
+
+
+def test_an_unknown_setting_is_one_sentence_and_2(said, tmp_path):
+    (tmp_path / "s.toml").write_text("colour = 'blue'\n")
+    code, _, err = said("run", "--settings", tmp_path / "s.toml")
+    assert code == 2
+    assert "colour" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_folder_that_is_no_lake_is_refused(said, small, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.txt").write_text("mine")
+    code, _, err = said("run", small, "--lake", tmp_path / "other")
+    assert code == 2
+    assert "is no lake" in err
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+
+
+def test_dry_run_says_what_would_be_done_and_does_nothing(said, small, tmp_path):
+    said("run", small, "--lake", tmp_path / "lake")
+    write_instance(small / "primary/sub-2/sam-1/9.dcm", study="2", series="2", PatientID="P-2")
+    before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "lake").rglob("*.parquet"))
+    code, out, _ = said("run", small, "--lake", tmp_path / "lake", "--dry-run", "--json")
+    assert code == 0
+    expected = {"dataset": "ds", "files": 5, "new": 1, "changed": 0, "gone": 0, "units_to_extract": 1}
+    assert json.loads(out) == [expected]
+    assert sorted(p.stat().st_mtime_ns for p in (tmp_path / "lake").rglob("*.parquet")) == before
+
+
+def test_only_the_named_subject_is_made(said, small, tmp_path):
+    _, out, _ = said("extract", small, "--lake", tmp_path / "lake", "--json")
+    said("crawl", small, "--lake", tmp_path / "lake")
+    _, out, _ = said("extract", small, "--lake", tmp_path / "lake", "--subject", "sub-1", "--json")
+    assert json.loads(out)["datasets"]["ds"]["extract"]["units_made"] == 1
+    assert not (tmp_path / "lake/headers/ds/sub-2.parquet").exists()
+
+
+def test_explain_of_an_unknown_subject_names_those_there_are(said, small, tmp_path):
+    said("run", small, "--lake", tmp_path / "lake")
+    code, _, err = said("explain", "ds", "sub-9", "--lake", tmp_path / "lake")
+    assert code == 2
+    assert "sub-1, sub-2" in err
+
+
+def test_status_without_a_lake_says_so(said, tmp_path):
+    code, _, err = said("status", "--lake", tmp_path / "none")
+    assert code == 2
+    assert "there is no lake" in err
+    assert not (tmp_path / "none").exists()
+
+
+def test_doctor_finds_what_is_wrong(said, small, tmp_path):
+    (tmp_path / "s.toml").write_text(f"lake = 'l'\n[datasets.a]\nroot = '{small}'\n[datasets.b]\nroot = 'nowhere'\n")
+    code, out, _ = said("doctor", "--settings", tmp_path / "s.toml", "--fhir-url", "http://127.0.0.1:9/fhir", "--json")
+    checks = {check["what"]: check["ok"] for check in json.loads(out)}
+    assert code == 1
+    assert checks["dataset a"]
+    assert not checks["dataset b"]
+    assert not checks["FHIR server"]
+    assert checks["lake"]
+
+
+def test_example_then_run_in_it(said, tmp_path, monkeypatch):
+    assert said("example", tmp_path / "demo")[0] == 0
+    monkeypatch.chdir(tmp_path / "demo")
+    code, out, _ = said("run", "--json")
+    done = json.loads(out)
+    assert code == 0
+    assert {name: by["extract"]["rows"] for name, by in done["datasets"].items()} == {"breast": 80, "heart": 47}
+
+
+def test_help_teaches_every_command():
+    runner = CliRunner()
+    text = runner.invoke(app, ["--help"]).output
+    for command in ("run", "audit", "crawl", "extract", "build", "upload", "measure", "report", "status", "explain"):
+        assert command in text
+        one = runner.invoke(app, [command, "--help"])
+        assert one.exit_code == 0
+        assert "--lake" in one.output

@@ -1,0 +1,86 @@
+"""Dependencies point one way: dicom_etl <- resources <- assets <- definitions.py; and inside dicom_etl."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# package of dicom_etl -> packages and modules of dicom_etl that it may import
+ALLOWED = {
+    "identity": {"settings"},
+    "headers": {"identity"},
+    "lake": {"headers", "identity"},
+    "findings": {"lake"},
+    "settings": set(),
+    "engine": set(),
+    "sources": {"findings", "settings", "lake"},
+    "fhir": {"findings", "headers", "identity"},
+    "server": {"settings", "findings", "lake", "identity"},
+    "quality": {"findings", "headers", "identity", "lake", "fhir", "settings"},
+    "examples": set(),
+}
+
+
+def imported(file: Path) -> set[str]:
+    """The modules that a file imports, at any level."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def files(place: str) -> list[Path]:
+    found = ROOT / place
+    return [found] if found.is_file() else sorted(found.rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("place", "forbidden"),
+    [
+        ("dicom_etl", ("dagster", "resources", "assets", "definitions", "tests", "scripts")),
+        ("resources", ("assets", "definitions", "tests", "scripts")),
+        ("assets", ("definitions", "tests", "scripts")),
+        ("definitions.py", ("tests", "scripts")),
+    ],
+)
+def test_dependencies_point_one_way(place, forbidden):
+    checked = files(place)
+    assert checked
+    wrong = [(f.name, name) for f in checked for name in imported(f) if name.split(".")[0] in forbidden]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_a_package_imports_only_what_lies_below_it(package):
+    place = ROOT / "dicom_etl" / package
+    checked = files(f"dicom_etl/{package}") if place.is_dir() else files(f"dicom_etl/{package}.py")
+    used = {n.split(".")[1] for f in checked for n in imported(f) if n.startswith("dicom_etl.")} - {"__version__"}
+    assert used - {package} <= ALLOWED[package]
+
+
+def test_dicom_etl_and_its_command_need_no_dagster():
+    code = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'dagster':\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "import pkgutil, importlib, dicom_etl\n"
+        "names = [m.name for m in pkgutil.walk_packages(dicom_etl.__path__, 'dicom_etl.')]\n"
+        "for name in names: importlib.import_module(name)\n"
+        "print(len(names), 'dagster' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    count, has_dagster = done.stdout.split()
+    assert int(count) > 40
+    assert has_dagster == "False"

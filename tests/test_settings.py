@@ -1,0 +1,288 @@
+"""The settings: file, environment and command line, in this order of weight; one sentence for what is wrong."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dicom_etl.settings import DatasetSettings, FhirSettings, Settings, SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in an empty folder and without settings in the environment."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in [name for name in os.environ if name.upper().startswith("DICOM_ETL_")]:
+        monkeypatch.delenv(name)
+
+
+def written(tmp_path: Path, content: str) -> Path:
+    """A settings file with this content."""
+    path = tmp_path / "conf" / "my.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def refusal(file: Path | None = None, **overrides: Any) -> str:
+    """The sentence with which settings are refused."""
+    with pytest.raises(SettingsError) as refused:
+        load_settings(file, **overrides)
+    return str(refused.value)
+
+
+# -- where settings come from -----------------------------------------------------------------------------------------
+
+
+def test_without_anything_there_are_defaults(tmp_path: Path) -> None:
+    settings = load_settings()
+    assert (settings.site, settings.lake) == ("https://dicom-etl.local", str(tmp_path / "here" / "lake"))
+    assert (settings.engine, settings.staff_names, settings.time_zone) == ("processes", False, None)
+    assert (settings.fhir.url, settings.datasets, settings.watch, settings.crosswalk) == (None, {}, (), None)
+
+
+def test_the_file_counts_before_the_defaults(tmp_path: Path) -> None:
+    assert load_settings(written(tmp_path, "workers = 3")).workers == 3
+
+
+def test_the_environment_counts_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICOM_ETL_WORKERS", "5")
+    assert load_settings(written(tmp_path, "workers = 3")).workers == 5
+
+
+def test_the_command_line_counts_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICOM_ETL_WORKERS", "5")
+    assert load_settings(written(tmp_path, "workers = 3"), workers=7).workers == 7
+
+
+def test_an_option_that_was_not_given_changes_nothing(tmp_path: Path) -> None:
+    assert load_settings(written(tmp_path, "workers = 3"), workers=None, fhir={"url": None}).workers == 3
+
+
+def test_a_nested_setting_comes_from_three_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICOM_ETL_FHIR__URL", "http://environment/fhir")
+    monkeypatch.setenv("DICOM_ETL_FHIR__IN_FLIGHT", "5")
+    file = written(tmp_path, '[fhir]\nurl = "http://file/fhir"\nin_flight = 4\nbundle_resources = 7\n')
+    fhir = load_settings(file, fhir={"url": "http://option/fhir"}).fhir
+    assert (fhir.url, fhir.in_flight, fhir.bundle_resources) == ("http://option/fhir", 5, 7)
+
+
+def test_the_file_of_this_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "here" / "dicom-etl.toml").write_text("workers = 3")
+    assert load_settings().workers == 3
+
+
+def test_the_file_that_the_environment_names_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "dicom-etl.toml").write_text("workers = 3")
+    monkeypatch.setenv("DICOM_ETL_SETTINGS", str(written(tmp_path, "workers = 4")))
+    assert load_settings().workers == 4
+
+
+def test_the_file_of_the_command_line_counts_before_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DICOM_ETL_SETTINGS", str(tmp_path / "none.toml"))
+    assert load_settings(written(tmp_path, "workers = 4")).workers == 4
+
+
+def test_datasets_are_registered_in_the_file(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        '[datasets.breast]\nroot = "b"\ntime_zone = "Pacific/Auckland"\nassigning_authority = "urn:oid:1.2"\n'
+        'roles = ["primary", "derivative"]\n[datasets."my list"]\nroot = "l.csv"\nkind = "list"\n',
+    )
+    assert load_settings(file).datasets == {
+        "breast": DatasetSettings(
+            root=str(tmp_path / "conf" / "b"),
+            time_zone="Pacific/Auckland",
+            assigning_authority="urn:oid:1.2",
+            roles=("primary", "derivative"),
+        ),
+        "my list": DatasetSettings(root=str(tmp_path / "conf" / "l.csv"), kind="list"),
+    }
+
+
+# -- paths ------------------------------------------------------------------------------------------------------------
+
+
+def test_paths_of_the_file_are_relative_to_the_file(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        'lake = "lake"\ncrosswalk = "../who.csv"\nwatch = ["data", "/abs"]\n'
+        '[datasets.ds]\nroot = "./ds"\n[fhir]\ntoken_file = "token"\n',
+    )
+    settings = load_settings(file)
+    assert settings.lake == str(tmp_path / "conf" / "lake")
+    assert settings.crosswalk == str(tmp_path / "who.csv")
+    assert settings.watch == (str(tmp_path / "conf" / "data"), "/abs")
+    assert settings.datasets["ds"].root == str(tmp_path / "conf" / "ds")
+    assert settings.fhir.token_file == str(tmp_path / "conf" / "token")
+
+
+def test_the_default_lake_lies_beside_the_file(tmp_path: Path) -> None:
+    assert load_settings(written(tmp_path, "")).lake == str(tmp_path / "conf" / "lake")
+
+
+def test_the_lake_of_the_command_line_is_relative_to_this_folder(tmp_path: Path) -> None:
+    assert load_settings(written(tmp_path, 'lake = "a"'), lake="b").lake == str(tmp_path / "here" / "b")
+
+
+def test_a_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert load_settings(written(tmp_path, 'lake = "~/lake"')).lake == str(tmp_path / "home" / "lake")
+
+
+def test_a_url_stays_as_it_is(tmp_path: Path) -> None:
+    assert load_settings(written(tmp_path, 'lake = "s3://bucket/lake"')).lake == "s3://bucket/lake"
+
+
+# -- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_setting_is_one_sentence(tmp_path: Path) -> None:
+    file = written(tmp_path, 'lkae = "x"\n')
+    assert refusal(file) == (
+        f"setting lkae in {file} (or its environment variable): is no setting; see `dicom-etl doctor --settings-help`"
+    )
+
+
+def test_an_unknown_setting_of_a_dataset_is_named_with_its_place(tmp_path: Path) -> None:
+    file = written(tmp_path, '[datasets.ds]\nroot = "x"\ntimezone = "UTC"\n')
+    assert refusal(file).startswith(f"setting datasets.ds.timezone in {file} (or its environment variable): is no set")
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ('time_zone = "Berlin"', "time_zone"),
+        ('time_zone = "../etc/passwd"', "time_zone"),
+        ('[datasets.ds]\nroot = "x"\ntime_zone = "Berlin"', "datasets.ds.time_zone"),
+    ],
+)
+def test_a_zone_that_is_none_is_one_sentence(tmp_path: Path, content: str, place: str) -> None:
+    said = refusal(written(tmp_path, content))
+    assert said.startswith(f"setting {place} in ")
+    assert said.endswith("is no IANA time zone, such as Europe/Berlin")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ('site = "our hospital"', "site"),
+        ('sds_study_system = "studies"', "sds_study_system"),
+        ('[datasets.ds]\nroot = "x"\nassigning_authority = "HIS"', "datasets.ds.assigning_authority"),
+    ],
+)
+def test_a_namespace_that_is_no_uri_is_one_sentence(tmp_path: Path, content: str, place: str) -> None:
+    said = refusal(written(tmp_path, content))
+    assert said.startswith(f"setting {place} in ")
+    assert said.endswith("is no URI, such as https://hospital.example or urn:oid:1.2.3")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["workers = 0", 'engine = "threads"', "[fhir]\nin_flight = 99", '[fhir]\nversion = "R3"', 'as_of = "yesterday"']
+    + ["[datasets.ds]\nkind = 'tree'", "lock_wait_seconds = -1"],
+)
+def test_a_value_that_is_not_allowed_is_one_sentence(tmp_path: Path, content: str) -> None:
+    said = refusal(written(tmp_path, content))
+    assert said.startswith("setting ")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        ({"workers": 0}, "workers"),
+        ({"engine": "threads"}, "engine"),
+        ({"time_zone": "Berlin"}, "time_zone"),
+        ({"fhir": {"in_flight": 0}}, "fhir.in_flight"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_value_of_the_command_line_is_checked_too(overrides: dict[str, Any], place: str) -> None:
+    assert refusal(**overrides).startswith(f"setting {place} (environment variable or option): ")
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORKERS", "many"), ("ENGINE", "threads")])
+def test_a_value_of_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"DICOM_ETL_{name}", value)
+    assert refusal().startswith(f"setting {name.lower()} (environment variable or option): ")
+
+
+def test_a_list_in_the_environment_that_is_no_json_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICOM_ETL_WATCH", "/data")
+    said = refusal()
+    assert said.startswith("environment variables: ")
+    assert "watch" in said
+    assert said.endswith("lists and tables are written as JSON")
+
+
+def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "none.toml"
+    assert refusal(file) == f"the settings file {file} cannot be read: No such file or directory"
+
+
+def test_a_file_that_is_no_toml_is_one_sentence(tmp_path: Path) -> None:
+    file = written(tmp_path, "lake = lake\n")
+    assert refusal(file).startswith(f"the settings file {file} is not valid TOML: ")
+
+
+def test_settings_cannot_be_changed_by_accident() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().lake = "elsewhere"  # type: ignore[misc]
+
+
+# -- the token --------------------------------------------------------------------------------------------------------
+
+TOKEN = "s3cr3t-t0k3n"  # noqa: S105
+
+
+def dumps_of(settings: Settings) -> list[str]:
+    """Every way in which settings come to be shown."""
+    return [repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()]
+
+
+def test_the_token_comes_from_the_environment_and_stays_out_of_every_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICOM_ETL_FHIR_TOKEN", f" {TOKEN}\n")
+    settings = load_settings()
+    assert settings.fhir.token() == TOKEN
+    assert not any(TOKEN in dump for dump in dumps_of(settings))
+
+
+def test_the_token_comes_from_a_file_and_stays_out_of_every_dump(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "token").write_text(f"{TOKEN}\n")
+    settings = load_settings(written(tmp_path, '[fhir]\ntoken_file = "token"\n'))
+    assert settings.fhir.token() == TOKEN
+    assert not any(TOKEN in dump for dump in dumps_of(settings))
+
+
+def test_the_environments_token_counts_before_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("other")
+    monkeypatch.setenv("DICOM_ETL_FHIR_TOKEN", TOKEN)
+    assert FhirSettings(token_file=str(tmp_path / "token")).token() == TOKEN
+
+
+def test_without_a_token_there_is_none() -> None:
+    assert load_settings().fhir.token() is None
+
+
+def test_a_token_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"fhir\.token_file .* cannot be read: No such file or directory"):
+        FhirSettings(token_file=str(tmp_path / "none")).token()
+
+
+def test_a_token_in_the_settings_file_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    said = refusal(written(tmp_path, f'[fhir]\ntoken = "{TOKEN}"\n'))
+    assert said.startswith("setting fhir.token in ")
+    assert TOKEN not in said
+
+
+def test_settings_are_json(tmp_path: Path) -> None:
+    file = written(tmp_path, '[datasets.ds]\nroot = "/x"\n')
+    assert json.loads(load_settings(file).model_dump_json())["datasets"]["ds"]["root"] == "/x"
