@@ -59,9 +59,7 @@ def fhir_upload(context: dg.AssetExecutionContext, config: RunConfig, etl: Pipel
 
 
 @dg.asset(partitions_def=datasets, deps=[fhir_resources], group_name="quality", kinds={"parquet"})
-def tag_completeness(
-    context: dg.AssetExecutionContext, config: RunConfig, etl: PipelineResource
-) -> Result:
+def tag_completeness(context: dg.AssetExecutionContext, config: RunConfig, etl: PipelineResource) -> Result:
     """How complete and how consistent the tags are."""
     pipeline, name = _start(context, etl)
     return facts(pipeline, "quality", pipeline.measure(name, config.options()))

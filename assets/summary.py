@@ -1,5 +1,6 @@
 """A stage's summary as Dagster metadata: numbers that Dagster can plot, and where the tables lie."""
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,25 @@ Result = dg.MaterializeResult[None]
 _ROWS = ("rows", "files", "studies", "measures")  # what counts as the rows of an asset, first that it has
 
 
+def _states(summary: Any) -> dict[str, int]:
+    """Counts within a summary: the resources of an upload by state, the verdicts of the gates."""
+    totals: Counter[str] = Counter()
+    for states in getattr(summary, "counts", {}).values():
+        totals.update(states)
+    for verdict, number in getattr(summary, "gates", {}).items():
+        totals[f"gates {verdict}"] = number
+    return dict(sorted(totals.items()))
+
+
 def facts(pipeline: Pipeline, folder: str, summary: Any) -> Result:
     """The result of an asset from the summary of its stage; `folder` of the lake holds its tables."""
-    values = asdict(summary)
+    values = asdict(summary) | _states(summary)
     name = values.pop("dataset")
-    metadata: dict[str, Any] = {key: value for key, value in values.items() if isinstance(value, int | float | str)}
+    metadata: dict[str, Any] = {
+        key: value
+        for key, value in values.items()
+        if isinstance(value, int | float | str) and not isinstance(value, bool)
+    }
     rows = next((values[key] for key in _ROWS if isinstance(values.get(key), int)), None)
     if rows is not None:
         metadata["dagster/row_count"] = rows

@@ -25,6 +25,7 @@ from dicom_etl.pipeline import STAGES, Options, Outcome, Pipeline, run
 from dicom_etl.settings import Settings, SettingsError, load_settings
 from dicom_etl.sources import SourceError
 from dicom_etl.sources.registry import chosen_datasets
+from dicom_etl.stages.upload import Uploaded
 
 app = typer.Typer(
     name="dicom-etl",
@@ -135,9 +136,27 @@ def _machine(outcome: Outcome) -> dict[str, Any]:
 
 
 def _show_stage(console: Console, stage: str, summaries: list[Any]) -> None:
+    if stage == "upload":
+        _show_upload(console, summaries)
+        return
     rows = [asdict(summary) for summary in summaries]
     columns = [name for name, value in rows[0].items() if not isinstance(value, dict | list | tuple)]
     table(console, stage, [name.replace("_", " ") for name in columns], [[r[c] for c in columns] for r in rows])
+
+
+def _show_upload(console: Console, summaries: list[Uploaded]) -> None:
+    if all(summary.server is None for summary in summaries):
+        console.print("upload: no server is set; the NDJSON files in the lake are the result")
+        return
+    rows = [
+        (s.dataset, kind, state, number)
+        for s in summaries
+        for kind, states in s.counts.items()
+        for state, number in states.items()
+    ]
+    table(console, "upload", ["dataset", "type", "state", "resources"], rows)
+    for removed in [line for s in summaries for line in s.removed]:
+        console.print(plain(removed), markup=False)
 
 
 def _options(**given: Any) -> Options:

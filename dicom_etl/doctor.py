@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import orjson
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dicom_etl.identity.crosswalk import read_crosswalk
@@ -100,13 +101,16 @@ def _server_checks(fhir: FhirSettings) -> Iterator[Check]:
 
 def settings_help() -> list[tuple[str, str, str]]:
     """All settings: name, default, meaning."""
-    nested = {"fhir": ("fhir", FhirSettings), "datasets": ("datasets.NAME", DatasetSettings)}
+    nested: dict[str, tuple[str, type[BaseModel]]] = {
+        "fhir": ("fhir", FhirSettings),
+        "datasets": ("datasets.NAME", DatasetSettings),
+    }
     rows = []
     for name, field in Settings.model_fields.items():
-        prefix, model = nested.get(name, ("", None))
-        if model is None:
+        if name not in nested:
             rows.append((name, _default(field), field.description or ""))
         else:
+            prefix, model = nested[name]
             rows += [(f"{prefix}.{n}", _default(f), f.description or "") for n, f in model.model_fields.items()]
     return rows
 

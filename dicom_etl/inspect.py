@@ -10,10 +10,10 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.schemas import (
+    ALL_FINDINGS,
     DATASET_FINDINGS,
     FILES,
     FINDINGS,
@@ -26,7 +26,7 @@ from dicom_etl.lake.schemas import (
     headers,
     place,
 )
-from dicom_etl.lake.tables import Lake
+from dicom_etl.lake.tables import Lake, read_parquet
 from dicom_etl.pipeline import Pipeline
 from dicom_etl.settings import SettingsError
 from dicom_etl.sources import Scan
@@ -92,7 +92,7 @@ def _datasets(lake: Lake) -> list[str]:
     for encoded in lake.names("inventory", ".parquet"):
         path = lake.at(f"inventory/{encoded}.parquet")
         with path.open("rb") as file:
-            rows = pq.read_table(file, columns=["dataset"])
+            rows = read_parquet(file, ["dataset"])
         names += pc.unique(rows["dataset"]).to_pylist()
     return sorted(names)
 
@@ -109,14 +109,17 @@ def status_of(lake: Lake, dataset: str) -> Status:
     kinds = Counter(
         kind for unit in units for kind in lake.read(FILES, ["kind"], dataset=dataset, unit=unit)["kind"].to_pylist()
     )
-    severities = Counter(row["severity"] for row in _findings(lake, dataset, units))
+    series, instances = _series_and_instances(lake, dataset, units)
+    severities: Counter[str] = Counter()
+    for found in lake.read(ALL_FINDINGS, dataset=dataset).to_pylist() or _findings(lake, dataset, units):
+        severities[found["severity"]] += 1
     return Status(
         dataset,
         len(units),
         len(states),
         sum(state == "held" for state in states.values()),
-        len(_series_uids(lake, dataset, units)),
-        sum(lake.row_count(headers(), dataset=dataset, unit=unit) for unit in units),
+        len(series),
+        instances,
         kinds["unreadable"],
         severities["error"],
         severities["warning"],
@@ -124,9 +127,15 @@ def status_of(lake: Lake, dataset: str) -> Status:
     )
 
 
-def _series_uids(lake: Lake, dataset: str, units: list[str]) -> set[str]:
-    tables = (lake.read(headers(), ["SeriesInstanceUID"], dataset=dataset, unit=unit) for unit in units)
-    return {uid for table in tables for uid in pc.unique(table["SeriesInstanceUID"]).to_pylist() if uid}
+def _series_and_instances(lake: Lake, dataset: str, units: list[str]) -> tuple[set[str], int]:
+    """The series, and how many instances there are, copies left out."""
+    series: set[str] = set()
+    instances = 0
+    for unit in units:
+        rows = lake.read(headers(), ["SeriesInstanceUID", "duplicate"], dataset=dataset, unit=unit)
+        series |= {uid for uid in pc.unique(rows["SeriesInstanceUID"]).to_pylist() if uid}
+        instances += rows["duplicate"].null_count
+    return series, instances
 
 
 def _findings(lake: Lake, dataset: str, units: list[str]) -> Iterator[dict[str, Any]]:
@@ -150,7 +159,7 @@ def _outcomes(lake: Lake, server: str, dataset: str, unit: str) -> pa.Table:
     if not file.exists():
         return OUTCOMES.schema.empty_table()
     with file.open("rb") as opened:
-        return pq.read_table(opened)
+        return read_parquet(opened)
 
 
 @dataclass(frozen=True)

@@ -59,25 +59,12 @@ def _run(console: Console, instance: dg.DagsterInstance, dataset: str) -> bool:
 
 def _show(console: Console, pipeline: Pipeline) -> None:
     rows = status(pipeline.lake)
-    columns = ("dataset", "subjects", "studies", "series", "instances", "errors", "warnings", "report")
-    table(
-        console,
-        "What came out",
-        columns,
-        [
-            (
-                r.dataset,
-                r.subjects,
-                r.studies,
-                r.series,
-                r.instances,
-                r.errors,
-                r.warnings,
-                _report(pipeline, r.dataset),
-            )
-            for r in rows
-        ],
-    )
+    columns = ("dataset", "subjects", "studies", "series", "instances", "findings")
+    found = [f"{row.errors} errors, {row.warnings} warnings" for row in rows]
+    counts = [(r.dataset, r.subjects, r.studies, r.series, r.instances) for r in rows]
+    table(console, "What came out", columns, [(*c, f) for c, f in zip(counts, found, strict=True)])
+    for row in rows:
+        console.print(f"report of {row.dataset}: {_report(pipeline, row.dataset)}", soft_wrap=True)
     console.print(f"tables and FHIR resources: {_short(Path(pipeline.settings.lake))}")
     console.print("next: open a report in a browser, or [bold]make dev[/bold] for the Dagster UI with these runs")
 

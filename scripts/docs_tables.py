@@ -74,7 +74,9 @@ def mapping_table() -> str:
 
 def settings_table() -> str:
     """All settings."""
-    return rows(("setting", "default", "meaning"), [(f"`{n}`", f"`{d}`" if d else "", m) for n, d, m in settings_help()])
+    return rows(
+        ("setting", "default", "meaning"), [(f"`{n}`", f"`{d}`" if d else "", m) for n, d, m in settings_help()]
+    )
 
 
 TABLES = {

@@ -108,9 +108,8 @@ def _dataset(values: Mapping[str, Any]) -> Header:
     for keyword, value in values.items():
         if value is None:
             continue
-        if isinstance(value, list) and value and isinstance(value[0], Mapping):
-            value = [_dataset(item) for item in value]
-        setattr(content, keyword, value)
+        sequence = isinstance(value, list) and value and isinstance(value[0], Mapping)
+        setattr(content, keyword, [_dataset(item) for item in value] if sequence else value)
     return content
 
 

@@ -40,7 +40,11 @@ def codes_in_calls() -> Iterator[tuple[str, str]]:
 def argument(call: ast.Call) -> ast.expr | None:
     """The argument of a call that is the code of a finding."""
     function = call.func
-    if isinstance(function, ast.Attribute) and function.attr == "add" and isinstance(function.value, ast.Call | ast.Name):
+    if (
+        isinstance(function, ast.Attribute)
+        and function.attr == "add"
+        and isinstance(function.value, ast.Call | ast.Name)
+    ):
         # Place.add; sets of this package are never given literals with a hyphen
         place = 0
     else:
@@ -87,9 +91,7 @@ def test_every_code_that_the_sources_use_is_in_the_catalogue() -> None:
     assert [(file, code) for file, code in used if code not in codes()] == []
 
 
-@pytest.mark.parametrize(
-    "code", [line["code"] for line in LINES if line["stage"] in {"crawl", "extract", "build"}]
-)
+@pytest.mark.parametrize("code", [line["code"] for line in LINES if line["stage"] in {"crawl", "extract", "build"}])
 def test_every_code_of_the_catalogue_is_used(code: str) -> None:
     assert code in string_literals()
 

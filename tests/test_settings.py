@@ -185,8 +185,15 @@ def test_a_namespace_that_is_no_uri_is_one_sentence(tmp_path: Path, content: str
 
 @pytest.mark.parametrize(
     "content",
-    ["workers = 0", 'engine = "threads"', "[fhir]\nin_flight = 99", '[fhir]\nversion = "R3"', 'as_of = "yesterday"']
-    + ["[datasets.ds]\nkind = 'tree'", "lock_wait_seconds = -1"],
+    [
+        "workers = 0",
+        'engine = "threads"',
+        "[fhir]\nin_flight = 99",
+        '[fhir]\nversion = "R3"',
+        'as_of = "yesterday"',
+        "[datasets.ds]\nkind = 'tree'",
+        "lock_wait_seconds = -1",
+    ],
 )
 def test_a_value_that_is_not_allowed_is_one_sentence(tmp_path: Path, content: str) -> None:
     said = refusal(written(tmp_path, content))
@@ -239,7 +246,7 @@ def test_settings_cannot_be_changed_by_accident() -> None:
 
 # -- the token --------------------------------------------------------------------------------------------------------
 
-TOKEN = "s3cr3t-t0k3n"  # noqa: S105
+TOKEN = "s3cr3t-t0k3n"
 
 
 def dumps_of(settings: Settings) -> list[str]:

@@ -226,4 +226,8 @@ MEASURES = Table(
 
 RESOURCES = "fhir/{type}/{dataset}/{unit}.ndjson"
 RESOURCE_TYPES = ("Patient", "Endpoint", "ImagingStudy")
-REPORT_FILES = "quality/{dataset}/{file}"
+
+
+def report_file(dataset: str, file: str) -> str:
+    """The path of a file of a dataset's report; its name is ours and stays as it is."""
+    return f"quality/{encode_name(dataset)}/{file}"

@@ -148,7 +148,7 @@ class Lake:
         """The rows of a table; an empty table where there is none."""
         try:
             with self._opened(table.path(**names)) as source:
-                return pq.read_table(source, columns=columns)
+                return read_parquet(source, columns)
         except FileNotFoundError:
             schema = table.schema
             wanted = [schema.field(name) for name in columns] if columns else schema
@@ -234,6 +234,14 @@ class Lake:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def read_parquet(source: IO[bytes], columns: list[str] | None = None) -> pa.Table:
+    """The rows of an open Parquet file.
+
+    Not `pq.read_table`: over a Python file its threads may outlive the interpreter and abort the process (pyarrow 26).
+    """
+    return pq.ParquetFile(source).read(columns=columns, use_threads=False)
 
 
 def _fitting(table: Table, rows: pa.Table) -> pa.Table:

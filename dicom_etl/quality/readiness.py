@@ -248,14 +248,14 @@ def _side_is_asked(case: _Case) -> bool:
 
 
 def _could_tell_side(case: _Case) -> bool:
-    sides = _sides(case) - {"U"}
+    sides = _sides(case)
     return len(sides) == 1 and terminology.laterality(next(iter(sides))) is not None
 
 
 def _why_no_side(case: _Case) -> str | None:
     sides = _sides(case)
-    if len(sides - {"U"}) > 1:
-        return "images of both sides"
+    if len(sides) > 1:
+        return "images of several sides"
     if "U" in sides:
         return "said to be unpaired"
     if sides:

@@ -239,9 +239,14 @@ def _gate(row: Row, reasons: Sequence[Row]) -> Gate:
 
 
 def _reason(row: Row) -> str:
-    keyword = keyword_for_tag(int(row["tag"], 16)) if row["tag"] else None
+    keyword = _keyword(row["tag"])
     known = codes().get(row["reason"] or "")
     return _clean(" ".join(part for part in (keyword, known.meaning if known else row["reason"]) if part))
+
+
+def _keyword(tag: str | None) -> str | None:
+    """The keyword of a tag GGGGEEEE; the tag itself where it has none."""
+    return tag and ((None if "x" in tag else keyword_for_tag(int(tag, 16))) or tag)
 
 
 def _percent(n: int, of: int) -> int | None:
@@ -454,7 +459,7 @@ def _finding_group(code: str, rows: Sequence[Row]) -> FindingGroup:
 def _example(row: Row) -> str:
     """Where a finding is, and what it says beyond its code."""
     known = codes().get(row["code"])
-    keyword = keyword_for_tag(int(row["tag"], 16)) if row["tag"] and len(row["tag"]) == 8 else None
+    keyword = _keyword(row["tag"])
     said = row["message"] if not known or row["message"] != known.meaning else None
     where = row["path"] or "/".join(part for part in (row["subject"], row["sample"]) if part)
     value = f"{keyword or 'value'} = {row['value']}" if row["value"] else None

@@ -135,6 +135,8 @@ class _Walk:
                 path = f"{here}/{entry.name}" if here else entry.name
                 if label := junk_class(entry.name):
                     self.junk[label, role] += 1
+                elif not _is_text(entry.name):
+                    self._found("name-undecodable", path=os.fsencode(path).decode("utf-8", "replace"))
                 elif (here == folder and entry.name in skipped) or _is_sheet(entry):
                     continue
                 elif entry.is_symlink():
@@ -210,6 +212,11 @@ class _Walk:
 
     def _found(self, code: str, **where: object) -> None:
         self.scan.findings.append(finding(code, self.source.dataset, **where))
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is UTF-8; what Python makes of other names can stand in no table."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _is_sheet(entry: os.DirEntry[str]) -> bool:

@@ -170,7 +170,11 @@ def _identities(
     """The persons of the studies, by the unit in which the study lies; decided anew when something changed."""
     lines = [line for line in read_crosswalk(settings.crosswalk) if line.dataset == name]
     mark = fingerprint(
-        PERSONS_VERSION, settings.site, dataset.assigning_authority, sorted(lines), sorted(made_from.items())
+        PERSONS_VERSION,
+        settings.site,
+        dataset.assigning_authority,
+        [list(line) for line in sorted(lines)],
+        sorted(made_from.items()),
     )
     if lake.fingerprint(IDENTITIES, dataset=name) != mark:
         crosswalk = {line.subject: (line.system, line.value) for line in lines}

@@ -71,7 +71,7 @@ class Measured:
     made: bool
     units: int
     instances: int
-    gates: Mapping[str, int]  # verdicts by status
+    gates: Mapping[str, int]  # verdicts by status, of the checks that something applies to
     findings: Mapping[str, int]  # by severity
 
 
@@ -261,7 +261,7 @@ def _judge(
 def _summary(lake: Lake, dataset: str, *, made: bool, units: int) -> Measured:
     rows = lake.read(MEASURES, dataset=dataset).to_pylist()
     verdicts = [row for row in rows if row["tag"] is None and row["reason"] is None and row["group_by"] == "all"]
-    gates = Counter(row["status"] for row in verdicts if checks()[row["check"]].gate)
+    gates = Counter(r["status"] for r in verdicts if r["n_applicable"] and checks()[r["check"]].gate)
     instances = sum(r["n_applicable"] for r in verdicts if (r["check"], r["level"]) == ("inventory", "instance"))
     found = pc.value_counts(lake.read(ALL_FINDINGS, ["severity"], dataset=dataset)["severity"]).to_pylist()
     findings = {row["values"]: row["counts"] for row in found}

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl import __version__
-from dicom_etl.identity.names import encode_name
-from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, MEASURES, REPORT_FILES
+from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, MEASURES, report_file
 from dicom_etl.lake.tables import Lake
 from dicom_etl.quality.checks import checks
 from dicom_etl.quality.export import defused_csv
@@ -57,7 +56,7 @@ def report(dataset: str, lake: Lake, settings: Settings) -> Reported:
         }
         files = tuple(
             # the names of the files are ours: only the dataset's needs encoding
-            lake.write_bytes(REPORT_FILES.format(dataset=encode_name(dataset), file=name), content)
+            lake.write_bytes(report_file(dataset, name), content)
             for name, content in contents.items()
         )
     by_severity = {severity: n for severity, n, _ in seen.findings}

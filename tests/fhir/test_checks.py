@@ -102,7 +102,13 @@ def test_what_fhir_resources_lets_through_is_found(study: dict[str, Any], senten
 
 @pytest.mark.parametrize(
     "started",
-    ["2024-01-05T10:15:00", "2024-01-05T10:15+01:00", "2024-01-05T24:00:00Z", "2024-01-05T10:15:00+14:30", "05.01.2024"],
+    [
+        "2024-01-05T10:15:00",
+        "2024-01-05T10:15+01:00",
+        "2024-01-05T24:00:00Z",
+        "2024-01-05T10:15:00+14:30",
+        "05.01.2024",
+    ],
 )
 def test_a_date_time_without_seconds_or_zone_is_found(started: str) -> None:
     assert len(errors(changed("started", to=started))) == 1

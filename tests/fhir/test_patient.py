@@ -12,9 +12,7 @@ from dicom_etl.fhir.rows import Group, Place
 from dicom_etl.identity.persons import Person
 from tests.fhir.rows_of import CONTEXT, group, place, told
 
-PERSON = Person(
-    "1.2.3", "sub-1", "sub-1", "https://site.example/breast/patient-id", "P-1", "patient-id", "ok", "sub-1"
-)
+PERSON = Person("1.2.3", "sub-1", "sub-1", "https://site.example/breast/patient-id", "P-1", "patient-id", "ok", "sub-1")
 MEDICAL_RECORD = {
     "coding": [
         {"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": "MR", "display": "Medical record number"}
@@ -135,7 +133,12 @@ def test_three_component_groups_are_three_representations() -> None:
 
 def test_an_empty_component_group_gives_no_name() -> None:
     assert names("=山田^太郎") == [
-        {"use": "usual", "family": "山田", "given": ["太郎"], "extension": [{"url": REPRESENTATION, "valueCode": "IDE"}]}
+        {
+            "use": "usual",
+            "family": "山田",
+            "given": ["太郎"],
+            "extension": [{"url": REPRESENTATION, "valueCode": "IDE"}],
+        }
     ]
 
 

@@ -11,12 +11,19 @@ def test_values_come_row_by_row() -> None:
 
 
 def test_distinct_values_are_sorted_and_without_nulls() -> None:
-    assert group({"SeriesNumber": 10}, {}, {"SeriesNumber": 9}, {"SeriesNumber": 10}).distinct("SeriesNumber") == [9, 10]
+    assert group({"SeriesNumber": 10}, {}, {"SeriesNumber": 9}, {"SeriesNumber": 10}).distinct("SeriesNumber") == [
+        9,
+        10,
+    ]
 
 
 def test_rows_by_a_value_come_sorted_with_null_last() -> None:
     rows = group({"sample": "b"}, {}, {"sample": "a"}, {"sample": "b"})
-    assert [(value, part.rows) for value, part in rows.by("sample").items()] == [("a", (2,)), ("b", (0, 3)), (None, (1,))]
+    assert [(value, part.rows) for value, part in rows.by("sample").items()] == [
+        ("a", (2,)),
+        ("b", (0, 3)),
+        (None, (1,)),
+    ]
 
 
 def test_rows_are_chosen_by_a_condition() -> None:

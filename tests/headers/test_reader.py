@@ -341,9 +341,9 @@ def many_items() -> bytes:
 
 
 def bomb() -> bytes:
-    squeezed = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    squeezed = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
     parts = [squeezed.compress(b"".join(uids()))]
-    parts += [squeezed.compress(bytes(1 << 24)) for _ in range(100)]
+    parts += [squeezed.compress(bytes(1 << 24)) for _ in range(66)]
     return part10(b"".join(parts) + squeezed.flush(), DEFLATED)
 
 
@@ -379,7 +379,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], set[str]]] = {
     ),
     "pixels that never end": (lambda: instance(PIXELS[:8] + b"\xff" * 4 + bytes(4000)), {"row"}),
     "a bomb": (bomb, {"unreadable unreadable"}),
-    "two hundred thousand items": (many_items, {"row"}),
+    "two hundred thousand items": (lambda: instance(many_items()), {"row"}),
 }
 
 
@@ -408,15 +408,20 @@ def test_a_header_of_too_many_elements_is_not_read(monkeypatch: pytest.MonkeyPat
 
 def test_any_changed_byte_gives_a_row_or_a_reason() -> None:
     content = instance(*BODY, PIXELS)
+    outcomes = set()
     for place in range(128, len(content) - 64):
         for byte in (0x00, 0xFF, content[place] ^ 0x01):
             changed = content[:place] + bytes([byte]) + content[place + 1 :]
-            try:
-                found = values(read(changed))
-            except NotRead as why:
-                assert why.kind in {"unreadable", "other", "dicomdir"}
-            else:
-                assert found["SOPInstanceUID"]
+            outcomes.add(outcome(changed))
+    assert outcomes == {"row", "unreadable", "other"}
+
+
+def outcome(content: bytes) -> str:
+    """`row`, or the kind of a file that gives none."""
+    try:
+        return "row" if values(read(content))["SOPInstanceUID"] else "no identity"
+    except NotRead as why:
+        return why.kind
 
 
 def test_the_order_of_reading_changes_nothing() -> None:

@@ -88,9 +88,7 @@ def test_several_studies_of_a_subject_under_one_patient_id_are_one_persons() -> 
     ]
 
 
-@pytest.mark.parametrize(
-    ("patient_id", "reason"), [(None, None), ("", None), ("ANONYMOUS", "patient-id-placeholder")]
-)
+@pytest.mark.parametrize(("patient_id", "reason"), [(None, None), ("", None), ("ANONYMOUS", "patient-id-placeholder")])
 def test_rule_4_the_subject_where_the_patient_id_names_nobody(patient_id: str | None, reason: str | None) -> None:
     person = only(claim(patient_id=patient_id))
     assert decided(person) == ("subject", "https://site.example/breast/subject", "sub-1", "ok")
@@ -205,16 +203,28 @@ def test_only_crosswalk_and_authority_reach_beyond_the_dataset(rule: str, shared
 
 @pytest.mark.parametrize(
     "patient_id",
-    ["ANONYMOUS", "anonymized", "De-Identified", "UNKNOWN", "n/a", "NULL", "none", "Test Patient", "0", "000-000", "XXX"]
-    + ["----", "...", " "],
+    [
+        "ANONYMOUS",
+        "anonymized",
+        "De-Identified",
+        "UNKNOWN",
+        "n/a",
+        "NULL",
+        "none",
+        "Test Patient",
+        "0",
+        "000-000",
+        "XXX",
+        "----",
+        "...",
+        " ",
+    ],
 )
 def test_a_placeholder_names_nobody(patient_id: str) -> None:
     assert is_placeholder(patient_id)
 
 
-@pytest.mark.parametrize(
-    "patient_id", ["P-1", "0001", "ANON-0042", "TEST1", "patient 7", "X12", "患者一", "Ж", "ك-٧"]
-)
+@pytest.mark.parametrize("patient_id", ["P-1", "0001", "ANON-0042", "TEST1", "patient 7", "X12", "患者一", "Ж", "ك-٧"])
 def test_an_id_that_is_like_a_placeholder_or_of_another_script_is_an_id(patient_id: str) -> None:
     assert not is_placeholder(patient_id)
 

@@ -8,8 +8,11 @@ import pytest
 from fhirpy import SyncFHIRClient
 
 from dicom_etl.examples import write_examples
+from dicom_etl.lake.schemas import ALL_FINDINGS
 from dicom_etl.pipeline import Options, Pipeline, run
 from dicom_etl.settings import load_settings
+from tests.corpus import write_instance
+from tests.server.proxy import Reply, proxy
 from tests.servers.hapi_server import validate
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -124,3 +127,72 @@ def test_the_documented_questions_have_answers(hapi_factory, examples, tmp_path)
     assert said["datasets"] == {"breast", "heart"}
     assert len(said["breasts"]) == 2
     assert said["study"]["id"] == said["studies"][0]["id"]
+
+
+def test_a_new_subject_that_reuses_a_patient_id_changes_whose_the_studies_are(hapi_factory, tmp_path):
+    server = hapi_factory()
+    client = SyncFHIRClient(server.base_url)
+    (tmp_path / "s.toml").write_text("[datasets.ds]\nroot = 'ds'\n")
+    etl = pipeline(tmp_path / "s.toml", server.base_url, str(tmp_path / "lake"), site="https://reuse.test")
+    write_instance(tmp_path / "ds/sub-1/1.dcm", study="a", series="a", PatientID="P-77")
+    load(etl, "ds")
+    [before] = client.resources("ImagingStudy").fetch_all()
+    [old] = client.resources("Patient").fetch_all()
+    assert old["identifier"][0]["system"] == "https://reuse.test/ds/patient-id"
+
+    write_instance(tmp_path / "ds/sub-2/1.dcm", study="b", series="b", PatientID="P-77")
+    load(etl, "ds")
+    studies = {study["id"]: study for study in client.resources("ImagingStudy").fetch_all()}
+    assert len(studies) == 2
+    patients = {patient["id"]: patient["identifier"][0] for patient in client.resources("Patient").fetch_all()}
+    persons = [patients[study["subject"]["reference"].removeprefix("Patient/")] for study in studies.values()]
+    assert {(p["system"], p["value"]) for p in persons} == {
+        ("https://reuse.test/ds/subject", "sub-1"),
+        ("https://reuse.test/ds/subject", "sub-2"),
+    }
+    assert studies[before["id"]]["meta"]["versionId"] == "2"
+    # the person that nobody is any more stays, and is told
+    assert old["id"] in patients
+    findings = etl.lake.read(ALL_FINDINGS, dataset="ds").to_pylist()
+    assert [f["unit"] for f in findings if f["code"] == "left-on-server"] == ["sub-1"]
+    assert sorted(f["unit"] for f in findings if f["code"] == "patient-id-shared") == ["sub-1", "sub-2"]
+
+
+def test_a_held_study_is_not_uploaded_until_the_crosswalk_decides(hapi_factory, tmp_path):
+    server = hapi_factory()
+    client = SyncFHIRClient(server.base_url)
+    (tmp_path / "s.toml").write_text("crosswalk = 'crosswalk.csv'\n[datasets.ds]\nroot = 'ds'\n")
+    header = "dataset,subject,system,value\n"
+    (tmp_path / "crosswalk.csv").write_text(header)
+    write_instance(tmp_path / "ds/sub-1/1.dcm", study="two ids", series="a", PatientID="X")
+    write_instance(tmp_path / "ds/sub-1/2.dcm", study="two ids", series="a", PatientID="Y")
+    write_instance(tmp_path / "ds/sub-2/1.dcm", study="two subjects", series="b", PatientID="Z")
+    write_instance(tmp_path / "ds/sub-3/1.dcm", study="two subjects", series="b", PatientID="Z")
+    etl = pipeline(tmp_path / "s.toml", server.base_url, str(tmp_path / "lake"))
+    held = run(etl, ["ds"])
+    assert held.exit_code == 1
+    assert client.resources("ImagingStudy").search().count() == 0
+    codes = {f["code"] for f in etl.lake.read(ALL_FINDINGS, dataset="ds").to_pylist() if f["severity"] == "error"}
+    assert codes == {"study-two-patients", "study-two-subjects"}
+
+    lines = "".join(f"ds,sub-{n},urn:oid:1.2.3,{who}\n" for n, who in ((1, "A"), (2, "B"), (3, "B")))
+    (tmp_path / "crosswalk.csv").write_text(header + lines)
+    load(pipeline(tmp_path / "s.toml", server.base_url, str(tmp_path / "lake")), "ds")
+    assert client.resources("ImagingStudy").search().count() == 2
+    studies = client.resources("ImagingStudy").fetch_all()
+    assert sorted(study["numberOfInstances"] for study in studies) == [2, 2]
+    assert client.resources("Patient").search().count() == 2
+
+
+def test_a_server_that_was_down_gets_everything_in_the_next_run(hapi, examples, tmp_path):
+    with proxy(hapi.base_url) as server:
+        server.rule = lambda asked: Reply(status=503)
+        etl = pipeline(examples, server.url, str(tmp_path / "lake"), site="https://down.test")
+        down = run(etl, ["heart"])
+        assert down.exit_code == 3
+        assert "127.0.0.1" in down.unreachable
+        assert "report" in down.summaries["heart"]
+        server.rule = lambda asked: None
+        up = load(pipeline(examples, server.url, str(tmp_path / "lake"), site="https://down.test"), "heart")
+    assert up.summaries["heart"]["upload"].counts["ImagingStudy"] == {"stored": 9}
+    assert up.summaries["heart"]["extract"].files_opened == 0

@@ -108,8 +108,9 @@ def test_nobody_is_named_as_holder_when_nobody_holds_it(tmp_path: Path) -> None:
 def test_without_a_readable_note_the_holder_is_another_process(tmp_path: Path) -> None:
     with holder(tmp_path):
         (tmp_path / "ds.json").write_bytes(b'{"pid": 1')
-        with pytest.raises(LockHeldError, match="ds is being written by another process"), hold(
-            tmp_path, "ds", "build", wait=0
+        with (
+            pytest.raises(LockHeldError, match="ds is being written by another process"),
+            hold(tmp_path, "ds", "build", wait=0),
         ):
             pass
 

@@ -103,9 +103,7 @@ def test_a_lake_whose_making_was_killed_is_made(tmp_path: Path) -> None:
     assert Lake(str(tmp_path)).open().read_bytes("lake.json") == b'{"schema":1}'
 
 
-def test_a_lake_that_another_run_makes_at_this_moment_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lake_that_another_run_makes_at_this_moment_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def made_meanwhile(lake: Lake) -> bool:
         (tmp_path / "lake.json").write_bytes(b'{"schema":1}')
         return True
@@ -249,9 +247,7 @@ class _DiskFullError(OSError):
     pass
 
 
-def test_a_write_that_fails_leaves_the_old_table_and_nothing_else(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_the_old_table_and_nothing_else(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     lake.write_rows(SHEETS, [cell(1)], fingerprint="old", dataset="ds")
 
     def full(*_args: object, **_more: object) -> None:

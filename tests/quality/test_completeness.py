@@ -85,7 +85,7 @@ def test_it_fits_the_lake(table: pa.Table) -> None:
         ("instance", STATION, "3", (5, 0, 5, 0, 0, 0, None)),
         ("instance", STUDY_DATE, "2", (6, 0, 0, 0, 1, 5, None)),
     ],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_states_are_counted(
     found: dict[Any, Any], level: str, tag: str, requirement: str, expected: tuple[int | None, ...]

@@ -16,7 +16,10 @@ def fact(study: str, series: str, n: int = 1, **values: Any) -> dict[str, Any]:
     return row | {"StudyInstanceUID": study, "SeriesInstanceUID": series}
 
 
-def judge(*rows: Mapping[str, Any], folders: Any = (), sheets: Sheets = Sheets(), as_of: Any = None) -> Judged:
+NO_SHEETS = Sheets()
+
+
+def judge(*rows: Mapping[str, Any], folders: Any = (), sheets: Sheets = NO_SHEETS, as_of: Any = None) -> Judged:
     studies = by_study(rows)
     return consistency("d", studies, by_series(studies), folders, sheets, as_of)
 

@@ -1,6 +1,5 @@
 """build: whose the studies of a dataset are, which units are made, and what is made again."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +123,7 @@ def test_the_same_input_gives_the_same_bytes_in_another_lake(tree: Tree, tmp_pat
     assert content(again.lake) == content(tree.lake)
 
 
-def test_processes_make_the_same_bytes_as_one(
-    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_make_the_same_bytes_as_one(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.run()
     again = Tree(tree.root, Lake(str(tmp_path / "other"), lock_wait=0).open(), tree.name)
     again.crawl()
@@ -186,9 +183,7 @@ def test_the_crosswalk_decides_a_study_under_two_subjects_and_one_unit_builds_it
     tree = tree_of(tmp_path)
     for subject in ("sub-1", "sub-2"):
         tree.write(f"{subject}/sam-1/1.dcm", study="roaming")
-    with_crosswalk(
-        tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7")
-    )
+    with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7"))
     built = tree.run()
     assert (built.persons, built.studies, built.held) == (1, 1, 0)
     assert study_of(tree, "sub-1")["numberOfInstances"] == 2
@@ -235,9 +230,7 @@ def test_two_datasets_share_a_patient_by_the_crosswalk(tmp_path: Path) -> None:
     other = tree_of(tmp_path, "heart", lake=one.lake)
     for tree in (one, other):
         tree.write("sub-1/sam-1/1.dcm", PatientID=f"P-{tree.name}")
-        with_crosswalk(
-            tree, ("breast", "sub-1", "urn:x:persons", "p7"), ("heart", "sub-1", "urn:x:persons", "p7")
-        )
+        with_crosswalk(tree, ("breast", "sub-1", "urn:x:persons", "p7"), ("heart", "sub-1", "urn:x:persons", "p7"))
         tree.run()
     assert patient_of(one, "sub-1") == patient_of(other, "sub-1")
 
@@ -270,7 +263,7 @@ def test_a_damaged_crosswalk_stops_the_build_before_anything_is_written(tree: Tr
     tree.run()
     before = content(tree.lake)
     with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", ""))
-    with pytest.raises(SettingsError, match="line 2 of the crosswalk .* lacks a value"):
+    with pytest.raises(SettingsError, match=r"line 2 of the crosswalk .* lacks a value"):
         tree.build()
     assert content(tree.lake) == before
 
@@ -405,9 +398,7 @@ def test_a_file_in_the_second_unit_of_a_study_makes_the_first_unit_too(tmp_path:
     for subject in ("sub-1", "sub-2"):
         tree.write(f"{subject}/sam-1/1.dcm", study="roaming")
     tree.write("sub-3/sam-1/1.dcm", PatientID="P-3")
-    with_crosswalk(
-        tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7")
-    )
+    with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7"))
     tree.run()
     tree.write("sub-2/sam-1/2.dcm", study="roaming")
     assert tree.run().units_made == 2
@@ -441,12 +432,7 @@ class _KilledError(BaseException):
     """As a kill: nothing catches it."""
 
 
-def places_of_writes() -> Iterator[str]:
-    yield from RESOURCE_TYPES
-    yield "findings"
-
-
-@pytest.mark.parametrize("last", list(places_of_writes()))
+@pytest.mark.parametrize("last", [*RESOURCE_TYPES, "findings"])
 def test_a_build_that_is_killed_is_completed_by_the_next(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
@@ -465,7 +451,9 @@ def test_a_build_that_is_killed_is_completed_by_the_next(
             tree.build()
     assert not tree.lake.exists(FINDINGS.path(stage="build", dataset="ds", unit="sub-1"))
     assert tree.build().units_made == 2
-    whole = Tree(tree.root, Lake(f"{tree.lake.root}-2", lock_wait=0).open(), "ds", dataset_settings=tree.dataset_settings)
+    whole = Tree(
+        tree.root, Lake(f"{tree.lake.root}-2", lock_wait=0).open(), "ds", dataset_settings=tree.dataset_settings
+    )
     whole.run()
     assert content(tree.lake) == content(whole.lake)
 

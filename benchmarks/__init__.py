@@ -1,0 +1,1 @@
+"""The measurements that the documentation quotes, each one command, and the corpora that they are made on."""

@@ -1,0 +1,720 @@
+"""extract: header rows, layouts and file rows of each unit, read once and kept exactly up to the inventory."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+
+from dicom_etl.engine import Engine
+from dicom_etl.headers.layout import EMPTY, FILLED
+from dicom_etl.lake.schemas import FILES, LAYOUTS, Table, headers
+from dicom_etl.lake.tables import Lake
+from dicom_etl.sources import Entry, Scan, Source, SourceError
+from dicom_etl.stages.crawl import crawl
+from dicom_etl.stages.extract import Extracted, extract
+from tests.corpus import WRITTEN, Tree, lake_of, rows_by, touch, tree_of, uid, write_instance
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return tree_of(tmp_path)
+
+
+@dataclass
+class Watched:
+    """A source that notes what is opened, and can be told to fail or to do something just before."""
+
+    source: Source
+    opened: list[str] = field(default_factory=list)
+    failing: dict[str, OSError] = field(default_factory=dict)
+    before: dict[str, Callable[[], object]] = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        return self.source.dataset
+
+    @property
+    def location(self) -> str:
+        return self.source.location
+
+    def scan(self, scan: Scan) -> Iterator[Entry]:
+        return self.source.scan(scan)
+
+    def open(self, path: str) -> BinaryIO:
+        name = path.removeprefix("primary/")
+        self.opened.append(name)
+        if name in self.before:
+            self.before[name]()
+        if name in self.failing:
+            raise self.failing[name]
+        return self.source.open(path)
+
+
+def run(tree: Tree, *, accept_vanished: bool = False, **options: Any) -> tuple[Extracted, list[str]]:
+    """Crawl and extract; what was done, and the files that were opened."""
+    tree.crawl(accept_vanished=accept_vanished)
+    source = Watched(tree.source)
+    return again(tree, source, **options), sorted(source.opened)
+
+
+def again(tree: Tree, source: Watched, **options: Any) -> Extracted:
+    """Extract what was crawled from a watched source."""
+    return extract(source, tree.lake, Engine(), **options)  # type: ignore[arg-type]  # it is no kind of the settings
+
+
+def table(tree: Tree, kind: Table, unit: str) -> list[dict[str, Any]]:
+    return tree.lake.read(kind, dataset=tree.name, unit=unit).to_pylist()
+
+
+def rows(tree: Tree, unit: str = "sub-1") -> dict[str, dict[str, Any]]:
+    """The header rows of a unit by path below primary/."""
+    found = rows_by(tree.lake.read(headers(), None, dataset=tree.name, unit=unit), "path")
+    return {path.removeprefix("primary/"): row for path, row in found.items()}
+
+
+def files(tree: Tree, unit: str = "sub-1") -> dict[str, tuple[str, str | None]]:
+    """Kind and reason of each file of a unit."""
+    return {row["path"].removeprefix("primary/"): (row["kind"], row["reason"]) for row in table(tree, FILES, unit)}
+
+
+def codes(tree: Tree, unit: str | None = "sub-1") -> list[str]:
+    """The codes of the findings but that of images without pixel data, which all files of these tests are."""
+    return [code for code in tree.codes("extract", unit) if code != "pixel-data-absent"]
+
+
+def snapshot(lake: Lake, *folders: str) -> dict[str, bytes]:
+    """The files of the lake below some folders."""
+    root = Path(lake.root)
+    wanted = folders or ("headers", "layouts", "files", "findings/extract")
+    found = (path for folder in wanted for path in sorted((root / folder).rglob("*")) if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+
+
+def from_scratch(tree: Tree, tmp_path: Path) -> dict[str, bytes]:
+    """The tables that an empty lake would get from the tree as it is."""
+    lake = lake_of(tmp_path / "fresh")
+    crawl(tree.source, lake)
+    extract(tree.source, lake, Engine())
+    return snapshot(lake)
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_header_row_says_where_the_file_lies_and_what_its_header_says(tree: Tree) -> None:
+    tree.write("sub-1/sam-2/1.dcm", PatientName="Müller^Grete", SpecificCharacterSet="ISO_IR 100", SeriesNumber=0)
+    run(tree)
+    row = rows(tree)["sub-1/sam-2/1.dcm"]
+    place = [row[name] for name in ("dataset", "unit", "subject", "sample", "role", "duplicate")]
+    assert place == ["ds", "sub-1", "sub-1", "sam-2", "primary", None]
+    assert (row["PatientName"], row["SeriesNumber"], row["ImageType"]) == ("Müller^Grete", 0, "ORIGINAL\\PRIMARY")
+    assert row["StudyDate"] == datetime.date(2024, 1, 5)
+    assert row["StudyInstanceUID"] == uid("ds/sub-1")
+    assert row["AccessionNumber"] is None
+
+
+def test_a_file_row_says_size_time_and_kind(tree: Tree) -> None:
+    path = tree.write("sub-1/1.dcm")
+    run(tree)
+    (row,) = table(tree, FILES, "sub-1")
+    assert (row["path"], row["kind"], row["size"], row["sha256"]) == (
+        "primary/sub-1/1.dcm",
+        "dicom",
+        path.stat().st_size,
+        None,
+    )
+    assert row["mtime"] == datetime.datetime.fromtimestamp(WRITTEN, datetime.UTC)
+
+
+def test_a_layout_is_joined_to_its_rows_and_is_there_once(tree: Tree) -> None:
+    tree.write("sub-1/1.dcm", PatientID="")
+    tree.write("sub-1/2.dcm", PatientID="")
+    run(tree)
+    found = rows(tree)
+    layout = found["sub-1/1.dcm"]["layout"]
+    assert found["sub-1/2.dcm"]["layout"] == layout
+    listed = [(row["tag"], row["status"]) for row in table(tree, LAYOUTS, "sub-1") if row["layout"] == layout]
+    assert len(dict(listed)) == len(listed) == len(table(tree, LAYOUTS, "sub-1"))
+    assert (dict(listed)["00100020"], dict(listed)["00100010"]) == (EMPTY, FILLED)
+
+
+def test_each_unit_has_tables_of_its_own(tree: Tree) -> None:
+    tree.write("sub-1/1.dcm")
+    tree.write("sub-2/1.dcm")
+    answer, _ = run(tree)
+    assert (answer.units, answer.units_made, answer.units_failed, answer.rows) == (2, 2, 0, 2)
+    assert (list(rows(tree, "sub-1")), list(rows(tree, "sub-2"))) == (["sub-1/1.dcm"], ["sub-2/1.dcm"])
+
+
+def test_rows_are_sorted_by_path(tree: Tree) -> None:
+    for name in ("b", "a", "10", "9"):
+        tree.write(f"sub-1/{name}.dcm")
+    run(tree)
+    assert list(rows(tree)) == ["sub-1/10.dcm", "sub-1/9.dcm", "sub-1/a.dcm", "sub-1/b.dcm"]
+
+
+def test_files_that_give_no_row_are_told_apart(tree: Tree) -> None:
+    tree.write("sub-1/1.dcm")
+    content = (tree.root / "primary/sub-1/1.dcm").read_bytes()
+    for name, damaged in {
+        "empty.dcm": b"",
+        "text.dcm": b"notes",
+        "notes.txt": b"notes",
+        "cut.dcm": content[:-3],
+    }.items():
+        (tree.root / "primary/sub-1" / name).write_bytes(damaged)
+    run(tree)
+    assert files(tree) == {
+        "sub-1/1.dcm": ("dicom", "pixel-data-absent"),
+        "sub-1/cut.dcm": ("unreadable", "header-cut"),
+        "sub-1/empty.dcm": ("unreadable", "empty-file"),
+        "sub-1/notes.txt": ("other", "other-file"),
+        "sub-1/text.dcm": ("other", "not-dicom"),
+    }
+    assert list(rows(tree)) == ["sub-1/1.dcm"]
+    assert sorted(codes(tree)) == ["empty-file", "header-cut", "not-dicom", "other-file"]
+
+
+def test_a_file_without_study_has_a_row_and_a_finding(tree: Tree) -> None:
+    write_instance(tree.root / "primary/sub-1/1.dcm", StudyInstanceUID="")
+    run(tree)
+    assert rows(tree)["sub-1/1.dcm"]["StudyInstanceUID"] is None
+    assert codes(tree) == ["uid-missing"]
+
+
+def test_images_without_pixel_data_are_counted_in_one_finding(tree: Tree) -> None:
+    for number in range(3):
+        tree.write(f"sub-1/{number}.dcm")
+    run(tree)
+    assert [(f["code"], f["count"], f["path"]) for f in tree.findings("extract", "sub-1")] == [
+        ("pixel-data-absent", 3, None)
+    ]
+
+
+def test_other_files_are_counted_by_suffix(tree: Tree) -> None:
+    tree.write("sub-1/1.dcm")
+    for name in ("a.txt", "b.TXT", "c.nii.gz", "notes"):
+        (tree.root / "primary/sub-1" / name).write_text("no header at all")
+    run(tree)
+    found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "other-file"]
+    assert {f["value"]: f["count"] for f in found} == {".txt": 2, ".gz": 1, "(no suffix)": 1}
+
+
+def test_an_unusable_value_is_a_finding_per_series_with_a_count(tree: Tree) -> None:
+    for number in range(3):
+        raw(tree.write(f"sub-1/a/{number}.dcm", StudyTime="101500"), b"20240105", b"20240230")
+    run(tree)
+    (found,) = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-unusable"]
+    assert (found["tag"], found["value"], found["count"]) == ("00080020", "20240230", 3)
+    assert found["series_uid"] == uid("ds/sub-1/a")
+    assert [row["StudyDate"] for row in rows(tree).values()] == [None] * 3
+
+
+def test_of_many_unusable_values_the_most_frequent_are_shown(tree: Tree) -> None:
+    for number in range(8):
+        raw(tree.write(f"sub-1/a/{number}.dcm"), b"20240105", b"202402%d" % (30 + number))
+    raw(tree.write("sub-1/a/8.dcm"), b"20240105", b"20240237")
+    run(tree)
+    found = [(f["value"], f["count"]) for f in tree.findings("extract", "sub-1") if f["code"] == "value-unusable"]
+    assert sorted(found) == [
+        ("(3 further values)", 3),
+        ("20240230", 1),
+        ("20240231", 1),
+        ("20240232", 1),
+        ("20240233", 1),
+        ("20240237", 2),
+    ]
+
+
+def test_an_identifying_value_is_masked_in_a_finding(tree: Tree) -> None:
+    raw(tree.write("sub-1/1.dcm"), b"19660312", b"19660399")
+    run(tree)
+    (found,) = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-unusable"]
+    assert (found["tag"], found["value"]) == ("00100030", "(masked)")
+    assert b"19660399" not in b"".join(snapshot(tree.lake, "findings").values())
+
+
+def raw(path: Path, old: bytes, new: bytes) -> Path:
+    """Replace bytes of a file by as many others."""
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    assert len(old) == len(new)
+    path.write_bytes(content.replace(old, new))
+    os.utime(path, (WRITTEN, WRITTEN))
+    return path
+
+
+def test_without_an_inventory_there_is_nothing_to_extract(tree: Tree) -> None:
+    with pytest.raises(SourceError, match="dataset ds: there is no inventory; crawl it first"):
+        tree.extract()
+
+
+def test_a_dataset_without_any_dicom_is_refused(tree: Tree) -> None:
+    (tree.root / "primary/sub-1").mkdir(parents=True)
+    (tree.root / "primary/sub-1/notes.dcm").write_text("notes")
+    tree.crawl()
+    with pytest.raises(SourceError, match=r"none of the 1 files under file://.* is DICOM"):
+        tree.extract()
+
+
+# -- incremental ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def extracted(tree: Tree) -> Tree:
+    """Two subjects of three and one files, extracted."""
+    for name in ("a/1", "a/2", "b/1"):
+        tree.write(f"sub-1/{name}.dcm")
+    tree.write("sub-2/1.dcm")
+    run(tree)
+    return tree
+
+
+def test_every_file_is_opened_once(tree: Tree) -> None:
+    names = ["sub-1/a/1.dcm", "sub-1/b/1.dcm", "sub-2/1.dcm"]
+    for name in names:
+        tree.write(name)
+    answer, opened = run(tree)
+    assert (opened, answer.files_opened) == (names, 3)
+
+
+def test_nothing_is_opened_where_nothing_changed(extracted: Tree) -> None:
+    before = snapshot(extracted.lake)
+    answer, opened = run(extracted)
+    assert (opened, answer.units_made, answer.files_opened, answer.rows) == ([], 0, 0, 4)
+    assert snapshot(extracted.lake) == before
+
+
+def test_a_changed_file_alone_is_opened(extracted: Tree, tmp_path: Path) -> None:
+    touch(extracted.write("sub-1/a/2.dcm", StudyDescription="changed"))
+    answer, opened = run(extracted)
+    assert (opened, answer.units_made) == (["sub-1/a/2.dcm"], 1)
+    assert rows(extracted)["sub-1/a/2.dcm"]["StudyDescription"] == "changed"
+    assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
+
+
+def test_a_file_of_another_size_is_opened_though_its_time_is_the_same(extracted: Tree) -> None:
+    extracted.write("sub-1/a/2.dcm", StudyDescription="longer than before")
+    assert run(extracted)[1] == ["sub-1/a/2.dcm"]
+
+
+def test_a_new_file_alone_is_opened(extracted: Tree, tmp_path: Path) -> None:
+    extracted.write("sub-2/2.dcm", PatientID="")
+    assert run(extracted)[1] == ["sub-2/2.dcm"]
+    assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
+
+
+def test_a_removed_file_loses_its_row_and_its_layout(tree: Tree, tmp_path: Path) -> None:
+    for number in range(20):
+        tree.write(f"sub-1/{number}.dcm")
+    odd = tree.write("sub-1/odd.dcm", PatientWeight=70)
+    run(tree)
+    odd.unlink()
+    assert run(tree)[1] == []
+    assert "sub-1/odd.dcm" not in rows(tree)
+    assert {row["tag"] for row in table(tree, LAYOUTS, "sub-1")}.isdisjoint({"00101030"})
+    assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
+
+
+def test_a_changed_file_of_a_series_with_value_findings_reads_that_series_again(tree: Tree, tmp_path: Path) -> None:
+    raw(tree.write("sub-1/a/1.dcm"), b"20240105", b"20240230")
+    for name in ("a/2", "a/3", "b/1"):
+        tree.write(f"sub-1/{name}.dcm")
+    run(tree)
+    touch(tree.root / "primary/sub-1/a/3.dcm")
+    assert run(tree)[1] == ["sub-1/a/1.dcm", "sub-1/a/2.dcm", "sub-1/a/3.dcm"]
+    assert codes(tree) == ["value-unusable"]
+    assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
+
+
+def test_a_changed_file_of_another_series_leaves_the_value_findings(tree: Tree, tmp_path: Path) -> None:
+    raw(tree.write("sub-1/a/1.dcm"), b"20240105", b"20240230")
+    tree.write("sub-1/b/1.dcm")
+    run(tree)
+    touch(tree.root / "primary/sub-1/b/1.dcm")
+    run(tree)
+    assert codes(tree) == ["value-unusable"]
+    assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
+
+
+def test_the_value_findings_of_a_file_without_series_are_kept(tree: Tree, tmp_path: Path) -> None:
+    odd = write_instance(tree.root / "primary/sub-1/odd.dcm", SeriesInstanceUID="")
+    raw(odd, b"20240105", b"20240230")
+    tree.write("sub-1/b/1.dcm")
+    run(tree)
+    touch(tree.root / "primary/sub-1/b/1.dcm")
+    run(tree)
+    assert sorted(codes(tree)) == ["uid-missing", "value-unusable"]
+    assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
+
+
+def test_a_mended_value_loses_its_finding(tree: Tree) -> None:
+    path = raw(tree.write("sub-1/a/1.dcm"), b"20240105", b"20240230")
+    run(tree)
+    touch(raw(path, b"20240230", b"20240105"))
+    run(tree)
+    assert codes(tree) == []
+
+
+def test_a_subject_that_is_gone_has_no_tables(extracted: Tree, tmp_path: Path) -> None:
+    shutil.rmtree(extracted.root / "primary/sub-2")
+    answer, opened = run(extracted, accept_vanished=True)
+    assert (answer.units, opened) == (1, [])
+    assert [name for name in snapshot(extracted.lake) if "sub-2" in name] == []
+    assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
+
+
+def test_a_renamed_subject_is_read_under_its_new_name(extracted: Tree, tmp_path: Path) -> None:
+    (extracted.root / "primary/sub-2").rename(extracted.root / "primary/sub-9")
+    assert run(extracted, accept_vanished=True)[1] == ["sub-9/1.dcm"]
+    assert rows(extracted, "sub-9")["sub-9/1.dcm"]["subject"] == "sub-9"
+    assert rows(extracted, "sub-2") == {}
+    assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
+
+
+def test_a_file_that_moves_to_another_subject_has_one_row_there(extracted: Tree, tmp_path: Path) -> None:
+    (extracted.root / "primary/sub-1/b/1.dcm").rename(extracted.root / "primary/sub-2/moved.dcm")
+    assert run(extracted, accept_vanished=True)[1] == ["sub-2/moved.dcm"]
+    assert sorted([*rows(extracted), *rows(extracted, "sub-2")]) == [
+        "sub-1/a/1.dcm",
+        "sub-1/a/2.dcm",
+        "sub-2/1.dcm",
+        "sub-2/moved.dcm",
+    ]
+    assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
+
+
+def test_force_reads_every_file_and_writes_the_same_bytes(extracted: Tree) -> None:
+    before = snapshot(extracted.lake)
+    answer, opened = run(extracted, force=True)
+    assert (len(opened), answer.units_made) == (4, 2)
+    assert snapshot(extracted.lake) == before
+
+
+def test_of_some_subjects_only_their_files_are_opened(extracted: Tree) -> None:
+    touch(extracted.root / "primary/sub-1/a/1.dcm")
+    touch(extracted.root / "primary/sub-2/1.dcm")
+    assert run(extracted, subjects=["sub-2"])[1] == ["sub-2/1.dcm"]
+    assert run(extracted)[1] == ["sub-1/a/1.dcm"]
+
+
+def test_rows_of_another_reader_are_not_taken_over(extracted: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dicom_etl.stages.extract.READER_VERSION", 2)
+    assert len(run(extracted)[1]) == 4
+
+
+def test_progress_is_told_in_files(tree: Tree) -> None:
+    tree.write("sub-1/1.dcm")
+    tree.write("sub-1/2.dcm")
+    tree.write("sub-2/1.dcm")
+    told: list[tuple[str, int, int]] = []
+    run(tree, progress=lambda *said: told.append(said))
+    assert told == [("extract ds", 2, 3), ("extract ds", 3, 3)]
+
+
+# -- the commit -------------------------------------------------------------------------------------------------------
+
+
+def test_files_is_written_last(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    write = Lake.write
+
+    def noting(lake: Lake, kind: Table, *args: Any, **names: Any) -> str:
+        order.append(kind.name)
+        return write(lake, kind, *args, **names)
+
+    tree.write("sub-1/1.dcm")
+    tree.crawl()
+    monkeypatch.setattr(Lake, "write", noting)
+    tree.extract()
+    assert order[:4] == ["findings", "layouts", "headers", "files"]
+
+
+@pytest.mark.parametrize("last", ["findings", "layouts", "headers"])
+def test_a_run_that_dies_between_two_tables_is_completed_by_the_next(
+    extracted: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    write = Lake.write
+
+    def dying(lake: Lake, kind: Table, *args: Any, **names: Any) -> str:
+        if len(written) and written[-1] == last:
+            raise KeyboardInterrupt
+        written.append(kind.name)
+        return write(lake, kind, *args, **names)
+
+    written: list[str] = []
+    touch(extracted.write("sub-1/a/2.dcm", StudyDescription="changed"))
+    extracted.crawl()
+    with monkeypatch.context() as patched:
+        patched.setattr(Lake, "write", dying)
+        with pytest.raises(KeyboardInterrupt):
+            extracted.extract()
+    run(extracted)
+    assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
+
+
+def test_a_lost_table_is_made_again(extracted: Tree) -> None:
+    before = snapshot(extracted.lake)
+    (Path(extracted.lake.root) / "layouts/ds/sub-1.parquet").unlink()
+    run(extracted)
+    assert snapshot(extracted.lake) == before
+
+
+# -- the same bytes ---------------------------------------------------------------------------------------------------
+
+
+def busy(tmp_path: Path) -> Tree:
+    """A dataset with something of everything."""
+    tree = tree_of(tmp_path)
+    for subject in ("sub-1", "sub-2", "sub-3"):
+        for number in range(3):
+            tree.write(f"{subject}/sam-1/{number}.dcm", InstanceNumber=number, PatientID=subject)
+        raw(tree.write(f"{subject}/sam-2/bad.dcm"), b"20240105", b"20240230")
+    tree.write("sub-3/copy.dcm", instance="ds/sub-1/sam-1/0.dcm")
+    (tree.root / "primary/sub-2/notes.txt").write_text("notes")
+    return tree
+
+
+def test_two_engines_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dicom_etl.stages.extract._FEW_FILES", 0)
+    tree = busy(tmp_path)
+    tree.crawl()
+    other = lake_of(tmp_path / "other")
+    crawl(tree.source, other)
+    extract(tree.source, tree.lake, Engine("serial"))
+    extract(tree.source, other, Engine("processes", 2))
+    assert snapshot(tree.lake) == snapshot(other)
+
+
+def test_repetition_writes_the_same_bytes(tmp_path: Path) -> None:
+    tree = busy(tmp_path)
+    run(tree)
+    first = snapshot(tree.lake)
+    run(tree, force=True)
+    assert snapshot(tree.lake) == first
+    assert first == from_scratch(tree, tmp_path)
+
+
+# -- duplicates -------------------------------------------------------------------------------------------------------
+
+
+def marks(tree: Tree, *units: str) -> dict[str, str | None]:
+    return {path: row["duplicate"] for unit in units for path, row in rows(tree, unit).items()}
+
+
+def sums(tree: Tree, *units: str) -> dict[str, str | None]:
+    return {row["path"].removeprefix("primary/"): row["sha256"] for unit in units for row in table(tree, FILES, unit)}
+
+
+def test_a_copy_in_another_subject_is_marked_and_the_first_by_path_is_not(tree: Tree) -> None:
+    path = tree.write("sub-2/1.dcm")
+    (tree.root / "primary/sub-1").mkdir()
+    shutil.copy2(path, tree.root / "primary/sub-1/z.dcm")
+    tree.write("sub-1/a.dcm")
+    run(tree)
+    assert marks(tree, "sub-1", "sub-2") == {"sub-1/a.dcm": None, "sub-1/z.dcm": None, "sub-2/1.dcm": "same"}
+    assert [(f["code"], f["unit"], f["path"], f["sop_uid"]) for f in tree.findings("extract")] == [
+        ("duplicate-same", "sub-2", "primary/sub-2/1.dcm", uid("ds/sub-2/1.dcm"))
+    ]
+
+
+def test_an_instance_with_two_contents_is_a_conflict(tree: Tree) -> None:
+    tree.write("sub-1/1.dcm", instance="one")
+    tree.write("sub-2/1.dcm", instance="one", StudyDescription="other")
+    run(tree)
+    assert marks(tree, "sub-1", "sub-2") == {"sub-1/1.dcm": None, "sub-2/1.dcm": "conflict"}
+    assert [(f["code"], f["severity"]) for f in tree.findings("extract")] == [("duplicate-conflict", "error")]
+
+
+def test_check_sums_are_made_of_duplicates_alone(tree: Tree) -> None:
+    tree.write("sub-1/1.dcm", instance="one")
+    tree.write("sub-1/2.dcm", instance="one", StudyDescription="other")
+    tree.write("sub-1/3.dcm")
+    answer, opened = run(tree)
+    assert [path for path, digest in sums(tree, "sub-1").items() if digest] == ["sub-1/1.dcm", "sub-1/2.dcm"]
+    assert (len(opened), answer.files_opened) == (5, 5)
+
+
+def test_known_check_sums_are_not_made_again(tree: Tree) -> None:
+    tree.write("sub-1/1.dcm", instance="one")
+    tree.write("sub-2/1.dcm", instance="one")
+    run(tree)
+    tree.write("sub-3/1.dcm", instance="one")
+    assert run(tree)[1] == ["sub-3/1.dcm", "sub-3/1.dcm"]
+
+
+@pytest.mark.parametrize("gone", ["sub-1", "sub-2"])
+def test_when_a_duplicate_goes_no_trace_of_it_is_left(tree: Tree, tmp_path: Path, gone: str) -> None:
+    for subject in ("sub-1", "sub-2"):
+        tree.write(f"{subject}/1.dcm", instance="one")
+        tree.write(f"{subject}/2.dcm")
+    run(tree)
+    (tree.root / "primary" / gone / "1.dcm").unlink()
+    assert run(tree, accept_vanished=True)[1] == []
+    assert set(marks(tree, "sub-1", "sub-2").values()) == {None}
+    assert tree.findings("extract") == []
+    assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
+
+
+def test_a_mark_stays_when_another_file_of_its_unit_changes(tree: Tree, tmp_path: Path) -> None:
+    tree.write("sub-1/1.dcm", instance="one")
+    tree.write("sub-2/1.dcm", instance="one", StudyDescription="other")
+    tree.write("sub-2/2.dcm")
+    run(tree)
+    touch(tree.root / "primary/sub-2/2.dcm")
+    assert run(tree)[1] == ["sub-2/2.dcm"]
+    assert marks(tree, "sub-2") == {"sub-2/1.dcm": "conflict", "sub-2/2.dcm": None}
+    assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
+
+
+def test_with_duplicates_an_unchanged_dataset_is_still_left_alone(tmp_path: Path) -> None:
+    tree = busy(tmp_path)
+    run(tree)
+    before = snapshot(tree.lake)
+    answer, opened = run(tree)
+    assert (answer.units_made, opened) == (0, [])
+    assert snapshot(tree.lake) == before
+
+
+def test_a_duplicate_that_cannot_be_read_for_its_check_sum_is_a_conflict(tree: Tree) -> None:
+    tree.write("sub-1/1.dcm", instance="one")
+    tree.write("sub-2/1.dcm", instance="one")
+    tree.crawl()
+    source = Watched(tree.source)
+
+    def fail_the_second_time() -> None:
+        if source.opened.count("sub-2/1.dcm") == 2:
+            raise PermissionError(13, "Permission denied")
+
+    source.before["sub-2/1.dcm"] = fail_the_second_time
+    again(tree, source)
+    assert marks(tree, "sub-2") == {"sub-2/1.dcm": "conflict"}
+
+
+# -- trouble ----------------------------------------------------------------------------------------------------------
+
+
+def denied() -> PermissionError:
+    return PermissionError(13, "Permission denied")
+
+
+def test_a_file_that_may_not_be_opened_is_a_finding_and_the_rest_is_loaded(tree: Tree) -> None:
+    for name in ("1", "2", "3"):
+        tree.write(f"sub-1/{name}.dcm")
+    tree.crawl()
+    answer = again(tree, Watched(tree.source, failing={"sub-1/2.dcm": denied()}))
+    assert list(rows(tree)) == ["sub-1/1.dcm", "sub-1/3.dcm"]
+    assert (answer.units_failed, answer.rows) == (0, 2)
+    found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "unreadable"]
+    assert [(f["path"], f["message"]) for f in found] == [("primary/sub-1/2.dcm", "Permission denied")]
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again_alone(tree: Tree, tmp_path: Path) -> None:
+    for name in ("1", "2", "3"):
+        tree.write(f"sub-1/{name}.dcm")
+    tree.crawl()
+    again(tree, Watched(tree.source, failing={"sub-1/2.dcm": denied()}))
+    assert run(tree)[1] == ["sub-1/2.dcm"]
+    assert codes(tree) == []
+    assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
+
+
+def test_a_damaged_file_is_not_read_again_while_it_stays_the_same(tree: Tree) -> None:
+    tree.write("sub-1/1.dcm")
+    whole = tree.write("sub-1/2.dcm")
+    whole.write_bytes(whole.read_bytes()[:-3])
+    run(tree)
+    assert run(tree)[1] == []
+    assert codes(tree) == ["header-cut"]
+
+
+def test_a_file_that_is_gone_since_the_crawl_is_said(tree: Tree) -> None:
+    tree.write("sub-1/1.dcm")
+    tree.write("sub-1/2.dcm")
+    tree.crawl()
+    (tree.root / "primary/sub-1/2.dcm").unlink()
+    tree.extract()
+    assert (files(tree)["sub-1/2.dcm"], list(rows(tree))) == (("unreadable", "file-gone"), ["sub-1/1.dcm"])
+
+
+def test_a_file_that_changed_since_the_crawl_is_read_as_it_is_and_said(tree: Tree) -> None:
+    tree.write("sub-1/1.dcm")
+    tree.crawl()
+    touch(tree.write("sub-1/1.dcm", StudyDescription="changed since"))
+    tree.extract()
+    assert rows(tree)["sub-1/1.dcm"]["StudyDescription"] == "changed since"
+    assert files(tree) == {"sub-1/1.dcm": ("dicom", "file-changed")}
+    assert codes(tree) == ["file-changed"]
+
+
+def test_a_file_that_is_still_being_copied_is_not_called_damaged(tree: Tree) -> None:
+    path = tree.write("sub-1/1.dcm")
+    tree.write("sub-1/2.dcm")
+    content = path.read_bytes()
+    path.write_bytes(content[:200])
+    tree.crawl()
+    path.write_bytes(content[:-3])
+    tree.extract()
+    assert files(tree)["sub-1/1.dcm"] == ("unreadable", "file-changed")
+
+
+def test_a_changed_file_is_whole_after_the_next_crawl(tree: Tree, tmp_path: Path) -> None:
+    tree.write("sub-1/1.dcm")
+    tree.crawl()
+    touch(tree.write("sub-1/1.dcm", StudyDescription="changed since"))
+    tree.extract()
+    assert run(tree)[1] == ["sub-1/1.dcm"]
+    assert codes(tree) == []
+    assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
+
+
+def test_a_unit_that_fails_leaves_the_others_and_its_own_tables(extracted: Tree) -> None:
+    before = {name: content for name, content in snapshot(extracted.lake).items() if "sub-1" in name}
+    touch(extracted.root / "primary/sub-1/a/1.dcm")
+    touch(extracted.write("sub-2/1.dcm", StudyDescription="changed"))
+    extracted.crawl()
+
+    def fail() -> None:
+        raise RuntimeError("something nobody thought of")
+
+    answer = again(extracted, Watched(extracted.source, before={"sub-1/a/1.dcm": fail}))
+    assert (answer.units_made, answer.units_failed) == (1, 1)
+    assert rows(extracted, "sub-2")["sub-2/1.dcm"]["StudyDescription"] == "changed"
+    assert {name: content for name, content in snapshot(extracted.lake).items() if "sub-1" in name} == before
+    assert [(f["code"], f["unit"], f["message"]) for f in extracted.findings("extract")] == [
+        ("unit-failed", "sub-1", "RuntimeError: something nobody thought of")
+    ]
+
+
+def test_a_unit_that_failed_is_made_by_the_next_run(extracted: Tree, tmp_path: Path) -> None:
+    touch(extracted.root / "primary/sub-1/a/1.dcm")
+    extracted.crawl()
+
+    def fail() -> None:
+        raise RuntimeError
+
+    again(extracted, Watched(extracted.source, before={"sub-1/a/1.dcm": fail}))
+    assert run(extracted)[0].units_failed == 0
+    assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
+
+
+def test_a_unit_of_an_odd_name_has_tables_like_any_other(tree: Tree) -> None:
+    names = ["sub-1 ünïcode", "sub-a%b", "sub-x.parquet"]
+    for name in names:
+        tree.write(f"{name}/1.dcm")
+    run(tree)
+    assert [list(rows(tree, name)) for name in names] == [[f"{name}/1.dcm"] for name in names]
+
+
+def test_every_finding_names_its_dataset_and_stage(tmp_path: Path) -> None:
+    tree = busy(tmp_path)
+    run(tree)
+    found = [f for unit in ("sub-1", "sub-2", "sub-3", None) for f in tree.findings("extract", unit)]
+    assert {(f["dataset"], f["stage"]) for f in found} == {("ds", "extract")}
