@@ -78,9 +78,7 @@ SUBJECTS = (
     Subject("heart", "sub-1", "43 years", "Male", "prime adult stage", "calcium scoring"),
     Subject("heart", "sub-2", "52 years", "Female", "middle adulthood", "control"),
     Subject("heart", "sub-3", "47 years", "Male", "middle adulthood", "calcium scoring"),
-    Subject(
-        "heart", "sub-4", "76 years", "Male", "late adulthood", "calcium scoring", "asked-answered-unknown"
-    ),
+    Subject("heart", "sub-4", "76 years", "Male", "late adulthood", "calcium scoring", "asked-answered-unknown"),
 )
 
 # In breast each subject's samples begin at sam-1 again, as sparc-me numbers them; in heart a sample's name
@@ -291,9 +289,7 @@ SERIES = (
         "grete us",
         {"BodyPartExamined": "BREAST", "Laterality": "L"},
     ),
-    Series(
-        "breast/sub-2/sam-3", "1-{n:03}.dcm", ("CT_small.dcm",), "grete ct", {"BodyPartExamined": "CHEST"}
-    ),
+    Series("breast/sub-2/sam-3", "1-{n:03}.dcm", ("CT_small.dcm",), "grete ct", {"BodyPartExamined": "CHEST"}),
     # breast/sub-3: de-identified. The body part is a word that no table knows. A Siemens console names its
     # files .IMA.
     Series(
@@ -323,9 +319,7 @@ SERIES = (
     Series("heart/sub-1/sam-3", "1-{n:03}.dcm", (f"{_MR}/MR1/15820",)),
     Series("heart/sub-1/sam-3", "2-{n:03}.dcm", (f"{_MR}/MR2/15970",)),
     # heart/sub-2: the shared patient again, in other studies: cine MR, ECG, echo of 30 frames.
-    Series(
-        "heart/sub-2/sam-4", "1-{n:03}.dcm", (f"{_MR}/MR1/4919",), "ada heart", {"BodyPartExamined": "HEART"}
-    ),
+    Series("heart/sub-2/sam-4", "1-{n:03}.dcm", (f"{_MR}/MR1/4919",), "ada heart", {"BodyPartExamined": "HEART"}),
     Series(
         "heart/sub-2/sam-4",
         "2-{n:03}.dcm",

@@ -248,9 +248,7 @@ def test_names_are_written_in_several_character_sets(headers: dict[str, FileData
 
 
 def test_body_parts_and_sides_are_known_unknown_and_missing(headers: dict[str, FileDataset]) -> None:
-    found = {
-        path: (header.get("BodyPartExamined"), header.get("Laterality")) for path, header in headers.items()
-    }
+    found = {path: (header.get("BodyPartExamined"), header.get("Laterality")) for path, header in headers.items()}
     assert found["breast/primary/sub-1/sam-1/2-001.dcm"] == ("BREAST", "R")
     assert found["breast/primary/sub-1/sam-2/1-001.dcm"] == ("BREAST", "L")
     assert found["breast/primary/sub-2/sam-1/1-001.dcm"] == (None, "")
@@ -349,9 +347,7 @@ def test_one_file_ends_within_its_header(example: ExampleTree) -> None:
         ),
     ],
 )
-def test_a_sheet_has_the_columns_of_its_template(
-    example: ExampleTree, sheet: str, first_columns: list[str]
-) -> None:
+def test_a_sheet_has_the_columns_of_its_template(example: ExampleTree, sheet: str, first_columns: list[str]) -> None:
     assert _sheet(example.directory / sheet)[0][: len(first_columns)] == first_columns
 
 
@@ -376,9 +372,7 @@ def test_the_dataset_description_says_version_and_counts(
 
 
 def test_subjects_sheets_say_sex_age_and_species(example: ExampleTree) -> None:
-    rows = _table(example.directory / "breast/subjects.xlsx") + _table(
-        example.directory / "heart/subjects.csv"
-    )
+    rows = _table(example.directory / "breast/subjects.xlsx") + _table(example.directory / "heart/subjects.csv")
     assert [(row["subject id"], row["sex"], row["age"]) for row in rows] == [
         ("sub-1", "Female", "52 years"),
         ("sub-2", "Female", "49 years"),
@@ -396,8 +390,7 @@ def test_subjects_sheets_say_sex_age_and_species(example: ExampleTree) -> None:
 def test_samples_sheets_say_location_and_laterality(example: ExampleTree) -> None:
     rows = _table(example.directory / "breast/samples.xlsx")
     found = {
-        (row["subject id"], row["sample id"]): (row["sample anatomical location"], row["laterality"])
-        for row in rows
+        (row["subject id"], row["sample id"]): (row["sample anatomical location"], row["laterality"]) for row in rows
     }
     assert found["sub-1", "sam-1"] == ("breast", "Right")
     assert found["sub-1", "sam-2"] == ("breast", "Left")

@@ -154,9 +154,7 @@ def _listed(
     # Layouts are many, combinations of modules are few: equal answers are one object.
     iod = _iod(iod_name)
     candidates = [[iod.optional[module] for module in modules] for modules in undecided]
-    certain = _strictest(
-        [iod.mandatory, *(iod.optional[module] for module in used), *map(_asked_by_all, candidates)]
-    )
+    certain = _strictest([iod.mandatory, *(iod.optional[module] for module in used), *map(_asked_by_all, candidates)])
     types = {**_strictest(map(_asked_by_some, candidates)), **certain}
     listed: dict[str, Requirement] = {}
     for tag, type_ in types.items():

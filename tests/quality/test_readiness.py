@@ -102,7 +102,7 @@ def test_lateralities() -> None:
 def test_images_of_both_sides() -> None:
     rows = [row(BodyPartExamined="BREAST", ImageLaterality=side) for side in "LR"]
     found = judged(*rows, outcomes={("S", "A"): {"ImageLaterality": "filled"}})
-    assert found["fhir-laterality"] == (0, {"images of both sides": 1})
+    assert found["fhir-laterality"] == (0, {"images of several sides": 1})
 
 
 def test_persons_of_headers_alone() -> None:
