@@ -12,10 +12,10 @@ MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 # The order of prerequisites below is meant: packages of the system before what is built with them.
 .NOTPARALLEL:
-.PHONY: help setup setup-test system-packages demo dev lint test clean check-python
+.PHONY: help setup setup-test system-packages demo dev lint test bench-headers clean check-python
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make .venv with the package and all that it needs (PYTHON=python3.12 picks another Python)
 
@@ -35,6 +35,9 @@ lint: setup ## Check style (ruff) and types (mypy)
 
 test: setup-test lint ## Run all checks and tests (WORKERS=2: test processes)
 	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+bench-headers: setup ## Measure header extraction beside pydicom and others, some minutes (ARGS='--files 500 --no-peers')
+	@$(BIN)/python -m benchmarks.headers $(ARGS)
 
 clean: ## Remove all that make has made; .dagster, the history of runs, stays
 	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -173,7 +173,7 @@ def pixel_data(content: bytes, syntax: Syntax, *, fragments: int = 1, vr: str = 
 
 def file_meta(sop_class: str, sop_instance: str, syntax: Syntax, *, length: bool = True, **more: str) -> bytes:
     """The file meta information (PS3.10 7.1), always explicit VR little endian; `length`: with its group length."""
-    meta = {
+    meta: dict[str, Value] = {
         "FileMetaInformationVersion": b"\0\1",
         "MediaStorageSOPClassUID": sop_class,
         "MediaStorageSOPInstanceUID": sop_instance,

@@ -23,34 +23,24 @@ AcquisitionDate 20230917
 ContentDate 20230917
 StudyTime 081512.437000
 SeriesTime 082233.015000
-InstitutionAddress Example Street 1^^Example City
 InstitutionalDepartmentName Radiology
 ReferringPhysicianName Example^Rita^^Dr.
 PerformingPhysicianName
 OperatorsName tech03
 StationName STATION07
-OtherPatientIDs
 PatientAge 057Y
 PatientSize 1.74
 PatientWeight 81.5
-PatientComments
-PregnancyStatus 4
-AdditionalPatientHistory
 PatientIdentityRemoved NO
-LongitudinalTemporalInformationModified UNMODIFIED
 DeviceSerialNumber 45193
 TimezoneOffsetFromUTC +0200
 StudyID 1
 AcquisitionNumber 1
 PositionReferenceIndicator
-ImageComments
-RequestingPhysician Example^Rita
-RequestingService RAD
 RequestedProcedureDescription As requested
 PerformedProcedureStepStartDate 20230917
 PerformedProcedureStepStartTime 081512.500000
 PerformedProcedureStepID MR20230917081512
-PerformedProcedureStepDescription Routine
 """
 
 _PIXELS = """
@@ -183,7 +173,7 @@ CineRate 28
 FrameTime 35.6
 NumberOfFrames 4
 MechanicalIndex 1.2
-ThermalIndex 0.4
+SoftTissueThermalIndex 0.4
 BoneThermalIndex 0.6
 DepthOfScanField 160
 FocusDepth 80
@@ -313,6 +303,10 @@ MODALITIES = {
     "SR": Modality(_STORAGE + "88.33", (_SR,), 1, 2),
 }
 ENHANCED_MR = _STORAGE + "4.1"
+# what enhanced objects keep in functional groups, and not at the top
+IN_GROUPS = frozenset(
+    "ImageOrientationPatient SliceThickness SpacingBetweenSlices PixelSpacing RepetitionTime EchoTime FlipAngle".split()
+)
 MULTI_FRAME = frozenset({"US", "NM"})
 
 
@@ -345,7 +339,7 @@ class Private(NamedTuple):
     group: int
     creator: str
     vrs: str
-    count: int
+    size: int
     varying: int = 0
     block: int = 0x10
 
@@ -364,18 +358,18 @@ _SIEMENS = "1.3.12.2.1107.5.2.43.67001"
 _GE = "1.2.840.113619.2.408.14"
 _PHILIPS = "1.3.46.670589.11.71231.5"
 _GEMS_CT = (
-    Private(0x0009, "GEMS_IDEN_01", "LO SH SS UL", 8),
-    Private(0x0019, "GEMS_ACQU_01", "DS SS SL FL", 24, 2),
-    Private(0x0021, "GEMS_RELA_01", "SS SL SH DS", 6),
-    Private(0x0023, "GEMS_STDY_01", "LO SS FD", 3),
-    Private(0x0027, "GEMS_IMAG_01", "SL SS FL FL", 14, 3),
-    Private(0x0043, "GEMS_PARM_01", "SS DS LO OB", 24),
-    Private(0x0045, "GEMS_HELIOS_01", "SS FL FD", 12),
+    Private(0x0009, "GEMS_IDEN_01", "LO SH SS UL", 2),
+    Private(0x0019, "GEMS_ACQU_01", "DS SS SL FL", 7, 2),
+    Private(0x0021, "GEMS_RELA_01", "SS SL SH DS", 2),
+    Private(0x0023, "GEMS_STDY_01", "LO SS FD", 2),
+    Private(0x0027, "GEMS_IMAG_01", "SL SS FL FL", 4, 3),
+    Private(0x0043, "GEMS_PARM_01", "SS DS LO OB", 7),
+    Private(0x0045, "GEMS_HELIOS_01", "SS FL FD", 3),
 )
 _PHILIPS_MR = (
-    Private(0x2001, "Philips Imaging DD 001", "SS FL CS SL", 22, 3),
-    Private(0x2005, "Philips MR Imaging DD 001", "FL SS CS UL", 30, 2),
-    Private(0x2005, "Philips MR Imaging DD 005", "SL FL UN", 9, 0, 0x14),
+    Private(0x2001, "Philips Imaging DD 001", "SS FL CS SL", 6, 3),
+    Private(0x2005, "Philips MR Imaging DD 001", "FL SS CS UL", 8, 2),
+    Private(0x2005, "Philips MR Imaging DD 005", "SL FL UN", 2, 0, 0x14),
 )
 VENDORS: dict[str, Vendor] = {
     "siemens-mr": Vendor(
@@ -384,8 +378,8 @@ VENDORS: dict[str, Vendor] = {
         "syngo MR E11",
         _SIEMENS,
         (
-            Private(0x0019, "SIEMENS MR HEADER", "CS DS US IS FD", 10, 2),
-            Private(0x0051, "SIEMENS MR HEADER", "LO SH CS DS", 13, 1),
+            Private(0x0019, "SIEMENS MR HEADER", "CS DS US IS FD", 2, 2),
+            Private(0x0051, "SIEMENS MR HEADER", "LO SH CS DS", 4, 1),
         ),
     ),
     "siemens-pt": Vendor(
@@ -394,7 +388,7 @@ VENDORS: dict[str, Vendor] = {
         "VG60A",
         _SIEMENS,
         (
-            Private(0x0071, "SIEMENS MED PT", "LO DS", 3, 1),
+            Private(0x0071, "SIEMENS MED PT", "LO DS", 2, 1),
             Private(0x0029, "SIEMENS CSA HEADER", "CS LO", 2),
         ),
     ),
@@ -405,7 +399,7 @@ VENDORS: dict[str, Vendor] = {
         "Discovery MI",
         "pet_mict_plus.44",
         _GE,
-        (Private(0x0009, "GEMS_PETD_01", "LO UI DT FL SL", 60, 4),),
+        (Private(0x0009, "GEMS_PETD_01", "LO UI DT FL SL", 16, 4),),
     ),
     "philips-mr": Vendor("Philips Medical Systems", "Ingenia", "5.6.1\\5.6.1.0", _PHILIPS, _PHILIPS_MR),
     "philips-us": Vendor(
@@ -414,8 +408,8 @@ VENDORS: dict[str, Vendor] = {
         "EPIQ 7G_5.0.2",
         _PHILIPS,
         (
-            Private(0x200D, "Philips US Imaging DD 021", "LO IS OB", 12, 1),
-            Private(0x200D, "Philips US Imaging DD 033", "LO FD UI", 9, 0, 0x30),
+            Private(0x200D, "Philips US Imaging DD 021", "LO IS OB", 3, 1),
+            Private(0x200D, "Philips US Imaging DD 033", "LO FD UI", 2, 0, 0x30),
         ),
     ),
     "toshiba-ct": Vendor(
@@ -423,7 +417,7 @@ VENDORS: dict[str, Vendor] = {
         "Aquilion ONE",
         "V8.4ER003",
         "1.2.392.200036.9116.2",
-        (Private(0x7005, "TOSHIBA_MEC_CT3", "DS SH US FL", 28, 2),),
+        (Private(0x7005, "TOSHIBA_MEC_CT3", "DS SH US FL", 8, 2),),
     ),
     "hologic-mg": Vendor(
         "HOLOGIC, Inc.",
@@ -431,22 +425,20 @@ VENDORS: dict[str, Vendor] = {
         "AWS:1.8.3.63",
         "1.2.840.113681.2231",
         (
-            Private(0x0019, "LORAD Selenia", "LO DS IS FL", 30, 2),
-            Private(0x7E01, "HOLOGIC, Inc.", "LO SH OB", 4),
+            Private(0x0019, "LORAD Selenia", "LO DS IS FL", 8, 2),
+            Private(0x7E01, "HOLOGIC, Inc.", "LO SH OB", 2),
         ),
     ),
-    "agfa-cr": Vendor(
-        "Agfa", "CR 85", "NX 8900", "1.3.51.0.7", (Private(0x0019, "Agfa ADC NX", "ST CS DS SH", 14, 1),)
-    ),
+    "agfa-cr": Vendor("Agfa", "CR 85", "NX 8900", "1.3.51.0.7", (Private(0x0019, "Agfa ADC NX", "ST CS DS SH", 4, 1),)),
     "fuji-dx": Vendor(
         "FUJIFILM Corporation",
         "DR-ID 600",
         "A20",
         "1.2.392.200036.9125",
-        (Private(0x0021, "FDMS 1.0", "CS SH US", 16, 1),),
+        (Private(0x0021, "FDMS 1.0", "CS SH US", 4, 1),),
     ),
     "ge-nm": Vendor(
-        "GE MEDICAL SYSTEMS", "Tandem_870", "1.006.10", _GE, (Private(0x0009, "GEMS_GENIE_1", "LO SL FD US", 22),)
+        "GE MEDICAL SYSTEMS", "Tandem_870", "1.006.10", _GE, (Private(0x0009, "GEMS_GENIE_1", "LO SL FD US", 6),)
     ),
     "none-sr": Vendor("Example Reporting", "Reporter", "3.2", "1.2.826.0.1.3680043.9.9999"),
 }

@@ -8,6 +8,8 @@ series nearly always share one.
 from __future__ import annotations
 
 import hashlib
+import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 EMPTY, FILLED = 1, 2
@@ -24,12 +26,13 @@ class Presence(NamedTuple):
 
 def layout_id(layout: tuple[Presence, ...]) -> int:
     """The 64-bit id of a layout (signed, as Spark and Java read it)."""
-    digest = hashlib.blake2b(digest_size=8)
-    for tag, creator, status in layout:
-        digest.update(b"%08x%d%s\0" % (tag, status, (creator or "").encode("utf-8", "surrogateescape")))
+    numbers = struct.pack(f"<{len(layout)}Q", *[tag << 2 | status for tag, _, status in layout])
+    creators = "\0".join([creator or "" for _, creator, _ in layout]).encode("utf-8", "surrogateescape")
+    digest = hashlib.blake2b(numbers + creators, digest_size=8)
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 
+@lru_cache(maxsize=1 << 16)
 def tag_text(tag: int) -> str:
     """A tag as the tables write it: `GGGGEEEE`."""
     return f"{tag:08X}"

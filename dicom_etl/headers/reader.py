@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple, cast
 
@@ -30,10 +31,10 @@ from dicom_etl.headers.values import Decoded, Problem, Value, decode, encodings_
 # Raised when what these readers make of a file changes, so that files are read again.
 READER_VERSION = 1
 
-_CHARACTER_SET = 0x00080005
+CHARACTER_SET = 0x00080005
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID")
 _PIXEL_DATA = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
-_PIXEL_DATA_PROVIDER_URL = 0x00287FE0
+PIXEL_DATA_PROVIDER_URL = 0x00287FE0
 _LONG_VRS = frozenset(VR.encode() for VR in EXPLICIT_VR_LENGTH_32)
 _ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
@@ -177,7 +178,8 @@ def _pixel_data(file: BinaryIO, dataset: FileDataset, size: int) -> str:
     little = bool(dataset.original_encoding[1])
     position = file.tell()
     if position < size:
-        return "cut" if _pixels_cut(file, position, size, "<" if little else ">") else "whole"
+        cut = pixels_cut(file, file.read(12), position, size, "<" if little else ">")
+        return "cut" if cut else "whole"
     if not _ends_at(file, last, size, "<" if little else ">"):
         raise NotRead("unreadable", "header-cut")
     return "absent"
@@ -200,9 +202,8 @@ def _tag(head: bytes, order: str) -> int:
     return int(group << 16 | element)
 
 
-def _pixels_cut(file: BinaryIO, position: int, size: int, order: str) -> bool:
-    """Whether the pixel data element at `position` ends beyond the file."""
-    head = file.read(12)
+def pixels_cut(file: BinaryIO, head: bytes, position: int, size: int, order: str) -> bool:
+    """Whether the pixel data element at `position`, which begins with `head` (12 bytes), ends beyond the file."""
     if _tag(head, order) not in _PIXEL_DATA:
         raise NotRead("unreadable", "unreadable", f"the data set breaks off at byte {position}")
     if head[4:6] in _LONG_VRS:
@@ -239,13 +240,14 @@ def _header(dataset: FileDataset, pixels: str) -> Header:
         if problem:
             found.append(ColumnProblem(column, problem))
     _require(values)
-    absent = pixels == "absent" and _shows_images(dataset)
+    absent = pixels == "absent" and shows_images(dataset.SOPClassUID) and PIXEL_DATA_PROVIDER_URL not in dataset
     return Header(tuple(values), layout_of(dataset), tuple(found), pixels == "cut", absent)
 
 
-def _shows_images(dataset: Dataset) -> bool:
+@lru_cache(maxsize=512)
+def shows_images(sop_class: str) -> bool:
     """Whether the SOP class is one of images, whose pixels the file itself should hold."""
-    return "Image Storage" in UID(dataset.SOPClassUID).name and _PIXEL_DATA_PROVIDER_URL not in dataset
+    return "Image Storage" in UID(sop_class).name
 
 
 def _require(values: list[Value]) -> None:
@@ -255,12 +257,12 @@ def _require(values: list[Value]) -> None:
 
 
 def _charset_column() -> Column:
-    return next(column for column in catalogue() if column.tag == _CHARACTER_SET)
+    return next(column for column in catalogue() if column.tag == CHARACTER_SET)
 
 
 def _encodings(dataset: Dataset, inherited: tuple[str, ...]) -> tuple[tuple[str, ...], list[Problem]]:
     """The encodings of a data set, or those of the one around it."""
-    element = dataset._dict.get(pydicom.tag.BaseTag(_CHARACTER_SET))
+    element = dataset._dict.get(pydicom.tag.BaseTag(CHARACTER_SET))
     if element is None:
         return inherited, []
     raw = _raw(element)
@@ -340,7 +342,12 @@ def _creators(dataset: Dataset) -> Iterator[tuple[int, str]]:
 def _status(tag: int, element: RawDataElement | DataElement) -> int:
     if isinstance(element, DataElement) and element.VR == "SQ":
         return FILLED if len(element.value) else EMPTY
-    vr = element.VR
+    return EMPTY if is_empty(layout_vr(tag, element.VR), _raw(element)) else FILLED
+
+
+@lru_cache(maxsize=8192)
+def layout_vr(tag: int, vr: str | None) -> str | None:
+    """The VR that decides whether a value is empty: as written, else of the data dictionary."""
     if (vr is None or vr == "UN") and not tag >> 16 & 1 and dictionary_has_tag(tag):
-        vr = dictionary_VR(tag)
-    return EMPTY if is_empty(vr, _raw(element)) else FILLED
+        return dictionary_VR(tag)
+    return vr

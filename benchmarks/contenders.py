@@ -1,0 +1,209 @@
+"""The readers that `headers.py` measures side by side: ours, pydicom, plain reading, and two converters.
+
+Each runs over files and returns nothing: what it costs is seen from outside. The peers are given their best: no other
+work is done between their calls, and nothing of what they return is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
+
+from dicom_etl.engine import Done, Engine
+from dicom_etl.headers.catalogue import catalogue
+from dicom_etl.lake.tables import Lake
+from dicom_etl.sources import Source
+from dicom_etl.stages.crawl import crawl
+from dicom_etl.stages.extract import extract
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+Paths = Sequence[str]
+
+
+# -- ours -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StartedEngine(Engine):
+    """An engine whose worker processes run already: what their start costs is measured once, elsewhere."""
+
+    pool: ProcessPoolExecutor | None = None
+
+    def map(
+        self,
+        function: Callable[[Item], Value],
+        items: Sequence[Item],
+        *,
+        small: bool = False,  # noqa: ARG002
+    ) -> Iterator[Done[Item, Value]]:
+        """As `Engine.map`, over the running workers."""
+        assert self.pool is not None
+        running = {self.pool.submit(function, item): item for item in items}
+        for future in as_completed(running):
+            yield Done(running[future], future.result())
+
+
+def quiet(_: str) -> None:
+    """Where a lake's remarks go."""
+
+
+def crawled(source: Source, folder: str) -> Lake:
+    """A new lake that holds the inventory of the dataset."""
+    lake = Lake(folder, lock_wait=0, tell=quiet).open()
+    crawl(source, lake)
+    return lake
+
+
+def extraction(source: Source, lake: Lake, engine: Engine) -> None:
+    """Our stage: from files to Parquet tables."""
+    done = extract(source, lake, engine)
+    assert not done.units_failed, "a unit could not be extracted"
+
+
+# -- pydicom ----------------------------------------------------------------------------------------------------------
+
+Place = tuple[BaseTag, ...]
+
+
+@cache
+def _places() -> tuple[tuple[Place, Place], ...]:
+    """Where the values of the catalogue's columns lie: the first place, the second or ()."""
+    return tuple((tuple(map(BaseTag, column.path)), tuple(map(BaseTag, column.also))) for column in catalogue())
+
+
+def pydicom_values(paths: Paths) -> None:
+    """Headers up to the pixel data; the values of all columns, as pydicom converts them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for path in paths:
+            dataset = pydicom.dcmread(path, stop_before_pixels=True)
+            for first, second in _places():
+                if _value(dataset, first) is None and second:
+                    _value(dataset, second)
+
+
+def _value(dataset: Dataset, place: Place) -> Any:
+    if place[0] >> 16 == 2:
+        dataset = dataset.file_meta
+    for tag in place[:-1]:
+        if tag not in dataset or not dataset[tag].value:
+            return None
+        dataset = dataset[tag].value[0]
+    try:
+        return dataset[place[-1]].value if place[-1] in dataset else None
+    except (ValueError, TypeError, pydicom.errors.BytesLengthException):  # no number: what we make a finding of
+        return None
+
+
+# -- the floor --------------------------------------------------------------------------------------------------------
+
+
+def first_8k(paths: Paths) -> None:
+    """Nothing but opening each file and reading its first 8 KB."""
+    _first(paths, 8 << 10)
+
+
+def first_64k(paths: Paths) -> None:
+    """Nothing but opening each file and reading its first 64 KB."""
+    _first(paths, 64 << 10)
+
+
+def _first(paths: Paths, size: int) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.read(descriptor, size)
+        os.close(descriptor)
+
+
+# -- the loop of a published tutorial ---------------------------------------------------------------------------------
+
+
+def tutorial_loop(paths: Paths) -> None:
+    """Each file whole, and the text of every element of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for path in paths:
+            dataset = pydicom.dcmread(path)
+            for tag in list(dataset.keys()):
+                try:
+                    str(dataset[tag])
+                except (ValueError, TypeError, AttributeError, pydicom.errors.BytesLengthException):
+                    continue
+
+
+# -- dicom2fhir -------------------------------------------------------------------------------------------------------
+
+# It fails with later versions of what it is built on.
+_PINS = (
+    "dicom2fhir==0.1.25",
+    "fhir.resources==8.0.0",
+    "fhir-core==1.0.1",
+    "pydantic==2.11.*",
+    "annotated-types==0.7.0",
+)
+_PEER = Path(__file__).with_name("peer_dicom2fhir.py")
+
+
+def dicom2fhir_python(folder: Path) -> Path | None:
+    """The Python of an environment that has dicom2fhir, made in `folder` when it is not there; None: it cannot be."""
+    python = folder / "bin" / "python"
+    marker = folder / "complete"
+    if not marker.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        print("installing dicom2fhir and its pins, once ...", file=sys.stderr)
+        commands = ([sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "-q", *_PINS])
+        for command in commands:
+            if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+                return None
+        marker.touch()
+    return python
+
+
+def dicom2fhir_seconds(python: Path, paths: Paths) -> tuple[int, float]:
+    """(files converted, seconds): a folder for each folder of the sample, as the converter wants it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, path in enumerate(paths):
+            group = Path(folder, "_".join(Path(path).parts[-3:-1]))
+            group.mkdir(exist_ok=True)
+            (group / f"{number}.dcm").symlink_to(path)
+        command = [str(python), str(_PEER), folder]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+    answer = json.loads(result.stdout.splitlines()[-1])
+    return int(answer["files"]), float(answer["seconds"])
+
+
+# -- running them -----------------------------------------------------------------------------------------------------
+
+
+def started(pool: ProcessPoolExecutor, workers: int) -> None:
+    """Wait until all workers run and have imported what they need."""
+    for future in [pool.submit(_wake, 0.5) for _ in range(workers)]:
+        future.result()
+
+
+def _wake(seconds: float) -> None:
+    time.sleep(seconds)  # a worker that is asleep leaves the next task to another
+
+
+def in_pool(pool: ProcessPoolExecutor, function: Callable[[Paths], None], paths: Paths, chunk: int = 100) -> None:
+    """A reader over all files, in the workers of a pool."""
+    running = [pool.submit(function, paths[start : start + chunk]) for start in range(0, len(paths), chunk)]
+    for future in running:
+        future.result()

@@ -1,0 +1,434 @@
+"""How fast headers are read: our extraction beside pydicom, plain reading and two converters, in one run.
+
+    python -m benchmarks.headers [--files N] [--repeat N] [--only WORDS] [--no-peers]
+
+Prints plain text tables and asserts nothing: seconds differ from machine to machine, and from minute to minute; the
+ratios of one run are what counts. Contenders take turns in each repetition, so that a busy minute hits all of them.
+The corpora lie in a temporary folder (TMPDIR chooses the disk).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pydicom
+
+from benchmarks import contenders
+from benchmarks.contenders import StartedEngine, crawled, extraction, quiet
+from benchmarks.corpora import Corpus, write_adverse, write_realistic
+from dicom_etl.engine import Engine
+from dicom_etl.lake.schemas import FILES, LAYOUTS, Table
+from dicom_etl.lake.schemas import headers as header_table
+from dicom_etl.lake.tables import Lake
+from dicom_etl.sources import TreeSource
+
+WORKERS = 2
+PEERS = Path(__file__).parent.parent / "build" / "peers"
+PARTS = ("extract", "pydicom", "floor", "tutorial", "dicom2fhir", "memory", "unchanged", "size")
+_SAMPLE = 300  # files for what takes milliseconds per file
+
+_COLD = """Cold: before each repetition every file is dropped from the page cache (posix_fadvise DONTNEED, after a
+sync). Folders and inodes stay cached, and on a virtual machine the host may still hold the blocks: a new disk
+or a network share is slower than this."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    files: int
+    repeat: int
+    parts: tuple[str, ...]
+    corpora: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A corpus on disk."""
+
+    name: str
+    root: Path
+    corpus: Corpus
+    paths: tuple[str, ...]
+    scratch: Path
+
+    @property
+    def source(self) -> TreeSource:
+        """The corpus as a dataset."""
+        return TreeSource(self.name, self.root)
+
+    @property
+    def sample(self) -> tuple[str, ...]:
+        """Every n-th file, about `_SAMPLE` of them."""
+        return self.paths[:: max(1, len(self.paths) // _SAMPLE)]
+
+    @contextlib.contextmanager
+    def lake(self) -> Iterator[Lake]:
+        """A new lake with the inventory of the corpus."""
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            yield crawled(self.source, f"{folder}/lake")
+
+    def forget(self) -> None:
+        """Drop the files from the page cache."""
+        for path in self.paths:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+class Sample(NamedTuple):
+    """One measurement."""
+
+    seconds: float
+    read: int | None  # bytes that system calls gave to this process
+
+
+Run = Callable[[], Sample]
+
+
+@dataclass
+class Row:
+    """A contender in a table: how it is run, over how many files, what came of it."""
+
+    label: str
+    files: int
+    run: Run
+    repeat: int
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def each(self) -> float:
+        """Microseconds per file (median)."""
+        return statistics.median(sample.seconds for sample in self.samples) / self.files * 1e6
+
+    @property
+    def spread(self) -> float:
+        """From the fastest to the slowest repetition, in parts of the median."""
+        seconds = [sample.seconds for sample in self.samples]
+        return (max(seconds) - min(seconds)) / statistics.median(seconds)
+
+    @property
+    def read(self) -> str:
+        """Kilobytes read per file."""
+        read = self.samples[-1].read
+        return "-" if read is None else f"{read / self.files / 1e3:.1f}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print."""
+    options = _options(arguments)
+    print(_machine())
+    with tempfile.TemporaryDirectory(prefix="bench-headers-") as folder:
+        for name in options.corpora:
+            _measure(_written(name, Path(folder), options.files), options)
+
+
+def _options(arguments: list[str] | None) -> Options:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.headers", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--files", type=int, default=5000, help="files in each corpus (default 5000)")
+    parser.add_argument("--repeat", type=int, default=5, help="repetitions; the median is shown (default 5)")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, separated by commas: {', '.join(PARTS)}")
+    parser.add_argument("--corpus", choices=["realistic", "adverse"], help="one corpus alone")
+    parser.add_argument("--no-peers", action="store_true", help="without the two converters (nothing is installed)")
+    given = parser.parse_args(arguments)
+    parts = tuple(given.only.split(","))
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--only knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
+    if given.no_peers:
+        parts = tuple(part for part in parts if part not in {"tutorial", "dicom2fhir"})
+    corpora = (given.corpus,) if given.corpus else ("realistic", "adverse")
+    return Options(given.files, given.repeat, parts, corpora)
+
+
+def _machine() -> str:
+    return (
+        f"Python {platform.python_version()}, pydicom {pydicom.__version__}, pyarrow {pa.__version__}, "
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def _written(name: str, folder: Path, files: int) -> Place:
+    start = time.perf_counter()
+    root = folder / name
+    corpus = {"realistic": write_realistic, "adverse": write_adverse}[name](root, files)
+    os.sync()  # pages that are not written yet cannot be dropped
+    paths = tuple(sorted(str(path) for path in root.rglob("*") if path.is_file()))
+    scratch = folder / f"{name}-lakes"
+    scratch.mkdir()
+    units = len(list((root / "primary").iterdir()))
+    title = (
+        f"{name}: {corpus.files:,} files, {corpus.series} series, {units} units, {corpus.size / 1e6:.0f} MB "
+        f"({corpus.size / corpus.files / 1e3:.0f} KB per file; written in {time.perf_counter() - start:.1f} s)"
+    )
+    print(f"\n\n{title}\n{'=' * len(title)}")
+    return Place(name, root, corpus, paths, scratch)
+
+
+def _measure(place: Place, options: Options) -> None:
+    base = _serial(place, options)
+    if hasattr(os, "posix_fadvise"):
+        _cold(place, options)
+    _parallel(place, options)
+    if "dicom2fhir" in options.parts:
+        _dicom2fhir(place, options, base)
+    figures = [
+        line
+        for part, function in (("unchanged", _unchanged), ("memory", _memory), ("size", _sizes))
+        if part in options.parts
+        for line in function(place, options)
+    ]
+    if figures:
+        print("\n" + "\n".join(figures))
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _serial(place: Place, options: Options) -> float | None:
+    """The table of one process; returns microseconds per file of pydicom."""
+    rows = [*_extract_row(place, options, Engine()), *_reader_rows(place, options)]
+    if "tutorial" in options.parts:
+        few = min(3, options.repeat)
+        loop = Row(
+            "tutorial: whole file, str of all elements *",
+            len(place.sample),
+            _reading(contenders.tutorial_loop, place.sample),
+            few,
+        )
+        rows.append(loop)
+    _take_turns(rows, options.repeat)
+    _print("one process, warm", rows)
+    if "tutorial" in options.parts:
+        print(f"* on a sample of {len(place.sample)} files, median of {few}")
+    return _base(rows)
+
+
+def _cold(place: Place, options: Options) -> None:
+    repeat = min(3, options.repeat)
+    rows = [*_extract_row(place, options, Engine(), cold=True), *_reader_rows(place, options, cold=True)]
+    for row in rows:
+        row.repeat = repeat
+    _take_turns(rows, repeat)
+    _print("one process, cold", rows)
+    if rows:
+        print(_COLD)
+
+
+def _parallel(place: Place, options: Options) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
+        contenders.started(pool, WORKERS)
+        rows = _extract_row(place, options, StartedEngine("processes", WORKERS, pool))
+        rows += _reader_rows(place, options, pool=pool)
+        if "extract" in options.parts:
+            own = Row(
+                "extract to Parquet, starting its workers *",
+                place.corpus.files,
+                _extracting(place, Engine("processes", WORKERS)),
+                options.repeat,
+            )
+            rows.append(own)
+        _take_turns(rows, options.repeat)
+    _print(f"{WORKERS} processes that run already, warm", rows)
+    if "extract" in options.parts:
+        print("* as the command does it: new processes, which import everything first")
+
+
+def _extract_row(place: Place, options: Options, engine: Engine, *, cold: bool = False) -> list[Row]:
+    if "extract" not in options.parts:
+        return []
+    return [Row("extract to Parquet", place.corpus.files, _extracting(place, engine, cold=cold), options.repeat)]
+
+
+_READERS = (
+    ("pydicom", "pydicom, stop_before_pixels, all columns", contenders.pydicom_values),
+    ("floor", "open and read 64 KB", contenders.first_64k),
+    ("floor", "open and read 8 KB", contenders.first_8k),
+)
+
+
+def _reader_rows(
+    place: Place, options: Options, *, cold: bool = False, pool: ProcessPoolExecutor | None = None
+) -> list[Row]:
+    return [
+        Row(label, place.corpus.files, _reading(function, place.paths, place if cold else None, pool), options.repeat)
+        for part, label, function in _READERS
+        if part in options.parts
+    ]
+
+
+def _take_turns(rows: list[Row], repeat: int) -> None:
+    """Run each row `repeat` times, one after the other in each repetition."""
+    for repetition in range(repeat):
+        for row in rows:
+            if repetition < row.repeat:
+                row.samples.append(row.run())
+
+
+def _base(rows: list[Row]) -> float | None:
+    return next((row.each for row in rows if row.label.startswith("pydicom")), None)
+
+
+def _print(title: str, rows: list[Row]) -> None:
+    if not rows:
+        return
+    base = _base(rows)
+    print(f"\n{title}; median of {rows[0].repeat}")
+    print(f"{'':44}{'files/s':>10}{'us/file':>10}{'x pydicom':>11}{'spread':>9}{'KB read/file':>14}")
+    for row in rows:
+        ratio = f"{base / row.each:.1f}" if base else "-"
+        print(f"{row.label:44}{1e6 / row.each:>10,.0f}{row.each:>10,.1f}{ratio:>11}{row.spread:>8.0%}{row.read:>15}")
+
+
+# -- what is run ------------------------------------------------------------------------------------------------------
+
+
+def _extracting(place: Place, engine: Engine, *, cold: bool = False) -> Run:
+    def run() -> Sample:
+        with place.lake() as lake:
+            if cold:
+                place.forget()
+            return _timed(lambda: extraction(place.source, lake, engine), counted=engine.kind == "serial")
+
+    return run
+
+
+def _reading(
+    function: Callable[[contenders.Paths], None],
+    paths: contenders.Paths,
+    forgotten: Place | None = None,
+    pool: ProcessPoolExecutor | None = None,
+) -> Run:
+    def run() -> Sample:
+        if forgotten:
+            forgotten.forget()
+        if pool:
+            return _timed(lambda: contenders.in_pool(pool, function, paths), counted=False)
+        return _timed(lambda: function(paths), counted=True)
+
+    return run
+
+
+def _timed(work: Callable[[], None], *, counted: bool) -> Sample:
+    before, start = _bytes_read(), time.perf_counter()
+    work()
+    seconds, after = time.perf_counter() - start, _bytes_read()
+    return Sample(seconds, after - before if counted and before is not None and after is not None else None)
+
+
+def _bytes_read() -> int | None:
+    """Bytes that read calls gave to this process so far, from whatever library (Linux)."""
+    try:
+        text = Path("/proc/self/io").read_text(encoding="ascii")
+    except OSError:
+        return None
+    return int(text.split()[1])
+
+
+def _dicom2fhir(place: Place, options: Options, base: float | None) -> None:
+    """A converter that builds FHIR objects with an entry per instance: more than a header row."""
+    python = contenders.dicom2fhir_python(PEERS / "dicom2fhir")
+    print("\ndicom2fhir 0.1.25, folders to ImagingStudy with instances, one process, warm")
+    if python is None:
+        print("could not be installed")
+        return
+    repeat = min(3, options.repeat)
+    found = [contenders.dicom2fhir_seconds(python, place.sample) for _ in range(repeat)]
+    files, seconds = found[0][0], statistics.median(seconds for _, seconds in found)
+    if not files:
+        print(f"fails on every folder of a sample of {len(place.sample)} files")
+        return
+    each = seconds / files * 1e6
+    ratio = f"{base / each:.2f} x pydicom, " if base else ""
+    missed = f"; it fails on the folders of {len(place.sample) - files} more" if files < len(place.sample) else ""
+    speed = f"{1e6 / each:,.0f} files/s, {each:,.0f} us/file"
+    print(f"{speed}, {ratio}on a sample of {files} files, median of {repeat}{missed}")
+
+
+# -- single figures ---------------------------------------------------------------------------------------------------
+
+
+def _unchanged(place: Place, options: Options) -> Iterable[str]:
+    seconds = []
+    with place.lake() as lake:
+        extraction(place.source, lake, Engine())
+        for _ in range(options.repeat):
+            start = time.perf_counter()
+            crawled(place.source, lake.root)
+            extraction(place.source, lake, Engine())
+            seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds)
+    yield f"second run, nothing changed (crawl and extract): {median:.2f} s, {place.corpus.files / median:,.0f} files/s"
+
+
+def _memory(place: Place, _: Options) -> Iterable[str]:
+    """Peak memory of a new process that extracts everything by itself."""
+    with place.lake() as lake:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_extract_and_tell, args=(theirs, place.source, lake.root))
+        process.start()
+        theirs.close()
+        try:
+            before, after = ours.recv()
+        finally:
+            process.join()
+    yield f"peak memory of a process that extracts all of it: {after:.0f} MB, of which {before:.0f} MB before it began"
+
+
+def _extract_and_tell(pipe: Connection, source: TreeSource, root: str) -> None:
+    before = _peak()
+    extraction(source, Lake(root, lock_wait=0, tell=quiet).open(), Engine())
+    pipe.send((before, _peak()))
+
+
+def _peak() -> float:
+    """Peak resident memory in MB. ru_maxrss of a new process begins with that of its parent: VmHWM does not."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1e3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _sizes(place: Place, _: Options) -> Iterable[str]:
+    """Parquet bytes: what a unit costs with one row, and each further row."""
+    with place.lake() as lake:
+        extraction(place.source, lake, Engine())
+        units = [name.removesuffix(".parquet") for name in lake.names(f"headers/{place.name}")]
+        yield "Parquet: bytes of a unit with one row, and for each instance more"
+        for table in (header_table(), FILES, LAYOUTS):
+            fixed, each = _size(lake, table, place.name, units)
+            yield f"  {table.name:10}{fixed:>10,.0f}{each:>10,.1f}"
+
+
+def _size(lake: Lake, table: Table, dataset: str, units: list[str]) -> tuple[float, float]:
+    one, whole, instances = 0, 0, 0
+    for unit in units:
+        content = lake.read(table, dataset=dataset, unit=unit)
+        place = lake.write(table, content.slice(0, 1), dataset="size", unit=unit)
+        one += lake.at(place).stat().st_size
+        whole += lake.at(table.path(dataset=dataset, unit=unit)).stat().st_size
+        instances += lake.row_count(header_table(), dataset=dataset, unit=unit)
+    return one / len(units), (whole - one) / max(1, instances - len(units))
+
+
+if __name__ == "__main__":
+    main()

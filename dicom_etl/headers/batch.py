@@ -1,0 +1,98 @@
+"""Rows of headers -> columns.
+
+Rows of one template share all but a few values: what they share becomes a repeat and is never touched row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from dicom_etl.headers.catalogue import catalogue
+from dicom_etl.headers.fast import Base, Row
+from dicom_etl.headers.layout import Presence
+from dicom_etl.headers.values import Value
+
+_WORTH_REPEATING = 32  # rows; fewer are cheaper one by one
+
+
+@dataclass
+class _Piece:
+    """The rows of one base."""
+
+    base: Base
+    numbers: list[int] = field(default_factory=list)
+    changed: list[tuple[Value, ...]] = field(default_factory=list)
+    layouts: list[int] = field(default_factory=list)
+
+    def rows(self) -> list[list[Value]]:
+        """All values, row by row."""
+        found = []
+        for changed in self.changed:
+            values = list(self.base.values)
+            for place, value in zip(self.base.varied, changed, strict=True):
+                values[place] = value
+            found.append(values)
+        return found
+
+    def column(self, place: int, kind: pa.DataType) -> pa.Array:
+        """One column."""
+        if place in self.base.varied:
+            slot = self.base.varied.index(place)
+            return pa.array([changed[slot] for changed in self.changed], kind)
+        value = self.base.values[place]
+        if value is None:
+            return pa.nulls(len(self.numbers), kind)
+        return pa.repeat(pa.scalar(value, kind), len(self.numbers))
+
+    def is_null(self, place: int) -> bool:
+        """Whether a column has no value in any row."""
+        return place not in self.base.varied and self.base.values[place] is None
+
+
+class Batch:
+    """Rows as they come, each with a number of the caller's."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, _Piece] = {}
+        self._presences: dict[int, tuple[Presence, ...]] = {}
+
+    def add(self, number: int, row: Row) -> None:
+        """Take a row."""
+        piece = self._pieces.get(id(row.base))
+        if piece is None:  # the piece keeps its base alive, and so its id its own
+            piece = self._pieces[id(row.base)] = _Piece(row.base)
+        piece.numbers.append(number)
+        piece.changed.append(row.changed)
+        piece.layouts.append(row.layout)
+        if row.layout not in self._presences:
+            self._presences[row.layout] = row.presences
+
+    def columns(self) -> tuple[list[int], pa.Array, dict[str, pa.ChunkedArray]]:
+        """The numbers of the rows in the order of the columns, their layouts, and the columns of the catalogue."""
+        large = [piece for piece in self._pieces.values() if len(piece.numbers) >= _WORTH_REPEATING]
+        small = [piece for piece in self._pieces.values() if len(piece.numbers) < _WORTH_REPEATING]
+        ordered = [*large, *small]
+        numbers = [number for piece in ordered for number in piece.numbers]
+        layouts = pa.array([layout for piece in ordered for layout in piece.layouts], pa.int64())
+        singles = list(zip(*(row for piece in small for row in piece.rows()), strict=True))
+        columns = {
+            column.name: _column(large, singles[place] if singles else (), place, column.arrow_type, len(numbers))
+            for place, column in enumerate(catalogue())
+        }
+        return numbers, layouts, columns
+
+    def layouts(self) -> dict[int, tuple[Presence, ...]]:
+        """The layouts of the rows."""
+        return self._presences
+
+
+def _column(
+    large: list[_Piece], singles: Sequence[Value], place: int, kind: pa.DataType, total: int
+) -> pa.ChunkedArray:
+    if all(piece.is_null(place) for piece in large) and all(value is None for value in singles):
+        return pa.chunked_array([pa.nulls(total, kind)])
+    chunks = [piece.column(place, kind) for piece in large]
+    return pa.chunked_array([*chunks, pa.array(singles, kind)] if singles else chunks, kind)

@@ -1,0 +1,296 @@
+"""Part of extract: one unit, in a worker. Reads its files that are new or changed, and writes its tables."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dicom_etl.findings import Finding, counted, finding, findings_table
+from dicom_etl.headers.batch import Batch
+from dicom_etl.headers.catalogue import catalogue
+from dicom_etl.headers.fast import FastReader, Row
+from dicom_etl.headers.layout import tag_text
+from dicom_etl.headers.reader import READER_VERSION, ColumnProblem, NotRead
+from dicom_etl.identity.masking import shown
+from dicom_etl.lake.fingerprints import fingerprint, version_of
+from dicom_etl.lake.schemas import FILES, FINDINGS, LAYOUTS, SCHEMA_VERSION, headers
+from dicom_etl.lake.tables import Lake
+from dicom_etl.sources import Source
+
+_MOST_VALUES = 5  # different unusable values of one tag in one series that are each worth a finding
+_TO_RETRY = frozenset({"file-changed", "file-gone", "unreadable"})
+_COUNTED = frozenset({"other-file", "pixel-data-absent"})  # one finding for many files
+
+
+class UnitTask(NamedTuple):
+    """A unit to be extracted; travels to a worker."""
+
+    source: Source
+    lake: Lake
+    unit: str
+    entries: pa.Table
+    fingerprint: str
+
+
+class UnitDone(NamedTuple):
+    """What a worker did with a unit."""
+
+    files_opened: int
+    rows: int
+
+
+def reader_mark() -> str:
+    """Which reader and which catalogue made a row: rows of another are never taken over."""
+    return fingerprint(READER_VERSION, SCHEMA_VERSION, version_of("dicom_etl.headers:catalogue.csv"))[:8]
+
+
+def extract_unit(task: UnitTask) -> UnitDone:
+    """Read the files of a unit that are new or changed, and write its tables; `files` last, as the commit."""
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what it warns of becomes findings
+    kept_rows, kept_files = _unchanged(task)
+    known = set(kept_files["path"].to_pylist())
+    reading = _Reading(task)
+    for number, path in enumerate(reading.paths):
+        if path not in known:
+            reading.read(number)
+    rows = pa.concat_tables([_relocated(kept_rows, task.entries), reading.headers()])
+    files = pa.concat_tables([kept_files, reading.files()])
+    layouts = _layouts(task, reading, rows)
+    # a file that could not be opened may be whole: without the true mark the unit is extracted again next time
+    lake, mark = task.lake, task.fingerprint + "!" * reading.to_retry
+    where = {"dataset": task.source.dataset, "unit": task.unit}
+    findings = findings_table([*_file_findings(files), *_value_findings(task, reading.problems)])
+    lake.write(FINDINGS, findings, stage="extract", fingerprint=mark, **where)
+    lake.write(LAYOUTS, layouts, fingerprint=mark, **where)
+    lake.write(headers(), rows, fingerprint=mark, **where)
+    lake.write(FILES, files, fingerprint=mark, **where)
+    return UnitDone(reading.opened, rows.num_rows)
+
+
+# -- what is taken over -----------------------------------------------------------------------------------------------
+
+
+def _unchanged(task: UnitTask) -> tuple[pa.Table, pa.Table]:
+    """Header rows and file rows that can be taken over from the last extraction."""
+    lake, where = task.lake, {"dataset": task.source.dataset, "unit": task.unit}
+    nothing = headers().schema.empty_table(), FILES.schema.empty_table()
+    marks = {(lake.fingerprint(table, **where) or "").split("+")[0] for table in (FILES, headers(), LAYOUTS)}
+    if len(marks) != 1 or not marks.pop().startswith(reader_mark()):
+        return nothing
+    files, rows = lake.read(FILES, None, **where), lake.read(headers(), None, **where)
+    # value findings are counted per series: a series that has some is read again, so that they can be counted again
+    findings = lake.read(FINDINGS, ["series_uid"], stage="extract", **where)
+    troubled = pc.unique(findings["series_uid"].drop_null())
+    counted_anew = pc.or_(pc.is_null(rows["SeriesInstanceUID"]), pc.is_in(rows["SeriesInstanceUID"], troubled))
+    rows = rows.filter(pc.invert(counted_anew))
+    now = {(e["path"], e["size"], e["mtime"]) for e in task.entries.select(["path", "size", "mtime"]).to_pylist()}
+    readable = set(rows["path"].to_pylist())
+    same = [
+        (f["path"], f["size"], f["mtime"]) in now
+        and f["reason"] not in _TO_RETRY
+        and (f["kind"] != "dicom" or f["path"] in readable)
+        for f in files.to_pylist()
+    ]
+    files = files.filter(pa.array(same, pa.bool_()))
+    return rows.filter(pc.is_in(rows["path"], files["path"].combine_chunks())), files
+
+
+def _relocated(rows: pa.Table, entries: pa.Table) -> pa.Table:
+    """Rows taken over, with subject, sample and role as the inventory says them now, and no duplicate mark yet."""
+    if rows.num_rows == 0:
+        return rows
+    places = {e["path"]: e for e in entries.select(["path", "subject", "sample", "role"]).to_pylist()}
+    paths = rows["path"].to_pylist()
+    for column in ("subject", "sample", "role"):
+        values = pa.array([places[path][column] for path in paths], pa.string())
+        rows = rows.set_column(rows.column_names.index(column), column, values)
+    marks = pa.nulls(len(paths), pa.string())
+    return rows.set_column(rows.column_names.index("duplicate"), "duplicate", marks)
+
+
+def _layouts(task: UnitTask, reading: _Reading, rows: pa.Table) -> pa.Table:
+    """The layouts of the rows: those read now, and of the former ones those that rows taken over still have."""
+    former = task.lake.read(LAYOUTS, dataset=task.source.dataset, unit=task.unit)
+    needed = pc.unique(rows["layout"])
+    new = reading.layouts()
+    known = pc.is_in(former["layout"], pc.unique(new["layout"]))
+    former = former.filter(pc.and_(pc.is_in(former["layout"], needed), pc.invert(known)))
+    return pa.concat_tables([former, new])
+
+
+# -- what is read -----------------------------------------------------------------------------------------------------
+
+
+class _Problem(NamedTuple):
+    column: ColumnProblem
+    number: int  # of the entry
+    study_uid: str | None
+    series_uid: str | None
+
+
+class _Reading:
+    """The files of a unit while they are read: their outcomes, and the rows as they come."""
+
+    def __init__(self, task: UnitTask) -> None:
+        self._source, self._entries = task.source, task.entries
+        self.paths: list[str] = task.entries["path"].to_pylist()
+        self._sizes: list[int] = task.entries["size"].to_pylist()
+        self._mtimes: list[int] = task.entries["mtime"].cast(pa.int64()).to_pylist()
+        self.to_retry = False
+        self.problems: list[_Problem] = []
+        self._reader, self._batch = FastReader(), Batch()
+        self._numbers: list[int] = []
+        self._outcomes: list[tuple[str, str | None, str | None]] = []  # kind, reason, message
+        names = [column.name for column in catalogue()]
+        self._study, self._series = names.index("StudyInstanceUID"), names.index("SeriesInstanceUID")
+
+    @property
+    def opened(self) -> int:
+        """How many files were opened."""
+        return len(self._numbers)
+
+    def read(self, number: int) -> None:
+        """Read one file: a header row, or the reason why there is none."""
+        path, kind, reason, message, changed = self.paths[number], "dicom", None, None, False
+        try:
+            with self._source.open(path) as file:
+                changed, size = self._now(file, number)
+                reason = self._add(number, self._reader.read(file, path, size))
+        except NotRead as why:
+            kind, message = why.kind, why.message
+            reason = None if kind == "dicomdir" else why.code
+        except FileNotFoundError:
+            kind, reason = "unreadable", "file-gone"
+        except OSError as error:
+            kind, reason, message = "unreadable", "unreadable", error.strerror
+            self.to_retry = True
+        if changed:  # what else is wrong with it may come of that
+            reason, message = "file-changed", None
+        self._numbers.append(number)
+        self._outcomes.append((kind, reason, message))
+
+    def _now(self, file: BinaryIO, number: int) -> tuple[bool, int]:
+        """Whether an open file is no longer the one that the inventory saw, and its size."""
+        size = self._sizes[number]
+        try:
+            stat = os.fstat(file.fileno())
+        except (OSError, AttributeError):  # no file of the operating system
+            return False, size
+        return stat.st_size != size or stat.st_mtime_ns // 1000 != self._mtimes[number], stat.st_size
+
+    def _add(self, number: int, row: Row) -> str | None:
+        self._batch.add(number, row)
+        study, series = row.value(self._study), row.value(self._series)
+        if row.problems:
+            study_uid, series_uid = str(study) if study else None, str(series) if series else None
+            self.problems += [_Problem(problem, number, study_uid, series_uid) for problem in row.problems]
+        if not study or not series:
+            return "uid-missing"
+        if row.pixel_data_cut:
+            return "pixel-data-cut"
+        return "pixel-data-absent" if row.pixel_data_absent else None
+
+    def headers(self) -> pa.Table:
+        """The header rows."""
+        numbers, layouts, columns = self._batch.columns()
+        entries = _taken(self._entries, numbers)
+        columns |= {name: entries[name] for name in ("dataset", "unit", "subject", "sample", "role", "path")}
+        columns |= {"duplicate": pa.nulls(len(numbers), pa.string()), "layout": layouts}
+        schema = headers().schema
+        return pa.table([columns[name] for name in schema.names], schema=schema)
+
+    def files(self) -> pa.Table:
+        """One row per file that was opened."""
+        entries = _taken(self._entries, self._numbers)
+        outcomes = list(zip(*self._outcomes, strict=True)) or [(), (), ()]
+        columns = {name: entries[name] for name in ("dataset", "unit", "subject", "path", "size", "mtime")}
+        for name, values in zip(("kind", "reason", "message"), outcomes, strict=True):
+            columns[name] = pa.array(values, pa.string())
+        columns["sha256"] = pa.nulls(len(self._numbers), pa.string())
+        return pa.table([columns[name] for name in FILES.schema.names], schema=FILES.schema)
+
+    def layouts(self) -> pa.Table:
+        """The layouts that were met."""
+        layouts = self._batch.layouts()
+        lengths = [len(presences) for presences in layouts.values()]
+        columns = (
+            pa.array(np.repeat(np.array(list(layouts), np.int64), lengths)),
+            pa.array([tag_text(tag) for presences in layouts.values() for tag, _, _ in presences], pa.string()),
+            pa.array([creator for presences in layouts.values() for _, creator, _ in presences], pa.string()),
+            pa.array([status for presences in layouts.values() for _, _, status in presences], pa.int8()),
+        )
+        return pa.table(columns, schema=LAYOUTS.schema)
+
+
+def _taken(entries: pa.Table, numbers: Sequence[int]) -> pa.Table:
+    return entries.take(pa.array(numbers, pa.int64()))
+
+
+# -- findings ---------------------------------------------------------------------------------------------------------
+
+
+def _file_findings(files: pa.Table) -> list[Finding]:
+    """What the file rows say: one finding per file, but one for all files of which there may be very many."""
+    findings, many = [], Counter[tuple[str, str, str, str | None, str | None]]()
+    telling = files.filter(pc.or_(pc.is_valid(files["reason"]), pc.equal(files["kind"], "dicomdir")))
+    for file in telling.to_pylist():
+        where = {key: file[key] for key in ("unit", "subject")}
+        if file["reason"] in _COUNTED:
+            suffix = os.path.splitext(file["path"])[1].lower() or "(no suffix)"  # noqa: PTH122
+            value = suffix if file["reason"] == "other-file" else None
+            many[file["reason"], file["dataset"], file["unit"], file["subject"], value] += 1
+        else:
+            detail = {"message": file["message"]} if file["message"] else {}
+            code = file["reason"] or "dicomdir"
+            findings.append(finding(code, file["dataset"], path=file["path"], **where, **detail))
+    for (code, dataset, unit, subject, value), count in many.items():
+        findings.append(finding(code, dataset, unit=unit, subject=subject, value=value, count=count))
+    return findings
+
+
+def _value_findings(task: UnitTask, problems: list[_Problem]) -> list[Finding]:
+    """Values that are not in their columns: one finding per series, tag and value, of the most frequent values."""
+    by_place: dict[tuple[Any, ...], list[Finding]] = defaultdict(list)
+    entries = _taken(task.entries, [problem.number for problem in problems]).select(["subject", "sample"]).to_pylist()
+    for ((column, problem), _, study_uid, series_uid), entry in zip(problems, entries, strict=True):
+        found = finding(
+            problem.code,
+            task.source.dataset,
+            unit=task.unit,
+            subject=entry["subject"],
+            sample=entry["sample"],
+            study_uid=study_uid,
+            series_uid=series_uid,
+            tag=tag_text(column.path[-1]),
+            value=shown(column.keyword, problem.raw),
+            message=f"{column.name} is not a {column.kind}" if problem.code == "value-unusable" else column.name,
+        )
+        by_place[series_uid, column.name, problem.code].append(found)
+    return [f for findings in by_place.values() for f in _most_frequent(counted(findings))]
+
+
+def _most_frequent(findings: list[Finding]) -> list[Finding]:
+    ranked = sorted(findings, key=lambda found: (-found.count, found.value or ""))
+    rest = ranked[_MOST_VALUES:]
+    if not rest:
+        return ranked
+    others = finding(
+        rest[0].code,
+        rest[0].dataset,
+        unit=rest[0].unit,
+        subject=rest[0].subject,
+        study_uid=rest[0].study_uid,
+        series_uid=rest[0].series_uid,
+        tag=rest[0].tag,
+        value=f"({len(rest)} further values)",
+        message=rest[0].message,
+        count=sum(found.count for found in rest),
+    )
+    return [*ranked[:_MOST_VALUES], others]
