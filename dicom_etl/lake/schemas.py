@@ -20,6 +20,21 @@ STRING, COUNT, FLAG = pa.string(), pa.int64(), pa.bool_()
 INSTANT = pa.timestamp("us", tz="UTC")
 
 
+_SOUGHT = (
+    "path",
+    "unit",
+    "subject",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "Modality",
+    "StudyDate",
+    "code",
+    "level",
+    "group_by",
+    "tag",
+)
+
+
 @dataclass(frozen=True)
 class Table:
     """One kind of table: its place as a template of names, its columns and the order of its rows."""
@@ -28,6 +43,12 @@ class Table:
     place: str
     fields: tuple[tuple[str, pa.DataType], ...]
     order: tuple[str, ...]
+
+    @property
+    def sought(self) -> tuple[str, ...]:
+        """The columns by which queries choose rows: they have statistics."""
+        names = {name for name, _ in self.fields}
+        return tuple(name for name in _SOUGHT if name in names)
 
     @property
     def schema(self) -> pa.Schema:
