@@ -115,7 +115,10 @@ class _Session:
             return
         for stage in STAGES:
             summaries = [by[stage] for by in outcome.summaries.values() if stage in by]
-            if summaries:
+            if stage == "report":
+                for reported in summaries:
+                    self.tell(f"report of {reported.dataset}: {self.settings.lake.rstrip('/')}/{reported.report}")
+            elif summaries:
                 _show_stage(self.console, stage, summaries)
         for sentence in [*outcome.stopped.values(), *outcome.nothing.values(), outcome.unreachable]:
             if sentence:
