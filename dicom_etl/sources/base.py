@@ -21,7 +21,10 @@ class SourceError(Exception):
 
 
 class Entry(NamedTuple):
-    """A file of a dataset: `path` relative to its root with forward slashes, `mtime` in ns since 1970."""
+    """A file of a dataset: `path` relative to its root with forward slashes, `mtime` in ns since 1970.
+
+    A member of an archive has the path `a.zip!/x.dcm`, its size inflated, and the `mtime` of the archive.
+    """
 
     path: str
     unit: str
@@ -81,5 +84,5 @@ class Source(Protocol):
         ...
 
     def open(self, path: str) -> BinaryIO:
-        """Open the file of an entry."""
+        """Open the file of an entry, to be read and sought in; reads are short at its end alone."""
         ...

@@ -60,18 +60,37 @@ def sheet_kind(name: str) -> str | None:
     return stem if known else None
 
 
-def locate(folders: Sequence[str], subject_of_sample: Mapping[str, str]) -> Place:
+class Start(NamedTuple):
+    """Where SDS begins within folders: the role, and the number of folders up to and with the role folder."""
+
+    role: str
+    depth: int
+
+
+def start_of(folders: Sequence[str]) -> Start | None:
+    """The role folder among folders, if there is one before the first that says whose the files are."""
+    roles = role_folders()
+    for depth, folder in enumerate(folders, start=1):
+        if folder in roles:
+            return Start(roles[folder], depth)
+        if entity(folder):
+            return None
+    return None
+
+
+def locate(folders: Sequence[str], subject_of_sample: Mapping[str, str], listed: str | None = None) -> Place:
     """Subject and sample of a file from the folders between the role folder and the file.
 
-    The subject is the deepest `sub-*`, else a pool, else what the samples sheet says of the sample, else the first
-    folder. The sample is the deepest `sam-*`. Outside SDS no folder matches, and the first folder is the subject.
+    The subject is the deepest `sub-*`, else a pool, else what the samples sheet says of the sample, else what the
+    manifest says of the file (`listed`), else the first folder. The sample is the deepest `sam-*`. Outside SDS no
+    folder matches, and the first folder is the subject.
     """
     found: dict[str, str] = {}
     for folder in folders:
         if kind := entity(folder):
             found[kind] = folder
     sample = found.get("sample")
-    subject = found.get("subject") or found.get("pool") or subject_of_sample.get(sample or "")
+    subject = found.get("subject") or found.get("pool") or subject_of_sample.get(sample or "") or listed
     if subject is None and folders and folders[0] != sample:
         subject = folders[0]
     return Place(subject, sample)

@@ -63,6 +63,8 @@ def _one(text: str, known: dict[str, DatasetSettings], lake: Lake) -> tuple[str,
     if text in known:
         return text, known[text]
     name, equals, path = text.partition("=")
+    if equals and Path(text).expanduser().exists():  # a folder's own path may contain the sign
+        equals = ""
     root = Path(path if equals else text).expanduser().resolve()
     if not equals:
         name = root.stem if root.suffix == ".csv" else root.name

@@ -1,6 +1,7 @@
 """A dataset as a folder tree: SDS (dataset / subject / sample) or anything like it.
 
-Walks the tree by names and stat alone; only metadata sheets are opened. What a name means is in `grammar.py`.
+Walks the tree by names and stat alone; only metadata sheets and the directories of zip archives are opened. What a
+name means is in `grammar.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,21 @@ from typing import BinaryIO
 
 from dicom_etl.findings import finding
 from dicom_etl.settings import DatasetSettings
+from dicom_etl.sources.archives import (
+    MARK,
+    ArchiveError,
+    Directory,
+    NoArchiveError,
+    is_archive_name,
+    read_directory,
+    splits,
+)
 from dicom_etl.sources.base import ROOT_UNIT, Entry, Scan, SourceError
 from dicom_etl.sources.grammar import grammar, junk_class, locate, role_folders, sheet_kind
+from dicom_etl.sources.members import open_member
+from dicom_etl.sources.relations import subjects_of_paths, subjects_of_samples
 from dicom_etl.sources.sheets import SheetError, read_sheet
+from dicom_etl.sources.unpacked import contents
 
 
 @dataclass(frozen=True)
@@ -43,8 +56,14 @@ class TreeSource:
         return self.root.resolve().as_uri()
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file of the tree."""
-        return open(self.root / path, "rb")  # noqa: PTH123  (Path.open costs twice as much, per file)
+        """Open a file of the tree, unbuffered, or a member of an archive."""
+        try:
+            return open(self.root / path, "rb", buffering=0)  # noqa: PTH123  (Path.open costs twice as much, per file)
+        except (FileNotFoundError, NotADirectoryError):
+            for archive, member in splits(path):
+                if (self.root / archive).is_file():
+                    return open_member(self.root / archive, member)
+            raise
 
     def scan(self, scan: Scan) -> Iterator[Entry]:
         """All files below the folders of the wanted roles that are neither junk nor sheets."""
@@ -63,6 +82,7 @@ class _Walk:
     links: list[tuple[str, str, int]] = field(default_factory=list)
     following: bool = False
     subject_of_sample: dict[str, str] = field(default_factory=dict)
+    subject_of_path: dict[str, str] = field(default_factory=dict)
 
     def entries(self) -> Iterator[Entry]:
         self._remember(self.source.root.stat(), self.folders)
@@ -109,9 +129,8 @@ class _Walk:
             except SheetError as error:
                 self.scan.cells += [cell for cell in self.scan.former_cells if cell.path == entry.name]
                 self._found("sheet-unreadable", path=entry.name, message=str(error))
-        for cell in self.scan.cells:
-            if cell.sheet == "samples" and cell.sample and cell.subject:
-                self.subject_of_sample.setdefault(cell.sample, cell.subject)
+        self.subject_of_sample = subjects_of_samples(self.scan.cells)
+        self.subject_of_path = subjects_of_paths(self.scan.cells, self.subject_of_sample)
 
     # -- the walk ---------------------------------------------------------------------------------------------------
 
@@ -164,19 +183,83 @@ class _Walk:
         try:
             stat = entry.stat(follow_symlinks=False)
         except OSError as error:
-            self.scan.unread_files.append(path)
-            self._found("file-unreadable", path=path, message=error.strerror)
+            self._unanswered(path, error)
             return
         if not entry.is_file(follow_symlinks=False):
             self._found("not-a-file", path=path)
             return
         self._remember(stat, self.files)
-        yield self._entry(path, role, depth, stat)
+        yield from self._entries(path, role, depth, stat)
 
-    def _entry(self, path: str, role: str, depth: int, stat: os.stat_result) -> Entry:
-        place = locate(path.split("/")[depth:-1], self.subject_of_sample)
-        unit = place.subject or ROOT_UNIT
-        return Entry(path, unit, place.subject, place.sample, role, stat.st_size, stat.st_mtime_ns)
+    def _unanswered(self, path: str, error: OSError) -> None:
+        self.scan.unread_files.append(path)
+        if is_archive_name(path):
+            self.scan.unread_folders.append(path + MARK)
+        self._found("file-unreadable", path=path, message=error.strerror)
+
+    def _entries(self, path: str, role: str, depth: int, stat: os.stat_result) -> Iterator[Entry]:
+        """A file, or the members of an archive."""
+        if is_archive_name(path):
+            try:
+                directory = self._directory(path)
+            except NoArchiveError:
+                pass  # a file like any other
+            else:
+                yield from self._members(directory, path, role, depth, stat.st_mtime_ns)
+                return
+        yield self._entry(path, path.split("/")[depth:-1], role, stat.st_size, stat.st_mtime_ns)
+
+    def _entry(self, path: str, folders: list[str], role: str, size: int, mtime: int) -> Entry:
+        """An entry whose subject and sample are what the folders and the sheets say."""
+        place = locate(folders, self.subject_of_sample, self._listed(path))
+        return Entry(path, place.subject or ROOT_UNIT, place.subject, place.sample, role, size, mtime)
+
+    def _listed(self, path: str) -> str | None:
+        """The subject that the manifest names for a file, or for the nearest folder or archive around it."""
+        while path and self.subject_of_path:
+            if subject := self.subject_of_path.get(path) or self.subject_of_path.get(path.removesuffix(MARK)):
+                return subject
+            path = path.rpartition("/")[0]
+        return None
+
+    # -- archives ---------------------------------------------------------------------------------------------------
+
+    def _directory(self, path: str) -> Directory:
+        """What an archive holds; nothing, with a finding, where that cannot be said."""
+        archive = self.source.root / path
+        try:
+            if os.path.lexists(f"{archive}{MARK}"):
+                raise ArchiveError("archive-refused", f"{path}{MARK} lies beside it: their paths would be the same")
+            return read_directory(archive)
+        except ArchiveError as error:
+            if error.code == "archive-damaged":  # it may be whole again when it is copied to its end
+                self.scan.unread_folders.append(path + MARK)
+            self._found(error.code, path=path, message=str(error))
+        except OSError as error:
+            self._unanswered(path, error)
+        return Directory()
+
+    def _members(self, directory: Directory, path: str, role: str, depth: int, mtime: int) -> Iterator[Entry]:
+        """The members of an archive; all have its modification time, so that all are read again when it changes."""
+        found = contents(directory.members, path, role, depth)
+        for label, count in found.junk.items():
+            self.junk[label, role] += count
+        self._remarks(directory, path, found.nested)
+        for file in found.files:
+            if file.role in self.source.roles:
+                size = directory.members[file.member].size
+                yield self._entry(f"{path}{MARK}/{file.member}", file.folders, file.role, size, mtime)
+
+    def _remarks(self, directory: Directory, path: str, nested: int) -> None:
+        if nested:
+            self._found("archive-nested", path=path, count=nested)
+        for code, names in (
+            ("archive-names-repeated", directory.repeated),
+            ("name-undecodable", directory.undecodable),
+            ("not-a-file", directory.special),
+        ):
+            if names:
+                self._found(code, path=f"{path}{MARK}/{names[0]}", count=len(names))
 
     # -- symbolic links ---------------------------------------------------------------------------------------------
 
@@ -200,7 +283,7 @@ class _Walk:
         if target.is_dir():
             yield from self._below(path, role, depth)
         else:
-            yield self._entry(path, role, depth, stat)
+            yield from self._entries(path, role, depth, stat)
 
     def _leads_outside(self, path: str) -> bool:
         """Whether a folder or a sheet is a link that leads out of the dataset's root, which is said."""

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from dicom_etl.sources.grammar import Place, entity, grammar, junk_class, locate, role_folders, sheet_kind
+from dicom_etl.sources.grammar import (
+    Place,
+    Start,
+    entity,
+    grammar,
+    junk_class,
+    locate,
+    role_folders,
+    sheet_kind,
+    start_of,
+)
 
 
 @pytest.mark.parametrize("entry", grammar()["entities"], ids=lambda entry: entry["example"])
@@ -39,6 +49,10 @@ def test_a_sheet_is_known_in_all_four_types_and_any_case(kind: str, suffix: str)
         ("samp-2", "sample"),
         ("spec-2", "sample"),
         ("sub-1_sam-2", "sample"),
+        ("pop-sam-1", "sample"),
+        ("pop-sub-1", "pool"),
+        ("pop-perf-1", "performance"),
+        ("pop-site-1", "site"),
         ("Breast_MRI_001", None),
         ("sub-", None),
         ("sub1", None),
@@ -48,6 +62,11 @@ def test_a_sheet_is_known_in_all_four_types_and_any_case(kind: str, suffix: str)
 )
 def test_a_folder_name_denotes_an_entity_or_none(name: str, expected: str | None) -> None:
     assert entity(name) == expected
+
+
+@pytest.mark.parametrize("name", [".dss", "bids.dss"])
+def test_what_names_the_standard_of_a_folder_is_no_dicom(name: str) -> None:
+    assert junk_class(name) == "SDS standard"
 
 
 @pytest.mark.parametrize("name", ["1.dcm", "IM0001", "image.IMA", "1.2.840.113619", "readme-of-1.dcm", ".hidden.dcm"])
@@ -67,6 +86,17 @@ def test_a_file_of_another_name_or_type_is_no_sheet(name: str) -> None:
         ("sub-1/sam-2", Place("sub-1", "sam-2")),
         ("sub-1/perf-1/sam-2", Place("sub-1", "sam-2")),
         ("sub-1/sam-3/sam-4", Place("sub-1", "sam-4")),
+        ("sub-2/perf-1/sam-2", Place("sub-2", "sam-2")),
+        ("sub-1/perf-1", Place("sub-1", None)),
+        ("sub-1/sam-1/perf-2/site-b", Place("sub-1", "sam-1")),
+        ("subj-1/samp-2", Place("subj-1", "samp-2")),
+        ("subj-1/spec-2", Place("subj-1", "spec-2")),
+        ("sub-1/pop-sam-2", Place("sub-1", "pop-sam-2")),
+        ("pool-1", Place("pool-1", None)),
+        ("pool-1/sub-2", Place("sub-2", None)),
+        ("pop-1", Place("pop-1", None)),
+        ("sam-1/perf-1", Place(None, "sam-1")),
+        ("sub-ä 1/sam-名", Place("sub-ä 1", "sam-名")),
         ("sub-1/sub-1_sam-2", Place("sub-1", "sub-1_sam-2")),
         ("sub-1/sam-1/DICOM/series one", Place("sub-1", "sam-1")),
         ("pool-1/sub-2/sam-1", Place("sub-2", "sam-1")),
@@ -89,3 +119,22 @@ def test_a_flat_sample_belongs_to_the_subject_of_the_samples_sheet() -> None:
 
 def test_the_folders_win_over_the_samples_sheet() -> None:
     assert locate(["sub-1", "sam-9"], {"sam-9": "sub-4"}) == Place("sub-1", "sam-9")
+
+
+def test_the_samples_sheet_wins_over_the_manifest_and_the_manifest_over_the_first_folder() -> None:
+    assert locate(["sam-9"], {"sam-9": "sub-4"}, "sub-5") == Place("sub-4", "sam-9")
+    assert locate(["scans", "sam-9"], {}, "sub-5") == Place("sub-5", "sam-9")
+    assert locate(["sub-1"], {}, "sub-5") == Place("sub-1", None)
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        ("primary/sub-1", Start("primary", 1)),
+        ("dataset/derivatives/sub-1", Start("derivative", 2)),
+        ("sub-1/primary", None),
+        ("dataset/sub-1", None),
+    ],
+)
+def test_a_role_folder_counts_before_the_first_entity(folders: str, expected: Start | None) -> None:
+    assert start_of(folders.split("/")) == expected

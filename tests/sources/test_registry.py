@@ -81,6 +81,18 @@ def test_a_name_can_be_given_to_a_path(data: Path, lake: Lake) -> None:
     assert roots(chosen_datasets(Settings(), lake, [f"cardiac={data}/heart"])) == {"cardiac": str(data / "heart")}
 
 
+@pytest.mark.parametrize("folder", ["study=2/heart", "study=2", "a=b=c"])
+def test_a_path_that_contains_the_sign_of_a_name_is_a_path(data: Path, lake: Lake, folder: str) -> None:
+    (data / folder).mkdir(parents=True)
+    chosen = chosen_datasets(Settings(), lake, [f"{data}/{folder}"])
+    assert roots(chosen) == {folder.rpartition("/")[2]: str(data / folder)}
+
+
+def test_a_name_can_be_given_to_a_path_that_contains_its_sign(data: Path, lake: Lake) -> None:
+    (data / "study=2").mkdir()
+    assert roots(chosen_datasets(Settings(), lake, [f"two={data}/study=2"])) == {"two": str(data / "study=2")}
+
+
 def test_a_csv_file_is_a_list(data: Path, lake: Lake) -> None:
     (data / "mine.csv").write_text("path\n")
     assert chosen_datasets(Settings(), lake, [str(data / "mine.csv")])["mine"].kind == "list"

@@ -96,6 +96,63 @@ def test_flat_samples_belong_to_the_subjects_of_the_samples_sheet(root: Path) ->
     }
 
 
+def test_the_manifest_names_the_subjects_of_files_and_folders(root: Path) -> None:
+    fill(root, "primary/scans/a/1.dcm", "primary/scans/b/2.dcm", "primary/sub-1/3.dcm", "primary/scans/c/4.dcm")
+    (root / "manifest.csv").write_text(
+        "filename,entity\nprimary/scans/a/1.dcm,sub-5\nprimary/scans/b,sub-6\nprimary/sub-1/3.dcm,sub-7\n"
+    )
+    assert places(root) == {
+        "primary/scans/a/1.dcm": ("sub-5", "sub-5", None),
+        "primary/scans/b/2.dcm": ("sub-6", "sub-6", None),
+        "primary/scans/c/4.dcm": ("scans", "scans", None),
+        "primary/sub-1/3.dcm": ("sub-1", "sub-1", None),
+    }
+
+
+def test_a_flat_sample_of_several_subjects_belongs_to_none(root: Path) -> None:
+    fill(root, "primary/sam-1/1.dcm")
+    (root / "samples.csv").write_text("sample id,subject id\nsam-1,sub-1\nsam-1,sub-2\n")
+    assert places(root) == {"primary/sam-1/1.dcm": (".", None, "sam-1")}
+
+
+def test_every_path_of_the_standard_is_placed(root: Path) -> None:
+    fill(
+        root,
+        "primary/pop-1/1.dcm",
+        "primary/pool-2/perf-1/1.dcm",
+        "primary/sub-1/perf-1/1.dcm",
+        "primary/sub-2/perf-1/sam-2/1.dcm",
+        "primary/sub-3/sub-3_sam-2/1.dcm",
+        "primary/sub-4/sam-1/perf-1/site-1/1.dcm",
+    )
+    assert {path.removeprefix("primary/"): place[1:] for path, place in places(root).items()} == {
+        "pop-1/1.dcm": ("pop-1", None),
+        "pool-2/perf-1/1.dcm": ("pool-2", None),
+        "sub-1/perf-1/1.dcm": ("sub-1", None),
+        "sub-2/perf-1/sam-2/1.dcm": ("sub-2", "sam-2"),
+        "sub-3/sub-3_sam-2/1.dcm": ("sub-3", "sub-3_sam-2"),
+        "sub-4/sam-1/perf-1/site-1/1.dcm": ("sub-4", "sam-1"),
+    }
+
+
+def test_one_sample_id_may_stand_below_each_subject(root: Path) -> None:
+    fill(root, "primary/sub-1/sam-1/1.dcm", "primary/sub-2/sam-1/1.dcm")
+    assert places(root) == {
+        "primary/sub-1/sam-1/1.dcm": ("sub-1", "sub-1", "sam-1"),
+        "primary/sub-2/sam-1/1.dcm": ("sub-2", "sub-2", "sam-1"),
+    }
+
+
+def test_names_with_blanks_and_other_scripts_are_names(root: Path) -> None:
+    fill(root, "primary/sub-Ä 1/sam-名 前/scan 1/Bild (ü).dcm", "Ordner/1.dcm")
+    assert places(root) == {"primary/sub-Ä 1/sam-名 前/scan 1/Bild (ü).dcm": ("sub-Ä 1", "sub-Ä 1", "sam-名 前")}
+
+
+def test_a_root_without_folders_is_read(root: Path) -> None:
+    fill(root, "1.dcm", "IM0002")
+    assert places(root) == {"1.dcm": (".", None, None), "IM0002": (".", None, None)}
+
+
 def test_subjects_without_primary_are_read_with_a_remark(root: Path) -> None:
     fill(root, "sub-1/sam-1/1.dcm")
     entries, scan = scanned(root)
@@ -140,6 +197,21 @@ def test_without_primary_the_derivatives_are_not_counted_twice(root: Path) -> No
         "sub-1/1.dcm": "primary",
         "derivative/sub-1/mask.dcm": "derivative",
     }
+
+
+@pytest.mark.parametrize("role", ["derivative", "source"])
+def test_a_role_alone_can_be_asked_for(root: Path, role: str) -> None:
+    fill(root, "primary/sub-1/1.dcm", "derivative/sub-1/1.dcm", "source/sub-1/1.dcm")
+    entries = scanned(root, (role,))[0]
+    assert {path: (entry.subject, entry.role) for path, entry in entries.items()} == {
+        f"{role}/sub-1/1.dcm": ("sub-1", role)
+    }
+
+
+def test_the_six_and_the_optional_folders_of_sds_hold_no_primary_files(root: Path) -> None:
+    others = ["code", "docs", "protocol", "auxiliary"]
+    fill(root, "primary/sub-1/1.dcm", *(f"{folder}/sub-1/1.dcm" for folder in others))
+    assert set(scanned(root)[0]) == {"primary/sub-1/1.dcm"}
 
 
 def test_any_suffix_and_none_may_be_dicom(root: Path) -> None:
@@ -189,6 +261,25 @@ def test_junk_is_left_out_and_counted_by_class(root: Path) -> None:
         "macOS archive folder": 1,
         "macOS folder settings": 1,
     }
+
+
+def test_the_texts_and_sheets_of_every_version_are_no_files(root: Path) -> None:
+    fill(root, "README", "README.md", "CHANGES", "CHANGES.rst", "LICENSE", ".dss", "sub-1/.dss", "sub-1/1.dcm")
+    kinds = """dataset_description subjects samples manifest performances sites specimens submission resources
+    code_description code_parameters curation""".split()
+    fill(root, *(f"{kind}.tsv" for kind in kinds), "sub-1/plog.xlsx", "sub-1/manifest.xlsx")
+    entries, scan = scanned(root)
+    assert set(entries) == {"sub-1/1.dcm"}
+    assert {finding.value: finding.count for finding in found(scan, "junk-skipped")} == {
+        "SDS standard": 2,
+        "text of the dataset": 5,
+        "plog": 1,
+    }
+
+
+def test_a_dicomdir_and_images_of_other_kinds_are_files(root: Path) -> None:
+    fill(root, "primary/sub-1/DICOMDIR", "primary/sub-1/a.nrrd", "primary/sub-1/a.nii.gz", "primary/sub-1/a.tar.gz")
+    assert {path.rpartition("/")[2] for path in scanned(root)[0]} == {"DICOMDIR", "a.nrrd", "a.nii.gz", "a.tar.gz"}
 
 
 def test_sheets_below_primary_are_no_files(root: Path) -> None:
@@ -276,6 +367,15 @@ def test_a_sibling_whose_name_begins_as_the_root_is_outside(root: Path) -> None:
     entries, scan = scanned(root)
     assert entries == {}
     assert [finding.code for finding in scan.findings] == ["link-outside"]
+
+
+def test_hard_links_are_files_of_their_own(root: Path) -> None:
+    fill(root, "primary/sub-1/1.dcm")
+    (root / "primary/sub-2").mkdir()
+    (root / "primary/sub-2/1.dcm").hardlink_to(root / "primary/sub-1/1.dcm")
+    entries, scan = scanned(root)
+    assert set(entries) == {"primary/sub-1/1.dcm", "primary/sub-2/1.dcm"}
+    assert scan.findings == []
 
 
 def test_a_broken_link_is_said(root: Path) -> None:
