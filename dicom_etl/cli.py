@@ -50,6 +50,9 @@ LakeRoot = Annotated[str | None, typer.Option("--lake", help="folder or URL of t
 FhirUrl = Annotated[str | None, typer.Option("--fhir-url", help="FHIR server; none: resources stay in the lake")]
 Subject = Annotated[list[str] | None, typer.Option("--subject", help="only this subject (may be repeated)")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="processes [default: one per core]")]
+EngineKind = Annotated[
+    str | None, typer.Option("--engine", help="where units are worked on: serial, processes or dask")
+]
 Force = Annotated[bool, typer.Option("--force", help="make everything again")]
 Accept = Annotated[bool, typer.Option("--accept-vanished", help="subjects or files that are gone are meant to be")]
 Prune = Annotated[bool, typer.Option("--prune", help="let the server lose what the lake no longer has")]
@@ -193,6 +196,7 @@ def run_command(
     fhir_url: FhirUrl = None,
     subject: Subject = None,
     workers: Workers = None,
+    engine: EngineKind = None,
     force: Force = False,
     accept_vanished: Accept = False,
     prune: Prune = False,
@@ -201,7 +205,7 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Everything: crawl, extract, build, upload, measure, report."""
-    session = _session(as_json, settings, lake, fhir_url, workers, no_wait)
+    session = _session(as_json, settings, lake, fhir_url, workers, no_wait, engine)
     options = _options(subject=subject, force=force, accept_vanished=accept_vanished, prune=prune, dry_run=dry_run)
     raise typer.Exit(session.go(datasets, STAGES, options))
 
@@ -213,13 +217,14 @@ def audit(
     lake: LakeRoot = None,
     subject: Subject = None,
     workers: Workers = None,
+    engine: EngineKind = None,
     force: Force = False,
     accept_vanished: Accept = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
     """Everything but the upload, ending in the report; needs no server."""
-    session = _session(as_json, settings, lake, None, workers, no_wait)
+    session = _session(as_json, settings, lake, None, workers, no_wait, engine)
     stages = [stage for stage in STAGES if stage != "upload"]
     options = _options(subject=subject, force=force, accept_vanished=accept_vanished)
     raise typer.Exit(session.go(datasets, stages, options))
@@ -248,12 +253,13 @@ def extract(
     lake: LakeRoot = None,
     subject: Subject = None,
     workers: Workers = None,
+    engine: EngineKind = None,
     force: Force = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
     """Read the headers of new and changed files into the header tables."""
-    session = _session(as_json, settings, lake, None, workers, no_wait)
+    session = _session(as_json, settings, lake, None, workers, no_wait, engine)
     raise typer.Exit(session.go(datasets, ["extract"], _options(subject=subject, force=force)))
 
 
@@ -264,12 +270,13 @@ def build(
     lake: LakeRoot = None,
     subject: Subject = None,
     workers: Workers = None,
+    engine: EngineKind = None,
     force: Force = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
     """Decide whose each study is, and make the FHIR resources (NDJSON in the lake)."""
-    session = _session(as_json, settings, lake, None, workers, no_wait)
+    session = _session(as_json, settings, lake, None, workers, no_wait, engine)
     raise typer.Exit(session.go(datasets, ["build"], _options(subject=subject, force=force)))
 
 
@@ -406,12 +413,14 @@ def _session(
     fhir_url: str | None,
     workers: int | None,
     no_wait: bool,
+    engine: str | None = None,
 ) -> _Session:
     return _Session(
         as_json,
         settings_file,
         lake=lake,
         workers=workers,
+        engine=engine,
         fhir={"url": fhir_url},
         lock_wait_seconds=0.0 if no_wait else None,
     )

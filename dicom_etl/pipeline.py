@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from dicom_etl.engine import Engine, Progress
+from dicom_etl.engine import Engine, EngineError, Progress
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.errors import UnreachableError, UnsuitableServerError
@@ -58,7 +58,7 @@ class Pipeline:
     @property
     def engine(self) -> Engine:
         """Where units are worked on."""
-        return Engine(self.settings.engine, self.settings.workers)
+        return Engine(self.settings.engine, self.settings.workers, self.settings.scheduler)
 
     def datasets(self) -> dict[str, DatasetSettings]:
         """All datasets, by name."""
@@ -179,7 +179,7 @@ def _one(pipeline: Pipeline, stage: str, dataset: str, options: Options, outcome
         if not failed:
             outcome.summaries.pop(dataset, None)
         return False
-    except (DatasetStoppedError, LockHeldError) as error:
+    except (DatasetStoppedError, LockHeldError, EngineError) as error:
         outcome.stopped[dataset] = str(error)
         return False
     return True

@@ -88,7 +88,12 @@ class Settings(BaseSettings):
     time_zone: str | None = Field(None, description="IANA zone of datasets that name none")
     crosswalk: str | None = Field(None, description="CSV file: dataset, subject, system, value")
     watch: tuple[str, ...] = Field((), description="folders of which every sub-folder is a dataset")
-    engine: Literal["serial", "processes"] = Field("processes", description="where units are worked on")
+    engine: Literal["serial", "processes", "dask"] = Field(
+        "processes", description="where units are worked on: `serial`, `processes` or `dask`"
+    )
+    scheduler: str | None = Field(
+        None, description="engine `dask`: address of the scheduler (`tcp://host:8786`); none: a cluster of its own here"
+    )
     workers: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="processes; default: one per core"
     )

@@ -1,1 +1,1 @@
-pytest_plugins = ["tests.servers.plugin"]
+pytest_plugins = ["tests.servers.plugin", "tests.servers.dask_cluster"]

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import time
 
 
 class TwoPartError(Exception):
@@ -53,3 +55,17 @@ def unpicklable(item: int) -> object:
 
 def ignores_interrupts(_item: int) -> bool:
     return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def slow_process_id(_item: int) -> int:
+    time.sleep(0.02)
+    return os.getpid()
+
+
+def batch_of(_item: int) -> tuple[int, int]:
+    """Which call of `_run_batch` this item belongs to: the process, and the identity of its list of items."""
+    frame = sys._getframe()
+    while frame.f_code.co_name != "_run_packed":
+        assert frame.f_back is not None
+        frame = frame.f_back
+    return os.getpid(), hash(frame.f_locals["packed"])

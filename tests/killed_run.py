@@ -1,5 +1,6 @@
 """Runs `dicom-etl` and kills itself (SIGKILL) at the n-th event: before or after a rename in the lake, or when a
 DICOM file is opened. Without n it writes the list of events. Usage: killed_run.py EVENTS_FILE N ARGUMENTS...
+CHUNK_FILES in the environment says of how many files a unit is read in chunks.
 """
 
 import os
@@ -9,9 +10,9 @@ from pathlib import Path
 
 from dicom_etl.cli import main
 from dicom_etl.sources.tree import TreeSource
+from dicom_etl.stages import chunks
 
-EVENTS = Path(sys.argv[1])
-WHEN = int(sys.argv[2])
+WHEN = int(sys.argv[2]) if __name__ == "__main__" else -1
 seen: list[str] = []
 
 
@@ -34,10 +35,16 @@ def opened(self: TreeSource, path: str, real=TreeSource.open):
     return real(self, path)
 
 
-Path.replace = rename  # type: ignore[method-assign]
-TreeSource.open = opened  # type: ignore[method-assign]
-sys.argv = ["dicom-etl", *sys.argv[3:]]
-try:
-    main()
-finally:
-    EVENTS.write_text("\n".join(seen))
+def run() -> None:
+    chunks.CHUNK_FILES = int(os.environ.get("CHUNK_FILES", chunks.CHUNK_FILES))
+    Path.replace = rename  # type: ignore[method-assign]
+    TreeSource.open = opened  # type: ignore[method-assign]
+    sys.argv, events = ["dicom-etl", *sys.argv[3:]], Path(sys.argv[1])
+    try:
+        main()
+    finally:
+        events.write_text("\n".join(seen))
+
+
+if __name__ == "__main__":  # worker processes import this module
+    run()

@@ -118,6 +118,94 @@ def test_a_run_killed_at_any_moment_is_completed_by_the_next(moment, undisturbed
     assert content(tmp_path / "lake") == expected
 
 
+CHUNKED = {**SERIAL, "CHUNK_FILES": "4"}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], list[str]]:
+    """A tree with a unit of ten files, what a run that reads it in chunks of four makes of it, and the events."""
+    folder = tmp_path_factory.mktemp("large")
+    root = tree(folder / "ds")
+    for number in range(10):
+        path = root / f"primary/sub-0/sam-{number // 3}/{number}.dcm"
+        write_instance(path, study="c", series=f"c-{number // 3}", PatientID="P-0", InstanceNumber=number)
+    done = run(
+        ["run", str(root), "--lake", str(folder / "lake")],
+        [str(HERE / "killed_run.py"), str(folder / "e"), "-1"],
+        **CHUNKED,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root, content(folder / "lake"), (folder / "e").read_text().splitlines()
+
+
+def large_moments(events: list[str]) -> dict[str, int]:
+    """Moments of reading and joining a large unit, by name."""
+    parts = [n for n, event in enumerate(events) if event.startswith("after ") and event.endswith(".arrow")]
+    opened = [n for n, event in enumerate(events) if event.startswith("open primary/sub-0")]
+    named = {
+        "while the second chunk is read": opened[4],
+        "between the parts of a chunk": parts[1],
+        "between two chunks": parts[3],
+        "before the last part": parts[-1] - 1,
+        "after the last chunk": parts[-1],
+        "before the join": events.index("before extract/ds/sub-0.parquet"),
+        "before the joined headers": events.index("before headers/ds/sub-0.parquet"),
+        "between joined headers and files": events.index("after headers/ds/sub-0.parquet"),
+        "after the joined files": events.index("after files/ds/sub-0.parquet"),
+    }
+    assert len(parts) == 4 * 3  # headers, files, layouts and findings of three chunks
+    assert len(set(named.values())) == len(named)
+    return named
+
+
+LARGE_MOMENTS = [
+    "while the second chunk is read",
+    "between the parts of a chunk",
+    "between two chunks",
+    "before the last part",
+    "after the last chunk",
+    "before the join",
+    "before the joined headers",
+    "between joined headers and files",
+    "after the joined files",
+]
+
+
+@pytest.mark.parametrize("moment", LARGE_MOMENTS)
+def test_a_large_unit_killed_at_any_moment_is_completed_by_the_next_run(moment, large, tmp_path):
+    root, expected, events = large
+    arguments = ["run", str(root), "--lake", str(tmp_path / "lake")]
+    script = str(HERE / "killed_run.py")
+    killed = run(arguments, [script, str(tmp_path / "events"), str(large_moments(events)[moment])], **CHUNKED)
+    assert killed.returncode == -signal.SIGKILL
+    again = run(arguments, [script, str(tmp_path / "events"), "-1"], **CHUNKED)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert content(tmp_path / "lake") == expected
+    assert [path.name for path in (tmp_path / "lake").rglob(".*")] == []
+
+
+def test_a_run_killed_while_workers_read_chunks_is_completed_by_the_next(tmp_path):
+    root = tmp_path / "ds"
+    for number in range(450):
+        write_instance(root / f"sub-1/{number // 30:02}/{number}.dcm", study="1", series=str(number // 30))
+    arguments = ["audit", str(root), "--workers", "2", "--lake"]
+    script = [str(HERE / "killed_run.py"), str(tmp_path / "events"), "-1"]
+    command = [sys.executable, *script, *arguments, str(tmp_path / "killed")]
+    process = subprocess.Popen(
+        command, cwd=HERE.parent, stdout=subprocess.DEVNULL, env=os.environ | {"CHUNK_FILES": "30"}
+    )
+    headers = tmp_path / "killed/headers/ds"
+    deadline = time.monotonic() + 60
+    while not list(headers.glob(".*.parts/*.arrow")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (headers / "sub-1.parquet").exists(), "killed too late to show anything"
+    assert run([*arguments, str(tmp_path / "killed")]).returncode == 0
+    assert run([*arguments, str(tmp_path / "whole")]).returncode == 0
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
 def test_a_run_killed_while_workers_read_is_completed_by_the_next(tmp_path):
     root = tmp_path / "ds"
     for subject in range(8):
@@ -141,17 +229,31 @@ def test_a_run_killed_while_workers_read_is_completed_by_the_next(tmp_path):
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
-def test_serial_and_processes_give_the_same_bytes(tmp_path):
+def test_all_engines_give_the_same_bytes(tmp_path, dask_cluster):
     big = tree(tmp_path / "big")
-    for number in range(450):  # more than is read without worker processes
-        path = big / "primary" / f"sub-x{number % 3}" / f"{number}.dcm"
-        write_instance(
-            path, study=f"s{number % 3}", series=f"s{number % 3}", PatientID=f"X{number % 3}", instance=str(number)
-        )
-    for engine in ("serial", "processes"):
-        done = run(["audit", str(big), "--lake", str(tmp_path / engine), "--workers", "2"], DICOM_ETL_ENGINE=engine)
-        assert done.returncode == 0, done.stderr
-    assert content(tmp_path / "serial") == content(tmp_path / "processes")
+    for number in range(450):  # more than is read without worker processes; sub-x0 is read in chunks
+        subject = max(number % 5 - 1, 0)
+        path = big / "primary" / f"sub-x{subject}" / f"{number % 7}" / f"{number}.dcm"
+        write_instance(path, study=f"s{subject}", series=f"s{subject}-{number % 7}", PatientID=f"X{subject}")
+    script = [str(HERE / "killed_run.py"), str(tmp_path / "events"), "-1"]
+    for engine in ("serial", "processes", "dask"):
+        arguments = ["audit", str(big), "--lake", str(tmp_path / engine), "--workers", "2", "--engine", engine]
+        done = run(arguments, script, CHUNK_FILES="100", DICOM_ETL_SCHEDULER=dask_cluster.address)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "join big" in done.stdout
+    assert content(tmp_path / "serial") == content(tmp_path / "processes") == content(tmp_path / "dask")
+
+
+def test_a_run_whose_scheduler_does_not_answer_says_so_and_the_next_one_completes_it(tmp_path):
+    root = tmp_path / "ds"
+    for number in range(400):
+        write_instance(root / f"sub-{number % 4}/{number}.dcm", study=str(number % 4), series=str(number % 4))
+    arguments = ["audit", str(root), "--lake", str(tmp_path / "lake"), "--engine"]
+    failed = run([*arguments, "dask"], DICOM_ETL_SCHEDULER="tcp://127.0.0.1:1")
+    assert failed.returncode == 1
+    assert "no Dask scheduler answers at tcp://127.0.0.1:1" in failed.stdout
+    assert "Traceback" not in failed.stdout + failed.stderr
+    assert run([*arguments, "serial"]).returncode == 0
 
 
 def test_a_second_run_opens_no_dicom_file_and_writes_no_table(undisturbed, tmp_path):

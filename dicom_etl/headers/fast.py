@@ -1,55 +1,48 @@
 """The fast reader: a series as differences from its first file, and pydicom for all that is not plain.
 
-What it says equals what `reader.read_header` says, value for value; a test holds the two equal over all files that
-pydicom ships and over generated ones.
+What it says equals what `reader.read_header` says, value for value; tests hold the two equal over all files that
+pydicom ships, over generated and over damaged ones.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import re
 import struct
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import BinaryIO, NamedTuple, cast
 
-from dicom_etl.headers.catalogue import Column, catalogue
+from dicom_etl.headers.catalogue import Column
+from dicom_etl.headers.content import Content, Inflated
 from dicom_etl.headers.layout import EMPTY, FILLED, Presence, layout_id
-from dicom_etl.headers.reader import (
-    CHARACTER_SET,
-    PIXEL_DATA_PROVIDER_URL,
-    ColumnProblem,
-    layout_vr,
-    pixels_cut,
-    read_header,
-    shows_images,
+from dicom_etl.headers.parsed import (
+    Items,
+    Parsed,
+    columns_under,
+    is_padded,
+    place_of,
+    status_of,
+    wanted,
 )
+from dicom_etl.headers.reader import PIXEL_DATA_PROVIDER_URL, ColumnProblem, read_header, shows_images
+from dicom_etl.headers.shortcuts import Decode, decoders_for
 from dicom_etl.headers.template import Matched, Template
-from dicom_etl.headers.values import PADDED, Decoded, Problem, Value, decode, encodings_of, text_of
-from dicom_etl.headers.walk import (
-    UNDEFINED,
-    Element,
-    Jump,
-    NeedMore,
-    Surprise,
-    Walked,
-    first_item,
-    walk,
-    within,
-)
+from dicom_etl.headers.values import Decoded, Value
+from dicom_etl.headers.walk import DEFLATED, UNDEFINED, Element, Jump, NeedMore, Surprise, Walk, Walked, meta_of
 
 _FIRST_READ = 8192
-_MOST_BYTES = 1 << 26  # of a header; a larger one is pydicom's
-_MOST_TEMPLATES = 16
-_TRANSFER_SYNTAX = 0x00020010
-_LATIN = ("iso8859",)
-_DELIMITER = b"\xfe\xff\xdd\xe0"
+_MOST_BYTES = 1 << 23  # of a header; a larger one is pydicom's, which counts its elements
+_MOST_JUMPS = 100
+_MOST_KEPT = 1 << 18  # bytes of a header that is kept as a template
+_MOST_FAMILIES, _MOST_TEMPLATES = 64, 4
+_IN_VAIN = 8
+_SERIES = b"\x20\x00\x0e\x00"
+_LONGEST_UID = 64
 
-_DS = rb"[+-]?(?:\d+\.?\d*|\.\d+)"
-_PLAIN_NUMBERS = re.compile(rb"%b(?:\\%b)*[ \0]*" % (_DS, _DS))
+_PLAIN_UID = re.compile(r"[0-9.]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,35 +79,29 @@ class Row(NamedTuple):
         return self.changed[varied.index(place)] if place in varied else self.base.values[place]
 
 
-@cache
-def _by_tag() -> Mapping[int, tuple[tuple[int, Column], ...]]:
-    """The columns (with their places) whose first place lies under a top-level tag."""
-    found: dict[int, list[tuple[int, Column]]] = defaultdict(list)
-    for place, column in enumerate(catalogue()):
-        found[column.path[0]].append((place, column))
-    return {tag: tuple(columns) for tag, columns in found.items()}
+class Work(NamedTuple):
+    """How many files were read in which way."""
 
-
-@cache
-def _second_places() -> tuple[tuple[int, Column], ...]:
-    return tuple((place, column) for place, column in enumerate(catalogue()) if column.also)
-
-
-@cache
-def _wanted() -> frozenset[int]:
-    return frozenset(_by_tag()) | {column.also[0] for _, column in _second_places()}
-
-
-@cache
-def _place(name: str) -> int:
-    return [column.name for column in catalogue()].index(name)
+    matched: int  # by a template
+    walked: int  # in full, since no template matched
+    handed_over: int  # to pydicom
 
 
 class FastReader:
-    """Reads headers one after the other; the more alike neighbours are, the faster."""
+    """Reads headers one after the other; the more alike neighbours are, the faster.
+
+    Templates are kept by series: within one there are a few shapes of header.
+    """
 
     def __init__(self) -> None:
-        self._templates: list[_Series] = []
+        self._last: _Series | None = None
+        self._families: dict[bytes | None, _Family] = {}
+        self._matched = self._walked = self._handed_over = 0
+
+    @property
+    def work(self) -> Work:
+        """What was done so far."""
+        return Work(self._matched, self._walked, self._handed_over)
 
     def read(self, file: BinaryIO, name: str, size: int) -> Row:
         """The header of an open file of `size` bytes.
@@ -124,59 +111,79 @@ class FastReader:
             OSError: it cannot be read now.
         """
         try:
-            return self._read(_Bytes(file, size))
-        except (Surprise, struct.error):
-            file.seek(0)
-            header = read_header(_buffered(file), name, size)
+            return self._read(Content(file, size))
+        except (Surprise, NeedMore, struct.error, ValueError, LookupError):
+            # whatever the bytes have done here, pydicom decides
+            self._handed_over += 1
+        file.seek(0)
+        header = read_header(_buffered(file), name, size)
         number = layout_id(header.layout)
         base = Base(header.values, (), number, header.layout)
-        return Row(
-            base, (), number, header.layout, header.problems, header.pixel_data_cut, header.pixel_data_absent
-        )
+        return Row(base, (), number, header.layout, header.problems, header.pixel_data_cut, header.pixel_data_absent)
 
-    def _read(self, source: _Bytes) -> Row:
-        first = self._templates[0].template.first_read if self._templates else _FIRST_READ
-        buf, at_end = source.fetch(0, first)
-        for number, series in enumerate(self._templates):
-            if matched := series.template.match(buf, at_end, source.fetch):
-                if number:
-                    self._templates.insert(0, self._templates.pop(number))
-                return series.row(matched, source)
-        return self._learn(buf, at_end, source)
+    def _read(self, content: Content) -> Row:
+        last = self._last
+        first = last.template.first_read if last and last.template else _FIRST_READ
+        buf, at_end = content.fetch(0, first)
+        if last and (row := last.match(buf, at_end, content)):
+            self._matched += 1
+            return row
+        if buf.find(DEFLATED, 132, 1024) >= 0:
+            _, syntax, end = meta_of(buf)
+            if syntax == DEFLATED:
+                content = Inflated(content, buf[:end])
+                buf, at_end = content.fetch(0, content.size if content.size < 1 << 16 else first)
+        key = _series_of(buf)
+        family = self._family(key)
+        for series in family.series:
+            if row := series.match(buf, at_end, content):
+                self._last = series
+                self._matched += 1
+                return row
+        return self._learn(family, buf, at_end, content)
 
-    def _learn(self, buf: bytes, at_end: bool, source: _Bytes) -> Row:
+    def _learn(self, family: _Family, buf: bytes, at_end: bool, content: Content) -> Row:
         """Walk a file in full, and keep what it teaches."""
-        buf, walked, skipped = _walked(buf, at_end, source)
-        parsed = _Parsed(buf, walked)
-        series = self._taught(parsed)
-        end = Matched([], 0, buf[walked.end : walked.end + 12], walked.end + skipped, walked.pixels)
-        return series.own_row(end, source)
+        whole, walked, skipped = _walked(buf, at_end, content)
+        for number, old in enumerate(family.series):
+            if old.parsed.is_like(walked) and (learnt := old.taught(whole, walked)):
+                family.series[number], family.in_vain = learnt, 0
+                if row := learnt.match(buf, at_end, content):
+                    self._last = learnt
+                    self._walked += 1
+                    return row
+        parsed = Parsed(whole, walked)
+        known = {tag for sibling in family.series for tag in sibling.varying if tag in parsed.by_tag}
+        series = _Series(parsed, frozenset(known))
+        tail = whole[walked.end : walked.end + 12]
+        row = series.own_row(Matched([], 0, tail, walked.end + skipped, walked.pixels), content)
+        if walked.end <= _MOST_KEPT and family.wants_more():
+            family.series.insert(0, series)
+            del family.series[_MOST_TEMPLATES:]
+            self._last = series
+        self._walked += 1
+        return row
 
-    def _taught(self, parsed: _Parsed) -> _Series:
-        varying: frozenset[int] = frozenset()
-        for old in self._templates:
-            if old.parsed.shape == parsed.shape and old.parsed.series == parsed.series:
-                varying = old.template.varying | old.parsed.differs(parsed)
-                self._templates.remove(old)
-                break
-        series = _Series(parsed, varying if parsed.may_vary(varying) else frozenset())
-        self._templates.insert(0, series)
-        del self._templates[_MOST_TEMPLATES:]
-        return series
+    def _family(self, key: bytes | None) -> _Family:
+        """The family of a series, which counts as used."""
+        family = self._families.pop(key, None) or _Family([])
+        self._families[key] = family
+        if len(self._families) > _MOST_FAMILIES:
+            del self._families[next(iter(self._families))]
+        return family
 
 
-class _Bytes:
-    """A file whose bytes are fetched piece by piece."""
+@dataclass
+class _Family:
+    """The headers that are kept of one SeriesInstanceUID, the newest first."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size = file, size
+    series: list[_Series]
+    in_vain: int = 0  # were kept, and since then none was like another
 
-    def fetch(self, place: int, number: int) -> tuple[bytes, bool]:
-        """Bytes from a place on, and whether they reach the end of the file."""
-        if place:
-            self.file.seek(place)
-        content = self.file.read(number)
-        return content, place + len(content) >= self.size
+    def wants_more(self) -> bool:
+        """Whether one more is worth its keep: of files that have nothing in common few are."""
+        self.in_vain += 1
+        return self.in_vain <= _IN_VAIN or not self.in_vain % _IN_VAIN
 
 
 def _buffered(file: BinaryIO) -> BinaryIO:
@@ -184,254 +191,141 @@ def _buffered(file: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(file)) if isinstance(file, io.RawIOBase) else file
 
 
-def _walked(buf: bytes, at_end: bool, source: _Bytes) -> tuple[bytes, Walked, int]:
+def _series_of(buf: bytes) -> bytes | None:
+    """What is probably the SeriesInstanceUID; where to look for a template, and no more than that."""
+    place = buf.find(_SERIES, 132)
+    if place < 0:
+        return None
+    begin = place + 8
+    length = buf[place + 6] if buf[place + 4 : place + 6] == b"UI" else buf[place + 4]
+    return buf[begin : begin + min(length, _LONGEST_UID)]
+
+
+def _walked(buf: bytes, at_end: bool, content: Content) -> tuple[bytes, Walked, int]:
     """The walk over a header, with as many bytes as it takes; and how many were jumped over."""
-    jumped: dict[int, int] = {}
+    walk, skipped = Walk(wanted(), inflated=content.inflated), 0
     while True:
-        skipped = sum(jumped.values())
         try:
-            return buf, walk(buf, jumped, _wanted(), at_end=at_end), skipped
+            return buf, walk.walk(buf, at_end=at_end), skipped
         except Jump as jump:
-            goal = jump.value + jump.length + skipped
-            if goal > source.size:
-                raise Surprise("cut") from None
-            more, at_end = source.fetch(goal, 2 * _FIRST_READ)
+            skipped += jump.length
+            if jump.value + skipped > content.size or len(walk.jumped) >= _MOST_JUMPS:
+                raise Surprise("large values") from None
+            more, at_end = content.fetch(jump.value + skipped, 2 * _FIRST_READ)
             buf = buf[: jump.value] + more
-            jumped[jump.value] = jump.length
+            walk.jumped[jump.value] = jump.length
         except NeedMore:
-            if at_end or len(buf) > _MOST_BYTES:
+            if at_end or len(buf) > _MOST_BYTES // 3:
                 raise Surprise("end of file") from None
-            more, at_end = source.fetch(len(buf) + skipped, 2 * len(buf))
+            more, at_end = content.fetch(len(buf) + skipped, 2 * len(buf))
             buf += more
-
-
-class _Parsed:
-    """A header walked and decoded in full."""
-
-    def __init__(self, buf: bytes, walked: Walked) -> None:
-        self.buf, self.walked = buf, walked
-        self.shape = tuple((element.tag, element.vr, element.large) for element in walked.elements)
-        self.by_tag = {element.tag: element for element in walked.elements}
-        charset = self._raw(CHARACTER_SET)
-        text = text_of("CS", charset, _LATIN)[0] if charset else ""
-        self.encodings, known = encodings_of(text) if charset is not None else (_LATIN, True)
-        self.problems: dict[int, ColumnProblem] = {}
-        if not known:
-            place = _place("SpecificCharacterSet")
-            self.problems[place] = ColumnProblem(catalogue()[place], Problem("text-undecodable", text))
-        self.values = self._values()
-        self.series = self.values[_place("SeriesInstanceUID")]
-        self.presences = tuple(self._presences())
-        self.layout = layout_id(self.presences)
-
-    def _raw(self, tag: int) -> bytes | None:
-        element = self.by_tag.get(tag)
-        return None if element is None else self.buf[element.value : element.end]
-
-    def _values(self) -> tuple[Value, ...]:
-        values: list[Value] = [None] * len(catalogue())
-        columns, items = _by_tag(), _Items(self.buf, self.walked.implicit)
-        for element in self.walked.elements:
-            for place, column in columns.get(element.tag, ()):
-                encodings = _LATIN if element.tag >> 16 == 2 else self.encodings
-                values[place] = self._note(place, column, items.value(element, column, column.path, encodings))
-        for place, column in _second_places():
-            element_ = self.by_tag.get(column.also[0])
-            if values[place] is None and place not in self.problems and element_ is not None:
-                decoded = items.value(element_, column, column.also, self.encodings)
-                values[place] = self._note(place, column, decoded)
-        return tuple(values)
-
-    def _note(self, place: int, column: Column, decoded: Decoded) -> Value:
-        if decoded.problem:
-            self.problems[place] = ColumnProblem(column, decoded.problem)
-        return decoded.value
-
-    def _presences(self) -> Iterable[Presence]:
-        creators = {
-            e.tag: text_of("LO", self.buf[e.value : e.end], _LATIN)[0]
-            for e in self.walked.elements
-            if e.tag >> 16 & 1 and 0x10 <= e.tag & 0xFFFF <= 0xFF and e.end > e.value
-        }
-        for element in self.walked.elements:
-            if element.tag >= 0x00030000 and element.tag & 0xFFFF:
-                creator = creators.get(element.tag >> 16 << 16 | (element.tag & 0xFFFF) >> 8)
-                yield Presence(element.tag, creator, self._status(element))
-
-    def _status(self, element: Element) -> int:
-        if element.large:
-            return FILLED
-        raw = self.buf[element.value : element.end]
-        return _status(raw, element.length == UNDEFINED, _is_padded(element))
-
-    def differs(self, other: _Parsed) -> set[int]:
-        """The tags in which a header of the same shape differs."""
-        mine, theirs = self.walked.elements, other.walked.elements
-        return {
-            a.tag
-            for a, b in zip(mine, theirs, strict=True)
-            if not a.large and self.buf[a.start : a.end] != other.buf[b.start : b.end]
-        }
-
-    def may_vary(self, varying: Iterable[int]) -> bool:
-        """Whether a template may leave these open: what other columns or the layout hang on must stay."""
-        for tag in varying:
-            if tag in (CHARACTER_SET, _TRANSFER_SYNTAX) or (tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF):
-                return False
-        return not any(
-            column.also[0] in self.by_tag and (column.path[0] in varying or column.also[0] in varying)
-            for _, column in _second_places()
-        )
-
-
-def _is_padded(element: Element) -> bool:
-    vr = element.vr.decode() if element.vr else None
-    return layout_vr(element.tag, vr) in PADDED
-
-
-def _status(raw: bytes, undefined: bool, padded: bool) -> int:
-    """EMPTY or FILLED: a sequence of undefined length is empty when its delimiter follows at once."""
-    if undefined:
-        return EMPTY if raw.startswith(_DELIMITER) else FILLED
-    return EMPTY if not raw or (padded and not raw.strip(b" \0")) else FILLED
-
-
-class _Items:
-    """Values in elements and in the first items of sequences."""
-
-    def __init__(self, buf: bytes, implicit: bool) -> None:
-        self._buf, self._implicit = buf, implicit
-        self._parsed: dict[int, dict[int, Element] | None] = {}
-
-    def value(
-        self, element: Element | None, column: Column, path: tuple[int, ...], encodings: tuple[str, ...]
-    ) -> Decoded:
-        """The value of a column that lies under an element, by the rest of the column's path."""
-        for tag in path[1:]:
-            if element is None:
-                return Decoded(None)
-            if element.vr not in (b"SQ", None):
-                raise Surprise("no sequence")
-            item = self._first(element)
-            if item is None:
-                return Decoded(None)
-            if CHARACTER_SET in item:
-                inner = item[CHARACTER_SET]
-                text = text_of("CS", self._buf[inner.value : inner.end], encodings)[0]
-                encodings = encodings_of(text)[0]
-            element = item.get(tag)
-        if element is None:
-            return Decoded(None)
-        if element.vr == b"SQ" or element.length == UNDEFINED:
-            raise Surprise("a sequence where a value should be")
-        vr = column.vr if element.vr in (None, b"UN") else element.vr.decode()
-        return decode(column.kind, vr, self._buf[element.value : element.end], encodings)
-
-    def _first(self, element: Element) -> dict[int, Element] | None:
-        if element.start not in self._parsed:
-            bounds = first_item(self._buf, element, self._implicit)
-            item = within(self._buf, *bounds, self._implicit) if bounds else None
-            self._parsed[element.start] = item
-        return self._parsed[element.start]
 
 
 class _Varying(NamedTuple):
     """What to do with the value of a varying element."""
 
     element: Element
-    presence: int | None  # its place in the layout
-    status: int
+    presence: int  # its place in the layout, -1 if it has none
+    filled: bool
     padded: bool
-    columns: tuple[tuple[int, Column, Callable[[bytes], Decoded] | None], ...]  # place among the varied columns
+    columns: tuple[tuple[int, Column, Decode | None], ...]  # place among the varied columns
 
 
 class _Series:
-    """A template with the decoded values of its own file."""
+    """A header that was read in full, with its decoded values, and the template that was made of it.
 
-    def __init__(self, parsed: _Parsed, varying: frozenset[int]) -> None:
+    There is no template as long as no file is known that differs from it.
+    """
+
+    template: Template | None = None
+
+    def __init__(self, parsed: Parsed, varying: frozenset[int] = frozenset()) -> None:
         self.parsed = parsed
-        self.template = Template(parsed.buf, parsed.walked, varying)
-        columns = [
-            place
-            for tag in self.template.tags
-            if not parsed.by_tag[tag].large
-            for place, _ in _by_tag().get(tag, ())
-        ]
-        self.base = Base(parsed.values, tuple(columns), parsed.layout, parsed.presences)
-        self._steps = self._plan(columns)
-        self._constant_problems = tuple(
-            problem for place, problem in parsed.problems.items() if place not in columns
-        )
-        self._layouts: dict[tuple[int, ...], tuple[int, tuple[Presence, ...]]] = {}
-        self._sop_instance, self._sop_class = _place("SOPInstanceUID"), _place("SOPClassUID")
-        self._needs_check = {self._sop_instance, self._sop_class} & set(columns)
+        self.varying = varying if parsed.may_vary(varying) else frozenset[int]()
+        self.base = Base(parsed.values, (), parsed.layout, parsed.presences)
         self._has_url = PIXEL_DATA_PROVIDER_URL in parsed.by_tag
+        if self.varying:
+            self._make_template()
 
-    def _plan(self, columns: list[int]) -> list[_Varying]:
-        places = {presence.tag: number for number, presence in enumerate(self.parsed.presences)}
-        slots = {place: slot for slot, place in enumerate(columns)}
-        steps = []
-        for tag in self.template.tags:
-            element = self.parsed.by_tag[tag]
-            presence = places.get(tag)
-            status = self.parsed.presences[presence].status if presence is not None else FILLED
-            decoders = tuple(
-                (slots[place], column, self._decoder(element, column)) for place, column in _by_tag().get(tag, ())
-            )
-            steps.append(
-                _Varying(element, presence, status, _is_padded(element), () if element.large else decoders)
-            )
-        return steps
-
-    def _decoder(self, element: Element, column: Column) -> Callable[[bytes], Decoded] | None:
-        """How to decode a plain element; None where it is a sequence."""
-        if len(column.path) > 1:
-            return None
-        vr = column.vr if element.vr in (None, b"UN") else element.vr.decode()
-        encodings = _LATIN if element.tag >> 16 == 2 else self.parsed.encodings
-        return _decoder(column.kind, vr, encodings)
-
-    def own_row(self, end: Matched, source: _Bytes) -> Row:
-        """The row of the template's own file."""
+    def _make_template(self) -> None:
         parsed = self.parsed
-        changed = tuple(parsed.values[place] for place in self.base.varied)
-        if not parsed.values[self._sop_instance] or not parsed.values[self._sop_class]:
-            raise Surprise("no instance")
-        return self._row(changed, parsed.layout, parsed.presences, tuple(parsed.problems.values()), end, source)
+        self.template = Template(parsed.buf, parsed.walked, self.varying)
+        elements = [parsed.by_tag[tag] for tag in self.template.tags]
+        varied = [place for e in elements if not e.large for place, _ in columns_under().get(e.tag, ())]
+        self.base = Base(parsed.values, tuple(varied), parsed.layout, parsed.presences)
+        places = {presence.tag: number for number, presence in enumerate(parsed.presences)}
+        self._steps = [self._step(element, places.get(element.tag, -1)) for element in elements]
+        constant = parsed.problems.keys() - set(varied)
+        self._constant_problems = _sorted([parsed.problems[place] for place in constant])
+        self._layouts: dict[tuple[int, ...], tuple[int, tuple[Presence, ...]]] = {}
+        self._required = [varied.index(place) for place in _required() if place in varied]
 
-    def row(self, matched: Matched, source: _Bytes) -> Row:
-        """The row of a file that matches."""
+    def _step(self, element: Element, presence: int) -> _Varying:
+        tag, vr = element.tag, element.vr
+        if element.large:
+            return _Varying(element, -1, True, False, ())
+        filled = presence < 0 or self.parsed.presences[presence].status == FILLED
+        slots = {place: slot for slot, place in enumerate(self.base.varied)}
+        decoders = decoders_for(self.parsed.encodings, self.parsed.form.order == "<")
+        columns = tuple(
+            (slots[place], column, None if vr == b"SQ" or len(column.path) > 1 else decoders[place, vr])
+            for place, column in columns_under().get(tag, ())
+        )
+        return _Varying(element, presence, filled, is_padded(tag, vr), columns)
+
+    def taught(self, buf: bytes, walked: Walked) -> _Series | None:
+        """The series with a template that another header, one like its own, matches; None if there is no such."""
+        varying = self.varying | self.parsed.differs(buf, walked)
+        return _Series(self.parsed, varying) if self.parsed.may_vary(varying) else None
+
+    def own_row(self, end: Matched, content: Content) -> Row:
+        """The row of the file itself."""
+        parsed = self.parsed
+        if not all(parsed.values[place] for place in _required()):
+            raise Surprise("no instance")
+        changed = tuple([parsed.values[place] for place in self.base.varied])
+        problems = _sorted(parsed.problems.values())
+        return self._row(changed, parsed.layout, parsed.presences, problems, end, content)
+
+    def match(self, buf: bytes, at_end: bool, content: Content) -> Row | None:
+        """The row of a file that matches the template; None if it does not."""
+        if self.template is None:
+            return None
+        matched = self.template.match(buf, at_end, content.fetch)
+        return self._differences(matched, content) if matched else None
+
+    def _differences(self, matched: Matched, content: Content) -> Row:
         changed: list[Value] = [None] * len(self.base.varied)
         problems: list[ColumnProblem] = []
         flips: list[int] = []
         undefined = matched.undefined
-        for number, (raw, step) in enumerate(zip(matched.values, self._steps, strict=True)):
-            is_undefined = bool(undefined >> number & 1)
-            if step.presence is not None and not step.element.large:
-                status = _status(raw, is_undefined, step.padded)
-                if status != step.status:
-                    flips.append(step.presence)
-            for slot, column, decoder in step.columns:
-                if decoder is not None:
-                    if is_undefined:
-                        raise Surprise("a sequence where a value should be")
-                    value, problem = decoder(raw)
+        for raw, (element, presence, filled, padded, columns) in zip(matched.values, self._steps, strict=True):
+            is_undefined = undefined & 1
+            undefined >>= 1
+            # what begins with neither blank nor zero is filled
+            if presence >= 0 and (not raw or raw[0] <= 0x20 or is_undefined or not filled):
+                status = status_of(raw, is_undefined, padded, self.parsed.form.delimiter)
+                if filled != (status == FILLED):
+                    flips.append(presence)
+            for slot, column, decode in columns:
+                if decode is None or is_undefined:
+                    value, problem = self._nested(raw, is_undefined, element, column)
                 else:
-                    value, problem = self._nested(raw, is_undefined, step.element, column)
+                    value, problem = decode(raw)
                 changed[slot] = value
                 if problem:
                     problems.append(ColumnProblem(column, problem))
         layout, presences = self._layout(tuple(flips)) if flips else (self.base.layout, self.base.presences)
-        for place in self._needs_check:
-            if not changed[self.base.varied.index(place)]:
+        for slot in self._required:
+            if not changed[slot]:
                 raise Surprise("no instance")
-        found = (*self._constant_problems, *problems) if problems else self._constant_problems
-        return self._row(tuple(changed), layout, presences, found, matched, source)
+        found = _sorted([*self._constant_problems, *problems]) if problems else self._constant_problems
+        return self._row(tuple(changed), layout, presences, found, matched, content)
 
-    def _nested(self, raw: bytes, undefined: bool, element: Element, column: Column) -> Decoded:
+    def _nested(self, raw: bytes, undefined: int, element: Element, column: Column) -> Decoded:
         length = UNDEFINED if undefined else len(raw)
         alone = Element(element.tag, element.vr, 0, 0, length, len(raw), large=False)
-        return _Items(raw, self.parsed.walked.implicit).value(alone, column, column.path, self.parsed.encodings)
+        return Items(raw, self.parsed.form).value(alone, column, column.path, self.parsed.encodings)
 
     def _layout(self, flips: tuple[int, ...]) -> tuple[int, tuple[Presence, ...]]:
         """The layout in which these elements are filled instead of empty, or the other way round."""
@@ -450,50 +344,36 @@ class _Series:
         presences: tuple[Presence, ...],
         problems: tuple[ColumnProblem, ...],
         end: Matched,
-        source: _Bytes,
+        content: Content,
     ) -> Row:
-        cut = end.pixels and pixels_cut(source.file, end.tail, end.end, source.size, "<")
-        row = Row(self.base, changed, layout, presences, problems, cut, False)
-        if end.pixels or self._has_url:
+        pixels = content.pixels(end, self.parsed.form.order)
+        row = Row(self.base, changed, layout, presences, problems, pixels == "cut", pixel_data_absent=False)
+        if pixels != "absent" or self._has_url:
             return row
-        return row._replace(pixel_data_absent=shows_images(str(row.value(self._sop_class))))
+        sop_class = str(row.value(_required()[1]))
+        if not _PLAIN_UID.fullmatch(sop_class):
+            raise Surprise("SOP class")
+        return row._replace(pixel_data_absent=_shows_images(sop_class))
+
+
+@lru_cache(maxsize=512)
+def _shows_images(sop_class: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of UIDs that are none
+        return shows_images(sop_class)
 
 
 @cache
-def _decoder(kind: str, vr: str, encodings: tuple[str, ...]) -> Callable[[bytes], Decoded]:
-    """`values.decode` for one kind, VR and character set, with short cuts for the plainest values."""
+def _required() -> tuple[int, int]:
+    """The places of SOPInstanceUID and SOPClassUID."""
+    return place_of("SOPInstanceUID"), place_of("SOPClassUID")
 
-    def general(raw: bytes) -> Decoded:
-        return decode(kind, vr, raw, encodings)  # type: ignore[arg-type]  # the kinds of the catalogue
 
-    def identifier(raw: bytes) -> Decoded:
-        text = raw.rstrip(b"\0 ")
-        if not text or b"\\" in text or text[0] in b" \0":
-            return general(raw)
-        return Decoded(text.decode("latin-1"))
+def _sorted(problems: Iterable[ColumnProblem]) -> tuple[ColumnProblem, ...]:
+    """In the order of `read_header`: that of the character set comes first."""
+    return tuple(sorted(problems, key=lambda found: _order(found.column.name)))
 
-    def integer(raw: bytes) -> Decoded:
-        digits = raw.rstrip(b" ")
-        return Decoded(int(digits)) if digits.isdigit() and len(digits) < 19 else general(raw)
 
-    def number(raw: bytes) -> Decoded:
-        if _PLAIN_NUMBERS.fullmatch(raw) and b"\\" not in raw and len(raw) < 300:
-            return Decoded(float(raw.rstrip(b"\0 ")))
-        return general(raw)
-
-    def numbers(raw: bytes) -> Decoded:
-        if _PLAIN_NUMBERS.fullmatch(raw):
-            found = [float(part) for part in raw.rstrip(b"\0 ").split(b"\\")]
-            if all(map(math.isfinite, found)):
-                return Decoded(found)
-        return general(raw)
-
-    short_cuts = {
-        ("text", "UI"): identifier,
-        ("text", "CS"): identifier,
-        ("text", "TM"): identifier,
-        ("integer", "IS"): integer,
-        ("number", "DS"): number,
-        ("numbers", "DS"): numbers,
-    }
-    return short_cuts.get((kind, vr), general)
+@cache
+def _order(name: str) -> int:
+    return -1 if name == "SpecificCharacterSet" else place_of(name)

@@ -7,14 +7,27 @@ neither parsed nor decoded again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dicom_etl.headers.walk import LONG, PIXELS, UNDEFINED, NeedMore, Surprise, Walked, after_sequence
+from dicom_etl.headers.walk import (
+    EXPLICIT,
+    LONG,
+    PIXELS,
+    UNDEFINED,
+    Element,
+    Form,
+    NeedMore,
+    Surprise,
+    Walked,
+    after_sequence,
+)
 
-_TAG = Struct("<HH").unpack_from
-_U16, _U32 = Struct("<H").unpack_from, Struct("<L").unpack_from
-_SHORT, _LONG, _IMPLICIT = range(3)  # how the length of an element is written
+_ANY_LENGTH = range(UNDEFINED + 1)
+_MORE = 4096  # bytes that are fetched beyond what is known to be needed
+_MOST_FIRST_READ = 1 << 16
+_MOST_BYTES = 1 << 20  # of a value
+
+Fetch = Callable[[int, int], tuple[bytes, bool]]
 
 
 class Part(NamedTuple):
@@ -22,12 +35,16 @@ class Part(NamedTuple):
 
     run: bytes
     prefix: bytes  # tag and VR
-    form: int
+    length_of: Callable[..., tuple[Any, ...]]
+    length_at: int
+    value_at: int
+    lengths: range  # that are possible
+    element: Element | None
     large: bool  # its value is jumped over
 
 
 class Matched(NamedTuple):
-    """What a file has in the varying elements: their values (of large ones the length alone), and where it ends."""
+    """What a file has in the varying elements: their values (of large ones nothing), and where it ends."""
 
     values: list[bytes]
     undefined: int  # bit i: element i has undefined length
@@ -40,24 +57,24 @@ class Template:
     """The header of a file whose followers differ in `varying` only."""
 
     def __init__(self, buf: bytes, walked: Walked, varying: frozenset[int]) -> None:
-        self.buf, self.walked, self.varying = buf, walked, varying
-        self.shape = tuple((element.tag, element.vr, element.large) for element in walked.elements)
+        self._walked = walked
         self.tags: list[int] = []
-        self.parts: list[Part] = []
+        self._parts: list[Part] = []
         run = 0
-        for element in walked.elements:
+        for number, element in enumerate(walked.elements):
             if element.large or element.tag in varying:
-                form = _LONG if element.vr in LONG else _IMPLICIT if element.vr is None else _SHORT
-                width = 4 if element.vr is None else 6
-                prefix = buf[element.start : element.start + width]
-                self.parts.append(Part(buf[run : element.start], prefix, form, element.large))
+                form = EXPLICIT if number < walked.meta else walked.form
+                first = number == walked.meta
+                self._parts.append(_part(buf, buf[run : element.start], element, form, first=first))
                 self.tags.append(element.tag)
                 run = element.end
-        self.parts.append(Part(buf[run : walked.end], b"", 0, large=False))
+        last = buf[run : walked.end]
+        self._parts.append(Part(last, b"", form_of_nothing, 0, 0, _ANY_LENGTH, None, large=False))
         # up to the first value that is jumped over; values may be a little longer in the next file
-        self.first_read = next((e.start for e in walked.elements if e.large), walked.end) + 1024
+        end = next((e.start for e in walked.elements if e.large), walked.end)
+        self.first_read = min(end + 1024, _MOST_FIRST_READ)
 
-    def match(self, buf: bytes, at_end: bool, fetch: Callable[[int, int], tuple[bytes, bool]]) -> Matched | None:
+    def match(self, buf: bytes, at_end: bool, fetch: Fetch) -> Matched | None:  # noqa: C901  (the hot loop)
         """What a file has in the varying elements, or None where it is not of this template.
 
         Args:
@@ -68,69 +85,118 @@ class Template:
         pos, base, n = 0, 0, len(buf)
         values: list[bytes] = []
         undefined = 0
-        for run, prefix, form, large in self.parts:
+        for part in self._parts:
+            run, prefix, length_of, length_at, value_at, lengths, _, large = part
             size = len(run)
             if pos + size + 12 > n and not at_end:
-                buf, at_end = fetch(base + pos, size + 4096)
+                buf, at_end = fetch(base + pos, size + _MORE)
                 base, pos, n = base + pos, 0, len(buf)
             if not buf.startswith(run, pos):
                 return None
             pos += size
             if not prefix:
                 break
-            if not buf.startswith(prefix, pos) or pos + (12 if form == _LONG else 8) > n:
+            if not buf.startswith(prefix, pos) or pos + value_at > n:
                 return None
-            if form == _SHORT:
-                length, pos = _U16(buf, pos + 6)[0], pos + 8
-            elif form == _LONG:
-                length, pos = _U32(buf, pos + 8)[0], pos + 12
-            else:
-                length, pos = _U32(buf, pos + 4)[0], pos + 8
-            if large:
-                if length == UNDEFINED or length < 1:
+            length = length_of(buf, pos + length_at)[0]
+            if length not in lengths:
+                return None
+            pos += value_at
+            if length != UNDEFINED and pos + length <= n:
+                values.append(b"" if large else buf[pos : pos + length])
+                pos += length
+            elif large:
+                if at_end:
                     return None
                 values.append(b"")
-                pos += length
-                if pos > n:
-                    if at_end:
-                        return None
-                    buf, at_end = fetch(base + pos, 8192)
-                    base, pos, n = base + pos, 0, len(buf)
-                continue
-            end = self._end(buf, pos, length, n)
-            while end is None and not at_end:  # the value goes on beyond the bytes
-                buf, at_end = fetch(base + pos, max(length + 4096 if length != UNDEFINED else 0, 3 * (n - pos), 8192))
-                base, pos, n = base + pos, 0, len(buf)
-                end = self._end(buf, pos, length, n)
-            if end is None or end < 0:
-                return None
-            if length == UNDEFINED:
-                undefined |= 1 << len(values)
-            values.append(buf[pos:end])
-            pos = end
+                buf, at_end = fetch(base + pos + length, 2 * _MORE)
+                base, pos, n = base + pos + length, 0, len(buf)
+            else:
+                base, buf, at_end, end = self._rest(part, (base + pos, buf[pos:], at_end), length, fetch)
+                if end < 0:
+                    return None
+                if length == UNDEFINED:
+                    undefined |= 1 << len(values)
+                values.append(buf[:end])
+                pos, n = end, len(buf)
         return self._matched(buf, pos, base, at_end, values, undefined)
 
-    def _end(self, buf: bytes, pos: int, length: int, n: int) -> int | None:
-        """Where a value ends; None where the bytes do not reach so far, -1 where it is not plain."""
-        if length != UNDEFINED:
-            return pos + length if pos + length <= n else None
-        try:
-            return after_sequence(buf, pos, n, self.walked.implicit)
-        except NeedMore:
-            return None
-        except Surprise:
-            return -1
+    def _rest(
+        self, part: Part, have: tuple[int, bytes, bool], length: int, fetch: Fetch
+    ) -> tuple[int, bytes, bool, int]:
+        """The bytes from a value on, fetched until it ends in them; and where it ends, -1 if it does not.
+
+        Args:
+            part: that the value belongs to.
+            have: place of the value, the bytes there are of it, and whether they are all.
+            length: of the value.
+            fetch: as in `match`.
+        """
+        place, buf, at_end = have
+        while True:
+            end = _end(part, buf, length, self._walked.form)
+            if end is not None or at_end:
+                return place, buf, at_end, -1 if end is None else end
+            wanted = length + _MORE if length != UNDEFINED else max(3 * len(buf), 2 * _MORE)
+            if wanted > _MOST_BYTES:
+                return place, buf, at_end, -1
+            buf, at_end = fetch(place, wanted)
 
     def _matched(
         self, buf: bytes, pos: int, base: int, at_end: bool, values: list[bytes], undefined: int
     ) -> Matched | None:
         """The match, if what follows the header is what follows the template's."""
         left = len(buf) - pos
-        if not self.walked.pixels:
-            return Matched(values, undefined, b"", base + pos, False) if at_end and not left else None
+        if not self._walked.pixels:
+            return Matched(values, undefined, b"", base + pos, pixels=False) if at_end and not left else None
         if left < 12:
             return None
-        group, number = _TAG(buf, pos)
+        group, number = self._walked.form.item(buf, pos)[:2]
         if group << 16 | number not in PIXELS:
             return None
-        return Matched(values, undefined, buf[pos : pos + 12], base + pos, True)
+        return Matched(values, undefined, buf[pos : pos + 12], base + pos, pixels=True)
+
+
+def form_of_nothing(_buf: bytes, _pos: int) -> tuple[int]:
+    """The length of no element."""
+    return (0,)
+
+
+def _part(buf: bytes, run: bytes, element: Element, form: Form, *, first: bool) -> Part:
+    """A run and the varying element after it.
+
+    Args:
+        buf: the header.
+        run: the bytes before the element.
+        element: that varies.
+        form: how the element is written.
+        first: it is the first of the data set.
+    """
+    lengths = _ANY_LENGTH
+    if element.large:
+        lengths = range(1, UNDEFINED)
+    elif element.tag == 0x00020000:
+        lengths = range(4, 5)  # pydicom converts it, and refuses others
+    elif form.implicit and first:
+        lengths = range(0x4141)  # pydicom would take a longer one for a VR
+    if form.implicit:
+        at, value, prefix = 4, 8, 4
+    elif element.vr in LONG:
+        at, value, prefix = 8, 12, 6
+    else:
+        at, value, prefix = 6, 8, 6
+    length_of = form.short if at == 6 else form.long
+    return Part(run, buf[element.start : element.start + prefix], length_of, at, value, lengths, element, element.large)
+
+
+def _end(part: Part, buf: bytes, length: int, form: Form) -> int | None:
+    """Where a value ends that begins with the bytes; None where they do not reach so far, -1 where it is not plain."""
+    if length != UNDEFINED:
+        return length if length <= len(buf) else None
+    assert part.element is not None
+    try:
+        return after_sequence(buf, part.element.tag, part.element.vr, 0, len(buf), form)
+    except NeedMore:
+        return None
+    except Surprise:
+        return -1

@@ -43,6 +43,7 @@ class Table:
     place: str
     fields: tuple[tuple[str, pa.DataType], ...]
     order: tuple[str, ...]
+    row_group: int = 100_000  # rows
 
     @property
     def sought(self) -> tuple[str, ...]:
@@ -138,7 +139,8 @@ _HEADER_PLACE: tuple[tuple[str, pa.DataType], ...] = (
 def headers() -> Table:
     """The header table: where a file lies, then the columns of the catalogue."""
     tags = tuple((column.name, column.arrow_type) for column in catalogue())
-    return Table("headers", "headers/{dataset}/{unit}.parquet", _HEADER_PLACE + tags, ("path",))
+    # a row takes 1 to 2 KB: small groups keep the memory of those small that write and read a large unit piece by piece
+    return Table("headers", "headers/{dataset}/{unit}.parquet", _HEADER_PLACE + tags, ("path",), row_group=20_000)
 
 
 _FINDING: tuple[tuple[str, pa.DataType], ...] = (

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import IO, Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
@@ -26,8 +28,8 @@ from dicom_etl.lake import locks
 from dicom_etl.lake.schemas import SCHEMA_VERSION, Table
 
 _DATASET_FOLDERS = ("inventory", "sheets", "identities")  # one file per dataset
-_ROW_GROUP = 100_000
 _FINGERPRINT = b"dicom_etl.fingerprint"
+_BATCH = 5_000  # rows
 
 
 class LakeError(Exception):
@@ -129,13 +131,30 @@ class Lake:
         Raises:
             SchemaError: a column is missing, unknown or of another type.
         """
-        rows = _fitting(table, rows).sort_by([(name, "ascending") for name in table.order])
+        return self.write_pieces(table, [rows], fingerprint=fingerprint, **names)
+
+    def write_pieces(self, table: Table, pieces: Iterable[pa.Table], *, fingerprint: str = "", **names: str) -> str:
+        """As one `write` of all pieces, the same bytes, but holds only few of them at a time.
+
+        Args:
+            table: as in `write`.
+            pieces: gone through twice; each comes after the one before it in the order of the table.
+            fingerprint: as in `write`.
+            names: as in `write`.
+
+        Raises:
+            SchemaError: a column of a piece is missing, unknown or of another type; a piece is out of order.
+        """
+        filled = _filled(pieces)
         place = table.path(**names)
         with (
             self._replacing(place) as sink,
-            pq.ParquetWriter(sink, rows.schema, **_options(table, rows)) as writer,
+            pq.ParquetWriter(sink, table.schema, **_options(table, filled)) as writer,
         ):
-            writer.write_table(rows, row_group_size=_ROW_GROUP)
+            groups = _RowGroups(table, writer)
+            for piece in pieces:
+                groups.add(piece)
+            groups.finish()
             writer.add_key_value_metadata({_FINGERPRINT: fingerprint.encode()})
         return place
 
@@ -152,6 +171,23 @@ class Lake:
             schema = table.schema
             wanted = [schema.field(name) for name in columns] if columns else schema
             return pa.schema(wanted).empty_table()
+
+    def read_between(self, table: Table, first: str, last: str, **names: str) -> pa.Table:
+        """The rows whose first column of the table's order lies between two values, both included.
+
+        Reads only the row groups in which such rows can lie, and of them some rows at a time.
+        """
+        column, found = table.order[0], [table.schema.empty_table()]
+        try:
+            with self._opened(table.path(**names)) as source:
+                file = pq.ParquetFile(source)
+                groups = list(_groups_between(file.metadata, column, first, last))
+                for rows in file.iter_batches(_BATCH, row_groups=groups, use_threads=False):
+                    within = pc.and_(pc.greater_equal(rows[column], first), pc.less_equal(rows[column], last))
+                    found.append(pa.Table.from_batches([rows.filter(within)]))
+        except FileNotFoundError:
+            pass
+        return pa.concat_tables(found)
 
     def fingerprint(self, table: Table, **names: str) -> str | None:
         """The fingerprint in the footer of a table; None where there is no such table."""
@@ -204,6 +240,38 @@ class Lake:
         """Remove a file; no error where there is none."""
         self.at(place).unlink(missing_ok=True)
 
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def write_part(self, place: str, rows: pa.Table) -> None:
+        """Write rows that wait to be joined, at a place in a hidden folder: an Arrow file, as they are."""
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with self._replacing(place) as sink, pa.ipc.new_file(sink, rows.schema, options=options) as writer:
+            writer.write_table(rows)
+
+    def read_part(self, place: str) -> pa.Table:
+        """The rows of a part.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self._opened(place) as source:
+            return pa.ipc.open_file(source).read_all()
+
+    def remove_parts(self, folder: str) -> None:
+        """Remove all hidden folders of parts in a folder of the lake (the caller holds its lock)."""
+        path = self.at(folder)
+        for name in [child.name for child in path.iterdir()] if path.is_dir() else []:
+            if name.startswith(".") and name.endswith(".parts"):
+                self.remove_folder(f"{folder}/{name}")
+
+    def remove_folder(self, place: str) -> None:
+        """Remove a folder of the lake with all that it holds; no error where there is none."""
+        path = self.at(place)
+        if self.local:
+            shutil.rmtree(Path(self.root) / place, ignore_errors=True)  # a worker of a killed run may still write there
+        elif path.exists():
+            path.fs.rm(path.path, recursive=True)
+
     def sweep(self, folder: str) -> None:
         """Remove what killed writers left behind in a folder of the lake (the caller holds its lock)."""
         path = self.at(folder)
@@ -235,19 +303,78 @@ class Lake:
             temporary.unlink(missing_ok=True)
 
 
-def _options(table: Table, rows: pa.Table) -> dict[str, Any]:
+def _filled(pieces: Iterable[pa.Table]) -> frozenset[str]:
+    """The columns that have a value in any piece."""
+    return frozenset(name for piece in pieces for name in piece.column_names if piece[name].null_count < piece.num_rows)
+
+
+def _options(table: Table, filled: Collection[str]) -> dict[str, Any]:
     """How a table is written. A unit has a file of its own, often a small one: what costs bytes per column is left out.
 
     Without ARROW:schema the footer is a third smaller, and the plain types need it not; statistics stand where queries
     choose by them; a column of nulls needs no dictionary.
     """
-    filled = [name for name in rows.column_names if rows[name].null_count < rows.num_rows]
+    lists = {name for name, kind in table.fields if pa.types.is_list(kind)}
     return {
         "compression": "zstd",
         "store_schema": False,
-        "write_statistics": [name for name in table.sought if name in rows.column_names] or False,
-        "use_dictionary": [name for name in filled if not pa.types.is_list(rows[name].type)] or False,
+        "write_statistics": list(table.sought) or False,
+        "use_dictionary": [name for name in table.schema.names if name in filled and name not in lists] or False,
     }
+
+
+class _RowGroups:
+    """Pieces of a table as row groups of its fixed size, whatever the size of the pieces."""
+
+    def __init__(self, table: Table, parquet: pq.ParquetWriter) -> None:
+        self._table, self._parquet = table, parquet
+        self._waiting: list[pa.Table] = []
+        self._last: tuple[Any, ...] | None = None
+        self._is_empty = True
+
+    def add(self, rows: pa.Table) -> None:
+        """Take rows, in any order among themselves."""
+        rows = _fitting(self._table, rows).sort_by([(name, "ascending") for name in self._table.order])
+        self._check_order(rows)
+        self._waiting.append(rows)
+        size = self._table.row_group
+        if sum(piece.num_rows for piece in self._waiting) >= size:
+            rows = pa.concat_tables(self._waiting)
+            whole = rows.num_rows - rows.num_rows % size
+            self._write(rows.slice(0, whole))
+            self._waiting = [rows.slice(whole)]
+
+    def finish(self) -> None:
+        """Write what waits for a full row group."""
+        rows = pa.concat_tables([self._table.schema.empty_table(), *self._waiting])
+        if rows.num_rows or self._is_empty:
+            self._write(rows)
+
+    def _write(self, rows: pa.Table) -> None:
+        self._parquet.write_table(rows.combine_chunks(), row_group_size=self._table.row_group)
+        self._is_empty = False
+
+    def _check_order(self, rows: pa.Table) -> None:
+        if rows.num_rows == 0:
+            return
+        first, last = (_sort_key(rows[name][place] for name in self._table.order) for place in (0, -1))
+        if self._last is not None and first < self._last:
+            raise SchemaError(f"{self._table.name}: a piece begins before the end of the one before it")
+        self._last = last
+
+
+def _sort_key(values: Iterable[pa.Scalar]) -> tuple[Any, ...]:
+    """Values as they are ordered by a sort: a null is the last."""
+    return tuple((value is None, "" if value is None else value) for value in (scalar.as_py() for scalar in values))
+
+
+def _groups_between(metadata: pq.FileMetaData, column: str, first: str, last: str) -> Iterator[int]:
+    """The row groups that may hold values of a column between two values, by the statistics of the footer."""
+    place = metadata.schema.names.index(column)
+    for group in range(metadata.num_row_groups):
+        known = metadata.row_group(group).column(place).statistics
+        if known is None or not known.has_min_max or (known.min <= last and first <= known.max):
+            yield group
 
 
 def read_parquet(source: IO[bytes], columns: list[str] | None = None) -> pa.Table:

@@ -267,7 +267,7 @@ def _is_made(lake: Lake, dataset: str, task: BuildTask) -> bool:
 def _run(lake: Lake, engine: Engine, tasks: list[BuildTask], progress: Progress, dataset: str) -> int:
     sizes = {t.unit: sum(lake.row_count(headers(), dataset=dataset, unit=s) for s in t.sources) for t in tasks}
     total, done, failures = sum(sizes.values()), 0, []
-    for result in engine.map(build_unit, tasks, small=total < _FEW_ROWS):
+    for result in engine.map(build_unit, tasks, small=total < _FEW_ROWS, weight=lambda task: sizes[task.unit]):
         done += sizes[result.item.unit]
         if result.error:
             reason = f"{type(result.error).__name__}: {result.error}"[:300]

@@ -1,5 +1,6 @@
 """extract: files that are new or changed -> `layouts`, `headers`, `files` of each unit.
 
+A unit of very many files is read in chunks that are joined when all are there, so that memory does not grow with it.
 `files` is written last and is the commit: a unit whose three tables do not carry the fingerprint of its inventory is
 extracted again, and takes over the rows of files that did not change.
 """
@@ -7,6 +8,7 @@ extracted again, and takes over the rows of files that did not change.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -25,10 +27,13 @@ from dicom_etl.lake.schemas import (
 )
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source, SourceError
+from dicom_etl.stages.chunks import JoinTask, extract_piece, is_large, join_unit, pieces_of
 from dicom_etl.stages.duplicates import mark_duplicates
-from dicom_etl.stages.unit import UnitTask, extract_unit, reader_mark
+from dicom_etl.stages.unit import UnitDone, UnitTask, reader_mark
 
 _FEW_FILES = 400  # below, starting worker processes costs more than it gains
+_FEW_ROWS = 200_000  # the same for joining
+_BLOCK = 100_000  # entries
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,10 @@ def extract(
         units = _units(lake, name)
         for folder in ("layouts", "headers", "files", "findings/extract"):
             lake.sweep(f"{folder}/{encode_name(name)}")
+        lake.remove_parts(f"headers/{encode_name(name)}")
         gone = _remove_gone(lake, name, units)
         tasks = [
-            UnitTask(source, lake, unit, _alone(entries), mark)
+            UnitTask(source, lake, unit, entries, mark)
             for unit, entries in units.items()
             if subjects is None or unit in subjects
             for mark in [_fingerprint(entries)]
@@ -81,7 +87,10 @@ def extract(
         ]
         if force:
             _forget(lake, name, tasks)
-        opened, failures = _run(engine, tasks, progress, name)
+        try:
+            opened, failures = _run(engine, tasks, progress, name)
+        finally:
+            lake.remove_parts(f"headers/{encode_name(name)}")
         done = mark_duplicates(source, lake, units, failures, changed=bool(tasks or gone))
         rows = sum(lake.row_count(headers(), dataset=name, unit=unit) for unit in units)
     if rows == 0 and not failures:
@@ -107,22 +116,21 @@ def _units(lake: Lake, dataset: str) -> dict[str, pa.Table]:
     return units
 
 
-def _alone(entries: pa.Table) -> pa.Table:
-    """A part of the inventory with buffers of its own: a slice travels to a worker with the whole inventory."""
-    return entries.take(pa.array(range(entries.num_rows), pa.int64()))
-
-
 def _fingerprint(entries: pa.Table) -> str:
     """Of a unit's part of the inventory. Millions of entries pass here in each run: no Python object per entry."""
     digest = hashlib.sha256()
     for field in INVENTORY.schema:
-        column = entries[field.name].combine_chunks()
-        if field.type == pa.string():
-            column = pc.fill_null(column, "\1")
-            digest.update(pc.binary_join(pa.ListArray.from_arrays([0, len(column)], column), "\0")[0].as_buffer())
-        else:
-            digest.update(column.cast(pa.int64()).to_numpy())
+        for start in range(0, entries.num_rows, _BLOCK):
+            column = entries[field.name].slice(start, _BLOCK).combine_chunks()
+            digest.update(b"\0" if start and field.type == pa.string() else b"")
+            digest.update(_texts(column) if field.type == pa.string() else column.cast(pa.int64()).to_numpy())
     return f"{reader_mark()}-{digest.hexdigest()[:32]}"
+
+
+def _texts(column: pa.Array) -> pa.Buffer:
+    """The texts of a column, joined."""
+    filled = pc.fill_null(column, "\1")
+    return pc.binary_join(pa.ListArray.from_arrays([0, len(filled)], filled), "\0")[0].as_buffer()
 
 
 def _is_made(lake: Lake, dataset: str, unit: str, mark: str) -> bool:
@@ -153,13 +161,41 @@ def _run(
     engine: Engine, tasks: list[UnitTask], progress: Progress, dataset: str
 ) -> tuple[int, dict[str, BaseException]]:
     """Extract the units; returns files opened and the failures by unit."""
-    total, done, opened = sum(task.entries.num_rows for task in tasks), 0, 0
-    failures: dict[str, BaseException] = {}
-    for result in engine.map(extract_unit, tasks, small=total < _FEW_FILES):
+    pieces = [piece for task in tasks for piece in pieces_of(task)]
+    total, done = sum(_files(piece) for piece in pieces), 0
+    read: dict[str, list[UnitDone]] = defaultdict(list)
+    failed: dict[tuple[str, int], BaseException] = {}
+    for result in engine.map(extract_piece, pieces, small=total < _FEW_FILES, weight=_files):
         if result.value is None:
-            failures[result.item.unit] = result.error or RuntimeError("no result")
+            failed[result.item.unit, result.item.chunk or 0] = result.error or RuntimeError("no result")
         else:
-            opened += result.value.files_opened
-        done += result.item.entries.num_rows
+            read[result.item.unit].append(result.value)
+        done += _files(result.item)
         progress(f"extract {dataset}", done, total)
-    return opened, failures
+    # of several failures of a unit, that of its first chunk is told: which came first says nothing
+    failures = {unit: failed[unit, chunk] for unit, chunk in sorted(failed, reverse=True)}
+    joins = [_join_task(task, read[task.unit]) for task in tasks if is_large(task) and task.unit not in failures]
+    failures |= _join(engine, joins, progress, dataset)
+    return sum(one.files_opened for several in read.values() for one in several), failures
+
+
+def _files(task: UnitTask) -> int:
+    return int(task.entries.num_rows)
+
+
+def _join_task(task: UnitTask, read: list[UnitDone]) -> JoinTask:
+    rows, to_retry = sum(one.rows for one in read), any(one.to_retry for one in read)
+    return JoinTask(task.lake, task.source.dataset, task.unit, task.fingerprint, len(read), rows, to_retry)
+
+
+def _join(engine: Engine, tasks: list[JoinTask], progress: Progress, dataset: str) -> dict[str, BaseException]:
+    """Write the tables of the units that were read in chunks; returns the failures by unit."""
+    failures: dict[str, BaseException] = {}
+    total, done = sum(task.rows for task in tasks), 0
+    for result in engine.map(join_unit, tasks, small=total < _FEW_ROWS, weight=lambda task: task.rows):
+        if result.error:
+            failures[result.item.unit] = result.error
+        result.item.lake.remove_folder(result.item.parts)
+        done += result.item.rows
+        progress(f"join {dataset}", done, total)
+    return failures

@@ -1,12 +1,15 @@
-"""Part of extract: one unit, in a worker. Reads its files that are new or changed, and writes its tables."""
+"""Part of extract: one unit, in a worker. Reads its files that are new or changed, and writes its tables.
+
+A unit of very many files is read in chunks (`stages.chunks`), each by the same functions.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,20 +33,49 @@ _COUNTED = frozenset({"other-file", "pixel-data-absent"})  # one finding for man
 
 
 class UnitTask(NamedTuple):
-    """A unit to be extracted; travels to a worker."""
+    """A unit to be extracted, or a chunk of it; travels to a worker."""
 
     source: Source
     lake: Lake
     unit: str
     entries: pa.Table
-    fingerprint: str
+    fingerprint: str  # of the whole unit
+    chunk: int | None = None  # its number; None: the whole unit
+
+    def __reduce__(self) -> tuple[type[UnitTask], tuple[object, ...]]:
+        """Entries get buffers of their own: else a slice travels with the whole inventory."""
+        alone = self.entries.take(pa.array(np.arange(self.entries.num_rows)))
+        return UnitTask, tuple(self._replace(entries=alone))
+
+    @property
+    def where(self) -> dict[str, str]:
+        """The names of the unit's tables."""
+        return {"dataset": self.source.dataset, "unit": self.unit}
 
 
 class UnitDone(NamedTuple):
-    """What a worker did with a unit."""
+    """What a worker did with a unit or a chunk."""
 
     files_opened: int
     rows: int
+    to_retry: bool
+
+
+class FilesRead(NamedTuple):
+    """What the files of a unit or a chunk gave."""
+
+    rows: pa.Table
+    files: pa.Table
+    layouts: pa.Table
+    file_findings: list[Finding]
+    value_findings: list[Finding]  # all of them, counted
+    opened: int
+    to_retry: bool
+
+    @property
+    def done(self) -> UnitDone:
+        """The figures."""
+        return UnitDone(self.opened, self.rows.num_rows, self.to_retry)
 
 
 def reader_mark() -> str:
@@ -51,8 +83,28 @@ def reader_mark() -> str:
     return fingerprint(READER_VERSION, SCHEMA_VERSION, version_of("dicom_etl.headers:catalogue.csv"))[:8]
 
 
+def made_mark(mark: str, *, to_retry: bool) -> str:
+    """The fingerprint of the tables of a unit.
+
+    A file that could not be opened may be whole: without the true mark the unit is extracted again next time.
+    """
+    return mark + "!" * to_retry
+
+
 def extract_unit(task: UnitTask) -> UnitDone:
     """Read the files of a unit that are new or changed, and write its tables; `files` last, as the commit."""
+    read = read_files(task)
+    lake, where, mark = task.lake, task.where, made_mark(task.fingerprint, to_retry=read.to_retry)
+    findings = findings_table([*read.file_findings, *most_frequent(read.value_findings)])
+    lake.write(FINDINGS, findings, stage="extract", fingerprint=mark, **where)
+    lake.write(LAYOUTS, read.layouts, fingerprint=mark, **where)
+    lake.write(headers(), read.rows, fingerprint=mark, **where)
+    lake.write(FILES, read.files, fingerprint=mark, **where)
+    return read.done
+
+
+def read_files(task: UnitTask) -> FilesRead:
+    """Read the files that are new or changed, and take over the rows of the others."""
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what it warns of becomes findings
     kept_rows, kept_files = _unchanged(task)
     known = set(kept_files["path"].to_pylist())
@@ -63,15 +115,8 @@ def extract_unit(task: UnitTask) -> UnitDone:
     rows = pa.concat_tables([_relocated(kept_rows, task.entries), reading.headers()])
     files = pa.concat_tables([kept_files, reading.files()])
     layouts = _layouts(task, reading, rows)
-    # a file that could not be opened may be whole: without the true mark the unit is extracted again next time
-    lake, mark = task.lake, task.fingerprint + "!" * reading.to_retry
-    where = {"dataset": task.source.dataset, "unit": task.unit}
-    findings = findings_table([*_file_findings(files), *_value_findings(task, reading.problems)])
-    lake.write(FINDINGS, findings, stage="extract", fingerprint=mark, **where)
-    lake.write(LAYOUTS, layouts, fingerprint=mark, **where)
-    lake.write(headers(), rows, fingerprint=mark, **where)
-    lake.write(FILES, files, fingerprint=mark, **where)
-    return UnitDone(reading.opened, rows.num_rows)
+    file_findings, value_findings = _file_findings(files), counted(_value_findings(task, reading.problems))
+    return FilesRead(rows, files, layouts, file_findings, value_findings, reading.opened, reading.to_retry)
 
 
 # -- what is taken over -----------------------------------------------------------------------------------------------
@@ -79,12 +124,13 @@ def extract_unit(task: UnitTask) -> UnitDone:
 
 def _unchanged(task: UnitTask) -> tuple[pa.Table, pa.Table]:
     """Header rows and file rows that can be taken over from the last extraction."""
-    lake, where = task.lake, {"dataset": task.source.dataset, "unit": task.unit}
+    lake, where = task.lake, task.where
     nothing = headers().schema.empty_table(), FILES.schema.empty_table()
     marks = {(lake.fingerprint(table, **where) or "").split("+")[0] for table in (FILES, headers(), LAYOUTS)}
     if len(marks) != 1 or not marks.pop().startswith(reader_mark()):
         return nothing
-    files, rows = lake.read(FILES, None, **where), lake.read(headers(), None, **where)
+    first, last = (task.entries["path"][place].as_py() for place in (0, -1))
+    files, rows = (lake.read_between(table, first, last, **where) for table in (FILES, headers()))
     # value findings are counted per series: a series that has some is read again, so that they can be counted again
     findings = lake.read(FINDINGS, ["series_uid"], stage="extract", **where)
     troubled = pc.unique(findings["series_uid"].drop_null())
@@ -117,7 +163,7 @@ def _relocated(rows: pa.Table, entries: pa.Table) -> pa.Table:
 
 def _layouts(task: UnitTask, reading: _Reading, rows: pa.Table) -> pa.Table:
     """The layouts of the rows: those read now, and of the former ones those that rows taken over still have."""
-    former = task.lake.read(LAYOUTS, dataset=task.source.dataset, unit=task.unit)
+    former = task.lake.read(LAYOUTS, None, **task.where)
     needed = pc.unique(rows["layout"])
     new = reading.layouts()
     known = pc.is_in(former["layout"], pc.unique(new["layout"]))
@@ -255,12 +301,11 @@ def _file_findings(files: pa.Table) -> list[Finding]:
     return findings
 
 
-def _value_findings(task: UnitTask, problems: list[_Problem]) -> list[Finding]:
-    """Values that are not in their columns: one finding per series, tag and value, of the most frequent values."""
-    by_place: dict[tuple[Any, ...], list[Finding]] = defaultdict(list)
+def _value_findings(task: UnitTask, problems: list[_Problem]) -> Iterator[Finding]:
+    """Values that are not in their columns: one finding each."""
     entries = _taken(task.entries, [problem.number for problem in problems]).select(["subject", "sample"]).to_pylist()
     for ((column, problem), _, study_uid, series_uid), entry in zip(problems, entries, strict=True):
-        found = finding(
+        yield finding(
             problem.code,
             task.source.dataset,
             unit=task.unit,
@@ -272,8 +317,14 @@ def _value_findings(task: UnitTask, problems: list[_Problem]) -> list[Finding]:
             value=shown(column.keyword, problem.raw),
             message=f"{column.name} is not a {column.kind}" if problem.code == "value-unusable" else column.name,
         )
-        by_place[series_uid, column.name, problem.code].append(found)
-    return [f for findings in by_place.values() for f in _most_frequent(counted(findings))]
+
+
+def most_frequent(findings: Iterable[Finding]) -> list[Finding]:
+    """Value findings, of each series and column those of the most frequent values, and one for all others."""
+    by_place: dict[tuple[str | None, ...], list[Finding]] = defaultdict(list)
+    for found in findings:
+        by_place[found.series_uid, found.message, found.code].append(found)  # the message names the column
+    return [found for findings in by_place.values() for found in _most_frequent(counted(findings))]
 
 
 def _most_frequent(findings: list[Finding]) -> list[Finding]:

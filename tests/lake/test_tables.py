@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,89 @@ def test_columns_in_another_order_and_in_chunks_give_the_same_bytes(lake: Lake, 
     other = lake_of(tmp_path / "other")
     other.write(SHEETS, chunks, dataset="ds")
     assert file_of(lake).read_bytes() == file_of(other).read_bytes()
+
+
+GROUPED = replace(SHEETS, row_group=10)  # row groups of ten rows
+
+
+def pieces(*sizes: int) -> list[pa.Table]:
+    """Rows 0, 1, 2, ... of the sheets table, cut into pieces."""
+    table = pa.Table.from_pylist([cell(row, value=None) for row in range(sum(sizes))], schema=SHEETS.schema)
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return [table.slice(start, size) for start, size in zip(starts, sizes, strict=True)]
+
+
+@pytest.mark.parametrize("sizes", [(25,), (10, 15), (3, 4, 0, 18), (1,) * 25, (20, 5), (24, 1)])
+def test_a_table_written_in_pieces_has_the_same_bytes_as_one_written_whole(
+    lake: Lake, tmp_path: Path, sizes: tuple[int, ...]
+) -> None:
+    lake.write(GROUPED, pieces(25)[0], fingerprint="f", dataset="ds")
+    other = lake_of(tmp_path / "other")
+    other.write_pieces(GROUPED, pieces(*sizes), fingerprint="f", dataset="ds")
+    assert file_of(other).read_bytes() == file_of(lake).read_bytes()
+    metadata = pq.read_metadata(file_of(other))
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [10, 10, 5]
+
+
+def test_a_table_written_in_no_pieces_is_an_empty_one(lake: Lake, tmp_path: Path) -> None:
+    lake.write_rows(SHEETS, [], dataset="ds")
+    other = lake_of(tmp_path / "other")
+    other.write_pieces(SHEETS, [], dataset="ds")
+    assert file_of(other).read_bytes() == file_of(lake).read_bytes()
+
+
+def test_a_column_that_only_a_late_piece_fills_is_written_as_in_one_piece(lake: Lake, tmp_path: Path) -> None:
+    first, second = pieces(12)[0], pa.Table.from_pylist([cell(12, value="late")], schema=SHEETS.schema)
+    lake.write(GROUPED, pa.concat_tables([first, second]), dataset="ds")
+    other = lake_of(tmp_path / "other")
+    other.write_pieces(GROUPED, [first, second], dataset="ds")
+    assert file_of(other).read_bytes() == file_of(lake).read_bytes()
+
+
+def test_a_piece_out_of_order_is_refused_and_the_former_table_stays(lake: Lake) -> None:
+    lake.write_rows(SHEETS, [cell(1)], dataset="ds")
+    before = file_of(lake).read_bytes()
+    with pytest.raises(SchemaError, match="sheets: a piece begins before the end of the one before it"):
+        lake.write_pieces(SHEETS, pieces(3, 4)[::-1], dataset="ds")
+    assert file_of(lake).read_bytes() == before
+    assert [path.name for path in file_of(lake).parent.iterdir()] == ["ds.parquet"]
+
+
+def test_a_piece_with_another_column_is_refused(lake: Lake) -> None:
+    with pytest.raises(SchemaError, match="missing or unknown columns: value"):
+        lake.write_pieces(SHEETS, [pieces(3)[0].drop_columns("value")], dataset="ds")
+    assert not file_of(lake).exists()
+
+
+PATHS = Table("paths", "paths/{dataset}.parquet", (("path", pa.string()),), ("path",), row_group=3)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "found"),
+    [("b", "b", ["b"]), ("c", "f", ["c", "d", "e", "f"]), ("", "a/z", ["a"]), ("x", "z", []), ("aa", "ab", [])],
+)
+def test_rows_between_two_values_are_found(lake: Lake, first: str, last: str, found: list[str]) -> None:
+    lake.write_rows(PATHS, [{"path": path} for path in "abcdefgh"], dataset="ds")
+    assert lake.read_between(PATHS, first, last, dataset="ds")["path"].to_pylist() == found
+
+
+def test_only_row_groups_in_which_such_rows_can_lie_are_read(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake.write_rows(PATHS, [{"path": path} for path in "abcdefgh"], dataset="ds")
+    groups: list[int] = []
+    read = pq.ParquetFile.iter_batches
+
+    def noting(file: pq.ParquetFile, size: int, *, row_groups: list[int], **options: Any) -> Any:
+        groups.extend(row_groups)
+        return read(file, size, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noting)
+    lake.read_between(PATHS, "e", "e", dataset="ds")
+    lake.read_between(PATHS, "f", "g", dataset="ds")
+    assert groups == [1, 1, 2]
+
+
+def test_of_a_table_that_is_not_there_no_rows_are_found(lake: Lake) -> None:
+    assert lake.read_between(PATHS, "a", "z", dataset="none").equals(PATHS.schema.empty_table())
 
 
 def test_row_groups_are_of_100_000_rows(lake: Lake) -> None:

@@ -1,0 +1,72 @@
+"""What the two readers say of a file, in a form that can be compared."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dicom_etl.headers.fast import FastReader
+from dicom_etl.headers.layout import Presence, layout_id
+from dicom_etl.headers.reader import NotRead, read_header
+
+
+class Said(NamedTuple):
+    """A row. Values are their `repr`, so that 1 is not 1.0, and nan is nan."""
+
+    values: tuple[str, ...]
+    layout: int
+    presences: tuple[Presence, ...]
+    problems: tuple[tuple[str, str, str], ...]
+    pixel_data_cut: bool
+    pixel_data_absent: bool
+
+
+class Refused(NamedTuple):
+    """A file that gives no row."""
+
+    kind: str
+    code: str
+
+
+def decided(content: bytes, name: str = "1.dcm", size: int | None = None) -> Said | Refused:
+    """What the reader that decides says of a file; `size` is that of the inventory, if it is not the true one."""
+    try:
+        header = read_header(io.BytesIO(content), name, len(content) if size is None else size)
+    except NotRead as why:
+        return Refused(why.kind, why.code)
+    return Said(
+        tuple(map(repr, header.values)),
+        layout_id(header.layout),
+        header.layout,
+        tuple((column.name, *problem) for column, problem in header.problems),
+        header.pixel_data_cut,
+        header.pixel_data_absent,
+    )
+
+
+def said(reader: FastReader, content: bytes, name: str = "1.dcm", size: int | None = None) -> Said | Refused:
+    """What the fast reader says."""
+    try:
+        row = reader.read(io.BytesIO(content), name, len(content) if size is None else size)
+    except NotRead as why:
+        return Refused(why.kind, why.code)
+    return Said(
+        tuple(map(repr, row.values())),
+        row.layout,
+        row.presences,
+        tuple((column.name, *problem) for column, problem in row.problems),
+        row.pixel_data_cut,
+        row.pixel_data_absent,
+    )
+
+
+def downloaded() -> Iterator[Path]:
+    """The files of the package `pydicom-data`."""
+    found = importlib.util.find_spec("data_store")
+    assert found is not None
+    assert found.origin is not None, "pydicom-data is not installed"
+    folder = Path(found.origin).parent / "data"
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
