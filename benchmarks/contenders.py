@@ -52,6 +52,7 @@ class StartedEngine(Engine):
         items: Sequence[Item],
         *,
         small: bool = False,  # noqa: ARG002
+        weight: Callable[[Item], int] = lambda _: 1,  # noqa: ARG002
     ) -> Iterator[Done[Item, Value]]:
         """As `Engine.map`, over the running workers."""
         assert self.pool is not None

@@ -234,7 +234,7 @@ def _parallel(place: Place, options: Options) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
         contenders.started(pool, WORKERS)
-        rows = _extract_row(place, options, StartedEngine("processes", WORKERS, pool))
+        rows = _extract_row(place, options, StartedEngine("processes", WORKERS, pool=pool))
         rows += _reader_rows(place, options, pool=pool)
         if "extract" in options.parts:
             own = Row(
