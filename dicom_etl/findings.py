@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -64,16 +65,21 @@ def finding(code: str, dataset: str, **where: Any) -> Finding:
     return Finding(code=code, severity=known.severity, stage=known.stage, dataset=dataset, **where)
 
 
+_what = attrgetter(*[field.name for field in fields(Finding) if field.name != "count"])
+
+
 def counted(findings: Iterable[Finding]) -> list[Finding]:
     """Equal findings as one with the sum of their counts, sorted."""
-    counts: dict[Finding, int] = {}
+    counts: dict[tuple[str | None, ...], int] = {}
     for found in findings:
-        key = replace(found, count=0)
+        key = _what(found)
         counts[key] = counts.get(key, 0) + found.count
-    merged = [replace(found, count=count) for found, count in counts.items()]
-    return sorted(merged, key=lambda f: tuple("" if v is None else str(v) for v in asdict(f).values()))
+    ordered = sorted(counts, key=lambda key: tuple([value or "" for value in key]))
+    return [Finding(*key, counts[key]) for key in ordered]  # type: ignore[arg-type,call-arg]  # the order is that of the fields
 
 
 def findings_table(findings: Iterable[Finding]) -> pa.Table:
     """The findings in the schema of the lake, equal ones counted."""
-    return pa.Table.from_pylist([asdict(found) for found in counted(findings)], schema=FINDINGS.schema)
+    found = counted(findings)
+    columns = [pa.array([getattr(one, field.name) for one in found], field.type) for field in FINDINGS.schema]
+    return pa.table(columns, schema=FINDINGS.schema)

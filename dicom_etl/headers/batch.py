@@ -5,14 +5,14 @@ Rows of one template share all but a few values: what they share becomes a repea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.fast import Base, Row
-from dicom_etl.headers.layout import Presence
+from dicom_etl.headers.layout import Layout
 from dicom_etl.headers.values import Value
 
 _WORTH_REPEATING = 32  # rows; fewer are cheaper one by one
@@ -49,7 +49,7 @@ class _Piece:
 
     def is_null(self, place: int) -> bool:
         """Whether a column has no value in any row."""
-        return place not in self.base.varied and self.base.values[place] is None
+        return self.base.values[place] is None and place not in self.base.varied
 
 
 class Batch:
@@ -57,42 +57,48 @@ class Batch:
 
     def __init__(self) -> None:
         self._pieces: dict[int, _Piece] = {}
-        self._presences: dict[int, tuple[Presence, ...]] = {}
+        self._alone: list[tuple[int, Row]] = []  # rows that share nothing
+        self._layouts: dict[int, Layout] = {}
 
     def add(self, number: int, row: Row) -> None:
         """Take a row."""
+        layout = row.layout.id
+        if layout not in self._layouts:
+            self._layouts[layout] = row.layout
+        if not row.changed:
+            self._alone.append((number, row))
+            return
         piece = self._pieces.get(id(row.base))
         if piece is None:  # the piece keeps its base alive, and so its id its own
             piece = self._pieces[id(row.base)] = _Piece(row.base)
         piece.numbers.append(number)
         piece.changed.append(row.changed)
-        piece.layouts.append(row.layout)
-        if row.layout not in self._presences:
-            self._presences[row.layout] = row.presences
+        piece.layouts.append(layout)
 
     def columns(self) -> tuple[list[int], pa.Array, dict[str, pa.ChunkedArray]]:
         """The numbers of the rows in the order of the columns, their layouts, and the columns of the catalogue."""
         large = [piece for piece in self._pieces.values() if len(piece.numbers) >= _WORTH_REPEATING]
         small = [piece for piece in self._pieces.values() if len(piece.numbers) < _WORTH_REPEATING]
         ordered = [*large, *small]
-        numbers = [number for piece in ordered for number in piece.numbers]
-        layouts = pa.array([layout for piece in ordered for layout in piece.layouts], pa.int64())
-        singles = list(zip(*(row for piece in small for row in piece.rows()), strict=True))
+        numbers = [number for piece in ordered for number in piece.numbers] + [number for number, _ in self._alone]
+        layouts = [layout for piece in ordered for layout in piece.layouts] + [r.layout.id for _, r in self._alone]
+        rows = [*(row for piece in small for row in piece.rows()), *(row.base.values for _, row in self._alone)]
+        singles = list(zip(*rows, strict=True)) or [()] * len(catalogue())
         columns = {
-            column.name: _column(large, singles[place] if singles else (), place, column.arrow_type, len(numbers))
+            column.name: _column(large, singles[place], place, column.arrow_type, len(numbers))
             for place, column in enumerate(catalogue())
         }
-        return numbers, layouts, columns
+        return numbers, pa.array(layouts, pa.int64()), columns
 
-    def layouts(self) -> dict[int, tuple[Presence, ...]]:
+    def layouts(self) -> Iterable[Layout]:
         """The layouts of the rows."""
-        return self._presences
+        return self._layouts.values()
 
 
 def _column(
     large: list[_Piece], singles: Sequence[Value], place: int, kind: pa.DataType, total: int
 ) -> pa.ChunkedArray:
-    if all(piece.is_null(place) for piece in large) and all(value is None for value in singles):
+    if singles.count(None) == len(singles) and all(piece.is_null(place) for piece in large):
         return pa.chunked_array([pa.nulls(total, kind)])
     chunks = [piece.column(place, kind) for piece in large]
     return pa.chunked_array([*chunks, pa.array(singles, kind)] if singles else chunks, kind)

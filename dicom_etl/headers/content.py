@@ -5,9 +5,9 @@ from __future__ import annotations
 import zlib
 from typing import BinaryIO
 
+from dicom_etl.headers.forms import Surprise
 from dicom_etl.headers.reader import pixels_cut
 from dicom_etl.headers.template import Matched
-from dicom_etl.headers.walk import Surprise
 
 _PIECE = 1 << 18
 _MOST_KEPT = 1 << 23  # bytes of an inflated data set: more than headers have

@@ -10,28 +10,22 @@ import io
 import re
 import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import BinaryIO, NamedTuple, cast
 
-from dicom_etl.headers.catalogue import Column
+from dicom_etl.headers.catalogue import Column, catalogue
 from dicom_etl.headers.content import Content, Inflated
-from dicom_etl.headers.layout import EMPTY, FILLED, Presence, layout_id
-from dicom_etl.headers.parsed import (
-    Items,
-    Parsed,
-    columns_under,
-    is_padded,
-    place_of,
-    status_of,
-    wanted,
-)
+from dicom_etl.headers.forms import UNDEFINED, Element, NeedMore, Surprise
+from dicom_etl.headers.items import Branch, first_places, places_in, values_under
+from dicom_etl.headers.layout import FILLED, Layout
+from dicom_etl.headers.parsed import Parsed, is_padded, place_of, status_of
 from dicom_etl.headers.reader import PIXEL_DATA_PROVIDER_URL, ColumnProblem, read_header, shows_images
 from dicom_etl.headers.shortcuts import Decode, decoders_for
 from dicom_etl.headers.template import Matched, Template
-from dicom_etl.headers.values import Decoded, Value
-from dicom_etl.headers.walk import DEFLATED, UNDEFINED, Element, Jump, NeedMore, Surprise, Walk, Walked, meta_of
+from dicom_etl.headers.values import Value
+from dicom_etl.headers.walk import DEFLATED, Jump, Walk, meta_of
 
 _FIRST_READ = 8192
 _MOST_BYTES = 1 << 23  # of a header; a larger one is pydicom's, which counts its elements
@@ -51,8 +45,7 @@ class Base:
 
     values: tuple[Value, ...]
     varied: tuple[int, ...]  # places in the catalogue
-    layout: int
-    presences: tuple[Presence, ...]
+    layout: Layout
 
 
 class Row(NamedTuple):
@@ -60,8 +53,7 @@ class Row(NamedTuple):
 
     base: Base
     changed: tuple[Value, ...]
-    layout: int
-    presences: tuple[Presence, ...]
+    layout: Layout
     problems: tuple[ColumnProblem, ...]
     pixel_data_cut: bool
     pixel_data_absent: bool
@@ -117,9 +109,8 @@ class FastReader:
             self._handed_over += 1
         file.seek(0)
         header = read_header(_buffered(file), name, size)
-        number = layout_id(header.layout)
-        base = Base(header.values, (), number, header.layout)
-        return Row(base, (), number, header.layout, header.problems, header.pixel_data_cut, header.pixel_data_absent)
+        base = Base(header.values, (), header.layout)
+        return Row(base, (), header.layout, header.problems, header.pixel_data_cut, header.pixel_data_absent)
 
     def _read(self, content: Content) -> Row:
         last = self._last
@@ -129,9 +120,9 @@ class FastReader:
             self._matched += 1
             return row
         if buf.find(DEFLATED, 132, 1024) >= 0:
-            _, syntax, end = meta_of(buf)
-            if syntax == DEFLATED:
-                content = Inflated(content, buf[:end])
+            meta = meta_of(buf)
+            if meta.syntax == DEFLATED:
+                content = Inflated(content, buf[: meta.end])
                 buf, at_end = content.fetch(0, content.size if content.size < 1 << 16 else first)
         key = _series_of(buf)
         family = self._family(key)
@@ -146,15 +137,15 @@ class FastReader:
         """Walk a file in full, and keep what it teaches."""
         whole, walked, skipped = _walked(buf, at_end, content)
         for number, old in enumerate(family.series):
-            if old.parsed.is_like(walked) and (learnt := old.taught(whole, walked)):
+            if old.parsed.walked.is_like(walked) and (learnt := old.taught(whole, walked)):
                 family.series[number], family.in_vain = learnt, 0
                 if row := learnt.match(buf, at_end, content):
                     self._last = learnt
                     self._walked += 1
                     return row
         parsed = Parsed(whole, walked)
-        known = {tag for sibling in family.series for tag in sibling.varying if tag in parsed.by_tag}
-        series = _Series(parsed, frozenset(known))
+        varying = {tag for sibling in family.series for tag in sibling.varying}
+        series = _Series(parsed, _tags(walked) & varying if varying else frozenset())
         tail = whole[walked.end : walked.end + 12]
         row = series.own_row(Matched([], 0, tail, walked.end + skipped, walked.pixels), content)
         if walked.end <= _MOST_KEPT and family.wants_more():
@@ -201,12 +192,13 @@ def _series_of(buf: bytes) -> bytes | None:
     return buf[begin : begin + min(length, _LONGEST_UID)]
 
 
-def _walked(buf: bytes, at_end: bool, content: Content) -> tuple[bytes, Walked, int]:
+def _walked(buf: bytes, at_end: bool, content: Content) -> tuple[bytes, Walk, int]:
     """The walk over a header, with as many bytes as it takes; and how many were jumped over."""
-    walk, skipped = Walk(wanted(), inflated=content.inflated), 0
+    walk, skipped = Walk(inflated=content.inflated), 0
     while True:
         try:
-            return buf, walk.walk(buf, at_end=at_end), skipped
+            walk.walk(buf, at_end=at_end)
+            return buf, walk, skipped
         except Jump as jump:
             skipped += jump.length
             if jump.value + skipped > content.size or len(walk.jumped) >= _MOST_JUMPS:
@@ -221,6 +213,10 @@ def _walked(buf: bytes, at_end: bool, content: Content) -> tuple[bytes, Walked, 
             buf += more
 
 
+def _tags(walked: Walk) -> frozenset[int]:
+    return frozenset([known.tag for known in walked.known()])
+
+
 class _Varying(NamedTuple):
     """What to do with the value of a varying element."""
 
@@ -228,7 +224,8 @@ class _Varying(NamedTuple):
     presence: int  # its place in the layout, -1 if it has none
     filled: bool
     padded: bool
-    columns: tuple[tuple[int, Column, Decode | None], ...]  # place among the varied columns
+    columns: tuple[tuple[int, Column, Decode], ...]  # place among the varied columns
+    branch: Branch | None  # of the columns that lie in items
 
 
 class _Series:
@@ -241,39 +238,41 @@ class _Series:
 
     def __init__(self, parsed: Parsed, varying: frozenset[int] = frozenset()) -> None:
         self.parsed = parsed
-        self.varying = varying if parsed.may_vary(varying) else frozenset[int]()
-        self.base = Base(parsed.values, (), parsed.layout, parsed.presences)
-        self._has_url = PIXEL_DATA_PROVIDER_URL in parsed.by_tag
+        self.varying = varying if varying and parsed.may_vary(varying) else frozenset[int]()
+        self.base = Base(parsed.values, (), parsed.layout)
+        self._has_url = PIXEL_DATA_PROVIDER_URL in parsed.found
         if self.varying:
             self._make_template()
 
     def _make_template(self) -> None:
         parsed = self.parsed
         self.template = Template(parsed.buf, parsed.walked, self.varying)
-        elements = [parsed.by_tag[tag] for tag in self.template.tags]
-        varied = [place for e in elements if not e.large for place, _ in columns_under().get(e.tag, ())]
-        self.base = Base(parsed.values, tuple(varied), parsed.layout, parsed.presences)
-        places = {presence.tag: number for number, presence in enumerate(parsed.presences)}
+        elements = self.template.elements
+        branches = [first_places()[e.tag] for e in elements if not e.large and e.tag in first_places()]
+        varied = [place for branch in branches for place in places_in(branch)]
+        self.base = Base(parsed.values, tuple(varied), parsed.layout)
+        self._slots = {place: slot for slot, place in enumerate(varied)}
+        places = {presence.tag: number for number, presence in enumerate(parsed.layout.presences())}
         self._steps = [self._step(element, places.get(element.tag, -1)) for element in elements]
         constant = parsed.problems.keys() - set(varied)
         self._constant_problems = _sorted([parsed.problems[place] for place in constant])
-        self._layouts: dict[tuple[int, ...], tuple[int, tuple[Presence, ...]]] = {}
+        self._layouts: dict[tuple[int, ...], Layout] = {}
         self._required = [varied.index(place) for place in _required() if place in varied]
 
     def _step(self, element: Element, presence: int) -> _Varying:
         tag, vr = element.tag, element.vr
         if element.large:
-            return _Varying(element, -1, True, False, ())
-        filled = presence < 0 or self.parsed.presences[presence].status == FILLED
-        slots = {place: slot for slot, place in enumerate(self.base.varied)}
+            return _Varying(element, -1, True, False, (), None)
+        filled = presence < 0 or self.parsed.layout.is_filled(presence)
+        branch = first_places().get(tag)
+        if branch is None:
+            return _Varying(element, presence, filled, is_padded(tag, vr), (), None)
         decoders = decoders_for(self.parsed.encodings, self.parsed.form.order == "<")
-        columns = tuple(
-            (slots[place], column, None if vr == b"SQ" or len(column.path) > 1 else decoders[place, vr])
-            for place, column in columns_under().get(tag, ())
-        )
-        return _Varying(element, presence, filled, is_padded(tag, vr), columns)
+        in_items = branch if branch.deeper or vr == b"SQ" else None
+        columns = [(self._slots[place], catalogue()[place], decoders[place, vr]) for place in branch.places]
+        return _Varying(element, presence, filled, is_padded(tag, vr), () if in_items else tuple(columns), in_items)
 
-    def taught(self, buf: bytes, walked: Walked) -> _Series | None:
+    def taught(self, buf: bytes, walked: Walk) -> _Series | None:
         """The series with a template that another header, one like its own, matches; None if there is no such."""
         varying = self.varying | self.parsed.differs(buf, walked)
         return _Series(self.parsed, varying) if self.parsed.may_vary(varying) else None
@@ -285,7 +284,7 @@ class _Series:
             raise Surprise("no instance")
         changed = tuple([parsed.values[place] for place in self.base.varied])
         problems = _sorted(parsed.problems.values())
-        return self._row(changed, parsed.layout, parsed.presences, problems, end, content)
+        return self._row(changed, parsed.layout, problems, end, content)
 
     def match(self, buf: bytes, at_end: bool, content: Content) -> Row | None:
         """The row of a file that matches the template; None if it does not."""
@@ -299,7 +298,7 @@ class _Series:
         problems: list[ColumnProblem] = []
         flips: list[int] = []
         undefined = matched.undefined
-        for raw, (element, presence, filled, padded, columns) in zip(matched.values, self._steps, strict=True):
+        for raw, (element, presence, filled, padded, columns, branch) in zip(matched.values, self._steps, strict=True):
             is_undefined = undefined & 1
             undefined >>= 1
             # what begins with neither blank nor zero is filled
@@ -307,47 +306,48 @@ class _Series:
                 status = status_of(raw, is_undefined, padded, self.parsed.form.delimiter)
                 if filled != (status == FILLED):
                     flips.append(presence)
+            if branch or (is_undefined and columns):
+                problems += self._nested(raw, is_undefined, element, changed)
+                continue
             for slot, column, decode in columns:
-                if decode is None or is_undefined:
-                    value, problem = self._nested(raw, is_undefined, element, column)
-                else:
-                    value, problem = decode(raw)
-                changed[slot] = value
+                changed[slot], problem = decode(raw)
                 if problem:
                     problems.append(ColumnProblem(column, problem))
-        layout, presences = self._layout(tuple(flips)) if flips else (self.base.layout, self.base.presences)
+        layout = self._layout(tuple(flips)) if flips else self.base.layout
         for slot in self._required:
             if not changed[slot]:
                 raise Surprise("no instance")
         found = _sorted([*self._constant_problems, *problems]) if problems else self._constant_problems
-        return self._row(tuple(changed), layout, presences, found, matched, content)
+        return self._row(tuple(changed), layout, found, matched, content)
 
-    def _nested(self, raw: bytes, undefined: int, element: Element, column: Column) -> Decoded:
-        length = UNDEFINED if undefined else len(raw)
-        alone = Element(element.tag, element.vr, 0, 0, length, len(raw), large=False)
-        return Items(raw, self.parsed.form).value(alone, column, column.path, self.parsed.encodings)
+    def _nested(self, raw: bytes, undefined: int, element: Element, changed: list[Value]) -> Iterator[ColumnProblem]:
+        """Put the values of columns that lie under an element where they belong; yields what was wrong with them."""
+        tag, vr = element.tag, element.vr
+        alone = Element(tag, vr, 0, 0, UNDEFINED if undefined else len(raw), len(raw), large=False)
+        if not raw:
+            return
+        form, encodings = self.parsed.form, self.parsed.encodings
+        for place, value, problem in values_under(raw, alone, first_places()[tag], form, encodings):
+            changed[self._slots[place]] = value
+            if problem:
+                yield ColumnProblem(catalogue()[place], problem)
 
-    def _layout(self, flips: tuple[int, ...]) -> tuple[int, tuple[Presence, ...]]:
+    def _layout(self, flips: tuple[int, ...]) -> Layout:
         """The layout in which these elements are filled instead of empty, or the other way round."""
         if flips not in self._layouts:
-            presences = list(self.base.presences)
-            for place in flips:
-                tag, creator, status = presences[place]
-                presences[place] = Presence(tag, creator, EMPTY if status == FILLED else FILLED)
-            self._layouts[flips] = layout_id(tuple(presences)), tuple(presences)
+            self._layouts[flips] = self.base.layout.turned(flips)
         return self._layouts[flips]
 
     def _row(
         self,
         changed: tuple[Value, ...],
-        layout: int,
-        presences: tuple[Presence, ...],
+        layout: Layout,
         problems: tuple[ColumnProblem, ...],
         end: Matched,
         content: Content,
     ) -> Row:
         pixels = content.pixels(end, self.parsed.form.order)
-        row = Row(self.base, changed, layout, presences, problems, pixels == "cut", pixel_data_absent=False)
+        row = Row(self.base, changed, layout, problems, pixels == "cut", pixel_data_absent=False)
         if pixels != "absent" or self._has_url:
             return row
         sop_class = str(row.value(_required()[1]))

@@ -8,12 +8,19 @@ series nearly always share one.
 from __future__ import annotations
 
 import hashlib
-import struct
-from functools import lru_cache
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from operator import attrgetter
+from struct import Struct
 from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
 
 EMPTY, FILLED = 1, 2
 END = 0x7FE00000  # PS3.5 8: pixel data and what follows is no header
+_CODE = Struct("<Q")
 
 
 class Presence(NamedTuple):
@@ -24,12 +31,85 @@ class Presence(NamedTuple):
     status: int
 
 
-def layout_id(layout: tuple[Presence, ...]) -> int:
-    """The 64-bit id of a layout (signed, as Spark and Java read it)."""
-    numbers = struct.pack(f"<{len(layout)}Q", *[tag << 2 | status for tag, _, status in layout])
-    creators = "\0".join([creator or "" for _, creator, _ in layout]).encode("utf-8", "surrogateescape")
-    digest = hashlib.blake2b(numbers + creators, digest_size=8)
-    return int.from_bytes(digest.digest(), "big", signed=True)
+def code_of(tag: int, status: int) -> bytes:
+    """An element of a layout as bytes; they are joined in the order of the tags."""
+    return _CODE.pack(tag << 2 | status)
+
+
+def empty_code(filled: bytes) -> bytes:
+    """The code of an element that is empty, by its code if it is filled."""
+    return _CODE.pack(_CODE.unpack(filled)[0] ^ FILLED ^ EMPTY) if filled else filled
+
+
+@dataclass(unsafe_hash=True)  # frozen ones take three times as long to make, and every file may have its own
+class Layout:
+    """A layout as it is kept while headers are read."""
+
+    codes: bytes  # those of its elements (`code_of`), joined
+    creators: tuple[tuple[int, str], ...] = ()  # tag and value of the private creators, sorted (PS3.5 7.8.1)
+
+    @cached_property
+    def id(self) -> int:
+        """The 64-bit id (signed, as Spark and Java read it)."""
+        names = "\0".join([name for _, name in self.creators]).encode("utf-8", "surrogateescape")
+        digest = hashlib.blake2b(self.codes + names, digest_size=8)
+        return int.from_bytes(digest.digest(), "big", signed=True)
+
+    def is_filled(self, place: int) -> bool:
+        """Whether the element at a place of the layout is filled."""
+        return self.codes[place * _CODE.size] & 3 == FILLED
+
+    def turned(self, places: Iterable[int]) -> Layout:
+        """The layout in which the elements at these places are filled instead of empty, or the other way round."""
+        codes = bytearray(self.codes)
+        for place in places:
+            codes[place * _CODE.size] ^= EMPTY ^ FILLED
+        return Layout(bytes(codes), self.creators)
+
+    def presences(self) -> tuple[Presence, ...]:
+        """Its elements."""
+        creators = dict(self.creators)
+        codes = [int(code) for code in np.frombuffer(self.codes, "<u8")]
+        return tuple(Presence(code >> 2, creators.get(_creator(code >> 2)), code & 3) for code in codes)
+
+
+def _creator(tag: int) -> int:
+    """The tag of the creator of a private element (PS3.5 7.8.1)."""
+    return tag >> 16 << 16 | (tag & 0xFFFF) >> 8
+
+
+def table_of(layouts: Iterable[Layout]) -> dict[str, pa.Array]:
+    """The columns `layout`, `tag`, `creator` and `status`, a row for each element of each layout, in order."""
+    found = sorted(layouts, key=attrgetter("id"))
+    lengths = [len(layout.codes) // _CODE.size for layout in found]
+    codes = np.frombuffer(b"".join([layout.codes for layout in found]), "<u8")
+    numbers = np.repeat(np.arange(len(found)), lengths)
+    tags = (codes >> np.uint64(2)).astype(np.int64)
+    return {
+        "layout": pa.array(np.array([layout.id for layout in found], np.int64)[numbers]),
+        "tag": _texts(tags),
+        "creator": _creators(found, numbers, tags),
+        "status": pa.array((codes & np.uint64(3)).astype(np.int8)),
+    }
+
+
+def _texts(tags: np.ndarray) -> pa.Array:
+    """`tag_text` of all tags at once."""
+    digits = tags.astype(">u4").tobytes().hex().upper().encode()
+    ends = 8 * np.arange(len(tags) + 1, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(tags), pa.py_buffer(ends), pa.py_buffer(digits))
+
+
+def _creators(layouts: list[Layout], numbers: np.ndarray, tags: np.ndarray) -> pa.Array:
+    """The creator of each element, null where it has none."""
+    known = [(number << 32 | tag, name) for number, one in enumerate(layouts) for tag, name in one.creators]
+    if not known:
+        return pa.nulls(len(tags), pa.string())
+    keys = np.array([key for key, _ in known], np.int64)
+    wanted = numbers << 32 | tags >> 16 << 16 | (tags & 0xFFFF) >> 8
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    names = pa.array([name for _, name in known], pa.string())
+    return names.take(pa.array(places, mask=keys[places] != wanted))
 
 
 @lru_cache(maxsize=1 << 16)

@@ -25,11 +25,11 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirecto
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from dicom_etl.headers.catalogue import Column, catalogue
-from dicom_etl.headers.layout import EMPTY, END, FILLED, Presence
+from dicom_etl.headers.layout import EMPTY, END, FILLED, Layout, code_of
 from dicom_etl.headers.values import Decoded, Problem, Value, decode, encodings_of, is_empty, text_of
 
 # Raised when what these readers make of a file changes, so that files are read again.
-READER_VERSION = 1
+READER_VERSION = 2
 
 CHARACTER_SET = 0x00080005
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID")
@@ -82,7 +82,7 @@ class Header:
     """One header: values in the order of the catalogue, the layout, and what was wrong."""
 
     values: tuple[Value, ...]
-    layout: tuple[Presence, ...]
+    layout: Layout
     problems: tuple[ColumnProblem, ...]
     pixel_data_cut: bool
     pixel_data_absent: bool  # of an image: a header kept alone, or a file that ends between two elements
@@ -321,15 +321,15 @@ def _vr(element: RawDataElement | DataElement, expected: str) -> str:
     return expected if vr is None or vr == "UN" else str(vr)
 
 
-def layout_of(dataset: Dataset) -> tuple[Presence, ...]:
-    """Which elements of a top-level data set are there, and which are filled (sorted by tag)."""
-    creators = dict(_creators(dataset))
+def layout_of(dataset: Dataset) -> Layout:
+    """Which elements of a top-level data set are there, and which are filled."""
     elements = dataset._dict
-    return tuple(
-        Presence(int(tag), creators.get(tag >> 16 << 16 | (tag & 0xFFFF) >> 8), _status(tag, elements[tag]))
+    codes = [
+        code_of(int(tag), _status(tag, elements[tag]))
         for tag in sorted(elements)
         if 0x00030000 <= tag < END and tag & 0xFFFF
-    )
+    ]
+    return Layout(b"".join(codes), tuple(sorted(_creators(dataset))))
 
 
 def _creators(dataset: Dataset) -> Iterator[tuple[int, str]]:

@@ -20,10 +20,17 @@ Decode = Callable[[bytes], tuple[Value, Problem | None]]
 
 # nothing is tried twice: a hostile value cannot take long
 _NUMBER = rb"[+-]?+(?:\d++(?:\.\d*+)?+|\.\d++)"
-_ONE_NUMBER = re.compile(_NUMBER + rb"[ \0]*+")
-_NUMBERS = re.compile(rb"%b(?:\\%b)*+[ \0]*+" % (_NUMBER, _NUMBER))
+_ONE_NUMBER = re.compile(_NUMBER)
+_NUMBERS = re.compile(rb"%b(?:\\%b)*+" % (_NUMBER, _NUMBER))
+_INTEGER = re.compile(rb"[+-]?+\d++")
 _LONGEST_NUMBER = 300  # digits: longer ones may be infinite
-_SPECIAL = re.compile(rb"[\\\x1b\x80-\xff]|\A[ \0]|=\Z")  # several values, other character sets, blanks in front
+_LONGEST_INTEGER = 18
+_LONGEST_NAME = 300  # bytes that are remembered
+_PADDING = b" \0"
+_ESCAPE, _SEVERAL = b"\x1b", b"\\"
+# blanks at the beginning or end of one of several values; in names, also empty component groups at the end
+_PADDED = re.compile(rb"[ \0]\\|\\[ \0]")
+_PADDED_NAME = re.compile(rb"[ \0=]\\|\\[ \0]|=\Z")
 
 
 class Decoders(dict[tuple[int, bytes | None], Decode]):
@@ -55,34 +62,72 @@ def decoders_for(encodings: tuple[str, ...], little: bool) -> Decoders:
 
 
 def _text(general: Decode) -> Decode:
+    is_padded = _PADDED.search
+
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
-        text = raw.rstrip(b"\0 ")
-        return (text.decode("ascii"), None) if text and not _SPECIAL.search(text) else general(raw)
+        if not raw.isascii() or _ESCAPE in raw:
+            return general(raw)
+        text = raw.strip(_PADDING)
+        if _SEVERAL in text and is_padded(text):
+            return general(raw)
+        return text.decode() or None, None
+
+    return plain
+
+
+def _unsplit(general: Decode) -> Decode:
+    def plain(raw: bytes) -> tuple[Value, Problem | None]:
+        if not raw.isascii() or _ESCAPE in raw:
+            return general(raw)
+        return raw.rstrip(_PADDING).decode() or None, None
+
+    return plain
+
+
+def _name(general: Decode) -> Decode:
+    is_padded, decode_again = _PADDED_NAME.search, lru_cache(maxsize=4096)(general)
+
+    def plain(raw: bytes) -> tuple[Value, Problem | None]:
+        text = raw.strip(_PADDING)
+        if not raw.isascii() or _ESCAPE in raw or is_padded(text):
+            # slow, and the names are few
+            return decode_again(raw) if len(raw) < _LONGEST_NAME else general(raw)
+        return text.decode() or None, None
 
     return plain
 
 
 def _integer(general: Decode) -> Decode:
+    fullmatch = _INTEGER.fullmatch
+
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
-        digits = raw.rstrip(b" ")
-        return (int(digits), None) if len(digits) < 19 and digits.isdigit() else general(raw)
+        text = raw.strip(_PADDING)
+        if not text:
+            return None, None
+        return (int(text), None) if len(text) <= _LONGEST_INTEGER and fullmatch(text) else general(raw)
 
     return plain
 
 
 def _number(general: Decode) -> Decode:
+    fullmatch = _ONE_NUMBER.fullmatch
+
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
-        if len(raw) < _LONGEST_NUMBER and _ONE_NUMBER.fullmatch(raw):
-            return float(raw.rstrip(b"\0 ")), None
-        return general(raw)
+        text = raw.strip(_PADDING)
+        if not text:
+            return None, None
+        return (float(text), None) if len(text) < _LONGEST_NUMBER and fullmatch(text) else general(raw)
 
     return plain
 
 
 def _numbers(general: Decode) -> Decode:
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
-        if _NUMBERS.fullmatch(raw):
-            found = [float(part) for part in raw.rstrip(b"\0 ").split(b"\\")]
+        text = raw.strip(_PADDING)
+        if not text:
+            return None, None
+        if _NUMBERS.fullmatch(text):
+            found = [float(part) for part in text.split(_SEVERAL)]
             if all(map(math.isfinite, found)):
                 return found, None
         return general(raw)
@@ -92,11 +137,23 @@ def _numbers(general: Decode) -> Decode:
 
 def _date(general: Decode) -> Decode:
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
-        if len(raw) == 8 and raw.isdigit():
+        text = raw.strip(_PADDING)
+        if len(text) == 8 and text.isdigit():
             try:
-                return datetime.date(int(raw[:4]), int(raw[4:6]), int(raw[6:])), None
+                return datetime.date(int(text[:4]), int(text[4:6]), int(text[6:])), None
             except ValueError:
                 pass
+        return general(raw) if text else (None, None)
+
+    return plain
+
+
+def _double(general: Decode) -> Decode:
+    unpack = Struct("<d").unpack
+
+    def plain(raw: bytes) -> tuple[Value, Problem | None]:
+        if len(raw) == 8 and math.isfinite(number := unpack(raw)[0]):
+            return number, None
         return general(raw)
 
     return plain
@@ -117,10 +174,16 @@ _SHORT_CUTS: dict[tuple[Kind, str], Callable[[Decode], Decode]] = {
     ("text", "TM"): _text,
     ("text", "LO"): _text,
     ("text", "SH"): _text,
-    ("text", "PN"): _text,
+    ("text", "AS"): _text,
+    ("text", "DT"): _text,
+    ("text", "PN"): _name,
+    ("text", "ST"): _unsplit,
+    ("text", "UT"): _unsplit,
+    ("text", "UR"): _unsplit,
     ("integer", "IS"): _integer,
     ("integer", "US"): _short,
     ("number", "DS"): _number,
+    ("number", "FD"): _double,
     ("numbers", "DS"): _numbers,
     ("date", "DA"): _date,
 }

@@ -9,20 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dicom_etl.headers.walk import (
-    EXPLICIT,
-    LONG,
-    PIXELS,
-    UNDEFINED,
-    Element,
-    Form,
-    NeedMore,
-    Surprise,
-    Walked,
-    after_sequence,
-)
+from dicom_etl.headers.forms import EXPLICIT, LONG, UNDEFINED, Element, Form, NeedMore, Surprise
+from dicom_etl.headers.nested import after_sequence
+from dicom_etl.headers.walk import PIXELS, Walk
 
-_ANY_LENGTH = range(UNDEFINED + 1)
 _MORE = 4096  # bytes that are fetched beyond what is known to be needed
 _MOST_FIRST_READ = 1 << 16
 _MOST_BYTES = 1 << 20  # of a value
@@ -31,15 +21,15 @@ Fetch = Callable[[int, int], tuple[bytes, bool]]
 
 
 class Part(NamedTuple):
-    """A constant run, and the varying element after it; the last part has none."""
+    """A constant run with tag and VR of the varying element after it, and where that has its length and its value."""
 
     run: bytes
-    prefix: bytes  # tag and VR
+    size: int  # of the run
     length_of: Callable[..., tuple[Any, ...]]
-    length_at: int
+    length_at: int  # bytes after the run
     value_at: int
-    lengths: range  # that are possible
-    element: Element | None
+    lengths: range | None  # that are possible; None: all are
+    element: Element
     large: bool  # its value is jumped over
 
 
@@ -56,22 +46,21 @@ class Matched(NamedTuple):
 class Template:
     """The header of a file whose followers differ in `varying` only."""
 
-    def __init__(self, buf: bytes, walked: Walked, varying: frozenset[int]) -> None:
+    def __init__(self, buf: bytes, walked: Walk, varying: frozenset[int]) -> None:
         self._walked = walked
-        self.tags: list[int] = []
+        self.elements: list[Element] = []  # that vary
         self._parts: list[Part] = []
-        run = 0
-        for number, element in enumerate(walked.elements):
+        run, elements = 0, walked.elements(buf)
+        for number, element in enumerate(elements):
             if element.large or element.tag in varying:
                 form = EXPLICIT if number < walked.meta else walked.form
                 first = number == walked.meta
                 self._parts.append(_part(buf, buf[run : element.start], element, form, first=first))
-                self.tags.append(element.tag)
+                self.elements.append(element)
                 run = element.end
-        last = buf[run : walked.end]
-        self._parts.append(Part(last, b"", form_of_nothing, 0, 0, _ANY_LENGTH, None, large=False))
+        self._last_run = buf[run : walked.end]
         # up to the first value that is jumped over; values may be a little longer in the next file
-        end = next((e.start for e in walked.elements if e.large), walked.end)
+        end = next((e.start for e in elements if e.large), walked.end)
         self.first_read = min(end + 1024, _MOST_FIRST_READ)
 
     def match(self, buf: bytes, at_end: bool, fetch: Fetch) -> Matched | None:  # noqa: C901  (the hot loop)
@@ -86,20 +75,17 @@ class Template:
         values: list[bytes] = []
         undefined = 0
         for part in self._parts:
-            run, prefix, length_of, length_at, value_at, lengths, _, large = part
-            size = len(run)
+            run, size, length_of, length_at, value_at, lengths, _, large = part
             if pos + size + 12 > n and not at_end:
                 buf, at_end = fetch(base + pos, size + _MORE)
                 base, pos, n = base + pos, 0, len(buf)
             if not buf.startswith(run, pos):
                 return None
             pos += size
-            if not prefix:
-                break
-            if not buf.startswith(prefix, pos) or pos + value_at > n:
+            if pos + value_at > n:
                 return None
             length = length_of(buf, pos + length_at)[0]
-            if length not in lengths:
+            if lengths is not None and length not in lengths:
                 return None
             pos += value_at
             if length != UNDEFINED and pos + length <= n:
@@ -119,6 +105,10 @@ class Template:
                     undefined |= 1 << len(values)
                 values.append(buf[:end])
                 pos, n = end, len(buf)
+        size = len(self._last_run)
+        if pos + size + 12 > n and not at_end:
+            buf, at_end = fetch(base + pos, size + _MORE)
+            base, pos = base + pos, 0
         return self._matched(buf, pos, base, at_end, values, undefined)
 
     def _rest(
@@ -145,7 +135,10 @@ class Template:
     def _matched(
         self, buf: bytes, pos: int, base: int, at_end: bool, values: list[bytes], undefined: int
     ) -> Matched | None:
-        """The match, if what follows the header is what follows the template's."""
+        """The match, if what follows the last varying element is what follows the template's."""
+        if not buf.startswith(self._last_run, pos):
+            return None
+        pos += len(self._last_run)
         left = len(buf) - pos
         if not self._walked.pixels:
             return Matched(values, undefined, b"", base + pos, pixels=False) if at_end and not left else None
@@ -155,11 +148,6 @@ class Template:
         if group << 16 | number not in PIXELS:
             return None
         return Matched(values, undefined, buf[pos : pos + 12], base + pos, pixels=True)
-
-
-def form_of_nothing(_buf: bytes, _pos: int) -> tuple[int]:
-    """The length of no element."""
-    return (0,)
 
 
 def _part(buf: bytes, run: bytes, element: Element, form: Form, *, first: bool) -> Part:
@@ -172,28 +160,26 @@ def _part(buf: bytes, run: bytes, element: Element, form: Form, *, first: bool) 
         form: how the element is written.
         first: it is the first of the data set.
     """
-    lengths = _ANY_LENGTH
+    lengths = None
     if element.large:
         lengths = range(1, UNDEFINED)
     elif element.tag == 0x00020000:
         lengths = range(4, 5)  # pydicom converts it, and refuses others
     elif form.implicit and first:
         lengths = range(0x4141)  # pydicom would take a longer one for a VR
+    head, length_of, length_at, value_at = 6, form.short, 0, 2
     if form.implicit:
-        at, value, prefix = 4, 8, 4
+        head, length_of, value_at = 4, form.long, 4
     elif element.vr in LONG:
-        at, value, prefix = 8, 12, 6
-    else:
-        at, value, prefix = 6, 8, 6
-    length_of = form.short if at == 6 else form.long
-    return Part(run, buf[element.start : element.start + prefix], length_of, at, value, lengths, element, element.large)
+        length_of, length_at, value_at = form.long, 2, 6
+    run += buf[element.start : element.start + head]
+    return Part(run, len(run), length_of, length_at, value_at, lengths, element, element.large)
 
 
 def _end(part: Part, buf: bytes, length: int, form: Form) -> int | None:
     """Where a value ends that begins with the bytes; None where they do not reach so far, -1 where it is not plain."""
     if length != UNDEFINED:
         return length if length <= len(buf) else None
-    assert part.element is not None
     try:
         return after_sequence(buf, part.element.tag, part.element.vr, 0, len(buf), form)
     except NeedMore:

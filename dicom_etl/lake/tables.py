@@ -11,7 +11,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,18 +138,17 @@ class Lake:
 
         Args:
             table: as in `write`.
-            pieces: gone through twice; each comes after the one before it in the order of the table.
+            pieces: each comes after the one before it in the order of the table.
             fingerprint: as in `write`.
             names: as in `write`.
 
         Raises:
             SchemaError: a column of a piece is missing, unknown or of another type; a piece is out of order.
         """
-        filled = _filled(pieces)
         place = table.path(**names)
         with (
             self._replacing(place) as sink,
-            pq.ParquetWriter(sink, table.schema, **_options(table, filled)) as writer,
+            pq.ParquetWriter(sink, table.schema, **_options(table)) as writer,
         ):
             groups = _RowGroups(table, writer)
             for piece in pieces:
@@ -303,23 +302,17 @@ class Lake:
             temporary.unlink(missing_ok=True)
 
 
-def _filled(pieces: Iterable[pa.Table]) -> frozenset[str]:
-    """The columns that have a value in any piece."""
-    return frozenset(name for piece in pieces for name in piece.column_names if piece[name].null_count < piece.num_rows)
-
-
-def _options(table: Table, filled: Collection[str]) -> dict[str, Any]:
+def _options(table: Table) -> dict[str, Any]:
     """How a table is written. A unit has a file of its own, often a small one: what costs bytes per column is left out.
 
     Without ARROW:schema the footer is a third smaller, and the plain types need it not; statistics stand where queries
-    choose by them; a column of nulls needs no dictionary.
+    choose by them. Dictionaries take longer than they save: zstd finds the same repetitions.
     """
-    lists = {name for name, kind in table.fields if pa.types.is_list(kind)}
     return {
         "compression": "zstd",
         "store_schema": False,
         "write_statistics": list(table.sought) or False,
-        "use_dictionary": [name for name in table.schema.names if name in filled and name not in lists] or False,
+        "use_dictionary": False,
     }
 
 
@@ -334,7 +327,9 @@ class _RowGroups:
 
     def add(self, rows: pa.Table) -> None:
         """Take rows, in any order among themselves."""
-        rows = _fitting(self._table, rows).sort_by([(name, "ascending") for name in self._table.order])
+        rows = _fitting(self._table, rows)
+        if not _in_order(rows, self._table.order):
+            rows = rows.sort_by([(name, "ascending") for name in self._table.order])
         self._check_order(rows)
         self._waiting.append(rows)
         size = self._table.row_group
@@ -346,7 +341,7 @@ class _RowGroups:
 
     def finish(self) -> None:
         """Write what waits for a full row group."""
-        rows = pa.concat_tables([self._table.schema.empty_table(), *self._waiting])
+        rows = pa.concat_tables(self._waiting) if self._waiting else self._table.schema.empty_table()
         if rows.num_rows or self._is_empty:
             self._write(rows)
 
@@ -394,7 +389,22 @@ def _fitting(table: Table, rows: pa.Table) -> pa.Table:
     for wanted, got in zip(schema, rows.schema, strict=True):
         if wanted.type != got.type and not pa.types.is_null(got.type):
             raise SchemaError(f"{table.name}.{wanted.name} is {got.type} and should be {wanted.type}")
-    return rows.cast(schema).combine_chunks()
+    return (rows if rows.schema.equals(schema) else rows.cast(schema)).combine_chunks()
+
+
+def _in_order(rows: pa.Table, order: Sequence[str]) -> bool:
+    """Whether rows lie in an order already, as far as can be seen at little cost."""
+    tied = pa.scalar(True)
+    for name in order:
+        former, next_ = rows[name].slice(0, max(0, rows.num_rows - 1)), rows[name].slice(1)
+        if rows[name].null_count:
+            return False
+        if pc.any(pc.and_(tied, pc.greater(former, next_))).as_py():
+            return False
+        tied = pc.and_(tied, pc.equal(former, next_))
+        if not pc.any(tied).as_py():
+            return True
+    return True
 
 
 def rows_of(table: pa.Table, **equal: Any) -> list[dict[str, Any]]:

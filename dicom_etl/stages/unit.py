@@ -5,10 +5,13 @@ A unit of very many files is read in chunks (`stages.chunks`), each by the same 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -19,7 +22,7 @@ from dicom_etl.findings import Finding, counted, finding, findings_table
 from dicom_etl.headers.batch import Batch
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.fast import FastReader, Row
-from dicom_etl.headers.layout import tag_text
+from dicom_etl.headers.layout import table_of, tag_text
 from dicom_etl.headers.reader import READER_VERSION, ColumnProblem, NotRead
 from dicom_etl.identity.masking import shown
 from dicom_etl.lake.fingerprints import fingerprint, version_of
@@ -27,6 +30,7 @@ from dicom_etl.lake.schemas import FILES, FINDINGS, LAYOUTS, SCHEMA_VERSION, hea
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source
 
+_OBJECTS = 100_000  # between two collections of garbage: what pydicom makes of some hundred files
 _MOST_VALUES = 5  # different unusable values of one tag in one series that are each worth a finding
 _TO_RETRY = frozenset({"file-changed", "file-gone", "unreadable"})
 _COUNTED = frozenset({"other-file", "pixel-data-absent"})  # one finding for many files
@@ -109,14 +113,26 @@ def read_files(task: UnitTask) -> FilesRead:
     kept_rows, kept_files = _unchanged(task)
     known = set(kept_files["path"].to_pylist())
     reading = _Reading(task)
-    for number, path in enumerate(reading.paths):
-        if path not in known:
-            reading.read(number)
-    rows = pa.concat_tables([_relocated(kept_rows, task.entries), reading.headers()])
-    files = pa.concat_tables([kept_files, reading.files()])
+    with _seldom_collected():
+        for number, path in enumerate(reading.paths):
+            if path not in known:
+                reading.read(number)
+    rows = _joined(_relocated(kept_rows, task.entries), reading.headers())
+    files = _joined(kept_files, reading.files())
     layouts = _layouts(task, reading, rows)
     file_findings, value_findings = _file_findings(files), counted(_value_findings(task, reading.problems))
     return FilesRead(rows, files, layouts, file_findings, value_findings, reading.opened, reading.to_retry)
+
+
+@contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Python looks for garbage in cycles after every 700 objects; of ours few are garbage, and most of them plain."""
+    usual = gc.get_threshold()
+    gc.set_threshold(_OBJECTS, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
 # -- what is taken over -----------------------------------------------------------------------------------------------
@@ -125,10 +141,9 @@ def read_files(task: UnitTask) -> FilesRead:
 def _unchanged(task: UnitTask) -> tuple[pa.Table, pa.Table]:
     """Header rows and file rows that can be taken over from the last extraction."""
     lake, where = task.lake, task.where
-    nothing = headers().schema.empty_table(), FILES.schema.empty_table()
     marks = {(lake.fingerprint(table, **where) or "").split("+")[0] for table in (FILES, headers(), LAYOUTS)}
     if len(marks) != 1 or not marks.pop().startswith(reader_mark()):
-        return nothing
+        return _nothing()
     first, last = (task.entries["path"][place].as_py() for place in (0, -1))
     files, rows = (lake.read_between(table, first, last, **where) for table in (FILES, headers()))
     # value findings are counted per series: a series that has some is read again, so that they can be counted again
@@ -148,6 +163,11 @@ def _unchanged(task: UnitTask) -> tuple[pa.Table, pa.Table]:
     return rows.filter(pc.is_in(rows["path"], files["path"].combine_chunks())), files
 
 
+@cache
+def _nothing() -> tuple[pa.Table, pa.Table]:
+    return headers().schema.empty_table(), FILES.schema.empty_table()
+
+
 def _relocated(rows: pa.Table, entries: pa.Table) -> pa.Table:
     """Rows taken over, with subject, sample and role as the inventory says them now, and no duplicate mark yet."""
     if rows.num_rows == 0:
@@ -163,12 +183,18 @@ def _relocated(rows: pa.Table, entries: pa.Table) -> pa.Table:
 
 def _layouts(task: UnitTask, reading: _Reading, rows: pa.Table) -> pa.Table:
     """The layouts of the rows: those read now, and of the former ones those that rows taken over still have."""
-    former = task.lake.read(LAYOUTS, None, **task.where)
-    needed = pc.unique(rows["layout"])
     new = reading.layouts()
+    former = task.lake.read(LAYOUTS, None, **task.where)
+    if former.num_rows == 0:
+        return new
+    needed = pc.unique(rows["layout"])
     known = pc.is_in(former["layout"], pc.unique(new["layout"]))
     former = former.filter(pc.and_(pc.is_in(former["layout"], needed), pc.invert(known)))
-    return pa.concat_tables([former, new])
+    return _joined(former, new)
+
+
+def _joined(former: pa.Table, new: pa.Table) -> pa.Table:
+    return pa.concat_tables([former, new]) if former.num_rows else new
 
 
 # -- what is read -----------------------------------------------------------------------------------------------------
@@ -264,15 +290,8 @@ class _Reading:
 
     def layouts(self) -> pa.Table:
         """The layouts that were met."""
-        layouts = self._batch.layouts()
-        lengths = [len(presences) for presences in layouts.values()]
-        columns = (
-            pa.array(np.repeat(np.array(list(layouts), np.int64), lengths)),
-            pa.array([tag_text(tag) for presences in layouts.values() for tag, _, _ in presences], pa.string()),
-            pa.array([creator for presences in layouts.values() for _, creator, _ in presences], pa.string()),
-            pa.array([status for presences in layouts.values() for _, _, status in presences], pa.int8()),
-        )
-        return pa.table(columns, schema=LAYOUTS.schema)
+        columns = table_of(self._batch.layouts())
+        return pa.table([columns[name] for name in LAYOUTS.schema.names], schema=LAYOUTS.schema)
 
 
 def _taken(entries: pa.Table, numbers: Sequence[int]) -> pa.Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dicom_etl.headers.fast import FastReader
-from dicom_etl.headers.layout import Presence, layout_id
+from dicom_etl.headers.layout import Presence
 from dicom_etl.headers.reader import NotRead, read_header
 
 
@@ -39,8 +39,8 @@ def decided(content: bytes, name: str = "1.dcm", size: int | None = None) -> Sai
         return Refused(why.kind, why.code)
     return Said(
         tuple(map(repr, header.values)),
-        layout_id(header.layout),
-        header.layout,
+        header.layout.id,
+        header.layout.presences(),
         tuple((column.name, *problem) for column, problem in header.problems),
         header.pixel_data_cut,
         header.pixel_data_absent,
@@ -55,8 +55,8 @@ def said(reader: FastReader, content: bytes, name: str = "1.dcm", size: int | No
         return Refused(why.kind, why.code)
     return Said(
         tuple(map(repr, row.values())),
-        row.layout,
-        row.presences,
+        row.layout.id,
+        row.layout.presences(),
         tuple((column.name, *problem) for column, problem in row.problems),
         row.pixel_data_cut,
         row.pixel_data_absent,

@@ -6,8 +6,9 @@ import struct
 
 import pytest
 
-from dicom_etl.headers.layout import EMPTY, FILLED, Presence, layout_id, tag_text
+from dicom_etl.headers.layout import EMPTY, FILLED, Layout, Presence, code_of, table_of, tag_text
 from dicom_etl.headers.reader import Header
+from dicom_etl.lake.schemas import LAYOUTS
 from tests.headers.files import (
     BIG_ENDIAN,
     DEFLATED,
@@ -24,7 +25,7 @@ from tests.headers.files import (
 
 def status(*elements: bytes, syntax: str = EXPLICIT) -> dict[int, int]:
     """The status of each tag but those that every file of these tests has."""
-    layout = read(instance(*elements, syntax=syntax)).layout
+    layout = read(instance(*elements, syntax=syntax)).layout.presences()
     return {tag: filled for tag, _, filled in layout if tag not in {0x00080016, 0x00080018, 0x0020000D, 0x0020000E}}
 
 
@@ -91,7 +92,7 @@ def test_implicit_vr_has_the_layout_of_explicit_vr() -> None:
 
 
 def test_elements_are_sorted_by_tag() -> None:
-    layout = read(instance(element("Rows", b"\1\0"), element("PatientID", b"1"))).layout
+    layout = read(instance(element("Rows", b"\1\0"), element("PatientID", b"1"))).layout.presences()
     assert [tag for tag, _, _ in layout] == [
         0x00080016,
         0x00080018,
@@ -120,7 +121,7 @@ def test_private_elements_have_their_creator() -> None:
         element(0x00291110, b"", "OB"),
         element(0x00291208, b"x", "LO"),
     )
-    assert read(content).layout[-5:] == (
+    assert read(content).layout.presences()[-5:] == (
         (0x00290010, None, FILLED),
         (0x00290011, None, FILLED),
         (0x00291008, "SIEMENS CSA HEADER", FILLED),
@@ -131,29 +132,70 @@ def test_private_elements_have_their_creator() -> None:
 
 def test_the_creator_of_another_group_counts_nothing() -> None:
     content = instance(element(0x00290010, b"ACME", "LO"), element(0x00311001, b"x", "LO"))
-    assert read(content).layout[-1] == (0x00311001, None, FILLED)
+    assert read(content).layout.presences()[-1] == (0x00311001, None, FILLED)
 
 
 def test_a_real_report_has_its_empty_sequence() -> None:
-    assert {tag: filled for tag, _, filled in shipped_header("reportsi.dcm").layout}[0x00081111] == EMPTY
+    assert {tag: filled for tag, _, filled in shipped_header("reportsi.dcm").layout.presences()}[0x00081111] == EMPTY
 
 
 def test_a_deflated_file_has_a_layout_too() -> None:
     header = shipped_header("image_dfl.dcm")
-    assert len(header.layout) > 20
+    assert len(header.layout.presences()) > 20
     assert header.values[0] == DEFLATED
 
 
 def test_the_id_depends_on_tag_creator_and_status() -> None:
-    base = Presence(0x00291001, "ACME", FILLED)
-    others = [base._replace(tag=0x00291002), base._replace(creator="ACMF"), base._replace(status=EMPTY)]
-    assert len({layout_id((one,)) for one in [base, *others]}) == 4
+    creator = code_of(0x00290010, FILLED)
+    layouts = [
+        Layout(creator + code_of(tag, status), ((0x00290010, name),))
+        for tag, name, status in [
+            (0x00291001, "ACME", FILLED),
+            (0x00291002, "ACME", FILLED),
+            (0x00291001, "ACMF", FILLED),
+            (0x00291001, "ACME", EMPTY),
+        ]
+    ]
+    assert len({layout.id for layout in layouts}) == 4
 
 
 def test_the_id_is_a_signed_number_of_64_bits_that_never_changes() -> None:
     # written down: a lake made by another process or version joins headers and layouts by it
-    assert layout_id(()) == -1970711489451281740
-    assert layout_id((Presence(0x00100010, None, EMPTY),)) == 880226242798095674
+    assert Layout(b"").id == -1970711489451281740
+    assert Layout(code_of(0x00100010, EMPTY)).id == 880226242798095674
+
+
+def test_a_layout_turned_has_these_elements_filled_instead_of_empty_or_the_other_way_round() -> None:
+    layout = Layout(code_of(0x00100010, EMPTY) + code_of(0x00100020, FILLED) + code_of(0x00100030, FILLED))
+    assert layout.turned([0, 2]).presences() == (
+        Presence(0x00100010, None, FILLED),
+        Presence(0x00100020, None, FILLED),
+        Presence(0x00100030, None, EMPTY),
+    )
+
+
+def test_the_table_has_a_row_for_each_element_with_its_creator() -> None:
+    private = Layout(
+        b"".join(code_of(tag, FILLED) for tag in (0x00090010, 0x00100010, 0x00290010, 0x00291001, 0x00291101)),
+        ((0x00090010, "ACME"), (0x00290010, "EMCA")),
+    )
+    plain = Layout(code_of(0x00100010, EMPTY))
+    rows = list(zip(*(table_of([private, plain])[name].to_pylist() for name in LAYOUTS.schema.names), strict=True))
+    assert rows == sorted(
+        [
+            (private.id, "00090010", None, FILLED),
+            (private.id, "00100010", None, FILLED),
+            (private.id, "00290010", None, FILLED),
+            (private.id, "00291001", "EMCA", FILLED),
+            (private.id, "00291101", None, FILLED),
+            (plain.id, "00100010", None, EMPTY),
+        ],
+        key=lambda row: row[:2],
+    )
+
+
+def test_no_layouts_are_a_table_of_no_rows() -> None:
+    assert {name: len(column) for name, column in table_of([]).items()} == dict.fromkeys(LAYOUTS.schema.names, 0)
 
 
 @pytest.mark.parametrize(("tag", "text"), [(0x00100010, "00100010"), (0x0029100A, "0029100A")])

@@ -406,7 +406,7 @@ def test_of_some_subjects_only_their_files_are_opened(extracted: Tree) -> None:
 
 
 def test_rows_of_another_reader_are_not_taken_over(extracted: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicom_etl.stages.unit.READER_VERSION", 2)
+    monkeypatch.setattr("dicom_etl.stages.unit.READER_VERSION", -1)
     assert len(run(extracted)[1]) == 4
 
 

@@ -1,0 +1,154 @@
+"""How elements are written (PS3.5 7.1 and 7.3), and what their first bytes say.
+
+The first bytes of an element, its tag and VR, are looked up as they are: there are some thousand different ones, and
+what follows from them is worked out once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from struct import Struct
+from typing import Any, NamedTuple
+
+from dicom_etl.headers.catalogue import catalogue
+from dicom_etl.headers.layout import FILLED, code_of
+from dicom_etl.headers.reader import CHARACTER_SET, PIXEL_DATA_PROVIDER_URL, layout_vr
+from dicom_etl.headers.values import PADDED
+
+# PS3.5 7.1.2: VRs whose length has 32 bits in explicit VR, and those of 16 bits
+LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+SHORT = frozenset(b"AE AS AT CS DA DS DT IS FD FL LO LT PN SH SL SS ST TM UI UL US".split())
+UNDEFINED = 0xFFFFFFFF
+DELIMITERS = 0xFFFE0000  # the group of items and of what ends them (PS3.5 7.5)
+_pack = Struct("<Q").pack
+_MOST_PRIVATE, _MOST_KNOWN = 1 << 13, 1 << 15  # heads that are remembered
+
+
+class Surprise(Exception):  # noqa: N818  (nothing is wrong: pydicom reads the file)
+    """Something that is not plain."""
+
+
+class NeedMore(Exception):  # noqa: N818  (no error either)
+    """The bytes end inside the header."""
+
+
+class Known(NamedTuple):
+    """What tag and VR say of an element."""
+
+    tag: int
+    vr: bytes | None  # None in implicit VR, and of delimiters
+    is_long: bool  # the length has 32 bits, after two that are reserved
+    is_wanted: bool  # the value is needed
+    is_creator: bool  # of a block of private elements (PS3.5 7.8.1)
+    is_padded: bool  # blanks alone are an empty value
+
+    @property
+    def is_skippable(self) -> bool:
+        """Neither the value nor whether it is blank is needed."""
+        return not (self.is_wanted or self.is_creator or self.is_padded)
+
+
+# What the walk over a header asks for each element: its tag, how it is to be looked at, whether blanks alone are an
+# empty value, and its code in a layout if it is filled.
+Head = tuple[int, int, bool, bytes]
+PLAIN, WANTED, SPECIAL = 0, 1, 2  # as most are; with a value that is needed; with a long length, or a creator
+
+
+class _Heads(dict[bytes, Head]):
+    """First bytes of elements -> what they say, in one form."""
+
+    def __init__(self, order: str, *, implicit: bool) -> None:
+        super().__init__()
+        self._tag, self._implicit = Struct(order + "HH").unpack_from, implicit
+        self._known: dict[bytes, Known] = {}
+
+    def __missing__(self, head: bytes) -> Head:
+        group, number = self._tag(head)
+        tag = group << 16 | number
+        if group & 1 and number > 0xFF:
+            # there are very many private elements, of which nothing is known but their VR
+            look, is_padded = _PRIVATE[head[4:]]
+            found = tag, look, is_padded, _pack(tag << 2 | FILLED)
+        else:
+            known = self.known(head)
+            look = SPECIAL if known.is_long or known.is_creator else WANTED if known.is_wanted else PLAIN
+            # neither file meta information nor group lengths are in layouts
+            found = tag, look, known.is_padded, code_of(tag, FILLED) if group > 2 and number else b""
+        if len(self) < (_MOST_PRIVATE if group & 1 else _MOST_KNOWN):
+            self[head] = found
+        return found
+
+    def known(self, head: bytes) -> Known:
+        """All that the first bytes of an element say.
+
+        Raises:
+            Surprise: they say no VR that is known.
+        """
+        found = self._known.get(head)
+        if found is None:
+            found = self._looked_up(head)
+            if len(self._known) < (_MOST_PRIVATE if found.tag & 0x10000 else _MOST_KNOWN):
+                self._known[head] = found
+        return found
+
+    def _looked_up(self, head: bytes) -> Known:
+        group, number = self._tag(head)
+        tag = group << 16 | number
+        vr = None if self._implicit or tag >= DELIMITERS else head[4:]
+        if vr is not None and vr not in LONG and vr not in SHORT:
+            raise Surprise("VR")
+        is_creator = bool(group & 1) and 0x10 <= number <= 0xFF
+        text = vr and vr.decode()
+        is_padded = (text if group & 1 else layout_vr(tag, text)) in PADDED
+        return Known(tag, vr, vr in LONG, tag in wanted_tags(), is_creator, is_padded)
+
+
+# VR of a private element (b"" in implicit VR) -> what follows from it, as in `Head`
+_PRIVATE = {VR: (SPECIAL if VR in LONG else PLAIN, VR.decode() in PADDED) for VR in (*LONG, *SHORT, b"")}
+
+
+@cache
+def wanted_tags() -> frozenset[int]:
+    """The top-level tags whose values are needed, but for private creators."""
+    places = {column.path[0] for column in catalogue()} | {column.also[0] for column in catalogue() if column.also}
+    return frozenset(places | {CHARACTER_SET, PIXEL_DATA_PROVIDER_URL})
+
+
+class Form(NamedTuple):
+    """How elements are written."""
+
+    implicit: bool
+    order: str  # of bytes, as in `struct`
+    head: Callable[..., tuple[Any, ...]]  # what `heads` knows, and the length (in explicit VR that of 16 bits)
+    heads: _Heads
+    item: Callable[..., tuple[Any, ...]]  # tag and length
+    short: Callable[..., tuple[Any, ...]]
+    long: Callable[..., tuple[Any, ...]]
+    delimiter: bytes  # the tag that ends a sequence
+
+
+def _form(order: str, *, implicit: bool) -> Form:
+    head = Struct(order + ("4sL" if implicit else "6sH")).unpack_from
+    short, long = Struct(order + "H").unpack_from, Struct(order + "L").unpack_from
+    delimiter = Struct(order + "HH").pack(0xFFFE, 0xE0DD)
+    item = Struct(order + "HHL").unpack_from
+    return Form(implicit, order, head, _Heads(order, implicit=implicit), item, short, long, delimiter)
+
+
+IMPLICIT, EXPLICIT, BIG_ENDIAN = _form("<", implicit=True), _form("<", implicit=False), _form(">", implicit=False)
+
+
+class Element(NamedTuple):
+    """An element: where it begins, where its value begins, where it ends in the bytes.
+
+    `length` is that of the file, UNDEFINED too. `large` says that the value is jumped over; its bytes may be missing.
+    """
+
+    tag: int
+    vr: bytes | None  # None in implicit VR
+    start: int
+    value: int
+    length: int
+    end: int
+    large: bool
