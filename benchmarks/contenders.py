@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import pydicom
 from pydicom.dataset import Dataset
@@ -28,13 +28,15 @@ from pydicom.tag import BaseTag
 from dicom_etl.engine import Done, Engine
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.lake.tables import Lake
-from dicom_etl.sources import Source
+from dicom_etl.sources import Source, TreeSource
 from dicom_etl.stages.crawl import crawl
 from dicom_etl.stages.extract import extract
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 Paths = Sequence[str]
+
+DELAY = 0.002  # seconds that each opening takes longer on simulated network storage
 
 
 # -- ours -------------------------------------------------------------------------------------------------------------
@@ -59,6 +61,15 @@ class StartedEngine(Engine):
         running = {self.pool.submit(function, item): item for item in items}
         for future in as_completed(running):
             yield Done(running[future], future.result())
+
+
+class SlowSource(TreeSource):
+    """Stands for a network share, which is not at hand: each opening takes `DELAY` longer."""
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file after a while."""
+        time.sleep(DELAY)
+        return super().open(path)
 
 
 def quiet(_: str) -> None:
@@ -124,6 +135,13 @@ def first_8k(paths: Paths) -> None:
 def first_64k(paths: Paths) -> None:
     """Nothing but opening each file and reading its first 64 KB."""
     _first(paths, 64 << 10)
+
+
+def slow_64k(paths: Paths) -> None:
+    """As `first_64k`, with the openings of a `SlowSource`."""
+    for path in paths:
+        time.sleep(DELAY)
+        _first([path], 64 << 10)
 
 
 def _first(paths: Paths, size: int) -> None:

@@ -184,6 +184,7 @@ def _measure(place: Place, options: Options) -> None:
     base = _serial(place, options)
     if hasattr(os, "posix_fadvise"):
         _cold(place, options)
+    _slow(place, options)
     _parallel(place, options)
     if "dicom2fhir" in options.parts:
         _dicom2fhir(place, options, base)
@@ -236,18 +237,21 @@ def _parallel(place: Place, options: Options) -> None:
         contenders.started(pool, WORKERS)
         rows = _extract_row(place, options, StartedEngine("processes", WORKERS, pool=pool))
         rows += _reader_rows(place, options, pool=pool)
-        if "extract" in options.parts:
-            own = Row(
-                "extract to Parquet, starting its workers *",
-                place.corpus.files,
-                _extracting(place, Engine("processes", WORKERS)),
-                options.repeat,
-            )
-            rows.append(own)
         _take_turns(rows, options.repeat)
     _print(f"{WORKERS} processes that run already, warm", rows)
-    if "extract" in options.parts:
-        print("* as the command does it: new processes, which import everything first")
+
+
+def _slow(place: Place, options: Options) -> None:
+    """The table of one process that has to wait for each file."""
+    if not {"extract", "floor"} <= set(options.parts):
+        return
+    slow = contenders.SlowSource(place.name, place.root)
+    rows = [
+        Row("extract to Parquet", place.corpus.files, _extracting(place, Engine(), slow), 1),
+        Row("open and read 64 KB", place.corpus.files, _reading(contenders.slow_64k, place.paths), 1),
+    ]
+    _take_turns(rows, 1)
+    _print(f"one process, {contenders.DELAY * 1e3:.0f} ms for each opening (simulated by waiting), once", rows)
 
 
 def _extract_row(place: Place, options: Options, engine: Engine, *, cold: bool = False) -> list[Row]:
@@ -299,12 +303,12 @@ def _print(title: str, rows: list[Row]) -> None:
 # -- what is run ------------------------------------------------------------------------------------------------------
 
 
-def _extracting(place: Place, engine: Engine, *, cold: bool = False) -> Run:
+def _extracting(place: Place, engine: Engine, source: TreeSource | None = None, *, cold: bool = False) -> Run:
     def run() -> Sample:
         with place.lake() as lake:
             if cold:
                 place.forget()
-            return _timed(lambda: extraction(place.source, lake, engine), counted=engine.kind == "serial")
+            return _timed(lambda: extraction(source or place.source, lake, engine), counted=engine.kind == "serial")
 
     return run
 

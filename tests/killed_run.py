@@ -1,6 +1,7 @@
 """Runs `dicom-etl` and kills itself (SIGKILL) at the n-th event: before or after a rename in the lake, or when a
 DICOM file is opened. Without n it writes the list of events. Usage: killed_run.py EVENTS_FILE N ARGUMENTS...
-CHUNK_FILES in the environment says of how many files a unit is read in chunks.
+CHUNK_FILES in the environment says of how many files a unit is read in chunks, FEW_FILES how many are read without
+worker processes.
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from dicom_etl.cli import main
 from dicom_etl.sources.tree import TreeSource
-from dicom_etl.stages import chunks
+from dicom_etl.stages import chunks, extract
 
 WHEN = int(sys.argv[2]) if __name__ == "__main__" else -1
 seen: list[str] = []
@@ -37,6 +38,7 @@ def opened(self: TreeSource, path: str, real=TreeSource.open):
 
 def run() -> None:
     chunks.CHUNK_FILES = int(os.environ.get("CHUNK_FILES", chunks.CHUNK_FILES))
+    extract._FEW_FILES = int(os.environ.get("FEW_FILES", extract._FEW_FILES))
     Path.replace = rename  # type: ignore[method-assign]
     TreeSource.open = opened  # type: ignore[method-assign]
     sys.argv, events = ["dicom-etl", *sys.argv[3:]], Path(sys.argv[1])

@@ -45,10 +45,10 @@ def files(place: str) -> list[Path]:
 @pytest.mark.parametrize(
     ("place", "forbidden"),
     [
-        ("dicom_etl", ("dagster", "resources", "assets", "definitions", "tests", "scripts")),
-        ("resources", ("assets", "definitions", "tests", "scripts")),
-        ("assets", ("definitions", "tests", "scripts")),
-        ("definitions.py", ("tests", "scripts")),
+        ("dicom_etl", ("dagster", "resources", "assets", "definitions", "tests", "scripts", "benchmarks")),
+        ("resources", ("assets", "definitions", "tests", "scripts", "benchmarks")),
+        ("assets", ("definitions", "tests", "scripts", "benchmarks")),
+        ("definitions.py", ("tests", "scripts", "benchmarks")),
     ],
 )
 def test_dependencies_point_one_way(place, forbidden):

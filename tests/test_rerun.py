@@ -192,7 +192,7 @@ def test_a_run_killed_while_workers_read_chunks_is_completed_by_the_next(tmp_pat
     script = [str(HERE / "killed_run.py"), str(tmp_path / "events"), "-1"]
     command = [sys.executable, *script, *arguments, str(tmp_path / "killed")]
     process = subprocess.Popen(
-        command, cwd=HERE.parent, stdout=subprocess.DEVNULL, env=os.environ | {"CHUNK_FILES": "30"}
+        command, cwd=HERE.parent, stdout=subprocess.DEVNULL, env=os.environ | {"CHUNK_FILES": "30", "FEW_FILES": "0"}
     )
     headers = tmp_path / "killed/headers/ds"
     deadline = time.monotonic() + 60
@@ -215,8 +215,9 @@ def test_a_run_killed_while_workers_read_is_completed_by_the_next(tmp_path):
                 root / f"sub-{subject}" / f"{number}.dcm", study=str(subject), series=str(subject), instance=name
             )
     arguments = ["audit", str(root), "--workers", "2", "--lake"]
-    command = [sys.executable, "-m", "dicom_etl.cli", *arguments, str(tmp_path / "killed")]
-    process = subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.DEVNULL)
+    script = [str(HERE / "killed_run.py"), str(tmp_path / "events"), "-1"]
+    command = [sys.executable, *script, *arguments, str(tmp_path / "killed")]
+    process = subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.DEVNULL, env=os.environ | {"FEW_FILES": "0"})
     files = tmp_path / "killed/files/ds"
     deadline = time.monotonic() + 60
     while not (files.is_dir() and list(files.glob("*.parquet"))) and time.monotonic() < deadline:
@@ -231,14 +232,14 @@ def test_a_run_killed_while_workers_read_is_completed_by_the_next(tmp_path):
 
 def test_all_engines_give_the_same_bytes(tmp_path, dask_cluster):
     big = tree(tmp_path / "big")
-    for number in range(450):  # more than is read without worker processes; sub-x0 is read in chunks
+    for number in range(450):  # sub-x0 is read in chunks
         subject = max(number % 5 - 1, 0)
         path = big / "primary" / f"sub-x{subject}" / f"{number % 7}" / f"{number}.dcm"
         write_instance(path, study=f"s{subject}", series=f"s{subject}-{number % 7}", PatientID=f"X{subject}")
     script = [str(HERE / "killed_run.py"), str(tmp_path / "events"), "-1"]
     for engine in ("serial", "processes", "dask"):
         arguments = ["audit", str(big), "--lake", str(tmp_path / engine), "--workers", "2", "--engine", engine]
-        done = run(arguments, script, CHUNK_FILES="100", DICOM_ETL_SCHEDULER=dask_cluster.address)
+        done = run(arguments, script, CHUNK_FILES="100", FEW_FILES="0", DICOM_ETL_SCHEDULER=dask_cluster.address)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "join big" in done.stdout
     assert content(tmp_path / "serial") == content(tmp_path / "processes") == content(tmp_path / "dask")
@@ -246,10 +247,11 @@ def test_all_engines_give_the_same_bytes(tmp_path, dask_cluster):
 
 def test_a_run_whose_scheduler_does_not_answer_says_so_and_the_next_one_completes_it(tmp_path):
     root = tmp_path / "ds"
-    for number in range(400):
+    for number in range(8):
         write_instance(root / f"sub-{number % 4}/{number}.dcm", study=str(number % 4), series=str(number % 4))
     arguments = ["audit", str(root), "--lake", str(tmp_path / "lake"), "--engine"]
-    failed = run([*arguments, "dask"], DICOM_ETL_SCHEDULER="tcp://127.0.0.1:1")
+    script = [str(HERE / "killed_run.py"), str(tmp_path / "events"), "-1"]
+    failed = run([*arguments, "dask"], script, DICOM_ETL_SCHEDULER="tcp://127.0.0.1:1", FEW_FILES="0")
     assert failed.returncode == 1
     assert "no Dask scheduler answers at tcp://127.0.0.1:1" in failed.stdout
     assert "Traceback" not in failed.stdout + failed.stderr

@@ -32,7 +32,6 @@ _MOST_BYTES = 1 << 23  # of a header; a larger one is pydicom's, which counts it
 _MOST_JUMPS = 100
 _MOST_KEPT = 1 << 18  # bytes of a header that is kept as a template
 _MOST_FAMILIES, _MOST_TEMPLATES = 64, 4
-_IN_VAIN = 8
 _SERIES = b"\x20\x00\x0e\x00"
 _LONGEST_UID = 64
 
@@ -172,9 +171,9 @@ class _Family:
     in_vain: int = 0  # were kept, and since then none was like another
 
     def wants_more(self) -> bool:
-        """Whether one more is worth its keep: of files that have nothing in common few are."""
+        """Whether one more is worth its keep: of files that have nothing in common fewer and fewer are."""
         self.in_vain += 1
-        return self.in_vain <= _IN_VAIN or not self.in_vain % _IN_VAIN
+        return self.in_vain <= _MOST_TEMPLATES or not self.in_vain & (self.in_vain - 1)
 
 
 def _buffered(file: BinaryIO) -> BinaryIO:

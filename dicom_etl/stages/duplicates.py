@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dicom_etl.findings import Finding, finding, findings_table
 from dicom_etl.lake.fingerprints import fingerprint
-from dicom_etl.lake.schemas import DATASET_FINDINGS, FILES, headers
+from dicom_etl.lake.schemas import DATASET_FINDINGS, FILES, Table, headers
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source
 
@@ -165,10 +165,17 @@ def _apply(lake: Lake, dataset: str, unit: str, marks: Mapping[str, str], sums: 
 
 
 def _set(
-    lake: Lake, table: Any, column: str, values: Mapping[str, str | None], where: dict[str, str], mark: str
+    lake: Lake, table: Table, column: str, values: Mapping[str, str | None], where: dict[str, str], mark: str
 ) -> None:
-    rows = lake.read(table, None, **where)
-    wanted = pa.chunked_array([pa.array([values.get(path) for path in rows["path"].to_pylist()], pa.string())])
-    if not rows[column].equals(wanted) or lake.fingerprint(table, **where) != mark:
-        rows = rows.set_column(rows.column_names.index(column), column, wanted)
-        lake.write(table, rows, fingerprint=mark, **where)
+    """Set a column of a unit's table by path, a row group at a time; nothing is written where it stands so."""
+    now = lake.read(table, ["path", column], **where)
+    if now[column].equals(_values_of(now, values)) and lake.fingerprint(table, **where) == mark:
+        return
+    pieces = lake.read_pieces(table, **where)
+    place = table.schema.names.index(column)
+    changed = (piece.set_column(place, column, _values_of(piece, values)) for piece in pieces)
+    lake.write_pieces(table, changed, fingerprint=mark, **where)
+
+
+def _values_of(rows: pa.Table, values: Mapping[str, str | None]) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array([values.get(path) for path in rows["path"].to_pylist()], pa.string())])

@@ -31,7 +31,7 @@ from dicom_etl.stages.chunks import JoinTask, extract_piece, is_large, join_unit
 from dicom_etl.stages.duplicates import mark_duplicates
 from dicom_etl.stages.unit import UnitDone, UnitTask, reader_mark
 
-_FEW_FILES = 400  # below, starting worker processes costs more than it gains
+_FEW_FILES = 8000  # below, starting worker processes (a second) costs more than it gains
 _FEW_ROWS = 200_000  # the same for joining
 _BLOCK = 100_000  # entries
 

@@ -5,12 +5,13 @@ A unit of very many files is read in chunks (`stages.chunks`), each by the same 
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
 from typing import BinaryIO, NamedTuple
 
@@ -29,6 +30,7 @@ from dicom_etl.lake.fingerprints import fingerprint, version_of
 from dicom_etl.lake.schemas import FILES, FINDINGS, LAYOUTS, SCHEMA_VERSION, headers
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source
+from dicom_etl.sources.ahead import Opening, opened
 
 _OBJECTS = 100_000  # between two collections of garbage: what pydicom makes of some hundred files
 _MOST_VALUES = 5  # different unusable values of one tag in one series that are each worth a finding
@@ -113,10 +115,11 @@ def read_files(task: UnitTask) -> FilesRead:
     kept_rows, kept_files = _unchanged(task)
     known = set(kept_files["path"].to_pylist())
     reading = _Reading(task)
-    with _seldom_collected():
-        for number, path in enumerate(reading.paths):
-            if path not in known:
-                reading.read(number)
+    numbers = [number for number, path in enumerate(reading.paths) if path not in known]
+    openings = opened(task.source.open, [reading.paths[number] for number in numbers])
+    with _seldom_collected(), closing(openings):
+        for number, opening in zip(numbers, openings, strict=True):
+            reading.read(number, opening)
     rows = _joined(_relocated(kept_rows, task.entries), reading.headers())
     files = _joined(kept_files, reading.files())
     layouts = _layouts(task, reading, rows)
@@ -211,7 +214,7 @@ class _Reading:
     """The files of a unit while they are read: their outcomes, and the rows as they come."""
 
     def __init__(self, task: UnitTask) -> None:
-        self._source, self._entries = task.source, task.entries
+        self._entries = task.entries
         self.paths: list[str] = task.entries["path"].to_pylist()
         self._sizes: list[int] = task.entries["size"].to_pylist()
         self._mtimes: list[int] = task.entries["mtime"].cast(pa.int64()).to_pylist()
@@ -228,11 +231,11 @@ class _Reading:
         """How many files were opened."""
         return len(self._numbers)
 
-    def read(self, number: int) -> None:
+    def read(self, number: int, opening: Opening) -> None:
         """Read one file: a header row, or the reason why there is none."""
         path, kind, reason, message, changed = self.paths[number], "dicom", None, None, False
         try:
-            with self._source.open(path) as file:
+            with opening() as file:
                 changed, size = self._now(file, number)
                 reason = self._add(number, self._reader.read(file, path, size))
         except NotRead as why:
@@ -242,7 +245,7 @@ class _Reading:
             kind, reason = "unreadable", "file-gone"
         except OSError as error:
             kind, reason, message = "unreadable", "unreadable", error.strerror
-            self.to_retry = True
+            self.to_retry |= error.errno != errno.EINVAL  # what is damaged for good is not tried again
         if changed:  # what else is wrong with it may come of that
             reason, message = "file-changed", None
         self._numbers.append(number)
