@@ -6,12 +6,14 @@ nothing is invented. Not here: which of several values counts.
 
 from __future__ import annotations
 
+import calendar
 import datetime
 import re
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 _TIME = re.compile(r"(\d\d)(?::?(\d\d)(?::?(\d\d)(\.\d{1,6})?)?)?", re.ASCII)  # TM (PS3.5 6.2); legacy HH:MM:SS
+_DATETIME = re.compile(r"(\d{4})(\d\d)?(\d\d)?(\d\d(?:\d\d(?:\d\d(?:\.\d{1,6})?)?)?)?([+-]\d{4})?", re.ASCII)  # DT
 _OFFSET = re.compile(r"([+-])(\d\d)(\d\d)", re.ASCII)
 
 
@@ -26,7 +28,8 @@ def moment(date: datetime.date | None, time: str | None, offset: str | None, zon
     """Date, time (TM), TimezoneOffsetFromUTC and the dataset's zone as a FHIR dateTime.
 
     The header's offset counts before the dataset's zone. Of a local time that the clocks skipped or repeated the
-    earlier offset is taken. An offset with seconds (local mean time, before zones) is written as UTC.
+    earlier offset is taken. An offset with seconds (local mean time, before zones) is written as UTC. The second 60
+    stands where there can be a leap second: at the end of a month in UTC (ITU-R TF.460).
     """
     if date is None:
         return Moment(None)
@@ -37,11 +40,58 @@ def moment(date: datetime.date | None, time: str | None, offset: str | None, zon
         return Moment(date.isoformat(), "value-left-out")
     if match[3] is None:
         return Moment(date.isoformat(), "time-partial")
+    leap = match[3] == "60"
     try:
-        local = datetime.datetime.combine(date, datetime.time(int(match[1]), int(match[2]), int(match[3])))
-    except ValueError:  # a leap second, or no time of day
+        clock = datetime.time(int(match[1]), int(match[2]), 59 if leap else int(match[3]))
+    except ValueError:  # no time of day
         return Moment(date.isoformat(), "value-left-out")
-    return _zoned(local, match[4] or "", offset, zone)
+    made = _zoned(datetime.datetime.combine(date, clock), match[4] or "", offset, zone)
+    return _leaping(made) if leap else made
+
+
+def moment_of(text: str | None, offset: str | None, zone: ZoneInfo | None) -> Moment:
+    """A DT (PS3.5 6.2) as a FHIR dateTime; its own offset counts before the header's and the dataset's zone."""
+    if not text:
+        return Moment(None)
+    match = _DATETIME.fullmatch(text)
+    try:
+        date = datetime.date(int(match[1]), int(match[2] or 1), int(match[3] or 1)) if match else None
+    except ValueError:
+        date = None
+    if not match or date is None:
+        return Moment(None, "value-left-out")
+    if not match[3]:
+        return Moment(date.isoformat()[: 7 if match[2] else 4])
+    return moment(date, match[4], match[5] or offset, zone)
+
+
+def instant(value: str) -> datetime.datetime:
+    """When a FHIR dateTime was, so that they can be put in order.
+
+    A date alone is taken for the end of its last day in UTC: what is known exactly comes before it.
+    """
+    if "T" in value:
+        leap = value[17:19] == "60"
+        moment_ = datetime.datetime.fromisoformat(f"{value[:17]}59{value[19:]}" if leap else value)
+        return moment_ + datetime.timedelta(seconds=leap)
+    year, month, day = [*map(int, value.split("-")), 0, 0][:3]
+    month = month or 12
+    day = day or calendar.monthrange(year, month)[1]
+    return datetime.datetime(year, month, day, 23, 59, 59, 999_999, datetime.UTC)
+
+
+def _leaping(made: Moment) -> Moment:
+    """The moment one second later, which has the number 60."""
+    value = made.value or ""
+    if "T" not in value:
+        return made
+    try:
+        after = instant(f"{value[:19]}{value[-6:]}").astimezone(datetime.UTC) + datetime.timedelta(seconds=1)
+    except OverflowError:
+        return Moment(value[:10], "value-left-out")
+    if (after.day, after.hour, after.minute, after.second) != (1, 0, 0, 0):
+        return Moment(value[:10], "value-left-out")
+    return Moment(f"{value[:17]}60{value[19:]}", made.code)
 
 
 def offset_of(text: str | None) -> datetime.timezone | None:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from dicom_etl.fhir import terminology
 from dicom_etl.fhir.context import Context
-from dicom_etl.fhir.datetimes import moment
+from dicom_etl.fhir.datetimes import Moment, instant, moment, moment_of
 from dicom_etl.fhir.rows import Group, Place
 from dicom_etl.identity.persons import universal_system
 
-MAPPING_VERSION = 1
+MAPPING_VERSION = 2
 
 _FHIR_ID = re.compile(r"[A-Za-z0-9.-]{1,64}")
 _UNSIGNED_INT_MAX = 2_147_483_647  # R4 2.24.0.1
@@ -52,22 +52,61 @@ def _shown(text: str | None) -> str | None:
     return (text or "").strip() or None
 
 
-def _started(date: str, time: str) -> Rule:
-    """Date, time and offset of one and the same instance; where instances disagree, the earliest."""
+Source = tuple[str, ...]  # the column of a DT, or those of a date and a time
+
+
+def _started(*sources: Source) -> Rule:
+    """Date, time and offset of one and the same instance; where instances disagree, the earliest.
+
+    The first source is the element's own; the others stand in for it where it has no value, and there original images
+    alone count: a date of a derived object is that of its making (PS3.3 C.7.6.1.1.2).
+    """
 
     def rule(rows: Group, context: Context, place: Place) -> str | None:
-        found = [c for c in rows.combination(date, time, "TimezoneOffsetFromUTC") if c[0] is not None]
-        if not found:
-            return None
-        if len(found) > 1:
-            place.add("values-disagree", date, message=f"{date} and {time}: the earliest of {len(found)} is taken")
-        day, clock, offset = found[0]
-        made = moment(day, clock, offset, context.zone)
-        if made.code:
-            place.add(made.code, time, f"{clock} {offset or ''}".strip())
-        return made.value
+        value = _earliest(sources[0], rows, context, place)
+        if value:
+            return value
+        originals = rows.where(_is_original(rows))
+        for source in sources[1:]:
+            if value := _earliest(source, originals, context, place):
+                words = " and ".join(source)
+                message = f"{sources[0][0]} has no value; {words} of the original images instead"
+                place.add("date-stands-in", sources[0][0], message=message)
+                return value
+        return None
 
     return rule
+
+
+def _is_original(rows: Group) -> Callable[[int], bool]:
+    types = rows.columns["ImageType"]
+    return lambda row: (types[row] or "").split("\\")[0].strip() == "ORIGINAL"
+
+
+def _moment(parts: tuple[Any, ...], context: Context) -> Moment:
+    """Of a DT and an offset, or of a date, a time and an offset."""
+    if len(parts) == 2:
+        return moment_of(parts[0], parts[1], context.zone)
+    return moment(parts[0], parts[1], parts[2], context.zone)
+
+
+def _earliest(source: Source, rows: Group, context: Context, place: Place) -> str | None:
+    """The earliest moment that a source has in the rows."""
+    found = [c for c in rows.combination(*source, "TimezoneOffsetFromUTC") if c[0] is not None]
+    made = [(_moment(parts, context), parts) for parts in found]
+    for unusable, parts in made:
+        if unusable.value is None:
+            place.add("value-left-out", source[0], parts[0])
+    usable = [(one.value, one.code, parts) for one, parts in made if one.value]
+    if not usable:
+        return None
+    if len(usable) > 1:
+        words = " and ".join(source)
+        place.add("values-disagree", source[0], message=f"{words}: the earliest of {len(usable)} is taken")
+    value, code, parts = min(usable, key=lambda one: (instant(one[0]), one[0]))
+    if code:
+        place.add(code, source[-1], f"{parts[-2]} {parts[-1] or ''}".strip())
+    return value
 
 
 def _unsigned(column: str) -> Rule:
@@ -171,6 +210,11 @@ def _referrer(rows: Group, context: Context, place: Place) -> dict[str, str] | N
     return {"display": " ".join(name.replace("^", " ").split())} if name else None
 
 
+def _started_element(*sources: Source) -> Element:
+    columns = (*(column for source in sources for column in source), "TimezoneOffsetFromUTC", "ImageType")
+    return Element("started", _started(*sources), columns)
+
+
 # -- the mapping ------------------------------------------------------------------------------------------------------
 
 _REASON = "ReasonForRequestedProcedure"
@@ -185,7 +229,7 @@ STUDY: tuple[Element, ...] = (
             "IssuerOfAccessionNumberUniversalIDType",
         ),
     ),
-    Element("started", _started("StudyDate", "StudyTime"), ("StudyDate", "StudyTime", "TimezoneOffsetFromUTC")),
+    _started_element(("StudyDate", "StudyTime"), ("AcquisitionDateTime",)),
     Element("referrer", _referrer, ("ReferringPhysicianName",)),
     Element(
         "procedureCode",
@@ -224,7 +268,12 @@ SERIES: tuple[Element, ...] = (
         ),
     ),
     Element("laterality", _laterality, ("Laterality", "ImageLaterality", "FrameLaterality")),
-    Element("started", _started("SeriesDate", "SeriesTime"), ("SeriesDate", "SeriesTime", "TimezoneOffsetFromUTC")),
+    _started_element(
+        ("SeriesDate", "SeriesTime"),
+        ("AcquisitionDateTime",),
+        ("AcquisitionDate", "AcquisitionTime"),
+        ("ContentDate", "ContentTime"),
+    ),
 )
 _INSTANCE_COLUMNS = (
     "SOPInstanceUID",

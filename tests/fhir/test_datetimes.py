@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicom_etl.fhir.datetimes import moment, offset_of
+from dicom_etl.fhir.datetimes import instant, moment, moment_of, offset_of
 
 DAY = datetime.date(2024, 1, 5)
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -97,6 +97,83 @@ def test_an_offset_that_is_none_is_left_out_and_said(offset: str) -> None:
     assert moment(DAY, "101530", offset, BERLIN) == ("2024-01-05T10:15:30+01:00", "value-left-out")
 
 
+@pytest.mark.parametrize(
+    ("day", "time", "offset", "value"),
+    [
+        # the leap second of the end of 2016, in London, Berlin, New York and Kathmandu
+        (datetime.date(2016, 12, 31), "235960", "+0000", "2016-12-31T23:59:60+00:00"),
+        (datetime.date(2017, 1, 1), "005960.25", "+0100", "2017-01-01T00:59:60.25+01:00"),
+        (datetime.date(2016, 12, 31), "185960", "-0500", "2016-12-31T18:59:60-05:00"),
+        (datetime.date(2017, 1, 1), "054460", "+0545", "2017-01-01T05:44:60+05:45"),
+    ],
+)
+def test_a_leap_second_is_kept(day: datetime.date, time: str, offset: str, value: str) -> None:
+    assert moment(day, time, offset, None) == (value, None)
+
+
+@pytest.mark.parametrize(
+    ("day", "time"),
+    [
+        (datetime.date(2016, 12, 30), "235960"),  # not the end of a month
+        (datetime.date(2016, 12, 31), "225960"),  # not the end of a day
+        (datetime.date(2016, 12, 31), "235961"),
+        (datetime.date(9999, 12, 31), "235960"),  # nothing comes after it
+    ],
+)
+def test_a_second_60_where_no_leap_second_can_be_gives_the_date_alone(day: datetime.date, time: str) -> None:
+    assert moment(day, time, "+0000", None) == (day.isoformat(), "value-left-out")
+
+
+def test_a_leap_second_of_unknown_zone_gives_the_date_alone() -> None:
+    assert moment(datetime.date(2016, 12, 31), "235960", None, None) == ("2016-12-31", "no-time-zone")
+
+
+@pytest.mark.parametrize(
+    ("text", "offset", "expected"),
+    [
+        (None, "+0100", (None, None)),
+        ("", "+0100", (None, None)),
+        ("2024", "+0100", ("2024", None)),
+        ("202401", "+0100", ("2024-01", None)),
+        ("20240105", "+0100", ("2024-01-05", None)),
+        ("2024010510", "+0100", ("2024-01-05", "time-partial")),
+        ("202401051015", "+0100", ("2024-01-05", "time-partial")),
+        ("20240105101530", "+0100", ("2024-01-05T10:15:30+01:00", None)),
+        ("20240105101530.123456", "+0100", ("2024-01-05T10:15:30.123456+01:00", None)),
+        ("20240105101530-0500", "+0100", ("2024-01-05T10:15:30-05:00", None)),
+        ("20240105101530", None, ("2024-01-05", "no-time-zone")),
+        ("20161231235960+0000", None, ("2016-12-31T23:59:60+00:00", None)),
+        ("20241301", None, (None, "value-left-out")),
+        ("20240230", None, (None, "value-left-out")),
+        ("00000101", None, (None, "value-left-out")),
+        ("20240105 101530", None, (None, "value-left-out")),
+        ("2024-01-05", None, (None, "value-left-out")),
+    ],
+)
+def test_a_date_time_in_one_value(
+    text: str | None, offset: str | None, expected: tuple[str | None, str | None]
+) -> None:
+    assert moment_of(text, offset, None) == expected
+
+
+def test_moments_are_in_the_order_of_their_instants_and_what_is_known_exactly_comes_first() -> None:
+    ordered = [
+        "2023",
+        "2024-01-05T00:30:00+01:00",
+        "2024-01-04",
+        "2024-01-05T01:00:00+01:00",
+        "2024-01-05T00:00:00.5+00:00",
+        "2024-01-05T23:59:00-05:00",
+        "2024-01",
+        "2024-06-30T23:59:59+00:00",
+        "2024-06-30T23:59:60+00:00",
+        "2024-07-01T02:00:01+02:00",
+        "2024",
+    ]
+    # 2024-01-04 ends at midnight UTC, half an hour after 00:30 in Berlin
+    assert sorted([ordered[-1], *ordered[:-1]], key=instant) == ordered
+
+
 def test_without_an_offset_there_is_none() -> None:
     assert offset_of(None) is None
 
@@ -169,6 +246,17 @@ def test_every_value_is_a_date_time_of_fhir(
     value, _ = moment(day, time, offset, zone)
     assert value is not None
     assert FHIR_DATE_TIME.fullmatch(value)
+    assert instant(value).tzinfo is not None
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(st.from_regex(r"[0-9]{0,14}(\.[0-9]{0,7})?([+-][0-9]{4})?", fullmatch=True), st.text(max_size=20)), ZONES
+)
+def test_every_value_of_a_date_time_in_one_is_a_date_time_of_fhir(text: str, zone: ZoneInfo | None) -> None:
+    value, code = moment_of(text, None, zone)
+    assert value is not None or not text or code == "value-left-out"
+    assert value is None or FHIR_DATE_TIME.fullmatch(value)
 
 
 @settings(deadline=None)

@@ -306,9 +306,65 @@ def test_the_earliest_of_several_is_taken_and_said() -> None:
 def test_date_time_and_zone_are_those_of_one_instance() -> None:
     rows = instances(
         {"StudyDate": DAY, "StudyTime": "230000", "TimezoneOffsetFromUTC": "-0500"},
-        {"StudyDate": datetime.date(2024, 1, 6), "StudyTime": "010000", "TimezoneOffsetFromUTC": "+0100"},
+        {"StudyDate": datetime.date(2024, 1, 6), "StudyTime": "050100", "TimezoneOffsetFromUTC": "+0100"},
     )
     assert made(rows)["started"] == "2024-01-05T23:00:00-05:00"
+
+
+def test_the_earliest_is_so_by_the_instant_and_not_by_the_clock() -> None:
+    rows = instances(
+        {"StudyDate": DAY, "StudyTime": "230000", "TimezoneOffsetFromUTC": "-0500"},  # 04:00 UTC of the next day
+        {"StudyDate": datetime.date(2024, 1, 6), "StudyTime": "010000", "TimezoneOffsetFromUTC": "+0100"},  # 00:00
+    )
+    assert made(rows)["started"] == "2024-01-06T01:00:00+01:00"
+
+
+ORIGINAL, DERIVED = "ORIGINAL\\PRIMARY\\AXIAL", "DERIVED\\SECONDARY"
+
+
+def test_the_acquisition_of_original_images_stands_in_for_a_study_without_a_date() -> None:
+    here = place()
+    rows = instances(
+        {"AcquisitionDateTime": "20240105101500.5+0100", "ImageType": ORIGINAL},
+        {"AcquisitionDateTime": "20200101", "ImageType": DERIVED},
+    )
+    assert made(rows, at=here)["started"] == "2024-01-05T10:15:00.5+01:00"
+    assert ("date-stands-in", "00080020") in told(here)
+
+
+def test_the_date_of_the_study_counts_before_that_of_an_acquisition() -> None:
+    here = place()
+    rows = instances({"StudyDate": DAY, "AcquisitionDateTime": "20230101", "ImageType": ORIGINAL})
+    assert made(rows, at=here)["started"] == "2024-01-05"
+    assert ("date-stands-in", "00080020") not in told(here)
+
+
+@pytest.mark.parametrize(
+    "dates",
+    [
+        {"AcquisitionDateTime": "20240105101500+0100"},
+        {"AcquisitionDate": DAY, "AcquisitionTime": "101500", "TimezoneOffsetFromUTC": "+0100"},
+        {"ContentDate": DAY, "ContentTime": "101500", "TimezoneOffsetFromUTC": "+0100"},
+    ],
+)
+def test_the_dates_of_original_images_stand_in_for_a_series_without_one(dates: dict[str, Any]) -> None:
+    here = place()
+    (series,) = made(instances({"ImageType": ORIGINAL, **dates}), at=here)["series"]
+    assert series["started"] == "2024-01-05T10:15:00+01:00"
+    assert ("date-stands-in", "00080021") in told(here)
+
+
+def test_the_date_on_which_a_derived_object_was_made_stands_in_for_nothing() -> None:
+    dates = {"ContentDate": DAY, "AcquisitionDate": DAY, "AcquisitionDateTime": "20240105"}
+    study = made(instances({"ImageType": DERIVED, **dates}, {"ImageType": None, **dates}))
+    assert "started" not in study
+    assert "started" not in study["series"][0]
+
+
+def test_an_acquisition_date_time_that_is_none_is_left_out_and_said() -> None:
+    here = place()
+    assert "started" not in made(instances({"AcquisitionDateTime": "last week", "ImageType": ORIGINAL}), at=here)
+    assert ("value-left-out", "0008002A") in told(here)
 
 
 def test_an_instance_that_lacks_the_time_of_the_others_contradicts_nobody() -> None:

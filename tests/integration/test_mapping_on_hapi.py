@@ -1,0 +1,41 @@
+"""What the mapping makes of header rows, judged by HAPI ($validate, strict parser)."""
+
+import datetime
+
+import pytest
+
+from dicom_etl.fhir.imaging_study import imaging_study
+from tests.fhir.rows_of import CONTEXT, group, place
+from tests.servers.hapi_server import validate
+
+INSTANCE = {
+    "StudyInstanceUID": "1.2.3",
+    "SeriesInstanceUID": "1.2.3.4",
+    "SOPInstanceUID": "1.2.3.4.5",
+    "SOPClassUID": "1.2.840.10008.5.1.4.1.1.4",
+    "Modality": "MR",
+}
+NEW_YEAR = datetime.date(2017, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "started"),
+    [
+        (
+            {"StudyDate": NEW_YEAR, "StudyTime": "005960.25", "TimezoneOffsetFromUTC": "+0100"},
+            "2017-01-01T00:59:60.25+01:00",
+        ),
+        ({"AcquisitionDateTime": "201701", "ImageType": "ORIGINAL\\PRIMARY"}, "2017-01"),
+        ({"AcquisitionDateTime": "2017", "ImageType": "ORIGINAL\\PRIMARY"}, "2017"),
+        (
+            {"StudyDate": NEW_YEAR, "StudyTime": "101530.123456", "TimezoneOffsetFromUTC": "-0330"},
+            "2017-01-01T10:15:30.123456-03:30",
+        ),
+    ],
+)
+def test_what_started_says_is_valid(hapi, row, started):
+    rows = group(row, **INSTANCE)
+    resource = imaging_study("s1", "p1", rows, CONTEXT, place())
+    assert resource is not None
+    assert resource["started"] == started
+    assert validate(hapi.base_url, resource) == []
