@@ -42,10 +42,12 @@ class Content:
         return content, False
 
     def _rest(self, place: int, left: int) -> tuple[bytes, bool]:
-        """All from a place on, which may lie beyond the end; nothing must follow."""
+        """All from a place on; nothing must follow."""
         if not self.size:
             raise Surprise("an empty file")
-        if left <= 0:
+        if left < 0:
+            raise Surprise("a value ends beyond the file")
+        if not left:
             self.fetch(self.size - 1, 1)
             return b"", True
         self.file.seek(place)

@@ -68,6 +68,8 @@ class _Heads(dict[bytes, Head]):
         tag = group << 16 | number
         if group & 1 and number > 0xFF:
             # there are very many private elements, of which nothing is known but their VR
+            if head[4:] not in _PRIVATE:
+                raise Surprise("VR")
             look, is_padded = _PRIVATE[head[4:]]
             found = tag, look, is_padded, _pack(tag << 2 | FILLED)
         else:

@@ -41,6 +41,7 @@ _UNDEFINED = 0xFFFFFFFF
 # Limits against hostile files. The largest real headers (segmentations and contours of 100,000 items) stay below.
 _MOST_READS = 5_000_000
 _MOST_INFLATED = 1 << 30
+_LARGE_READ = 1 << 20
 _DICOM_SUFFIXES = frozenset({"", ".dcm", ".dicom", ".dic", ".ima"})
 # What pydicom raises on damaged files, found by reading and by mutating files.
 _DAMAGED = (
@@ -101,7 +102,7 @@ def read_header(file: BinaryIO, name: str, size: int) -> Header:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what pydicom warns of, we judge ourselves
         try:
-            dataset = pydicom.dcmread(cast(BinaryIO, _Bounded(file)), stop_before_pixels=True, force=True)
+            dataset = pydicom.dcmread(cast(BinaryIO, _Bounded(file, size)), stop_before_pixels=True, force=True)
             if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
                 raise NotRead("dicomdir", "dicomdir")
             has_preamble = start[128:132] == b"DICM"
@@ -136,16 +137,18 @@ def _no_dicom(name: str) -> NotRead:
 
 
 class _Bounded:
-    """An open file with a limit on the number of reads, and on what a deflated data set may become."""
+    """An open file with limits on the number of reads, on their size, and on what a deflated data set may become."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, size: int) -> None:
         self.seek, self.tell = file.seek, file.tell
-        self._read, self._left = file.read, _MOST_READS
+        self._read, self._left, self._size = file.read, _MOST_READS, size
 
     def read(self, size: int = -1) -> bytes:
         self._left -= 1
         if self._left < 0:
             raise ValueError(f"the header has more than {_MOST_READS // 2:,} elements")
+        if size > _LARGE_READ:  # memory is taken for as much as is asked for, and lengths may be forged
+            size = min(size, max(0, self._size - self.tell()))
         content = self._read(size)
         if size < 0:  # pydicom reads so only what it is going to inflate
             _check_inflated(content)
@@ -273,7 +276,9 @@ def _encodings(dataset: Dataset, inherited: tuple[str, ...]) -> tuple[tuple[str,
 
 def _column(dataset: FileDataset, column: Column, encodings: tuple[str, ...], little: bool) -> Decoded:
     """The value of a column: from its first place, else from the second."""
-    top = dataset.file_meta if column.tag >> 16 == 2 else dataset
+    top: Dataset = dataset
+    if column.tag >> 16 == 2:
+        top, little = dataset.file_meta, True  # it is always little endian (PS3.10 7.1)
     decoded = _at(top, column.path, column, encodings, little)
     if decoded.value is None and decoded.problem is None and column.also:
         return _at(top, column.also, column, encodings, little)

@@ -6,7 +6,7 @@ import importlib.util
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from dicom_etl.headers.fast import FastReader
 from dicom_etl.headers.layout import Presence
@@ -33,8 +33,13 @@ class Refused(NamedTuple):
 
 def decided(content: bytes, name: str = "1.dcm", size: int | None = None) -> Said | Refused:
     """What the reader that decides says of a file; `size` is that of the inventory, if it is not the true one."""
+    return decided_of(io.BytesIO(content), name, len(content) if size is None else size)
+
+
+def decided_of(file: BinaryIO, name: str, size: int) -> Said | Refused:
+    """What the reader that decides says of an open file."""
     try:
-        header = read_header(io.BytesIO(content), name, len(content) if size is None else size)
+        header = read_header(file, name, size)
     except NotRead as why:
         return Refused(why.kind, why.code)
     return Said(
@@ -49,8 +54,13 @@ def decided(content: bytes, name: str = "1.dcm", size: int | None = None) -> Sai
 
 def said(reader: FastReader, content: bytes, name: str = "1.dcm", size: int | None = None) -> Said | Refused:
     """What the fast reader says."""
+    return said_of(reader, io.BytesIO(content), name, len(content) if size is None else size)
+
+
+def said_of(reader: FastReader, file: BinaryIO, name: str, size: int) -> Said | Refused:
+    """What the fast reader says of an open file."""
     try:
-        row = reader.read(io.BytesIO(content), name, len(content) if size is None else size)
+        row = reader.read(file, name, size)
     except NotRead as why:
         return Refused(why.kind, why.code)
     return Said(
@@ -66,7 +76,7 @@ def said(reader: FastReader, content: bytes, name: str = "1.dcm", size: int | No
 def downloaded() -> Iterator[Path]:
     """The files of the package `pydicom-data`."""
     found = importlib.util.find_spec("data_store")
-    assert found is not None
-    assert found.origin is not None, "pydicom-data is not installed"
+    assert found is not None, "pydicom-data is not installed: pip install -e '.[dev]'"
+    assert found.origin is not None
     folder = Path(found.origin).parent / "data"
     return (path for path in sorted(folder.rglob("*")) if path.is_file())

@@ -10,6 +10,7 @@ from typing import Any
 
 import pydicom
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.reader import Header, NotRead, read_header
@@ -133,3 +134,14 @@ def shipped() -> Iterator[Path]:
 def shipped_name(path: Path) -> str:
     """Its path below the folder of test files."""
     return path.relative_to(Path(pydicom.__file__).parent / "data" / "test_files").as_posix()
+
+
+def siblings(content: bytes, number: int = 3) -> list[bytes]:
+    """Copies of a file that differ in the last digit of the SOPInstanceUID, where pydicom finds one."""
+    dataset = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, force=True)
+    found = dataset.get_item("SOPInstanceUID")
+    deflated = DEFLATED.encode() in content[:1000]  # places are those of the inflated bytes
+    if not isinstance(found, RawDataElement) or not found.value or deflated:
+        return [content] * number
+    last = found.value_tell + len(found.value.rstrip(b"\0 ")) - 1
+    return [content[:last] + b"%d" % digit + content[last + 1 :] for digit in range(number)]

@@ -1,0 +1,410 @@
+"""Templates: which files match one, what is read of them, and how a series is learnt.
+
+Places are counted by hand. The data set of `FIRST` begins at 234; its elements end at 268, 282, 294, 308, 318 and 328,
+where the pixel data begin, whose head has 12 bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from dicom_etl.headers.fast import FastReader, Work
+from dicom_etl.headers.template import Matched, Template
+from dicom_etl.headers.walk import Walk
+from tests.headers.compare import decided, said
+from tests.headers.files import BIG_ENDIAN, EXPLICIT, IMPLICIT, MR_IMAGE, UNDEFINED, element, item, part10, sequence
+
+UID, NUMBER = 0x00080018, 0x00200013
+VARYING = frozenset({UID, NUMBER})
+ROWS = element("Rows", b"\x08\0")
+PIXELS = element("PixelData", bytes(range(64)), "OW")
+PIXELS_HEAD = b"\xe0\x7f\x10\0OW\0\0\x40\0\0\0"
+
+
+def image(
+    uid: bytes = b"1.2.3", number: bytes = b"1", *more: bytes, series: bytes = b"1.2.1", syntax: str = EXPLICIT
+) -> bytes:
+    """An image; `more` stands before Rows and the pixels, if it is not empty in their place."""
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    end = more or (
+        element("Rows", struct.pack(order + "H", 8), syntax=syntax),
+        element("PixelData", bytes(range(64)), "OW", syntax=syntax),
+    )
+    return part10(
+        element("SOPClassUID", MR_IMAGE.encode(), syntax=syntax)
+        + element("SOPInstanceUID", uid, syntax=syntax)
+        + element("StudyInstanceUID", b"1.2", syntax=syntax)
+        + element("SeriesInstanceUID", series, syntax=syntax)
+        + element("InstanceNumber", number, syntax=syntax)
+        + b"".join(end),
+        syntax,
+    )
+
+
+FIRST = image()
+
+
+class Opened:
+    """A file of which bytes are fetched, which are counted."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.fetched = content, list[tuple[int, int]]()
+
+    def fetch(self, place: int, number: int) -> tuple[bytes, bool]:
+        """The bytes from a place on, and whether they reach the end of the file."""
+        found = self.content[place : place + number]
+        self.fetched.append((place, len(found)))
+        return found, place + number >= len(self.content)
+
+
+def template_of(content: bytes, varying: frozenset[int] = VARYING) -> Template:
+    walk = Walk()
+    walk.walk(content, at_end=True)
+    return Template(content, walk, varying)
+
+
+def match(template: Template, content: bytes, first: int | None = None) -> Matched | None:
+    """What of a file matches, whose first bytes, or all, are there at once."""
+    opened = Opened(content)
+    first = len(content) if first is None else first
+    return template.match(content[:first], first >= len(content), opened.fetch)
+
+
+# -- what matches -----------------------------------------------------------------------------------------------------
+
+
+def test_the_file_itself_matches() -> None:
+    expected = Matched([b"1.2.3\0", b"1 "], 0, PIXELS_HEAD, 328, True)
+    assert match(template_of(FIRST), FIRST) == expected
+
+
+@pytest.mark.parametrize(
+    ("uid", "number", "values", "end"),
+    [
+        (b"1.2.4", b"2", [b"1.2.4\0", b"2 "], 328),
+        (b"1.2.3.4.5.6", b"1234", [b"1.2.3.4.5.6\0", b"1234"], 336),  # 6 and 2 bytes longer
+        (b"1.2", b"", [b"1.2\0", b""], 324),  # 2 and 2 bytes shorter
+        (b"", b"12", [b"", b"12"], 322),
+        (b"1" * 3000, b"2", [b"1" * 3000, b"2 "], 3322),
+    ],
+)
+def test_a_file_matches_that_differs_in_the_varying_elements_in_length_too(
+    uid: bytes, number: bytes, values: list[bytes], end: int
+) -> None:
+    assert match(template_of(FIRST), image(uid, number)) == Matched(values, 0, PIXELS_HEAD, end, True)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "end", "head"),
+    [
+        (IMPLICIT, 326, b"\xe0\x7f\x10\0\x40\0\0\0\0\1\2\3"),
+        (BIG_ENDIAN, 328, b"\x7f\xe0\0\x10OW\0\0\0\0\0\x40"),
+    ],
+)
+def test_files_of_other_transfer_syntaxes_match_their_like(syntax: str, end: int, head: bytes) -> None:
+    template = template_of(image(syntax=syntax))
+    found = match(template, image(b"1.2.3.4", b"222", syntax=syntax))  # 2 bytes longer each
+    assert found == Matched([b"1.2.3.4\0", b"222 "], 0, head, end + 4, True)
+    assert match(template, FIRST) is None
+
+
+def test_pixels_may_be_others() -> None:
+    content = image(b"1.2.3", b"1", ROWS, element("PixelData", bytes(10), "OB"))
+    assert match(template_of(FIRST), content) == Matched(
+        [b"1.2.3\0", b"1 "], 0, b"\xe0\x7f\x10\0OB\0\0\x0a\0\0\0", 328, True
+    )
+
+
+def test_the_file_meta_information_may_vary() -> None:
+    longer = FIRST.replace(b"UI\x06\x001.2.3\0", b"UI\x08\x001.2.3.45").replace(b"UL\x04\0\x5a\0", b"UL\x04\0\x5c\0")
+    template = template_of(FIRST, frozenset({0x00020000, 0x00020003, UID}))
+    found = match(template, longer)
+    assert found == Matched([b"\x5c\0\0\0", b"1.2.3.45", b"1.2.3.45"], 0, PIXELS_HEAD, 332, True)
+    # pydicom takes the group length for a number
+    assert match(template, longer.replace(b"UL\x04\0\x5c\0\0\0", b"UL\x02\0\x5c\0")) is None
+
+
+def test_a_file_without_pixels_matches_when_it_ends_with_the_last_element() -> None:
+    template = template_of(image(b"1.2.3", b"1", ROWS))
+    assert match(template, image(b"1.2.33", b"12", ROWS)) == Matched([b"1.2.33", b"12"], 0, b"", 328, False)
+
+
+# -- what does not match ----------------------------------------------------------------------------------------------
+
+
+def test_one_byte_that_differs_in_what_is_constant_is_refused() -> None:
+    template = template_of(FIRST)
+    refused = []
+    for place in range(328):
+        changed = FIRST[:place] + bytes([FIRST[place] ^ 1]) + FIRST[place + 1 :]
+        if match(template, changed) is None:
+            refused.append(place)
+    values = {*range(276, 282), *range(316, 318)}
+    assert refused == [place for place in range(328) if place not in values]
+
+
+def test_a_file_that_is_cut_is_refused_up_to_the_head_of_the_pixels() -> None:
+    template = template_of(FIRST)
+    assert [number for number in range(len(FIRST) + 1) if match(template, FIRST[:number])] == [
+        *range(340, len(FIRST) + 1)
+    ]
+
+
+def test_a_file_without_pixels_is_refused_that_is_cut_anywhere() -> None:
+    content = image(b"1.2.3", b"1", ROWS)
+    template = template_of(content)
+    assert [number for number in range(len(content) + 1) if match(template, content[:number])] == [len(content)]
+
+
+OTHERS = {
+    "an element more before the pixels": image(b"1.2.3", b"1", ROWS, element("Columns", b"\1\0"), PIXELS),
+    "an element more before those that vary": FIRST.replace(
+        element("StudyInstanceUID", b"1.2"), element("StudyDate", b"20200101") + element("StudyInstanceUID", b"1.2")
+    ),
+    "an element less": image(b"1.2.3", b"1", PIXELS),
+    "no pixels": image(b"1.2.3", b"1", ROWS),
+    "something else than pixels": image(b"1.2.3", b"1", ROWS, element(0x00290010, b"ACME", "LO"), bytes(20)),
+    "group length of the pixels": image(b"1.2.3", b"1", ROWS, element(0x7FE00000, bytes(4), "UL"), PIXELS),
+    "another VR of what varies": FIRST.replace(element("InstanceNumber", b"1"), element("InstanceNumber", b"1", "DS")),
+    "another VR of what is constant": FIRST.replace(ROWS, element("Rows", b"\x08\0", "SS")),
+    "a longer value of what is constant": image(b"1.2.3", b"1", element("Rows", b"\x08\0\x08\0"), PIXELS),
+    "another preamble": b"II*\0" + FIRST[4:],
+    "another transfer syntax": FIRST.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0"),
+    "no file": b"",
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_file_of_another_shape_is_refused(case: str) -> None:
+    content = OTHERS[case]
+    assert content != FIRST
+    assert match(template_of(FIRST), content) is None
+
+
+def test_one_more_byte_at_the_end_of_a_file_without_pixels_is_refused() -> None:
+    content = image(b"1.2.3", b"1", ROWS)
+    assert match(template_of(content), content + b"\0") is None
+
+
+def test_a_first_element_of_implicit_vr_is_refused_whose_length_reads_as_a_vr() -> None:
+    rest = b"".join(
+        element(keyword, value, syntax=IMPLICIT)
+        for keyword, value in (("SOPClassUID", MR_IMAGE.encode()), ("SOPInstanceUID", b"1.2.3"))
+    )
+    first, longest, too_long = (
+        part10(element("ImageType", b"X" * length, syntax=IMPLICIT) + rest, IMPLICIT)
+        for length in (8, 0x4140, 0x4142)  # 0x4142 is "BA"
+    )
+    template = template_of(first, frozenset({0x00080008}))
+    assert match(template, longest) == Matched([b"X" * 0x4140], 0, b"", 232 + 8 + 0x4140 + 34 + 14, False)
+    assert match(template, too_long) is None
+
+
+# -- what is fetched --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1, 131, 270, 275, 280, 300, 318, 328, 339])
+def test_it_makes_no_difference_how_many_bytes_there_are_at_first(first: int) -> None:
+    template = template_of(FIRST)
+    content = image(b"1.2.3.4.5.6", b"1234")
+    assert match(template, content, first) == Matched([b"1.2.3.4.5.6\0", b"1234"], 0, PIXELS_HEAD, 336, True)
+    assert match(template, content.replace(ROWS, element("Rows", b"\x07\0")), first) is None
+
+
+def with_private_value(value: bytes, rows: bytes = b"\x08\0", number: bytes = b"1") -> bytes:
+    """An image with a creator at 318 and a private value whose head is at 330, itself at 342."""
+    private = element(0x00210010, b"ACME", "LO"), element(0x00211001, value, "UN")
+    return image(b"1.2.3", number, *private, element("Rows", rows), PIXELS)
+
+
+def test_of_a_file_with_a_large_value_no_more_is_read_at_first_than_a_little_of_it() -> None:
+    assert template_of(with_private_value(bytes(50_000))).first_read == 330 + 1024
+    assert template_of(FIRST).first_read == 328 + 1024
+
+
+def test_a_large_value_is_not_read() -> None:
+    template = template_of(with_private_value(bytes(50_000)))
+    content = with_private_value(b"\1" * 60_000)
+    opened = Opened(content)
+    found = template.match(content[:1354], False, opened.fetch)
+    # at 342 + 60,000 there are 10 bytes of Rows, 12 and 64 of the pixels
+    assert found == Matched([b"1.2.3\0", b"1 ", b""], 0, PIXELS_HEAD, 60_352, True)
+    assert opened.fetched == [(60_342, 86)]
+
+
+def test_behind_a_large_value_no_more_is_read_than_8192_bytes() -> None:
+    template = template_of(with_private_value(bytes(50_000)))
+    content = with_private_value(b"\1" * 60_000) + bytes(100_000)
+    opened = Opened(content)
+    assert template.match(content[:1354], False, opened.fetch) is not None
+    assert opened.fetched == [(60_342, 8192)]
+
+
+def test_a_large_value_that_is_there_at_once_is_passed_over() -> None:
+    template = template_of(with_private_value(bytes(50_000)))
+    found = match(template, with_private_value(b"\1" * 10_000, number=b"12"))
+    assert found == Matched([b"1.2.3\0", b"12", b""], 0, PIXELS_HEAD, 10_352, True)
+
+
+def test_what_follows_a_large_value_is_compared() -> None:
+    template = template_of(with_private_value(bytes(50_000)))
+    assert match(template, with_private_value(bytes(50_000), b"\x09\0"), 1354) is None
+
+
+def test_a_large_value_must_have_a_length_and_be_of_its_vr() -> None:
+    template = template_of(with_private_value(bytes(50_000)))
+    assert match(template, with_private_value(b"")) is None
+    head = b"\x21\0\x01\x10UN\0\0"
+    content = with_private_value(bytes(50_000))
+    place = content.index(head)
+    undefined = content[: place + 8] + struct.pack("<L", UNDEFINED) + content[place + 12 :]
+    assert match(template, undefined, 1354) is None
+    assert match(template, content.replace(head, b"\x21\0\x01\x10OB\0\0"), 1354) is None
+
+
+def test_a_large_value_that_is_cut_is_refused() -> None:
+    template = template_of(with_private_value(bytes(50_000)))
+    content = with_private_value(bytes(50_000))
+    assert match(template, content[:40_000]) is None
+    assert match(template, content[:40_000], 1354) is None
+
+
+def test_a_value_that_is_longer_than_a_megabyte_is_refused() -> None:
+    first = image(b"1.2.3", b"1", element("ImageComments", b"x", "UT"), PIXELS)
+    template = template_of(first, frozenset({0x00204000}))
+    value = b"x" * 1_000_000
+    found = match(template, image(b"1.2.3", b"1", element("ImageComments", value, "UT"), PIXELS), 8192)
+    assert found == Matched([value], 0, PIXELS_HEAD, 318 + 12 + 1_000_000, True)
+    longer = image(b"1.2.3", b"1", element("ImageComments", b"x" * 1_100_000, "UT"), PIXELS)
+    assert match(template, longer, 8192) is None
+
+
+# -- sequences that vary ----------------------------------------------------------------------------------------------
+
+SEQUENCE = 0x0040A730
+END = b"\xfe\xff\xdd\xe0\0\0\0\0"
+
+
+def with_items(*items: bytes, defined: bool = False) -> bytes:
+    """An image with ContentSequence at 328, its value at 340."""
+    return image(b"1.2.3", b"1", ROWS, sequence("ContentSequence", *items, defined=defined), PIXELS)
+
+
+def code(value: bytes) -> bytes:
+    """An item of 16 bytes around the value, and 8 for its end."""
+    return item(element("CodeValue", value), defined=False)
+
+
+@pytest.mark.parametrize("first", [0, 330, 341, 350, 364, 372, 5000])
+def test_a_sequence_of_undefined_length_may_vary_in_its_items(first: int) -> None:
+    template = template_of(with_items(code(b"T1")), frozenset({NUMBER, SEQUENCE}))
+    items = code(b"T1234567"), item(defined=False), code(b"T2")  # 32 + 16 + 26
+    found = match(template, with_items(*items), first)
+    assert found == Matched([b"1 ", b"".join(items) + END], 0b10, PIXELS_HEAD, 340 + 74 + 8, True)
+
+
+def test_a_long_sequence_of_undefined_length_is_fetched_to_its_end() -> None:
+    template = template_of(with_items(code(b"T1")), frozenset({SEQUENCE}))
+    items = [code(b"T1")] * 2000  # 52,000 bytes
+    found = match(template, with_items(*items), 1352)
+    assert found == Matched([b"".join(items) + END], 1, PIXELS_HEAD, 340 + 52_000 + 8, True)
+
+
+def test_the_length_of_a_sequence_that_varies_may_be_defined_in_one_file_and_not_in_the_next() -> None:
+    undefined, defined = with_items(code(b"T1")), with_items(code(b"T2"), defined=True)
+    found = match(template_of(undefined, frozenset({SEQUENCE})), defined)
+    assert found == Matched([code(b"T2")], 0, PIXELS_HEAD, 340 + 26, True)
+    found = match(template_of(defined, frozenset({SEQUENCE})), undefined)
+    assert found == Matched([code(b"T1") + END], 1, PIXELS_HEAD, 340 + 26 + 8, True)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [code(b"T1")[:-8]],
+        [element("CodeValue", b"T1")],
+        [item(element("CodeValue", b"T1", length=40))],
+        [b"\xfe\xff\x0d\xe0\0\0\0\0"],
+    ],
+    ids=["an item without end", "no item", "a value that ends behind its item", "an end of no item"],
+)
+@pytest.mark.parametrize("first", [1352, 5000])
+def test_a_sequence_of_undefined_length_that_is_not_plain_is_refused(items: list[bytes], first: int) -> None:
+    template = template_of(with_items(code(b"T1")), frozenset({SEQUENCE}))
+    assert match(template, with_items(*items), first) is None
+
+
+def test_a_sequence_without_end_is_refused() -> None:
+    template = template_of(with_items(code(b"T1")), frozenset({SEQUENCE}))
+    content = with_items(*[code(b"T1")] * 2000)
+    for number in (352, 366, 1000, 20_000, 52_347):
+        assert match(template, content[:number], 1352) is None
+
+
+def test_undefined_length_of_what_is_no_sequence_is_refused() -> None:
+    first = image(b"1.2.3", b"1", element("ImageComments", b"x", "UT"), PIXELS)
+    content = image(b"1.2.3", b"1", element("ImageComments", b"x" * 20, "UT", length=UNDEFINED), END, PIXELS)
+    assert match(template_of(first, frozenset({0x00204000})), content) is None
+
+
+# -- how a series is learnt -------------------------------------------------------------------------------------------
+
+
+def work(*contents: bytes) -> Work:
+    """How files were read one after the other, alike to pydicom."""
+    reader = FastReader()
+    for content in contents:
+        assert said(reader, content) == decided(content)
+    return reader.work
+
+
+def slices(series: bytes, number: int, *more: bytes) -> list[bytes]:
+    """The images of a series."""
+    return [image(series + b".%d" % one, b"%d" % one, *more, series=series) for one in range(1, number + 1)]
+
+
+def test_the_first_two_files_of_a_series_are_walked_over_and_all_others_matched() -> None:
+    assert work(*slices(b"1.1", 12)) == Work(matched=10, walked=2, handed_over=0)
+
+
+def test_of_interleaved_series_each_has_its_template() -> None:
+    three = zip(slices(b"1.1", 9), slices(b"1.2", 9), slices(b"1.3", 9), strict=True)
+    contents = [content for group in three for content in group]
+    assert work(*contents) == Work(matched=21, walked=6, handed_over=0)
+
+
+def test_a_second_shape_in_a_series_is_walked_over_once_when_it_is_known_what_varies() -> None:
+    images = slices(b"1.1", 6)
+    others = slices(b"1.1", 3, ROWS, element("Columns", b"\x08\0"), PIXELS)
+    # two of the first shape, one of the second; from then on both are matched, in whatever order
+    contents = [images[0], images[1], others[0], images[2], others[1], images[3], images[4], others[2], images[5]]
+    assert work(*contents) == Work(matched=6, walked=3, handed_over=0)
+
+
+def test_an_element_that_varies_for_the_first_time_is_learnt() -> None:
+    images = slices(b"1.1", 4)
+    other = [content.replace(ROWS, element("Rows", b"\x09\0")) for content in slices(b"1.1", 8)[4:]]
+    # the third is matched, the fifth teaches that Rows varies
+    assert work(*images, *other) == Work(matched=5, walked=3, handed_over=0)
+
+
+def test_a_file_that_is_the_same_again_teaches_nothing() -> None:
+    assert work(FIRST, FIRST, FIRST) == Work(matched=0, walked=3, handed_over=0)
+
+
+def test_files_that_are_not_plain_are_handed_over_and_disturb_no_template() -> None:
+    good = slices(b"1.1", 6)
+    bad = [b"", good[0][132:], good[3][:300], image(b"1.1.9", b"9", ROWS, ROWS, PIXELS, series=b"1.1")]
+    contents = [bad[0], good[0], bad[1], good[1], bad[2], good[2], bad[3], good[3], good[4], good[5]]
+    assert work(*contents) == Work(matched=4, walked=2, handed_over=4)
+
+
+def test_the_templates_of_64_series_are_kept() -> None:
+    def rounds(series: int) -> list[bytes]:
+        every = [slices(b"1.%d" % number, 3) for number in range(1, series + 1)]
+        return [content for group in zip(*every, strict=True) for content in group]
+
+    assert work(*rounds(64)) == Work(matched=64, walked=128, handed_over=0)
+    assert work(*rounds(65)) == Work(matched=0, walked=195, handed_over=0)

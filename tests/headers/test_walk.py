@@ -1,0 +1,575 @@
+"""The walk over a header: what it finds, how it goes on with more bytes, and what is not plain.
+
+Places are counted by hand. File meta information of `part10`: 132 bytes, then elements of 12, 14, 34, 14 and 28 bytes
+(26 for the shorter UID of implicit VR), so that the data set begins at 234 (232).
+"""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from dicom_etl.headers.forms import Element, NeedMore, Surprise
+from dicom_etl.headers.layout import EMPTY, FILLED
+from dicom_etl.headers.walk import Jump, Walk
+from tests.headers.files import (
+    BIG_ENDIAN,
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    JPEG,
+    MR_IMAGE,
+    UNDEFINED,
+    element,
+    instance,
+    item,
+    part10,
+    sequence,
+)
+
+SYNTAXES = pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
+PIXELS = element("PixelData", bytes(64), "OW")
+
+
+def short(value: int, syntax: str = EXPLICIT) -> bytes:
+    return struct.pack(">H" if syntax == BIG_ENDIAN else "<H", value)
+
+
+def data_set(syntax: str) -> bytes:
+    """A data set of seven elements and pixels, with a private block."""
+    return b"".join(
+        [
+            element("SOPClassUID", MR_IMAGE.encode(), syntax=syntax),
+            element("SOPInstanceUID", b"1.2.3", syntax=syntax),
+            element(0x00090010, b"ACME", "LO", syntax=syntax),
+            element(0x00091001, b"\1\2", "OB", syntax=syntax),
+            element("PatientID", b"", syntax=syntax),
+            element("PatientSex", b"  ", syntax=syntax),
+            element("Rows", short(0, syntax), syntax=syntax),
+            element("PixelData", bytes(64), "OW", syntax=syntax),
+        ]
+    )
+
+
+def walked(content: bytes, *, inflated: bool = False) -> Walk:
+    walk = Walk(inflated=inflated)
+    walk.walk(content, at_end=True)
+    return walk
+
+
+def presences(walk: Walk) -> dict[int, int]:
+    """The status of each element of the layout, by tag."""
+    codes = [struct.unpack("<Q", code)[0] for code in walk.codes if code]
+    return {code >> 2: code & 3 for code in codes}
+
+
+def state(walk: Walk) -> tuple[object, ...]:
+    """All that a walk has found."""
+    return walk.heads, walk.starts, walk.found, walk.codes, walk.creators, walk.large, walk.end, walk.pixels
+
+
+# -- what it finds ----------------------------------------------------------------------------------------------------
+
+
+def test_elements_of_explicit_vr_begin_and_end_where_they_do() -> None:
+    content = part10(data_set(EXPLICIT), EXPLICIT)
+    walk = walked(content)
+    assert walk.elements(content) == [
+        Element(0x00020000, b"UL", 132, 140, 4, 144, False),
+        Element(0x00020001, b"OB", 144, 156, 2, 158, False),
+        Element(0x00020002, b"UI", 158, 166, 26, 192, False),
+        Element(0x00020003, b"UI", 192, 200, 6, 206, False),
+        Element(0x00020010, b"UI", 206, 214, 20, 234, False),
+        Element(0x00080016, b"UI", 234, 242, 26, 268, False),
+        Element(0x00080018, b"UI", 268, 276, 6, 282, False),
+        Element(0x00090010, b"LO", 282, 290, 4, 294, False),
+        Element(0x00091001, b"OB", 294, 306, 2, 308, False),
+        Element(0x00100020, b"LO", 308, 316, 0, 316, False),
+        Element(0x00100040, b"CS", 316, 324, 2, 326, False),
+        Element(0x00280010, b"US", 326, 334, 2, 336, False),
+    ]
+    assert (walk.meta, walk.end, walk.pixels) == (5, 336, True)
+    assert walk.creators == [(0x00090010, 290, 294)]
+    assert walk.large == []
+
+
+def test_elements_of_implicit_vr_begin_and_end_where_they_do() -> None:
+    content = part10(data_set(IMPLICIT), IMPLICIT)
+    walk = walked(content)
+    assert walk.elements(content)[4:] == [
+        Element(0x00020010, b"UI", 206, 214, 18, 232, False),
+        Element(0x00080016, None, 232, 240, 26, 266, False),
+        Element(0x00080018, None, 266, 274, 6, 280, False),
+        Element(0x00090010, None, 280, 288, 4, 292, False),
+        Element(0x00091001, None, 292, 300, 2, 302, False),
+        Element(0x00100020, None, 302, 310, 0, 310, False),
+        Element(0x00100040, None, 310, 318, 2, 320, False),
+        Element(0x00280010, None, 320, 328, 2, 330, False),
+    ]
+    assert (walk.meta, walk.end, walk.pixels) == (5, 330, True)
+    assert walk.creators == [(0x00090010, 288, 292)]
+
+
+def test_elements_of_big_endian_begin_and_end_where_they_do() -> None:
+    content = part10(data_set(BIG_ENDIAN), BIG_ENDIAN)
+    walk = walked(content)
+    assert walk.elements(content)[4:] == [
+        Element(0x00020010, b"UI", 206, 214, 20, 234, False),
+        Element(0x00080016, b"UI", 234, 242, 26, 268, False),
+        Element(0x00080018, b"UI", 268, 276, 6, 282, False),
+        Element(0x00090010, b"LO", 282, 290, 4, 294, False),
+        Element(0x00091001, b"OB", 294, 306, 2, 308, False),
+        Element(0x00100020, b"LO", 308, 316, 0, 316, False),
+        Element(0x00100040, b"CS", 316, 324, 2, 326, False),
+        Element(0x00280010, b"US", 326, 334, 2, 336, False),
+    ]
+    assert (walk.meta, walk.end, walk.pixels) == (5, 336, True)
+
+
+@SYNTAXES
+def test_the_layout_has_all_but_the_file_meta_information(syntax: str) -> None:
+    assert presences(walked(part10(data_set(syntax), syntax))) == {
+        0x00080016: FILLED,
+        0x00080018: FILLED,
+        0x00090010: FILLED,
+        0x00091001: FILLED,
+        0x00100020: EMPTY,
+        0x00100040: EMPTY,
+        0x00280010: FILLED,
+    }
+
+
+def test_of_wanted_elements_it_is_kept_where_they_are() -> None:
+    found = walked(part10(data_set(IMPLICIT), IMPLICIT)).found
+    assert found[0x00020010] == (b"UI", 206, 214, 18, 232)
+    assert found[0x00080018] == (None, 266, 274, 6, 280)
+    assert found[0x00280010] == (None, 320, 328, 2, 330)
+    assert 0x00091001 not in found
+
+
+def test_group_lengths_are_walked_over_but_not_of_the_layout() -> None:
+    walk = walked(instance(early=element(0x00080000, b"\x30\0\0\0", "UL")))
+    assert walk.heads[5] == b"\x08\0\0\0UL"
+    assert 0x00080000 not in presences(walk)
+
+
+def test_a_private_element_of_zeros_is_filled_and_one_of_blanks_is_empty() -> None:
+    private = element(0x00210010, b"ACME", "LO"), element(0x00211001, bytes(4), "UN"), element(0x00211002, b"  ", "LO")
+    found = presences(walked(instance(*private)))
+    assert (found[0x00211001], found[0x00211002]) == (FILLED, EMPTY)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "expected"),
+    [
+        (0x00210010, b"ACME", [(0x00210010, 316, 320)]),
+        (0x002100FF, b"ACME", [(0x002100FF, 316, 320)]),
+        (0x00210010, b"", []),
+        (0x0021000F, b"ACME", []),
+        (0x00210100, b"ACME", []),
+        (0x00220010, b"ACME", []),
+    ],
+)
+def test_private_creators_are_filled_elements_10_to_ff_of_odd_groups(
+    tag: int, value: bytes, expected: list[tuple[int, int, int]]
+) -> None:
+    # the UIDs of `instance` end at 308: 234 + 34 + 14 + 12 + 14
+    assert walked(instance(element(tag, value, "LO"))).creators == expected
+
+
+def test_it_ends_where_a_file_without_pixels_ends() -> None:
+    walk = walked(instance())
+    assert (walk.end, walk.pixels) == (308, False)
+
+
+@pytest.mark.parametrize("keyword", ["PixelData", "FloatPixelData", "DoubleFloatPixelData"])
+def test_it_ends_before_any_pixel_data(keyword: str) -> None:
+    walk = walked(instance(element(keyword, bytes(64), "OW")))
+    assert (walk.end, walk.pixels) == (308, True)
+
+
+# -- sequences --------------------------------------------------------------------------------------------------------
+
+
+@SYNTAXES
+@pytest.mark.parametrize("defined", [True, False])
+def test_a_sequence_ends_behind_its_items(syntax: str, defined: bool) -> None:
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    content = element("CodeValue", b"T1", syntax=syntax)  # 10 bytes
+    items = item(content, order=order), item(content, defined=False, order=order)  # 18 and 26
+    coded = sequence("ProcedureCodeSequence", *items, defined=defined, syntax=syntax)
+    walk = walked(part10(coded + element("PatientID", b"7", syntax=syntax), syntax))
+    head = 8 if syntax == IMPLICIT else 12
+    begin = 232 if syntax == IMPLICIT else 234
+    end = begin + head + 44 + (0 if defined else 8)
+    assert walk.starts[5:] == [begin, end]
+    length = 44 if defined else UNDEFINED
+    assert walk.found[0x00081032] == (None if syntax == IMPLICIT else b"SQ", begin, begin + head, length, end)
+    assert presences(walk)[0x00081032] == FILLED
+
+
+@SYNTAXES
+@pytest.mark.parametrize("defined", [True, False])
+def test_a_sequence_without_items_is_empty(syntax: str, defined: bool) -> None:
+    content = sequence("ProcedureCodeSequence", defined=defined, syntax=syntax)
+    content += element("Rows", short(1, syntax), syntax=syntax)
+    assert presences(walked(part10(content, syntax))) == {0x00081032: EMPTY, 0x00280010: FILLED}
+
+
+def test_a_sequence_whose_vr_was_lost_has_items_of_implicit_vr() -> None:
+    items = item(element("CodeValue", b"T1", syntax=IMPLICIT), defined=False)
+    walk = walked(part10(sequence("ProcedureCodeSequence", items, defined=False, vr="UN")))
+    assert walk.found[0x00081032] == (b"UN", 234, 246, UNDEFINED, 280)  # 8 + 10 + 8 for the item, 8 to end
+
+
+def nested(depth: int) -> bytes:
+    content = b""
+    for _ in range(depth):
+        content = sequence("LanguageCodeSequence", item(content, defined=False), defined=False)
+    return content
+
+
+def test_sequences_of_undefined_length_may_be_nested_64_deep_inside_the_first() -> None:
+    walk = walked(part10(nested(65)))
+    assert walk.end == 234 + 65 * (12 + 8 + 8 + 8)
+    with pytest.raises(Surprise, match="depth"):
+        walked(part10(nested(66)))
+
+
+# -- more bytes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN, JPEG])
+@pytest.mark.parametrize("defined", [True, False])
+def test_byte_by_byte_it_finds_the_same_as_at_once(syntax: str, defined: bool) -> None:
+    coded_as = EXPLICIT if syntax == JPEG else syntax
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    code = item(element("CodeValue", b"T1", syntax=coded_as), defined=defined, order=order)
+    inner = sequence("EquivalentCodeSequence", code, defined=defined, syntax=coded_as)
+    outer = sequence("LanguageCodeSequence", item(inner, order=order), defined=defined, syntax=coded_as)
+    content = part10(outer + data_set(coded_as), syntax)
+    end = len(content) - 64 - (8 if syntax == IMPLICIT else 12)  # where pixel data begin
+    walk = Walk()
+    for number in range(132, end + 12):
+        with pytest.raises(NeedMore):
+            walk.walk(content[:number], at_end=False)
+    walk.walk(content[: end + 12], at_end=False)
+    assert (walk.end, walk.pixels) == (end, True)
+    assert state(walk) == state(walked(content))
+
+
+@SYNTAXES
+def test_a_header_that_is_cut_needs_more_unless_it_is_cut_between_two_elements(syntax: str) -> None:
+    content = part10(data_set(syntax), syntax)
+    begin = 232 if syntax == IMPLICIT else 234
+    sizes = (34, 14, 12, 10, 8, 10, 10) if syntax == IMPLICIT else (34, 14, 12, 14, 8, 10, 10)
+    ends = [begin + sum(sizes[:number]) for number in range(1, 8)]
+    found = []
+    for number in range(begin + 12, ends[-1] + 1):
+        try:
+            found.append(walked(content[:number]).end)
+        except NeedMore:
+            continue
+    assert found == ends
+
+
+def test_a_file_that_ends_within_the_file_meta_information_needs_more() -> None:
+    content = instance()
+    for number in range(132, 234 + 12):
+        with pytest.raises(NeedMore):
+            walked(content[:number])
+
+
+# -- large values that nobody wants -----------------------------------------------------------------------------------
+
+ACME = element(0x00210010, b"ACME", "LO")  # 308 to 320
+ROWS = element("Rows", b"\x08\0")
+
+
+@pytest.mark.parametrize("vr", ["UN", "OB", "OW", "OF"])
+def test_a_large_private_value_beyond_the_bytes_is_jumped_over(vr: str) -> None:
+    content = instance(ACME, element(0x00211001, bytes(20_000), vr), ROWS, PIXELS)
+    walk = Walk()
+    with pytest.raises(Jump) as jump:
+        walk.walk(content[:5000], at_end=False)
+    assert (jump.value.value, jump.value.length) == (332, 20_000)
+    walk.jumped[332] = 20_000
+    rest = content[:332] + content[20_332:]
+    with pytest.raises(NeedMore):
+        walk.walk(rest[:350], at_end=False)
+    walk.walk(rest, at_end=True)
+    assert walk.elements(rest)[-2:] == [
+        Element(0x00211001, vr.encode(), 320, 332, 20_000, 332, True),
+        Element(0x00280010, b"US", 332, 340, 2, 342, False),
+    ]
+    assert (walk.end, walk.pixels, walk.large) == (342, True, [0x00211001])
+    assert presences(walk)[0x00211001] == FILLED
+
+
+def test_it_jumps_from_one_large_value_to_the_next() -> None:
+    values = [element(0x00211001 + number, bytes(9000), "OB") for number in range(3)]
+    content = instance(ACME, *values, ROWS, PIXELS)
+    walk, buf, jumps = Walk(), content[:1000], []
+    for _ in range(3):
+        with pytest.raises(Jump) as jump:
+            walk.walk(buf, at_end=False)
+        at, length = jump.value.value, jump.value.length
+        jumps.append((at, length))
+        walk.jumped[at] = length
+        place = at + 9000 * len(jumps)
+        buf = buf[:at] + content[place : place + 400]
+    walk.walk(buf, at_end=True)
+    assert jumps == [(332, 9000), (344, 9000), (356, 9000)]
+    assert walk.starts[-4:] == [320, 332, 344, 356]
+    assert (walk.end, walk.large) == (366, [0x00211001, 0x00211002, 0x00211003])
+
+
+def test_a_large_value_that_is_there_is_large_too_but_not_jumped_over() -> None:
+    content = instance(ACME, element(0x00211001, bytes(20_000), "OB"), ROWS, PIXELS)
+    walk = walked(content)
+    assert walk.elements(content)[-2] == Element(0x00211001, b"OB", 320, 332, 20_000, 20_332, True)
+    assert (walk.end, walk.large) == (20_342, [0x00211001])
+
+
+@SYNTAXES
+def test_a_value_is_large_from_8192_bytes_on(syntax: str) -> None:
+    sizes = {0x00211001: 8190, 0x00211002: 8192, 0x00211003: 8194}
+    values = [element(tag, bytes(size), "OB", syntax=syntax) for tag, size in sizes.items()]
+    assert walked(part10(b"".join(values), syntax)).large == [0x00211002, 0x00211003]
+
+
+def test_an_unwanted_sequence_of_large_length_is_jumped_over() -> None:
+    content = instance(sequence("ContentSequence", item(element("TextValue", b"x" * 9000))))
+    with pytest.raises(Jump) as jump:
+        Walk().walk(content[:4000], at_end=False)
+    assert (jump.value.value, jump.value.length) == (320, 9020)  # 9,000 bytes, 12 before them, 8 of the item
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        element(0x00211001, bytes(8190), "OB"),
+        element(0x00211001, b" " * 20_000, "UT"),
+        element("RetrieveURL", b"x" * 20_000),
+        sequence("SharedFunctionalGroupsSequence", item(bytes(20_000))),
+    ],
+    ids=["less than 8,192 bytes", "text, which may be blank", "wanted", "a sequence with wanted values"],
+)
+def test_all_other_values_need_more(value: bytes) -> None:
+    with pytest.raises(NeedMore):
+        Walk().walk(part10(value)[:4000], at_end=False)
+
+
+# -- what is not plain ------------------------------------------------------------------------------------------------
+
+
+def raw(tag: int, vr: bytes, value: bytes = b"", length: int | None = None) -> bytes:
+    """An element with a length of 16 bits, whatever its VR."""
+    length = len(value) if length is None else length
+    return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, length) + value
+
+
+def in_items(content: bytes, *, end: bytes = b"\xfe\xff\x0d\xe0\0\0\0\0") -> bytes:
+    """A sequence of undefined length with one item of undefined length, which ends as `end` says."""
+    start = struct.pack("<HHL", 0xFFFE, 0xE000, UNDEFINED)
+    return sequence("ContentSequence", start + content + end, defined=False)
+
+
+SEQUENCE_ENDS = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+SURPRISES = {
+    "out of order": ([element("Rows", b"\1\0"), element("PatientID", b"7")], "order"),
+    "twice": ([element("Rows", b"\1\0"), element("Rows", b"\1\0")], "order"),
+    "unknown VR": ([raw(0x00280010, b"ZZ", b"\1\0")], "VR"),
+    "no VR": ([raw(0x00280010, b"\0\0", b"\1\0")], "VR"),
+    "an item outside": ([item()], "after the header"),
+    "an item of undefined length outside": ([item(defined=False)], "after the header"),
+    "a delimiter outside": ([SEQUENCE_ENDS], "after the header"),
+    "padding instead of pixels": ([raw(0xFFFCFFFC, b"OB", bytes(16))], "after the header"),
+    "group length of the pixels": ([raw(0x7FE00000, b"UL", bytes(4)), PIXELS], "after the header"),
+    "undefined length of OB": ([element(0x00291010, b"x" * 100, "OB", length=UNDEFINED)], "undefined length"),
+    "no item in a sequence": ([sequence("ContentSequence", element("Rows", b"\1\0"), defined=False)], "item"),
+    "item delimiter instead of an item": (
+        [sequence("ContentSequence", struct.pack("<HHL", 0xFFFE, 0xE00D, 0), defined=False)],
+        "item",
+    ),
+    "item delimiter with a length": (
+        [in_items(element("CodeValue", b"T1"), end=b"\xfe\xff\x0d\xe0\2\0\0\0")],
+        "delimiter",
+    ),
+    "sequence delimiter in an item": ([in_items(element("CodeValue", b"T1"), end=SEQUENCE_ENDS)], "delimiter"),
+    "item delimiter in an item of defined length": (
+        [sequence("ContentSequence", item(struct.pack("<HHL", 0xFFFE, 0xE00D, 0)), defined=False)],
+        "delimiter",
+    ),
+    "a value that ends behind its item": (
+        [sequence("ContentSequence", item(element("CodeValue", b"T1", length=40)), bytes(40), defined=False)],
+        "item",
+    ),
+    "unknown VR in an item": ([in_items(raw(0x00280010, b"ZZ", b"\1\0"))], "VR"),
+    "a strange character set in an item": ([in_items(element("SpecificCharacterSet", b"\xff"))], "character set"),
+}
+
+
+@pytest.mark.parametrize("case", SURPRISES)
+def test_what_is_not_plain_is_a_surprise(case: str) -> None:
+    elements, reason = SURPRISES[case]
+    with pytest.raises(Surprise, match=f"^{reason}$"):
+        walked(instance(*elements))
+
+
+def test_a_private_element_of_unknown_vr_is_not_plain() -> None:
+    with pytest.raises((Surprise, LookupError)):  # the fast reader takes both for the same
+        walked(instance(ACME, raw(0x00211001, b"ZZ", b"\1\0")))
+
+
+def test_what_follows_the_pixels_is_not_looked_at() -> None:
+    assert walked(instance(PIXELS, element("PatientID", b"7"))).end == 308
+
+
+@pytest.mark.parametrize("tag", [0x00060010, 0x00040010, 0x00000002])
+def test_a_data_set_that_begins_before_group_0008_is_a_surprise(tag: int) -> None:
+    with pytest.raises(Surprise, match="order"):
+        walked(part10(element(tag, b"x", "LO") + ROWS))
+
+
+IMPLICIT_SURPRISES = {
+    "explicit VR": (element("SOPClassUID", MR_IMAGE.encode()), "explicit VR under an implicit transfer syntax"),
+    "undefined length of what is no sequence": (
+        element("PatientComments", item(), length=UNDEFINED, syntax=IMPLICIT) + SEQUENCE_ENDS,
+        "undefined length",
+    ),
+    "undefined length of what nobody knows, without items": (
+        element(0x00211001, bytes(16), "UN", length=UNDEFINED, syntax=IMPLICIT) + SEQUENCE_ENDS,
+        "undefined length",
+    ),
+    "something else between items": (
+        element("ProcedureCodeSequence", item() + bytes(8), length=UNDEFINED, syntax=IMPLICIT),
+        "item",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IMPLICIT_SURPRISES)
+def test_what_is_not_plain_in_implicit_vr_is_a_surprise(case: str) -> None:
+    content, reason = IMPLICIT_SURPRISES[case]
+    with pytest.raises(Surprise, match=f"^{reason}$"):
+        walked(part10(content, IMPLICIT))
+
+
+def test_implicit_items_in_big_endian_are_a_surprise() -> None:
+    code = struct.pack(">HHL", 0x0008, 0x0100, 4) + b"T1  "
+    content = sequence("ProcedureCodeSequence", item(code, order=">"), defined=False, vr="UN", syntax=BIG_ENDIAN)
+    with pytest.raises(Surprise, match="implicit VR in big endian"):
+        walked(part10(content, BIG_ENDIAN))
+
+
+# -- file meta information --------------------------------------------------------------------------------------------
+
+
+def file_of(*meta: bytes, preamble: bytes = bytes(128) + b"DICM") -> bytes:
+    """A file with this file meta information and one element of explicit VR."""
+    return preamble + b"".join(meta) + element("SOPClassUID", MR_IMAGE.encode())
+
+
+LENGTH = element(0x00020000, bytes(4), "UL")
+SYNTAX = element("TransferSyntaxUID", EXPLICIT.encode())
+PLAIN_META = {
+    "all": [LENGTH, element("FileMetaInformationVersion", b"\0\1"), SYNTAX],
+    "the group length is wrong": [element(0x00020000, b"\xff\xff\xff\xff", "UL"), SYNTAX],
+    "without group length": [element("FileMetaInformationVersion", b"\0\1"), SYNTAX],
+    "the transfer syntax alone": [SYNTAX],
+    "a transfer syntax that is padded with a blank": [raw(0x00020010, b"UI", EXPLICIT.encode() + b" ")],
+    "a transfer syntax of compressed pixels": [element("TransferSyntaxUID", JPEG.encode())],
+    "private information": [SYNTAX, element(0x00020102, bytes(65_536), "OB")],
+}
+
+
+@pytest.mark.parametrize("case", PLAIN_META)
+def test_plain_file_meta_information_is_walked_over(case: str) -> None:
+    meta = PLAIN_META[case]
+    walk = walked(file_of(*meta))
+    assert walk.meta == len(meta)
+    assert walk.starts[-1] == 132 + sum(map(len, meta))
+
+
+META_SURPRISES = {
+    "no preamble": (file_of(LENGTH, SYNTAX, preamble=b""), "preamble"),
+    "preamble without DICM": (file_of(LENGTH, SYNTAX, preamble=bytes(128) + b"DICN"), "preamble"),
+    "no file meta information": (file_of(), "transfer syntax"),
+    "no transfer syntax": (file_of(LENGTH), "transfer syntax"),
+    "an empty transfer syntax": (file_of(LENGTH, element("TransferSyntaxUID")), "transfer syntax"),
+    "a private transfer syntax": (file_of(element("TransferSyntaxUID", b"1.3.46.670589")), "transfer syntax"),
+    "a transfer syntax that is no UID": (
+        file_of(element("TransferSyntaxUID", EXPLICIT.encode() + b"x")),
+        "file meta information",
+    ),
+    "a transfer syntax of another VR": (
+        file_of(element("TransferSyntaxUID", EXPLICIT.encode(), "LO")),
+        "file meta information",
+    ),
+    "a directory": (
+        file_of(element("MediaStorageSOPClassUID", b"1.2.840.10008.1.3.10"), SYNTAX),
+        "file meta information",
+    ),
+    "out of order": (file_of(SYNTAX, LENGTH), "file meta information"),
+    "twice": (file_of(SYNTAX, SYNTAX), "file meta information"),
+    "a group length of 2 bytes": (file_of(element(0x00020000, bytes(2), "US"), SYNTAX), "file meta information"),
+    "a group length of 8 bytes": (file_of(element(0x00020000, bytes(8), "UL"), SYNTAX), "file meta information"),
+    "text in the first element": (
+        file_of(element("MediaStorageSOPInstanceUID", b"1.2"), SYNTAX),
+        "file meta information",
+    ),
+    "a very long value": (file_of(SYNTAX, element(0x00020102, bytes(65_538), "OB")), "file meta information"),
+    "undefined length": (file_of(SYNTAX, element(0x00020102, b"", "OB", length=UNDEFINED)), "file meta information"),
+    "unknown VR": (file_of(SYNTAX, raw(0x00020102, b"ZZ", b"  ")), "VR"),
+}
+
+
+@pytest.mark.parametrize("case", META_SURPRISES)
+def test_file_meta_information_that_is_not_plain_is_a_surprise(case: str) -> None:
+    content, reason = META_SURPRISES[case]
+    with pytest.raises(Surprise, match=f"^{reason}$"):
+        walked(content)
+
+
+def test_deflated_bytes_are_not_walked_over_before_they_are_inflated() -> None:
+    content = instance(syntax=EXPLICIT).replace(
+        element("TransferSyntaxUID", EXPLICIT.encode()), element("TransferSyntaxUID", DEFLATED.encode())
+    )
+    with pytest.raises(Surprise, match="deflated"):
+        walked(content)
+    assert walked(content, inflated=True).end == 310  # the UID is longer by 2 bytes
+    with pytest.raises(Surprise, match="deflated"):
+        walked(instance(), inflated=True)
+
+
+# -- headers that are alike -------------------------------------------------------------------------------------------
+
+
+def test_headers_are_alike_that_differ_in_values_and_lengths_only() -> None:
+    one = walked(instance(element("InstanceNumber", b"1"), ROWS))
+    assert one.is_like(walked(instance(element("InstanceNumber", b"1234567"), ROWS, PIXELS)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        instance(element("InstanceNumber", b"1")),
+        instance(element("InstanceNumber", b"1"), ROWS, element("Columns", b"\1\0")),
+        instance(element("InstanceNumber", b"1", "DS"), ROWS),
+        instance(
+            element("InstanceNumber", b"1", syntax=IMPLICIT),
+            element("Rows", b"\x08\0", syntax=IMPLICIT),
+            syntax=IMPLICIT,
+        ),
+    ],
+    ids=["an element less", "an element more", "another VR", "another transfer syntax"],
+)
+def test_headers_of_other_elements_are_not_alike(content: bytes) -> None:
+    assert not walked(instance(element("InstanceNumber", b"1"), ROWS)).is_like(walked(content))
+
+
+def test_headers_are_not_alike_where_a_value_is_large_in_one_of_them() -> None:
+    one, other = (walked(instance(ACME, element(0x00211001, bytes(size), "OB"))) for size in (8190, 8192))
+    assert not one.is_like(other)
