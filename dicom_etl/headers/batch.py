@@ -39,8 +39,8 @@ class _Piece:
 
     def column(self, place: int, kind: pa.DataType) -> pa.Array:
         """One column."""
-        if place in self.base.varied:
-            slot = self.base.varied.index(place)
+        slot = self.base.slots.get(place)
+        if slot is not None:
             return pa.array([changed[slot] for changed in self.changed], kind)
         value = self.base.values[place]
         if value is None:
@@ -49,7 +49,7 @@ class _Piece:
 
     def is_null(self, place: int) -> bool:
         """Whether a column has no value in any row."""
-        return self.base.values[place] is None and place not in self.base.varied
+        return self.base.values[place] is None and place not in self.base.slots
 
 
 class Batch:

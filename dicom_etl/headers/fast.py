@@ -12,7 +12,7 @@ import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import BinaryIO, NamedTuple, cast
 
 from dicom_etl.headers.catalogue import Column, catalogue
@@ -46,6 +46,11 @@ class Base:
     varied: tuple[int, ...]  # places in the catalogue
     layout: Layout
 
+    @cached_property
+    def slots(self) -> dict[int, int]:
+        """Where among the varying columns each of them stands."""
+        return {place: slot for slot, place in enumerate(self.varied)}
+
 
 class Row(NamedTuple):
     """A header as a base and the values of its varying columns."""
@@ -66,8 +71,9 @@ class Row(NamedTuple):
 
     def value(self, place: int) -> Value:
         """The value of one column."""
-        varied = self.base.varied
-        return self.changed[varied.index(place)] if place in varied else self.base.values[place]
+        base = self.base
+        slot = base.slots.get(place)
+        return base.values[place] if slot is None else self.changed[slot]
 
 
 class Work(NamedTuple):
@@ -250,7 +256,6 @@ class _Series:
         branches = [first_places()[e.tag] for e in elements if not e.large and e.tag in first_places()]
         varied = [place for branch in branches for place in places_in(branch)]
         self.base = Base(parsed.values, tuple(varied), parsed.layout)
-        self._slots = {place: slot for slot, place in enumerate(varied)}
         places = {presence.tag: number for number, presence in enumerate(parsed.layout.presences())}
         self._steps = [self._step(element, places.get(element.tag, -1)) for element in elements]
         constant = parsed.problems.keys() - set(varied)
@@ -268,7 +273,7 @@ class _Series:
             return _Varying(element, presence, filled, is_padded(tag, vr), (), None)
         decoders = decoders_for(self.parsed.encodings, self.parsed.form.order == "<")
         in_items = branch if branch.deeper or vr == b"SQ" else None
-        columns = [(self._slots[place], catalogue()[place], decoders[place, vr]) for place in branch.places]
+        columns = [(self.base.slots[place], catalogue()[place], decoders[place, vr]) for place in branch.places]
         return _Varying(element, presence, filled, is_padded(tag, vr), () if in_items else tuple(columns), in_items)
 
     def taught(self, buf: bytes, walked: Walk) -> _Series | None:
@@ -327,7 +332,7 @@ class _Series:
             return
         form, encodings = self.parsed.form, self.parsed.encodings
         for place, value, problem in values_under(raw, alone, first_places()[tag], form, encodings):
-            changed[self._slots[place]] = value
+            changed[self.base.slots[place]] = value
             if problem:
                 yield ColumnProblem(catalogue()[place], problem)
 

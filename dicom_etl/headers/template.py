@@ -6,13 +6,14 @@ neither parsed nor decoded again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dicom_etl.headers.forms import EXPLICIT, LONG, UNDEFINED, Element, Form, NeedMore, Surprise
 from dicom_etl.headers.nested import after_sequence
 from dicom_etl.headers.walk import PIXELS, Walk
 
+_SPARE = 1024  # bytes by which the values of a file may be longer than those of the template
 _MORE = 4096  # bytes that are fetched beyond what is known to be needed
 _MOST_FIRST_READ = 1 << 16
 _MOST_BYTES = 1 << 20  # of a value
@@ -30,7 +31,7 @@ class Part(NamedTuple):
     value_at: int
     lengths: range | None  # that are possible; None: all are
     element: Element
-    large: bool  # its value is jumped over
+    beyond: int  # of a value that is jumped over: bytes that are fetched after it; else 0
 
 
 class Matched(NamedTuple):
@@ -51,17 +52,18 @@ class Template:
         self.elements: list[Element] = []  # that vary
         self._parts: list[Part] = []
         run, elements = 0, walked.elements(buf)
+        beyond = _beyond(elements, walked.end)
         for number, element in enumerate(elements):
             if element.large or element.tag in varying:
                 form = EXPLICIT if number < walked.meta else walked.form
                 first = number == walked.meta
-                self._parts.append(_part(buf, buf[run : element.start], element, form, first=first))
+                self._parts.append(_part(buf, run, element, form, beyond.get(element.tag, 0), first=first))
                 self.elements.append(element)
                 run = element.end
         self._last_run = buf[run : walked.end]
         # up to the first value that is jumped over; values may be a little longer in the next file
         end = next((e.start for e in elements if e.large), walked.end)
-        self.first_read = min(end + 1024, _MOST_FIRST_READ)
+        self.first_read = min(end + _SPARE, _MOST_FIRST_READ)
 
     def match(self, buf: bytes, at_end: bool, fetch: Fetch) -> Matched | None:  # noqa: C901  (the hot loop)
         """What a file has in the varying elements, or None where it is not of this template.
@@ -75,7 +77,7 @@ class Template:
         values: list[bytes] = []
         undefined = 0
         for part in self._parts:
-            run, size, length_of, length_at, value_at, lengths, _, large = part
+            run, size, length_of, length_at, value_at, lengths, _, beyond = part
             if pos + size + 12 > n and not at_end:
                 buf, at_end = fetch(base + pos, size + _MORE)
                 base, pos, n = base + pos, 0, len(buf)
@@ -89,13 +91,13 @@ class Template:
                 return None
             pos += value_at
             if length != UNDEFINED and pos + length <= n:
-                values.append(b"" if large else buf[pos : pos + length])
+                values.append(b"" if beyond else buf[pos : pos + length])
                 pos += length
-            elif large:
+            elif beyond:
                 if at_end:
                     return None
                 values.append(b"")
-                buf, at_end = fetch(base + pos + length, 2 * _MORE)
+                buf, at_end = fetch(base + pos + length, beyond)
                 base, pos, n = base + pos + length, 0, len(buf)
             else:
                 base, buf, at_end, end = self._rest(part, (base + pos, buf[pos:], at_end), length, fetch)
@@ -150,14 +152,25 @@ class Template:
         return Matched(values, undefined, buf[pos : pos + 12], base + pos, pixels=True)
 
 
-def _part(buf: bytes, run: bytes, element: Element, form: Form, *, first: bool) -> Part:
+def _beyond(elements: Sequence[Element], end: int) -> dict[int, int]:
+    """Of the values that are jumped over: how much there is up to the next of them, or the header's end."""
+    found = {}
+    for element in reversed(elements):
+        if element.large:
+            found[element.tag] = end - element.end + _SPARE
+            end = element.start
+    return found
+
+
+def _part(buf: bytes, begin: int, element: Element, form: Form, beyond: int, *, first: bool) -> Part:
     """A run and the varying element after it.
 
     Args:
         buf: the header.
-        run: the bytes before the element.
+        begin: where the run begins.
         element: that varies.
         form: how the element is written.
+        beyond: as in `Part`.
         first: it is the first of the data set.
     """
     lengths = None
@@ -172,8 +185,8 @@ def _part(buf: bytes, run: bytes, element: Element, form: Form, *, first: bool) 
         head, length_of, value_at = 4, form.long, 4
     elif element.vr in LONG:
         length_of, length_at, value_at = form.long, 2, 6
-    run += buf[element.start : element.start + head]
-    return Part(run, len(run), length_of, length_at, value_at, lengths, element, element.large)
+    run = buf[begin : element.start + head]
+    return Part(run, len(run), length_of, length_at, value_at, lengths, element, beyond)
 
 
 def _end(part: Part, buf: bytes, length: int, form: Form) -> int | None:
