@@ -42,8 +42,15 @@ def entity(segment: str) -> str | None:
     return matches[-1] if matches else None
 
 
+@cache
+def _any_junk() -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern.pattern})" for _, pattern in _patterns("junk", "class")))
+
+
 def junk_class(name: str) -> str | None:
     """The class of junk that a file or folder name is, or None."""
+    if not _any_junk().fullmatch(name):  # of nearly all names this is all that is asked
+        return None
     return next((label for label, pattern in _patterns("junk", "class") if pattern.fullmatch(name)), None)
 
 
