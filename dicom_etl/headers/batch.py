@@ -95,10 +95,22 @@ class Batch:
         return self._layouts.values()
 
 
+def _constant(large: list[_Piece], singles: Sequence[Value], place: int) -> Value:
+    """The value that a column has in all rows; None where it has several, or none at all."""
+    value = large[0].base.values[place] if large else None
+    if any(place in piece.base.slots or piece.base.values[place] != value for piece in large):
+        return None
+    return value if singles.count(value) == len(singles) else None
+
+
 def _column(
     large: list[_Piece], singles: Sequence[Value], place: int, kind: pa.DataType, total: int
 ) -> pa.ChunkedArray:
     if singles.count(None) == len(singles) and all(piece.is_null(place) for piece in large):
         return pa.chunked_array([pa.nulls(total, kind)])
+    # -0.0 equals 0.0 and is another number
+    exact = not (pa.types.is_floating(kind) or pa.types.is_list(kind))
+    if exact and (value := _constant(large, singles, place)) is not None:
+        return pa.chunked_array([pa.repeat(pa.scalar(value, kind), total)])
     chunks = [piece.column(place, kind) for piece in large]
     return pa.chunked_array([*chunks, pa.array(singles, kind)] if singles else chunks, kind)

@@ -149,8 +149,8 @@ class FastReader:
                     self._walked += 1
                     return row
         parsed = Parsed(whole, walked)
-        varying = {tag for sibling in family.series for tag in sibling.varying}
-        series = _Series(parsed, _tags(walked) & varying if varying else frozenset())
+        varying = frozenset([tag for sibling in family.series for tag in sibling.varying])
+        series = _Series(parsed, varying.intersection(walked.tags) if varying else varying)
         tail = whole[walked.end : walked.end + 12]
         row = series.own_row(Matched([], 0, tail, walked.end + skipped, walked.pixels), content)
         if walked.end <= _MOST_KEPT and family.wants_more():
@@ -218,10 +218,6 @@ def _walked(buf: bytes, at_end: bool, content: Content) -> tuple[bytes, Walk, in
             buf += more
 
 
-def _tags(walked: Walk) -> frozenset[int]:
-    return frozenset([known.tag for known in walked.known()])
-
-
 class _Varying(NamedTuple):
     """What to do with the value of a varying element."""
 
@@ -256,7 +252,7 @@ class _Series:
         branches = [first_places()[e.tag] for e in elements if not e.large and e.tag in first_places()]
         varied = [place for branch in branches for place in places_in(branch)]
         self.base = Base(parsed.values, tuple(varied), parsed.layout)
-        places = {presence.tag: number for number, presence in enumerate(parsed.layout.presences())}
+        places = {tag: number for number, tag in enumerate(parsed.layout.tags())}
         self._steps = [self._step(element, places.get(element.tag, -1)) for element in elements]
         constant = parsed.problems.keys() - set(varied)
         self._constant_problems = _sorted([parsed.problems[place] for place in constant])

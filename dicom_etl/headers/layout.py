@@ -66,6 +66,11 @@ class Layout:
             codes[place * _CODE.size] ^= EMPTY ^ FILLED
         return Layout(bytes(codes), self.creators)
 
+    def tags(self) -> list[int]:
+        """The tags of its elements."""
+        found: list[int] = (np.frombuffer(self.codes, "<u8") >> np.uint64(2)).tolist()
+        return found
+
     def presences(self) -> tuple[Presence, ...]:
         """Its elements."""
         creators = dict(self.creators)

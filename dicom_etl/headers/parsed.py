@@ -104,11 +104,9 @@ class Parsed:
     def differs(self, buf: bytes, walked: Walk) -> set[int]:
         """The tags in which a header that is like this one differs."""
         mine, large = self.buf, set(self.walked.large)
-        pairs = zip(self.walked.known(), self.walked.bounds(), walked.bounds(), strict=True)
+        pairs = zip(self.walked.tags, self.walked.bounds(), walked.bounds(), strict=True)
         return {
-            known.tag
-            for known, (begin, end), (start, stop) in pairs
-            if mine[begin:end] != buf[start:stop] and known.tag not in large
+            tag for tag, (begin, end), (start, stop) in pairs if mine[begin:end] != buf[start:stop] and tag not in large
         }
 
     def may_vary(self, varying: frozenset[int]) -> bool:

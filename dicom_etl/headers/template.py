@@ -49,17 +49,15 @@ class Template:
 
     def __init__(self, buf: bytes, walked: Walk, varying: frozenset[int]) -> None:
         self._walked = walked
-        self.elements: list[Element] = []  # that vary
         self._parts: list[Part] = []
-        run, elements = 0, walked.elements(buf)
+        run, elements = 0, walked.elements(buf, varying)
+        self.elements = elements  # that vary
         beyond = _beyond(elements, walked.end)
-        for number, element in enumerate(elements):
-            if element.large or element.tag in varying:
-                form = EXPLICIT if number < walked.meta else walked.form
-                first = number == walked.meta
-                self._parts.append(_part(buf, run, element, form, beyond.get(element.tag, 0), first=first))
-                self.elements.append(element)
-                run = element.end
+        for element in elements:
+            form = EXPLICIT if element.start < walked.data_set else walked.form
+            first = element.start == walked.data_set
+            self._parts.append(_part(buf, run, element, form, beyond.get(element.tag, 0), first=first))
+            run = element.end
         self._last_run = buf[run : walked.end]
         # up to the first value that is jumped over; values may be a little longer in the next file
         end = next((e.start for e in elements if e.large), walked.end)

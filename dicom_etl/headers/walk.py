@@ -7,6 +7,8 @@ Nothing is decoded here.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from functools import cached_property
 from typing import NamedTuple
 
 from dicom_etl.headers.forms import (
@@ -178,10 +180,16 @@ class Walk:
             return end, True
         return end, bool(length) and not (known.is_padded and not buf[value:end].strip(b" \0"))
 
-    def known(self) -> list[Known]:
-        """What the first bytes of each element say."""
-        forms = [EXPLICIT] * self.meta + [self.form] * (len(self.heads) - self.meta)
-        return [form.heads.known(head) for form, head in zip(forms, self.heads, strict=True)]
+    @property
+    def data_set(self) -> int:
+        """Where the data set begins."""
+        return self.starts[self.meta] if self.meta < len(self.starts) else self.end
+
+    @cached_property
+    def tags(self) -> list[int]:
+        """The tags of all elements."""
+        meta, rest = EXPLICIT.heads, self.form.heads
+        return [meta[head][0] for head in self.heads[: self.meta]] + [rest[head][0] for head in self.heads[self.meta :]]
 
     def is_like(self, other: Walk) -> bool:
         """Whether a header has the same elements, written alike: what headers must have in common for a template."""
@@ -191,15 +199,18 @@ class Walk:
         """Where each element begins and ends."""
         return list(zip(self.starts, [*self.starts[1:], self.end], strict=True))
 
-    def elements(self, buf: bytes) -> list[Element]:
-        """All elements of the header that was walked."""
-        found = []
+    def elements(self, buf: bytes, tags: Collection[int] | None = None) -> list[Element]:
+        """Elements of the header that was walked: all, or those of some tags and all that are large."""
         large = set(self.large)
-        for number, (known, (start, end)) in enumerate(zip(self.known(), self.bounds(), strict=True)):
-            form = EXPLICIT if number < self.meta else self.form
-            value = start + (12 if known.is_long else 8)
-            length = form.long(buf, start + 8)[0] if known.is_long else form.head(buf, start)[1]
-            found.append(Element(known.tag, known.vr, start, value, length, end, known.tag in large))
+        wanted = range(UNDEFINED) if tags is None else large.union(tags)
+        found = []
+        for number, (tag, head, (start, end)) in enumerate(zip(self.tags, self.heads, self.bounds(), strict=True)):
+            if tag in wanted:
+                form = EXPLICIT if number < self.meta else self.form
+                known = form.heads.known(head)
+                value = start + (12 if known.is_long else 8)
+                length = form.long(buf, start + 8)[0] if known.is_long else form.head(buf, start)[1]
+                found.append(Element(tag, known.vr, start, value, length, end, tag in large))
         return found
 
 

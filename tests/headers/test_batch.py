@@ -1,0 +1,76 @@
+"""Rows become columns: what a template's rows share is repeated, what they do not is theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dicom_etl.headers.batch import Batch
+from dicom_etl.headers.catalogue import catalogue
+from dicom_etl.headers.fast import Base, Row
+from dicom_etl.headers.layout import FILLED, Layout, code_of
+
+NAMES = [column.name for column in catalogue()]
+LAYOUT = Layout(code_of(0x00100010, FILLED))
+
+
+def base(varied: tuple[str, ...] = (), **values: Any) -> Base:
+    """A base with these values, and columns that vary."""
+    return Base(tuple(values.get(name) for name in NAMES), tuple(NAMES.index(name) for name in varied), LAYOUT)
+
+
+def row(base_: Base, *changed: Any) -> Row:
+    """A row of a base."""
+    return Row(base_, changed, LAYOUT, (), False, False)
+
+
+def columns_of(*rows: Row) -> dict[str, list[Any]]:
+    """The columns, in the order in which the rows were added."""
+    batch = Batch()
+    for number, one in enumerate(rows):
+        batch.add(number, one)
+    numbers, layouts, columns = batch.columns()
+    assert layouts.to_pylist() == [LAYOUT.id] * len(rows)
+    order = sorted(range(len(rows)), key=numbers.__getitem__)
+    return {
+        name: [values[place] for place in order]
+        for name, values in zip(columns, map(list_of, columns.values()), strict=True)
+    }
+
+
+def list_of(column: Any) -> list[Any]:
+    return column.to_pylist()
+
+
+def test_no_rows_are_columns_of_no_rows() -> None:
+    assert set(map(len, columns_of().values())) == {0}
+
+
+def test_rows_of_many_kinds_come_back_as_they_were() -> None:
+    many = base(("SOPInstanceUID",), Modality="MR", SeriesNumber=1, SliceLocation=0.0)
+    few = base(("SOPInstanceUID", "Modality"), SeriesNumber=1)
+    alone = base(SOPInstanceUID="9", Modality="CT", SeriesNumber=2)
+    rows = [row(alone), *(row(many, str(n)) for n in range(40)), row(few, "50", "SR"), row(alone)]
+    columns = columns_of(*rows)
+    assert columns["SOPInstanceUID"] == ["9", *map(str, range(40)), "50", "9"]
+    assert columns["Modality"] == ["CT", *["MR"] * 40, "SR", "CT"]
+    assert columns["SeriesNumber"] == [2, *[1] * 41, 2]
+    assert columns["SliceLocation"] == [None, *[0.0] * 40, None, None]
+    assert columns["PatientID"] == [None] * 43
+
+
+def test_a_value_that_all_rows_share_is_in_all_rows() -> None:
+    first, second = (base(("SOPInstanceUID",), PatientID="P-1") for _ in range(2))
+    alone = base(SOPInstanceUID="9", PatientID="P-1")
+    rows = [row(one, "1") for one in [first] * 40 + [second] * 40]
+    assert columns_of(*rows, row(alone))["PatientID"] == ["P-1"] * 81
+
+
+def test_a_value_that_one_row_lacks_is_not_in_that_row() -> None:
+    rows = [row(base(("SOPInstanceUID",), PatientID="P-1"), "1")] * 40
+    assert columns_of(*rows, row(base(SOPInstanceUID="9")))["PatientID"] == [*["P-1"] * 40, None]
+
+
+def test_numbers_that_are_equal_and_not_the_same_stay_apart() -> None:
+    plus, minus = (base(("SOPInstanceUID",), SliceLocation=number) for number in (0.0, -0.0))
+    rows = [row(one, "1") for one in [plus] * 40 + [minus] * 40]
+    assert list(map(str, columns_of(*rows)["SliceLocation"])) == ["0.0"] * 40 + ["-0.0"] * 40
