@@ -7,7 +7,7 @@ description. `docs/architecture.md` explains the columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import pyarrow as pa
 
@@ -51,7 +51,7 @@ class Table:
         names = {name for name, _ in self.fields}
         return tuple(name for name in _SOUGHT if name in names)
 
-    @property
+    @cached_property
     def schema(self) -> pa.Schema:
         """The columns."""
         return pa.schema(self.fields)

@@ -392,6 +392,8 @@ def read_parquet(source: IO[bytes], columns: list[str] | None = None) -> pa.Tabl
 
 def _fitting(table: Table, rows: pa.Table) -> pa.Table:
     schema = table.schema
+    if rows.schema.equals(schema):
+        return rows.combine_chunks()
     if set(rows.column_names) != set(schema.names):
         odd = sorted(set(rows.column_names) ^ set(schema.names))
         raise SchemaError(f"{table.name}: missing or unknown columns: {', '.join(odd)}")
@@ -399,7 +401,7 @@ def _fitting(table: Table, rows: pa.Table) -> pa.Table:
     for wanted, got in zip(schema, rows.schema, strict=True):
         if wanted.type != got.type and not pa.types.is_null(got.type):
             raise SchemaError(f"{table.name}.{wanted.name} is {got.type} and should be {wanted.type}")
-    return (rows if rows.schema.equals(schema) else rows.cast(schema)).combine_chunks()
+    return rows.cast(schema).combine_chunks()
 
 
 def _in_order(rows: pa.Table, order: Sequence[str]) -> bool:
