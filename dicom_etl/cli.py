@@ -13,11 +13,13 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 import typer
 from rich.console import Console
 
 from dicom_etl import __version__, inspect
 from dicom_etl.console import ProgressDisplay, plain, table
+from dicom_etl.convert import convert
 from dicom_etl.doctor import examine, settings_help
 from dicom_etl.examples import write_examples
 from dicom_etl.lake.tables import Lake, LakeError
@@ -322,6 +324,34 @@ def report(
     """Write the report (HTML, JSON, CSV) of what was measured."""
     session = _session(as_json, settings, lake, None, None, no_wait=False)
     raise typer.Exit(session.go(datasets, ["report"], Options()))
+
+
+@app.command("convert")
+def convert_command(
+    directory: Annotated[Path, typer.Argument(help="a folder of DICOM files, in folders of any kind")],
+    contained: Annotated[bool, typer.Option("--contained", help="put the Patient into each ImagingStudy")] = False,
+    time_zone: Annotated[
+        str | None, typer.Option("--time-zone", help="IANA zone of dates whose headers name no offset")
+    ] = None,
+    settings: SettingsFile = None,
+    workers: Workers = None,
+) -> None:
+    """The FHIR resources of a folder on standard output, one per line; keeps no lake.
+
+    Patients first, then one ImagingStudy for each study. What was left out is said on standard error, and the exit code
+    is then 1.
+    """
+    console = Console(highlight=False, stderr=True)
+    chosen = load_settings(settings, time_zone=time_zone, workers=workers)
+    converted = convert(directory, contained=contained, settings=chosen)
+    for resource in (*converted.patients, *converted.studies):
+        print(orjson.dumps(resource).decode())
+    told = [f for f in converted.findings if f.severity != "info"]
+    if told:
+        rows = [[f.severity, f.code, f.path or f.series_uid or f.study_uid, f.message, f.count] for f in told]
+        table(console, "findings", ["severity", "code", "where", "what", "count"], rows)
+    console.print(f"{len(converted.studies)} studies, {len(told)} findings", markup=False)
+    raise typer.Exit(int(any(f.severity == "error" for f in told)))
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------

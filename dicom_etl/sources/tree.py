@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from dicom_etl.findings import finding
 from dicom_etl.settings import DatasetSettings
@@ -39,9 +39,10 @@ class TreeSource:
     dataset: str
     root: Path
     roles: tuple[str, ...] = ("primary",)
+    is_flat: bool = False  # its folders say nothing: all files are of one unit and of no subject
 
     @classmethod
-    def of(cls, dataset: str, settings: DatasetSettings) -> TreeSource:
+    def of(cls, dataset: str, settings: DatasetSettings) -> Self:
         """The tree at the dataset's root."""
         root = Path(settings.root)
         if not root.exists():
@@ -68,7 +69,10 @@ class TreeSource:
 
     def scan(self, scan: Scan) -> Iterator[Entry]:
         """All files below the folders of the wanted roles that are neither junk nor sheets."""
-        return _Walk(self, scan).entries()
+        entries = _Walk(self, scan).entries()
+        if self.is_flat:
+            return (entry._replace(unit=ROOT_UNIT, subject=None, sample=None) for entry in entries)
+        return entries
 
 
 @dataclass
@@ -88,7 +92,8 @@ class _Walk:
     def entries(self) -> Iterator[Entry]:
         self._remember(self.source.root.stat(), self.folders)
         top = self._list("")
-        self._sheets(top)
+        if not self.source.is_flat:
+            self._sheets(top)
         for folder, role, skipped in self._starts(top):
             if role in self.source.roles:
                 yield from self._below(folder, role, len(folder.split("/")) if folder else 0, skipped)
@@ -104,6 +109,8 @@ class _Walk:
 
     def _starts(self, top: list[os.DirEntry[str]]) -> list[tuple[str, str, frozenset[str]]]:
         """(folder, role, names below it to skip): the role folders of SDS, or the root itself."""
+        if self.source.is_flat:
+            return [("", "primary", frozenset())]
         roles = role_folders()
         names = {entry.name for entry in top if _is_folder(entry)}
         names -= {name for name in names & set(roles) if self._leads_outside(name)}

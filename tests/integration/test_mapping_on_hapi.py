@@ -4,7 +4,9 @@ import datetime
 
 import pytest
 
+from dicom_etl import to_imaging_studies
 from dicom_etl.fhir.imaging_study import imaging_study
+from tests.corpus import write_instance
 from tests.fhir.rows_of import CONTEXT, group, place
 from tests.servers.hapi_server import validate
 
@@ -39,3 +41,9 @@ def test_what_started_says_is_valid(hapi, row, started):
     assert resource is not None
     assert resource["started"] == started
     assert validate(hapi.base_url, resource) == []
+
+
+def test_a_study_that_contains_its_patient_is_valid(hapi, tmp_path):
+    write_instance(tmp_path / "1.dcm")
+    (study,) = to_imaging_studies(tmp_path, contained=True)
+    assert validate(hapi.base_url, study) == []

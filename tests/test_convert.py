@@ -1,0 +1,187 @@
+"""A folder of DICOM files as ImagingStudy resources, by the function and by the command.
+
+Much of this is what the best known converter of single directories, dicom2fhir 0.1.25, does wrong: studies merged,
+duplicates and empty values that raise, negative numbers passed on, offsets and name components lost.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import dicom_etl
+from dicom_etl.convert import convert
+from dicom_etl.settings import Settings
+from dicom_etl.sources import SourceError
+from tests.corpus import header, uid, write_instance
+
+BERLIN = Settings(engine="serial", time_zone="Europe/Berlin")
+
+
+def codes(converted):
+    return sorted(found.code for found in converted.findings)
+
+
+def only(studies):
+    (study,) = studies
+    return study
+
+
+def test_two_studies_in_one_folder_are_two(tmp_path):
+    write_instance(tmp_path / "1.dcm", study="a", series="a", PatientID="P-1")
+    write_instance(tmp_path / "2.dcm", study="b", series="b", PatientID="P-2")
+    converted = convert(tmp_path)
+    assert {study["identifier"][0]["value"] for study in converted.studies} == {
+        f"urn:oid:{uid('a')}",
+        f"urn:oid:{uid('b')}",
+    }
+    assert {patient["identifier"][0]["value"] for patient in converted.patients} == {"P-1", "P-2"}
+    assert len({study["subject"]["reference"] for study in converted.studies}) == 2
+
+
+def test_one_study_in_several_folders_is_one_whatever_the_folders_say(tmp_path):
+    for place in ("sub-1/a.dcm", "sub-2/b.dcm", "primary/sub-3/c.dcm", "source/d"):
+        write_instance(tmp_path / place)
+    assert only(dicom_etl.to_imaging_studies(tmp_path))["numberOfInstances"] == 4
+
+
+def test_duplicate_instances_are_counted_once(tmp_path):
+    write_instance(tmp_path / "1.dcm", instance="x")
+    write_instance(tmp_path / "2.dcm", instance="x")
+    converted = convert(tmp_path)
+    assert only(converted.studies)["numberOfInstances"] == 1
+    assert "duplicate-same" in codes(converted)
+
+
+@pytest.mark.parametrize("modality", ["", None])
+def test_a_series_without_a_modality_is_left_out_and_said(tmp_path, modality):
+    write_instance(tmp_path / "1.dcm", series="a", Modality=modality)
+    write_instance(tmp_path / "2.dcm", series="b")
+    converted = convert(tmp_path)
+    assert [series["uid"] for series in only(converted.studies)["series"]] == [uid("b")]
+    assert "instance-left-out" in codes(converted)
+
+
+def test_negative_numbers_are_left_out_and_said(tmp_path):
+    write_instance(tmp_path / "1.dcm", SeriesNumber=-3, InstanceNumber=-1)
+    converted = convert(tmp_path)
+    series = only(only(converted.studies)["series"])
+    assert "number" not in series
+    assert "number" not in series["instance"][0]
+    assert codes(converted).count("value-left-out") == 2
+
+
+def test_the_offset_of_the_header_counts_before_the_zone_that_is_given(tmp_path):
+    write_instance(tmp_path / "1.dcm", TimezoneOffsetFromUTC="-0500")
+    assert only(convert(tmp_path, settings=BERLIN).studies)["started"] == "2024-01-05T10:15:00-05:00"
+
+
+def test_without_an_offset_the_zone_that_is_given_counts(tmp_path):
+    write_instance(tmp_path / "1.dcm")
+    assert only(convert(tmp_path, settings=BERLIN).studies)["started"] == "2024-01-05T10:15:00+01:00"
+
+
+def test_a_name_of_several_components_keeps_them(tmp_path):
+    name = "Adams^John Robert Quincy^^Rev.^B.A. M.Div."
+    write_instance(tmp_path / "1.dcm", PatientName=name)
+    assert only(convert(tmp_path).patients)["name"] == [
+        {
+            "use": "usual",
+            "family": "Adams",
+            "given": ["John", "Robert", "Quincy"],
+            "prefix": ["Rev."],
+            "suffix": ["B.A.", "M.Div."],
+        }
+    ]
+
+
+def test_a_procedure_code_has_the_uri_of_its_scheme(tmp_path):
+    code = {"CodeValue": "RPID16", "CodingSchemeDesignator": "RADLEX", "CodeMeaning": "CT Chest"}
+    write_instance(tmp_path / "1.dcm", ProcedureCodeSequence=[code])
+    assert only(convert(tmp_path).studies)["procedureCode"] == [
+        {
+            "coding": [{"system": "http://radlex.org", "code": "RPID16", "display": "CT Chest"}],
+            "text": "CT Chest",
+        }
+    ]
+
+
+def test_devices_make_no_resource_that_is_new_in_each_run(tmp_path):
+    write_instance(tmp_path / "1.dcm", Manufacturer="ACME", ManufacturerModelName="Scan 1")
+    first, second = convert(tmp_path), convert(tmp_path)
+    assert first == second
+    assert {resource["resourceType"] for resource in first.studies + first.patients} == {"ImagingStudy", "Patient"}
+
+
+def test_a_contained_patient_stands_in_each_study_and_nowhere_else(tmp_path):
+    write_instance(tmp_path / "1.dcm", study="a", series="a")
+    write_instance(tmp_path / "2.dcm", study="b", series="b")
+    converted = convert(tmp_path, contained=True)
+    assert converted.patients == []
+    for study in converted.studies:
+        assert study["subject"] == {"reference": "#patient"}
+        patient = only(study["contained"])
+        assert (patient["resourceType"], patient["id"], patient["gender"]) == ("Patient", "patient", "female")
+        assert "meta" not in patient
+
+
+def test_nothing_points_at_a_folder_or_a_dataset_that_nobody_knows(tmp_path):
+    write_instance(tmp_path / "1.dcm")
+    study = only(convert(tmp_path).studies)
+    assert "endpoint" not in study
+    assert [one["system"] for one in study["identifier"]] == ["urn:dicom:uid"]
+
+
+def test_a_damaged_file_is_a_finding_and_harms_no_other(tmp_path):
+    write_instance(tmp_path / "1.dcm")
+    (tmp_path / "2.dcm").write_bytes((tmp_path / "1.dcm").read_bytes()[:400])
+    converted = convert(tmp_path)
+    assert only(converted.studies)["numberOfInstances"] == 1
+    assert [(f.path, f.severity) for f in converted.findings if f.code == "header-cut"] == [("2.dcm", "error")]
+
+
+def test_a_study_of_two_patients_is_held(tmp_path):
+    write_instance(tmp_path / "1.dcm", PatientID="P-1")
+    write_instance(tmp_path / "2.dcm", PatientID="P-2")
+    converted = convert(tmp_path)
+    assert converted.studies == []
+    assert "study-two-patients" in codes(converted)
+
+
+def test_a_folder_that_is_not_there_or_holds_nothing_is_said(tmp_path):
+    with pytest.raises(SourceError, match="does not exist"):
+        convert(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match="no file"):
+        convert(tmp_path)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "dicom_etl.cli", "convert", *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_writes_one_resource_per_line_and_nothing_into_the_folder(tmp_path):
+    write_instance(tmp_path / "in/1.dcm", study="a", series="a")
+    write_instance(tmp_path / "in/2.dcm", study="b", series="b")
+    done = command(tmp_path / "in", "--time-zone", "Europe/Berlin")
+    assert done.returncode == 0, done.stderr
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [resource["resourceType"] for resource in made] == ["Patient", "ImagingStudy", "ImagingStudy"]
+    assert {resource.get("started") for resource in made[1:]} == {"2024-01-05T10:15:00+01:00"}
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["1.dcm", "2.dcm"]
+
+
+def test_the_command_says_what_it_left_out(tmp_path):
+    write_instance(tmp_path / "1.dcm")
+    (tmp_path / "2.dcm").write_bytes((tmp_path / "1.dcm").read_bytes()[:400])
+    done = command(tmp_path, "--contained")
+    assert done.returncode == 1
+    assert "header-cut" in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert header().PatientName.family_name not in done.stderr
