@@ -48,9 +48,13 @@ def test_the_queries_of_the_readme_run_on_the_examples(tmp_path, monkeypatch):
     scanners, lacking = (duckdb.sql(query).df() for query in sql.split(";\n") if query.strip())
     assert scanners["instances"].sum() == 126
     assert len(lacking) > 5
-    [python] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    converting, asking = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     said: dict = {}
-    exec(python, said)
+    exec(converting.replace("/data/scan", str(tmp_path / "demo/breast")), said)
+    (studies,) = duckdb.sql("select count(distinct StudyInstanceUID) from 'lake/headers/breast/*.parquet'").fetchall()
+    assert (len(said["studies"]),) == studies
+    assert all(study["contained"][0]["resourceType"] == "Patient" for study in said["studies"])
+    exec(asking, said)
     errors = said["findings"][said["findings"].severity == "error"]
     assert isinstance(errors, pd.DataFrame)
     for file in re.findall(r"^\| `([^`]+)`", text, re.MULTILINE):
