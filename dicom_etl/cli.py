@@ -341,15 +341,16 @@ def convert_command(
     Patients first, then one ImagingStudy for each study. What was left out is said on standard error, and the exit code
     is then 1.
     """
-    console = Console(highlight=False, stderr=True)
+    console = Console(highlight=False, stderr=True, soft_wrap=True)
     chosen = load_settings(settings, time_zone=time_zone, workers=workers)
     converted = convert(directory, contained=contained, settings=chosen)
     for resource in (*converted.patients, *converted.studies):
         print(orjson.dumps(resource).decode())
     told = [f for f in converted.findings if f.severity != "info"]
-    if told:
-        rows = [[f.severity, f.code, f.path or f.series_uid or f.study_uid, f.message, f.count] for f in told]
-        table(console, "findings", ["severity", "code", "where", "what", "count"], rows)
+    for found in told:
+        where = found.path or found.series_uid or found.study_uid or str(directory)
+        times = f" ({found.count} times)" if found.count > 1 else ""
+        console.print(plain(f"{found.severity}: {where}: {found.message} [{found.code}]{times}"), markup=False)
     console.print(f"{len(converted.studies)} studies, {len(told)} findings", markup=False)
     raise typer.Exit(int(any(f.severity == "error" for f in told)))
 
