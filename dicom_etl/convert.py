@@ -81,13 +81,11 @@ def _resources(lake: Lake, kind: str, dataset: str) -> list[dict[str, Any]]:
 
 
 def _findings(lake: Lake, dataset: str) -> Iterator[Finding]:
-    fields = Finding.__dataclass_fields__
     for stage in ("crawl", "extract", "build"):
         of_dataset = lake.read(DATASET_FINDINGS, None, stage=stage, dataset=dataset)
         of_unit = lake.read(FINDINGS, None, stage=stage, dataset=dataset, unit=ROOT_UNIT)
         for found in (of_dataset, of_unit):
-            for row in found.to_pylist():
-                yield Finding(**{name: row[name] for name in fields})
+            yield from (Finding(**row) for row in found.to_pylist())
 
 
 def _contain(study: dict[str, Any], patient: dict[str, Any]) -> None:

@@ -17,10 +17,10 @@ from typing import BinaryIO, NamedTuple, cast
 
 from dicom_etl.headers.catalogue import Column, catalogue
 from dicom_etl.headers.content import Content, Inflated
-from dicom_etl.headers.forms import UNDEFINED, Element, NeedMore, Surprise
+from dicom_etl.headers.forms import UNDEFINED, Element, NeedMore, Surprise, is_padded
 from dicom_etl.headers.items import Branch, first_places, places_in, values_under
 from dicom_etl.headers.layout import FILLED, Layout
-from dicom_etl.headers.parsed import Parsed, is_padded, place_of, status_of
+from dicom_etl.headers.parsed import Parsed, place_of, status_of
 from dicom_etl.headers.reader import PIXEL_DATA_PROVIDER_URL, ColumnProblem, read_header, shows_images
 from dicom_etl.headers.shortcuts import Decode, decoders_for
 from dicom_etl.headers.template import Matched, Template

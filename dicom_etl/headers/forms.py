@@ -70,8 +70,8 @@ class _Heads(dict[bytes, Head]):
             # there are very many private elements, of which nothing is known but their VR
             if head[4:] not in _PRIVATE:
                 raise Surprise("VR")
-            look, is_padded = _PRIVATE[head[4:]]
-            found = tag, look, is_padded, _pack(tag << 2 | FILLED)
+            look, padded = _PRIVATE[head[4:]]
+            found = tag, look, padded, _pack(tag << 2 | FILLED)
         else:
             known = self.known(head)
             look = SPECIAL if known.is_long or known.is_creator else WANTED if known.is_wanted else PLAIN
@@ -101,9 +101,14 @@ class _Heads(dict[bytes, Head]):
         if vr is not None and vr not in LONG and vr not in SHORT:
             raise Surprise("VR")
         is_creator = bool(group & 1) and 0x10 <= number <= 0xFF
-        text = vr and vr.decode()
-        is_padded = (text if group & 1 else layout_vr(tag, text)) in PADDED
-        return Known(tag, vr, vr in LONG, tag in wanted_tags(), is_creator, is_padded)
+        return Known(tag, vr, vr in LONG, tag in wanted_tags(), is_creator, is_padded(tag, vr))
+
+
+def is_padded(tag: int, vr: bytes | None) -> bool:
+    """Whether blanks alone are an empty value."""
+    text = vr and vr.decode()
+    # private elements are very many, and of no dictionary: they must not fill the memory of the others
+    return (text if tag & 0x10000 else layout_vr(tag, text)) in PADDED
 
 
 # VR of a private element (b"" in implicit VR) -> what follows from it, as in `Head`

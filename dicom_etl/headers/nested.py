@@ -25,7 +25,7 @@ from dicom_etl.headers.forms import (
 )
 from dicom_etl.headers.reader import CHARACTER_SET
 
-Found = dict[int, Element]
+Elements = dict[int, Element]
 _NAME_OF_CHARSET = re.compile(r"ISO[A-Za-z0-9_ -]*")
 _DEEPEST = 64  # nested sequences; deeper ones are hostile
 _new = tuple.__new__  # a third of the time of `Element(...)`
@@ -95,7 +95,7 @@ def is_vr(buf: bytes, pos: int) -> bool:
 
 
 def _after_item(
-    buf: bytes, pos: int, stop: int | None, n: int, form: Form, depth: int, found: Found | None = None
+    buf: bytes, pos: int, stop: int | None, n: int, form: Form, depth: int, found: Elements | None = None
 ) -> int:
     """Where an item ends; one of defined length (`stop`) must end where its last element ends.
 
@@ -152,7 +152,7 @@ def is_plain_charset(vr: bytes | None, raw: bytes) -> bool:
     return all(name in python_encoding or _NAME_OF_CHARSET.fullmatch(name) for name in names)
 
 
-def first_item(buf: bytes, element: Element, form: Form) -> tuple[Found, Form] | None:
+def first_item(buf: bytes, element: Element, form: Form) -> tuple[Elements, Form] | None:
     """The elements of the first item of a sequence, and how they are written; None where there is no item.
 
     The other items are looked at, too: pydicom refuses the sequence when one of them is damaged.
@@ -174,7 +174,7 @@ def first_item(buf: bytes, element: Element, form: Form) -> tuple[Found, Form] |
         if found is not None:
             pos = _after_item(buf, pos, stop, end, inner, 0)
             continue
-        elements: Found = {}
+        elements: Elements = {}
         found = elements, inner
         pos = _after_item(buf, pos, stop, end, inner, 0, elements)
         if element.length == UNDEFINED:

@@ -18,8 +18,8 @@ from dicom_etl.headers.items import (
 )
 from dicom_etl.headers.layout import EMPTY, FILLED, Layout
 from dicom_etl.headers.nested import is_plain_charset
-from dicom_etl.headers.reader import CHARACTER_SET, ColumnProblem, layout_vr
-from dicom_etl.headers.values import PADDED, Problem, Value, encodings_of, text_of
+from dicom_etl.headers.reader import CHARACTER_SET, ColumnProblem
+from dicom_etl.headers.values import Problem, Value, encodings_of, text_of
 from dicom_etl.headers.walk import Walk
 
 LATIN = ("iso8859",)
@@ -131,12 +131,6 @@ def _first_tags(second: int) -> frozenset[int]:
 @lru_cache(maxsize=4096)
 def _creator(raw: bytes) -> str:
     return text_of("LO", raw, LATIN)[0]
-
-
-@lru_cache(maxsize=8192)
-def is_padded(tag: int, vr: bytes | None) -> bool:
-    """Whether blanks alone are an empty value."""
-    return layout_vr(tag, vr and vr.decode()) in PADDED
 
 
 def status_of(raw: bytes, undefined: bool | int, padded: bool, delimiter: bytes) -> int:

@@ -156,7 +156,7 @@ class Walk:
                 raise NeedMore
             length = self.form.long(buf, value)[0]
             value += 4
-        end, is_filled = self._bounds(buf, known, value, length)
+        end, is_filled = self._value_end(buf, known, value, length)
         if known.tag & 0xFFFF:
             self.codes.append(code_of(known.tag, FILLED if is_filled else EMPTY))
         if known.is_wanted:
@@ -165,7 +165,7 @@ class Walk:
             self.creators.append((known.tag, value, end))
         return end
 
-    def _bounds(self, buf: bytes, known: Known, value: int, length: int) -> tuple[int, bool]:
+    def _value_end(self, buf: bytes, known: Known, value: int, length: int) -> tuple[int, bool]:
         """Where a value ends in the bytes, and whether it is filled."""
         if length == UNDEFINED:
             end = after_sequence(buf, known.tag, known.vr, value, len(buf), self.form)
