@@ -333,6 +333,10 @@ def convert_command(
     time_zone: Annotated[
         str | None, typer.Option("--time-zone", help="IANA zone of dates whose headers name no offset")
     ] = None,
+    fhir_version: Annotated[str | None, typer.Option("--fhir-version", help="R4 or R5 [default: R4]")] = None,
+    strict: Annotated[
+        bool | None, typer.Option("--strict", help="hold a study of which something cannot stand in FHIR")
+    ] = None,
     settings: SettingsFile = None,
     workers: Workers = None,
 ) -> None:
@@ -342,7 +346,8 @@ def convert_command(
     is then 1.
     """
     console = Console(highlight=False, stderr=True, soft_wrap=True)
-    chosen = load_settings(settings, time_zone=time_zone, workers=workers)
+    fhir = {"version": fhir_version, "strict": strict}
+    chosen = load_settings(settings, time_zone=time_zone, workers=workers, fhir=fhir)
     converted = convert(directory, contained=contained, settings=chosen)
     for resource in (*converted.patients, *converted.studies):
         print(orjson.dumps(resource).decode())

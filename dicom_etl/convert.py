@@ -29,7 +29,7 @@ _PATIENT = "patient"  # the id of a contained Patient
 
 
 class Converted(NamedTuple):
-    """What a folder gave: resources (R4) as dictionaries, sorted by id, and what was wrong."""
+    """What a folder gave: resources as dictionaries, sorted by id, and what was wrong."""
 
     studies: list[dict[str, Any]]
     patients: list[dict[str, Any]]
@@ -39,7 +39,7 @@ class Converted(NamedTuple):
 def to_imaging_studies(
     directory: str | Path, *, contained: bool = False, settings: Settings | None = None
 ) -> list[dict[str, Any]]:
-    """The ImagingStudy resources (R4) of the DICOM files below a folder, one for each study; see `convert`."""
+    """The ImagingStudy resources of the DICOM files below a folder, one for each study; see `convert`."""
     return convert(directory, contained=contained, settings=settings).studies
 
 
@@ -49,7 +49,8 @@ def convert(directory: str | Path, *, contained: bool = False, settings: Setting
     Args:
         directory: holds the files, in folders of any kind; zip archives are looked into.
         contained: each ImagingStudy holds its Patient, for servers that have none.
-        settings: of which `site`, `time_zone`, `staff_names` and the engine count; None: the defaults.
+        settings: of which `site`, `time_zone`, `fhir`, what may go into resources, and the engine count;
+            None: the defaults (R4).
 
     Raises:
         SourceError: there is no such folder, or no DICOM file in it.

@@ -58,7 +58,13 @@ class FhirSettings(_Strict):
     """The FHIR server, and how resources are made for it."""
 
     url: str | None = Field(None, description="base address; none: the NDJSON files are the result")
-    version: Literal["R4"] = Field("R4", description="FHIR version of the resources")
+    version: Literal["R4", "R5"] = Field("R4", description="FHIR version of the resources")
+    strict: bool = Field(
+        False, description="whether a value that cannot stand in FHIR holds its study; else the value alone is left out"
+    )
+    chest_code: Literal["816094009", "43799004"] = Field(
+        "816094009", description="SNOMED CT code of CHEST and THORAX; 43799004 is what the German MII profiles ask for"
+    )
     in_flight: int = Field(2, ge=1, le=16, description="transactions on their way at once")
     bundle_resources: int = Field(10, ge=1, le=500, description="resources in a transaction, at most")
     bundle_bytes: int = Field(4_000_000, ge=10_000, description="bytes of a transaction, about")
@@ -87,6 +93,9 @@ class Settings(BaseSettings):
     lake: str = Field("lake", description="folder or URL of the tables")
     time_zone: str | None = Field(None, description="IANA zone of datasets that name none")
     crosswalk: str | None = Field(None, description="CSV file: dataset, subject, system, value")
+    corrections: str | None = Field(
+        None, description="CSV file: dataset, subject, sample, study, series, tag, value, why"
+    )
     watch: tuple[str, ...] = Field((), description="folders of which every sub-folder is a dataset")
     engine: Literal["serial", "processes", "dask"] = Field(
         "processes", description="where units are worked on: `serial`, `processes` or `dask`"
@@ -102,6 +111,7 @@ class Settings(BaseSettings):
     sds_dataset_system: str = Field("urn:sparc_dataset:uid", description="system of the dataset's identifier")
     sds_study_system: str = Field("urn:sparc_study:uid", description="system of the subject's study identifier")
     staff_names: bool = Field(False, description="whether names of staff go into FHIR resources")
+    contact_details: bool = Field(False, description="whether patients' addresses and telephone numbers go into FHIR")
     as_of: str | None = Field(None, description="date (YYYY-MM-DD) that counts as today in rules that need one")
     fhir: FhirSettings = FhirSettings()
     datasets: dict[str, DatasetSettings] = Field(default_factory=dict)
@@ -233,6 +243,7 @@ def _absolute(settings: Settings, folder: Path, *, overridden: bool) -> Settings
         update={
             "lake": at(settings.lake, Path.cwd() if overridden else folder),
             "crosswalk": at(settings.crosswalk, folder) if settings.crosswalk else None,
+            "corrections": at(settings.corrections, folder) if settings.corrections else None,
             "watch": tuple(at(path, folder) for path in settings.watch),
             "datasets": datasets,
             "fhir": fhir,

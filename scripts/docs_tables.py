@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dicom_etl.doctor import settings_help  # noqa: E402
-from dicom_etl.fhir.imaging_study import SERIES, STUDY  # noqa: E402
+from dicom_etl.fhir.mapping import Line, lines  # noqa: E402
 from dicom_etl.findings import codes  # noqa: E402
 from dicom_etl.headers.catalogue import catalogue  # noqa: E402
 from dicom_etl.lake import schemas  # noqa: E402
@@ -66,10 +66,32 @@ def catalogue_table() -> str:
 
 
 def mapping_table() -> str:
-    """The elements of ImagingStudy that come from tags, and from which."""
-    lines = [(f"ImagingStudy.{e.name}", ", ".join(e.columns)) for e in STUDY]
-    lines += [(f"ImagingStudy.series.{e.name}", ", ".join(e.columns)) for e in SERIES]
-    return rows(("element", "columns of the header table"), lines)
+    """What is made, element by element."""
+    made = [line for line in lines() if line.rule]
+    header = ("element", "R4", "R5", "made from", "rule", "where the tag is absent or empty", "where it is not valid")
+    return rows(header, [(*_named(line), line.how, line.absent, line.invalid) for line in made])
+
+
+def left_out_table() -> str:
+    """What could be made and is not, and why."""
+    left = [line for line in lines() if not line.rule]
+    cells = [(_path(line), ", ".join(line.columns), line.how.removeprefix("left out: ")) for line in left]
+    return rows(("element", "tags", "why"), cells)
+
+
+def _named(line: Line) -> tuple[str, ...]:
+    return _path(line), line.r4_type or "-", _in_r5(line), ", ".join(line.columns)
+
+
+def _path(line: Line) -> str:
+    level = {"series": "series.", "instance": "series.instance."}.get(line.level, "")
+    return f"{line.resource}.{level}{line.r4 or line.r5}"
+
+
+def _in_r5(line: Line) -> str:
+    if not line.r5:
+        return "-"
+    return line.r5_type if line.r5 == line.r4 else f"{line.r5}: {line.r5_type}"
 
 
 def settings_table() -> str:
@@ -81,7 +103,7 @@ def settings_table() -> str:
 
 TABLES = {
     "docs/architecture.md": {"schemas": schema_tables, "catalogue": catalogue_table},
-    "docs/mapping.md": {"mapping": mapping_table},
+    "docs/mapping.md": {"mapping": mapping_table, "left-out": left_out_table},
     "docs/quality.md": {"findings": finding_table},
     "docs/operations.md": {"settings": settings_table},
 }

@@ -100,10 +100,7 @@ def test_a_procedure_code_has_the_uri_of_its_scheme(tmp_path):
     code = {"CodeValue": "RPID16", "CodingSchemeDesignator": "RADLEX", "CodeMeaning": "CT Chest"}
     write_instance(tmp_path / "1.dcm", ProcedureCodeSequence=[code])
     assert only(convert(tmp_path).studies)["procedureCode"] == [
-        {
-            "coding": [{"system": "http://radlex.org", "code": "RPID16", "display": "CT Chest"}],
-            "text": "CT Chest",
-        }
+        {"coding": [{"system": "http://radlex.org", "code": "RPID16", "display": "CT Chest"}]}
     ]
 
 

@@ -6,16 +6,15 @@ found, twenty times faster.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
-from fhir.resources.R4B.endpoint import Endpoint
-from fhir.resources.R4B.imagingstudy import ImagingStudy
-from fhir.resources.R4B.patient import Patient
 from pydantic import ValidationError
 
-_CLASSES: dict[str, Any] = {"Patient": Patient, "Endpoint": Endpoint, "ImagingStudy": ImagingStudy}
+_MODULES = {"R4": "fhir.resources.R4B", "R5": "fhir.resources"}  # R4B has these three as R4 has them
 _FHIR_ID = re.compile(r"[A-Za-z0-9.-]{1,64}")
 _DATE_TIME = re.compile(
     r"\d{4}(-\d\d(-\d\d(T([01]\d|2[0-3]):[0-5]\d:([0-5]\d|60)(\.\d+)?(Z|[+-]((0\d|1[0-3]):[0-5]\d|14:00)))?)?)?"
@@ -23,13 +22,19 @@ _DATE_TIME = re.compile(
 _UNSIGNED = ("number", "numberOfSeries", "numberOfInstances")
 
 
-def errors(resource: dict[str, Any]) -> list[str]:
-    """What is wrong with a resource, one sentence each; an empty list where nothing is."""
+@cache
+def _class(version: str, resource_type: str) -> Any:
+    """The class that validates a type; loaded when it is needed, since each version takes a while."""
+    return getattr(importlib.import_module(f"{_MODULES[version]}.{resource_type.lower()}"), resource_type)
+
+
+def errors(resource: dict[str, Any], version: str = "R4") -> list[str]:
+    """What is wrong with a resource of a FHIR version, one sentence each; an empty list where nothing is."""
     slim = resource
     if resource["resourceType"] == "ImagingStudy":
         slim = resource | {"series": [s | {"instance": s["instance"][:1]} for s in resource["series"]]}
     try:
-        _CLASSES[resource["resourceType"]].model_validate(slim)
+        _class(version, resource["resourceType"]).model_validate(slim)
     except ValidationError as error:
         return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     if resource["resourceType"] == "ImagingStudy":

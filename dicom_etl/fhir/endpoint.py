@@ -1,8 +1,12 @@
-"""A dataset -> Endpoint (R4): where its images are to be had."""
+"""A dataset -> Endpoint (R4 and R5): where its images are to be had."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from dicom_etl.fhir.context import Context
+from dicom_etl.fhir.mapping import concept, fill
+from dicom_etl.fhir.rows import Group, Place
 
 _WADO_RS = {
     "system": "http://terminology.hl7.org/CodeSystem/endpoint-connection-type",
@@ -18,30 +22,33 @@ _ANY = {
         }
     ]
 }
+_DICOM = "application/dicom"
+_NO_ROWS = Group({}, ())
 
 
-def endpoint(identifier: str, dataset: str, site: str, address: str | None, location: str) -> dict[str, Any]:
+def endpoint(context: Context, address: str | None, location: str) -> dict[str, Any]:
     """The Endpoint of a dataset: its DICOMweb address, else its folder.
 
     Args:
-        identifier: the resource's id.
-        dataset: its name.
-        site: the setting; the namespace of the local code for a folder, for which no public one exists.
+        context: names dataset, id and site, the namespace of the code for a folder: there is no public one.
         address: of WADO-RS, or None.
         location: URI of the folder.
     """
     folder = {
-        "system": f"{site.rstrip('/')}/connection-type",
+        "system": f"{context.site.rstrip('/')}/connection-type",
         "code": "file-tree",
         "display": "Folder of DICOM files",
     }
-    return {
-        "resourceType": "Endpoint",
-        "id": identifier,
+    kind = concept(_WADO_RS if address else folder)
+    given = {
+        "id": context.endpoint_id,
         "status": "active",
-        "connectionType": _WADO_RS if address else folder,
-        "name": f"DICOM files of {dataset}",
+        "connectionType": kind if context.version == "R4" else [kind],
+        "name": f"DICOM files of {context.dataset}",
         "payloadType": [_ANY],
-        "payloadMimeType": ["application/dicom"],
+        "payloadMimeType": [_DICOM],
+        "payload": [{"type": [_ANY], "mimeType": [_DICOM]}],
         "address": address or location,
     }
+    place = Place(context.dataset, "")
+    return {"resourceType": "Endpoint"} | fill("endpoint", {}, _NO_ROWS, context, place, given)

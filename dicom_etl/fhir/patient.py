@@ -1,25 +1,31 @@
-"""Header rows of a person -> Patient (R4).
+"""Header rows of a person -> Patient (R4 and R5).
 
 A Patient carries the identifier of its own scope and what the headers agree on; no SDS identifiers, so that two
-datasets that share a person build the same Patient. PHI beyond name, sex and birth date stays out.
+datasets that share a person build the same Patient. What no header says, the subjects sheet may say. Addresses and
+telephone numbers stay out unless a setting asks for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime
+import re
+from functools import partial
 from typing import Any
 
+from dicom_etl.fhir import terminology
 from dicom_etl.fhir.context import Context
+from dicom_etl.fhir.mapping import Concept, Rule, columns_of, concept, fill
+from dicom_etl.fhir.names import human_names
 from dicom_etl.fhir.rows import Group, Place
-from dicom_etl.identity.persons import Person, is_placeholder
+from dicom_etl.fhir.rules import COMMON, shown_text
+from dicom_etl.fhir.species import gender_status, is_human, species
+from dicom_etl.identity.persons import Person
 
-COLUMNS = ("PatientName", "PatientSex", "PatientBirthDate", "IssuerOfPatientID")
+COLUMNS = columns_of("patient")
 
 _GENDER = {"M": "male", "F": "female", "O": "other"}  # PS3.3 C.7.1.1
 _SHEET_GENDER = {"m": "male", "male": "male", "f": "female", "female": "female", "other": "other"}
-# PS3.5 6.2.1.1: component groups, as FHIR's iso21090-EN-representation names them
-_REPRESENTATION = ("ABC", "IDE", "SYL")
-_REPRESENTATION_URL = "http://hl7.org/fhir/StructureDefinition/iso21090-EN-representation"
+_SHEET_DATE = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)", re.ASCII)
 _MEDICAL_RECORD = {
     "coding": [
         {
@@ -29,26 +35,19 @@ _MEDICAL_RECORD = {
         }
     ]
 }
+_ANIMAL = "http://hl7.org/fhir/StructureDefinition/patient-animal"
 
 
 def patient(identifier: str, person: Person, rows: Group, context: Context, place: Place) -> dict[str, Any]:
     """The Patient `identifier` of a person from the rows of all its studies in a unit."""
-    resource: dict[str, Any] = {
-        "resourceType": "Patient",
-        "id": identifier,
-        "identifier": [_identifier(person, rows)],
-        "active": True,
-    }
-    if names := _names(rows.agreed("PatientName", place)):
-        resource["name"] = names
-    if gender := _gender(rows, context.subject_sheet or {}, place):
-        resource["gender"] = gender
-    if born := rows.agreed("PatientBirthDate", place):
-        resource["birthDate"] = born.isoformat()
-    return resource
+    rules = _RULES | {"person": partial(_identifier, person)}
+    given = {"id": identifier, "active": True}
+    return {"resourceType": "Patient"} | fill("patient", rules, rows, context, place, given)
 
 
-def _identifier(person: Person, rows: Group) -> dict[str, Any]:
+def _identifier(
+    person: Person, rows: Group, _columns: tuple[str, ...], _context: Context, _place: Place
+) -> list[dict[str, Any]]:
     identifier: dict[str, Any] = {"use": "usual", "system": person.system, "value": person.value}
     if person.rule in ("authority", "patient-id"):
         identifier["type"] = _MEDICAL_RECORD
@@ -56,44 +55,126 @@ def _identifier(person: Person, rows: Group) -> dict[str, Any]:
         # free text: two hospitals' "HIS" are two, so it is no system
         if person.rule == "patient-id" and len(issuers) == 1:
             identifier["assigner"] = {"display": issuers[0]}
-    return identifier
+    return [identifier]
 
 
-def _names(text: str | None) -> list[dict[str, Any]]:
-    """PN (PS3.5 6.2.1): up to three component groups, each family^given^middle^prefix^suffix."""
-    groups = (text or "").split("\\")[0].split("=")[:3]
-    names = []
-    for group, representation in zip(groups, _REPRESENTATION, strict=False):
-        if name := _name(group):
-            if representation != "ABC":
-                name["extension"] = [{"url": _REPRESENTATION_URL, "valueCode": representation}]
-            names.append(name)
+def _names(rows: Group, columns: tuple[str, ...], _context: Context, place: Place) -> list[dict[str, Any]]:
+    """All names that the instances give; a person who has several keeps them."""
+    names: list[dict[str, Any]] = []
+    for text in rows.distinct(columns[0]):
+        names += [name for name in human_names(text) if name not in names]
+    if sum("extension" not in name for name in names) > 1:
+        place.add("values-disagree", columns[0], message=f"{columns[0]} has several values: all are kept")
     return names
 
 
-def _name(group: str) -> dict[str, Any]:
-    parts = [part.strip() for part in group.split("^")] + [""] * 5
-    family, given, middle, prefix, suffix = parts[:5]
-    if is_placeholder(" ".join(parts)):
-        return {}
-    name: dict[str, Any] = {"use": "usual", "family": family}
-    name["given"] = [word for part in (given, middle) for word in part.split()]
-    name["prefix"], name["suffix"] = prefix.split(), suffix.split()
-    return {key: value for key, value in name.items() if value}
-
-
-def _gender(rows: Group, sheet: Mapping[str, str], place: Place) -> str | None:
+def _gender(rows: Group, columns: tuple[str, ...], context: Context, place: Place) -> str | None:
     """PatientSex; where the header has none, what the subjects sheet says."""
-    sex = rows.agreed("PatientSex", place)
-    said = _SHEET_GENDER.get(sheet.get("sex", "").lower())
-    if sex is None:
-        if said and not rows.distinct("PatientSex"):
-            place.add("sex-from-sheet", "PatientSex", said)
-            return said
-        return None
+    said = _SHEET_GENDER.get(context.subject_sheet.get("sex", "").lower())
+    sex = rows.agreed(columns[0], place)
     gender = _GENDER.get(sex)
-    if gender is None:
-        place.add("value-left-out", "PatientSex", sex, message="PatientSex is none of M, F, O")
-    elif said and said != gender:
-        place.add("sex-disagrees", "PatientSex", sex, message=f"the subjects sheet says {said}")
-    return gender
+    if sex is not None and gender is None:
+        place.add("value-left-out", columns[0], sex, message="PatientSex is none of M, F, O")
+        return None
+    return gender if _header_counts(rows, columns[:1], gender, said, "gender", place) else said
+
+
+def _birth_date(rows: Group, columns: tuple[str, ...], context: Context, place: Place) -> str | None:
+    """PatientBirthDate; where the header has none, a whole date of the subjects sheet."""
+    said = _sheet_date(context.subject_sheet.get("date of birth", ""))
+    born = rows.agreed(columns[0], place)
+    own = born.isoformat() if born else None
+    return own if _header_counts(rows, columns[:1], own, said, "birthDate", place) else said
+
+
+def _header_counts(rows: Group, columns: tuple[str, ...], own: Any, said: Any, element: str, place: Place) -> bool:
+    """Whether the header's value is taken, not the sheet's; says where the sheet fills a gap or disagrees.
+
+    A header whose instances disagree has no value, and still the sheet does not decide.
+    """
+    is_silent = not any(rows.distinct(column) for column in columns)
+    if said is None or own == said:
+        return True
+    if is_silent:
+        place.add("from-sheet", columns[0], message=f"{element}: the subjects sheet says it")
+        return False
+    if own is not None:
+        place.add("sheet-disagrees", columns[0], message=f"{element}: the subjects sheet says something else")
+    return True
+
+
+def _sheet_date(text: str) -> str | None:
+    match = _SHEET_DATE.fullmatch(text.strip())
+    try:
+        return datetime.date(*map(int, match.groups())).isoformat() if match else None
+    except ValueError:
+        return None
+
+
+# -- animals ----------------------------------------------------------------------------------------------------------
+
+
+def _animal(rows: Group, columns: tuple[str, ...], context: Context, place: Place) -> list[dict[str, Any]]:
+    """The extension patient-animal where the species is known and not human."""
+    code, scheme, meaning, text = (shown_text(rows.agreed(column, place)) for column in columns[:4])
+    own = _species(code, scheme, meaning or text)
+    said = _species(None, None, shown_text(context.subject_sheet.get("species")))
+    compared = own if own and said and _is_alike(own, said) else said
+    kind = own if _header_counts(rows, columns[:4], own, compared, "species", place) else said
+    if kind is None or is_human(kind):
+        return []
+    breed, status = _breed(rows, columns[4:7], place), _status(rows, columns[7], place)
+    parts = [("species", kind), ("breed", breed), ("genderStatus", status)]
+    made = [{"url": url, "valueCodeableConcept": value} for url, value in parts if value]
+    return [{"url": _ANIMAL, "extension": made}]
+
+
+def _is_alike(one: Concept, other: Concept) -> bool:
+    """Whether two concepts can mean the same: codes that are equal, or a text that nobody can compare."""
+    if is_human(one) and is_human(other):
+        return True
+    codes = [concept_["coding"][0]["code"] for concept_ in (one, other) if "coding" in concept_]
+    texts = {concept_["text"].casefold() for concept_ in (one, other) if "text" in concept_}
+    return len(texts) == 1 if not codes else len(codes) == 1 or codes[0] == codes[1]
+
+
+def _species(code: str | None, scheme: str | None, text: str | None) -> Concept | None:
+    if code and scheme and (coding := terminology.coded(code, scheme, text)):
+        return concept(coding.as_fhir())
+    known = species(text) if text else None
+    return concept(known.as_fhir()) if known else concept(None, text)
+
+
+def _breed(rows: Group, columns: tuple[str, ...], place: Place) -> Concept | None:
+    _code, meaning, text = (shown_text(rows.agreed(column, place)) for column in columns)
+    return concept(None, text or meaning)
+
+
+def _status(rows: Group, column: str, place: Place) -> Concept | None:
+    coding = gender_status(rows.agreed(column, place) or "")
+    return concept(coding.as_fhir()) if coding else None
+
+
+# -- by setting -------------------------------------------------------------------------------------------------------
+
+
+def _telecom(rows: Group, columns: tuple[str, ...], context: Context, _place: Place) -> list[dict[str, str]]:
+    if not context.contact_details:
+        return []
+    numbers = {number.strip() for value in rows.distinct(columns[0]) for number in value.split("\\")}
+    return [{"system": "phone", "value": number} for number in sorted(numbers - {""})]
+
+
+def _address(rows: Group, columns: tuple[str, ...], context: Context, place: Place) -> list[dict[str, str]]:
+    text = shown_text(rows.agreed(columns[0], place)) if context.contact_details else None
+    return [{"text": text}] if text else []
+
+
+_RULES: dict[str, Rule] = COMMON | {
+    "names": _names,
+    "gender": _gender,
+    "birth_date": _birth_date,
+    "animal": _animal,
+    "telecom": _telecom,
+    "address": _address,
+}

@@ -22,6 +22,7 @@ from pydicom.config import IGNORE
 from pydicom.uid import UID
 
 __all__ = [
+    "CHEST_CODINGS",
     "DCM",
     "SCT",
     "URI",
@@ -78,15 +79,24 @@ class Coding:
         return coding if self.display is None else coding | {"display": self.display}
 
 
-def body_site(body_part_examined: str) -> Coding | None:
-    """SNOMED CT code of a Body Part Examined (0018,0015) by PS3.16 Annex L.
+# What CHEST and THORAX become: Annex L has 816094009, profiles of the German MII use 43799004.
+CHEST_CODINGS: Mapping[str, Coding] = {
+    "816094009": Coding(SCT, "816094009", "Chest"),
+    "43799004": Coding(SCT, "43799004", "Thoracic cavity structure"),
+}
+
+
+def body_site(body_part_examined: str, chest: str = "816094009") -> Coding | None:
+    """SNOMED CT code of a Body Part Examined (0018,0015) by PS3.16 Annex L; `chest` is the code for CHEST and THORAX.
 
     The text is looked up as it is, then in capitals without blanks and punctuation (`C-SPINE`, `whole body`),
     then as an alias (`KIDNEYS`). Text that is not ASCII or has several values (`HEAD\\NECK`) is looked up as
     it is only.
     """
     entry = _annex_l_entry(body_part_examined)
-    return None if entry is None else entry.coding
+    if entry is None:
+        return None
+    return CHEST_CODINGS[chest] if entry.coding.code in CHEST_CODINGS else entry.coding
 
 
 def is_paired(body_part_examined: str) -> bool | None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dicom_etl.fhir import terminology
 from dicom_etl.fhir.datetimes import moment, offset_of
+from dicom_etl.fhir.imaging_study import SHEET_SIDES
 from dicom_etl.identity.persons import is_placeholder
 from dicom_etl.quality.checks import Measure, Tally
 from dicom_etl.quality.facts import Group
@@ -22,6 +24,7 @@ from dicom_etl.quality.facts import Group
 __all__ = ["WATCHED_KEYWORDS", "Built", "Outcomes", "collect", "readiness"]
 
 Resource = Mapping[str, Any]
+Samples = Mapping[tuple[str | None, str | None], Mapping[str, str]]  # subject and sample -> what the sheet says
 Outcomes = Mapping[tuple[str, str | None], Mapping[str, str]]  # (study, series) -> keyword -> outcome
 
 _BEST = ("unknown", "absent", "empty", "unusable", "some", "filled")
@@ -69,6 +72,7 @@ class _Case(NamedTuple):
     zone: bool  # the dataset's time zone is known
     sex_in_sheet: bool = False
     rule: str | None = None
+    sample: Mapping[str, str] = MappingProxyType({})  # what the samples sheet says of all its samples
 
 
 class _Element(NamedTuple):
@@ -90,6 +94,7 @@ def readiness(
     *,
     zone: bool,
     sex_in_sheet: frozenset[str],
+    samples: Samples = MappingProxyType({}),
 ) -> list[Measure]:
     """The measures of all elements.
 
@@ -99,10 +104,11 @@ def readiness(
         built: what the resources say.
         zone: whether a time zone is set for the dataset.
         sex_in_sheet: the subjects whose sex the sheet gives.
+        samples: what the samples sheet says.
     """
     measures: list[Measure] = []
     of_studies = [_study_case(group, outcomes, built, zone) for group in studies]
-    of_series = [_series_case(group, outcomes, built, zone) for group in series]
+    of_series = [_series_case(group, outcomes, built, zone, samples) for group in series]
     persons = _persons(of_studies, built, sex_in_sheet)
     for level, elements, cases in (
         ("study", _STUDY, of_studies),
@@ -136,10 +142,13 @@ def _study_case(group: Group, outcomes: Outcomes, built: Built, zone: bool) -> _
     return _Case(group, outcomes.get((group.study, None), {}), resource, is_built, zone)
 
 
-def _series_case(group: Group, outcomes: Outcomes, built: Built, zone: bool) -> _Case:
+def _series_case(group: Group, outcomes: Outcomes, built: Built, zone: bool, samples: Samples) -> _Case:
     is_built = any(row["unit"] in built.units for row in group.rows)
     resource = built.series.get((group.study, group.series or ""))
-    return _Case(group, outcomes.get((group.study, group.series), {}), resource, is_built, zone)
+    said = [samples.get(place, {}) for place in {(row["subject"], row["sample"]) for row in group.rows}]
+    agreed = {field: value for field, value in said[0].items() if all(one.get(field) == value for one in said)}
+    outcome = outcomes.get((group.study, group.series), {})
+    return _Case(group, outcome, resource, is_built, zone, sample=agreed)
 
 
 def _persons(studies: Iterable[_Case], built: Built, sex_in_sheet: frozenset[str]) -> list[_Case]:
@@ -212,8 +221,16 @@ def _why_no_time(case: _Case) -> str | None:
 
 
 def _accession(resource: Resource, _case: _Case) -> bool:
-    codings = [c for i in resource["identifier"] for c in i.get("type", {}).get("coding", ())]
+    """Among the identifiers, or in R5 as that of the order."""
+    identifiers = [*resource["identifier"], *(order["identifier"] for order in resource.get("basedOn", ()))]
+    codings = [c for i in identifiers for c in i.get("type", {}).get("coding", ())]
     return any(coding.get("code") == "ACSN" for coding in codings)
+
+
+def _has_site(resource: Resource, _case: _Case) -> bool:
+    """As Coding, or in R5 as a concept of a CodeableReference."""
+    site = resource.get("bodySite", {})
+    return bool(site.get("code") or site.get("concept", {}).get("coding"))
 
 
 def _could_code_site(case: _Case) -> bool:
@@ -222,6 +239,8 @@ def _could_code_site(case: _Case) -> bool:
     if len(codes) == len(schemes) == 1 and terminology.coded(codes[0], schemes[0], None):
         return True
     parts = row.values("BodyPartExamined")
+    if not (parts or codes):
+        parts = [part for field, part in case.sample.items() if field == "sample anatomical location"]
     return len(parts) == 1 and terminology.body_site(parts[0]) is not None
 
 
@@ -249,6 +268,8 @@ def _side_is_asked(case: _Case) -> bool:
 
 def _could_tell_side(case: _Case) -> bool:
     sides = _sides(case)
+    if not sides:
+        return case.sample.get("laterality", "").lower() in SHEET_SIDES
     return len(sides) == 1 and terminology.laterality(next(iter(sides))) is not None
 
 
@@ -302,7 +323,7 @@ _SERIES = (
     _Element(
         "fhir-body-site",
         _SITE,
-        lambda resource, _: bool(resource.get("bodySite", {}).get("code")),
+        _has_site,
         _could_code_site,
         _why_no_site,
         lambda case: any(keyword in case.outcomes for keyword in _SITE),

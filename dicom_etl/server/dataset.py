@@ -267,9 +267,10 @@ class DatasetUpload:
     def _fate_of_study(self, row: Row, unit: str) -> str:
         """gone, held, or elsewhere: another unit builds it now."""
         rows = self._built.studies.get(row["key"], ())
-        if any(one["state"] == "held" for one in rows):
-            return "held" if on_server(row) else "gone"
-        return "elsewhere" if any(one["owner"] != unit for one in rows) else "gone"
+        if any(one["state"] != "held" and one["owner"] != unit for one in rows):
+            return "elsewhere"
+        # its files are there, so it is not gone: its person is undecided, or it could not be made as it must be
+        return "held" if rows and on_server(row) else "gone"
 
     def _fate_of_patient(self, row: Row, unit: str) -> str:
         """gone, here (claimed, though its resource could not be made), or elsewhere."""

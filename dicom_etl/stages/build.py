@@ -7,23 +7,21 @@ findings of a unit are written last and are its commit.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 from zoneinfo import ZoneInfo
 
-import orjson
-import pyarrow as pa
 import pyarrow.compute as pc
 import pydicom
 
 from dicom_etl.engine import Engine, Progress
-from dicom_etl.fhir import imaging_study, patient
-from dicom_etl.fhir.checks import errors
-from dicom_etl.fhir.context import Context
+from dicom_etl.fhir import imaging_study
+from dicom_etl.fhir.context import SAMPLE_FIELDS, SUBJECT_FIELDS, Context
+from dicom_etl.fhir.corrections import CORRECTED_FROM, Correction, read_corrections
 from dicom_etl.fhir.endpoint import endpoint
-from dicom_etl.fhir.rows import Group, Place
-from dicom_etl.findings import finding, findings_table
+from dicom_etl.fhir.mapping import MAPPING_TABLES
+from dicom_etl.findings import Finding, finding, findings_table
 from dicom_etl.identity.crosswalk import read_crosswalk
 from dicom_etl.identity.ids import resource_id
 from dicom_etl.identity.names import encode_name
@@ -43,6 +41,7 @@ from dicom_etl.lake.schemas import (
 from dicom_etl.lake.tables import Lake, grouped
 from dicom_etl.settings import DatasetSettings, Settings
 from dicom_etl.sources import Source, SourceError
+from dicom_etl.stages.resources import BuildTask, build_unit
 
 _FEW_ROWS = 20_000  # below, starting worker processes costs more than it gains
 _CLAIM = (
@@ -70,18 +69,6 @@ class Built:
     findings: int
 
 
-class BuildTask(NamedTuple):
-    """A unit whose resources are to be made; travels to a worker."""
-
-    lake: Lake
-    unit: str
-    persons: tuple[Person, ...]  # of the studies that lie in this unit
-    sources: tuple[str, ...]  # the units in which its own studies lie
-    context: Context
-    endpoint: dict[str, Any]
-    fingerprint: str
-
-
 def build(
     source: Source,
     lake: Lake,
@@ -97,7 +84,7 @@ def build(
 
     Raises:
         SourceError: there are no header tables.
-        SettingsError: the crosswalk cannot be read.
+        SettingsError: the crosswalk or the corrections file cannot be read.
     """
     name = source.dataset
     with lake.lock(name, f"build of {name}"):
@@ -107,21 +94,37 @@ def build(
         whose = _identities(lake, settings, dataset_settings, name, made_from)
         _remove_gone(lake, name, made_from)
         context = _context(name, settings, dataset_settings)
-        served = endpoint(context.endpoint_id, name, settings.site, dataset_settings.endpoint, source.location)
+        served = endpoint(context, dataset_settings.endpoint, source.location)
+        lines = [line for line in read_corrections(settings.corrections) if line.dataset == name]
+        by_unit = _corrections_by_unit(lake, name, made_from, lines)
         tasks = [
             task
-            for task in _tasks(lake, whose, made_from, context, served)
+            for task in _tasks(lake, whose, made_from, context, by_unit, served)
             if (subjects is None or task.unit in subjects) and (force or not _is_made(lake, name, task))
         ]
+        useless = [*_useless_crosswalk_lines(settings, name, whose), *_useless_corrections(name, lines, by_unit)]
         failures = _run(lake, engine, tasks, progress, name)
-    states = {person.study_uid: person.state for people in whose.values() for person in people}
-    held = sum(state == "held" for state in states.values())
+        passed_over = () if subjects is None else set(made_from) - set(subjects)
+        _tell(lake, name, [*failures, *useless], passed_over)
+    held, studies = _held(lake, name, whose)
     people = {(p.system, p.value) for people in whose.values() for p in people if p.state == "ok"}
     findings = lake.row_count(DATASET_FINDINGS, stage="build", dataset=name) + sum(
         lake.row_count(FINDINGS, stage="build", dataset=name, unit=unit) for unit in made_from
     )
-    made = len(tasks) - failures
-    return Built(name, len(made_from), made, failures, len(people), len(states) - held, held, findings)
+    made = len(tasks) - len(failures)
+    return Built(name, len(made_from), made, len(failures), len(people), studies - held, held, findings)
+
+
+def _held(lake: Lake, dataset: str, whose: Mapping[str, list[Person]]) -> tuple[int, int]:
+    """How many studies are held: whose person is undecided, or that a unit could not make; and how many there are."""
+    states = {person.study_uid: person.state for people in whose.values() for person in people}
+    held = {study for study, state in states.items() if state == "held"}
+    for unit in whose:
+        if not lake.row_count(FINDINGS, stage="build", dataset=dataset, unit=unit):
+            continue
+        found = lake.read(FINDINGS, ["code", "study_uid"], stage="build", dataset=dataset, unit=unit)
+        held |= set(found.filter(pc.equal(found["code"], "study-held"))["study_uid"].to_pylist())
+    return len(held), len(states)
 
 
 def _header_marks(lake: Lake, dataset: str) -> dict[str, str]:
@@ -142,7 +145,11 @@ def _context(name: str, settings: Settings, dataset: DatasetSettings) -> Context
         site=settings.site,
         zone=ZoneInfo(zone) if zone else None,
         endpoint_id=resource_id(settings.site, "Endpoint", name),
+        version=settings.fhir.version,
+        strict=settings.fhir.strict,
         staff_names=settings.staff_names,
+        contact_details=settings.contact_details,
+        chest=settings.fhir.chest_code,
         dataset_system=settings.sds_dataset_system,
         study_system=settings.sds_study_system,
     )
@@ -207,6 +214,40 @@ def _claims(lake: Lake, dataset: str, units: Iterable[str]) -> list[Claim]:
     return sorted(claims, key=str)
 
 
+# -- corrections and other lines of people -----------------------------------------------------------------------------
+
+
+def _corrections_by_unit(
+    lake: Lake, dataset: str, units: Iterable[str], lines: list[Correction]
+) -> dict[str, tuple[Correction, ...]]:
+    """The corrections that speak of some instance of each unit."""
+    found: dict[str, tuple[Correction, ...]] = {}
+    for unit in units if lines else ():
+        rows = lake.read(headers(), [*CORRECTED_FROM], dataset=dataset, unit=unit)
+        places = [tuple(row.values()) for row in rows.group_by([*CORRECTED_FROM]).aggregate([]).to_pylist()]
+        found[unit] = tuple(line for line in lines if any(line.touches(here) for here in places))
+    return found
+
+
+def _useless_corrections(
+    dataset: str, lines: list[Correction], by_unit: Mapping[str, Collection[Correction]]
+) -> Iterator[Finding]:
+    used = {line for touching in by_unit.values() for line in touching}
+    for line in lines:
+        if line not in used:
+            message = f"{line.line} ({line.tag}) speaks of no instance of the dataset"
+            yield finding("correction-useless", dataset, subject=line.subject, message=message)
+
+
+def _useless_crosswalk_lines(
+    settings: Settings, dataset: str, whose: Mapping[str, Iterable[Person]]
+) -> Iterator[Finding]:
+    subjects = {person.subject for people in whose.values() for person in people}
+    for line in read_crosswalk(settings.crosswalk):
+        if line.dataset == dataset and line.subject not in subjects:
+            yield finding("crosswalk-useless", dataset, subject=line.subject)
+
+
 # -- units ------------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +256,7 @@ def _tasks(
     whose: Mapping[str, list[Person]],
     made_from: Mapping[str, str],
     context: Context,
+    corrections: Mapping[str, tuple[Correction, ...]],
     served: dict[str, Any],
 ) -> list[BuildTask]:
     """One task per unit, with the fingerprint of all that its resources are made from."""
@@ -228,34 +270,37 @@ def _tasks(
     for unit in made_from:
         lying = tuple(whose.get(unit, ()))
         sources = {other for p in lying if p.owner == unit for other in units_of_study[p.study_uid]} or {unit}
-        sheet = _subject_sheet(sheets, lying)
-        here = replace(context, subject_sheet=sheet)
+        here = _with_sheets(context, sheets, lying)
+        lines = tuple(dict.fromkeys(line for source in sorted(sources) for line in corrections.get(source, ())))
         print_ = fingerprint(
             mark,
             [made_from[source] for source in sorted(sources)],
             [asdict(person) for person in lying],
-            {key: str(value) for key, value in asdict(here).items() if key != "subject_sheet"},
-            sheet,
+            asdict(here) | {"zone": str(here.zone)},
+            [list(line) for line in lines],
             served,
         )
-        tasks.append(BuildTask(lake, unit, lying, tuple(sorted(sources)), here, served, print_))
+        tasks.append(BuildTask(lake, unit, lying, tuple(sorted(sources)), here, lines, served, print_))
     return tasks
 
 
 def _mapping_mark() -> str:
-    tables = ("annex_l.json", "body_part_aliases.csv")
     return fingerprint(
         imaging_study.MAPPING_VERSION,
         pydicom.__version__,  # its tables name modalities, SOP classes and SNOMED codes
-        version_of(*(f"dicom_etl.fhir.tables:{table}" for table in tables)),
+        version_of(*(f"dicom_etl.fhir.tables:{table}" for table in MAPPING_TABLES)),
     )
 
 
-def _subject_sheet(sheets: Mapping[Any, list[dict[str, Any]]], people: Iterable[Person]) -> dict[str, str]:
-    """What the subjects sheet says of the subject of a unit."""
-    subjects = {person.subject for person in people if person.subject}
-    rows = [row for subject in sorted(subjects) for row in sheets.get(subject, ()) if row["sheet"] == "subjects"]
-    return {row["field"]: row["value"] for row in rows}
+def _with_sheets(context: Context, sheets: Mapping[Any, list[dict[str, Any]]], people: Iterable[Person]) -> Context:
+    """The context with what the sheets say of the subject of a unit and of its samples, as far as it is mapped."""
+    rows = [row for subject in sorted({p.subject for p in people if p.subject}) for row in sheets.get(subject, ())]
+    subject = {r["field"]: r["value"] for r in rows if r["sheet"] == "subjects" and r["field"] in SUBJECT_FIELDS}
+    samples: dict[str, dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        if row["sheet"] == "samples" and row["sample"] and row["field"] in SAMPLE_FIELDS:
+            samples[row["sample"]][row["field"]] = row["value"]
+    return replace(context, subject_sheet=subject, sample_sheets=dict(samples))
 
 
 def _is_made(lake: Lake, dataset: str, task: BuildTask) -> bool:
@@ -264,7 +309,8 @@ def _is_made(lake: Lake, dataset: str, task: BuildTask) -> bool:
     return all(lake.exists(place(RESOURCES, type=t, dataset=dataset, unit=task.unit)) for t in RESOURCE_TYPES)
 
 
-def _run(lake: Lake, engine: Engine, tasks: list[BuildTask], progress: Progress, dataset: str) -> int:
+def _run(lake: Lake, engine: Engine, tasks: list[BuildTask], progress: Progress, dataset: str) -> list[Finding]:
+    """Make the units; returns a finding for each that failed."""
     sizes = {t.unit: sum(lake.row_count(headers(), dataset=dataset, unit=s) for s in t.sources) for t in tasks}
     total, done, failures = sum(sizes.values()), 0, []
     for result in engine.map(build_unit, tasks, small=total < _FEW_ROWS, weight=lambda task: sizes[task.unit]):
@@ -273,93 +319,11 @@ def _run(lake: Lake, engine: Engine, tasks: list[BuildTask], progress: Progress,
             reason = f"{type(result.error).__name__}: {result.error}"[:300]
             failures.append(finding("build-failed", dataset, unit=result.item.unit, message=reason))
         progress(f"build {dataset}", done, total)
-    lake.write(DATASET_FINDINGS, findings_table(failures), stage="build", dataset=dataset)
-    return len(failures)
+    return failures
 
 
-# -- one unit, in a worker --------------------------------------------------------------------------------------------
-
-
-def build_unit(task: BuildTask) -> int:
-    """Make and write the resources of a unit; returns how many."""
-    dataset, lake = task.context.dataset, task.lake
-    here = Place(dataset, task.unit, next((p.subject for p in task.persons), None))
-    _tell_persons(task.persons, here)
-    own = [person for person in task.persons if person.owner == task.unit and person.state == "ok"]
-    rows = _rows(task, own)
-    _tell_series(rows, here)
-    made = {
-        "Patient": _patients(own, rows, task.context, here),
-        "ImagingStudy": _studies(own, rows, task.context, here),
-        "Endpoint": [task.endpoint] if own else [],
-    }
-    where = {"dataset": dataset, "unit": task.unit}
-    lake.remove(FINDINGS.path(stage="build", **where))  # no commit while the resources change
-    written = 0
-    for kind in RESOURCE_TYPES:
-        valid = [resource for resource in made[kind] if _is_valid(resource, here)]
-        lines = b"".join(orjson.dumps(resource) + b"\n" for resource in sorted(valid, key=lambda r: str(r["id"])))
-        lake.write_bytes(place(RESOURCES, type=kind, **where), lines)
-        written += len(valid)
-    lake.write(FINDINGS, findings_table(here.found), fingerprint=task.fingerprint, stage="build", **where)
-    return written
-
-
-def _rows(task: BuildTask, own: list[Person]) -> Group:
-    columns = list(dict.fromkeys([*imaging_study.COLUMNS, *patient.COLUMNS]))
-    studies = pa.array([person.study_uid for person in own], pa.string())
-    tables = []
-    for unit in task.sources:
-        rows = task.lake.read(headers(), [*columns, "duplicate"], dataset=task.context.dataset, unit=unit)
-        tables.append(rows.filter(pc.and_(pc.is_null(rows["duplicate"]), pc.is_in(rows["StudyInstanceUID"], studies))))
-    return Group.of(pa.concat_tables(tables), columns)
-
-
-def _tell_persons(people: Iterable[Person], here: Place) -> None:
-    for person in people:
-        if person.reason:
-            replace(here, subject=person.subject).within(study_uid=person.study_uid).add(person.reason)
-
-
-def _tell_series(rows: Group, here: Place) -> None:
-    for series, group in rows.by("SeriesInstanceUID").items():
-        studies = group.distinct("StudyInstanceUID")
-        if series and len(studies) > 1:
-            here.within(series_uid=series).add("series-two-studies", message=f"it stands in {len(studies)} studies")
-
-
-def _patients(own: list[Person], rows: Group, context: Context, here: Place) -> list[dict[str, Any]]:
-    by_person: dict[tuple[str, str], list[Person]] = defaultdict(list)
-    for person in own:
-        by_person[person.system, person.value].append(person)
-    made = []
-    for key, people in sorted(by_person.items()):
-        studies = {person.study_uid for person in people}
-        uids = rows.columns["StudyInstanceUID"]
-        theirs = rows.where(lambda row, uids=uids, studies=studies: uids[row] in studies)  # type: ignore[misc]
-        made.append(patient.patient(resource_id(context.site, "Patient", *key), people[0], theirs, context, here))
-    return made
-
-
-def _studies(own: list[Person], rows: Group, context: Context, here: Place) -> list[dict[str, Any]]:
-    groups = rows.by("StudyInstanceUID")
-    made = []
-    for person in own:
-        resource = imaging_study.imaging_study(
-            resource_id(context.site, "ImagingStudy", context.dataset, person.study_uid),
-            resource_id(context.site, "Patient", person.system, person.value),
-            groups[person.study_uid],
-            context,
-            replace(here, subject=person.subject).within(study_uid=person.study_uid),
-        )
-        if resource:
-            made.append(resource)
-    return made
-
-
-def _is_valid(resource: dict[str, Any], here: Place) -> bool:
-    """Whether a resource may be written; what is wrong becomes a finding."""
-    wrong = errors(resource)
-    for text in wrong[:5]:
-        here.add("resource-invalid", message=f"{resource['resourceType']} {resource['id']}: {text}"[:300])
-    return not wrong
+def _tell(lake: Lake, dataset: str, found: list[Finding], passed_over: Collection[str]) -> None:
+    """Write the findings of the dataset; those of units that this run was not to make stay."""
+    before = lake.read(DATASET_FINDINGS, stage="build", dataset=dataset).to_pylist()
+    kept = [Finding(**row) for row in before if row["unit"] in passed_over]
+    lake.write(DATASET_FINDINGS, findings_table([*kept, *found]), stage="build", dataset=dataset)

@@ -7,8 +7,8 @@ Each unit is read by itself, a few columns at a time, and comes down to counts; 
 from __future__ import annotations
 
 import datetime
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pydicom.datadict import tag_for_keyword
 
 from dicom_etl.engine import Progress
+from dicom_etl.fhir.context import SAMPLE_FIELDS
 from dicom_etl.findings import Finding, findings_table
 from dicom_etl.headers.layout import tag_text
 from dicom_etl.lake.fingerprints import fingerprint, version_of
@@ -50,7 +51,7 @@ from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
 
 # Raised when the code that measures changes what it says of the same tables.
-MEASURE_VERSION = 1
+MEASURE_VERSION = 2
 
 _STAGES = ("crawl", "extract", "build", "upload")
 _VALUES_AT_ONCE = 4_000_000  # of header columns in memory, some 200 MB
@@ -244,6 +245,7 @@ def _judge(
             for cell in cells
             if cell["sheet"] == "subjects" and cell["field"] == "sex" and cell["value"].lower() in SHEET_SEXES
         ),
+        samples=_samples(cells),
     )
     measures = [
         *file_measures(collected.files, collected.copies),
@@ -253,6 +255,15 @@ def _judge(
         *ready,
     ]
     return measures, [*findings, *judged.findings]
+
+
+def _samples(cells: Iterable[Mapping[str, Any]]) -> dict[tuple[str | None, str | None], dict[str, str]]:
+    """What the samples sheet says that the mapping reads, by subject and sample."""
+    said: dict[tuple[str | None, str | None], dict[str, str]] = defaultdict(dict)
+    for cell in cells:
+        if cell["sheet"] == "samples" and cell["field"] in SAMPLE_FIELDS:
+            said[cell["subject"], cell["sample"]][cell["field"]] = cell["value"]
+    return dict(said)
 
 
 # -- the summary ------------------------------------------------------------------------------------------------------

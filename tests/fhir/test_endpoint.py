@@ -1,7 +1,10 @@
-"""Endpoint (R4): where the images of a dataset are to be had."""
+"""Endpoint: where the images of a dataset are to be had."""
+
+from dataclasses import replace
 
 from dicom_etl.fhir.checks import errors
 from dicom_etl.fhir.endpoint import endpoint
+from tests.fhir.rows_of import CONTEXT
 
 ANY = {
     "coding": [
@@ -11,7 +14,7 @@ ANY = {
 
 
 def test_a_folder_has_a_code_of_the_site() -> None:
-    made = endpoint("e1", "breast", "https://site.example/", None, "file:///data/breast")
+    made = endpoint(CONTEXT, None, "file:///data/breast")
     assert made == {
         "resourceType": "Endpoint",
         "id": "e1",
@@ -30,7 +33,7 @@ def test_a_folder_has_a_code_of_the_site() -> None:
 
 
 def test_an_address_of_dicomweb_counts_before_the_folder() -> None:
-    made = endpoint("e1", "breast", "https://site.example", "https://pacs.example/rs", "file:///data/breast")
+    made = endpoint(CONTEXT, "https://pacs.example/rs", "file:///data/breast")
     assert made["connectionType"] == {
         "system": "http://terminology.hl7.org/CodeSystem/endpoint-connection-type",
         "code": "dicom-wado-rs",
@@ -38,3 +41,27 @@ def test_an_address_of_dicomweb_counts_before_the_folder() -> None:
     }
     assert made["address"] == "https://pacs.example/rs"
     assert errors(made) == []
+
+
+def test_r5_has_concepts_and_one_payload() -> None:
+    made = endpoint(replace(CONTEXT, version="R5"), "https://pacs.example/rs", "file:///data/breast")
+    assert made == {
+        "resourceType": "Endpoint",
+        "id": "e1",
+        "status": "active",
+        "connectionType": [
+            {
+                "coding": [
+                    {
+                        "system": "http://terminology.hl7.org/CodeSystem/endpoint-connection-type",
+                        "code": "dicom-wado-rs",
+                        "display": "DICOM WADO-RS",
+                    }
+                ]
+            }
+        ],
+        "name": "DICOM files of breast",
+        "payload": [{"type": [ANY], "mimeType": ["application/dicom"]}],
+        "address": "https://pacs.example/rs",
+    }
+    assert errors(made, "R5") == []

@@ -114,12 +114,7 @@ def test_a_study_of_a_full_header() -> None:
         "endpoint": [{"reference": "Endpoint/e1"}],
         "numberOfSeries": 1,
         "numberOfInstances": 2,
-        "procedureCode": [
-            {
-                "coding": [{"system": "http://radlex.org", "code": "RPID1234", "display": "MR Breast"}],
-                "text": "MR Breast",
-            }
-        ],
+        "procedureCode": [{"coding": [{"system": "http://radlex.org", "code": "RPID1234", "display": "MR Breast"}]}],
         "reasonCode": [{"text": "lump"}],
         "description": "MRI BREAST",
         "series": [
@@ -251,25 +246,31 @@ def test_the_least_and_the_greatest_number_stand(number: int) -> None:
 def test_the_name_of_the_referring_physician_is_given_only_if_asked_for() -> None:
     assert "referrer" not in study_with(ReferringPhysicianName="Roe^Jane^^Dr.")
     asked = study_with(context=replace(CONTEXT, staff_names=True), ReferringPhysicianName="Roe^Jane^^Dr.")
-    assert asked["referrer"] == {"display": "Roe Jane Dr."}
+    assert asked["referrer"] == {"type": "Practitioner", "display": "Dr. Jane Roe"}
 
 
-def test_codes_that_disagree_are_left_out_and_said() -> None:
+def test_a_study_of_two_procedures_has_both() -> None:
     here = place()
     rows = instances(
         {"ProcedureCodeValue": "RPID1", "ProcedureCodeMeaning": "one"},
         {"ProcedureCodeValue": "RPID2", "ProcedureCodeMeaning": "two"},
         ProcedureCodeSchemeDesignator="RADLEX",
     )
-    assert "procedureCode" not in made(rows, at=here)
-    assert told(here) == [("values-disagree", "00080100"), ("values-disagree", "00080104")]
+    assert made(rows, at=here)["procedureCode"] == [
+        {"coding": [{"system": "http://radlex.org", "code": "RPID1", "display": "one"}]},
+        {"coding": [{"system": "http://radlex.org", "code": "RPID2", "display": "two"}]},
+    ]
+    assert told(here) == []
 
 
-def test_a_code_of_a_private_scheme_is_text_alone() -> None:
+def test_a_code_of_a_private_scheme_stands_under_a_uri_of_the_dataset() -> None:
+    here = place()
     resource = study_with(
-        ProcedureCodeValue="X1", ProcedureCodeSchemeDesignator="99ACME", ProcedureCodeMeaning="MR Breast"
+        at=here, ProcedureCodeValue="X1", ProcedureCodeSchemeDesignator="99ACME", ProcedureCodeMeaning="MR Breast"
     )
-    assert resource["procedureCode"] == [{"text": "MR Breast"}]
+    system = "https://site.example/breast/coding-scheme/99ACME"
+    assert resource["procedureCode"] == [{"coding": [{"system": system, "code": "X1", "display": "MR Breast"}]}]
+    assert told(here) == [("scheme-unknown", "00080100")]
 
 
 # -- started ----------------------------------------------------------------------------------------------------------

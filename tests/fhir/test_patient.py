@@ -1,4 +1,4 @@
-"""Patient (R4): expected resources written from the standard and the mapping."""
+"""Patient: expected resources written from the standard and the mapping."""
 
 import datetime
 from dataclasses import replace
@@ -22,7 +22,7 @@ REPRESENTATION = "http://hl7.org/fhir/StructureDefinition/iso21090-EN-representa
 
 
 def made(rows: Group, person: Person = PERSON, sheet: dict[str, str] | None = None, at: Place | None = None) -> Any:
-    resource = patient("p1", person, rows, replace(CONTEXT, subject_sheet=sheet), at or place())
+    resource = patient("p1", person, rows, replace(CONTEXT, subject_sheet=sheet or {}), at or place())
     assert errors(resource) == []
     return resource
 
@@ -162,13 +162,13 @@ def test_another_sex_is_left_out_and_said(sex: str) -> None:
 def test_the_sheet_says_the_sex_where_the_header_does_not() -> None:
     here = place()
     assert made(group({}), sheet={"sex": "Female"}, at=here)["gender"] == "female"
-    assert told(here) == [("sex-from-sheet", "00100040")]
+    assert told(here) == [("from-sheet", "00100040")]
 
 
 def test_the_header_counts_where_the_sheet_disagrees() -> None:
     here = place()
     assert made(group({"PatientSex": "M"}), sheet={"sex": "Female"}, at=here)["gender"] == "male"
-    assert told(here) == [("sex-disagrees", "00100040")]
+    assert told(here) == [("sheet-disagrees", "00100040")]
 
 
 def test_a_sheet_that_agrees_is_not_worth_a_finding() -> None:
@@ -186,7 +186,6 @@ def test_the_sheet_does_not_decide_where_headers_disagree() -> None:
 @pytest.mark.parametrize(
     ("column", "one", "other", "element", "tag"),
     [
-        ("PatientName", "Doe^John", "Doe^Jane", "name", "00100010"),
         ("PatientSex", "F", "M", "gender", "00100040"),
         ("PatientBirthDate", datetime.date(1966, 3, 12), datetime.date(1966, 3, 13), "birthDate", "00100030"),
     ],
@@ -195,6 +194,22 @@ def test_values_that_disagree_are_left_out_and_said(column: str, one: Any, other
     here = place()
     assert element not in made(group({column: one}, {column: other}), at=here)
     assert told(here) == [("values-disagree", tag)]
+
+
+def test_a_person_of_two_names_keeps_both() -> None:
+    here = place()
+    assert made(group({"PatientName": "Doe^Jane"}, {"PatientName": "Roe^Jane"}), at=here)["name"] == [
+        {"use": "usual", "family": "Doe", "given": ["Jane"]},
+        {"use": "usual", "family": "Roe", "given": ["Jane"]},
+    ]
+    assert told(here) == [("values-disagree", "00100010")]
+
+
+def test_one_name_written_in_two_ways_is_one() -> None:
+    here = place()
+    rows = group({"PatientName": "Doe^Jane"}, {"PatientName": "Doe^Jane^^^"}, {"PatientName": "Doe^Jane=\u5c71^\u82b1"})
+    assert [name["family"] for name in made(rows, at=here)["name"]] == ["Doe", "\u5c71"]
+    assert told(here) == []
 
 
 def test_a_value_that_some_rows_lack_is_that_of_the_others() -> None:

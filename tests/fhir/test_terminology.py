@@ -1,6 +1,7 @@
 """DICOM codes as FHIR Codings. Expected codes are those of PS3.16 Annex L, CID 33 and CID 244."""
 
 import csv
+import importlib
 import re
 import sys
 from importlib.resources import files
@@ -9,6 +10,7 @@ import pytest
 
 from dicom_etl.fhir import terminology
 from dicom_etl.fhir.terminology import (
+    CHEST_CODINGS,
     Coding,
     body_site,
     coded,
@@ -56,6 +58,47 @@ def test_an_unknown_display_is_left_out_of_the_fhir_json() -> None:
 )
 def test_a_body_part_is_coded_by_annex_l(text: str, code: str, display: str) -> None:
     assert body_site(text) == Coding(SCT, code, display)
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall("[a-z0-9]+", text.lower()))
+
+
+def test_the_codes_of_annex_l_mean_what_their_displays_say() -> None:
+    meanings: dict[str, list[str]] = {}
+    for names in importlib.import_module("pydicom.sr._concepts_dict").concepts["SCT"].values():
+        for code, (meaning, _) in names.items():
+            meanings.setdefault(code, []).append(meaning)
+
+    codings = {term: region.coding for term, region in terminology._annex_l().items()}
+    differing = {
+        term
+        for term, coding in codings.items()
+        if not any(words(str(coding.display)) <= words(meaning) for meaning in meanings.get(coding.code, []))
+    }
+    assert differing == {
+        "LOWERTRUNK",  # 63337009 and 67734004 are not in pydicom's dictionary
+        "UPPERTRUNK",
+        "GLUTEAL",  # buttock
+        "MORISONSPOUCH",  # Rutherford Morrison's pouch
+        "SUPRAPUBIC",  # hypogastric region
+    }
+
+
+@pytest.mark.parametrize("text", ["CHEST", "THORAX", " chest ", "Thorax"])
+@pytest.mark.parametrize(("chest", "display"), [("816094009", "Chest"), ("43799004", "Thoracic cavity structure")])
+def test_the_code_of_the_chest_can_be_chosen(text: str, chest: str, display: str) -> None:
+    assert body_site(text, chest) == CHEST_CODINGS[chest] == Coding(SCT, chest, display)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("CHESTABDOMEN", "416550000"), ("BREAST", "76752008"), ("CSPINE", "122494005")]
+)
+def test_the_choice_for_the_chest_changes_no_other_region(text: str, code: str) -> None:
+    site = body_site(text, "43799004")
+    assert site == body_site(text)
+    assert site is not None
+    assert site.code == code
 
 
 @pytest.mark.parametrize("text", ["CSPINE", "cspine", "C-SPINE", "C Spine", " C_SPINE ", "c.spine"])
@@ -213,6 +256,13 @@ def test_the_uri_of_a_coding_scheme(designator: str, uri: str | None) -> None:
 
 def test_a_coded_entry_keeps_its_code_and_meaning() -> None:
     assert coded("24627-2 ", "LN", " CT Chest ") == Coding("http://loinc.org", "24627-2", "CT Chest")
+
+
+@pytest.mark.parametrize(
+    ("code", "designator"), [("51185008", "SCT"), ("T-D3000", "SRT"), ("T-D3000", "SNM3"), ("T-D3000", "99SDM")]
+)
+def test_the_thorax_of_older_headers_keeps_its_own_code(code: str, designator: str) -> None:
+    assert coded(code, designator, "Thoracic structure") == Coding(SCT, "51185008", "Thoracic structure")
 
 
 @pytest.mark.parametrize("meaning", [None, "", "  "])

@@ -30,7 +30,7 @@ class Study:
     unit: str = "sub-1"
     rule: str = "patient-id"
     series: Mapping[str, int] = field(default_factory=lambda: {"1": 2})  # number of the series -> instances
-    state: str = "ok"
+    state: str = "ok"  # held; unmade: its person is decided, and still it could not be made
     status: str = "available"
     subject: str | None = None  # another reference than that of the person
     patient: Mapping[str, Any] = field(default_factory=dict)  # what the header says of the Patient
@@ -165,7 +165,7 @@ class Site:
             "system": system,
             "value": value,
             "rule": study.rule,
-            "state": study.state,
+            "state": "ok" if study.state == "unmade" else study.state,
             "reason": None,
             "owner": study.unit,
             "patient": self.patient_id(dataset, study),

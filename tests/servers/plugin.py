@@ -1,9 +1,10 @@
 """The pytest plugin that gives tests their servers; loaded by ``tests/conftest.py``.
 
-Session fixtures run once per xdist worker, a server is wanted once per run. So the process that controls the
-run (the only one, without xdist) makes a folder and hands its path to the workers. The first worker that
-needs the server takes the folder's lock, starts the server and writes down where it is; the others read that.
-The controller stops it when all is done. How a server is built and started belongs in its own module.
+Session fixtures run once per xdist worker, a server of each FHIR version is wanted once per run. So the
+process that controls the run (the only one, without xdist) makes a folder and hands its path to the workers.
+The first worker that needs a server takes the version's lock in that folder, starts the server and writes down
+where it is; the others read that. The controller stops it when all is done. How a server is built and started
+belongs in its own module.
 """
 
 import json
@@ -23,6 +24,7 @@ from tests.servers import hapi_server
 from tests.servers.hapi_server import HapiServer, ServerUnavailableError
 
 _WORKER_INPUT = "dicom_etl_servers"
+_SHARED = ("R4", "R5")
 
 
 @dataclass(frozen=True)
@@ -70,26 +72,25 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     run = config.stash.get(_RUN, None)
     if run is None or hasattr(config, "workerinput"):
         return
-    # The lock: a worker that was told to stop may still be starting the server.
-    with FileLock(run.folder / "hapi.lock"):
-        state = _read_state(run.folder)
-        if state is not None and "failure" not in state:
-            hapi_server.stop(_server(state))
+    for version in _SHARED:
+        # The lock: a worker that was told to stop may still be starting the server.
+        with FileLock(run.folder / f"{version}.lock"):
+            state = _read_state(run.folder, version)
+            if state is not None and "failure" not in state:
+                hapi_server.stop(_server(state))
     shutil.rmtree(run.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def hapi(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> HapiServer:
     """The strict R4 server that all tests of the run share: use identifiers that no other test uses."""
-    run = pytestconfig.stash[_RUN]
-    with FileLock(run.folder / "hapi.lock"):
-        state = _read_state(run.folder)
-        if state is None:
-            state = _start_shared(run, tmp_path_factory)
-            _write_state(run.folder, state)
-    if "failure" in state:
-        pytest.fail(state["failure"], pytrace=False)
-    return _server(state)
+    return _shared("R4", pytestconfig.stash[_RUN], tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def hapi_r5(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> HapiServer:
+    """The same in R5, started when a test asks for it: it takes 16 s and 1.4 GB more."""
+    return _shared("R5", pytestconfig.stash[_RUN], tmp_path_factory)
 
 
 @pytest.fixture
@@ -114,10 +115,21 @@ def _plain_failure() -> Iterator[None]:
         pytest.fail(str(error), pytrace=False)
 
 
-def _start_shared(run: _Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def _shared(version: str, run: _Run, tmp_path_factory: pytest.TempPathFactory) -> HapiServer:
+    with FileLock(run.folder / f"{version}.lock"):
+        state = _read_state(run.folder, version)
+        if state is None:
+            state = _start_shared(version, run, tmp_path_factory)
+            _write_state(run.folder, version, state)
+    if "failure" in state:
+        pytest.fail(state["failure"], pytrace=False)
+    return _server(state)
+
+
+def _start_shared(version: str, run: _Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Start the server, or say why not: the other workers need not wait to fail in the same way."""
     try:
-        server = hapi_server.start(tmp_path_factory.mktemp("hapi"), owner=run.controller)
+        server = hapi_server.start(tmp_path_factory.mktemp("hapi"), version=version, owner=run.controller)
     except ServerUnavailableError as error:
         return {"failure": str(error)}
     return {"base_url": server.base_url, "pid": server.pid, "log_path": str(server.log_path)}
@@ -127,10 +139,10 @@ def _server(state: dict[str, Any]) -> HapiServer:
     return HapiServer(state["base_url"], state["pid"], Path(state["log_path"]))
 
 
-def _read_state(folder: Path) -> dict[str, Any] | None:
-    path = folder / "hapi.json"
+def _read_state(folder: Path, version: str) -> dict[str, Any] | None:
+    path = folder / f"{version}.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
-def _write_state(folder: Path, state: dict[str, Any]) -> None:
-    (folder / "hapi.json").write_text(json.dumps(state), encoding="utf-8")
+def _write_state(folder: Path, version: str, state: dict[str, Any]) -> None:
+    (folder / f"{version}.json").write_text(json.dumps(state), encoding="utf-8")

@@ -10,12 +10,13 @@ from dicom_etl.fhir.checks import errors
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.schemas import FILES, FINDINGS, IDENTITIES, RESOURCE_TYPES, RESOURCES, place
 from dicom_etl.lake.tables import Lake
-from dicom_etl.settings import Settings, SettingsError
+from dicom_etl.settings import FhirSettings, Settings, SettingsError
 from dicom_etl.sources import SourceError
 from dicom_etl.stages.build import build
 from tests.corpus import Tree, tree_of, uid, write_sheet
 
 SITE = "https://dicom-etl.local"
+SCT = "http://snomed.info/sct"
 AUTHORITY = "urn:oid:1.2.3"
 
 
@@ -362,14 +363,23 @@ def test_another_row_of_the_subjects_sheet_makes_its_subject_alone(tree: Tree) -
     tree.run()
     tree.sheet("subjects", {"subject id": "sub-1", "sex": "Male"}, rows[1])
     assert tree.run().units_made == 1
-    assert "sex-disagrees" in tree.codes("build", "sub-1")
-    assert "sex-disagrees" not in tree.codes("build", "sub-2")
+    assert "sheet-disagrees" in tree.codes("build", "sub-1")
+    assert "sheet-disagrees" not in tree.codes("build", "sub-2")
 
 
 def test_another_sheet_makes_nothing(tree: Tree) -> None:
     tree.run()
     tree.sheet("samples", {"sample id": "sam-1", "subject id": "sub-1", "sample type": "tissue"})
     assert tree.run().units_made == 0
+
+
+def test_a_cell_of_the_samples_sheet_that_is_mapped_makes_its_subject_alone(tree: Tree) -> None:
+    rows = [{"sample id": "sam-1", "subject id": f"sub-{n}", "laterality": "Left"} for n in (1, 2)]
+    tree.sheet("samples", *rows)
+    tree.run()
+    tree.sheet("samples", rows[0] | {"laterality": "Right"}, rows[1])
+    assert tree.run().units_made == 1
+    assert study_of(tree, "sub-1")["series"][0]["laterality"]["display"] == "Right"
 
 
 def test_a_new_line_of_the_crosswalk_makes_its_subject_alone(tree: Tree) -> None:
@@ -480,12 +490,206 @@ def test_a_unit_that_has_to_be_extracted_again_keeps_its_resources_and_its_part_
     assert set(rules(tree)) == {"sub-1", "sub-2"}
 
 
+# -- the samples sheet ------------------------------------------------------------------------------------------------
+
+
+def test_the_samples_sheet_says_body_site_and_side_where_the_header_does_not_and_a_note_tells(tree: Tree) -> None:
+    tree.write("sub-3/sam-1/1.dcm", PatientID="P-3", BodyPartExamined=None)
+    row = {"sample id": "sam-1", "subject id": "sub-3", "sample anatomical location": "Breast", "laterality": "left"}
+    tree.sheet("samples", row)
+    tree.run()
+    study = study_of(tree, "sub-3")
+    assert study["series"][0]["bodySite"] == {"system": SCT, "code": "76752008", "display": "Breast"}
+    assert study["series"][0]["laterality"] == {"system": SCT, "code": "7771000", "display": "Left"}
+    assert [note["text"] for note in study["note"]] == [
+        "bodySite from the samples sheet",
+        "laterality from the samples sheet",
+    ]
+    assert [f["tag"] for f in tree.findings("build", "sub-3") if f["code"] == "from-sheet"] == ["00180015", "00200060"]
+
+
+def test_the_header_counts_before_the_samples_sheet(tree: Tree) -> None:
+    tree.write("sub-3/sam-1/1.dcm", PatientID="P-3", BodyPartExamined="HEART", Laterality="R")
+    row = {"sample id": "sam-1", "subject id": "sub-3", "sample anatomical location": "Breast", "laterality": "left"}
+    tree.sheet("samples", row)
+    tree.run()
+    series = study_of(tree, "sub-3")["series"][0]
+    assert (series["bodySite"]["display"], series["laterality"]["display"]) == ("Heart", "Right")
+    assert "note" not in study_of(tree, "sub-3")
+
+
+def test_a_series_over_samples_of_two_sides_has_none(tree: Tree) -> None:
+    for sample in ("sam-1", "sam-2"):
+        tree.write(f"sub-3/{sample}/1.dcm", PatientID="P-3", series="one")
+    tree.sheet(
+        "samples",
+        {"sample id": "sam-1", "subject id": "sub-3", "laterality": "Left"},
+        {"sample id": "sam-2", "subject id": "sub-3", "laterality": "Right"},
+    )
+    tree.run()
+    assert "laterality" not in study_of(tree, "sub-3")["series"][0]
+
+
+# -- corrections ------------------------------------------------------------------------------------------------------
+
+
+def with_corrections(tree: Tree, *lines: dict[str, str]) -> None:
+    """Configure a corrections file of these lines."""
+    columns = ("dataset", "subject", "sample", "study", "series", "tag", "value", "why")
+    rows = [{column: line.get(column, "") for column in columns} for line in lines]
+    path = write_sheet(tree.root.parent / "corrections.csv", rows)
+    tree.settings = tree.settings.model_copy(update={"corrections": str(path)})
+
+
+def test_a_body_site_is_added_to_a_whole_dataset_with_a_trace(tree: Tree) -> None:
+    tree.run()
+    before = {unit: tree.lake.read_bytes(f"headers/ds/{unit}.parquet") for unit in ("sub-1", "sub-2")}
+    with_corrections(tree, {"dataset": "ds", "tag": "BodyPartExamined", "value": "HEART", "why": "all are hearts"})
+    assert tree.build().units_made == 2
+    for unit in ("sub-1", "sub-2"):
+        study = study_of(tree, unit)
+        assert study["series"][0]["bodySite"] == {"system": SCT, "code": "80891009", "display": "Heart"}
+        assert study["note"] == [{"text": "bodySite as corrected by the data's stewards"}]
+        (told,) = [f for f in tree.findings("build", unit) if f["code"] == "corrected"]
+        assert (told["severity"], told["tag"], told["value"], told["count"]) == ("info", "00180015", "HEART", 1)
+        assert "line 2" in told["message"]
+        assert "all are hearts" in told["message"]
+        assert errors(study) == []
+        assert tree.lake.read_bytes(f"headers/ds/{unit}.parquet") == before[unit]
+
+
+def test_a_correction_of_one_subject_makes_that_subject_alone(tree: Tree) -> None:
+    tree.run()
+    with_corrections(tree, {"dataset": "ds", "subject": "sub-2", "tag": "StudyDate", "value": "2020-02-03"})
+    assert tree.build().units_made == 1
+    assert study_of(tree, "sub-2")["started"].startswith("2020-02-03")
+    assert not study_of(tree, "sub-1")["started"].startswith("2020-02-03")
+    assert tree.build().units_made == 0
+
+
+def test_a_wrong_side_is_mended_whatever_level_it_stands_at(tree: Tree) -> None:
+    tree.write("sub-3/sam-1/1.dcm", PatientID="P-3", ImageLaterality="L")
+    with_corrections(tree, {"dataset": "ds", "subject": "sub-3", "sample": "sam-1", "tag": "Laterality", "value": "R"})
+    tree.run()
+    assert study_of(tree, "sub-3")["series"][0]["laterality"]["display"] == "Right"
+
+
+def test_a_value_can_be_taken_away_and_a_later_line_counts_more(tree: Tree) -> None:
+    with_corrections(
+        tree,
+        {"dataset": "ds", "tag": "StudyDescription", "value": ""},
+        {"dataset": "ds", "subject": "sub-2", "tag": "StudyDescription", "value": "Follow-up"},
+    )
+    tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", StudyDescription="Secret")
+    tree.run()
+    assert "description" not in study_of(tree, "sub-1")
+    assert study_of(tree, "sub-2")["description"] == "Follow-up"
+
+
+def test_a_correction_of_a_series_by_its_uid(tree: Tree) -> None:
+    tree.write("sub-1/sam-2/1.dcm", PatientID="P-1")
+    series = uid("ds/sub-1/sam-2")
+    with_corrections(tree, {"dataset": "ds", "series": series, "tag": "Modality", "value": "CT"})
+    tree.run()
+    found = {s["uid"]: s["modality"]["code"] for s in study_of(tree, "sub-1")["series"]}
+    assert found == {series: "CT", uid("ds/sub-1/sam-1"): "MR"}
+
+
+def test_a_line_that_speaks_of_nothing_is_said(tree: Tree) -> None:
+    with_corrections(tree, {"dataset": "ds", "subject": "sub-9", "tag": "Laterality", "value": "R"})
+    with_crosswalk(tree, ("ds", "sub-8", "urn:x:persons", "p8"))
+    tree.run()
+    assert [(f["code"], f["subject"]) for f in tree.findings("build")] == [
+        ("correction-useless", "sub-9"),
+        ("crosswalk-useless", "sub-8"),
+    ]
+
+
+def test_corrections_of_another_dataset_are_not_ours(tree: Tree) -> None:
+    tree.run()
+    with_corrections(tree, {"dataset": "other", "tag": "Laterality", "value": "R"})
+    assert tree.build().units_made == 0
+    assert tree.findings("build") == []
+
+
+# -- strict -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SeriesNumber": -3},  # an optional value that cannot stand in FHIR
+        {"Modality": ""},  # of its second series
+        {"Laterality": "X"},
+        {"PatientSex": "Q"},  # of its Patient
+    ],
+)
+def test_strict_holds_the_study_of_a_bad_value_and_lenient_leaves_the_value_out(
+    tree: Tree, tags: dict[str, Any]
+) -> None:
+    tree.write("sub-1/sam-2/1.dcm", PatientID="P-1", **tags)
+    if "PatientSex" in tags:
+        tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", **tags)
+    built = tree.run()
+    assert (built.studies, built.held) == (2, 0)
+    lenient = study_of(tree, "sub-1")
+    assert not {"study-held"} & set(tree.codes("build", "sub-1"))
+    assert lenient["numberOfSeries"] == 2 - ("Modality" in tags)
+
+    tree.settings = Settings(fhir=FhirSettings(strict=True))
+    built = tree.build()
+    assert (built.studies, built.held) == (1, 1)
+    assert tree.resources("ImagingStudy", "sub-1") == []
+    assert len(tree.resources("ImagingStudy", "sub-2")) == 1
+    (told,) = [f for f in tree.findings("build", "sub-1") if f["code"] == "study-held"]
+    assert told["severity"] == "error"
+    assert "strict" in told["message"]
+    assert tree.build().held == 1  # also when nothing is made
+
+
+def test_a_study_of_which_nothing_can_stand_in_fhir_is_held(tree: Tree) -> None:
+    tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", Modality="")
+    built = tree.run()
+    assert (built.studies, built.held) == (1, 1)
+    assert sorted(tree.codes("build", "sub-1")) == ["instance-left-out", "study-held"]
+
+
+# -- R5 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_another_version_of_fhir_makes_all_units_and_is_valid(tree: Tree) -> None:
+    tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", AccessionNumber="A-1", BodyPartExamined="HEART", Laterality="L")
+    tree.run()
+    tree.settings = Settings(fhir=FhirSettings(version="R5"))
+    assert tree.build().units_made == 2
+    made = [r for kind in RESOURCE_TYPES for unit in ("sub-1", "sub-2") for r in tree.resources(kind, unit)]
+    assert len(made) == 6
+    assert [errors(resource, "R5") for resource in made] == [[]] * 6
+    study = study_of(tree, "sub-1")
+    heart = {"system": SCT, "code": "80891009", "display": "Heart"}
+    assert study["series"][0]["bodySite"] == {"concept": {"coding": [heart]}}
+    assert study["basedOn"][0]["identifier"]["value"] == "A-1"
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_subject_alone_leaves_what_was_said_of_the_others(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree.crawl()
+    tree.extract()
+    with monkeypatch.context() as patch:
+        patch.setattr("dicom_etl.stages.resources._tell_persons", _fails_for_sub_1)
+        tree.build()
+    tree.build(subjects=["sub-2"], force=True)
+    assert tree.codes("build") == ["build-failed"]
+
+
 def test_a_unit_that_fails_fails_alone_and_keeps_what_it_had(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.run()
     before = study_of(tree, "sub-1")
     tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
     with monkeypatch.context() as patch:
-        patch.setattr("dicom_etl.stages.build._tell_persons", _fails_for_sub_1)
+        patch.setattr("dicom_etl.stages.resources._tell_persons", _fails_for_sub_1)
         built = tree.build()
     assert (built.units_made, built.units_failed) == (1, 1)
     assert study_of(tree, "sub-1") == before
@@ -503,7 +707,8 @@ def _fails_for_sub_1(_people: object, here: Any) -> None:
 
 def test_a_resource_that_is_not_valid_is_not_written_and_said(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "dicom_etl.stages.build.errors", lambda resource: ["it is odd"] * (resource["resourceType"] == "ImagingStudy")
+        "dicom_etl.stages.resources.errors",
+        lambda resource, _version: ["it is odd"] * (resource["resourceType"] == "ImagingStudy"),
     )
     tree.run()
     assert tree.resources("ImagingStudy", "sub-1") == []

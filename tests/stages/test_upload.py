@@ -522,6 +522,21 @@ def test_a_study_that_is_held_now_stays_with_its_patient_even_when_pruned(
     assert status_of(server, study_path(site, "A", "1")) == status_of(server, patient_path(site, "A", ONE)) == 200
 
 
+def test_a_study_that_can_no_longer_be_made_is_held_and_not_gone_even_when_pruned(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [ONE])
+    load(lake, server, "A")
+    site.build(lake, "A", [changed(ONE, state="unmade")])
+
+    [done] = load(lake, server, "A", prune=True)
+
+    assert done.counts["ImagingStudy"] == {"held": 1}
+    assert done.removed == ()
+    assert "held-on-server" in codes(lake, "A")
+    assert status_of(server, study_path(site, "A", "1")) == status_of(server, patient_path(site, "A", ONE)) == 200
+
+
 def test_a_study_that_moved_to_another_unit_is_neither_gone_nor_new(lake: Lake, server: Proxy, site: Site) -> None:
     site.build(lake, "A", [ONE])
     load(lake, server, "A")

@@ -1,1 +1,1 @@
-"""Committed tables of PS3.16 and coding schemes, read by `dicom_etl.fhir.terminology` alone."""
+"""Committed tables of PS3.16, coding schemes and the mapping, each read by one module of `dicom_etl.fhir`."""

@@ -1,0 +1,150 @@
+"""The mapping table: each element of each resource once, with the tags that it is made from and the rule that makes it.
+
+`tables/mapping.csv` has one line per element: its name and type in R4 and in R5 (empty where a version has it not), the
+name of its rule, the columns of the header table, and what becomes of a value that is absent or invalid. A line without
+a rule is left out, and says why. Rules make one thing for both versions; the element's type gives it its form. The
+inputs of the build and `docs/mapping.md` come from here.
+
+Not here: the rules themselves.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, NamedTuple
+
+from dicom_etl.fhir.context import Context
+from dicom_etl.fhir.rows import Group, Place
+
+MAPPING_TABLES = ("mapping.csv", "annex_l.json", "body_part_aliases.csv", "species.csv")
+GIVEN = "given"  # made with the resource itself, not from columns
+
+Version = Literal["R4", "R5"]
+Rule = Callable[[Group, tuple[str, ...], Context, Place], Any]
+Concept = dict[str, Any]  # CodeableConcept: what rules make of codes, whatever the element's type
+
+
+class Line(NamedTuple):
+    """A line of the table as it stands there."""
+
+    resource: str
+    level: str
+    r4: str
+    r4_type: str
+    r5: str
+    r5_type: str
+    rule: str
+    columns: tuple[str, ...]
+    how: str
+    absent: str
+    invalid: str
+
+
+class Element(NamedTuple):
+    """A line of the mapping in one version of FHIR."""
+
+    name: str
+    type: str  # of one value
+    repeats: bool
+    rule: str
+    columns: tuple[str, ...]
+
+
+@cache
+def lines() -> tuple[Line, ...]:
+    """All lines, also those of what is left out."""
+    text = files("dicom_etl.fhir.tables").joinpath("mapping.csv").read_text(encoding="utf-8")
+    return tuple(
+        Line(**{**row, "columns": tuple(row["columns"].split())})  # type: ignore[arg-type]  # columns are no str
+        for row in csv.DictReader(text.splitlines())
+    )
+
+
+@cache
+def elements(level: str, version: Version) -> tuple[Element, ...]:
+    """The elements of a level (study, series, instance, patient, endpoint) that are made, in FHIR's order."""
+    made = []
+    for line in lines():
+        name, type_ = (line.r4, line.r4_type) if version == "R4" else (line.r5, line.r5_type)
+        if line.level == level and line.rule and name:
+            made.append(Element(name, type_.removesuffix("*"), type_.endswith("*"), line.rule, line.columns))
+    return tuple(made)
+
+
+@cache
+def columns_of(*levels: str) -> tuple[str, ...]:
+    """The columns that these levels are made from, in either version."""
+    return tuple(dict.fromkeys(c for line in lines() if line.level in levels and line.rule for c in line.columns))
+
+
+def column_names(level: str, element: str) -> tuple[str, ...]:
+    """The columns of one element that is the same in both versions."""
+    return next(line.columns for line in lines() if (line.level, line.r4) == (level, element) and line.rule)
+
+
+def fill(
+    level: str,
+    rules: Mapping[str, Rule],
+    rows: Group,
+    context: Context,
+    place: Place,
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The elements of a level from rows; what has no value is left out.
+
+    Args:
+        level: as in `elements`.
+        rules: by name; each gives a value, a list of them where the element repeats, or None.
+        rows: of the study, series or person.
+        context: settings and sheets.
+        place: takes the findings.
+        given: by name, the elements whose rule is `given`.
+    """
+    made: dict[str, Any] = {}
+    for element in elements(level, context.version):
+        if element.rule == GIVEN:
+            value = given.get(element.name)
+        else:
+            value = rules[element.rule](rows, element.columns, context, place)
+        if value is not None and value != []:
+            _put(made, element, value)
+    return made
+
+
+def _put(made: dict[str, Any], element: Element, value: Any) -> None:
+    """Add a value at its place: `meta.security` is an element in an element."""
+    outer, _, name = element.name.rpartition(".")
+    target = made.setdefault(outer, {}) if outer else made
+    if element.repeats:
+        target.setdefault(name, []).extend(formed(one, element.type) for one in value)
+    else:
+        target[name] = formed(value, element.type)
+
+
+def formed(value: Any, type_: str) -> Any:
+    """A value as its type asks: a concept as CodeableConcept, as CodeableReference (R5), or as Coding (R4)."""
+    if type_ == "CodeableReference":
+        return {"concept": value}
+    if type_ == "Coding" and isinstance(value, dict) and ("coding" in value or "text" in value):
+        return value["coding"][0] if "coding" in value else {"display": value["text"]}
+    return value
+
+
+def concept(coding: Mapping[str, str] | None, text: str | None = None) -> Concept | None:
+    """A CodeableConcept of a coding, of a text, or of both; None of nothing."""
+    made: Concept = {"coding": [dict(coding)]} if coding else {}
+    if text:
+        made["text"] = text
+    return made or None
+
+
+def distinct_concepts(concepts: Iterable[Concept | None]) -> list[Concept]:
+    """Without those that are there already."""
+    made: list[Concept] = []
+    for one in concepts:
+        if one and one not in made:
+            made.append(one)
+    return made

@@ -1,0 +1,67 @@
+"""The corrections file: what is read of it, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from dicom_etl.fhir.corrections import CORRECTABLE, read_corrections
+from dicom_etl.headers.catalogue import by_name
+from dicom_etl.settings import SettingsError
+
+HEADER = "dataset,subject,sample,study,series,tag,value,why\n"
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "corrections.csv"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_no_file_is_no_correction() -> None:
+    assert read_corrections(None) == []
+
+
+def test_an_empty_place_means_any(tmp_path: Path) -> None:
+    path = written(tmp_path, HEADER + "ds,sub-1,,,,Laterality,L,seen by Dr. Roe\nds,,,,1.2.3,StudyDate,,\n")
+    first, second = read_corrections(path)
+    assert first[:8] == ("ds", "sub-1", None, None, None, "Laterality", "L", "seen by Dr. Roe")
+    assert second[:7] == ("ds", None, None, None, "1.2.3", "StudyDate", None)
+    assert (first.line, second.line) == ("line 2", "line 3")
+    assert first.touches(("sub-1", "sam-4", "1", "1.1"))
+    assert not first.touches(("sub-2", "sam-4", "1", "1.1"))
+
+
+def test_places_that_are_not_needed_need_no_column(tmp_path: Path) -> None:
+    (line,) = read_corrections(written(tmp_path, "dataset,tag,value\nds,Modality,CT\n"))
+    assert (line.subject, line.series, line.value) == (None, None, "CT")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("dataset,tag\n", "lacks the column value"),
+        ("dataset,tag,value,patient\n", "has the column patient; there are dataset, sample"),
+        (HEADER + ",,,,,Laterality,L,\n", "line 2 .* names no dataset"),
+        (HEADER + "ds,,,,,PatientID,7,\n", "PatientID cannot be corrected; Modality, BodyPartExamined"),
+        (HEADER + "ds,,,,,,L,\n", "no tag cannot be corrected"),
+        (HEADER + "ds,,,,,Laterality,left,\n", "line 2 .*: left is no value of Laterality"),
+        (HEADER + "ds,,,,,Laterality,L,\nds,,,,,StudyDate,2024-02-30,\n", "line 3 .*: 2024-02-30 is no value"),
+        (HEADER + "ds,,,,,StudyTime,noon,\n", "noon is no value of StudyTime"),
+    ],
+)
+def test_a_line_that_cannot_be_meant_is_refused_in_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        read_corrections(written(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_or_no_text_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_corrections(str(tmp_path / "none.csv"))
+    (tmp_path / "latin.csv").write_bytes(b"dataset,tag,value\nds,StudyDescription,M\xfcller\n")
+    with pytest.raises(SettingsError, match="UTF-8"):
+        read_corrections(str(tmp_path / "latin.csv"))
+
+
+def test_what_may_be_corrected_is_a_column_of_the_header_table() -> None:
+    named = {*CORRECTABLE, *(column for entry in CORRECTABLE.values() for column in entry.against)}
+    assert named <= by_name().keys()

@@ -1,0 +1,66 @@
+"""The mapping table: it is whole, and it means what the rules do."""
+
+import re
+
+import pytest
+
+from dicom_etl.fhir import imaging_study, mapping, patient
+from dicom_etl.findings import codes
+from dicom_etl.headers.catalogue import by_name, catalogue
+
+RULES = {
+    "study": imaging_study._RULES,
+    "series": imaging_study._RULES,
+    "patient": patient._RULES | {"person": None},
+}
+
+
+def test_every_rule_is_there() -> None:
+    named = {(line.level, line.rule) for line in mapping.lines() if line.rule not in ("", mapping.GIVEN)}
+    assert {level for level, _ in named} == set(RULES)
+    assert [(level, rule) for level, rule in sorted(named) if rule not in RULES[level]] == []
+
+
+def test_every_column_is_one_of_the_header_table() -> None:
+    assert {column for line in mapping.lines() for column in line.columns} <= by_name().keys()
+
+
+def test_every_tag_that_the_catalogue_keeps_for_fhir_is_mapped_or_named_as_left_out() -> None:
+    meant = {column.name for column in catalogue() if re.match(r"ImagingStudy|Patient |Patient\.|Device", column.why)}
+    assert meant - {column for line in mapping.lines() for column in line.columns} == set()
+
+
+def test_every_line_that_is_left_out_says_why() -> None:
+    left = [line for line in mapping.lines() if not line.rule]
+    assert len(left) > 10
+    assert [line for line in left if not line.how.startswith("left out")] == []
+
+
+def test_every_finding_that_is_named_exists() -> None:
+    text = " ".join(" ".join((line.how, line.absent, line.invalid)) for line in mapping.lines())
+    named = set(re.findall(r"\b[a-z]+(?:-[a-z]+)+\b", text))
+    assert named & codes().keys() >= {"value-left-out", "from-sheet", "laterality-mixed", "scheme-unknown"}
+    assert {word for word in named if word.endswith(("-out", "-mixed", "-unmapped", "-disagree"))} <= codes().keys()
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "form"),
+    [
+        ("Coding", {"coding": [{"code": "MR"}]}, {"code": "MR"}),
+        ("Coding", {"text": "LEG"}, {"display": "LEG"}),
+        ("CodeableConcept", {"text": "LEG"}, {"text": "LEG"}),
+        ("CodeableReference", {"coding": [{"code": "MR"}]}, {"concept": {"coding": [{"code": "MR"}]}}),
+        ("string", "LEG", "LEG"),
+        ("Coding", {"system": "s", "code": "c"}, {"system": "s", "code": "c"}),
+    ],
+)
+def test_one_concept_has_the_form_of_its_element(type_: str, value: object, form: object) -> None:
+    assert mapping.formed(value, type_) == form
+
+
+def test_the_versions_differ_where_the_specification_says_so() -> None:
+    def names(version: mapping.Version) -> set[str]:
+        return {element.name for element in mapping.elements("study", version)}
+
+    assert names("R4") - names("R5") == {"interpreter", "procedureCode", "reasonCode"}
+    assert names("R5") - names("R4") == {"basedOn", "procedure", "reason"}
