@@ -173,6 +173,27 @@ def test_the_command_writes_one_resource_per_line_and_nothing_into_the_folder(tm
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["1.dcm", "2.dcm"]
 
 
+def test_the_command_gives_r5_when_asked_and_names_what_there_is(tmp_path):
+    write_instance(tmp_path / "in/1.dcm", AccessionNumber="A-1")
+    done = command(tmp_path / "in", "--fhir-version", "R5")
+    assert done.returncode == 0, done.stderr
+    study = json.loads(done.stdout.splitlines()[-1])
+    assert study["basedOn"][0]["identifier"]["value"] == "A-1"
+    assert "coding" in study["modality"][0]
+    done = command(tmp_path / "in", "--fhir-version", "R9")
+    assert done.returncode == 2
+    assert "'R4' or 'R5'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_can_be_strict(tmp_path):
+    write_instance(tmp_path / "in/1.dcm", SeriesNumber=-3)
+    assert len(command(tmp_path / "in").stdout.splitlines()) == 2
+    done = command(tmp_path / "in", "--strict")
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 1)
+    assert "study-held" in done.stderr
+
+
 def test_the_command_says_what_it_left_out(tmp_path):
     write_instance(tmp_path / "1.dcm")
     (tmp_path / "2.dcm").write_bytes((tmp_path / "1.dcm").read_bytes()[:400])

@@ -104,13 +104,24 @@ def test_the_order_of_loading_does_not_matter(hapi_factory, examples, tmp_path):
     assert contents[0] == contents[1]
 
 
-def test_every_resource_passes_validate(hapi, examples, tmp_path):
-    etl = pipeline(examples, hapi.base_url, str(tmp_path / "lake"), site="https://validate.test")
+@pytest.mark.parametrize(("version", "server"), [("R4", "hapi"), ("R5", "hapi_r5")])
+def test_every_resource_passes_validate_and_is_taken(request, examples, tmp_path, version, server):
+    url = request.getfixturevalue(server).base_url
+    settings = load_settings(
+        examples,
+        lake=str(tmp_path / "lake"),
+        fhir={"url": url, "version": version},
+        engine="serial",
+        site="https://validate.test",
+        staff_names=True,
+        contact_details=True,
+    )
+    etl = Pipeline(settings, tell=lambda _: None)
     load(etl, "breast", "heart")
     checked = 0
     for file in (tmp_path / "lake/fhir").rglob("*.ndjson"):
         for line in file.read_bytes().splitlines():
-            assert validate(hapi.base_url, orjson.loads(line)) == [], file.name
+            assert validate(url, orjson.loads(line)) == [], file.name
             checked += 1
     # 4 + 4 Patients and Endpoints (one line in each subject's file), 17 studies
     assert checked == 8 + 8 + 17

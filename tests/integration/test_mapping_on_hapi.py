@@ -6,6 +6,7 @@ import pytest
 
 from dicom_etl import to_imaging_studies
 from dicom_etl.fhir.imaging_study import imaging_study
+from dicom_etl.settings import FhirSettings, Settings
 from tests.corpus import write_instance
 from tests.fhir.rows_of import CONTEXT, group, place
 from tests.servers.hapi_server import validate
@@ -43,7 +44,11 @@ def test_what_started_says_is_valid(hapi, row, started):
     assert validate(hapi.base_url, resource) == []
 
 
-def test_a_study_that_contains_its_patient_is_valid(hapi, tmp_path):
-    write_instance(tmp_path / "1.dcm")
-    (study,) = to_imaging_studies(tmp_path, contained=True)
-    assert validate(hapi.base_url, study) == []
+@pytest.mark.parametrize(("version", "server"), [("R4", "hapi"), ("R5", "hapi_r5")])
+def test_a_study_that_contains_its_patient_is_valid(request, tmp_path, version, server):
+    # a contained resource carries no meta.security (dom-5): the label stands on the study
+    write_instance(tmp_path / "1.dcm", PatientIdentityRemoved="YES", AccessionNumber="A-1", Laterality="L")
+    settings = Settings(engine="serial", fhir=FhirSettings(version=version))
+    (study,) = to_imaging_studies(tmp_path, contained=True, settings=settings)
+    assert study["meta"]["security"][0]["code"] == "PSEUDED"
+    assert validate(request.getfixturevalue(server).base_url, study) == []
