@@ -119,6 +119,8 @@ def _animal(rows: Group, columns: tuple[str, ...], context: Context, place: Plac
     code, scheme, meaning, text = (shown_text(rows.agreed(column, place)) for column in columns[:4])
     own = _species(code, scheme, meaning or text)
     said = _species(None, None, shown_text(context.subject_sheet.get("species")))
+    if said and is_human(said) and own is None:
+        said = None  # nothing is taken from it
     compared = own if own and said and _is_alike(own, said) else said
     kind = own if _header_counts(rows, columns[:4], own, compared, "species", place) else said
     if kind is None or is_human(kind):

@@ -43,7 +43,7 @@ class Place:
                 subject=self.subject,
                 study_uid=self.study_uid,
                 series_uid=self.series_uid,
-                tag=tag_text(known.path[-1]) if known else None,
+                tag=tag_text(known.tag) if known else None,
                 value=None if value is None else shown(known.keyword if known else "", str(value)),
                 **more,
             )

@@ -126,7 +126,7 @@ def codes(rows: Group, columns: tuple[str, ...], context: Context, place: Place)
     made = []
     for value, scheme, meaning, long, urn in rows.combination(*columns):
         if urn and not (value or long):
-            made.append(concept({"system": terminology.URI, "code": urn}, shown_text(meaning)))
+            made.append(concept(terminology.Coding(terminology.URI, urn, shown_text(meaning)).as_fhir()))
         else:
             made.append(_coded(value or long, scheme, meaning, None, columns[0], context, place))
     return distinct_concepts(made)

@@ -22,18 +22,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import quote
 
-PERSONS_VERSION = 1
+PERSONS_VERSION = 2
 
 # PatientIDs that say "nobody", whole and without regard to case and punctuation
 _PLACEHOLDERS = frozenset(
     """anonymous anonymized anonymised anonym anon deidentified deid removed unknown unk none null na nil noid
     nopatient patient patientid id test testpatient dummy default""".split()
 )
+# UniversalEntityIDType (HL7 v2 table 0301) -> what such an id must look like, and its URI. An OID that is none would
+# make an authority that is nobody's.
 _URI_OF_TYPE = {
-    "ISO": "urn:oid:{}",
-    "UUID": "urn:uuid:{}",
-    "URI": "{}",
-    "DNS": "http://{}",
+    "ISO": (r"[0-2](\.(0|[1-9][0-9]*))+", "urn:oid:{}"),
+    "UUID": (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "urn:uuid:{}"),  # FHIR's uri: in lower case
+    "URI": (r"[A-Za-z][A-Za-z0-9+.-]*:\S+", "{}"),
+    "DNS": (r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", "http://{}"),
 }
 
 
@@ -103,9 +105,12 @@ def is_placeholder(patient_id: str) -> bool:
 
 
 def universal_system(identifier: str | None, kind: str | None) -> str | None:
-    """The URI of an issuer's UniversalEntityID (PS3.3 C.7.1.1; types of HL7 v2 table 0301)."""
-    template = _URI_OF_TYPE.get((kind or "").upper())
-    return template.format(identifier) if template and re.fullmatch(r"\S+", identifier or "") else None
+    """The URI of an issuer's UniversalEntityID (PS3.3 C.7.1.1); None where it is none of its type."""
+    pattern, template = _URI_OF_TYPE.get((kind or "").upper(), ("", ""))
+    plain = identifier or ""
+    if (kind or "").upper() == "UUID":
+        plain = plain.lower()
+    return template.format(plain) if template and re.fullmatch(pattern, plain) else None
 
 
 def persons(claims: Iterable[Claim], scope: Scope) -> list[Person]:

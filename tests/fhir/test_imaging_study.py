@@ -270,7 +270,7 @@ def test_a_code_of_a_private_scheme_stands_under_a_uri_of_the_dataset() -> None:
     )
     system = "https://site.example/breast/coding-scheme/99ACME"
     assert resource["procedureCode"] == [{"coding": [{"system": system, "code": "X1", "display": "MR Breast"}]}]
-    assert told(here) == [("scheme-unknown", "00080100")]
+    assert told(here) == [("scheme-unknown", "00081032")]
 
 
 # -- started ----------------------------------------------------------------------------------------------------------
