@@ -15,6 +15,7 @@ from dicom_etl.headers.layout import tag_text
 from dicom_etl.identity.masking import shown
 
 Columns = dict[str, list[Any]]
+_FEW = 4  # rows per different value, at least, for a column that says little
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Group:
     @classmethod
     def of(cls, table: pa.Table, names: Iterable[str]) -> Group:
         """All rows of a table with the columns that the mapping needs."""
-        return cls({name: table[name].to_pylist() for name in names}, tuple(range(table.num_rows)))
+        return cls({name: _values(table[name]) for name in names}, tuple(range(table.num_rows)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -104,6 +105,22 @@ class Group:
         partial = {parts for parts in found if None in parts}
         fullest = (found - partial) | {parts for parts in partial if not _contained(parts, found)}
         return sorted(fullest, key=lambda parts: [(part is None, str(part)) for part in parts])
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column as Python objects; of one that says little, each made once and not once per row."""
+    if column.null_count == len(column):
+        return [None] * len(column)
+    # not for lists: they cannot be told apart by hashing
+    if pa.types.is_list(column.type):
+        return list(column.to_pylist())
+    coded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    if isinstance(coded, pa.ChunkedArray):
+        coded = coded.combine_chunks()
+    if len(coded.dictionary) * _FEW > len(column):
+        return list(column.to_pylist())
+    values = coded.dictionary.to_pylist()
+    return [values[index] for index in coded.indices.to_pylist()]
 
 
 def _contained(parts: tuple[Any, ...], found: set[tuple[Any, ...]]) -> bool:

@@ -1,0 +1,183 @@
+"""Studies for the benchmark of FHIR resources: some as files, many as header tables in a lake.
+
+A few studies are written as small DICOM files and read by our own extraction, so that their rows are what rows are in
+life. A lake of any size is made of copies of these rows, each with UIDs, patient and dates of its own.
+"""
+
+from __future__ import annotations
+
+import datetime
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from benchmarks.contenders import crawled, extraction
+from benchmarks.realistic import SeriesFiles, all_series
+from dicom_etl.engine import Engine
+from dicom_etl.lake.schemas import INVENTORY, SHEETS, headers
+from dicom_etl.lake.tables import Lake
+from dicom_etl.sources import TreeSource
+from dicom_etl.sources.base import ROOT_UNIT
+
+DATASET = "bench"
+SERIES, LENGTH = 4, 50  # of each study: series, and instances of a series
+INSTANCES = SERIES * LENGTH
+PER_UNIT = 10  # studies of a subject
+
+_ROOT = "1.2.840.99999.7"
+_DAY = datetime.date(2020, 1, 1)
+_DATES = ("InstanceCreationDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
+_PATIENT = ("PatientName", "PatientSex", "PatientBirthDate")
+_WRITTEN = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
+# What the first half of the rows of every twentieth study has: each gives a finding or makes the mapping look further.
+# None of them leaves an instance out, so that all can be counted.
+_ODD: dict[int, tuple[str, Any]] = {
+    1: ("StudyTime", None),
+    4: ("SeriesDate", None),
+    7: ("BodyPartExamined", "REGION 7"),
+    10: ("StudyDescription", "Another"),
+    13: ("InstanceNumber", None),
+    16: ("SeriesNumber", -1),
+}
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_studies(folder: Path, studies: int) -> list[Path]:
+    """Write small files of some studies, a folder for each below `folder`; returns the folders."""
+    rng = random.Random(1)
+    noise = rng.randbytes(1 << 17)
+    folders = []
+    for number, series in enumerate(islice(_studies(rng, noise), studies), 1):
+        place = folder / f"study-{number}"
+        for position, one in enumerate(series, 1):
+            _write(place / f"series-{position}", one)
+        folders.append(place)
+    return folders
+
+
+def _studies(rng: random.Random, noise: bytes) -> Iterator[list[SeriesFiles]]:
+    """The first series of each study that has enough of them."""
+    for _, members in groupby(all_series(rng, noise, 1), lambda one: one.study.uid):
+        series = list(members)
+        if len(series) >= SERIES:
+            yield series[:SERIES]
+
+
+def _write(folder: Path, series: SeriesFiles) -> None:
+    # pixels and the big private headers are of no use to any converter
+    series.kind = replace(series.kind, rows=4, columns=4)
+    series.protocol = b""
+    folder.mkdir(parents=True)
+    for number, (_, content) in enumerate(series.files(LENGTH), 1):
+        (folder / f"{number:04}.dcm").write_bytes(content)
+
+
+# -- a lake -----------------------------------------------------------------------------------------------------------
+
+
+class _Subject(NamedTuple):
+    name: str
+    patient: dict[str, Any]
+
+
+def read_rows(folder: Path, scratch: Path) -> list[pa.Table]:
+    """The header rows of the studies below a folder, a table for each."""
+    source = replace(TreeSource(DATASET, folder), is_flat=True)
+    lake = crawled(source, str(scratch))
+    extraction(source, lake, Engine())
+    rows = lake.read(headers(), dataset=DATASET, unit=ROOT_UNIT)
+    if rows.num_rows % INSTANCES:
+        raise AssertionError(f"{rows.num_rows} rows are no whole studies")
+    # rows lie in the order of their paths, hence study by study and series by series
+    return [rows.slice(start, INSTANCES) for start in range(0, rows.num_rows, INSTANCES)]
+
+
+def write_lake(root: Path, patterns: list[pa.Table], studies: int) -> Lake:
+    """A new lake with inventory, sheets and header tables of so many studies, of which each is like a pattern."""
+    lake = Lake(str(root), lock_wait=0, tell=lambda _: None).open()
+    inventory, sheet = [], []
+    for first in range(0, studies, PER_UNIT):
+        subject = _subject(first // PER_UNIT, patterns)
+        numbers = range(first, min(first + PER_UNIT, studies))
+        rows = pa.concat_tables(_study(patterns[n % len(patterns)], n, subject) for n in numbers)
+        lake.write(headers(), rows, fingerprint=subject.name, dataset=DATASET, unit=subject.name)
+        inventory.append(_files(rows))
+        sheet.append(_cell(first // PER_UNIT, subject))
+    lake.write(INVENTORY, pa.concat_tables(inventory), dataset=DATASET)
+    lake.write_rows(SHEETS, sheet, dataset=DATASET)
+    return lake
+
+
+def _subject(number: int, patterns: list[pa.Table]) -> _Subject:
+    pattern = patterns[number % len(patterns)]
+    # one in ten has no PatientID: then its subject is the person
+    patient = {"PatientID": f"MRN-{100_000 + number}" if number % 10 != 9 else None}
+    return _Subject(f"sub-{number:04}", patient | {name: pattern[name][0].as_py() for name in _PATIENT})
+
+
+def _study(pattern: pa.Table, number: int, subject: _Subject) -> pa.Table:
+    """The rows of a pattern as those of another study of another subject."""
+    constant = _constant(pattern, number, subject)
+    varying = _varying(f"{_ROOT}.{20_230_917_000_000 + number}", subject.name, number)
+    if odd := _ODD.get(number % 20):
+        name, value = odd
+        old = [constant[name]] * INSTANCES if name in constant else pattern[name].to_pylist()
+        varying[name] = [value] * (INSTANCES // 2) + old[INSTANCES // 2 :]
+    columns = {name: pattern[name] for name in pattern.column_names}
+    schema = headers().schema
+    columns |= {
+        name: pa.repeat(pa.scalar(value, schema.field(name).type), INSTANCES) for name, value in constant.items()
+    }
+    columns |= {name: pa.array(values, schema.field(name).type) for name, values in varying.items()}
+    return pa.table(columns, schema=schema)
+
+
+def _constant(pattern: pa.Table, number: int, subject: _Subject) -> dict[str, Any]:
+    day = _DAY + datetime.timedelta(number % 1000)
+    return {
+        **subject.patient,
+        **dict.fromkeys(_DATES, day),
+        "unit": subject.name,
+        "subject": subject.name,
+        "role": "primary",
+        "StudyInstanceUID": f"{_ROOT}.{20_230_917_000_000 + number}",
+        "AccessionNumber": f"A{day:%Y%m%d}{number:05}",
+        "StudyDescription": pattern["StudyDescription"][0].as_py(),  # the series of the files have one each
+    }
+
+
+def _varying(study: str, subject: str, number: int) -> dict[str, list[Any]]:
+    places = [(series, index) for series in range(1, SERIES + 1) for index in range(LENGTH)]
+    instances = [f"{study}.{series}.{20_230_917_100_000 + index * 37}" for series, index in places]
+    return {
+        "SOPInstanceUID": instances,
+        "MediaStorageSOPInstanceUID": instances,
+        "SeriesInstanceUID": [f"{study}.{series}" for series, _ in places],
+        "FrameOfReferenceUID": [f"{study}.9.{series}" for series, _ in places],
+        "sample": [f"sam-{number}-{series}" for series, _ in places],
+        "path": [f"primary/{subject}/sam-{number}-{series}/IM_{index:04}.dcm" for series, index in places],
+    }
+
+
+def _files(rows: pa.Table) -> pa.Table:
+    """The inventory of header rows."""
+    count = rows.num_rows
+    more = {
+        "size": pa.repeat(pa.scalar(10_000, INVENTORY.schema.field("size").type), count),
+        "mtime": pa.repeat(pa.scalar(_WRITTEN, INVENTORY.schema.field("mtime").type), count),
+    }
+    columns = {name: more[name] if name in more else rows[name] for name in INVENTORY.schema.names}
+    return pa.table(columns, schema=INVENTORY.schema)
+
+
+def _cell(number: int, subject: _Subject) -> dict[str, Any]:
+    """What the subjects sheet says of a subject."""
+    where = {"dataset": DATASET, "sheet": "subjects", "path": "subjects.xlsx", "row": number + 2}
+    return where | {"subject": subject.name, "sample": None, "field": "species", "value": "Homo sapiens"}

@@ -1,0 +1,57 @@
+"""The lake of the benchmark of FHIR resources: the build makes of it all studies with all instances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fhir_resources import check_built
+from benchmarks.studies import DATASET, INSTANCES, PER_UNIT, read_rows, write_lake, write_studies
+from dicom_etl.engine import Engine
+from dicom_etl.lake.schemas import FINDINGS, INVENTORY, headers
+from dicom_etl.lake.tables import Lake
+from dicom_etl.settings import DatasetSettings, Settings
+from dicom_etl.sources import TreeSource
+from dicom_etl.stages.build import build
+
+STUDIES = PER_UNIT + 2  # two units
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    write_studies(folder, 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lake(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    scratch = tmp_path_factory.mktemp("lakes")
+    return write_lake(scratch / "lake", read_rows(files, scratch / "read"), STUDIES)
+
+
+def test_the_lake_has_a_row_for_each_instance(lake: Lake) -> None:
+    assert lake.row_count(INVENTORY, dataset=DATASET) == STUDIES * INSTANCES
+    units = ("sub-0000", "sub-0001")
+    assert [lake.row_count(headers(), dataset=DATASET, unit=unit) for unit in units] == [
+        PER_UNIT * INSTANCES,
+        2 * INSTANCES,
+    ]
+    for column in ("SOPInstanceUID", "path"):
+        values = [v for unit in units for v in lake.read(headers(), [column], dataset=DATASET, unit=unit)[column]]
+        assert len({value.as_py() for value in values}) == STUDIES * INSTANCES
+
+
+def test_the_build_makes_all_of_it_and_finds_what_is_odd(lake: Lake, files: Path) -> None:
+    dataset = DatasetSettings(root=str(files), time_zone="Europe/Berlin")
+    built = build(TreeSource(DATASET, files), lake, Settings(engine="serial"), dataset, Engine(), force=True)
+    assert (built.units_made, built.studies, built.held) == (2, STUDIES, 0)
+    check_built(lake, STUDIES)
+    codes = lake.read(FINDINGS, ["code"], stage="build", dataset=DATASET, unit="sub-0000")["code"].to_pylist()
+    assert {"values-disagree", "date-stands-in", "body-part-unmapped"} <= set(codes)
+
+
+def test_what_was_not_made_is_no_figure(lake: Lake) -> None:
+    with pytest.raises(SystemExit, match=rf"and not {STUDIES + 1} with"):
+        check_built(lake, STUDIES + 1)
