@@ -12,7 +12,7 @@ MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 # The order of prerequisites below is meant: packages of the system before what is built with them.
 .NOTPARALLEL:
-.PHONY: help setup setup-test system-packages demo dev lint test bench-headers clean check-python
+.PHONY: help setup setup-test system-packages demo dev lint test bench-headers bench-fhir clean check-python
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test: setup-test lint ## Run all checks and tests (WORKERS=2: test processes)
 
 bench-headers: setup ## Measure header extraction beside pydicom and others, some minutes (ARGS='--files 500 --no-peers')
 	@$(BIN)/python -m benchmarks.headers $(ARGS)
+
+bench-fhir: setup ## Measure the making of FHIR resources beside dicom2fhir, some minutes (ARGS='--studies 200 --no-peer')
+	@$(BIN)/python -m benchmarks.fhir_resources $(ARGS)
 
 clean: ## Remove all that make has made; .dagster, the history of runs, stays
 	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
