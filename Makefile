@@ -12,7 +12,7 @@ MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 # The order of prerequisites below is meant: packages of the system before what is built with them.
 .NOTPARALLEL:
-.PHONY: help setup setup-test system-packages demo dev lint test bench-headers bench-fhir clean check-python
+.PHONY: help setup setup-test system-packages demo dev lint test bench-headers bench-fhir bench-upload soak clean check-python
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,11 +36,17 @@ lint: setup ## Check style (ruff) and types (mypy)
 test: setup-test lint ## Run all checks and tests (WORKERS=2: test processes)
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
+soak: setup-test ## Upload under 200 seeds of network and server faults, some minutes (ARGS='--seeds 1000 --first 5000')
+	@$(BIN)/python -m tests.server.soak $(ARGS)
+
 bench-headers: setup ## Measure header extraction beside pydicom and others, some minutes (ARGS='--files 500 --no-peers')
 	@$(BIN)/python -m benchmarks.headers $(ARGS)
 
 bench-fhir: setup ## Measure the making of FHIR resources beside dicom2fhir, some minutes (ARGS='--studies 200 --no-peer')
 	@$(BIN)/python -m benchmarks.fhir_resources $(ARGS)
+
+bench-upload: setup-test ## Measure the upload beside fhirpy's save() on the test server, some minutes (ARGS='--studies 60 --in-flight 4')
+	@$(BIN)/python -m benchmarks.upload $(ARGS)
 
 clean: ## Remove all that make has made; .dagster, the history of runs, stays
 	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

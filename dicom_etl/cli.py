@@ -22,12 +22,18 @@ from dicom_etl.console import ProgressDisplay, plain, table
 from dicom_etl.convert import convert
 from dicom_etl.doctor import examine, settings_help
 from dicom_etl.examples import write_examples
+from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.tables import Lake, LakeError
+from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.pipeline import STAGES, Options, Outcome, Pipeline, run
-from dicom_etl.settings import Settings, SettingsError, load_settings
+from dicom_etl.server.errors import FhirError
+from dicom_etl.settings import DatasetSettings, Settings, SettingsError, load_settings
 from dicom_etl.sources import SourceError
 from dicom_etl.sources.registry import chosen_datasets
+from dicom_etl.stages import forget as stages_forget
+from dicom_etl.stages.forget import Forgotten
 from dicom_etl.stages.upload import Uploaded
+from dicom_etl.stages.verify import DIFFERENCES, Verified
 
 app = typer.Typer(
     name="dicom-etl",
@@ -58,6 +64,9 @@ EngineKind = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="make everything again")]
 Accept = Annotated[bool, typer.Option("--accept-vanished", help="subjects or files that are gone are meant to be")]
 Prune = Annotated[bool, typer.Option("--prune", help="let the server lose what the lake no longer has")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="replace studies of ours that somebody else changed on the server")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="do not wait for another run of the same dataset")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else")]
@@ -86,9 +95,38 @@ class _Session:
             raise SettingsError(f"there is no lake at {self.settings.lake}; name it with --lake, or run first")
         return lake.open()
 
+    def in_lake(self, named: list[str] | None) -> list[str]:
+        """The datasets of the lake that are named, by name or folder; all of them if none is."""
+        lake = self.existing()
+        there = inspect.datasets_of(lake)
+        if not named:
+            return there
+        names = [[text] if text in there else chosen_datasets(self.settings, lake, [text]) for text in named]
+        return list(dict.fromkeys(name for some in names for name in some))
+
+    def verify(self, names: list[str], *, repair: bool) -> int:
+        """Compare datasets with the server, show what was found, return the exit code."""
+        try:
+            with ProgressDisplay(self.console, quiet=self.as_json) as progress:
+                verified = Pipeline(self.settings, progress=progress, tell=self.tell).verify(names, repair=repair)
+        except (FhirError, LockHeldError) as error:
+            code = 3 if isinstance(error, FhirError) else 1
+            if self.as_json:
+                print(json.dumps({"exit_code": code, "stopped": str(error)}))
+            else:
+                self.tell(str(error))
+            return code
+        if self.as_json:
+            print(json.dumps(_machine_verified(verified)))
+        else:
+            _show_verified(self.console, verified)
+            for sentence in (*verified.nothing.values(), *_advice(verified, repaired=repair)):
+                self.tell(sentence)
+        return verified.exit_code
+
     def go(self, named: list[str] | None, stages: Collection[str], options: Options) -> int:
         """Run stages over the named datasets, show the outcome, return the exit code."""
-        chosen = chosen_datasets(self.settings, self.lake(), named or [])
+        chosen = self._admitted(chosen_datasets(self.settings, self.lake(), named or []))
         with ProgressDisplay(self.console, quiet=self.as_json) as progress:
             pipeline = Pipeline(self.settings, chosen, progress, self.tell)
             if options.dry_run:
@@ -96,6 +134,16 @@ class _Session:
             outcome = run(pipeline, list(chosen), stages, options)
         self._show(outcome)
         return outcome.exit_code
+
+    def _admitted(self, chosen: dict[str, DatasetSettings]) -> dict[str, DatasetSettings]:
+        """The datasets but those that were withdrawn, of which is told."""
+        ending = "was withdrawn and is passed over; `dicom-etl forget {} --readmit` ends that"
+        gone = {n: f"dataset {n} {ending.format(n)}" for n in chosen if Withdrawn.of(self.lake(), n).whole}
+        if chosen and len(gone) == len(chosen):
+            raise SettingsError("; ".join(gone.values()))
+        for sentence in gone.values():
+            self.tell(sentence)
+        return {name: dataset for name, dataset in chosen.items() if name not in gone}
 
     def _plan(self, pipeline: Pipeline, names: list[str], stages: Collection[str], options: Options) -> int:
         plans = [inspect.plan(pipeline, name) for name in names] if "crawl" in stages else []
@@ -167,6 +215,65 @@ def _show_upload(console: Console, summaries: list[Uploaded]) -> None:
         console.print(plain(removed), markup=False)
 
 
+_SHOWN = 20  # differences on a console
+
+
+def _machine_verified(verified: Verified) -> dict[str, Any]:
+    found = {one.dataset: asdict(one) for one in verified.compared}
+    return {
+        "exit_code": verified.exit_code,
+        "server": verified.server,
+        "shared": found.pop(None, None),
+        "datasets": found,
+        "uploads": {uploaded.dataset: asdict(uploaded) for uploaded in verified.uploads},
+        "nothing": verified.nothing,
+    }
+
+
+def _show_verified(console: Console, verified: Verified) -> None:
+    names = {one.dataset: one.dataset or "(shared)" for one in verified.compared}
+    columns = ["ok", *DIFFERENCES, "left"]
+    counted = [[names[one.dataset], *(one.counts[column] for column in columns)] for one in verified.compared]
+    table(console, verified.server, ["dataset", *columns], counted)
+    found = [
+        (d.what, names[one.dataset], d.unit, d.resource, d.said) for one in verified.compared for d in one.differences
+    ]
+    if found:
+        table(console, "Differences", ["what", "dataset", "unit", "resource", "more"], found[:_SHOWN])
+    if len(found) > _SHOWN:
+        console.print(f"and {len(found) - _SHOWN:,} more: --json lists all")
+    if verified.uploads:
+        _show_upload(console, list(verified.uploads))
+
+
+def _advice(verified: Verified, *, repaired: bool) -> list[str]:
+    """What each kind of difference means for the person."""
+    said = {
+        "missing": "missing: `dicom-etl verify --repair` sends them again",
+        "changed": "changed: somebody else has changed them on the server; they are left as they are",
+        "foreign": "foreign: another lake or program has sent them; they are left as they are",
+        "unsent": "unsent: `dicom-etl outcomes` says why; `dicom-etl upload` sends what can be sent",
+    }
+    if repaired:
+        said |= dict.fromkeys(("missing", "unsent"), "what was not there: sent, as far as the server has taken it")
+    told = [said[what] for what in DIFFERENCES if any(one.counts[what] for one in verified.compared)]
+    return list(dict.fromkeys([*told, *(uploaded.stopped for uploaded in verified.uploads if uploaded.stopped)]))
+
+
+def _show_sendings(console: Console, sendings: inspect.Sendings) -> None:
+    counts = ", ".join(f"{number:,} {state}" for state, number in sendings.counts.items())
+    console.print(plain(f"{sendings.dataset}: {counts or 'nothing was sent'}"), markup=False)
+    columns = ["state", "HTTP", "tries", "resource", "unit", "subject", "server", "when (UTC)", "reason"]
+    if sendings.listed:
+        table(console, "", columns, [_sending(sent) for sent in sendings.listed])
+
+
+def _sending(sent: inspect.Sent) -> tuple[Any, ...]:
+    when = f"{sent.time:%Y-%m-%d %H:%M:%S}"
+    place = sent.resource, sent.unit, sent.subject, sent.server
+    return sent.state, sent.status, sent.attempts, *place, when, sent.reason
+
+
 def _options(**given: Any) -> Options:
     subjects = given.pop("subject", None)
     return Options(subjects=tuple(subjects) if subjects else None, **given)
@@ -202,13 +309,16 @@ def run_command(
     force: Force = False,
     accept_vanished: Accept = False,
     prune: Prune = False,
+    overwrite: Overwrite = False,
     dry_run: DryRun = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
     """Everything: crawl, extract, build, upload, measure, report."""
     session = _session(as_json, settings, lake, fhir_url, workers, no_wait, engine)
-    options = _options(subject=subject, force=force, accept_vanished=accept_vanished, prune=prune, dry_run=dry_run)
+    options = _options(
+        subject=subject, force=force, accept_vanished=accept_vanished, prune=prune, overwrite=overwrite, dry_run=dry_run
+    )
     raise typer.Exit(session.go(datasets, STAGES, options))
 
 
@@ -289,6 +399,7 @@ def upload(
     lake: LakeRoot = None,
     fhir_url: FhirUrl = None,
     prune: Prune = False,
+    overwrite: Overwrite = False,
     failed: Annotated[bool, typer.Option("--failed", help="only what was rejected or given up before")] = False,
     dry_run: DryRun = False,
     no_wait: NoWait = False,
@@ -296,7 +407,7 @@ def upload(
 ) -> None:
     """Send resources that are new or changed to the FHIR server."""
     session = _session(as_json, settings, lake, fhir_url, None, no_wait)
-    options = _options(prune=prune, failed_only=failed, dry_run=dry_run)
+    options = _options(prune=prune, failed_only=failed, overwrite=overwrite, dry_run=dry_run)
     raise typer.Exit(session.go(datasets, ["upload"], options))
 
 
@@ -381,6 +492,61 @@ def status(settings: SettingsFile = None, lake: LakeRoot = None, as_json: Json =
 
 
 @app.command()
+def verify(
+    datasets: Datasets = None,
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    fhir_url: FhirUrl = None,
+    repair: Annotated[bool, typer.Option("--repair", help="send what the server does not have")] = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Compare the FHIR server with lake and ledger: what is missing, changed, foreign or unsent.
+
+    With no dataset named, all of the lake.
+    """
+    session = _session(as_json, settings, lake, fhir_url, None, no_wait)
+    raise typer.Exit(session.verify(session.in_lake(datasets), repair=repair))
+
+
+@app.command()
+def outcomes(
+    datasets: Datasets = None,
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state",
+            help=f"{', '.join(inspect.STATES)} (may be repeated); unchanged: count alone [default: all but stored]",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the resources that are not on the server as they should be, and why; needs no server.
+
+    With no dataset named, all of the lake.
+    """
+    states = state or []
+    if unknown := sorted(set(states) - {*inspect.STATES, "unchanged"}):
+        raise SettingsError(f"{', '.join(unknown)} is no state; there are {', '.join(inspect.STATES)}")
+    session = _session(as_json, settings, lake, None, None, no_wait=False)
+    found = [inspect.sendings(session.existing(), name, states) for name in session.in_lake(datasets)]
+    if as_json:
+        print(json.dumps({"datasets": {one.dataset: asdict(one) for one in found}}, default=str))
+        return
+    for one in found:
+        _show_sendings(session.console, one)
+    listed = {sent.state for one in found for sent in one.listed}
+    if listed & {"rejected", "retrying", "gave-up"}:
+        session.tell("once the cause is mended, `dicom-etl upload --failed` sends them again")
+    if "held" in listed:
+        session.tell("what is held waits for a decision: its reason begins with the code of the finding")
+    if "gone" in listed:
+        session.tell("what is gone stays on the server until `dicom-etl upload --prune`")
+
+
+@app.command()
 def explain(
     dataset: Annotated[str, typer.Argument(help="name of the dataset")],
     subject: Annotated[str, typer.Argument(help="subject (or unit) in it")],
@@ -404,6 +570,69 @@ def explain(
             table(session.console, section.title, section.columns, section.rows)
         else:
             session.tell(f"{section.title}: none")
+
+
+@app.command()
+def forget(
+    dataset: Annotated[str, typer.Argument(help="name of the dataset")],
+    subject: Annotated[str | None, typer.Argument(help="subject (or unit) in it; none: the whole dataset")] = None,
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+    fhir_url: FhirUrl = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    readmit: Annotated[bool, typer.Option("--readmit", help="take a withdrawal back")] = False,
+    dry_run: DryRun = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Remove a withdrawn subject from server, ledger and lake, and keep it out."""
+    session = _session(as_json, settings, lake, fhir_url, None, no_wait)
+    session.existing()
+    try:
+        raise typer.Exit(_forget(session, dataset, subject, yes=yes, take_back=readmit, dry_run=dry_run))
+    except LockHeldError as error:
+        session.tell(str(error))
+        raise typer.Exit(1) from None
+
+
+def _forget(session: _Session, dataset: str, subject: str | None, *, yes: bool, take_back: bool, dry_run: bool) -> int:
+    lake, what = session.lake(), f"{subject} of {dataset}" if subject else f"the whole dataset {dataset}"
+    if take_back:
+        if dry_run:
+            raise SettingsError("--readmit takes a record back and has no --dry-run")
+        stages_forget.readmit(dataset, subject, lake)
+        session.tell(f"{what} is no longer withdrawn; the next run loads what lies in the tree")
+        return 0
+    plan = stages_forget.forget(dataset, subject, lake, session.settings, dry_run=True)
+    if dry_run:
+        _show_forgotten(session, plan)
+        return 0
+    if not yes:
+        if session.as_json or not sys.stdin.isatty():
+            raise SettingsError(f"forgetting {what} cannot be undone: say --yes where nobody can be asked")
+        _show_forgotten(session, plan)
+        if not typer.confirm(plain(f"Forget {what}? The files in its folder stay; all else cannot be undone.")):
+            return 2
+    done = stages_forget.forget(dataset, subject, lake, session.settings)
+    _show_forgotten(session, done)
+    return done.exit_code
+
+
+def _show_forgotten(session: _Session, done: Forgotten) -> None:
+    if session.as_json:
+        print(json.dumps(asdict(done) | {"exit_code": done.exit_code}))
+        return
+    rows: list[tuple[str, str, int]] = [("the lake", "files", done.files), ("the lake", "studies", done.studies)]
+    rows += [(server, kind, n) for server, kinds in done.resources.items() for kind, n in kinds.items()]
+    rows = [row for row in rows if row[2]]
+    if rows:
+        title = "Would be forgotten" if done.dry_run else "Forgotten"
+        table(session.console, title, ["where", "what", "how many"], rows)
+    elif done.dry_run or not done.exit_code:
+        session.tell("there is nothing left to forget")
+    for sentence in [*done.told, *done.left, done.unreachable]:
+        if sentence:
+            session.tell(sentence)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from pydantic.fields import FieldInfo
 
 from dicom_etl.identity.crosswalk import read_crosswalk
 from dicom_etl.lake.tables import Lake, LakeError
+from dicom_etl.server.auth import authorization_of, chosen_method, login_of
 from dicom_etl.server.capability import first_contact
 from dicom_etl.server.client import Client
 from dicom_etl.server.errors import FhirError
-from dicom_etl.settings import TOKEN_VARIABLE, DatasetSettings, FhirSettings, Settings, SettingsError
+from dicom_etl.settings import SECRETS, DatasetSettings, FhirSettings, Settings, SettingsError
 from dicom_etl.sources import SourceError, open_source
 from dicom_etl.sources.registry import known_datasets
 
@@ -85,18 +87,34 @@ def _lake_check(settings: Settings) -> Check:
 
 
 def _server_checks(fhir: FhirSettings) -> Iterator[Check]:
-    url = fhir.url
-    if not url:
+    if not fhir.url:
         yield Check("FHIR server", True, "none: the NDJSON files of the lake are the result")
         return
-    yield _tried("token", lambda: f"{TOKEN_VARIABLE} is set" if fhir.token() else "none: no authorization is sent")
+    yield _tried("authorization", lambda: _authorization(fhir))
+    yield from (Check("secrets", True, f"warning: {said}") for said in _careless(fhir))
 
     async def look() -> str:
-        async with Client(url, token=fhir.token(), timeout=fhir.timeout_seconds) as client:
+        async with Client.of(fhir) as client:
             await first_contact(client, fhir.version)
-        return f"{url}: FHIR {fhir.version}, takes transactions and our ids"
+            return f"{client.url}: FHIR {fhir.version}, takes transactions and our ids"
 
     yield _tried("FHIR server", lambda: asyncio.run(look()))
+
+
+def _authorization(fhir: FhirSettings) -> str:
+    authorization_of(fhir)  # raises, if anything is missing
+    method = chosen_method(fhir)
+    return "none is sent" if method == "none" else f"{method}: all that it needs is there"
+
+
+def _careless(fhir: FhirSettings) -> Iterator[str]:
+    """Ways in which a secret is easier to come by than it need be."""
+    for place in SECRETS.values():
+        file = getattr(fhir, place.setting)
+        if file and Path(file).is_file() and Path(file).stat().st_mode & stat.S_IROTH:
+            yield f"fhir.{place.setting} {file} can be read by everybody: chmod o-r"
+    if login_of(fhir.url or ""):
+        yield f"fhir.url holds a password: set fhir.user, and the password by {SECRETS['password'].places}"
 
 
 def settings_help() -> list[tuple[str, str, str]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -27,11 +28,15 @@ from dicom_etl.lake.schemas import (
     place,
 )
 from dicom_etl.lake.tables import Lake, read_parquet
+from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.pipeline import Pipeline
+from dicom_etl.server.built import rows_at
+from dicom_etl.server.ledger import Row
 from dicom_etl.settings import SettingsError
 from dicom_etl.sources import Scan
 
 _STAGES = ("crawl", "extract", "build", "upload")
+STATES = ("stored", "rejected", "retrying", "gave-up", "held", "gone")  # of a resource in a ledger
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,10 @@ def plan(pipeline: Pipeline, dataset: str) -> Plan:
     before = dict(zip(inventory["path"].to_pylist(), known, strict=True))
     files = new = changed = 0
     units: set[str] = set()
+    withdrawn = Withdrawn.of(pipeline.lake, dataset)
     for entry in pipeline.source(dataset).scan(Scan()):
+        if withdrawn.has(entry.unit):
+            continue
         files += 1
         was, now = before.pop(entry.path, None), (entry.size, entry.mtime // 1000, entry.unit)
         new += was is None
@@ -83,10 +91,10 @@ class Status:
 
 def status(lake: Lake) -> list[Status]:
     """One row per dataset of the lake."""
-    return [status_of(lake, name) for name in _datasets(lake)]
+    return [status_of(lake, name) for name in datasets_of(lake)]
 
 
-def _datasets(lake: Lake) -> list[str]:
+def datasets_of(lake: Lake) -> list[str]:
     """The true names of the datasets in the lake."""
     names = []
     for encoded in lake.names("inventory", ".parquet"):
@@ -163,6 +171,74 @@ def _outcomes(lake: Lake, server: str, dataset: str, unit: str) -> pa.Table:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """A resource as the ledger of a server has it; `reason` is the server's, or ours for not sending it."""
+
+    server: str
+    dataset: str
+    unit: str | None
+    subject: str | None
+    resource: str  # Type/id
+    state: str
+    status: int | None
+    attempts: int
+    reason: str | None
+    time: datetime
+
+
+@dataclass(frozen=True)
+class Sendings:
+    """The resources of a dataset in some states, newest first, and how many there are in each state."""
+
+    dataset: str
+    counts: dict[str, int]
+    listed: tuple[Sent, ...]
+
+
+def sendings(lake: Lake, dataset: str, states: Collection[str] = ()) -> Sendings:
+    """What became of the resources of a dataset on all servers.
+
+    Args:
+        lake: holds the ledgers.
+        dataset: its name.
+        states: those that are listed; none: all but stored.
+    """
+    every = list(_sent(lake, dataset))
+    counts = Counter(sent.state for sent in every)
+    listed = [sent for sent in every if (sent.state in states if states else sent.state != "stored")]
+    listed.sort(key=lambda sent: (sent.server, sent.resource))
+    listed.sort(key=lambda sent: sent.time, reverse=True)
+    return Sendings(dataset, {state: counts[state] for state in STATES if counts[state]}, tuple(listed))
+
+
+def _sent(lake: Lake, dataset: str) -> Iterator[Sent]:
+    """All rows of a dataset, also those of units that it no longer has, and those of what it shares."""
+    for server in lake.names("outcomes"):
+        folder = f"outcomes/{server}/{encode_name(dataset)}"
+        files = [f"{folder}/{unit}.parquet" for unit in lake.names(folder, ".parquet")]
+        for file in (*files, f"outcomes/{server}/shared.parquet"):
+            content = lake.read_bytes(file)
+            for row in rows_at(content) if content else ():
+                if row["dataset"] == dataset:
+                    yield _sent_of(server, row)
+
+
+def _sent_of(server: str, row: Row) -> Sent:
+    return Sent(
+        server,
+        row["dataset"],
+        row["unit"],
+        row["subject"],
+        f"{row['type']}/{row['id_on_server'] or row['id']}",
+        row["state"],
+        row["status"],
+        row["attempts"] or 0,
+        row["error"],
+        row["time"],
+    )
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of an explanation: a table."""
 
@@ -177,8 +253,8 @@ def explain(lake: Lake, dataset: str, subject: str) -> list[Section]:
     Raises:
         SettingsError: the lake has no such dataset or subject.
     """
-    if dataset not in _datasets(lake):
-        raise SettingsError(f"the lake has no dataset {dataset}; it has {', '.join(_datasets(lake)) or 'none'}")
+    if dataset not in datasets_of(lake):
+        raise SettingsError(f"the lake has no dataset {dataset}; it has {', '.join(datasets_of(lake)) or 'none'}")
     if subject not in (units := _units(lake, dataset)):
         raise SettingsError(f"{dataset} has no subject {subject}; it has {', '.join(units[:20])}")
     where = {"dataset": dataset, "unit": subject}

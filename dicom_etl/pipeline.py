@@ -14,6 +14,7 @@ from typing import Any
 from dicom_etl.engine import Engine, EngineError, Progress
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.tables import Lake
+from dicom_etl.server.client import Client
 from dicom_etl.server.errors import UnreachableError, UnsuitableServerError
 from dicom_etl.settings import DatasetSettings, Settings
 from dicom_etl.sources import Source, SourceError, open_source
@@ -24,6 +25,7 @@ from dicom_etl.stages.extract import Extracted, extract
 from dicom_etl.stages.measure import Measured, measure
 from dicom_etl.stages.report import Reported, report
 from dicom_etl.stages.upload import NotBuiltError, Uploaded, upload
+from dicom_etl.stages.verify import Verified, verify
 
 _TROUBLE = ("rejected", "gave-up", "held")  # states of a resource that somebody must look at
 STAGES = ("crawl", "extract", "build", "upload", "measure", "report")
@@ -38,6 +40,7 @@ class Options:
     accept_vanished: bool = False
     prune: bool = False
     failed_only: bool = False
+    overwrite: bool = False
     dry_run: bool = False
 
 
@@ -107,9 +110,14 @@ class Pipeline:
             self.settings,
             prune=options.prune,
             failed_only=options.failed_only,
+            overwrite=options.overwrite,
             dry_run=options.dry_run,
             progress=self.progress,
         )
+
+    def verify(self, datasets: Iterable[str], *, repair: bool = False) -> Verified:
+        """What the server has beside what the ledger says, over several datasets at once."""
+        return verify(list(datasets), self.lake, self.settings, repair=repair, progress=self.progress)
 
     def measure(self, dataset: str, options: Options = Options()) -> Measured:
         """The measure stage."""
@@ -156,7 +164,13 @@ def run(
     stages: Collection[str] = STAGES,
     options: Options = Options(),
 ) -> Outcome:
-    """Run stages over datasets. The upload comes once for all of them, after their resources are built."""
+    """Run stages over datasets. The upload comes once for all of them, after their resources are built.
+
+    Raises:
+        SettingsError: the upload cannot work with these settings; nothing was done.
+    """
+    if "upload" in stages and pipeline.settings.fhir.url:
+        Client.of(pipeline.settings.fhir)  # what its settings lack is said now, not after hours of work
     outcome = Outcome()
     left = list(datasets)
     for stage in STAGES:

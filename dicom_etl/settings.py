@@ -1,6 +1,6 @@
 """The settings: one TOML file, environment variables over it, command line over both.
 
-Secrets are no settings: `FhirSettings.token` reads them from the environment, or from a file named there, at the
+Secrets are no settings: `FhirSettings.secret` reads them from the environment, or from a file named there, at the
 moment they are needed, so that no dump of the settings can hold one.
 """
 
@@ -11,7 +11,8 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -20,7 +21,28 @@ from pydantic_settings.exceptions import SettingsError as UnreadableVariableErro
 
 DEFAULT_FILE = "dicom-etl.toml"
 URI = r"[A-Za-z][A-Za-z0-9+.-]*:\S+"  # FHIR asks that the system of an identifier is an absolute one
-TOKEN_VARIABLE = "DICOM_ETL_FHIR_TOKEN"
+
+
+class SecretPlace(NamedTuple):
+    """Where a secret comes from: an environment variable, or a file that a setting names."""
+
+    variable: str
+    setting: str
+
+    @property
+    def places(self) -> str:
+        """Both, as a sentence names them."""
+        return f"{self.variable}, or the file that fhir.{self.setting} names"
+
+
+SECRETS = {
+    "token": SecretPlace("DICOM_ETL_FHIR_TOKEN", "token_file"),
+    "password": SecretPlace("DICOM_ETL_FHIR_PASSWORD", "password_file"),
+    "client_secret": SecretPlace("DICOM_ETL_FHIR_CLIENT_SECRET", "client_secret_file"),
+    "api_key": SecretPlace("DICOM_ETL_FHIR_API_KEY", "api_key_file"),
+}
+_FHIR_FILES = (*(place.setting for place in SECRETS.values()), "ca_file")
+_HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # a token of RFC 9110, 5.6.2
 
 
 class SettingsError(Exception):
@@ -65,23 +87,87 @@ class FhirSettings(_Strict):
     chest_code: Literal["816094009", "43799004"] = Field(
         "816094009", description="SNOMED CT code of CHEST and THORAX; 43799004 is what the German MII profiles ask for"
     )
+    client_ids: Literal["auto", "yes", "no"] = Field(
+        "auto", description="whether the server lets us choose ids; auto: unless it says that it does not"
+    )
+    foreign_studies: Literal["hold", "adopt", "beside"] = Field(
+        "hold",
+        description="where the server has a study of somebody else under the same StudyInstanceUID: hold ours, add our "
+        "series and instances to theirs, or put ours beside it",
+    )
     in_flight: int = Field(2, ge=1, le=16, description="transactions on their way at once")
     bundle_resources: int = Field(10, ge=1, le=500, description="resources in a transaction, at most")
     bundle_bytes: int = Field(4_000_000, ge=10_000, description="bytes of a transaction, about")
     retry_seconds: float = Field(600, ge=0, description="total time for retries of one request")
-    timeout_seconds: float = Field(300, gt=0, description="longest time for one request")
-    token_file: str | None = Field(None, description="file that holds the bearer token")
+    # a small change to a study of 50,000 instances takes HAPI 42 s on two cores; another server may take ten times that
+    timeout_seconds: float = Field(
+        600, gt=0, description="longest time for one try of one request, the answer included"
+    )
+    authorization: Literal["none", "bearer", "basic", "oauth2", "api-key"] | None = Field(
+        None,
+        description="how the server is told who asks: `none`, `bearer`, `basic`, `oauth2` or `api-key`; default: "
+        "bearer where there is a token, basic where the address holds a user, else none",
+    )
+    token_file: str | None = Field(None, description="bearer: file that holds the token")
+    user: str | None = Field(None, description="basic: the user")
+    password_file: str | None = Field(None, description="basic: file that holds the password")
+    token_url: str | None = Field(None, description="oauth2: address that gives tokens for client credentials")
+    client_id: str | None = Field(None, description="oauth2: the client")
+    client_secret_file: str | None = Field(None, description="oauth2: file that holds the client's secret")
+    scope: str | None = Field(None, description="oauth2: scopes to ask for, with blanks between")
+    api_key_header: str = Field("X-API-Key", description="api-key: header that holds the key")
+    api_key_file: str | None = Field(None, description="api-key: file that holds the key")
+    ca_file: str | None = Field(
+        None, description="PEM file of certificate authorities to trust beside those that the system knows"
+    )
 
-    def token(self) -> str | None:
-        """The bearer token, from the environment variable DICOM_ETL_FHIR_TOKEN or from `token_file`."""
-        if value := os.environ.get(TOKEN_VARIABLE):
-            return value.strip()
-        if self.token_file is None:
+    @field_validator("url", "token_url")
+    @classmethod
+    def _address(cls, url: str | None) -> str | None:
+        return _web_address(url)
+
+    @field_validator("token_url")
+    @classmethod
+    def _no_login(cls, url: str | None) -> str | None:
+        if url is not None and "@" in urlsplit(url).netloc:
+            raise ValueError("holds a user: give fhir.client_id and the client secret instead")
+        return url
+
+    @field_validator("api_key_header")
+    @classmethod
+    def _header(cls, name: str) -> str:
+        if not re.fullmatch(_HEADER_NAME, name):
+            raise ValueError("is no name of a header")
+        return name
+
+    def secret(self, name: str) -> str | None:
+        """A secret of `SECRETS`, from its environment variable or its file; None where there is neither.
+
+        Raises:
+            SettingsError: its file cannot be used.
+        """
+        variable, setting = SECRETS[name]
+        if value := os.environ.get(variable, "").strip():
+            return _one_line(value, variable)
+        file = getattr(self, setting)
+        if file is None:
             return None
+        place = f"fhir.{setting} {file}"
         try:
-            return Path(self.token_file).read_text(encoding="utf-8").strip()
+            value = Path(file).read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise SettingsError(f"fhir.token_file {self.token_file} cannot be read: {error.strerror}") from None
+            raise SettingsError(f"{place} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SettingsError(f"{place} holds no text") from None
+        if not value:
+            raise SettingsError(f"{place} is empty")
+        return _one_line(value, place)
+
+
+def _one_line(secret: str, place: str) -> str:
+    if not secret.isprintable():
+        raise SettingsError(f"{place} holds a line break or another control character inside its secret")
+    return secret
 
 
 class Settings(BaseSettings):
@@ -142,6 +228,20 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment over the file; the file comes as arguments of the constructor."""
         return env_settings, init_settings
+
+
+def _web_address(url: str | None) -> str | None:
+    """The address is not repeated: it may hold a password."""
+    if not url:
+        return None
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ValueError("is no address, such as https://fhir.example.org/fhir")
+    return url
 
 
 def _known_zone(zone: str | None) -> str | None:
@@ -237,8 +337,7 @@ def _absolute(settings: Settings, folder: Path, *, overridden: bool) -> Settings
         for name, dataset in settings.datasets.items()
     }
     fhir = settings.fhir
-    if fhir.token_file:
-        fhir = fhir.model_copy(update={"token_file": at(fhir.token_file, folder)})
+    files = {name: at(file, folder) for name in _FHIR_FILES if (file := getattr(fhir, name))}
     return settings.model_copy(
         update={
             "lake": at(settings.lake, Path.cwd() if overridden else folder),
@@ -246,6 +345,6 @@ def _absolute(settings: Settings, folder: Path, *, overridden: bool) -> Settings
             "corrections": at(settings.corrections, folder) if settings.corrections else None,
             "watch": tuple(at(path, folder) for path in settings.watch),
             "datasets": datasets,
-            "fhir": fhir,
+            "fhir": fhir.model_copy(update=files),
         }
     )

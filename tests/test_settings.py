@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from dicom_etl.settings import DatasetSettings, FhirSettings, Settings, SettingsError, load_settings
+from dicom_etl.settings import SECRETS, DatasetSettings, FhirSettings, Settings, SettingsError, load_settings
+
+FHIR_FILES = ("token_file", "password_file", "client_secret_file", "api_key_file", "ca_file")
 
 
 @pytest.fixture(autouse=True)
@@ -112,14 +114,15 @@ def test_paths_of_the_file_are_relative_to_the_file(tmp_path: Path) -> None:
     file = written(
         tmp_path,
         'lake = "lake"\ncrosswalk = "../who.csv"\nwatch = ["data", "/abs"]\n'
-        '[datasets.ds]\nroot = "./ds"\n[fhir]\ntoken_file = "token"\n',
+        '[datasets.ds]\nroot = "./ds"\n[fhir]\n' + "".join(f'{name} = "{name}"\n' for name in FHIR_FILES),
     )
     settings = load_settings(file)
     assert settings.lake == str(tmp_path / "conf" / "lake")
     assert settings.crosswalk == str(tmp_path / "who.csv")
     assert settings.watch == (str(tmp_path / "conf" / "data"), "/abs")
     assert settings.datasets["ds"].root == str(tmp_path / "conf" / "ds")
-    assert settings.fhir.token_file == str(tmp_path / "conf" / "token")
+    for name in FHIR_FILES:
+        assert getattr(settings.fhir, name) == str(tmp_path / "conf" / name)
 
 
 def test_the_default_lake_lies_beside_the_file(tmp_path: Path) -> None:
@@ -244,9 +247,10 @@ def test_settings_cannot_be_changed_by_accident() -> None:
         load_settings().lake = "elsewhere"  # type: ignore[misc]
 
 
-# -- the token --------------------------------------------------------------------------------------------------------
+# -- secrets ----------------------------------------------------------------------------------------------------------
 
 TOKEN = "s3cr3t-t0k3n"
+every_secret = pytest.mark.parametrize("name", list(SECRETS))
 
 
 def dumps_of(settings: Settings) -> list[str]:
@@ -254,34 +258,88 @@ def dumps_of(settings: Settings) -> list[str]:
     return [repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()]
 
 
-def test_the_token_comes_from_the_environment_and_stays_out_of_every_dump(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DICOM_ETL_FHIR_TOKEN", f" {TOKEN}\n")
+@every_secret
+def test_a_secret_comes_from_the_environment_and_stays_out_of_every_dump(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"DICOM_ETL_FHIR_{name.upper()}", f" {TOKEN}\n")
     settings = load_settings()
-    assert settings.fhir.token() == TOKEN
+    assert settings.fhir.secret(name) == TOKEN
+    assert [settings.fhir.secret(other) for other in SECRETS if other != name] == [None] * 3
     assert not any(TOKEN in dump for dump in dumps_of(settings))
 
 
-def test_the_token_comes_from_a_file_and_stays_out_of_every_dump(tmp_path: Path) -> None:
+@every_secret
+def test_a_secret_comes_from_a_file_and_stays_out_of_every_dump(tmp_path: Path, name: str) -> None:
     (tmp_path / "conf").mkdir()
-    (tmp_path / "conf" / "token").write_text(f"{TOKEN}\n")
-    settings = load_settings(written(tmp_path, '[fhir]\ntoken_file = "token"\n'))
-    assert settings.fhir.token() == TOKEN
+    (tmp_path / "conf" / "secret").write_text(f"{TOKEN}\n")
+    settings = load_settings(written(tmp_path, f'[fhir]\n{name}_file = "secret"\n'))
+    assert settings.fhir.secret(name) == TOKEN
     assert not any(TOKEN in dump for dump in dumps_of(settings))
 
 
-def test_the_environments_token_counts_before_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environments_secret_counts_before_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "token").write_text("other")
     monkeypatch.setenv("DICOM_ETL_FHIR_TOKEN", TOKEN)
-    assert FhirSettings(token_file=str(tmp_path / "token")).token() == TOKEN
+    assert FhirSettings(token_file=str(tmp_path / "token")).secret("token") == TOKEN
 
 
-def test_without_a_token_there_is_none() -> None:
-    assert load_settings().fhir.token() is None
+@every_secret
+def test_without_a_secret_there_is_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"DICOM_ETL_FHIR_{name.upper()}", "")
+    assert load_settings().fhir.secret(name) is None
 
 
-def test_a_token_file_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"fhir\.token_file .* cannot be read: No such file or directory"):
-        FhirSettings(token_file=str(tmp_path / "none")).token()
+@every_secret
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"\n", "is empty"),
+        (b"\xff\xfe" + TOKEN.encode(), "holds no text"),
+        (TOKEN.encode() + b"\r\nX-Evil: 1", "holds a line break or another control character inside its secret"),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_one_sentence(
+    tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SettingsError) as refused:
+        FhirSettings(**{f"{name}_file": str(file)}).secret(name)
+    assert str(refused.value) == f"fhir.{name}_file {file} {said}"
+    assert TOKEN not in str(refused.value)
+
+
+def test_a_secret_of_two_lines_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICOM_ETL_FHIR_API_KEY", f"{TOKEN}\nX-Evil: 1")
+    with pytest.raises(SettingsError, match="DICOM_ETL_FHIR_API_KEY holds a line break") as refused:
+        load_settings().fhir.secret("api_key")
+    assert TOKEN not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "said"),
+    [
+        (f'url = "ftp://me:{TOKEN}@host/"', "url", "is no address, such as https://fhir.example.org/fhir"),
+        (f'url = "https://me:{TOKEN}@[host/"', "url", "is no address, such as https://fhir.example.org/fhir"),
+        ('url = "fhir.example.org"', "url", "is no address, such as https://fhir.example.org/fhir"),
+        ('url = "https://host:port/"', "url", "is no address, such as https://fhir.example.org/fhir"),
+        (f'token_url = "https://me:{TOKEN}@host/"', "token_url", "holds a user: give fhir.client_id and the client"),
+        ('api_key_header = "X Key"', "api_key_header", "is no name of a header"),
+        (
+            'authorization = "digest"',
+            "authorization",
+            "Input should be 'none', 'bearer', 'basic', 'oauth2' or 'api-key'",
+        ),
+    ],
+)
+def test_an_authorization_that_cannot_be_is_one_sentence(tmp_path: Path, content: str, place: str, said: str) -> None:
+    file = written(tmp_path, f"[fhir]\n{content}\n")
+    told = refusal(file)
+    assert told.startswith(f"setting fhir.{place} in {file} (or its environment variable): {said}")
+    assert TOKEN not in told
 
 
 def test_a_token_in_the_settings_file_is_refused_and_not_repeated(tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ _OUTCOME: tuple[tuple[str, pa.DataType], ...] = (
     ("key", STRING),
     ("id", STRING),
     ("id_on_server", STRING),
+    ("linked", FLAG),
     ("hash", STRING),
     ("version", STRING),
     ("state", STRING),
@@ -245,6 +246,26 @@ MEASURES = Table(
         ("status", STRING),
     ),
     ("check", "level", "group_by", "group", "tag", "reason"),
+)
+
+# Who was withdrawn, as a digest; `time` says when. Not remade from anything: this and the ledger alone read the clock.
+WITHDRAWN = Table(
+    "withdrawn",
+    "withdrawn/{dataset}.parquet",
+    (
+        ("dataset", STRING),
+        ("site", STRING),
+        ("digest", STRING),
+        ("files", COUNT),
+        ("studies", COUNT),
+        ("patients", COUNT),
+        ("imaging_studies", COUNT),
+        ("endpoints", COUNT),
+        ("servers", STRING),
+        ("left", STRING),
+        ("time", INSTANT),
+    ),
+    ("digest", "site"),
 )
 
 RESOURCES = "fhir/{type}/{dataset}/{unit}.ndjson"

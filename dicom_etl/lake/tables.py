@@ -27,7 +27,7 @@ from dicom_etl.identity.names import encode_name
 from dicom_etl.lake import locks
 from dicom_etl.lake.schemas import SCHEMA_VERSION, Table
 
-_DATASET_FOLDERS = ("inventory", "sheets", "identities")  # one file per dataset
+_DATASET_FOLDERS = ("inventory", "sheets", "identities", "withdrawn")  # one file per dataset
 _FINGERPRINT = b"dicom_etl.fingerprint"
 _BATCH = 5_000  # rows
 

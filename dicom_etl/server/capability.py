@@ -15,8 +15,15 @@ _PATIENCE = 5.0  # seconds of retries: whoever waits at a terminal wants to know
 _ANSWER_SECONDS = 60.0  # a server that has just started may compute its statement for long
 
 
-async def first_contact(client: Client, version: str) -> None:
-    """Ask the server what it can do.
+async def first_contact(client: Client, version: str, *, client_ids: bool | None = None) -> bool:
+    """Ask the server what it can do; returns whether it lets us choose ids.
+
+    updateCreate is optional, and HAPI allows it without saying so: only a plain no is taken for a no.
+
+    Args:
+        client: asks.
+        version: of FHIR, R4 or R5.
+        client_ids: what the settings say of ids; None: the server says it.
 
     Raises:
         UnreachableError: it does not answer.
@@ -30,6 +37,7 @@ async def first_contact(client: Client, version: str) -> None:
         raise UnsuitableServerError(f"{client.url}: {error}") from None
     if complaint := unsuitable(statement, version):
         raise UnsuitableServerError(f"{client.url} {complaint}")
+    return takes_ids(statement) if client_ids is None else client_ids
 
 
 async def _statement(client: Client) -> Any:
@@ -42,25 +50,36 @@ async def _statement(client: Client) -> Any:
 
 
 def unsuitable(statement: Any, version: str) -> str | None:
-    """Why a server of this CapabilityStatement cannot be used (the rest of a sentence), or None.
-
-    updateCreate is optional, and HAPI allows it without saying so: only a plain no is taken for a no.
-    """
+    """Why a server of this CapabilityStatement cannot be used (the rest of a sentence), or None."""
     if not isinstance(statement, dict) or statement.get("resourceType") != "CapabilityStatement":
         return "is no FHIR server: its /metadata is no CapabilityStatement; check fhir.url"
     number = str(statement.get("fhirVersion", "none"))
     if not number.startswith(_NUMBERS[version]):
         return f"speaks FHIR {number}, and the resources are {version}: choose a server of that version"
-    rest: dict[str, Any] = next((r for r in statement.get("rest", []) if r.get("mode") == "server"), {})
+    rest = _rest(statement)
     if "transaction" not in _codes(rest):
         return "does not take transactions, which the upload needs: choose another server"
     for name in TYPES:
-        offered = next((r for r in rest.get("resource", []) if r.get("type") == name), None)
+        offered = _offered(rest, name)
         if offered is None or "update" not in _codes(offered):
             return f"does not let {name} resources be written (update): choose or configure another server"
-        if offered.get("updateCreate") is False:
-            return f"does not let the client choose ids of {name} resources (updateCreate): configure it"
+        if offered.get("updateCreate") is False and offered.get("conditionalUpdate") is False:
+            return f"lets the client neither choose ids of {name} resources nor find them (conditionalUpdate)"
     return None
+
+
+def takes_ids(statement: dict[str, Any]) -> bool:
+    """Whether the client may choose the ids of all that we write."""
+    offered = [_offered(_rest(statement), name) or {} for name in TYPES]
+    return not any(one.get("updateCreate") is False for one in offered)
+
+
+def _rest(statement: dict[str, Any]) -> dict[str, Any]:
+    return next((r for r in statement.get("rest", []) if r.get("mode") == "server"), {})
+
+
+def _offered(rest: dict[str, Any], name: str) -> dict[str, Any] | None:
+    return next((r for r in rest.get("resource", []) if r.get("type") == name), None)
 
 
 def _codes(part: dict[str, Any]) -> set[str]:

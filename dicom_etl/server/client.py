@@ -6,23 +6,25 @@ one method through which all its requests go. What is sent, and when again, is n
 
 from __future__ import annotations
 
-import base64
 import gzip
 import json
+import ssl
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, NamedTuple, Self
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any, Self
 
 import aiohttp
 import orjson
 from fhirpy import AsyncFHIRClient
 from fhirpy.base.utils import AttrDict
-from pydantic import SecretStr
 from yarl import URL
 
+from dicom_etl.server.auth import Answer, Authorization, authorization_of, basic, login_of, without_credentials
+from dicom_etl.server.echoes import without_values
 from dicom_etl.server.errors import FhirError, ServerError, TimedOutError, UnreachableError, reason_of
+from dicom_etl.settings import FhirSettings, SettingsError
 
 _CONNECT_SECONDS = 10.0
 _WORTH_ZIPPING = 1_000  # bytes
@@ -30,12 +32,7 @@ _WORTH_ZIPPING = 1_000  # bytes
 # parameter must say so, not leave it out (FHIR R4, 3.1.1.2 and 3.1.1.4.1)
 _READING = {"Cache-Control": "no-cache", "Prefer": "handling=strict"}
 _WRITING = {"Content-Type": "application/fhir+json", "Prefer": "return=minimal"}
-
-
-class _Answer(NamedTuple):
-    status: int
-    retry_after: str | None
-    body: bytes
+_NO_KNOWN_AUTHORITY = (18, 19, 20, 21)  # X509_V_ERR_*: self-signed, or signed by somebody who is not known
 
 
 class Client(AsyncFHIRClient):
@@ -46,23 +43,43 @@ class Client(AsyncFHIRClient):
         UnreachableError: no connection; TimedOutError: no answer in time.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, timeout: float = 300.0, connections: int = 8) -> None:
-        clean, login = without_credentials(url)
-        super().__init__(clean)
-        # the session holds it, and nothing else: headers and URLs of requests stand in messages and tracebacks
-        self._login = SecretStr(f"Bearer {token}" if token else login)
-        self._secrets = tuple(filter(None, (token, login.removeprefix("Basic "))))
+    def __init__(
+        self,
+        url: str,
+        authorization: Authorization | None = None,
+        *,
+        ca_file: str | None = None,
+        timeout: float = 600.0,
+        connections: int = 8,
+    ) -> None:
+        super().__init__(without_credentials(url))
+        login = login_of(url)
+        # what it knows goes into headers alone: URLs and fhirpy's own headers stand in messages
+        self._login = authorization or (basic(*login) if login else Authorization())
+        self._tls = trusting(ca_file)
         self._timeout = timeout
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
         self._zips = True
 
+    @classmethod
+    def of(cls, fhir: FhirSettings, *, connections: int = 8) -> Self:
+        """The client of these settings.
+
+        Raises:
+            SettingsError: something is missing; the text says what to set.
+        """
+        return cls(
+            fhir.url or "",
+            authorization_of(fhir),
+            ca_file=fhir.ca_file,
+            timeout=fhir.timeout_seconds,
+            connections=connections,
+        )
+
     async def __aenter__(self) -> Self:
-        login = self._login.get_secret_value()
         self._session = aiohttp.ClientSession(
-            headers={"Authorization": login} if login else {},
-            connector=aiohttp.TCPConnector(limit=self._connections),
-            timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=_CONNECT_SECONDS),
+            connector=aiohttp.TCPConnector(limit=self._connections, ssl=self._tls),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
@@ -91,10 +108,12 @@ class Client(AsyncFHIRClient):
             body = orjson.dumps(data)
             headers |= _WRITING
         answer = await self._exchange(method, url, headers | (extra_headers or {}), body)
-        content = self._content(method, answer)
+        if answer.status != 304 and not 200 <= answer.status < 300:
+            raise self._error(answer, url, body)
+        content = _content(method, answer)
         return (content, answer.status) if returning_status else content
 
-    async def _exchange(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> _Answer:
+    async def _exchange(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> Answer:
         zipped = body is not None and self._zips and len(body) > _WORTH_ZIPPING
         if not zipped or body is None:
             return await self._ask(method, url, headers, body)
@@ -105,60 +124,95 @@ class Client(AsyncFHIRClient):
             answer = await self._ask(method, url, headers, body)
         return answer
 
-    async def _ask(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> _Answer:
+    async def _ask(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> Answer:
+        """Ask as who we are; once more, if that was refused and can be renewed."""
+        login = await self._login.headers(self._send)
+        answer = await self._send(method, url, headers | login, body, self._timeout)
+        if answer.status == 401 and await self._login.renew(login):
+            login = await self._login.headers(self._send)
+            answer = await self._send(method, url, headers | login, body, self._timeout)
+        return answer
+
+    async def _send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, seconds: float
+    ) -> Answer:
         if self._session is None:
             raise RuntimeError("the client is not open: use `async with`")
+        place = self.url if url.startswith(self.url) else without_credentials(url)
+        time = aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS)
         try:
             # encoded: the URL goes out as it was escaped; a redirect would turn a POST into a GET
             async with self._session.request(
-                method, URL(url, encoded=True), data=body, headers=headers, allow_redirects=False
+                method, URL(url, encoded=True), data=body, headers=headers, allow_redirects=False, timeout=time
             ) as response:
-                return _Answer(response.status, response.headers.get("Retry-After"), await response.read())
+                pause = _seconds(response.headers.get("Retry-After"))
+                return Answer(response.status, pause, await response.read())
         except TimeoutError:
-            failure: FhirError = TimedOutError(f"{self.url} did not answer within {self._timeout:g} s")
+            failure: FhirError = TimedOutError(f"{place} did not answer within {seconds:g} s")
         except (aiohttp.ClientError, OSError) as error:
-            failure = UnreachableError(f"{self.url} cannot be reached: {_why(error)}")
+            failure = UnreachableError(f"{place} cannot be reached: {_why(error)}")
         # raised here, since aiohttp's errors hold the request with its headers and would be its context
         raise failure
 
-    def _content(self, method: str, answer: _Answer) -> Any:
-        if answer.status == 304 or (200 <= answer.status < 300 and not answer.body.strip()):
-            return None
+    def _error(self, answer: Answer, url: str, sent: bytes | None) -> ServerError:
         if 300 <= answer.status < 400:
-            raise ServerError(answer.status, "the server redirects elsewhere; set fhir.url to where it leads")
-        if not 200 <= answer.status < 300:
-            reason = self._without_secrets(reason_of(answer.status, answer.body))
-            raise ServerError(answer.status, reason, _seconds(answer.retry_after))
-        try:
-            # fhirpy's search sets want attributes; the rest is large and wants speed
-            return (
-                json.loads(answer.body, object_hook=AttrDict) if method.lower() == "get" else orjson.loads(answer.body)
-            )
-        except ValueError:
-            unread = ServerError(answer.status, "the answer is not JSON: is fhir.url the address of a FHIR server?")
-        raise unread
+            return ServerError(answer.status, "the server redirects elsewhere; set fhir.url to where it leads")
 
-    def _without_secrets(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "(secret)")
-        return text
+        def harmless(text: str) -> str:
+            return without_values(text, self._login.secrets(), url, sent)
+
+        reason = reason_of(answer.status, answer.body, harmless)
+        advice = self._login.advice if answer.status == 401 else None
+        return ServerError(answer.status, reason, answer.retry_after, advice=advice)
 
 
-def without_credentials(url: str) -> tuple[str, str]:
-    """`url` without user and password and without a slash at its end, and what they are as an Authorization."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    clean = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
-    if parts.username is None:
-        return clean, ""
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return clean, "Basic " + base64.b64encode(pair.encode()).decode()
+def trusting(ca_file: str | None) -> ssl.SSLContext | bool:
+    """Whom to trust: the system's authorities, and those of a PEM file.
+
+    Raises:
+        SettingsError: the file cannot be read, or holds no certificate.
+    """
+    if ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(cafile=ca_file)
+    except ssl.SSLError:  # also an OSError
+        problem = "holds no certificate in PEM form"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    else:
+        return context
+    raise SettingsError(f"fhir.ca_file {ca_file} {problem}")
+
+
+def _content(method: str, answer: Answer) -> Any:
+    body, reading = answer.body.strip(), method.lower() == "get"
+    if answer.status == 304 or not (body or reading):
+        return None
+    try:
+        # fhirpy's search sets want attributes; the rest is large and wants speed
+        return json.loads(body, object_hook=AttrDict) if reading else orjson.loads(body)
+    except ValueError:
+        cut = not body or body.startswith(b"{")
+    if cut:  # by a gateway, say; another try may bring the whole
+        raise UnreachableError(f"the answer (HTTP {answer.status}) is {'not whole' if body else 'empty'}")
+    raise ServerError(answer.status, "the answer is not JSON: is fhir.url the address of a FHIR server?")
 
 
 def _why(error: BaseException) -> str:
     """The system's words for a network error, which name neither header nor URL."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return _why_not_trusted(error.certificate_error)
     system = getattr(error, "os_error", error)
     return getattr(system, "strerror", None) or type(error).__name__
+
+
+def _why_not_trusted(error: Exception) -> str:
+    said = f"its certificate is not trusted ({getattr(error, 'verify_message', type(error).__name__)})"
+    if getattr(error, "verify_code", None) in _NO_KNOWN_AUTHORITY:
+        said += "; set fhir.ca_file to a PEM file with the certificate of the authority that signed it"
+    return said
 
 
 def _seconds(retry_after: str | None) -> float | None:

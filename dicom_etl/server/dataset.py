@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from dicom_etl.findings import Finding, findings_table
@@ -13,7 +12,6 @@ from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import DATASET_FINDINGS, OUTCOMES
 from dicom_etl.server.built import Built, rows_at
-from dicom_etl.server.errors import FhirError
 from dicom_etl.server.ledger import Ledger, Row, on_server
 from dicom_etl.server.merging import Contribution, merged
 from dicom_etl.server.parts import (
@@ -23,16 +21,17 @@ from dicom_etl.server.parts import (
     Resource,
     candidate_of,
     deleted,
-    gave_up,
     mark_gone,
     parts_of,
-    record,
+    send_prepared,
     state_of,
     word,
 )
+from dicom_etl.server.patients import joined
+from dicom_etl.server.reconciling import fetched
 from dicom_etl.server.run import Run, Uploaded
 from dicom_etl.server.shared import Shared
-from dicom_etl.server.shrinking import loss, present, study_on_server
+from dicom_etl.server.studies import judge, look_up
 from dicom_etl.server.telling import contradicting, findings_of
 from dicom_etl.server.transactions import Key, Outcome
 
@@ -135,9 +134,15 @@ class DatasetUpload:
         return {"dataset": self._built.dataset, "unit": unit, "subject": self._built.subjects.get(unit)}
 
     async def _send(self, bundle: list[Candidate]) -> None:
-        await self._run.sender.send(bundle, record)
+        await send_prepared(self._run, bundle, self._joined)
         for part in parts_of(bundle):
             part.ledger.save_soon()
+
+    async def _joined(self, bundle: list[Candidate]) -> list[Candidate]:
+        """The Patients as they are to be sent, with what the server has of them."""
+        client, ids = self._run.client, sorted(candidate.place[1] for candidate in bundle)
+        there = await self._run.sender.ask(lambda: fetched(client, "Patient", ids))
+        return [one for candidate in bundle for one in joined(candidate, there.get(candidate.place[1]))]
 
     # -- ImagingStudies
 
@@ -154,15 +159,24 @@ class DatasetUpload:
         await flow.end()
 
     def _study(self, study: Resource, unit: str, part: Part) -> Candidate:
-        """The study as it is sent: its subject is the server's own Patient where there is a link."""
+        """The study as it is sent: it refers to what the server has under other ids by those."""
         patient = _referred(study["subject"])
-        linked = self._id_on_server(patient) if self._is_shared(patient) else None
-        if linked not in (None, patient):
-            study = study | {"subject": study["subject"] | {"reference": f"Patient/{linked}"}}
+        refers = _refers(study, patient)
+        there = {key: self._place_on_server(key) for key in refers}
+        study = study | {"subject": study["subject"] | {"reference": f"Patient/{there[refers[0]]}"}}
+        if "endpoint" in study:
+            study["endpoint"] = [{"reference": f"Endpoint/{there[key]}"} for key in refers[1:]]
         uid = _study_uid(study)
         row = next((one for one in self._built.studies.get(uid, ()) if one["unit"] == unit), None)
         where = self._where(unit) | ({"subject": row["subject"]} if row else {})
-        return replace(candidate_of(study, part, key=uid, **where), refers=_refers(study, patient))
+        return replace(candidate_of(study, part, key=uid, **where), refers=refers)
+
+    def _place_on_server(self, key: Key) -> str:
+        """The id under which the server has what a study refers to; ours, where nothing else is known."""
+        if key[0] == "Patient" and self._is_shared(key[1]):
+            return self._id_on_server(key[1]) or key[1]
+        row = self._referred_row(key)
+        return str(row["id_on_server"]) if row is not None and on_server(row) else key[1]
 
     def _obstructed(self, candidate: Candidate) -> bool:
         """Note why a study cannot be sent: something that it refers to is not on the server."""
@@ -194,36 +208,16 @@ class DatasetUpload:
         return (part.ledger if part else self._ledger(homes[0])).get(key)
 
     async def _check_and_send(self, bundle: list[Candidate]) -> None:
-        try:
-            sendable = bundle if self._run.options.prune else await self._unshrunk(bundle)
-        except FhirError as error:
-            gave_up(bundle, error)
-        else:
-            await self._run.sender.send(sendable, record)
+        await send_prepared(self._run, bundle, self._checked)
         for part in parts_of(bundle):
             part.ledger.save_soon()
             self._finish_if_done(part)
 
-    async def _unshrunk(self, bundle: list[Candidate]) -> list[Candidate]:
-        """Hold the studies that would lose series or instances on the server; returns the others.
-
-        Studies that the ledger does not know are looked for too: it may be a new lake, with less in it.
-        """
-        ask, client = self._run.sender.ask, self._run.client
-        known = {c.id for c in bundle if on_server(c.part.ledger.get(c.key))}
-        unknown = sorted(c.id for c in bundle if c.id not in known)
-        known |= await ask(lambda: present(client, unknown)) if unknown else set()
-        before = {one: await ask(partial(study_on_server, client, one)) for one in sorted(known)}
-        sendable = []
-        for candidate in bundle:
-            there = before.get(candidate.id)
-            lost = loss(there, candidate.resource) if there else None
-            if there and lost:
-                version = str(there.get("meta", {}).get("versionId", ""))
-                candidate.part.hold(candidate, "upload-shrinks", str(lost), version)
-            else:
-                sendable.append(candidate)
-        return sendable
+    async def _checked(self, bundle: list[Candidate]) -> list[Candidate]:
+        """The studies that may be sent: nothing shrinks, and nothing of somebody else's is written over."""
+        there = await self._run.sender.ask(lambda: look_up(self._run, bundle))
+        judged = (judge(candidate, there.get(candidate.key), self._run) for candidate in bundle)
+        return [candidate for candidate in judged if candidate is not None]
 
     # -- the end of a unit
 

@@ -1,11 +1,13 @@
 """What can go wrong between us and a FHIR server, and what to do about it.
 
 Every error is one sentence without resource content and without credentials: a server's OperationOutcome is reduced
-to its codes and diagnostics, any other body to the name of its status.
+to its codes and diagnostics, with the values taken out that the server repeats (`echoes`); any other body to the name
+of its status.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -14,7 +16,7 @@ from fhirpy.base.exceptions import BaseFHIRError
 
 _LONGEST_REASON = 400
 _ADVICE = {
-    401: "check the token (DICOM_ETL_FHIR_TOKEN, or the file that fhir.token_file names)",
+    401: "check fhir.authorization and its secret",
     403: "this account may not do that: ask the server's administrator",
     404: "check fhir.url",
     405: "check fhir.url",
@@ -50,26 +52,33 @@ class ServerError(FhirError):
         status: HTTP status.
         reason: the server's words: codes and diagnostics alone.
         retry_after: seconds that the server asks to wait.
+        advice: what to do about it.
     """
 
-    def __init__(self, status: int, reason: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self, status: int, reason: str, retry_after: float | None = None, *, advice: str | None = None
+    ) -> None:
         self.status, self.reason, self.retry_after = status, reason, retry_after
+        self.advice = advice or _ADVICE.get(status, "see the server's log" if status >= 500 else "")
         super().__init__(status, reason)
 
     def __str__(self) -> str:
-        advice = _ADVICE.get(self.status, "see the server's log" if self.status >= 500 else "")
+        advice = self.advice
         return f"HTTP {self.status}: {self.reason}" + (f"; {advice}" if advice else "")
 
 
-def reason_of(status: int, body: bytes) -> str:
-    """What a server says of a failure: the codes and diagnostics of its OperationOutcome, else the status' name."""
+def reason_of(status: int, body: bytes, harmless: Callable[[str], str] = str) -> str:
+    """What a server says of a failure: the codes and diagnostics of its OperationOutcome, else the status' name.
+
+    `harmless` takes out of its words what must not be told.
+    """
     try:
         outcome = orjson.loads(body)
         issues = outcome["issue"] if outcome["resourceType"] == "OperationOutcome" else []
         said = [_issue(issue) for issue in issues if issue.get("severity") in ("fatal", "error")]
     except (ValueError, KeyError, TypeError, AttributeError):
         said = []
-    text = "; ".join(said) or _phrase(status)
+    text = harmless("; ".join(said)) or _phrase(status)
     clean = "".join(c if c.isprintable() else " " for c in text)
     return clean if len(clean) <= _LONGEST_REASON else clean[: _LONGEST_REASON - 1] + "…"
 

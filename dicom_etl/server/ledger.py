@@ -5,8 +5,11 @@ sent last. `state`:
 
 - stored: the server has it as sent;
 - rejected, gave-up: the last try failed; it is sent again;
+- retrying: it is being tried again just now, or the run was killed then; it is sent again;
 - held: not sent, until somebody decides; `error` begins with the code of the finding;
 - gone: the server has it, and the lake no longer makes it.
+
+`linked` says that the server's resource, under `id_on_server`, is somebody else's and is only referred to or added to.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Ledger:
     def __init__(
         self, rows: Iterable[Row], write: Write, mark: str = "", *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.rows: dict[Key, Row] = {(row["type"], row["id"]): row for row in rows}
+        self.rows: dict[Key, Row] = {(row["type"], row["id"]): _whole(row) for row in rows}
         self._write, self._mark, self._clock = write, mark, clock
         self._changed = False
         self._next_write = float("-inf")
@@ -80,7 +83,14 @@ def up_to_date(row: Row | None, digest: str) -> bool:
 
 def failed(row: Row | None) -> bool:
     """Whether the last try failed."""
-    return row is not None and row["state"] in ("rejected", "gave-up")
+    return row is not None and row["state"] in ("rejected", "gave-up", "retrying")
+
+
+def _whole(row: Row) -> Row:
+    """A row with what ledgers of before did not have: there, another id meant another's resource."""
+    if row.get("linked") is None:
+        row = row | {"linked": row.get("id_on_server") not in (None, row["id"])}
+    return row
 
 
 def _timeless(row: Row) -> Row:

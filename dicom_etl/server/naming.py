@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 from urllib.parse import urlsplit
 
-from dicom_etl.server.client import without_credentials
+from dicom_etl.server.auth import without_credentials
 
 _PORTS = {"http": 80, "https": 443}
 
 
 def server_name(url: str) -> str:
     """`host_port_path` of a base URL, without credentials (`http://hapi:8080/fhir/` is `hapi_8080_fhir`)."""
-    clean, _ = without_credentials(url)
-    parts = urlsplit(clean)
+    parts = urlsplit(without_credentials(url))
     segments = [segment for segment in parts.path.split("/") if segment]
     words = [parts.hostname or "", str(parts.port or _PORTS.get(parts.scheme, 0)), *segments]
     name = "_".join(words)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +16,7 @@ from dicom_etl.server.run import Options, Run
 from dicom_etl.server.transactions import Item, Key, Outcome, Packer, Sender, canonical, digest
 
 Resource = dict[str, Any]
+_LOOKS, _LOOK_PAUSE = 6, 0.2  # times, seconds
 _DRY_WORDS = {"stored": "would-send", "deleted": "would-delete"}
 
 
@@ -22,18 +24,22 @@ _DRY_WORDS = {"stored": "would-send", "deleted": "would-delete"}
 class Candidate(Item):
     """A resource that may be sent: its place, and the columns of its row that do not depend on what becomes of it."""
 
+    _: KW_ONLY
     resource: Resource
     row: Row
     part: Part
     refers: tuple[Key, ...] = ()
     remark: str | None = None
+    adopts: bool = False  # it goes into somebody else's resource
 
 
 def candidate_of(resource: Resource, part: Part, **row: str | None) -> Candidate:
     """A candidate; `row` are the columns dataset, unit, subject and key."""
     body = canonical(resource)
     columns = {"dataset": None, "unit": None, "subject": None, "key": None} | row
-    return Candidate(resource["resourceType"], resource["id"], body, digest(body), resource, columns, part)
+    return Candidate(
+        resource["resourceType"], resource["id"], body, digest(body), resource=resource, row=columns, part=part
+    )
 
 
 @dataclass
@@ -67,9 +73,11 @@ class Part:
         """Note what became of a resource."""
         before = self._ours(candidate.key)
         stored = outcome.state == "stored"
-        content = candidate.body.decode() if self.shared and candidate.type == "Patient" else None
+        # as we make it: the next time, it tells what of the server's Patient was ours
+        content = canonical(candidate.resource).decode() if candidate.type == "Patient" else None
         news = {
-            "id_on_server": candidate.id,
+            "id_on_server": outcome.place or candidate.at or candidate.id,
+            "linked": candidate.adopts,
             "hash": candidate.hash,
             "version": outcome.version if stored else before["version"],
             "state": outcome.state,
@@ -79,8 +87,17 @@ class Part:
             "content": content if stored else before["content"],
         }
         self._note(candidate, news)
+        if outcome.state == "retrying":
+            self.ledger.save_soon()
+        else:
+            self.pending -= 1
         if stored:
             self.sent.add(candidate.key)
+
+    def settle(self, candidate: Candidate, version: str) -> None:
+        """Note that the server has a resource as it should be, though the ledger did not know."""
+        self.record(candidate, Outcome("stored", None, version))
+        self.sent.discard(candidate.key)
 
     def hold(self, candidate: Candidate, code: str, text: str, version: str | None = None) -> None:
         """Note that a resource is not sent until somebody decides."""
@@ -88,26 +105,25 @@ class Part:
         kept = {name: before[name] for name in ("hash", "version", "content")}
         if kept["version"] is None:
             kept["version"] = version
-        self._note(
-            candidate,
-            kept
-            | {"id_on_server": candidate.id, "state": "held", "status": None, "attempts": 0}
-            | {"error": f"{code}: {text}"},
-        )
+        at = {"id_on_server": candidate.at or candidate.id, "linked": candidate.adopts}
+        news = kept | at | {"state": "held", "status": None, "attempts": 0, "error": f"{code}: {text}"}
+        self._note(candidate, news)
+        self.pending -= 1
 
     def link(self, candidate: Candidate, link: Link) -> None:
         """Note that the server's own Patient is used."""
-        news = {"id_on_server": link.id, "hash": candidate.hash, "version": link.version, "state": "stored"}
-        self._note(candidate, news | {"status": None, "attempts": 0, "error": None, "content": None})
+        news = {"id_on_server": link.id, "linked": True, "hash": candidate.hash, "version": link.version}
+        rest = {"state": "stored", "status": None, "attempts": 0, "error": None, "content": None}
+        self._note(candidate, news | rest)
+        self.pending -= 1
 
     def _ours(self, key: Key) -> Row:
-        """What is known of a resource under our own id; a link to another's tells nothing of ours."""
+        """What is known of a resource of our own; a link to another's Patient tells nothing of ours."""
         row = self.ledger.get(key)
-        return row if row is not None and row["id_on_server"] == row["id"] else _NOTHING
+        return row if row is not None and (not row["linked"] or row["type"] == "ImagingStudy") else _NOTHING
 
     def _note(self, candidate: Candidate, news: Row) -> None:
         self.ledger.note(candidate.row | {"type": candidate.type, "id": candidate.id, "time": datetime.now(UTC)} | news)
-        self.pending -= 1
 
 
 _NOTHING: Row = {"hash": None, "version": None, "content": None}
@@ -124,7 +140,7 @@ class Flow:
     def __init__(self, run: Run, job: Callable[[list[Candidate]], Awaitable[None]]) -> None:
         fhir = run.fhir
         self._packer: Packer[Candidate] = Packer(fhir.bundle_resources, fhir.bundle_bytes)
-        self._limit, self._job = fhir.in_flight, job
+        self._limit, self._job = run.addressing.in_flight(fhir.in_flight), job
         self._running: set[asyncio.Task[None]] = set()
 
     async def add(self, candidate: Candidate) -> None:
@@ -154,6 +170,33 @@ class Flow:
             task.result()
 
 
+Prepare = Callable[[list[Candidate]], Awaitable[list[Candidate]]]
+
+
+async def send_prepared(run: Run, bundle: Sequence[Candidate], prepare: Prepare) -> None:
+    """Send what `prepare` makes of a bundle; look at the server again where it changed in between."""
+    left = list(bundle)
+    for look in range(_LOOKS):
+        try:
+            sendable = await prepare([_fresh(candidate) for candidate in left])
+        except FhirError as error:
+            gave_up(left, error)
+            return
+        left = await run.sender.send([run.addressing.addressed(one) for one in sendable], record)
+        if not left:
+            return
+        await asyncio.sleep(random.uniform(0, _LOOK_PAUSE * 2**look))
+    gave_up(left, ServerError(409, "somebody else writes to it all the time"))
+
+
+def _fresh(candidate: Candidate) -> Candidate:
+    """A candidate as it was before it was prepared, at the place that the ledger knows."""
+    row = candidate.part.ledger.get(candidate.key)
+    at = row["id_on_server"] if row is not None and on_server(row) and not row["linked"] else ""
+    at = "" if at == candidate.id else at
+    return replace(candidate, body=canonical(candidate.resource), at=at, if_match="", condition="", adopts=False)
+
+
 def gave_up(candidates: Sequence[Candidate], error: FhirError) -> None:
     """Note that nothing could be learned of the candidates from the server."""
     status = error.status if isinstance(error, ServerError) else None
@@ -174,8 +217,7 @@ def parts_of(bundle: Sequence[Candidate]) -> list[Part]:
 def mark_gone(ledger: Ledger, key: Key) -> None:
     """Mark a resource that the lake no longer makes; one that never was on the server is forgotten."""
     row = ledger.rows[key]
-    linked = row["id_on_server"] != row["id"]
-    if linked or (not on_server(row) and row["state"] != "gave-up"):
+    if row["linked"] or (not on_server(row) and row["state"] != "gave-up"):
         ledger.drop(key)
     elif row["state"] != "gone":
         ledger.note(row | {"state": "gone", "error": None})
@@ -183,7 +225,7 @@ def mark_gone(ledger: Ledger, key: Key) -> None:
 
 async def deleted(sender: Sender, ledger: Ledger, key: Key) -> bool:
     """Delete a resource of the ledger from the server, and say whether that was done."""
-    error = await sender.delete(*key)
+    error = await sender.delete(key[0], ledger.rows[key]["id_on_server"] or key[1])
     if error is None:
         ledger.drop(key)
         return True
@@ -199,7 +241,7 @@ def state_of(part: Part, key: Key, options: Options) -> str:
     row = part.ledger.rows[key]
     if row["state"] != "stored":
         return str(row["state"])
-    if row["id_on_server"] != row["id"]:
+    if row["linked"]:
         return "linked"
     if key in part.sent:
         return word("stored", options)

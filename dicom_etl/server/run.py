@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from dicom_etl.lake.schemas import Table
 from dicom_etl.lake.tables import Lake
+from dicom_etl.server.addressing import Addressing
 from dicom_etl.server.client import Client
 from dicom_etl.server.ledger import Ledger, Row
 from dicom_etl.server.transactions import Sender
@@ -22,6 +23,7 @@ class Options(NamedTuple):
     prune: bool
     failed_only: bool
     dry_run: bool
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Run:
     client: Client
     sender: Sender
     server: str
+    addressing: Addressing
+    dataset_system: str  # of the identifier by which what we make names its dataset
 
     def ledger(self, table: Table, **names: str) -> Ledger:
         """A ledger of the lake."""

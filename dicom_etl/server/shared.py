@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import orjson
 
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.schemas import SHARED_OUTCOMES
 from dicom_etl.server.built import SHARED_RULES, Built, by_column
-from dicom_etl.server.errors import FhirError
 from dicom_etl.server.ledger import Ledger, Row, on_server
 from dicom_etl.server.linking import Identifier, link_of, patients_with
 from dicom_etl.server.merging import Contradiction, Contribution, merged
-from dicom_etl.server.parts import Candidate, Flow, Part, candidate_of, deleted, gave_up, mark_gone, state_of
+from dicom_etl.server.parts import Candidate, Flow, Part, candidate_of, deleted, mark_gone, send_prepared, state_of
+from dicom_etl.server.patients import joined
+from dicom_etl.server.reconciling import fetched
 from dicom_etl.server.run import Run
 from dicom_etl.server.transactions import Key
 
@@ -86,34 +88,41 @@ class Shared:
         return said
 
     async def _job(self, bundle: list[Candidate]) -> None:
-        try:
-            sendable = await self._linked(bundle)
-        except FhirError as error:
-            gave_up(bundle, error)
-        else:
-            await self._run.sender.send(sendable, self._part.record)
+        await send_prepared(self._run, bundle, self._prepared)
         self._part.ledger.save_soon()
 
-    async def _linked(self, bundle: list[Candidate]) -> list[Candidate]:
-        """Link the Patients that the server has under another id; returns what is to be sent."""
-        asked = {c.key: self._identifier(c) for c in bundle if c.type == "Patient" and self._may_be_foreign(c)}
+    async def _prepared(self, bundle: list[Candidate]) -> list[Candidate]:
+        """Link the Patients that the server has under another id; join ours with what it has of them."""
+        patients = [candidate for candidate in bundle if candidate.type == "Patient"]
+        asked = {c.key: self._identifier(c) for c in patients if self._may_be_foreign(c)}
+        ask, client = self._run.sender.ask, self._run.client
         identifiers = sorted(set(asked.values()))
-        search = self._run.sender.ask
-        found = await search(lambda: patients_with(self._run.client, identifiers)) if asked else {}
-        sendable = []
-        for candidate in bundle:
+        found = await ask(lambda: patients_with(client, identifiers)) if asked else {}
+        known = sorted(c.place[1] for c in patients if c.key not in asked)
+        there = await ask(lambda: fetched(client, "Patient", known)) if known else {}
+        sendable: list[Candidate] = [candidate for candidate in bundle if candidate.type != "Patient"]
+        for candidate in patients:
             if candidate.key not in asked:
-                sendable.append(candidate)
-                continue
-            link = link_of(candidate.resource, found[asked[candidate.key]])
-            if link.state == "linked":
-                self._part.link(candidate, link)
-            elif link.state in _LINK_CODES:
-                self._part.hold(candidate, _LINK_CODES[link.state], link.detail)
+                sendable += joined(candidate, there.get(candidate.place[1]))
             else:
-                remark = f"patient-appeared: {link.detail}" if link.state == "appeared" else None
-                sendable.append(replace(candidate, remark=remark))
+                sendable += self._linked(candidate, found[asked[candidate.key]])
         return sendable
+
+    def _linked(self, candidate: Candidate, found: list[dict[str, Any]]) -> list[Candidate]:
+        """What is to be sent of a Patient that the server may have of somebody else."""
+        is_ours = self._run.addressing.is_ours
+        own = next((one for one in found if one["id"] == candidate.id or is_ours(one, candidate.id)), None)
+        there = own["id"] if own else candidate.id
+        link = link_of(candidate.resource | {"id": there}, found)
+        if link.state == "linked":
+            self._part.link(candidate, link)
+            return []
+        if link.state in _LINK_CODES:
+            self._part.hold(candidate, _LINK_CODES[link.state], link.detail)
+            return []
+        remark = f"patient-appeared: {link.detail}" if link.state == "appeared" else None
+        at = "" if there == candidate.id else there
+        return joined(replace(candidate, remark=remark, at=at), own)
 
     def _identifier(self, candidate: Candidate) -> Identifier:
         claim = self.claims[candidate.id][0]
@@ -121,7 +130,7 @@ class Shared:
 
     def _may_be_foreign(self, candidate: Candidate) -> bool:
         row = self.row(candidate.key)
-        return row is None or not on_server(row) or row["id_on_server"] != row["id"]
+        return row is None or not on_server(row) or row["linked"]
 
     def _mark_gone(self) -> None:
         """Mark what no dataset makes any more. Of other datasets' Endpoints nothing is known here."""

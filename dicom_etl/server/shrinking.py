@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from dicom_etl.server.client import Client
-from dicom_etl.server.errors import ServerError
-
-_AT_ONCE = 50  # ids in one search: its URL stays below 2,000 characters
 
 
 @dataclass(frozen=True)
@@ -49,32 +44,3 @@ def _uids(study: Mapping[str, Any]) -> tuple[set[str], set[str]]:
         {one.get("uid", "") for one in series},
         {instance.get("uid", "") for one in series for instance in one.get("instance", [])},
     )
-
-
-async def present(client: Client, ids: Sequence[str]) -> set[str]:
-    """Which of these ImagingStudies the server has.
-
-    Raises:
-        FhirError: the search failed.
-    """
-    found: set[str] = set()
-    for start in range(0, len(ids), _AT_ONCE):
-        some = ids[start : start + _AT_ONCE]
-        search = client.resources("ImagingStudy").search(_id=",".join(some)).elements("id").limit(len(some))
-        bundle = await search.fetch_raw()
-        found |= {entry["resource"]["id"] for entry in bundle.get("entry", [])}
-    return found & set(ids)
-
-
-async def study_on_server(client: Client, identity: str) -> Any | None:
-    """The server's ImagingStudy, or None where it has none (any more).
-
-    Raises:
-        FhirError: the request failed.
-    """
-    try:
-        return await client.execute(f"ImagingStudy/{identity}", method="get")
-    except ServerError as error:
-        if error.status in (404, 410):
-            return None
-        raise

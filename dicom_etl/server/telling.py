@@ -23,8 +23,9 @@ def findings_of(rows: Iterable[Row], dataset: str) -> Iterator[Finding]:
 def _finding(row: Row, dataset: str) -> Finding | None:
     name, text = f"{row['type']}/{row['id']}", row["error"] or ""
     code = _CODES.get(row["state"])
-    if code is None and row["id_on_server"] != row["id"] and row["state"] == "stored":
-        code, text = "patient-linked", f"Patient/{row['id_on_server']} of the server is used"
+    if code is None and row["linked"] and row["state"] == "stored" and not text:
+        code = "patient-linked" if row["type"] == "Patient" else "study-adopted"
+        text = f"{row['type']}/{row['id_on_server']} of the server is used"
     elif code is None and text:
         code, _, text = text.partition(": ")
     if code is None:

@@ -1,7 +1,8 @@
 """Resources into transaction bundles, and bundles onto the server.
 
-Each resource is a PUT under our own id: sent twice it is the same, and no search is needed. A refused bundle is cut
-in halves until the one bad resource is alone, and the others go in. What is sent is decided elsewhere.
+Each resource is a PUT under our own id: sent twice it is the same, and no search is needed. On a server that gives ids
+itself it is a conditional PUT until the id is known. A refused bundle is cut in halves until the one bad resource is
+alone, and the others go in. What is sent is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import hashlib
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import orjson
 
 from dicom_etl.server.client import Client
 from dicom_etl.server.errors import FhirError, ServerError, UnreachableError
+from dicom_etl.server.pace import Pace
 from dicom_etl.server.retry import Budget, Sleep, is_transient, persist
 
 log = logging.getLogger(__name__)
@@ -37,12 +39,20 @@ class Item:
     type: str
     id: str
     body: bytes
-    hash: str
+    hash: str  # of the resource as we make it, which `body` may have more than
+    at: str = ""  # its id on the server where that is another
+    if_match: str = ""  # the version that it may replace; empty: any
+    condition: str = ""  # the search that finds it on a server that gives ids itself
 
     @property
     def key(self) -> Key:
-        """What it is on the server."""
+        """What it is in the ledger."""
         return self.type, self.id
+
+    @property
+    def place(self) -> Key:
+        """What it is on the server."""
+        return self.type, self.at or self.id
 
 
 I = TypeVar("I", bound=Item)  # noqa: E741
@@ -50,9 +60,9 @@ I = TypeVar("I", bound=Item)  # noqa: E741
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a resource: `state` is stored, rejected or gave-up.
+    """What became of a resource: `state` is stored, rejected or gave-up; retrying while it is tried again.
 
-    `version` is the server's, empty where it does not say.
+    `version` is the server's, empty where it does not say. `place` is its id there where the server gave it.
     """
 
     state: str
@@ -60,6 +70,7 @@ class Outcome:
     version: str | None = None
     attempts: int = 0
     error: str | None = None
+    place: str | None = None
 
 
 def canonical(resource: dict[str, Any]) -> bytes:
@@ -105,14 +116,15 @@ def transaction(items: Sequence[Item]) -> dict[str, Any]:
     return {
         "resourceType": "Bundle",
         "type": "transaction",
-        "entry": [
-            {
-                "resource": orjson.Fragment(item.body),
-                "request": {"method": "PUT", "url": f"{item.type}/{item.id}"},
-            }
-            for item in items
-        ],
+        "entry": [{"resource": orjson.Fragment(item.body), "request": _request(item)} for item in items],
     }
+
+
+def _request(item: Item) -> dict[str, str]:
+    if item.condition:
+        return {"method": "PUT", "url": f"{item.type}?{item.condition}"}
+    request = {"method": "PUT", "url": "/".join(item.place)}
+    return request | {"ifMatch": f'W/"{item.if_match}"'} if item.if_match else request
 
 
 def outcomes(answer: Any, attempts: int) -> dict[Key, Outcome]:
@@ -148,24 +160,33 @@ class Sender:
         unreachable: whether that is because the server does not answer.
     """
 
-    def __init__(self, client: Client, retry_seconds: float, *, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(
+        self, client: Client, retry_seconds: float, *, in_flight: int = 1, sleep: Sleep = asyncio.sleep
+    ) -> None:
         self._client, self._retry_seconds, self._sleep = client, retry_seconds, sleep
+        self._pace = Pace(in_flight)
         self._failed_in_a_row = 0
         self.stopped: str | None = None
         self.unreachable = False
 
-    async def send(self, items: Sequence[I], record: Callable[[I, Outcome], None]) -> None:
-        """Put the items onto the server; `record` gets the outcome of each."""
+    async def send(self, items: Sequence[I], record: Callable[[I, Outcome], None]) -> list[I]:
+        """Put the items onto the server; `record` gets the outcome of each.
+
+        Returns those of which nothing is recorded yet: something on the server changed since it was looked at, and
+        they must be looked at again.
+        """
         taken: list[bool] = []
 
         def noted(item: I, outcome: Outcome) -> None:
-            taken.append(outcome.state != "gave-up")
+            if outcome.state != "retrying":
+                taken.append(outcome.state != "gave-up")
             record(item, outcome)
 
-        await self._send(items, noted, Budget(self._retry_seconds), 0)
-        self._failed_in_a_row = 0 if any(taken) else self._failed_in_a_row + 1
-        if self._failed_in_a_row >= _FAILED_BUNDLES:
+        stale = await self._send(items, noted, Budget(self._retry_seconds), 0)
+        self._failed_in_a_row = 0 if stale or any(taken) else self._failed_in_a_row + 1
+        if items and self._failed_in_a_row >= _FAILED_BUNDLES:
             self._stop("the server takes nothing, after all retries", unreachable=True)
+        return stale
 
     async def ask(self, request: Callable[[], Awaitable[T]]) -> T:
         """The answer to another request, with the same patience.
@@ -176,11 +197,15 @@ class Sender:
         if self.stopped:
             raise UnreachableError(self.stopped)
         try:
-            answer, _ = await persist(request, Budget(self._retry_seconds), sleep=self._sleep)
+            answer, _ = await persist(lambda: self._paced(request), Budget(self._retry_seconds), sleep=self._sleep)
         except FhirError as error:
             await self._consider(error)
             raise
         return answer
+
+    async def _paced(self, request: Callable[[], Awaitable[T]]) -> T:
+        async with self._pace:
+            return await request()
 
     async def delete(self, kind: str, identity: str) -> FhirError | None:
         """Delete a resource of ours; None when it is gone, else why it is not. A 409 says that others refer to it."""
@@ -204,22 +229,62 @@ class Sender:
             return error
         return None
 
-    async def _send(self, items: Sequence[I], record: Callable[[I, Outcome], None], budget: Budget, tried: int) -> None:
+    async def _send(
+        self, items: Sequence[I], record: Callable[[I, Outcome], None], budget: Budget, tried: int
+    ) -> list[I]:
         if self.stopped:
             _give_up(items, record, None, tried, self.stopped)
-            return
+            return []
+        tries = tried
+
+        def again(error: BaseException) -> bool:
+            nonlocal tries
+            tries += 1
+            if not is_transient(error) or _is_stale(error, items):
+                return False
+            status = getattr(error, "status", None)
+            for item in items:
+                record(item, Outcome("retrying", status, None, tries, str(error)))
+            return True
+
         try:
-            answer, attempts = await persist(lambda: self._put(items), budget, sleep=self._sleep)
+            answer, attempts = await persist(
+                lambda: self._paced(lambda: self._put(items)), budget, again=again, sleep=self._sleep
+            )
             found = outcomes(answer, tried + attempts)
+            places = await self._places([item for item in items if item.condition])
         except FhirError as error:
-            await self._refused(items, record, budget, tried, error)
-            return
+            if _is_stale(error, items):
+                return list(items)
+            return await self._refused(items, record, budget, tried, error)
         for item in items:
+            outcome = found.get(places.get(item.key, item.place))
             # a transaction that succeeded has stored every entry, also one whose place it does not name
-            record(item, found.get(item.key) or Outcome("stored", 200, "", tried + attempts))
+            outcome = outcome or Outcome("stored", 200, "", tried + attempts)
+            record(item, replace(outcome, place=places[item.key][1]) if item.key in places else outcome)
+        return []
 
     async def _put(self, items: Sequence[Item]) -> Any:
         return await self._client.execute("", data=transaction(items))
+
+    async def _places(self, items: Sequence[Item]) -> dict[Key, Key]:
+        """Where a server that gives ids itself has put the items: an answer names its ids and not ours."""
+        places: dict[Key, Key] = {}
+        for kind in sorted({item.type for item in items}):
+            ours = {item.id for item in items if item.type == kind}
+            tokens = sorted(item.condition.removeprefix("identifier=") for item in items if item.type == kind)
+            path = f"{kind}?identifier={','.join(tokens)}&_elements=identifier&_count={len(tokens)}"
+            bundle, _ = await persist(
+                lambda path=path: self._client.execute(path, method="get"),  # type: ignore[misc]
+                Budget(self._retry_seconds),
+                sleep=self._sleep,
+            )
+            for entry in bundle.get("entry", []):
+                found = entry["resource"]
+                for identifier in found.get("identifier", []):
+                    if identifier.get("value") in ours:
+                        places[kind, identifier["value"]] = (kind, found["id"])
+        return places
 
     async def _refused(
         self,
@@ -228,7 +293,7 @@ class Sender:
         budget: Budget,
         tried: int,
         error: FhirError,
-    ) -> None:
+    ) -> list[I]:
         """Cut the bundle in halves. When its time is over, each part is tried once more and not again."""
         await self._consider(error)
         tried += error.attempts
@@ -238,12 +303,13 @@ class Sender:
         elif len(items) > 1:
             log.info("a bundle of %d resources was refused and is cut in halves", len(items))
             middle = len(items) // 2
-            await self._send(items[:middle], record, budget, tried)
-            await self._send(items[middle:], record, budget, tried)
+            stale = await self._send(items[:middle], record, budget, tried)
+            return stale + await self._send(items[middle:], record, budget, tried)
         elif is_transient(error):
             _give_up(items, record, status, tried, str(error))
         else:
             record(items[0], Outcome("rejected", status, None, tried, str(error)))
+        return []
 
     async def _consider(self, error: FhirError) -> None:
         """Stop, if an error means that the next request will fail as well."""
@@ -269,14 +335,20 @@ class Sender:
 class DrySender(Sender):
     """Asks as a sender does, and neither sends nor deletes: every resource has the outcome that is hoped for."""
 
-    async def send(self, items: Sequence[I], record: Callable[[I, Outcome], None]) -> None:
+    async def send(self, items: Sequence[I], record: Callable[[I, Outcome], None]) -> list[I]:
         """Nothing is sent."""
         for item in items:
             record(item, Outcome("stored", version=""))
+        return []
 
     async def delete(self, kind: str, identity: str) -> FhirError | None:  # noqa: ARG002
         """Nothing is deleted."""
         return None
+
+
+def _is_stale(error: BaseException, items: Sequence[Item]) -> bool:
+    """Whether an answer may say that the server has another version by now (RFC 9110, 15.5.13; HAPI says 409)."""
+    return getattr(error, "status", 0) in (409, 412) and any(item.if_match for item in items)
 
 
 def _give_up(

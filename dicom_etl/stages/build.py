@@ -39,8 +39,10 @@ from dicom_etl.lake.schemas import (
     place,
 )
 from dicom_etl.lake.tables import Lake, grouped
+from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.settings import DatasetSettings, Settings
 from dicom_etl.sources import Source, SourceError
+from dicom_etl.stages.left_out import findings_kept
 from dicom_etl.stages.resources import BuildTask, build_unit
 
 _FEW_ROWS = 20_000  # below, starting worker processes costs more than it gains
@@ -103,6 +105,7 @@ def build(
             if (subjects is None or task.unit in subjects) and (force or not _is_made(lake, name, task))
         ]
         useless = [*_useless_crosswalk_lines(settings, name, whose), *_useless_corrections(name, lines, by_unit)]
+        useless = findings_kept(useless, Withdrawn.of(lake, name))  # they would name who was withdrawn
         failures = _run(lake, engine, tasks, progress, name)
         passed_over = () if subjects is None else set(made_from) - set(subjects)
         _tell(lake, name, [*failures, *useless], passed_over)

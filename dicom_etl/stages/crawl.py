@@ -16,8 +16,10 @@ from dicom_etl.findings import Finding, finding, findings_table
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import DATASET_FINDINGS, INVENTORY, SHEETS
 from dicom_etl.lake.tables import Lake
+from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.sources import Entry, Scan, Source, SourceError
 from dicom_etl.sources.base import SheetCell
+from dicom_etl.stages.left_out import cells_kept, findings_kept
 
 VANISHED_SHARE = 0.1
 
@@ -42,15 +44,17 @@ def crawl(source: Source, lake: Lake, *, accept_vanished: bool = False) -> Crawl
     """Write the inventory of a dataset and what its sheets say.
 
     Raises:
-        SourceError: there is no file at all.
+        SourceError: there is no file at all, or the dataset was withdrawn.
         DatasetStoppedError: the vanish guard; the finding is in `findings/crawl`.
     """
     with lake.lock(source.dataset, f"crawl of {source.dataset}"):
+        withdrawn = Withdrawn.of(lake, source.dataset)
+        _refuse_withdrawn(withdrawn)
         scan = Scan(former_cells=_former_cells(lake, source.dataset))
-        before = lake.read(INVENTORY, dataset=source.dataset)
-        now = _with_unread(_inventory(source, scan), before, scan)
+        before = withdrawn.without(lake.read(INVENTORY, dataset=source.dataset))
+        now = _with_unread(_left_in(source, scan, withdrawn), before, scan)
         if now.num_rows == 0 and not scan.unread_folders:
-            raise SourceError(f"dataset {source.dataset}: no file that could be DICOM under {source.location}")
+            raise SourceError(f"dataset {source.dataset}: {_nothing(source, scan)}")
         gone = _gone(before, now)
         stops = [] if accept_vanished else _vanished(source.dataset, before, now, gone)
         findings = findings_table([*scan.findings, *stops])
@@ -62,6 +66,31 @@ def crawl(source: Source, lake: Lake, *, accept_vanished: bool = False) -> Crawl
     units = len(pc.unique(now["unit"]))
     new = now.num_rows - (before.num_rows - gone.num_rows)
     return Crawled(source.dataset, now.num_rows, units, new, gone.num_rows, findings.num_rows)
+
+
+def _refuse_withdrawn(withdrawn: Withdrawn) -> None:
+    if withdrawn.whole:
+        name = withdrawn.dataset
+        raise SourceError(
+            f"dataset {name} was withdrawn and is not loaded; `dicom-etl forget {name} --readmit` ends that"
+        )
+
+
+def _nothing(source: Source, scan: Scan) -> str:
+    if any(found.code == "subject-withdrawn" for found in scan.findings):
+        return "all its files are of withdrawn subjects"
+    return f"no file that could be DICOM under {source.location}"
+
+
+def _left_in(source: Source, scan: Scan, withdrawn: Withdrawn) -> pa.Table:
+    """The inventory without withdrawn subjects, of whom nothing is kept but how many files there are."""
+    found = _inventory(source, scan)
+    kept = withdrawn.without(found)
+    scan.cells = cells_kept(scan.cells, withdrawn)
+    scan.findings = findings_kept(scan.findings, withdrawn)
+    if gone := found.num_rows - kept.num_rows:
+        scan.findings.append(finding("subject-withdrawn", source.dataset, count=gone))
+    return kept
 
 
 def _inventory(source: Source, scan: Scan) -> pa.Table:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Sequence
 
 from dicom_etl.lake.tables import Lake
+from dicom_etl.server.addressing import Addressing
 from dicom_etl.server.built import Built, NotBuiltError, others
 from dicom_etl.server.capability import first_contact
 from dicom_etl.server.client import Client
@@ -32,6 +33,7 @@ def upload(
     prune: bool = False,
     failed_only: bool = False,
     dry_run: bool = False,
+    overwrite: bool = False,
     progress: Progress = lambda *_: None,
 ) -> list[Uploaded]:
     """Bring the resources of some datasets onto the server of the settings; one summary per dataset.
@@ -43,6 +45,7 @@ def upload(
         prune: let studies shrink, and delete what the lake no longer makes.
         failed_only: only what failed the last time.
         dry_run: ask the server, change nothing there and in the lake.
+        overwrite: replace studies of ours that somebody else changed on the server.
         progress: called with ("upload NAME", units done, units to do).
 
     Raises:
@@ -53,7 +56,7 @@ def upload(
     names = list(dict.fromkeys(datasets))
     if not settings.fhir.url:
         return [Uploaded(name, None) for name in names]
-    options = Options(prune, failed_only, dry_run)
+    options = Options(prune, failed_only, dry_run, overwrite)
     return asyncio.run(_upload(names, lake, settings, options, progress))
 
 
@@ -62,10 +65,14 @@ async def _upload(
 ) -> list[Uploaded]:
     fhir, url = settings.fhir, settings.fhir.url or ""
     built = [Built.of(lake, name) for name in names]
-    async with Client(url, token=fhir.token(), timeout=fhir.timeout_seconds, connections=fhir.in_flight + 2) as client:
-        await first_contact(client, fhir.version)
-        sender = (DrySender if options.dry_run else Sender)(client, fhir.retry_seconds)
-        run = Run(lake, fhir, options, progress, client, sender, server_name(url))
+    async with Client.of(fhir, connections=fhir.in_flight + 2) as client:
+        client_ids = None if fhir.client_ids == "auto" else fhir.client_ids == "yes"
+        takes_ids = await first_contact(client, fhir.version, client_ids=client_ids)
+        addressing = Addressing(settings.site, takes_ids)
+        in_flight = addressing.in_flight(fhir.in_flight)
+        sender = (DrySender if options.dry_run else Sender)(client, fhir.retry_seconds, in_flight=in_flight)
+        system = settings.sds_dataset_system
+        run = Run(lake, fhir, options, progress, client, sender, server_name(url), addressing, system)
         shared = Shared(run, built, others(run, names))
         await shared.bring()
         uploads = [DatasetUpload(run, one, shared) for one in built]

@@ -98,7 +98,10 @@ class Site:
         return {
             "resourceType": "ImagingStudy",
             "id": self.study_id(dataset, study.number),
-            "identifier": [{"system": "urn:dicom:uid", "value": f"urn:oid:{self.uid(study.number)}"}],
+            "identifier": [
+                {"system": "urn:dicom:uid", "value": f"urn:oid:{self.uid(study.number)}"},
+                {"system": "urn:sparc_dataset:uid", "value": f"urn:uid:{dataset}"},
+            ],
             "status": study.status,
             "subject": {"reference": study.subject or f"Patient/{self.patient_id(dataset, study)}"},
             "endpoint": [{"reference": f"Endpoint/{self.endpoint_id(dataset)}"}],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ class Proxy:
     """What was asked so far, and the rule that answers before the real server does."""
 
     url: str
+    target: str | None = None  # the server behind
     asked: list[Asked] = field(default_factory=list)
     rule: Rule = lambda _: None
 
@@ -55,8 +57,10 @@ class Proxy:
 
 
 @contextmanager
-def proxy(target: str | None = None, rule: Rule = lambda _: None) -> Iterator[Proxy]:
-    """A server that applies `rule` and passes what it leaves alone to `target`."""
+def proxy(
+    target: str | None = None, rule: Rule = lambda _: None, *, tls: ssl.SSLContext | None = None
+) -> Iterator[Proxy]:
+    """A server that applies `rule` and passes what it leaves alone to `target`; with `tls`, it speaks HTTPS itself."""
     loop = asyncio.new_event_loop()
     started: list[Proxy] = []
     ready, stop = threading.Event(), asyncio.Event()
@@ -65,8 +69,9 @@ def proxy(target: str | None = None, rule: Rule = lambda _: None) -> Iterator[Pr
         async with aiohttp.ClientSession() as session:
             runner = web.AppRunner(_application(session, target, started))
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            started.append(Proxy(f"http://127.0.0.1:{runner.addresses[0][1]}/fhir", rule=rule))
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+            scheme = "https" if tls else "http"
+            started.append(Proxy(f"{scheme}://127.0.0.1:{runner.addresses[0][1]}/fhir", target, rule=rule))
             ready.set()
             await stop.wait()
             await runner.cleanup()

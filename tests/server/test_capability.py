@@ -48,8 +48,8 @@ def test_a_server_that_does_not_speak_of_update_create_is_taken_at_its_word():
         (lambda s: s["rest"][0]["resource"].pop(1), "does not let Endpoint resources be written"),
         (lambda s: s["rest"][0]["resource"][2]["interaction"].pop(), "does not let ImagingStudy resources be written"),
         (
-            lambda s: s["rest"][0]["resource"][0].update(updateCreate=False),
-            "does not let the client choose ids of Patient resources",
+            lambda s: s["rest"][0]["resource"][0].update(updateCreate=False, conditionalUpdate=False),
+            "lets the client neither choose ids of Patient resources nor find them",
         ),
         (lambda s: s.pop("rest"), "does not take transactions"),
     ],

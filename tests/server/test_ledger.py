@@ -6,7 +6,15 @@ from dicom_etl.server.ledger import Ledger, failed, on_server, up_to_date
 
 
 def row(identity: str, **more: Any) -> dict[str, Any]:
-    plain = {"type": "Patient", "id": identity, "hash": "h", "version": "1", "state": "stored", "time": 1}
+    plain = {
+        "type": "Patient",
+        "id": identity,
+        "linked": False,
+        "hash": "h",
+        "version": "1",
+        "state": "stored",
+        "time": 1,
+    }
     return plain | more
 
 
@@ -56,3 +64,8 @@ def test_what_a_row_says():
     assert not up_to_date(row("a"), "other")
     assert failed(row("a", state="gave-up"))
     assert not failed(None)
+
+
+def test_a_ledger_of_before_knew_links_by_their_ids_alone():
+    kept, _ = ledger(row("a", linked=None, id_on_server="a"), row("b", linked=None, id_on_server="theirs"))
+    assert [kept.rows["Patient", one]["linked"] for one in "ab"] == [False, True]

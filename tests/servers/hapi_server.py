@@ -175,13 +175,20 @@ def running_hapi(
     strict: bool = True,
     wipe: bool = False,
     auth_token: str | None = None,
+    client_ids: bool = True,
     db: Path | None = None,
     folder: Path | None = None,
 ) -> Iterator[HapiServer]:
     """A server of one's own, stopped at the end; ``folder`` keeps its log, otherwise the log goes with it."""
     with tempfile.TemporaryDirectory(prefix="hapi-") as temporary:
         server = start(
-            folder or Path(temporary), version=version, strict=strict, wipe=wipe, auth_token=auth_token, db=db
+            folder or Path(temporary),
+            version=version,
+            strict=strict,
+            wipe=wipe,
+            auth_token=auth_token,
+            client_ids=client_ids,
+            db=db,
         )
         try:
             yield server
@@ -196,6 +203,7 @@ def start(
     strict: bool = True,
     wipe: bool = False,
     auth_token: str | None = None,
+    client_ids: bool = True,
     db: Path | None = None,
     owner: int | None = None,
 ) -> HapiServer:
@@ -203,11 +211,13 @@ def start(
 
     ``folder`` receives its log and its temporary files. ``db`` is a file that keeps the data over restarts
     (H2 adds a suffix); without it the data lives in memory. ``strict`` refuses unknown elements, ``wipe``
-    allows ``$expunge`` of everything. The server ends by itself when the process ``owner`` does, which is
-    this process unless told otherwise.
+    allows ``$expunge`` of everything. Without ``client_ids`` it gives every new resource an id of its own and
+    refuses those of clients, and its CapabilityStatement says so. The server ends by itself when the process
+    ``owner`` does, which is this process unless told otherwise.
     """
     build()
     flags = {"fhir.version": version, "strict": str(strict).lower(), "wipe": str(wipe).lower()}
+    flags["client.ids"] = str(client_ids).lower()
     flags["owner"] = str(owner or os.getpid())
     if auth_token is not None:
         flags["auth.token"] = auth_token

@@ -48,6 +48,7 @@ class HapiFactory(Protocol):
         strict: bool = True,
         wipe: bool = False,
         auth_token: str | None = None,
+        client_ids: bool = True,
         db: Path | None = None,
     ) -> HapiServer: ...
 

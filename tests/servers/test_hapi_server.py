@@ -55,6 +55,30 @@ def get(url: str, **headers: str) -> dict[str, Any]:
         return dict(json.load(response))
 
 
+def send(method: str, url: str, resource: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Status and content of the answer, also where it is a refusal."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    body = json.dumps(resource).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/fhir+json"}, method=method)
+    try:
+        with opener.open(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def update_create(base_url: str) -> set[bool | None]:
+    """What the server says of the ids of clients, over all types."""
+    [rest] = get(f"{base_url}/metadata")["rest"]
+    return {offered.get("updateCreate") for offered in rest["resource"]}
+
+
+def conditional_put(full_url: str, condition: str, resource: dict[str, Any]) -> dict[str, Any]:
+    kind = resource["resourceType"]
+    return {"fullUrl": full_url, "resource": resource, "request": {"method": "PUT", "url": f"{kind}?{condition}"}}
+
+
 def connects(host: str, port: int) -> bool:
     try:
         socket.create_connection((host, port), timeout=5).close()
@@ -121,6 +145,37 @@ def test_a_private_server_keeps_its_flags_to_itself(hapi: HapiServer, hapi_facto
     refused.value.close()
     assert refused.value.code == 401
     assert get(f"{private.base_url}/Patient", Authorization="Bearer open sesame")["resourceType"] == "Bundle"
+
+
+def test_a_server_may_take_no_ids_of_clients(hapi: HapiServer, hapi_factory: HapiFactory) -> None:
+    url = hapi_factory(client_ids=False).base_url
+    patient = {"resourceType": "Patient", "identifier": [{"system": "urn:mrn", "value": "1"}]}
+    ours, person_url = "2fd1d1b4-4f0f-4d5e-9d39-1a1f5f0a6c51", f"urn:uuid:{'0' * 8}-0000-4000-8000-{'0' * 12}"
+
+    assert update_create(hapi.base_url) == {None}
+    assert update_create(url) == {False}
+
+    status, outcome = send("PUT", f"{url}/Patient/{ours}", patient | {"id": ours})
+    assert status == 404
+    assert outcome["issue"][0]["diagnostics"].startswith("HAPI-0959: ")
+    assert "client-assigned IDs are not enabled" in outcome["issue"][0]["diagnostics"]
+
+    entries = [  # the reference comes before what it refers to
+        conditional_put(
+            "urn:uuid:11111111-1111-4111-8111-111111111111",
+            "identifier=urn:dicom:uid%7Curn:oid:2.25.1",
+            imaging_study(subject={"reference": person_url}),
+        ),
+        conditional_put(person_url, "identifier=urn:mrn%7C1", patient),
+    ]
+    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+    first, again = (send("POST", url, bundle)[1]["entry"] for _ in range(2))
+    assert [entry["response"]["status"][:3] for entry in (*first, *again)] == ["201", "201", "200", "200"]
+    study, person = (entry["response"]["location"].removesuffix("/_history/1") for entry in first)
+    assert re.fullmatch(r"ImagingStudy/\d+", study)
+    assert re.fullmatch(r"Patient/\d+", person)
+    assert [entry["response"]["location"] for entry in again] == [f"{study}/_history/1", f"{person}/_history/1"]
+    assert get(f"{url}/{study}")["subject"] == {"reference": person}
 
 
 def test_one_server_of_a_version_serves_all_workers_of_a_run_and_ends_with_it(tmp_path: Path) -> None:

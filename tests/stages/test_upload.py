@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -52,6 +53,11 @@ def server(hapi: HapiServer) -> Iterator[Proxy]:
     """The shared server, with every request counted."""
     with proxy(hapi.base_url) as counted:
         yield counted
+
+
+def hapi_of(server: Proxy) -> Any:
+    """The server behind the proxy, for requests that the proxy's rule must not see."""
+    return SimpleNamespace(url=server.target)
 
 
 def load(lake: Lake, server: Proxy, *datasets: str, **options: Any) -> list[Uploaded]:
@@ -149,6 +155,7 @@ def test_the_ledger_says_what_the_server_has(lake: Lake, server: Proxy, site: Si
         "key": site.uid("1"),
         "id": site.study_id("A", "1"),
         "id_on_server": site.study_id("A", "1"),
+        "linked": False,
         "hash": row["hash"],
         "version": "1",
         "state": "stored",
@@ -184,7 +191,7 @@ def test_many_studies_travel_in_few_requests(lake: Lake, server: Proxy, site: Si
 
     assert done.counts["ImagingStudy"] == {"stored": 25}
     assert len(server.sent("POST")) == 1 + 3 + 3  # Endpoint; Patients and ImagingStudies by ten
-    assert len(server.sent("GET")) == 3  # is one of these studies there already?
+    assert len(server.sent("GET")) == 3 + 3  # is one of these Patients, of these studies there already?
 
 
 def test_without_a_server_the_files_are_the_result(lake: Lake, site: Site) -> None:
@@ -359,8 +366,44 @@ def test_our_own_patient_is_known_again_by_a_new_lake(tmp_path: Path, server: Pr
         site.build(lake, "A", [shared_person(gender="male")])
         [done] = load(lake, server, "A")
 
-    assert done.counts["Patient"] == {"stored": 1}
+    assert done.counts["Patient"] == {"unchanged": 1}
     assert version(server, patient_path(site, "A", shared_person())) == "1"
+    assert codes(lake, "A") == []
+
+
+def test_two_lakes_that_know_different_things_of_a_person_make_one_patient_that_rests(
+    tmp_path: Path, server: Proxy, site: Site
+) -> None:
+    said = {"A": {"birthDate": "1980-05-01"}, "B": {"gender": "female", "name": [{"family": "Alpha"}]}}
+    lakes = {name: new_lake(tmp_path / name) for name in said}
+    for name, patient in said.items():
+        site.build(lakes[name], name, [shared_person(**patient)])
+    for name in ("A", "B", "A", "B"):
+        load(lakes[name], server, name)
+
+    path = patient_path(site, "A", shared_person())
+    patient = get(server, path)
+    assert (patient["birthDate"], patient["gender"], patient["name"]) == ("1980-05-01", "female", [{"family": "Alpha"}])
+    assert patient["meta"]["versionId"] == "2"
+
+    # what one lake says differently now is changed, and what the other said stays
+    site.build(lakes["A"], "A", [shared_person(birthDate="1981-06-02")])
+    load(lakes["A"], server, "A")
+    patient = get(server, path)
+    assert (patient["birthDate"], patient["gender"]) == ("1981-06-02", "female")
+
+
+def test_what_somebody_added_to_a_patient_of_ours_stays(lake: Lake, server: Proxy, site: Site) -> None:
+    site.build(lake, "A", [changed(ONE, patient={"gender": "male"})])
+    load(lake, server, "A")
+    path = patient_path(site, "A", ONE)
+    put(server, get(server, path) | {"telecom": [{"system": "phone", "value": "1"}]})
+    site.build(lake, "A", [changed(ONE, patient={"gender": "male", "birthDate": "1980-05-01"})])
+
+    load(lake, server, "A")
+
+    patient = get(server, path)
+    assert (patient["telecom"], patient["birthDate"]) == ([{"system": "phone", "value": "1"}], "1980-05-01")
     assert codes(lake, "A") == []
 
 
@@ -373,11 +416,168 @@ def test_another_patient_that_came_beside_ours_is_told(tmp_path: Path, server: P
 
     [done] = load(lakes[1], server, "A")
 
-    assert done.counts["ImagingStudy"] == {"stored": 1}
+    assert done.counts["ImagingStudy"] == {"unchanged": 1}
     assert codes(lakes[1], "A") == ["patient-appeared"]
     assert get(server, study_path(site, "A", "1"))["subject"]["reference"].endswith(
         site.patient_id("A", shared_person())
     )
+
+
+# -- studies that somebody else changed or made -----------------------------------------------------------------------
+
+
+def test_a_study_that_somebody_changed_is_held_until_that_may_be_replaced(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [ONE, Study("2", "P1")])
+    load(lake, server, "A")
+    path = study_path(site, "A", "1")
+    put(server, get(server, path) | {"description": "read by Dr. Roe"})
+    site.build(lake, "A", [changed(ONE, series={"1": 3}), Study("2", "P1", series={"1": 3})])
+
+    [done] = load(lake, server, "A")
+    assert done.counts["ImagingStudy"] == {"held": 1, "stored": 1}
+    assert codes(lake, "A") == ["changed-on-server"]
+    assert get(server, path)["description"] == "read by Dr. Roe"
+
+    [done] = load(lake, server, "A", overwrite=True)
+    assert done.counts["ImagingStudy"] == {"stored": 1, "unchanged": 1}
+    assert "description" not in get(server, path)
+    assert get(server, path)["numberOfInstances"] == 3
+    assert codes(lake, "A") == []
+
+
+def test_a_version_that_moved_without_a_change_is_no_conflict(lake: Lake, server: Proxy, site: Site) -> None:
+    site.build(lake, "A", [ONE])
+    load(lake, server, "A")
+    path = study_path(site, "A", "1")
+    before = get(server, path)
+    put(server, before | {"description": "a note"})
+    put(server, before)  # and back: version 3, with what we sent
+    site.build(lake, "A", [changed(ONE, series={"1": 3})])
+
+    [done] = load(lake, server, "A")
+
+    assert done.counts["ImagingStudy"] == {"stored": 1}
+    assert version(server, path) == "4"
+
+
+def test_a_change_between_the_look_and_the_write_is_not_written_over(lake: Lake, server: Proxy, site: Site) -> None:
+    site.build(lake, "A", [ONE])
+    load(lake, server, "A")
+    path = study_path(site, "A", "1")
+    site.build(lake, "A", [changed(ONE, series={"1": 3})])
+    late: list[int] = []
+
+    def changes(asked: Asked) -> Reply | None:
+        if asked.method == "POST" and b"ImagingStudy" in asked.body and not late:
+            late.append(1)
+            put(hapi_of(server), get(hapi_of(server), path) | {"description": "just now"})
+        return None
+
+    server.rule = changes
+    [done] = load(lake, server, "A")
+
+    assert late
+    assert done.counts["ImagingStudy"] == {"held": 1}
+    assert get(server, path)["description"] == "just now"
+
+
+def their_study(site: Site, **more: Any) -> dict[str, Any]:
+    """A study of somebody else with the StudyInstanceUID of ONE: another series, and one instance of ours."""
+    made = site.imaging_study("A", ONE)
+    series = [
+        {**made["series"][0], "description": "theirs", "numberOfInstances": 1},
+        {"uid": "1.2.3.4", "modality": {"code": "SR"}, "numberOfInstances": 7},
+    ]
+    series[0]["instance"] = made["series"][0]["instance"][:1]
+    return {
+        "resourceType": "ImagingStudy",
+        "id": f"{site.name}-theirs",
+        "identifier": made["identifier"][:1],
+        "status": "available",
+        "subject": {"display": "somebody"},
+        "numberOfSeries": 2,
+        "numberOfInstances": 8,
+        "description": "of the hospital",
+        "series": series,
+        **more,
+    }
+
+
+def test_somebody_elses_study_is_left_alone_and_ours_is_held(lake: Lake, server: Proxy, site: Site) -> None:
+    theirs = their_study(site)
+    put(server, theirs)
+    site.build(lake, "A", [ONE])
+
+    [done] = load(lake, server, "A")
+
+    assert done.counts["ImagingStudy"] == {"held": 1}
+    assert codes(lake, "A") == ["study-on-server"]
+    assert status_of(server, study_path(site, "A", "1")) == 404
+    assert version(server, f"ImagingStudy/{theirs['id']}") == "1"
+
+
+def test_ours_beside_theirs_if_that_is_wanted(lake: Lake, server: Proxy, site: Site) -> None:
+    put(server, their_study(site))
+    site.build(lake, "A", [ONE])
+
+    [done] = upload(["A"], lake, settings_for(server.url, foreign_studies="beside"))
+
+    assert done.counts["ImagingStudy"] == {"stored": 1}
+    assert status_of(server, study_path(site, "A", "1")) == 200
+
+
+def test_our_instances_go_into_their_study_and_what_we_do_not_know_stays(lake: Lake, server: Proxy, site: Site) -> None:
+    theirs = their_study(site)
+    put(server, theirs)
+    site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
+    settings = settings_for(server.url, foreign_studies="adopt")
+
+    [done] = upload(["A"], lake, settings)
+
+    assert done.counts["ImagingStudy"] == {"linked": 1}
+    assert codes(lake, "A") == ["study-adopted"]
+    path = f"ImagingStudy/{theirs['id']}"
+    made = get(server, path)
+    assert (made["description"], made["subject"]) == ("of the hospital", {"display": "somebody"})
+    assert {one["uid"]: one["numberOfInstances"] for one in made["series"]} == {
+        site.uid("1", "1"): 2,
+        "1.2.3.4": 7,
+        site.uid("1", "2"): 3,
+    }
+    assert made["series"][0]["description"] == "theirs"
+    assert (made["numberOfSeries"], made["numberOfInstances"]) == (3, 8)
+    assert status_of(server, study_path(site, "A", "1")) == 404
+
+    server.asked.clear()
+    upload(["A"], lake, settings)
+    assert server.sent() == []
+    site.build(lake, "A", [changed(ONE, series={"1": 4, "2": 3})])
+    upload(["A"], lake, settings)
+    assert {one["uid"]: one["numberOfInstances"] for one in get(server, path)["series"]}[site.uid("1", "1")] == 4
+    assert version(server, path) == "3"
+
+    # it is not ours to delete
+    site.build(lake, "A", [])
+    upload(["A"], lake, settings, prune=True)
+    assert status_of(server, path) == 200
+
+
+# -- a server that is busy --------------------------------------------------------------------------------------------
+
+
+def test_a_busy_server_gets_fewer_requests_at_once_and_more_again_when_it_is_calm(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(40)])
+    busy = iter([Reply(429, headers={"Retry-After": "0"})] * 4)
+    server.rule = lambda asked: next(busy, None) if asked.method == "POST" else None
+
+    [done] = upload(["A"], lake, settings_for(server.url, in_flight=4, bundle_resources=2))
+
+    assert done.counts["ImagingStudy"] == {"stored": 40}
+    assert outcomes(lake, server.url, "A", "sub-39")[study_path(site, "A", "39")]["version"] == "1"
 
 
 # -- nothing shrinks or disappears ------------------------------------------------------------------------------------
@@ -681,7 +881,7 @@ def test_a_ledger_that_was_lost_after_the_server_stored_makes_no_second_version(
 
     [done] = load(lake, server, "A")
 
-    assert done.counts["ImagingStudy"] == {"stored": 1, "unchanged": 1}
+    assert done.counts["ImagingStudy"] == {"unchanged": 2}
     for path in (study_path(site, "A", "1"), patient_path(site, "A", ONE), patient_path(site, "A", two)):
         assert version(server, path) == "1"
     assert outcomes(lake, server.url, "A")[study_path(site, "A", "1")]["version"] == "1"
@@ -720,7 +920,8 @@ def test_a_killed_run_is_completed_by_the_next(lake: Lake, server: Proxy, site: 
 
     [done] = load(lake, server, "A")
 
-    assert done.counts["ImagingStudy"] == {"stored": 20, "unchanged": 10}
+    # ten of the ledger, ten that the server was found to have
+    assert done.counts["ImagingStudy"] == {"stored": 10, "unchanged": 20}
     assert {version(server, study_path(site, "A", str(n))) for n in range(30)} == {"1"}
     assert [name for name in lake.names(f"outcomes/{server_name(server.url)}/A") if "tmp" in name] == []
 
@@ -755,7 +956,7 @@ def test_two_servers_have_two_ledgers(lake: Lake, server: Proxy, site: Site) -> 
 
     with proxy(server.url) as other:
         [done] = load(lake, other, "A")
-        assert done.counts["ImagingStudy"] == {"stored": 1}
+        assert done.counts["ImagingStudy"] == {"unchanged": 1}  # the other address is the same server
         assert lake.names("outcomes") == sorted(server_name(one.url) for one in (server, other))
 
 

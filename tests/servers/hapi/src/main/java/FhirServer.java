@@ -25,6 +25,7 @@ import ca.uhn.fhir.rest.server.RestfulServer;
 import ca.uhn.fhir.rest.server.exceptions.AuthenticationException;
 import ca.uhn.fhir.rest.server.provider.ResourceProviderFactory;
 import ca.uhn.fhir.rest.server.util.ISearchParamRegistry;
+import ca.uhn.fhir.util.FhirTerser;
 import jakarta.persistence.EntityManagerFactory;
 import jakarta.servlet.http.HttpServletRequest;
 import java.io.File;
@@ -35,6 +36,8 @@ import javax.sql.DataSource;
 import org.apache.catalina.Context;
 import org.apache.catalina.startup.Tomcat;
 import org.h2.jdbcx.JdbcConnectionPool;
+import org.hl7.fhir.instance.model.api.IBase;
+import org.hl7.fhir.instance.model.api.IBaseConformance;
 import org.springframework.beans.factory.config.ConfigurableListableBeanFactory;
 import org.springframework.context.annotation.AnnotationConfigApplicationContext;
 import org.springframework.context.annotation.Bean;
@@ -47,7 +50,7 @@ import org.springframework.orm.jpa.LocalContainerEntityManagerFactoryBean;
  * The FHIR server of the tests: HAPI FHIR JPA on H2 in one process, on 127.0.0.1 only.
  *
  * <p>-Dport (0: any free one, printed once it listens), -Dfhir.version=R4|R5, -Ddb=&lt;jdbc url&gt;, -Dauth.token,
- * -Dstrict=true, -Dwipe=true, -Downer=&lt;pid&gt; (the server ends when that process does).
+ * -Dstrict=true, -Dwipe=true, -Dclient.ids=false, -Downer=&lt;pid&gt; (the server ends when that process does).
  */
 @Configuration
 @Import({HapiJpaConfig.class, ThreadPoolFactoryConfig.class, JpaBatch2Config.class, Batch2JobsConfig.class,
@@ -70,6 +73,7 @@ public class FhirServer {
         s.setReuseCachedSearchResultsForMillis(null);
         s.setExpungeEnabled(true);
         s.setAllowMultipleDelete(Boolean.getBoolean("wipe"));
+        if (!takesClientIds()) s.setResourceClientIdStrategy(JpaStorageSettings.ClientIdStrategyEnum.NOT_ALLOWED);
         return s;
     }
 
@@ -107,6 +111,20 @@ public class FhirServer {
             if (!"/metadata".equals(request.getPathInfo()) && !expected.equals(request.getHeader("Authorization")))
                 throw new AuthenticationException("bearer token missing or wrong");
             return true;
+        }
+    }
+
+    private static boolean takesClientIds() { return Boolean.parseBoolean(System.getProperty("client.ids", "true")); }
+
+    /** Stock HAPI says nothing of updateCreate, whatever it does; a server that takes no ids of clients has to. */
+    @Interceptor
+    public static class NoUpdateCreate {
+        private final FhirTerser terser;
+        public NoUpdateCreate(FhirContext fhir) { terser = fhir.newTerser(); }
+        @Hook(Pointcut.SERVER_CAPABILITY_STATEMENT_GENERATED)
+        public void say(IBaseConformance statement) {
+            for (IBase type : terser.getValues(statement, "CapabilityStatement.rest.resource"))
+                terser.setElement(type, "updateCreate", "false");
         }
     }
 
@@ -152,6 +170,7 @@ public class FhirServer {
         meta.setImplementationDescription("test server");
         server.setServerConformanceProvider(meta);
         if (System.getProperty("auth.token") != null) server.registerInterceptor(new Token(System.getProperty("auth.token")));
+        if (!takesClientIds()) server.registerInterceptor(new NoUpdateCreate(fhir));
         Tomcat tomcat = new Tomcat();
         tomcat.setBaseDir(System.getProperty("java.io.tmpdir"));
         tomcat.setPort(Integer.getInteger("port", 8095));

@@ -1,0 +1,92 @@
+"""An ImagingStudy of somebody else with the StudyInstanceUID of one of ours.
+
+Whether it is somebody else's its identifiers show: what this tool makes names its dataset. Such a study is left alone,
+and ours is held; or, if the settings say so, our series and instances are merged into it, and all that we do not know
+of it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dicom_etl.server.client import Client
+
+_AT_ONCE = 20  # UIDs of up to 64 characters in one search
+_PAGE = 100
+_STUDY = "urn:dicom:uid"
+_LISTS = ("identifier", "modality", "endpoint", "procedureCode", "reasonCode", "procedure", "reason", "basedOn", "note")
+
+Resource = dict[str, Any]
+
+
+async def studies_of(client: Client, uids: Sequence[str]) -> dict[str, list[Resource]]:
+    """The server's ImagingStudies of each StudyInstanceUID: their ids and identifiers.
+
+    Raises:
+        FhirError: a search failed.
+    """
+    found: dict[str, list[Resource]] = {uid: [] for uid in uids}
+    for start in range(0, len(uids), _AT_ONCE):
+        some = uids[start : start + _AT_ONCE]
+        tokens = ",".join(f"{_STUDY}|urn:oid:{uid}" for uid in some)
+        search = client.resources("ImagingStudy").search(identifier=tokens).elements("identifier").limit(_PAGE)
+        bundle = await search.fetch_raw()
+        if len(some) > 1 and any(link.get("relation") == "next" for link in bundle.get("link", [])):
+            for uid in some:  # more than a page together: one by one
+                found |= await studies_of(client, [uid])
+            continue
+        for entry in bundle.get("entry", []):
+            for uid in uids_of(entry["resource"]) & set(some):
+                found[uid].append(entry["resource"])
+    return found
+
+
+def uids_of(study: Mapping[str, Any]) -> set[str]:
+    """The StudyInstanceUIDs by which a study is known."""
+    values = [str(i.get("value", "")) for i in study.get("identifier", []) if i.get("system") == _STUDY]
+    return {value.removeprefix("urn:oid:") for value in values}
+
+
+def is_foreign(study: Mapping[str, Any], dataset_system: str) -> bool:
+    """Whether a study names no dataset, as all that this tool makes do."""
+    return all(identifier.get("system") != dataset_system for identifier in study.get("identifier", []))
+
+
+def adopted(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Resource:
+    """Their study with our series and instances in it; what they say of a thing counts before what we say.
+
+    Its subject and its id stay theirs. Counts grow with what is listed and never shrink: a study may legitimately have
+    more than its list shows.
+    """
+    made: Resource = {key: value for key, value in theirs.items() if key != "text"}
+    for name, value in ours.items():
+        if name in _LISTS:
+            made[name] = _united(theirs.get(name, []), value)
+        elif name not in ("id", "meta", "subject", "series", "numberOfSeries", "numberOfInstances"):
+            made.setdefault(name, value)
+    made["series"] = _series(theirs.get("series", []), ours.get("series", []))
+    listed = sum(len(one.get("instance", [])) for one in made["series"])
+    made["numberOfSeries"] = max(theirs.get("numberOfSeries", 0), len(made["series"]))
+    made["numberOfInstances"] = max(theirs.get("numberOfInstances", 0), listed)
+    return made
+
+
+def _series(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]) -> list[Resource]:
+    mine = {one["uid"]: one for one in ours}
+    made = [_one_series(one, mine.pop(one["uid"], None)) for one in theirs]
+    return [*made, *(dict(one) for one in mine.values())]
+
+
+def _one_series(theirs: Mapping[str, Any], ours: Mapping[str, Any] | None) -> Resource:
+    if ours is None:
+        return dict(theirs)
+    made = {**ours, **theirs}
+    known = {one["uid"] for one in theirs.get("instance", [])}
+    made["instance"] = [*theirs.get("instance", []), *(one for one in ours["instance"] if one["uid"] not in known)]
+    made["numberOfInstances"] = max(theirs.get("numberOfInstances", 0), len(made["instance"]))
+    return made
+
+
+def _united(theirs: Sequence[Any], ours: Sequence[Any]) -> list[Any]:
+    return [*theirs, *(item for item in ours if item not in theirs)]

@@ -1,0 +1,117 @@
+"""Whether a study may be sent, from what the server has of it.
+
+Held, with the code of a finding: what would take series or instances away, what somebody else changed since we sent it,
+and what the server has of somebody else. `prune`, `overwrite` and the setting `foreign_studies` decide otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dicom_etl.server.adopting import adopted, is_foreign, studies_of
+from dicom_etl.server.ledger import Row, on_server
+from dicom_etl.server.parts import Candidate
+from dicom_etl.server.reconciling import fetched, is_alike, plain, version_of
+from dicom_etl.server.run import Run
+from dicom_etl.server.shrinking import loss
+from dicom_etl.server.transactions import Key, canonical, digest
+
+Resource = dict[str, Any]
+
+
+@dataclass
+class There:
+    """What the server has of a study: ours, and those of somebody else with the same StudyInstanceUID."""
+
+    own: Resource | None = None
+    foreign: list[Resource] = field(default_factory=list)
+
+
+async def look_up(run: Run, bundle: Sequence[Candidate]) -> dict[Key, There]:
+    """What the server has of the studies of a bundle. Those that the ledger does not know are looked for by UID.
+
+    Raises:
+        FhirError: a search failed.
+    """
+    client, found = run.client, {candidate.key: There() for candidate in bundle}
+    known = {c.key: str(_row(c)["id_on_server"]) for c in bundle if on_server(c.part.ledger.get(c.key))}
+    new = {_uid(c): c for c in bundle if c.key not in known}
+    for uid, studies in (await studies_of(client, sorted(new)) if new else {}).items():
+        candidate = new[uid]
+        for study in studies:
+            if study["id"] == candidate.id or run.addressing.is_ours(study, candidate.id):
+                known[candidate.key] = study["id"]
+            elif is_foreign(study, run.dataset_system):
+                found[candidate.key].foreign.append(study)
+    whole = {*known.values(), *(study["id"] for there in found.values() for study in there.foreign)}
+    there = await fetched(client, "ImagingStudy", sorted(whole)) if whole else {}
+    for key, identity in known.items():
+        found[key].own = there.get(identity)
+    for one in found.values():
+        one.foreign = [there[study["id"]] for study in one.foreign if study["id"] in there]
+    return found
+
+
+def judge(candidate: Candidate, there: There | None, run: Run) -> Candidate | None:
+    """The study as it is to be sent; None where it is held, or where the server has it as it should be."""
+    own = there.own if there else None
+    row = candidate.part.ledger.get(candidate.key)
+    if own is not None and row is not None and row["linked"]:
+        return _adopting(candidate, own)
+    if own is not None:
+        return _updating(candidate, own, row, run)
+    if there and there.foreign and run.fhir.foreign_studies != "beside":
+        return _beside_foreign(candidate, there.foreign, run)
+    return replace(candidate, at="")
+
+
+def _updating(candidate: Candidate, own: Resource, row: Row | None, run: Run) -> Candidate | None:
+    at = "" if own["id"] == candidate.id else own["id"]
+    candidate = replace(candidate, at=at)
+    if is_alike(run.addressing.without_our_identifier(own) | {"id": candidate.id}, candidate.resource):
+        candidate.part.settle(candidate, version_of(own))
+        return None
+    if not run.options.overwrite and _is_changed(own, row):
+        text = f"version {version_of(own)} on the server is not the one that was sent; --overwrite replaces it"
+        candidate.part.hold(candidate, "changed-on-server", text)
+        return None
+    lost = loss(own, candidate.resource)
+    if lost and not run.options.prune:
+        candidate.part.hold(candidate, "upload-shrinks", str(lost), version_of(own))
+        return None
+    return replace(candidate, if_match=version_of(own))
+
+
+def _is_changed(own: Resource, row: Row | None) -> bool:
+    """Whether somebody else wrote to our study: its version moved, and its content is not what we sent last."""
+    if row is None or not row["version"] or not version_of(own) or version_of(own) == row["version"]:
+        return False
+    return bool(digest(canonical(plain(own))) != row["hash"])
+
+
+def _beside_foreign(candidate: Candidate, foreign: Sequence[Resource], run: Run) -> Candidate | None:
+    names = ", ".join(sorted(f"ImagingStudy/{study['id']}" for study in foreign))
+    if run.fhir.foreign_studies == "adopt" and len(foreign) == 1:
+        return _adopting(candidate, foreign[0])
+    several = "" if len(foreign) == 1 else ": several, so that none can be added to"
+    candidate.part.hold(candidate, "study-on-server", f"{names} of somebody else has its StudyInstanceUID{several}")
+    return None
+
+
+def _adopting(candidate: Candidate, theirs: Resource) -> Candidate | None:
+    candidate = replace(candidate, at=theirs["id"], adopts=True)
+    made = adopted(theirs, candidate.resource)
+    if is_alike(made, theirs):
+        candidate.part.settle(candidate, version_of(theirs))
+        return None
+    return replace(candidate, body=canonical(made), if_match=version_of(theirs))
+
+
+def _row(candidate: Candidate) -> Row:
+    return candidate.part.ledger.get(candidate.key) or {}
+
+
+def _uid(candidate: Candidate) -> str:
+    return str(candidate.row["key"])

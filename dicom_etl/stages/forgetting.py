@@ -1,0 +1,223 @@
+"""What the lake knows of what is withdrawn, and how it loses that.
+
+Not here: the server and its ledger, and the record.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dicom_etl.identity.names import encode_name
+from dicom_etl.lake.schemas import (
+    DATASET_FINDINGS,
+    FILES,
+    FINDINGS,
+    IDENTITIES,
+    INVENTORY,
+    LAYOUTS,
+    RESOURCE_TYPES,
+    RESOURCES,
+    SHEETS,
+    headers,
+    place,
+)
+from dicom_etl.lake.tables import Lake
+from dicom_etl.lake.withdrawn import Withdrawn
+from dicom_etl.server.built import SHARED_RULES, rows_at
+from dicom_etl.sources.base import SheetCell
+from dicom_etl.stages.left_out import cells_kept
+
+Row = dict[str, Any]
+_OURS = ("code", "severity", "stage", "dataset")  # columns of findings that no file has a say in
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the lake knows of a unit, or (unit None) of a whole dataset.
+
+    `made` are the resources that it builds and that no other dataset can have, `patients` those of its studies,
+    `needed` those of all other studies of the lake; `beside` are units that build studies which lie partly in it.
+    """
+
+    dataset: str
+    unit: str | None
+    is_there: bool
+    is_all: bool
+    files: int
+    studies: frozenset[str]
+    patients: frozenset[str]
+    needed: frozenset[str]
+    beside: frozenset[str]
+    made: frozenset[tuple[str, str]]
+
+
+def known_of(lake: Lake, dataset: str, unit: str | None) -> Known:
+    """Look for a unit, or a dataset, in all tables that may have it."""
+    inventory = lake.read(INVENTORY, ["unit"], dataset=dataset)["unit"].to_pylist()
+    persons = lake.read(IDENTITIES, dataset=dataset).to_pylist()
+    mine = [row for row in persons if unit in (None, row["unit"])]
+    studies = {row["study_uid"] for row in mine} | set(_studies_of(lake, dataset, unit))
+    own = [row for row in persons if unit in (None, row["unit"], row["owner"])]
+    rest = {*inventory, *(row["unit"] for row in persons)} - {unit}
+    files = len(inventory) if unit is None else inventory.count(unit)
+    return Known(
+        dataset,
+        unit,
+        bool(files or mine or studies or _has_files(lake, dataset, unit)),
+        unit is None or not rest,
+        files,
+        frozenset(studies),
+        frozenset(row["patient"] for row in mine if row["patient"]),
+        frozenset(_patients_beside(lake, dataset, unit)),
+        frozenset(row["owner"] for row in mine if unit is not None and row["owner"] not in (None, unit)),
+        frozenset(_made(lake, dataset, unit, {row["patient"] for row in own if row["rule"] in SHARED_RULES})),
+    )
+
+
+def _studies_of(lake: Lake, dataset: str, unit: str | None) -> Iterator[str]:
+    """The studies in the header rows of a unit: a build may not have seen them yet."""
+    if unit is not None:
+        rows = lake.read(headers(), ["StudyInstanceUID"], dataset=dataset, unit=unit)
+        yield from (uid for uid in pc.unique(rows["StudyInstanceUID"]).to_pylist() if uid)
+
+
+def _has_files(lake: Lake, dataset: str, unit: str | None) -> bool:
+    """Whether there is a file of it anywhere in the lake, ledgers included."""
+    name, servers = encode_name(dataset), lake.names("outcomes")
+    if unit is None:
+        return any(lake.names(f"{folder}/{name}") for folder in (*_folders(lake), *(f"outcomes/{s}" for s in servers)))
+    ledgers = (f"outcomes/{server}/{name}/{encode_name(unit)}.parquet" for server in servers)
+    return any(lake.exists(file) for file in (*_files_of(lake, dataset, unit), *ledgers))
+
+
+def _patients_beside(lake: Lake, dataset: str, unit: str | None) -> Iterator[str]:
+    """The Patients of all studies of the lake that are not withdrawn."""
+    for row in _all_persons(lake):
+        if row["patient"] and not (row["dataset"] == dataset and unit in (None, row["unit"])):
+            yield row["patient"]
+
+
+def _all_persons(lake: Lake) -> Iterator[Row]:
+    for name in lake.names("identities", ".parquet"):
+        if content := lake.read_bytes(f"identities/{name}.parquet"):
+            yield from rows_at(content)
+
+
+def _made(lake: Lake, dataset: str, unit: str | None, shared: set[str]) -> Iterator[tuple[str, str]]:
+    for kind in ("Patient", "ImagingStudy"):
+        folder = f"fhir/{kind}/{encode_name(dataset)}"
+        names = lake.names(folder, ".ndjson") if unit is None else [encode_name(unit)]
+        for name in names:
+            for line in (lake.read_bytes(f"{folder}/{name}.ndjson") or b"").splitlines():
+                if (identity := orjson.loads(line)["id"]) not in shared:
+                    yield kind, identity
+
+
+def sharing(lake: Lake, known: Known) -> list[str]:
+    """The datasets whose studies are of the same persons."""
+    shared = known.patients & known.needed
+    rows = (row for row in _all_persons(lake) if row["patient"] in shared)
+    return sorted(
+        {r["dataset"] for r in rows if not (r["dataset"] == known.dataset and known.unit in (None, r["unit"]))}
+    )
+
+
+# -- removal ----------------------------------------------------------------------------------------------------------
+
+
+def clear(lake: Lake, known: Known, record: Withdrawn) -> None:
+    """Remove it from the lake (the caller holds the dataset's lock). `record` has it already."""
+    if known.unit is None:
+        _clear_dataset(lake, known.dataset)
+    else:
+        _clear_unit(lake, known, known.unit, record)
+
+
+def _clear_dataset(lake: Lake, dataset: str) -> None:
+    name = encode_name(dataset)
+    for folder in _folders(lake):
+        lake.remove_folder(f"{folder}/{name}")
+    for stage in lake.names("findings"):
+        lake.remove(DATASET_FINDINGS.path(stage=stage, dataset=dataset))
+    for table in (IDENTITIES, SHEETS, INVENTORY):
+        lake.remove(table.path(dataset=dataset))
+
+
+def _folders(lake: Lake) -> list[str]:
+    """The folders of the lake in which a dataset has a folder of its own; ledgers are left to the server's part."""
+    findings = [f"findings/{stage}" for stage in lake.names("findings")]
+    return ["files", "headers", "layouts", *findings, *(f"fhir/{kind}" for kind in RESOURCE_TYPES), "quality"]
+
+
+def _clear_unit(lake: Lake, known: Known, unit: str, record: Withdrawn) -> None:
+    dataset, name = known.dataset, encode_name(known.dataset)
+    for folder in _folders(lake):
+        lake.sweep(f"{folder}/{name}")
+    lake.remove_parts(f"headers/{name}")
+    for other in sorted(known.beside):
+        _unmake(lake, dataset, other)
+    for stage in lake.names("findings"):
+        _clear_findings(lake, known, unit, stage)
+    lake.remove_folder(f"quality/{name}")
+    for file in _files_of(lake, dataset, unit):
+        lake.remove(file)
+    _clear_identities(lake, dataset, unit)
+    _clear_sheets(lake, dataset, record)
+    inventory = lake.read(INVENTORY, dataset=dataset)
+    kept = inventory.filter(pc.not_equal(inventory["unit"], unit))
+    if kept.num_rows < inventory.num_rows:
+        # with its fingerprint: it says from which folder the dataset is
+        mark = lake.fingerprint(INVENTORY, dataset=dataset) or ""
+        lake.write(INVENTORY, kept, fingerprint=mark, dataset=dataset)
+
+
+def _files_of(lake: Lake, dataset: str, unit: str) -> list[str]:
+    """The files of a unit, the commit of its extraction first."""
+    where = {"dataset": dataset, "unit": unit}
+    tables = [table.path(**where) for table in (FILES, headers(), LAYOUTS)]
+    findings = [FINDINGS.path(stage=stage, **where) for stage in lake.names("findings")]
+    return [*tables, *findings, *(place(RESOURCES, type=kind, **where) for kind in RESOURCE_TYPES)]
+
+
+def _unmake(lake: Lake, dataset: str, unit: str) -> None:
+    """Remove the resources of a unit that has a study in common with what goes; the commit first."""
+    lake.remove(FINDINGS.path(stage="build", dataset=dataset, unit=unit))
+    for kind in RESOURCE_TYPES:
+        lake.remove(place(RESOURCES, type=kind, dataset=dataset, unit=unit))
+
+
+def _clear_findings(lake: Lake, known: Known, unit: str, stage: str) -> None:
+    """Take out of the findings of the whole dataset what speaks of the unit, also in those of other units."""
+    found = lake.read(DATASET_FINDINGS, stage=stage, dataset=known.dataset)
+    terms = "|".join(map(re.escape, sorted({unit, *known.studies, *known.patients}, key=len, reverse=True)))
+    speaks = re.compile(rf"(?<![\w.-])(?:{terms})(?![\w-]|\.\d)")
+    texts = [field.name for field in found.schema if field.type == pa.string() and field.name not in _OURS]
+    kept = [not any(row[text] and speaks.search(row[text]) for text in texts) for row in found.to_pylist()]
+    if not all(kept):
+        # without a fingerprint, so that the stage makes them again
+        lake.write(DATASET_FINDINGS, found.filter(pa.array(kept)), stage=stage, dataset=known.dataset)
+
+
+def _clear_identities(lake: Lake, dataset: str, unit: str) -> None:
+    """Take the unit's studies out; what lies in other units as well is theirs. The next build decides anew."""
+    before = lake.read(IDENTITIES, dataset=dataset).to_pylist()
+    kept = [row for row in before if row["unit"] != unit]
+    owners = {row["study_uid"]: row["unit"] for row in reversed(kept)}  # sorted by unit: the first
+    rows = [row | {"owner": owners[row["study_uid"]]} if row["owner"] == unit else row for row in kept]
+    if rows != before:
+        lake.write_rows(IDENTITIES, rows, dataset=dataset)
+
+
+def _clear_sheets(lake: Lake, dataset: str, record: Withdrawn) -> None:
+    before = lake.read(SHEETS, dataset=dataset).to_pylist()
+    cells = [SheetCell(**{name: row[name] for name in SheetCell._fields}) for row in before]
+    kept = cells_kept(cells, record)
+    if len(kept) < len(cells):
+        lake.write_rows(SHEETS, [{"dataset": dataset, **cell._asdict()} for cell in kept], dataset=dataset)

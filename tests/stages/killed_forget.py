@@ -1,0 +1,50 @@
+"""Runs the stage forget and kills itself (SIGKILL) at the n-th event: before or after a rename in the lake, a removal,
+a deletion on the server. Without n (-1) it writes the list of events. Usage: killed_forget.py EVENTS N LAKE URL SITE
+DATASET SUBJECT
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from dicom_etl.lake.tables import Lake
+from dicom_etl.server.transactions import Sender
+from dicom_etl.settings import FhirSettings, Settings
+from dicom_etl.stages.forget import forget
+
+WHEN = int(sys.argv[2])
+seen: list[str] = []
+
+
+def happened(event: str) -> None:
+    if len(seen) == WHEN:
+        os.kill(os.getpid(), signal.SIGKILL)
+    seen.append(event)
+
+
+def rename(self: Path, target: Path, real=Path.replace) -> Path:
+    place = "/".join(target.parts[-3:])
+    happened(f"before {place}")
+    moved = real(self, target)
+    happened(f"after {place}")
+    return moved
+
+
+def remove(self: Lake, place: str, real=Lake.remove) -> None:
+    happened(f"remove {place}")
+    real(self, place)
+
+
+async def delete(self: Sender, kind: str, identity: str, real=Sender.delete):
+    happened(f"delete {kind}")
+    return await real(self, kind, identity)
+
+
+if __name__ == "__main__":
+    Path.replace = rename  # type: ignore[method-assign]
+    Lake.remove = remove  # type: ignore[method-assign]
+    Sender.delete = delete  # type: ignore[method-assign]
+    _, events, _, root, url, site, dataset, subject = sys.argv
+    forget(dataset, subject, Lake(root), Settings(site=site, fhir=FhirSettings(url=url)))
+    Path(events).write_text("\n".join(seen))

@@ -1,0 +1,708 @@
+"""A withdrawn subject leaves the server, the ledger and the lake, and does not come back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from dicom_etl.cli import main
+from dicom_etl.identity.ids import resource_id
+from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.locks import LockHeldError
+from dicom_etl.lake.schemas import INVENTORY, OUTCOMES, SHARED_OUTCOMES, SHEETS, WITHDRAWN
+from dicom_etl.lake.tables import Lake
+from dicom_etl.server.naming import server_name
+from dicom_etl.settings import FhirSettings, Settings, SettingsError
+from dicom_etl.sources import SourceError
+from dicom_etl.stages.crawl import DatasetStoppedError
+from dicom_etl.stages.forget import Forgotten, forget, readmit
+from dicom_etl.stages.measure import measure
+from dicom_etl.stages.report import report
+from dicom_etl.stages.upload import upload
+from tests.corpus import Tree, lake_of, tree_of, uid, write_sheet
+from tests.server.holdings import get, put, status
+from tests.server.proxy import Proxy, Reply, proxy
+from tests.servers.hapi_server import HapiServer
+
+ROOT = Path(__file__).parents[2]
+KILLED = Path(__file__).parent / "killed_forget.py"
+AUTHORITY = "urn:oid:1.2.3.4"
+
+
+@dataclass
+class House:
+    """Datasets of one lake, with ids of the test's own on the shared server."""
+
+    folder: Path
+    site: str
+    server: Proxy
+    lake: Lake
+    trees: dict[str, Tree] = field(default_factory=dict)
+    crosswalk: Path | None = None
+
+    @property
+    def settings(self) -> Settings:
+        return self.at(self.server.url)
+
+    def at(self, url: str | None, **fhir: Any) -> Settings:
+        settings = FhirSettings(url=url, **({"retry_seconds": 5} | fhir))
+        return Settings(site=self.site, fhir=settings, crosswalk=str(self.crosswalk) if self.crosswalk else None)
+
+    def tree(self, name: str, **settings: Any) -> Tree:
+        """A dataset whose name no other test has: UIDs are made from it."""
+        tree = tree_of(self.folder, f"{name}-{self.site[-8:]}", lake=self.lake, **settings)
+        self.trees[tree.name] = tree
+        return tree
+
+    def run(self, *trees: Tree, quality: bool = False) -> None:
+        """Everything up to the upload, or to the report."""
+        for tree in trees:
+            tree.settings = self.settings
+            tree.run()
+        upload([tree.name for tree in trees], self.lake, self.settings)
+        for tree in trees if quality else ():
+            measure(tree.name, self.lake, self.settings)
+            report(tree.name, self.lake, self.settings)
+
+    def forget(self, tree: Tree, subject: str | None = None, **options: Any) -> Forgotten:
+        return forget(tree.name, subject, self.lake, self.settings, **options)
+
+    def study(self, tree: Tree, name: str) -> str:
+        """The place of a study on the server."""
+        return f"ImagingStudy/{resource_id(self.site, 'ImagingStudy', tree.name, uid(f'{tree.name}/{name}'))}"
+
+    def patient(self, tree: Tree, value: str) -> str:
+        """The place of a Patient of the dataset's own."""
+        return f"Patient/{resource_id(self.site, 'Patient', f'{self.site}/{tree.name}/patient-id', value)}"
+
+    def shared_patient(self, value: str) -> str:
+        return f"Patient/{resource_id(self.site, 'Patient', AUTHORITY, value)}"
+
+    def endpoint(self, tree: Tree) -> str:
+        return f"Endpoint/{resource_id(self.site, 'Endpoint', tree.name)}"
+
+    def status(self, *places: str) -> list[int]:
+        """What the server says of them."""
+        return [status(self.server.url, place) for place in places]
+
+    def text(self, place: str) -> str:
+        """What the server has of a resource."""
+        return str(get(self.server.url, place))
+
+    def record(self, tree: Tree) -> list[dict[str, Any]]:
+        return self.lake.read(WITHDRAWN, dataset=tree.name).to_pylist()
+
+
+@pytest.fixture
+def house(tmp_path: Path, hapi: HapiServer, request: pytest.FixtureRequest) -> Iterator[House]:
+    with proxy(hapi.base_url) as server:
+        site = f"https://site-{fingerprint(request.node.name)[:16]}"
+        yield House(tmp_path, site, server, lake_of(tmp_path))
+
+
+def two_subjects(house: House, name: str = "ds") -> Tree:
+    """Ada (sub-ada) has two studies and a sheet's row; Bob has one; a file of his has the UID of one of hers."""
+    tree = house.tree(name)
+    ada = {"PatientID": "ID-ADA", "PatientName": "Lovelace^Ada"}
+    tree.write("sub-ada/sam-1/1.dcm", study=f"{tree.name}/one", instance=f"{tree.name}/twice", **ada)
+    tree.write("sub-ada/sam-1/2.dcm", study=f"{tree.name}/one", PatientBirthTime="noon", **ada)
+    tree.write("sub-ada/sam-2/3.dcm", study=f"{tree.name}/two", **ada)
+    bob = {"PatientID": "ID-BOB", "PatientName": "Byron^Bob", "study": f"{tree.name}/bob"}
+    tree.write("sub-bob/sam-1/1.dcm", **bob)
+    tree.write("sub-bob/sam-1/2.dcm", instance=f"{tree.name}/twice", **bob)
+    tree.sheet("subjects", {"subject id": "sub-ada", "sex": "F"}, {"subject id": "sub-bob", "sex": "M"})
+    sample = {"was derived from": "", "sample type": "scan"}
+    tree.sheet(
+        "samples",
+        {"sample id": "sam-1", "subject id": "sub-ada", **sample},
+        {"sample id": "sam-1", "subject id": "sub-bob", **sample, "sample type": "scan after sub-ada"},
+        {"sample id": "sam-2", "subject id": "", **sample, "was derived from": "sub-ada"},
+    )
+    tree.sheet("manifest", {"filename": "primary/sub-ada/sam-1/1.dcm", "description": "hers"})
+    return tree
+
+
+def of_ada(tree: Tree) -> list[str]:
+    """What names her, or is hers."""
+    uids = [f"{tree.name}/{name}" for name in ("one", "two", "sub-ada/sam-1", "sub-ada/sam-2", "sub-ada/sam-1/2.dcm")]
+    return ["sub-ada", "ID-ADA", "Lovelace", *map(uid, uids)]
+
+
+def naming(lake: Lake, *terms: str) -> list[str]:
+    """The files of the lake that hold one of some terms: in their bytes, in their names, or in a column."""
+    found = []
+    for file in sorted(path for path in Path(lake.root).rglob("*") if path.is_file()):
+        text = f"{file.relative_to(lake.root)}\n" + file.read_bytes().decode("utf-8", "replace")
+        if file.suffix == ".parquet":
+            text += "\n".join(map(str, pq.read_table(file, use_threads=False).to_pylist()))
+        found += [f"{file.relative_to(lake.root)}: {term}" for term in terms if term in text]
+    return found
+
+
+def content(lake: Lake) -> dict[str, str]:
+    """The SHA-256 of every file of the lake but locks."""
+    files = (path for path in sorted(Path(lake.root).rglob("*")) if path.is_file())
+    names = {path.relative_to(lake.root).as_posix(): path for path in files}
+    return {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in names.items() if not n.startswith("locks/")}
+
+
+# -- a subject --------------------------------------------------------------------------------------------------------
+
+
+def test_a_subject_leaves_server_ledger_and_lake_and_nobody_else_does(house: House) -> None:
+    tree = two_subjects(house)
+    house.run(tree, quality=True)
+    hers = [house.study(tree, "one"), house.study(tree, "two"), house.patient(tree, "ID-ADA")]
+    his = [house.study(tree, "bob"), house.patient(tree, "ID-BOB"), house.endpoint(tree)]
+    assert house.status(*hers, *his) == [200] * 6
+    assert len({line.partition(":")[0] for line in naming(house.lake, *of_ada(tree))}) > 15
+    before = content(house.lake)
+
+    done = house.forget(tree, "sub-ada")
+
+    assert (done.files, done.studies, done.left, done.told, done.exit_code) == (3, 2, (), (), 0)
+    name = server_name(house.server.url)
+    assert done.resources == {name: {"ImagingStudy": 2, "Patient": 1}}
+    assert house.status(*hers, *his) == [410] * 3 + [200] * 3
+    assert naming(house.lake, *of_ada(tree)) == []
+    after = content(house.lake)
+    assert {n for n in before if "sub-bob" in n and after.get(n) != before[n]} == set()
+    assert len([n for n in before if "sub-bob" in n]) > 8
+    changed = {n for n, digest in after.items() if before.get(n) != digest}
+    per_dataset = {f"{table}/{tree.name}.parquet" for table in ("inventory", "sheets", "identities", "withdrawn")}
+    assert changed == per_dataset | {f"findings/extract/{tree.name}.parquet"}  # of the UID that both had
+
+
+def test_the_record_names_nobody_and_says_what_was_done(house: House) -> None:
+    tree = two_subjects(house)
+    house.run(tree)
+
+    house.forget(tree, "sub-ada")
+
+    [row] = house.record(tree)
+    assert row.pop("time") is not None
+    assert row == {
+        "dataset": tree.name,
+        "site": house.site,
+        "digest": row["digest"],
+        "files": 3,
+        "studies": 2,
+        "patients": 1,
+        "imaging_studies": 2,
+        "endpoints": 0,
+        "servers": server_name(house.server.url),
+        "left": None,
+    }
+    assert len(row["digest"]) == 64
+
+
+def test_the_next_run_does_not_bring_it_back_and_readmission_does(house: House) -> None:
+    tree = two_subjects(house)
+    house.run(tree)
+    his = tree.lake.fingerprint(OUTCOMES, server=server_name(house.server.url), dataset=tree.name, unit="sub-bob")
+    house.forget(tree, "sub-ada")
+    hers = [house.study(tree, "one"), house.study(tree, "two"), house.patient(tree, "ID-ADA")]
+
+    house.run(tree, quality=True)
+
+    assert naming(house.lake, *of_ada(tree)) == []
+    assert house.status(*hers) == [410] * 3
+    [left_out] = [row for row in tree.findings("crawl") if row["code"] == "subject-withdrawn"]
+    assert (left_out["count"], left_out["severity"]) == (3, "info")
+    assert house.status(house.study(tree, "bob")) == [200]
+    assert his
+
+    readmit(tree.name, "sub-ada", house.lake)
+    house.run(tree)
+
+    assert house.status(*hers) == [200] * 3
+    assert not house.lake.exists(WITHDRAWN.path(dataset=tree.name))
+    assert "subject-withdrawn" not in tree.codes("crawl")
+
+
+def test_what_the_sheets_say_of_others_stays(house: House) -> None:
+    tree = two_subjects(house)
+    tree.run()
+    forget(tree.name, "sub-ada", house.lake, house.at(None))
+    by_forget = house.lake.read(SHEETS, dataset=tree.name).to_pylist()
+
+    tree.crawl()
+
+    assert house.lake.read(SHEETS, dataset=tree.name).to_pylist() == by_forget
+    assert {(r["sheet"], r["subject"], r["field"], r["value"]) for r in by_forget} == {
+        ("subjects", "sub-bob", "subject id", "sub-bob"),
+        ("subjects", "sub-bob", "sex", "M"),
+        ("samples", "sub-bob", "sample id", "sam-1"),
+        ("samples", "sub-bob", "subject id", "sub-bob"),
+    }
+
+
+def test_findings_of_the_crawl_name_nobody_either(house: House) -> None:
+    tree = two_subjects(house)
+    tree.run()
+    forget(tree.name, "sub-ada", house.lake, house.at(None))
+    (tree.root / "primary/sub-ada/link").symlink_to("nowhere")
+    (tree.root / "primary/sub-bob/link").symlink_to("nowhere")
+    (tree.root / "primary/sub-ada.zip").write_bytes(b"PK\3\4 damaged")
+
+    tree.crawl()
+
+    assert naming(house.lake, "sub-ada") == []
+    assert [row["path"] for row in tree.findings("crawl") if row["code"] == "link-broken"] == ["primary/sub-bob/link"]
+
+
+def test_the_vanish_guard_knows_who_was_withdrawn_and_nobody_else(house: House) -> None:
+    tree = two_subjects(house)
+    tree.run()
+    forget(tree.name, "sub-ada", house.lake, house.at(None))
+    for file in (tree.root / "primary/sub-ada").rglob("*.dcm"):
+        file.unlink()
+    tree.crawl()
+    (tree.root / "primary/sub-bob").rename(tree.root / "primary/sub-eve")
+    with pytest.raises(DatasetStoppedError, match="sub-bob"):
+        tree.crawl()
+
+
+def test_a_dataset_all_of_whose_subjects_are_withdrawn_loses_its_endpoint(house: House) -> None:
+    tree = two_subjects(house)
+    house.run(tree)
+    house.forget(tree, "sub-bob")
+    assert house.status(house.endpoint(tree)) == [200]
+
+    house.forget(tree, "sub-ada")
+
+    assert house.status(house.endpoint(tree), house.study(tree, "one")) == [410, 410]
+    with pytest.raises(SourceError, match="all its files are of withdrawn subjects"):
+        tree.crawl()
+
+
+# -- what others need -------------------------------------------------------------------------------------------------
+
+
+def test_a_patient_whom_another_dataset_shares_stays(house: House) -> None:
+    a, b = (house.tree(name, assigning_authority=AUTHORITY) for name in "ab")
+    person = f"P-{house.site[-8:]}"
+    a.write("sub-1/1.dcm", PatientID=person, PatientName="Married^Ada")
+    a.write("sub-2/1.dcm", PatientID=f"{person}-2")
+    b.write("sub-x/1.dcm", PatientID=person, PatientName="Maiden^Ada")
+    house.run(a, b)
+    shared = house.shared_patient(person)
+
+    done = house.forget(a, "sub-1")
+
+    assert house.status(house.study(a, "sub-1"), shared, house.study(b, "sub-x")) == [410, 200, 200]
+    assert done.exit_code == 0
+    [told] = done.told
+    assert f"studies of {b.name} refer to them" in told
+    house.run(a, b)
+    assert naming(house.lake, "Married", "sub-1") == []
+    assert house.status(shared) == [200]
+    names = house.text(shared)
+    assert "Maiden" in names
+    assert "Married" not in names
+
+    house.forget(b, "sub-x")
+    assert house.status(shared) == [410]
+
+
+def test_a_study_that_lies_in_two_subjects_is_made_again_of_what_stays(house: House) -> None:
+    tree = house.tree("ds")
+    house.crosswalk = house.folder / "crosswalk.csv"
+    lines = [
+        {"dataset": tree.name, "subject": subject, "system": AUTHORITY, "value": f"X-{house.site[-8:]}"}
+        for subject in ("sub-a", "sub-b")
+    ]
+    write_sheet(house.crosswalk, lines)
+    for subject in ("sub-a", "sub-b"):
+        tree.write(f"{subject}/1.dcm", study=f"{tree.name}/both", PatientID="X")
+    house.run(tree)
+    assert uid(f"{tree.name}/sub-b/1.dcm") in house.text(house.study(tree, "both"))
+
+    done = house.forget(tree, "sub-b")
+
+    assert house.status(house.study(tree, "both")) == [410]
+    assert any("the crosswalk still has lines of it" in sentence for sentence in done.told)
+    house.run(tree)
+    assert naming(house.lake, "sub-b", uid(f"{tree.name}/sub-b/1.dcm")) == []
+    assert house.status(house.study(tree, "both")) == [200]
+    assert uid(f"{tree.name}/sub-b/1.dcm") not in house.text(house.study(tree, "both"))
+
+
+def test_a_patient_to_whom_others_refer_is_told_and_goes_later(house: House) -> None:
+    tree = two_subjects(house)
+    house.run(tree)
+    patient = house.patient(tree, "ID-ADA")
+    observation = {"resourceType": "Observation", "id": f"o-{house.site[-8:]}", "status": "final"}
+    put(house.server.url, observation | {"code": {"text": "weight"}, "subject": {"reference": patient}})
+
+    done = house.forget(tree, "sub-ada")
+
+    assert house.status(patient, house.study(tree, "one")) == [200, 410]
+    assert done.exit_code == 1
+    assert [sentence.split()[:3] for sentence in done.left] == [[patient, "stays", "on"]]
+    assert naming(house.lake, *of_ada(tree)) == []
+    put(house.server.url, observation | {"code": {"text": "weight"}})
+    assert house.forget(tree, "sub-ada").exit_code == 0
+    assert house.status(patient) == [410]
+    assert (house.record(tree)[0]["patients"], house.record(tree)[0]["left"]) == (1, None)
+
+
+def test_somebody_else_s_patient_stays_and_somebody_else_s_study_is_told(house: House) -> None:
+    tree = house.tree("ds", assigning_authority=AUTHORITY)
+    person, theirs, study = (f"{kind}-{house.site[-8:]}" for kind in ("P", "theirs", "study"))
+    identifier = [{"system": AUTHORITY, "value": person}]
+    put(house.server.url, {"resourceType": "Patient", "id": theirs, "identifier": identifier})
+    known = {"system": "urn:dicom:uid", "value": f"urn:oid:{uid(f'{tree.name}/sub-1')}"}
+    foreign = {"resourceType": "ImagingStudy", "id": study, "identifier": [known], "status": "available"}
+    put(house.server.url, foreign | {"subject": {"reference": f"Patient/{theirs}"}})
+    tree.write("sub-1/1.dcm", PatientID=person)
+    tree.write("sub-1/2.dcm", PatientID=person, study=f"{tree.name}/ours")
+    tree.settings = house.settings
+    tree.run()
+    settings = house.at(house.server.url, foreign_studies="adopt")
+    upload([tree.name], house.lake, settings)
+    assert uid(f"{tree.name}/sub-1/1.dcm") in house.text(f"ImagingStudy/{study}")
+
+    done = forget(tree.name, "sub-1", house.lake, settings)
+
+    assert house.status(house.study(tree, "ours"), f"Patient/{theirs}", f"ImagingStudy/{study}") == [410, 200, 200]
+    assert done.exit_code == 1
+    # their study refers to our Endpoint
+    assert [told.partition(" on ")[0] for told in done.left] == [
+        f"{house.endpoint(tree)} stays",
+        f"ImagingStudy/{study}",
+    ]
+    assert naming(house.lake, "sub-1", person, theirs, uid(f"{tree.name}/sub-1")) == []
+
+
+# -- servers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_out_of_reach_changes_nothing(house: House) -> None:
+    tree = two_subjects(house)
+    house.run(tree)
+    before = content(house.lake)
+
+    for reply in (Reply(503), Reply(401)):
+        house.server.rule = lambda asked, reply=reply: reply  # type: ignore[misc]
+        done = house.forget(tree, "sub-ada")
+        assert done.exit_code == 3
+        assert "nothing was removed" in (done.unreachable or "")
+        assert (done.files, done.resources, done.told) == (0, {}, ())
+
+    assert content(house.lake) == before
+
+
+def test_a_server_that_goes_away_in_the_middle_leaves_the_lake_for_the_next_call(house: House) -> None:
+    tree = two_subjects(house)
+    house.run(tree)
+    deletions: list[str] = []
+
+    def goes_away(asked: Any) -> Reply | None:
+        deletions.extend([asked.path] if asked.method == "DELETE" else [])
+        return Reply(503) if len(deletions) > 1 else None
+
+    house.server.rule = goes_away
+    cut = forget(tree.name, "sub-ada", house.lake, house.at(house.server.url, retry_seconds=0))
+    assert cut.exit_code == 3
+    assert house.lake.exists(f"headers/{tree.name}/sub-ada.parquet")
+    house.server.rule = lambda _: None
+
+    assert house.forget(tree, "sub-ada").exit_code == 0
+
+    hers = [house.study(tree, "one"), house.study(tree, "two"), house.patient(tree, "ID-ADA")]
+    assert house.status(*hers) == [410] * 3
+    assert (house.record(tree)[0]["imaging_studies"], house.record(tree)[0]["patients"]) == (2, 1)
+    assert naming(house.lake, *of_ada(tree)) == []
+
+
+def test_a_server_that_forbids_deletions_is_told_and_the_lake_stays(house: House) -> None:
+    tree = two_subjects(house)
+    house.run(tree)
+    house.server.rule = lambda asked: Reply(405) if asked.method == "DELETE" else None
+
+    done = house.forget(tree, "sub-ada")
+
+    assert done.exit_code == 1
+    assert "HTTP 405" in done.left[0]
+    assert house.lake.exists(f"headers/{tree.name}/sub-ada.parquet")
+
+
+def test_another_server_is_told_and_done_when_it_is_the_configured_one(house: House, hapi: HapiServer) -> None:
+    tree = two_subjects(house)
+    house.run(tree)
+    with proxy(hapi.base_url) as other:
+        upload([tree.name], house.lake, house.at(other.url))
+        name = server_name(other.url)
+
+        done = house.forget(tree, "sub-ada")
+
+        assert done.exit_code == 1
+        [told] = done.left
+        assert told.startswith(f"{name} has 3 resources of it and is not the configured server")
+        assert house.lake.row_count(OUTCOMES, server=name, dataset=tree.name, unit="sub-ada") == 3
+        assert {line.split("/")[1] for line in naming(house.lake, *of_ada(tree))} == {name}
+        house.run(tree)
+
+        later = forget(tree.name, "sub-ada", house.lake, house.at(other.url))
+
+        assert later.exit_code == 0
+        assert later.resources == {name: {"ImagingStudy": 2, "Patient": 1}}
+        assert naming(house.lake, *of_ada(tree)) == []
+
+
+def test_what_an_upload_that_was_killed_left_is_not_forgotten_unseen(house: House) -> None:
+    tree = two_subjects(house)
+    house.run(tree)
+    name = server_name(house.server.url)
+    house.lake.remove(OUTCOMES.path(server=name, dataset=tree.name, unit="sub-ada"))
+    before = content(house.lake)
+
+    done = house.forget(tree, "sub-ada")
+
+    assert done.exit_code == 1
+    assert f"{name} has 3 resources of it that the ledger does not know" in done.left[0]
+    assert content(house.lake) == before
+    upload([tree.name], house.lake, house.settings)
+    assert house.forget(tree, "sub-ada").exit_code == 0
+    assert house.status(house.study(tree, "one"), house.patient(tree, "ID-ADA")) == [410, 410]
+
+
+def test_on_a_server_that_gives_ids_the_server_s_own_are_deleted(house: House) -> None:
+    tree = two_subjects(house)
+    tree.settings = house.settings
+    tree.run()
+    settings = house.at(house.server.url, client_ids="no")
+    upload([tree.name], house.lake, settings)
+    name = server_name(house.server.url)
+    rows = house.lake.read(OUTCOMES, server=name, dataset=tree.name, unit="sub-ada").to_pylist()
+    places = [f"{row['type']}/{row['id_on_server']}" for row in rows]
+    assert all(row["id"] != row["id_on_server"] for row in rows)
+    unsure = [row | {"version": None, "state": "gave-up"} for row in rows]  # as if the last answer had been lost
+    house.lake.write_rows(OUTCOMES, unsure, server=name, dataset=tree.name, unit="sub-ada")
+
+    done = forget(tree.name, "sub-ada", house.lake, settings)
+
+    assert done.exit_code == 0
+    assert house.status(*places) == [410] * 3
+
+
+# -- a dataset --------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_dataset_goes_and_is_passed_over_until_it_is_readmitted(house: House) -> None:
+    tree, other = two_subjects(house), two_subjects(house, "other")
+    house.run(tree, other, quality=True)
+    before = {n: digest for n, digest in content(house.lake).items() if other.name in n}
+
+    done = house.forget(tree)
+
+    hers = [house.study(tree, n) for n in ("one", "two", "bob")] + [house.endpoint(tree)]
+    assert house.status(*hers, house.study(other, "one"), house.endpoint(other)) == [410] * 4 + [200] * 2
+    assert done.resources == {server_name(house.server.url): {"Endpoint": 1, "ImagingStudy": 3, "Patient": 2}}
+    assert [line.partition(":")[0] for line in naming(house.lake, tree.name)] == [
+        f"locks/{tree.name}.lock",
+        f"withdrawn/{tree.name}.parquet",
+    ]
+    assert {n: digest for n, digest in content(house.lake).items() if other.name in n} == before
+    shared = house.lake.read(SHARED_OUTCOMES, server=server_name(house.server.url)).to_pylist()
+    assert {row["dataset"] for row in shared} == {other.name}
+    [row] = house.record(tree)
+    assert (row["digest"], row["files"], row["studies"]) == (None, 5, 3)
+    with pytest.raises(SourceError, match="was withdrawn and is not loaded"):
+        tree.crawl()
+    readmit(tree.name, None, house.lake)
+    house.run(tree)
+    assert house.status(*hers) == [200] * 4
+
+
+# -- a kill -----------------------------------------------------------------------------------------------------------
+
+MOMENTS: dict[str, Callable[[list[str]], int]] = {
+    "before the record": lambda events: first(events, "before ", "withdrawn/"),
+    "between record and server": lambda events: first(events, "after ", "withdrawn/") + 1,
+    "between studies and Patients": lambda events: events.index("delete Patient"),
+    "before the ledger": lambda events: first(events, "remove outcomes/"),
+    "between ledger and record": lambda events: last(events, "before ", "withdrawn/"),
+    "before the lake": lambda events: last(events, "after ", "withdrawn/"),
+    "between the unit's files": lambda events: first(events, "remove headers/"),
+    "before the inventory": lambda events: first(events, "before ", "inventory/"),
+}
+
+
+def first(events: list[str], start: str, place: str = "") -> int:
+    return next(n for n, event in enumerate(events) if event.startswith(start) and place in event)
+
+
+def last(events: list[str], start: str, place: str) -> int:
+    return max(n for n, event in enumerate(events) if event.startswith(start) and place in event)
+
+
+def in_a_process(house: House, tree: Tree, when: int) -> int:
+    events = str(house.folder / "events")
+    command = [sys.executable, str(KILLED), events, str(when), house.lake.root, house.server.url, house.site]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([*command, tree.name, "sub-ada"], env=environment, check=False, timeout=120).returncode
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory: pytest.TempPathFactory, hapi: HapiServer) -> list[str]:
+    """What happens while a subject is forgotten."""
+    folder = tmp_path_factory.mktemp("events")
+    with proxy(hapi.base_url) as server:
+        house = House(folder, "https://site-events", server, lake_of(folder))
+        tree = two_subjects(house)
+        house.run(tree)
+        assert in_a_process(house, tree, -1) == 0
+    happened = (folder / "events").read_text().splitlines()
+    assert len({moment(happened) for moment in MOMENTS.values()}) == len(MOMENTS)
+    return happened
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_at_any_moment_is_completed_by_the_next_call(moment: str, house: House, events: list[str]) -> None:
+    tree = two_subjects(house)
+    house.run(tree)
+    assert in_a_process(house, tree, MOMENTS[moment](events)) == -signal.SIGKILL
+    if moment == "between studies and Patients":  # a nightly run comes in between
+        house.run(tree)
+        assert house.lake.row_count(OUTCOMES, server=server_name(house.server.url), dataset=tree.name, unit="sub-ada")
+
+    done = house.forget(tree, "sub-ada")
+
+    assert done.exit_code == 0
+    hers = [house.study(tree, "one"), house.study(tree, "two"), house.patient(tree, "ID-ADA")]
+    assert house.status(*hers, house.study(tree, "bob")) == [410] * 3 + [200]
+    assert naming(house.lake, *of_ada(tree)) == []
+    [row] = house.record(tree)
+    assert (row["imaging_studies"], row["patients"], row["left"]) == (2, 1, None)
+    assert [path.name for path in Path(house.lake.root).rglob(".*")] == []
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Run `dicom-etl` in this process: exit code, and what it says."""
+    monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def command(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["dicom-etl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return command
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, said: Callable[..., tuple[int, str]]) -> Tree:
+    """A dataset that was loaded by the command, without a server."""
+    tree = tree_of(tmp_path)
+    for subject in ("sub-ada", "sub-bob"):
+        tree.write(f"{subject}/1.dcm", PatientID=subject)
+    assert said("run", tree.root, "--lake", tree.lake.root)[0] == 0
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nobody", "--yes"), "the lake has no dataset nobody"),
+        (("ds", "sub-eve", "--yes"), "ds has no subject sub-eve"),
+        (("ds", "", "--yes"), "the name of the subject is empty"),
+        (("ds", "sub-ada"), "say --yes where nobody can be asked"),
+        (("ds", "sub-ada", "--readmit"), "nothing of ds was withdrawn"),
+        (("ds", "sub-ada", "--readmit", "--dry-run"), "--readmit takes a record back"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_2(
+    loaded: Tree, said: Callable[..., tuple[int, str]], arguments: tuple[str, ...], words: str
+) -> None:
+    before = content(loaded.lake)
+    code, text = said("forget", *arguments, "--lake", loaded.lake.root)
+    assert code == 2
+    assert words in text
+    assert len(text.strip().splitlines()) == 1
+    assert content(loaded.lake) == before
+    assert not (Path(loaded.lake.root) / "locks/nobody.lock").exists()
+
+
+def test_a_dry_run_counts_and_does_nothing(house: House, said: Callable[..., tuple[int, str]]) -> None:
+    tree = two_subjects(house)
+    house.run(tree)
+    before = content(house.lake)
+    house.server.asked.clear()
+
+    done = house.forget(tree, "sub-ada", dry_run=True)
+    code, text = said("forget", tree.name, "sub-ada", "--dry-run", "--lake", house.lake.root)
+
+    assert done.resources == {server_name(house.server.url): {"ImagingStudy": 2, "Patient": 1}}
+    assert (done.files, done.studies, done.dry_run) == (3, 2, True)
+    assert (code, content(house.lake), house.server.asked) == (0, before, [])
+    assert "Would be forgotten" in text
+    assert "is not the configured server" in text
+
+
+def test_the_command_forgets_and_a_run_over_all_passes_over_a_dataset(
+    loaded: Tree, said: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = ("--lake", loaded.lake.root)
+    code, text = said("forget", "ds", "sub-ada", "--yes", *lake)
+    assert (code, "files" in text) == (0, True)
+    assert naming(loaded.lake, "sub-ada") == []
+    code, _ = said("run", loaded.root, *lake)
+    assert code == 0
+    assert loaded.lake.read(INVENTORY, dataset="ds")["unit"].to_pylist() == ["sub-bob"]
+    [plan] = json.loads(said("run", loaded.root, "--dry-run", "--json", *lake)[1])
+    assert (plan["files"], plan["new"], plan["units_to_extract"]) == (1, 0, 0)
+
+    assert said("forget", "ds", "--yes", *lake)[0] == 0
+    code, text = said("run", loaded.root, *lake)
+    assert (code, len(text.strip().splitlines())) == (2, 1)
+    assert "dataset ds was withdrawn and is passed over" in text
+    assert said("forget", "ds", "--readmit", *lake)[0] == 0
+    assert said("run", loaded.root, *lake)[0] == 0
+    assert naming(loaded.lake, "sub-ada") == []  # that she was withdrawn still counts
+
+
+def test_a_person_at_a_terminal_is_asked(
+    loaded: Tree, said: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer, code, there in ((False, 2, True), (True, 0, False)):
+        monkeypatch.setattr("typer.confirm", lambda _, answer=answer: answer)
+        assert said("forget", "ds", "sub-ada", "--lake", loaded.lake.root)[0] == code
+        assert bool(naming(loaded.lake, "sub-ada")) is there
+
+
+def test_a_dataset_that_is_being_written_is_waited_for(loaded: Tree) -> None:
+    with loaded.lake.lock("ds", "extract of ds"), pytest.raises(LockHeldError, match="extract of ds"):
+        forget("ds", "sub-ada", loaded.lake, Settings())
+
+
+def test_a_record_that_is_not_there_cannot_be_taken_back(loaded: Tree) -> None:
+    forget("ds", "sub-ada", loaded.lake, Settings())
+    with pytest.raises(SettingsError, match="sub-bob of ds was not withdrawn"):
+        readmit("ds", "sub-bob", loaded.lake)
+
+
+def test_another_site_brings_nobody_back(loaded: Tree) -> None:
+    forget("ds", "sub-ada", loaded.lake, Settings(site="https://one.example"))
+    loaded.settings = Settings(site="https://two.example")
+    loaded.crawl()
+    assert loaded.lake.read(INVENTORY, dataset="ds")["unit"].to_pylist() == ["sub-bob"]

@@ -1,0 +1,101 @@
+"""The upload to a server that gives ids itself: conditional PUTs, one at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fhirpy import SyncFHIRClient
+
+from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.tables import Lake
+from dicom_etl.stages.upload import Uploaded, upload
+from tests.server.lakes import Site, Study, changed, new_lake, outcomes, settings_for, shared_outcomes
+from tests.server.proxy import Proxy, Reply, proxy
+from tests.servers.plugin import HapiFactory
+
+ONE = Study("1", "P1", rule="authority")
+TWO = Study("2", "P2", unit="sub-2")
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest) -> Site:
+    return Site(f"site-{fingerprint(request.node.name)[:16]}")
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return new_lake(tmp_path / "lake")
+
+
+@pytest.fixture
+def server(hapi_factory: HapiFactory) -> Iterator[Proxy]:
+    with proxy(hapi_factory(client_ids=False).base_url) as counted:
+        yield counted
+
+
+def load(lake: Lake, server: Proxy, site: Site, *names: str, **options: Any) -> list[Uploaded]:
+    settings = settings_for(server.url, in_flight=4).model_copy(update={"site": f"https://{site.name}"})
+    return upload(names, lake, settings, **options)
+
+
+def resources(server: Proxy, kind: str) -> list[dict[str, Any]]:
+    return [dict(one) for one in SyncFHIRClient(server.target).resources(kind).fetch_all()]
+
+
+def versions(server: Proxy) -> dict[str, str]:
+    kinds = ("Patient", "Endpoint", "ImagingStudy")
+    return {f"{kind}/{one['id']}": one["meta"]["versionId"] for kind in kinds for one in resources(server, kind)}
+
+
+def test_everything_is_there_once_and_refers_to_what_the_server_calls_it(
+    lake: Lake, server: Proxy, site: Site, tmp_path: Path
+) -> None:
+    site.build(lake, "A", [ONE, TWO, Study("3", "P2", unit="sub-2")])
+    lost = iter([Reply(cut=True)])  # after the server has stored the first bundle
+    server.rule = lambda asked: next(lost, None) if asked.method == "POST" else None
+
+    [done] = load(lake, server, site, "A")
+
+    assert done.counts == {"Endpoint": {"stored": 1}, "ImagingStudy": {"stored": 3}, "Patient": {"stored": 2}}
+    studies, patients = resources(server, "ImagingStudy"), resources(server, "Patient")
+    assert (len(studies), len(patients), len(resources(server, "Endpoint"))) == (3, 2, 1)
+    assert {one["id"] for one in studies + patients}.isdisjoint({site.study_id("A", n) for n in "123"})
+    by_value = {one["identifier"][0]["value"]: f"Patient/{one['id']}" for one in patients}
+    by_uid = {one["identifier"][0]["value"]: one["subject"]["reference"] for one in studies}
+    assert by_uid == {f"urn:oid:{site.uid(n)}": by_value[p] for n, p in (("1", "P1"), ("2", "P2"), ("3", "P2"))}
+    assert set(versions(server).values()) == {"1"}
+
+    # again, with the ledger and with none
+    before = versions(server)
+    server.asked.clear()
+    load(lake, server, site, "A")
+    assert server.sent() == []
+    fresh = new_lake(tmp_path / "fresh")
+    site.build(fresh, "A", [ONE, TWO, Study("3", "P2", unit="sub-2")])
+    load(fresh, server, site, "A")
+    assert versions(server) == before
+
+    # a change is a plain PUT to the server's own id
+    site.build(lake, "A", [changed(ONE, series={"1": 5}), TWO, Study("3", "P2", unit="sub-2")])
+    load(lake, server, site, "A")
+    after = versions(server)
+    row = outcomes(lake, server.url, "A")[f"ImagingStudy/{site.study_id('A', '1')}"]
+    key = f"ImagingStudy/{row['id_on_server']}"
+    assert {one for one in after if after[one] != before[one]} == {key}
+    assert after[key] == "2"
+
+    # and what is gone is deleted under the server's id
+    site.build(lake, "A", [ONE])
+    [done] = load(lake, server, site, "A", prune=True)
+    assert len(resources(server, "ImagingStudy")) == 1
+    assert shared_outcomes(lake, server.url)
+
+
+def test_only_one_bundle_is_on_its_way(lake: Lake, server: Proxy, site: Site) -> None:
+    site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(25)])
+
+    load(lake, server, site, "A")
+
+    assert len(resources(server, "ImagingStudy")) == len(resources(server, "Patient")) == 25
+    assert {one.path.partition("?")[0] for one in server.asked if one.method == "POST"} == {""}

@@ -1,0 +1,393 @@
+"""Lake, ledger and a real server compared: what is found, what is mended, and what is left alone."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from dicom_etl.cli import main
+from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.locks import LockHeldError
+from dicom_etl.lake.tables import Lake
+from dicom_etl.server import capability, verifying
+from dicom_etl.server.verifying import Compared
+from dicom_etl.settings import SettingsError
+from dicom_etl.stages.upload import upload
+from dicom_etl.stages.verify import Verified, verify
+from tests.corpus import write_instance
+from tests.server import holdings
+from tests.server.lakes import Site, Study, changed, new_lake, outcomes, settings_for, shared_outcomes
+from tests.server.proxy import Proxy, Reply, proxy
+from tests.servers.hapi_server import HapiServer
+
+_PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
+Said = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest) -> Site:
+    """A site of this test alone; its name is also that of its dataset, since studies are searched by that."""
+    return Site(f"verify-{fingerprint(request.node.name)[:16]}")
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return new_lake(tmp_path / "lake")
+
+
+@pytest.fixture
+def server(hapi: HapiServer) -> Iterator[Proxy]:
+    """The shared server, with every request counted."""
+    with proxy(hapi.base_url) as counted:
+        yield counted
+
+
+def loaded(lake: Lake, server: Proxy, site: Site, *studies: Study) -> None:
+    site.build(lake, site.name, studies)
+    upload([site.name], lake, settings_for(server.url))
+    server.asked.clear()
+
+
+def check(lake: Lake, server: Proxy, *names: str, **options: Any) -> Verified:
+    return verify(names, lake, settings_for(server.url), **options)
+
+
+def told(verified: Verified) -> list[tuple[str, str]]:
+    return sorted((found.what, found.resource) for one in verified.compared for found in one.differences)
+
+
+def counts(verified: Verified) -> list[dict[str, int]]:
+    """By dataset, the numbers that are not zero; what datasets share comes last."""
+    return [{what: number for what, number in one.counts.items() if number} for one in verified.compared]
+
+
+def files(lake: Lake) -> dict[str, bytes]:
+    root = Path(lake.root)
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file() and path.parent.name != "locks"}
+
+
+def delete(server: Proxy, *paths: str) -> None:
+    """Delete as somebody else would, with all traces: what the server says of it afterwards is 404."""
+    asking = {"resourceType": "Parameters", "parameter": []}
+    for name in ("expungeDeletedResources", "expungePreviousVersions"):
+        asking["parameter"].append({"name": name, "valueBoolean": True})
+    for path in paths:
+        _send(f"{server.target}/{path}", "DELETE")
+    for path in paths:
+        _send(f"{server.target}/{path}/$expunge", "POST", asking)
+
+
+def _send(url: str, method: str, body: dict[str, Any] | None = None) -> None:
+    data = None if body is None else orjson.dumps(body)
+    request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/fhir+json"})
+    with _PLAIN.open(request, timeout=60) as answer:
+        answer.read()
+
+
+def study_path(site: Site, number: str) -> str:
+    return f"ImagingStudy/{site.study_id(site.name, number)}"
+
+
+def patient_path(site: Site, study: Study) -> str:
+    return f"Patient/{site.patient_id(site.name, study)}"
+
+
+def endpoint_path(site: Site) -> str:
+    return f"Endpoint/{site.endpoint_id(site.name)}"
+
+
+def versions(server: Proxy, *paths: str) -> list[str]:
+    return [holdings.version(holdings.get(str(server.target), path)) for path in paths]
+
+
+# -- looking ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_intact_server_is_asked_little_and_nothing_is_written(lake: Lake, server: Proxy, site: Site) -> None:
+    loaded(lake, server, site, *(Study(str(n), "P1") for n in range(51)))
+    before = files(lake)
+
+    found = check(lake, server, site.name)
+
+    assert counts(found) == [{"ok": 52}, {"ok": 1}]
+    assert found.exit_code == 0
+    # the Endpoint, the Patient, 51 studies by 50, and the studies that name the dataset: this server gives 50 on a page
+    assert len(server.sent("GET")) == 1 + 1 + 2 + 2
+    assert {asked.method for asked in server.asked} == {"GET"}
+    for asked in server.asked[1:]:
+        assert "_elements=meta" in asked.path or "_getpages=" in asked.path
+        assert asked.headers["Cache-Control"] == "no-cache"
+    assert files(lake) == before
+
+
+def test_what_was_deleted_is_missing_and_a_repair_sends_it_alone(lake: Lake, server: Proxy, site: Site) -> None:
+    loaded(lake, server, site, ONE, changed(ONE, number="3"), TWO)
+    _send(f"{server.target}/{study_path(site, '1')}", "DELETE")
+    before = files(lake)
+
+    found = check(lake, server, site.name)
+    unchanged = files(lake) == before
+    server.asked.clear()
+    repaired = check(lake, server, site.name, repair=True)
+
+    assert told(found) == told(repaired) == [("missing", study_path(site, "1"))]
+    assert (found.exit_code, repaired.exit_code) == (1, 0)
+    assert unchanged
+    assert len(server.sent("POST")) == 1
+    assert versions(server, study_path(site, "1"), study_path(site, "3"), patient_path(site, ONE)) == ["3", "1", "1"]
+    again = check(lake, server, site.name)
+    assert (told(again), again.exit_code) == ([], 0)
+
+
+def test_a_wiped_server_gets_everything_again_and_each_once(lake: Lake, server: Proxy, site: Site) -> None:
+    studies = [ONE, TWO, *(Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(3, 15))]
+    loaded(lake, server, site, *studies)
+    paths = [*(study_path(site, study.number) for study in studies), endpoint_path(site)]
+    paths += [patient_path(site, study) for study in studies]
+    delete(server, *paths)
+    assert {holdings.status(str(server.target), path) for path in paths} == {404}
+
+    repaired = check(lake, server, site.name, repair=True)
+
+    assert told(repaired) == sorted(("missing", path) for path in paths)
+    assert repaired.exit_code == 0
+    assert versions(server, *paths) == ["1"] * len(paths)
+    assert len(server.sent("POST")) == 1 + 2 + 2  # what is shared; 13 Patients and 14 studies by ten
+    again = check(lake, server, site.name)
+    assert counts(again) == [{"ok": 2 * len(studies) - 1}, {"ok": 2}]
+
+
+def test_a_repair_that_is_cut_off_is_completed_by_the_next_upload(lake: Lake, server: Proxy, site: Site) -> None:
+    loaded(lake, server, site, ONE)
+    delete(server, study_path(site, "1"))
+    server.rule = lambda asked: Reply(503) if asked.method == "POST" else None
+
+    cut = verify([site.name], lake, settings_for(server.url, retry_seconds=0), repair=True)
+    row = outcomes(lake, server.url, site.name)[study_path(site, "1")]
+    server.rule = lambda _: None
+    upload([site.name], lake, settings_for(server.url), failed_only=True)
+
+    assert cut.exit_code in (1, 3)
+    assert (row["state"], row["version"]) == ("gave-up", None)
+    assert versions(server, study_path(site, "1")) == ["1"]
+    assert told(check(lake, server, site.name)) == []
+
+
+def test_what_somebody_else_changed_is_told_and_not_overwritten(lake: Lake, server: Proxy, site: Site) -> None:
+    loaded(lake, server, site, ONE, TWO)
+    url = str(server.target)
+    paths = [study_path(site, "1"), patient_path(site, TWO)]
+    holdings.put(url, holdings.get(url, paths[0]) | {"description": "theirs"})
+    holdings.put(url, holdings.get(url, paths[1]) | {"gender": "other"})
+
+    for repair in (False, True):
+        found = check(lake, server, site.name, repair=repair)
+        assert told(found) == sorted(("changed", path) for path in paths)
+        assert found.exit_code == 1
+    assert holdings.get(url, paths[0])["description"] == "theirs"
+    assert holdings.get(url, paths[1])["gender"] == "other"
+    assert versions(server, *paths) == ["2", "2"]
+    [said] = [one.said for part in found.compared for one in part.differences if one.resource == paths[0]]
+    assert said == "version 2, and the ledger has 1: somebody else has changed it"
+
+
+def test_a_study_of_another_lake_is_foreign_also_on_a_later_page(
+    tmp_path: Path, lake: Lake, server: Proxy, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded(lake, server, site, ONE, changed(ONE, number="4"))
+    other = new_lake(tmp_path / "other")
+    loaded(other, server, site, *(changed(ONE, number=str(number)) for number in (1, 2, 3)))
+    monkeypatch.setattr(verifying, "_PAGE", 2)
+
+    found = check(lake, server, site.name)
+
+    assert told(found) == sorted(("foreign", study_path(site, number)) for number in ("2", "3"))
+    assert found.exit_code == 1
+    # HAPI names itself in its links; what is asked all the same is the address of the settings
+    assert len([path for path in server.sent("GET") if "_getpages" in path]) == 1
+
+
+@pytest.mark.parametrize(
+    ("link", "address"),
+    [
+        ("http://hapi:8080/fhir?_getpages=1&_count=2", "https://proxy.example/fhir?_getpages=1&_count=2"),
+        ("https://elsewhere.example/ImagingStudy?page=2", "https://proxy.example/fhir/ImagingStudy?page=2"),
+        ("https://proxy.example/fhir/ImagingStudy?page=2", "https://proxy.example/fhir/ImagingStudy?page=2"),
+        ("https://elsewhere.example/?page=2", "https://proxy.example/fhir?page=2"),
+        ("ImagingStudy?page=2", "https://proxy.example/fhir/ImagingStudy?page=2"),
+    ],
+)
+def test_the_next_page_is_asked_of_the_server_of_the_settings(link: str, address: str) -> None:
+    bundle = {"link": [{"relation": "next", "url": link}]}
+    assert verifying._next_page(bundle, "ImagingStudy", "https://proxy.example/fhir") == address
+
+
+def test_what_was_rejected_and_what_was_never_sent_is_unsent(lake: Lake, server: Proxy, site: Site) -> None:
+    loaded(lake, server, site, ONE, changed(ONE, number="2", status="nonsense"))
+    site.build(lake, site.name, [ONE, changed(ONE, number="2", status="nonsense"), changed(ONE, number="3")])
+
+    found = check(lake, server, site.name)
+
+    assert told(found) == sorted(("unsent", study_path(site, number)) for number in ("2", "3"))
+    said = {one.resource: one.said for one in found.compared[0].differences}
+    assert [said[study_path(site, number)] for number in ("2", "3")] == ["rejected", "never sent"]
+    assert found.exit_code == 1
+
+    repaired = check(lake, server, site.name, repair=True)
+    assert repaired.exit_code == 1  # the bad one is still refused
+    assert told(check(lake, server, site.name)) == [("unsent", study_path(site, "2"))]
+
+
+def test_the_servers_own_patient_may_change_and_must_not_disappear(lake: Lake, server: Proxy, site: Site) -> None:
+    url, theirs = str(server.target), f"{site.name}-theirs"
+    patient = {"resourceType": "Patient", "id": theirs, "identifier": [{"system": site.authority, "value": "P2"}]}
+    holdings.put(url, patient)
+    loaded(lake, server, site, TWO)
+    holdings.put(url, patient | {"gender": "other"})
+    changed_by_them = check(lake, server, site.name)
+    delete(server, study_path(site, "2"), f"Patient/{theirs}")
+
+    found = check(lake, server, site.name, repair=True)
+
+    assert (told(changed_by_them), changed_by_them.exit_code) == ([], 0)
+    assert told(found) == [("missing", study_path(site, "2")), ("missing", f"Patient/{theirs}")]
+    assert found.exit_code == 0
+    assert holdings.get(url, study_path(site, "2"))["subject"]["reference"] == patient_path(site, TWO)
+    assert shared_outcomes(lake, server.url)[patient_path(site, TWO)]["id_on_server"] == patient_path(site, TWO)[8:]
+
+
+def test_what_datasets_share_is_sent_for_the_one_that_is_named(lake: Lake, server: Proxy, site: Site) -> None:
+    names = [site.name, f"{site.name}-b"]
+    for name in names:
+        site.build(lake, name, [TWO])
+    upload(names, lake, settings_for(server.url))
+    studies = [f"ImagingStudy/{site.study_id(name, '2')}" for name in names]
+    endpoints = [f"Endpoint/{site.endpoint_id(name)}" for name in names]
+    delete(server, *studies, *endpoints, patient_path(site, TWO))
+
+    first = check(lake, server, names[0], repair=True)
+    second = check(lake, server, names[1], repair=True)
+
+    assert told(first) == sorted(("missing", path) for path in (studies[0], endpoints[0], patient_path(site, TWO)))
+    assert told(second) == sorted(("missing", path) for path in (studies[1], endpoints[1]))
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert versions(server, *studies, *endpoints, patient_path(site, TWO)) == ["1"] * 5
+    assert told(check(lake, server, *names)) == []
+
+
+def test_what_the_lake_no_longer_makes_is_left_and_nobody_misses_it(lake: Lake, server: Proxy, site: Site) -> None:
+    loaded(lake, server, site, ONE, changed(ONE, number="2"), changed(ONE, number="3"))
+    loaded(lake, server, site, ONE)
+    delete(server, study_path(site, "2"))
+
+    found = check(lake, server, site.name, repair=True)
+
+    assert counts(found) == [{"ok": 2, "left": 1}, {"ok": 1}]
+    assert found.exit_code == 0
+
+
+def test_a_dataset_that_is_being_written_is_not_compared(lake: Lake, server: Proxy, site: Site) -> None:
+    loaded(lake, server, site, ONE)
+
+    with lake.lock(site.name, "upload"), pytest.raises(LockHeldError, match="is being written by"):
+        check(lake, server, site.name)
+
+
+def test_without_a_server_there_is_nothing_to_compare_with(lake: Lake, site: Site) -> None:
+    with pytest.raises(SettingsError, match="no FHIR server is set"):
+        verify([site.name], lake, settings_for(None))
+
+
+def test_a_dataset_without_resources_leaves_the_others_alone(lake: Lake, server: Proxy, site: Site) -> None:
+    loaded(lake, server, site, ONE)
+
+    found = check(lake, server, "unbuilt", site.name)
+
+    assert counts(found) == [{"ok": 2}, {"ok": 1}]
+    assert found.nothing == {"unbuilt": "dataset unbuilt has no resources yet; build it first"}
+    assert found.exit_code == 1
+    assert check(lake, server, "unbuilt").exit_code == 2
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Said:
+    """Run `dicom-etl` in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["dicom-etl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return command
+
+
+def test_the_command_tells_what_is_missing_and_repairs_it(
+    said: Said, tmp_path: Path, server: Proxy, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for subject in (1, 2):
+        write_instance(
+            tmp_path / site.name / f"primary/sub-{subject}/sam-1/1.dcm",
+            study=str(subject),
+            series="1",
+            PatientID=f"SECRET-{subject}",
+        )
+    where = ("--lake", tmp_path / "lake", "--fhir-url", server.url)
+    assert said("run", tmp_path / site.name, *where)[0] == 0
+    assert said("verify", *where)[0] == 0
+    resources = (tmp_path / "lake/fhir/ImagingStudy").glob("*/sub-1.ndjson")
+    path = f"ImagingStudy/{json.loads(next(resources).read_text())['id']}"
+    _send(f"{server.target}/{path}", "DELETE")
+
+    code, out, _ = said("verify", site.name, *where)
+    assert code == 1
+    assert path in out
+    assert "--repair" in out
+    assert "SECRET" not in out
+
+    code, out, _ = said("verify", tmp_path / site.name, *where, "--repair", "--json")
+    machine = json.loads(out)
+    assert (code, machine["exit_code"]) == (0, 0)
+    [found] = machine["datasets"][site.name]["differences"]
+    assert (found["what"], found["resource"], found["unit"]) == ("missing", path, "sub-1")
+    assert machine["uploads"][site.name]["counts"]["ImagingStudy"] == {"stored": 1, "unchanged": 1}
+    assert "SECRET" not in out
+    assert said("verify", site.name, *where)[0] == 0
+
+    monkeypatch.setattr(capability, "_PATIENCE", 0.0)
+    closed = ("--lake", tmp_path / "lake", "--fhir-url", "http://127.0.0.1:9/fhir")
+    code, out, err = said("verify", site.name, *closed, "--json")
+    assert code == 3
+    assert "127.0.0.1:9" in json.loads(out)["stopped"]
+    assert "Traceback" not in out + err
+
+
+def test_of_many_differences_the_console_shows_the_first(
+    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_lake(tmp_path / "lake")
+    many = tuple(verifying.Difference("missing", f"Patient/{n}", "u", "") for n in range(30))
+    found = Verified(
+        "s", (Compared("A", {"ok": 0, "missing": 30, "changed": 0, "foreign": 0, "unsent": 0, "left": 0}, many),), {}
+    )
+    monkeypatch.setattr("dicom_etl.pipeline.verify", lambda *_, **__: found)
+    monkeypatch.setattr("dicom_etl.inspect.datasets_of", lambda _: ["A"])
+
+    code, out, _ = said("verify", "--lake", tmp_path / "lake")
+
+    assert code == 1
+    assert out.count("Patient/") == 20
+    assert "and 10 more: --json lists all" in out

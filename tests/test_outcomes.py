@@ -1,0 +1,182 @@
+"""What did not go onto the server, and how it goes there: `outcomes`, and `upload --failed`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from dicom_etl.cli import main
+from dicom_etl.inspect import sendings
+from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.schemas import INVENTORY, OUTCOMES, SHARED_OUTCOMES
+from dicom_etl.lake.tables import Lake
+from tests.corpus import write_instance
+from tests.server.lakes import new_lake
+from tests.server.proxy import Asked, Proxy, Reply, proxy
+from tests.servers.hapi_server import HapiServer
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+Said = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Said:
+    """Run `dicom-etl` in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["dicom-etl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return command
+
+
+@pytest.fixture
+def server(hapi: HapiServer) -> Iterator[Proxy]:
+    with proxy(hapi.base_url) as counted:
+        yield counted
+
+
+def row(kind: str, identity: str, state: str, hours: int = 0, **more: Any) -> dict[str, Any]:
+    known = {
+        "dataset": "A",
+        "unit": None if kind == "Endpoint" else "sub-1",
+        "subject": None if kind == "Endpoint" else "sub-1",
+        "type": kind,
+        "key": identity,
+        "id": identity,
+        "id_on_server": identity,
+        "linked": False,
+        "hash": "0",
+        "version": "1" if state in ("stored", "gone") else None,
+        "state": state,
+        "status": 201 if state == "stored" else None,
+        "attempts": 1,
+        "error": None,
+        "time": NOON + timedelta(hours=hours),
+        "content": None,
+    }
+    return known | more
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    """Dataset A with a resource in each state on one server, and B with nothing there."""
+    lake = new_lake(tmp_path / "lake")
+    file = {"subject": "sub-1", "sample": None, "role": "primary", "path": "a.dcm", "size": 1, "mtime": NOON}
+    for name in ("A", "B"):
+        lake.write_rows(INVENTORY, [file | {"dataset": name, "unit": "sub-1"}], dataset=name)
+    rows = [
+        row("ImagingStudy", "s1", "stored"),
+        row("ImagingStudy", "s2", "rejected", 1, status=400, error="HTTP 400: invalid: Unknown code"),
+        row("ImagingStudy", "s3", "retrying", 4, attempts=3, error="HTTP 503: Service Unavailable"),
+        row("ImagingStudy", "s4", "gave-up", 2, error="HTTP 503: Service Unavailable"),
+        row("Patient", "p1", "held", 3, error="patient-ambiguous: several"),
+    ]
+    lake.write_rows(OUTCOMES, rows, server="s", dataset="A", unit="sub-1")
+    # a unit that the dataset no longer has
+    gone = row("ImagingStudy", "s5", "gone", 5, unit="sub-9", subject="sub-9")
+    lake.write_rows(OUTCOMES, [gone], server="s", dataset="A", unit="sub-9")
+    shared = [row("Endpoint", "e1", "stored"), row("Endpoint", "e2", "rejected", dataset="C")]
+    lake.write_rows(SHARED_OUTCOMES, shared, server="s")
+    return lake
+
+
+def test_what_is_not_as_it_should_be_comes_newest_first(lake: Lake) -> None:
+    found = sendings(lake, "A")
+
+    assert [(sent.state, sent.resource) for sent in found.listed] == [
+        ("gone", "ImagingStudy/s5"),
+        ("retrying", "ImagingStudy/s3"),
+        ("held", "Patient/p1"),
+        ("gave-up", "ImagingStudy/s4"),
+        ("rejected", "ImagingStudy/s2"),
+    ]
+    assert found.counts == {"stored": 2, "rejected": 1, "retrying": 1, "gave-up": 1, "held": 1, "gone": 1}
+    last = found.listed[-1]
+    assert (last.server, last.unit, last.subject, last.status, last.attempts) == ("s", "sub-1", "sub-1", 400, 1)
+    assert last.reason == "HTTP 400: invalid: Unknown code"
+    assert last.time == NOON + timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("states", "ids"),
+    [(["stored"], ["e1", "s1"]), (["rejected", "gave-up"], ["s4", "s2"]), (["unchanged"], [])],
+    ids=str,
+)
+def test_only_the_states_that_are_asked_for(lake: Lake, states: list[str], ids: list[str]) -> None:
+    assert [sent.resource.partition("/")[2] for sent in sendings(lake, "A", states).listed] == ids
+
+
+def test_the_command_lists_them_and_says_how_they_go_again(said: Said, lake: Lake) -> None:
+    code, out, _ = said("outcomes", "--lake", lake.root)
+    assert code == 0
+    for words in (
+        "ImagingStudy/s2",
+        "HTTP 400: invalid: Unknown code",
+        "2024-05-01 13:00:00",
+        "dicom-etl upload --failed",
+    ):
+        assert words in out
+    assert "A: 2 stored, 1 rejected, 1 retrying, 1 gave-up, 1 held, 1 gone" in out
+    assert "B: nothing was sent" in out
+
+    code, out, _ = said("outcomes", "A", "--state", "rejected", "--lake", lake.root, "--json")
+    machine = json.loads(out)
+    assert code == 0
+    assert list(machine["datasets"]) == ["A"]
+    [one] = machine["datasets"]["A"]["listed"]
+    assert (one["resource"], one["status"], one["time"]) == ("ImagingStudy/s2", 400, "2024-05-01 13:00:00+00:00")
+
+
+def test_a_state_that_there_is_not_is_one_sentence(said: Said, lake: Lake) -> None:
+    code, out, err = said("outcomes", "--state", "lost", "--lake", lake.root)
+    assert (code, out) == (2, "")
+    assert err == "dicom-etl: lost is no state; there are stored, rejected, retrying, gave-up, held, gone\n"
+
+
+def test_what_was_rejected_goes_with_failed_and_nothing_else_does(
+    said: Said, tmp_path: Path, server: Proxy, request: pytest.FixtureRequest
+) -> None:
+    name = f"outcomes-{fingerprint(request.node.name)[:16]}"
+    for subject in (1, 2):
+        write_instance(
+            tmp_path / name / f"primary/sub-{subject}/sam-1/1.dcm",
+            study=str(subject),
+            series="1",
+            PatientID=f"P-{subject}",
+        )
+    where = (tmp_path / name, "--lake", tmp_path / "lake")
+    outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "invalid"}]}
+
+    def no_studies(asked: Asked) -> Reply | None:
+        refused = asked.method == "POST" and not asked.path and next(bundles, 9) >= 2
+        return Reply(422, orjson.dumps(outcome)) if refused else None
+
+    bundles = iter(range(9))  # the Endpoint, the Patients, then the studies
+    server.rule = no_studies
+    assert said("run", *where, "--fhir-url", server.url)[0] == 1
+    code, out, _ = said("outcomes", *where, "--json")
+    listed = json.loads(out)["datasets"][name]["listed"]
+    assert code == 0
+    assert [(one["state"], one["status"]) for one in listed] == [("rejected", 422)] * 2
+    assert "P-1" not in out
+
+    server.rule = lambda _: None
+    write_instance(tmp_path / name / "primary/sub-3/sam-1/1.dcm", study="3", series="1", PatientID="P-3")
+    for stage in ("crawl", "extract", "build"):
+        said(stage, *where)
+    code, out, _ = said("upload", *where, "--fhir-url", server.url, "--failed", "--json")
+    sent = json.loads(out)["datasets"][name]["upload"]["counts"]
+    assert (code, sent["ImagingStudy"]) == (0, {"stored": 2, "waiting": 1})
+    assert json.loads(said("outcomes", *where, "--json")[1])["datasets"][name]["listed"] == []
