@@ -27,7 +27,7 @@ from dicom_etl.server.parts import (
     state_of,
     word,
 )
-from dicom_etl.server.patients import joined
+from dicom_etl.server.patients import joined, overwritten
 from dicom_etl.server.reconciling import fetched
 from dicom_etl.server.run import Run, Uploaded
 from dicom_etl.server.shared import Shared
@@ -142,7 +142,8 @@ class DatasetUpload:
         """The Patients as they are to be sent, with what the server has of them."""
         client, ids = self._run.client, sorted(candidate.place[1] for candidate in bundle)
         there = await self._run.sender.ask(lambda: fetched(client, "Patient", ids))
-        return [one for candidate in bundle for one in joined(candidate, there.get(candidate.place[1]))]
+        lost = await overwritten(self._run, bundle)
+        return [one for candidate in bundle for one in joined(candidate, there.get(candidate.place[1]), lost)]
 
     # -- ImagingStudies
 

@@ -15,6 +15,7 @@ import orjson
 from fhirpy.base.exceptions import BaseFHIRError
 
 _LONGEST_REASON = 400
+_NO_IDS = "client-assigned IDs are not enabled"  # HAPI-0959
 _ADVICE = {
     401: "check fhir.authorization and its secret",
     403: "this account may not do that: ask the server's administrator",
@@ -59,12 +60,18 @@ class ServerError(FhirError):
         self, status: int, reason: str, retry_after: float | None = None, *, advice: str | None = None
     ) -> None:
         self.status, self.reason, self.retry_after = status, reason, retry_after
-        self.advice = advice or _ADVICE.get(status, "see the server's log" if status >= 500 else "")
+        self.advice = advice or _advice(status, reason)
         super().__init__(status, reason)
 
     def __str__(self) -> str:
         advice = self.advice
         return f"HTTP {self.status}: {self.reason}" + (f"; {advice}" if advice else "")
+
+
+def _advice(status: int, reason: str) -> str:
+    if _NO_IDS in reason:
+        return 'the server gives ids itself: set fhir.client_ids = "no"'
+    return _ADVICE.get(status, "see the server's log" if status >= 500 else "")
 
 
 def reason_of(status: int, body: bytes, harmless: Callable[[str], str] = str) -> str:

@@ -16,7 +16,8 @@ from dicom_etl.server.run import Options, Run
 from dicom_etl.server.transactions import Item, Key, Outcome, Packer, Sender, canonical, digest
 
 Resource = dict[str, Any]
-_LOOKS, _LOOK_PAUSE = 6, 0.2  # times, seconds
+_LOOKS, _LOOK_PAUSE = 10, 0.1  # times, seconds
+_LONGEST_LOOK_PAUSE = 5.0
 _DRY_WORDS = {"stored": "would-send", "deleted": "would-delete"}
 
 
@@ -185,7 +186,7 @@ async def send_prepared(run: Run, bundle: Sequence[Candidate], prepare: Prepare)
         left = await run.sender.send([run.addressing.addressed(one) for one in sendable], record)
         if not left:
             return
-        await asyncio.sleep(random.uniform(0, _LOOK_PAUSE * 2**look))
+        await asyncio.sleep(random.uniform(0, min(_LONGEST_LOOK_PAUSE, _LOOK_PAUSE * 2**look)))
     gave_up(left, ServerError(409, "somebody else writes to it all the time"))
 
 
@@ -194,7 +195,8 @@ def _fresh(candidate: Candidate) -> Candidate:
     row = candidate.part.ledger.get(candidate.key)
     at = row["id_on_server"] if row is not None and on_server(row) and not row["linked"] else ""
     at = "" if at == candidate.id else at
-    return replace(candidate, body=canonical(candidate.resource), at=at, if_match="", condition="", adopts=False)
+    body = canonical(candidate.resource)
+    return replace(candidate, body=body, at=at, if_match="", condition="", is_new=False, adopts=False)
 
 
 def gave_up(candidates: Sequence[Candidate], error: FhirError) -> None:

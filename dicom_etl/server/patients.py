@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
+from dicom_etl.server.errors import ServerError
 from dicom_etl.server.parts import Candidate
-from dicom_etl.server.reconciling import is_alike, reconciled, version_of
-from dicom_etl.server.transactions import canonical
+from dicom_etl.server.reconciling import is_alike, plain, reconciled, version_of
+from dicom_etl.server.run import Run
+from dicom_etl.server.transactions import Key, canonical
+
+Overwritten = Mapping[Key, Mapping[str, Any]]
 
 
-def joined(candidate: Candidate, theirs: Mapping[str, Any] | None) -> list[Candidate]:
-    """The candidate as it is to be sent; an empty list where the server has it as it should be."""
+async def overwritten(run: Run, candidates: Sequence[Candidate]) -> dict[Key, Any]:
+    """What the candidates wrote over: there was nothing when they were looked for, and then somebody was quicker.
+
+    Raises:
+        FhirError: the server could not be asked.
+    """
+    found: dict[Key, Any] = {}
+    for candidate in candidates:
+        if candidate.overwrote:
+            path = f"{'/'.join(candidate.place)}/_history/{candidate.overwrote}"
+            try:
+                found[candidate.key] = await run.sender.ask(
+                    lambda path=path: run.client.execute(path, method="get")  # type: ignore[misc]
+                )
+            except ServerError as error:
+                if error.status not in (404, 410):  # a server need not keep old versions
+                    raise
+    return found
+
+
+def joined(candidate: Candidate, theirs: Mapping[str, Any] | None, lost: Overwritten) -> list[Candidate]:
+    """The candidate as it is to be sent; an empty list where the server has it as it should be.
+
+    Args:
+        candidate: a Patient of ours.
+        theirs: what the server has of it now.
+        lost: by candidate, what was written over and must not be lost.
+    """
     if theirs is None:
-        return [candidate]
+        return [replace(candidate, is_new=True)]
     row = candidate.part.ledger.get(candidate.key)
     before = orjson.loads(row["content"]) if row and row["content"] else None
     made = reconciled(candidate.resource, before, theirs)
+    if candidate.key in lost:
+        with_lost = reconciled(plain(lost[candidate.key]), None, made.patient)
+        made = with_lost._replace(contradictions=made.contradictions + with_lost.contradictions)
     if made.contradictions:
         what = " and ".join(made.contradictions)
         candidate = replace(

@@ -11,12 +11,12 @@ import orjson
 
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.schemas import SHARED_OUTCOMES
-from dicom_etl.server.built import SHARED_RULES, Built, by_column
+from dicom_etl.server.built import SHARED_RULES, Built, by_column, others
 from dicom_etl.server.ledger import Ledger, Row, on_server
 from dicom_etl.server.linking import Identifier, link_of, patients_with
 from dicom_etl.server.merging import Contradiction, Contribution, merged
 from dicom_etl.server.parts import Candidate, Flow, Part, candidate_of, deleted, mark_gone, send_prepared, state_of
-from dicom_etl.server.patients import joined
+from dicom_etl.server.patients import Overwritten, joined, overwritten
 from dicom_etl.server.reconciling import fetched
 from dicom_etl.server.run import Run
 from dicom_etl.server.transactions import Key
@@ -27,12 +27,12 @@ _LINK_CODES = {"contradicts": "patient-on-server", "ambiguous": "patient-ambiguo
 class Shared:
     """Endpoints, and Patients of rules crosswalk and authority: one ledger, one writer."""
 
-    def __init__(self, run: Run, ours: Sequence[Built], others: Sequence[Built]) -> None:
-        self._run, self._ours, self._all = run, ours, sorted([*ours, *others], key=lambda b: b.dataset)
+    def __init__(self, run: Run, ours: Sequence[Built]) -> None:
+        self._run, self._ours = run, ours
         self._names = {built.dataset for built in ours}
-        decided = [row for built in self._all for row in built.decided]
-        self.claimed = {row["patient"] for row in decided}
-        self.claims = by_column([row for row in decided if row["rule"] in SHARED_RULES], "patient")
+        self._all: list[Built] = []
+        self.claimed: set[str] = set()  # the Patients that some dataset makes
+        self.claims: dict[str, list[Row]] = {}  # by Patient that datasets share, who has it
         self.endpoints: dict[str, str] = {}  # id -> dataset
         self.contradictions: dict[str, tuple[Contradiction, ...]] = {}
         self.removed: list[tuple[str, Key]] = []  # dataset, resource
@@ -47,6 +47,7 @@ class Shared:
         run = self._run
         with run.lake.lock(f"shared of {run.server}", f"upload to {run.server}"):
             run.lake.sweep(f"outcomes/{encode_name(run.server)}")
+            self._gather()
             self._part.ledger = run.ledger(SHARED_OUTCOMES)
             flow = Flow(run, self._job)
             for candidate in (*self._endpoints(), *self._patients()):
@@ -55,6 +56,17 @@ class Shared:
             await flow.end()
             self._mark_gone()
             self._part.ledger.save()
+
+    def _gather(self) -> None:
+        """Who has a say: our datasets and all that are on this server; ours say so before anything of them is there."""
+        run = self._run
+        if not run.options.dry_run:
+            for name in sorted(self._names):
+                run.lake.write_bytes(f"outcomes/{encode_name(run.server)}/{encode_name(name)}/.here", b"")
+        self._all = sorted([*self._ours, *others(run, sorted(self._names))], key=lambda built: built.dataset)
+        decided = [row for built in self._all for row in built.decided]
+        self.claimed = {row["patient"] for row in decided}
+        self.claims = by_column([row for row in decided if row["rule"] in SHARED_RULES], "patient")
 
     def _endpoints(self) -> Iterator[Candidate]:
         for built in self._ours:
@@ -100,15 +112,16 @@ class Shared:
         found = await ask(lambda: patients_with(client, identifiers)) if asked else {}
         known = sorted(c.place[1] for c in patients if c.key not in asked)
         there = await ask(lambda: fetched(client, "Patient", known)) if known else {}
+        lost = await overwritten(self._run, patients)
         sendable: list[Candidate] = [candidate for candidate in bundle if candidate.type != "Patient"]
         for candidate in patients:
             if candidate.key not in asked:
-                sendable += joined(candidate, there.get(candidate.place[1]))
+                sendable += joined(candidate, there.get(candidate.place[1]), lost)
             else:
-                sendable += self._linked(candidate, found[asked[candidate.key]])
+                sendable += self._linked(candidate, found[asked[candidate.key]], lost)
         return sendable
 
-    def _linked(self, candidate: Candidate, found: list[dict[str, Any]]) -> list[Candidate]:
+    def _linked(self, candidate: Candidate, found: list[dict[str, Any]], lost: Overwritten) -> list[Candidate]:
         """What is to be sent of a Patient that the server may have of somebody else."""
         is_ours = self._run.addressing.is_ours
         own = next((one for one in found if one["id"] == candidate.id or is_ours(one, candidate.id)), None)
@@ -122,7 +135,7 @@ class Shared:
             return []
         remark = f"patient-appeared: {link.detail}" if link.state == "appeared" else None
         at = "" if there == candidate.id else there
-        return joined(replace(candidate, remark=remark, at=at), own)
+        return joined(replace(candidate, remark=remark, at=at), own, lost)
 
     def _identifier(self, candidate: Candidate) -> Identifier:
         claim = self.claims[candidate.id][0]

@@ -43,6 +43,8 @@ class Item:
     at: str = ""  # its id on the server where that is another
     if_match: str = ""  # the version that it may replace; empty: any
     condition: str = ""  # the search that finds it on a server that gives ids itself
+    is_new: bool = False  # the server was seen not to have it
+    overwrote: str = ""  # the version that was written over, since it was not new after all
 
     @property
     def key(self) -> Key:
@@ -173,7 +175,7 @@ class Sender:
         """Put the items onto the server; `record` gets the outcome of each.
 
         Returns those of which nothing is recorded yet: something on the server changed since it was looked at, and
-        they must be looked at again.
+        they must be looked at again. `overwrote` says what they wrote over.
         """
         taken: list[bool] = []
 
@@ -257,12 +259,16 @@ class Sender:
             if _is_stale(error, items):
                 return list(items)
             return await self._refused(items, record, budget, tried, error)
+        again_to_see = []
         for item in items:
             outcome = found.get(places.get(item.key, item.place))
             # a transaction that succeeded has stored every entry, also one whose place it does not name
             outcome = outcome or Outcome("stored", 200, "", tried + attempts)
-            record(item, replace(outcome, place=places[item.key][1]) if item.key in places else outcome)
-        return []
+            if over := _written_over(item, outcome):
+                again_to_see.append(replace(item, overwrote=over))
+            else:
+                record(item, replace(outcome, place=places[item.key][1]) if item.key in places else outcome)
+        return again_to_see
 
     async def _put(self, items: Sequence[Item]) -> Any:
         return await self._client.execute("", data=transaction(items))
@@ -344,6 +350,14 @@ class DrySender(Sender):
     async def delete(self, kind: str, identity: str) -> FhirError | None:  # noqa: ARG002
         """Nothing is deleted."""
         return None
+
+
+def _written_over(item: Item, outcome: Outcome) -> str:
+    """The version that an item replaced though the server was seen not to have it: somebody was quicker."""
+    version = outcome.version or ""
+    if not item.is_new or outcome.status != 200 or not version.isdecimal() or int(version) < 2:
+        return ""
+    return str(int(version) - 1)
 
 
 def _is_stale(error: BaseException, items: Sequence[Item]) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.addressing import Addressing
-from dicom_etl.server.built import Built, NotBuiltError, others
+from dicom_etl.server.built import Built, NotBuiltError
 from dicom_etl.server.capability import first_contact
 from dicom_etl.server.client import Client
 from dicom_etl.server.dataset import DatasetUpload
@@ -73,7 +73,7 @@ async def _upload(
         sender = (DrySender if options.dry_run else Sender)(client, fhir.retry_seconds, in_flight=in_flight)
         system = settings.sds_dataset_system
         run = Run(lake, fhir, options, progress, client, sender, server_name(url), addressing, system)
-        shared = Shared(run, built, others(run, names))
+        shared = Shared(run, built)
         await shared.bring()
         uploads = [DatasetUpload(run, one, shared) for one in built]
         for one in uploads:

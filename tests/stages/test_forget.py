@@ -530,14 +530,12 @@ def test_a_whole_dataset_goes_and_is_passed_over_until_it_is_readmitted(house: H
 # -- a kill -----------------------------------------------------------------------------------------------------------
 
 MOMENTS: dict[str, Callable[[list[str]], int]] = {
-    "before the record": lambda events: first(events, "before ", "withdrawn/"),
     "between record and server": lambda events: first(events, "after ", "withdrawn/") + 1,
     "between studies and Patients": lambda events: events.index("delete Patient"),
     "before the ledger": lambda events: first(events, "remove outcomes/"),
     "between ledger and record": lambda events: last(events, "before ", "withdrawn/"),
     "before the lake": lambda events: last(events, "after ", "withdrawn/"),
     "between the unit's files": lambda events: first(events, "remove headers/"),
-    "before the inventory": lambda events: first(events, "before ", "inventory/"),
 }
 
 

@@ -99,3 +99,16 @@ def test_only_one_bundle_is_on_its_way(lake: Lake, server: Proxy, site: Site) ->
 
     assert len(resources(server, "ImagingStudy")) == len(resources(server, "Patient")) == 25
     assert {one.path.partition("?")[0] for one in server.asked if one.method == "POST"} == {""}
+
+
+def test_a_server_that_hides_that_it_gives_ids_is_found_out_and_the_setting_is_named(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [ONE])
+    settings = settings_for(server.url, client_ids="yes")
+
+    [done] = upload(["A"], lake, settings)
+
+    assert done.counts["Endpoint"] == {"rejected": 1}
+    row = shared_outcomes(lake, server.url)[f"Endpoint/{site.endpoint_id('A')}"]
+    assert 'set fhir.client_ids = "no"' in row["error"]
