@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import pyarrow as pa
 
@@ -84,8 +85,12 @@ class Batch:
         layouts = [layout for piece in ordered for layout in piece.layouts] + [r.layout.id for _, r in self._alone]
         rows = [*(row for piece in small for row in piece.rows()), *(row.base.values for _, row in self._alone)]
         singles = list(zip(*rows, strict=True)) or [()] * len(catalogue())
+        # a column of nulls takes longer to make than one of values, and of each type there are many alike
+        nulls = {kind: pa.chunked_array([pa.nulls(len(numbers), kind)]) for kind in _kinds()}
         columns = {
-            column.name: _column(large, singles[place], place, column.arrow_type, len(numbers))
+            column.name: nulls[column.arrow_type]
+            if _is_null(large, singles[place], place)
+            else _column(large, singles[place], place, column.arrow_type, len(numbers))
             for place, column in enumerate(catalogue())
         }
         return numbers, pa.array(layouts, pa.int64()), columns
@@ -95,9 +100,20 @@ class Batch:
         return self._layouts.values()
 
 
+@cache
+def _kinds() -> frozenset[pa.DataType]:
+    """The types of the columns."""
+    return frozenset(column.arrow_type for column in catalogue())
+
+
+def _is_null(large: list[_Piece], singles: Sequence[Value], place: int) -> bool:
+    """Whether a column has no value at all."""
+    return singles.count(None) == len(singles) and all(piece.is_null(place) for piece in large)
+
+
 def _constant(large: list[_Piece], singles: Sequence[Value], place: int) -> Value:
     """The value that a column has in all rows; None where it has several, or none at all."""
-    value = large[0].base.values[place] if large else None
+    value = large[0].base.values[place]
     if any(place in piece.base.slots or piece.base.values[place] != value for piece in large):
         return None
     return value if singles.count(value) == len(singles) else None
@@ -106,11 +122,9 @@ def _constant(large: list[_Piece], singles: Sequence[Value], place: int) -> Valu
 def _column(
     large: list[_Piece], singles: Sequence[Value], place: int, kind: pa.DataType, total: int
 ) -> pa.ChunkedArray:
-    if singles.count(None) == len(singles) and all(piece.is_null(place) for piece in large):
-        return pa.chunked_array([pa.nulls(total, kind)])
     # -0.0 equals 0.0 and is another number
     exact = not (pa.types.is_floating(kind) or pa.types.is_list(kind))
-    if exact and (value := _constant(large, singles, place)) is not None:
+    if large and exact and (value := _constant(large, singles, place)) is not None:
         return pa.chunked_array([pa.repeat(pa.scalar(value, kind), total)])
     chunks = [piece.column(place, kind) for piece in large]
     return pa.chunked_array([*chunks, pa.array(singles, kind)] if singles else chunks, kind)

@@ -33,12 +33,13 @@ _MOST_JUMPS = 100
 _MOST_KEPT = 1 << 18  # bytes of a header that is kept as a template
 _MOST_FAMILIES, _MOST_TEMPLATES = 64, 4
 _SERIES = b"\x20\x00\x0e\x00"
+_SYNTAX = b"\x02\x00\x10\x00UI"  # comes early: what it says is found sooner than by a search for it
 _LONGEST_UID = 64
 
 _PLAIN_UID = re.compile(r"[0-9.]+")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # frozen ones take three times as long to make
 class Base:
     """What the rows of a template share: the values of its own file, and which columns vary."""
 
@@ -72,7 +73,7 @@ class Row(NamedTuple):
     def value(self, place: int) -> Value:
         """The value of one column."""
         base = self.base
-        slot = base.slots.get(place)
+        slot = base.slots.get(place) if base.varied else None
         return base.values[place] if slot is None else self.changed[slot]
 
 
@@ -124,7 +125,7 @@ class FastReader:
         if last and (row := last.match(buf, at_end, content)):
             self._matched += 1
             return row
-        if buf.find(DEFLATED, 132, 1024) >= 0:
+        if buf.startswith(DEFLATED, buf.find(_SYNTAX, 132, 1024) + 8):
             meta = meta_of(buf)
             if meta.syntax == DEFLATED:
                 content = Inflated(content, buf[: meta.end])
@@ -142,7 +143,7 @@ class FastReader:
         """Walk a file in full, and keep what it teaches."""
         whole, walked, skipped = _walked(buf, at_end, content)
         for number, old in enumerate(family.series):
-            if old.parsed.walked.is_like(walked) and (learnt := old.taught(whole, walked)):
+            if old.parsed.is_like(whole, walked) and (learnt := old.taught(whole, walked)):
                 family.series[number], family.in_vain = learnt, 0
                 if row := learnt.match(buf, at_end, content):
                     self._last = learnt
@@ -150,7 +151,7 @@ class FastReader:
                     return row
         parsed = Parsed(whole, walked)
         varying = frozenset([tag for sibling in family.series for tag in sibling.varying])
-        series = _Series(parsed, varying.intersection(walked.tags) if varying else varying)
+        series = _Series(parsed, varying.intersection(walked.tags(whole)) if varying else varying)
         tail = whole[walked.end : walked.end + 12]
         row = series.own_row(Matched([], 0, tail, walked.end + skipped, walked.pixels), content)
         if walked.end <= _MOST_KEPT and family.wants_more():
@@ -280,10 +281,11 @@ class _Series:
     def own_row(self, end: Matched, content: Content) -> Row:
         """The row of the file itself."""
         parsed = self.parsed
-        if not all(parsed.values[place] for place in _required()):
+        instance, sop_class = _required()
+        if not (parsed.values[instance] and parsed.values[sop_class]):
             raise Surprise("no instance")
         changed = tuple([parsed.values[place] for place in self.base.varied])
-        problems = _sorted(parsed.problems.values())
+        problems = _sorted(parsed.problems.values()) if parsed.problems else ()
         return self._row(changed, parsed.layout, problems, end, content)
 
     def match(self, buf: bytes, at_end: bool, content: Content) -> Row | None:
@@ -323,7 +325,7 @@ class _Series:
     def _nested(self, raw: bytes, undefined: int, element: Element, changed: list[Value]) -> Iterator[ColumnProblem]:
         """Put the values of columns that lie under an element where they belong; yields what was wrong with them."""
         tag, vr = element.tag, element.vr
-        alone = Element(tag, vr, 0, 0, UNDEFINED if undefined else len(raw), len(raw), large=False)
+        alone = (tag, vr), 0, UNDEFINED if undefined else len(raw), len(raw)
         if not raw:
             return
         form, encodings = self.parsed.form, self.parsed.encodings

@@ -12,7 +12,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.headers.layout import FILLED, code_of
+from dicom_etl.headers.layout import FILLED
 from dicom_etl.headers.reader import CHARACTER_SET, PIXEL_DATA_PROVIDER_URL, layout_vr
 from dicom_etl.headers.values import PADDED
 
@@ -21,7 +21,6 @@ LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 SHORT = frozenset(b"AE AS AT CS DA DS DT IS FD FL LO LT PN SH SL SS ST TM UI UL US".split())
 UNDEFINED = 0xFFFFFFFF
 DELIMITERS = 0xFFFE0000  # the group of items and of what ends them (PS3.5 7.5)
-_pack = Struct("<Q").pack
 _MOST_PRIVATE, _MOST_KNOWN = 1 << 13, 1 << 15  # heads that are remembered
 
 
@@ -33,26 +32,20 @@ class NeedMore(Exception):  # noqa: N818  (no error either)
     """The bytes end inside the header."""
 
 
-class Known(NamedTuple):
-    """What tag and VR say of an element."""
-
-    tag: int
-    vr: bytes | None  # None in implicit VR, and of delimiters
-    is_long: bool  # the length has 32 bits, after two that are reserved
-    is_wanted: bool  # the value is needed
-    is_creator: bool  # of a block of private elements (PS3.5 7.8.1)
-    is_padded: bool  # blanks alone are an empty value
-
-    @property
-    def is_skippable(self) -> bool:
-        """Neither the value nor whether it is blank is needed."""
-        return not (self.is_wanted or self.is_creator or self.is_padded)
-
+# tag and VR (None in implicit VR, and of delimiters), of elements whose values are needed
+Spot = tuple[int, bytes | None]
+# How an element is looked at: with a value that is needed; or as most are (PLAIN); or with a long length, a creator, in
+# no layout (SPECIAL).
+Look = Spot | tuple[()] | None
+PLAIN: Look = ()
+SPECIAL: Look = None
 
 # What the walk over a header asks for each element: its tag, how it is to be looked at, whether blanks alone are an
 # empty value, and its code in a layout if it is filled.
-Head = tuple[int, int, bool, bytes]
-PLAIN, WANTED, SPECIAL = 0, 1, 2  # as most are; with a value that is needed; with a long length, or a creator
+Head = tuple[int, Look, bool, int]
+
+# An element that is looked into: what it is, where its value begins, its length in the file, and where it ends.
+Found = tuple[Spot, int, int, int]
 
 
 class _Heads(dict[bytes, Head]):
@@ -61,47 +54,40 @@ class _Heads(dict[bytes, Head]):
     def __init__(self, order: str, *, implicit: bool) -> None:
         super().__init__()
         self._tag, self._implicit = Struct(order + "HH").unpack_from, implicit
-        self._known: dict[bytes, Known] = {}
 
     def __missing__(self, head: bytes) -> Head:
-        group, number = self._tag(head)
-        tag = group << 16 | number
-        if group & 1 and number > 0xFF:
-            # there are very many private elements, of which nothing is known but their VR
-            if head[4:] not in _PRIVATE:
-                raise Surprise("VR")
-            look, padded = _PRIVATE[head[4:]]
-            found = tag, look, padded, _pack(tag << 2 | FILLED)
-        else:
-            known = self.known(head)
-            look = SPECIAL if known.is_long or known.is_creator else WANTED if known.is_wanted else PLAIN
-            # neither file meta information nor group lengths are in layouts
-            found = tag, look, known.is_padded, code_of(tag, FILLED) if group > 2 and number else b""
-        if len(self) < (_MOST_PRIVATE if group & 1 else _MOST_KNOWN):
-            self[head] = found
-        return found
-
-    def known(self, head: bytes) -> Known:
-        """All that the first bytes of an element say.
+        """What they say, worked out.
 
         Raises:
             Surprise: they say no VR that is known.
         """
-        found = self._known.get(head)
-        if found is None:
-            found = self._looked_up(head)
-            if len(self._known) < (_MOST_PRIVATE if found.tag & 0x10000 else _MOST_KNOWN):
-                self._known[head] = found
-        return found
-
-    def _looked_up(self, head: bytes) -> Known:
         group, number = self._tag(head)
         tag = group << 16 | number
+        if group & 1 and number > 0xFF and tag < DELIMITERS:
+            # there are very many private elements, of which nothing is known but their VR
+            if head[4:] not in _PRIVATE:
+                raise Surprise("VR")
+            look, padded = _PRIVATE[head[4:]]
+            found = tag, look, padded, tag << 2 | FILLED
+        else:
+            found = self._public(tag, head)
+        if len(self) < (_MOST_PRIVATE if group & 1 else _MOST_KNOWN):
+            self[head] = found
+        return found
+
+    def _public(self, tag: int, head: bytes) -> Head:
         vr = None if self._implicit or tag >= DELIMITERS else head[4:]
         if vr is not None and vr not in LONG and vr not in SHORT:
             raise Surprise("VR")
-        is_creator = bool(group & 1) and 0x10 <= number <= 0xFF
-        return Known(tag, vr, vr in LONG, tag in wanted_tags(), is_creator, is_padded(tag, vr))
+        # group lengths are in no layout, and delimiters are no elements
+        is_special = vr in LONG or is_creator(tag) or not tag & 0xFFFF or tag >= DELIMITERS
+        look = SPECIAL if is_special else (tag, vr) if tag in wanted_tags() else PLAIN
+        return tag, look, is_padded(tag, vr), tag << 2 | FILLED
+
+
+def is_creator(tag: int) -> bool:
+    """Whether a tag is that of a creator of private elements (PS3.5 7.8.1)."""
+    return bool(tag & 0x10000) and 0x10 <= tag & 0xFFFF <= 0xFF
 
 
 def is_padded(tag: int, vr: bytes | None) -> bool:

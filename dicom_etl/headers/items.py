@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.headers.forms import UNDEFINED, Element, Form, Surprise
+from dicom_etl.headers.forms import UNDEFINED, Form, Found, Spot, Surprise
 from dicom_etl.headers.nested import first_item
 from dicom_etl.headers.reader import CHARACTER_SET
 from dicom_etl.headers.shortcuts import Decode, Decoders, decoders_for
@@ -46,18 +46,18 @@ def first_places() -> Mapping[int, Branch]:
     return _branches((place, column.path) for place, column in enumerate(catalogue()))
 
 
-class Plans(dict[tuple[int, bytes | None], tuple[tuple[int, Decode], ...] | None]):
-    """Tag and VR of a top-level element -> the places of its columns and how to decode them; None: look into it."""
+class Plans(dict[Spot, tuple[int, Decode] | None]):
+    """Tag and VR of a top-level element -> the place of its one column and how to decode it; None: look into it."""
 
     def __init__(self, decoders: Decoders) -> None:
         super().__init__()
         self._decoders = decoders
 
-    def __missing__(self, key: tuple[int, bytes | None]) -> tuple[tuple[int, Decode], ...] | None:
+    def __missing__(self, key: Spot) -> tuple[int, Decode] | None:
         tag, vr = key
         branch = first_places().get(tag, Branch((), {}))
-        plain = tuple((place, self._decoders[place, vr]) for place in branch.places)
-        self[key] = None if branch.deeper or (plain and vr == b"SQ") else plain
+        plain = len(branch.places) == 1 and not branch.deeper and vr != b"SQ"
+        self[key] = (branch.places[0], self._decoders[branch.places[0], vr]) if plain else None
         return self[key]
 
 
@@ -81,40 +81,39 @@ def places_in(branch: Branch) -> Iterator[int]:
 
 
 def values_under(
-    buf: bytes, element: Element, branch: Branch, form: Form, encodings: tuple[str, ...]
-) -> Iterator[Placed]:
+    buf: bytes, element: Found, branch: Branch, form: Form, encodings: tuple[str, ...]
+) -> Iterable[Placed]:
     """The values of the columns of a branch that are there under an element.
 
     Raises:
         Surprise, NeedMore: the element is not as plain as it should be.
     """
-    _, vr, _, value, length, end, _ = element
-    if branch.places:
+    found: list[Placed] = []
+    _gather(found, buf, element, branch, form, decoders_for(encodings, form.order == "<"))
+    return found
+
+
+def _gather(found: list[Placed], buf: bytes, element: Found, branch: Branch, form: Form, decoders: Decoders) -> None:
+    (_, vr), value, length, end = element
+    places, deeper = branch
+    if places:
         if vr == b"SQ" or length == UNDEFINED:
             raise Surprise("a sequence where a value should be")
-        decoders, raw = decoders_for(encodings, form.order == "<"), buf[value:end]
-        for place in branch.places:
-            yield place, *decoders[place, vr](raw)
-    if branch.deeper:
-        yield from _values_in_item(buf, element, branch.deeper, form, encodings)
-
-
-def _values_in_item(
-    buf: bytes, element: Element, branches: Mapping[int, Branch], form: Form, encodings: tuple[str, ...]
-) -> Iterator[Placed]:
+        raw = buf[value:end]
+        found += [(place, *decoders[place, vr](raw)) for place in places]
+    if not deeper:
+        return
     # pydicom knows a sequence whose VR was lost by the data dictionary, up to this length
-    lost = element.vr == b"UN" and (element.length < 0xFFFF or element.length == UNDEFINED)
-    if not lost and element.vr not in (b"SQ", None):
+    lost = vr == b"UN" and (length < 0xFFFF or length == UNDEFINED)
+    if not lost and vr not in (b"SQ", None):
         raise Surprise("no sequence")
     first = first_item(buf, element, form)
     if first is None:
         return
     item, form = first
     if CHARACTER_SET in item:
-        encodings = encodings_of(text_of("CS", _raw(buf, item[CHARACTER_SET]), encodings)[0])[0]
-    for tag in item.keys() & branches.keys():
-        yield from values_under(buf, item[tag], branches[tag], form, encodings)
-
-
-def _raw(buf: bytes, element: Element) -> bytes:
-    return buf[element.value : element.end]
+        _, value, _, end = item[CHARACTER_SET]
+        decoders = decoders.of(encodings_of(text_of("CS", buf[value:end], decoders.encodings)[0])[0])
+    for tag, below in deeper.items():
+        if tag in item:
+            _gather(found, buf, item[tag], below, form, decoders)

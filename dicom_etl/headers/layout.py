@@ -8,11 +8,12 @@ series nearly always share one.
 from __future__ import annotations
 
 import hashlib
+import sys
+from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import attrgetter
-from struct import Struct
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ import pyarrow as pa
 
 EMPTY, FILLED = 1, 2
 END = 0x7FE00000  # PS3.5 8: pixel data and what follows is no header
-_CODE = Struct("<Q")
+_CODE = 8  # bytes
 
 
 class Presence(NamedTuple):
@@ -31,39 +32,49 @@ class Presence(NamedTuple):
     status: int
 
 
-def code_of(tag: int, status: int) -> bytes:
-    """An element of a layout as bytes; they are joined in the order of the tags."""
-    return _CODE.pack(tag << 2 | status)
+def code_of(tag: int, status: int) -> int:
+    """An element of a layout as a number; of one that is empty it is the number before that of a filled one."""
+    return tag << 2 | status
 
 
-def empty_code(filled: bytes) -> bytes:
-    """The code of an element that is empty, by its code if it is filled."""
-    return _CODE.pack(_CODE.unpack(filled)[0] ^ FILLED ^ EMPTY) if filled else filled
+def joined(codes: list[int]) -> bytes:
+    """The codes of a layout, which lie in the order of the tags, as bytes."""
+    found = array("Q", codes)
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found.tobytes()
 
 
 @dataclass(unsafe_hash=True)  # frozen ones take three times as long to make, and every file may have its own
 class Layout:
     """A layout as it is kept while headers are read."""
 
-    codes: bytes  # those of its elements (`code_of`), joined
+    codes: bytes  # those of its elements (`code_of`), `joined`
     creators: tuple[tuple[int, str], ...] = ()  # tag and value of the private creators, sorted (PS3.5 7.8.1)
 
-    @cached_property
+    _id: int | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
     def id(self) -> int:
         """The 64-bit id (signed, as Spark and Java read it)."""
+        if self._id is None:  # `cached_property` takes a lock, which takes longer than the hash
+            self._id = self._hashed()
+        return self._id
+
+    def _hashed(self) -> int:
         names = "\0".join([name for _, name in self.creators]).encode("utf-8", "surrogateescape")
         digest = hashlib.blake2b(self.codes + names, digest_size=8)
         return int.from_bytes(digest.digest(), "big", signed=True)
 
     def is_filled(self, place: int) -> bool:
         """Whether the element at a place of the layout is filled."""
-        return self.codes[place * _CODE.size] & 3 == FILLED
+        return self.codes[place * _CODE] & 3 == FILLED
 
     def turned(self, places: Iterable[int]) -> Layout:
         """The layout in which the elements at these places are filled instead of empty, or the other way round."""
         codes = bytearray(self.codes)
         for place in places:
-            codes[place * _CODE.size] ^= EMPTY ^ FILLED
+            codes[place * _CODE] ^= EMPTY ^ FILLED
         return Layout(bytes(codes), self.creators)
 
     def tags(self) -> list[int]:
@@ -86,7 +97,7 @@ def _creator(tag: int) -> int:
 def table_of(layouts: Iterable[Layout]) -> dict[str, pa.Array]:
     """The columns `layout`, `tag`, `creator` and `status`, a row for each element of each layout, in order."""
     found = sorted(layouts, key=attrgetter("id"))
-    lengths = [len(layout.codes) // _CODE.size for layout in found]
+    lengths = [len(layout.codes) // _CODE for layout in found]
     codes = np.frombuffer(b"".join([layout.codes for layout in found]), "<u8")
     numbers = np.repeat(np.arange(len(found)), lengths)
     tags = (codes >> np.uint64(2)).astype(np.int64)
@@ -111,10 +122,13 @@ def _creators(layouts: list[Layout], numbers: np.ndarray, tags: np.ndarray) -> p
     if not known:
         return pa.nulls(len(tags), pa.string())
     keys = np.array([key for key, _ in known], np.int64)
-    wanted = numbers << 32 | tags >> 16 << 16 | (tags & 0xFFFF) >> 8
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    private = np.flatnonzero(tags & 0x10000)
+    wanted = numbers[private] << 32 | tags[private] >> 16 << 16 | (tags[private] & 0xFFFF) >> 8
+    near = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    places = np.full(len(tags), -1)
+    places[private] = np.where(keys[near] == wanted, near, -1)
     names = pa.array([name for _, name in known], pa.string())
-    return names.take(pa.array(places, mask=keys[places] != wanted))
+    return names.take(pa.array(places, mask=places < 0))
 
 
 @lru_cache(maxsize=1 << 16)

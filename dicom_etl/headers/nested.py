@@ -18,17 +18,16 @@ from dicom_etl.headers.forms import (
     LONG,
     SPECIAL,
     UNDEFINED,
-    Element,
     Form,
+    Found,
     NeedMore,
     Surprise,
 )
 from dicom_etl.headers.reader import CHARACTER_SET
 
-Elements = dict[int, Element]
+Elements = dict[int, Found]
 _NAME_OF_CHARSET = re.compile(r"ISO[A-Za-z0-9_ -]*")
 _DEEPEST = 64  # nested sequences; deeper ones are hostile
-_new = tuple.__new__  # a third of the time of `Element(...)`
 
 
 def after_sequence(buf: bytes, tag: int, vr: bytes | None, pos: int, n: int, form: Form, depth: int = 0) -> int:
@@ -94,45 +93,69 @@ def is_vr(buf: bytes, pos: int) -> bool:
     return 0x40 < buf[pos] < 0x5B and 0x40 < buf[pos + 1] < 0x5B
 
 
-def _after_item(
-    buf: bytes, pos: int, stop: int | None, n: int, form: Form, depth: int, found: Elements | None = None
-) -> int:
-    """Where an item ends; one of defined length (`stop`) must end where its last element ends.
+def _after_item(buf: bytes, pos: int, stop: int | None, n: int, form: Form, depth: int) -> int:
+    """Where an item ends; one of defined length (`stop`) must end where its last element ends."""
+    head, heads, limit = form.head, form.heads, n - 8
+    last_end = n if stop is None else stop
+    while pos != stop:
+        if pos > limit:
+            raise NeedMore
+        key, length = head(buf, pos)
+        tag, look, _, _ = heads[key]
+        if look or look is SPECIAL or length == UNDEFINED:
+            if tag >= DELIMITERS:
+                return _after_delimiter(buf, pos, stop, form)
+            pos = _after_element(buf, pos, n, form, depth)[2]
+        else:
+            pos += 8 + length
+        if pos > last_end and stop is not None:
+            raise Surprise("item")
+    return pos
 
-    Its elements are put into `found`, if there is one.
-    """
+
+def _after_delimiter(buf: bytes, pos: int, stop: int | None, form: Form) -> int:
+    if form.item(buf, pos) != (0xFFFE, 0xE00D, 0) or stop is not None:
+        raise Surprise("delimiter")
+    return pos + 8
+
+
+def _after_element(buf: bytes, pos: int, n: int, form: Form, depth: int) -> tuple[int, int, int]:
+    """Of an element of an item: where its value begins, its length, and where it ends."""
+    key, length = form.head(buf, pos)
+    tag, value, vr = form.heads[key][0], pos + 8, key[4:] or None
+    if vr in LONG:
+        if value + 4 > n:
+            raise NeedMore
+        length = form.long(buf, value)[0]
+        value += 4
+    if tag == CHARACTER_SET:
+        _check_charset(buf, vr, value, length, n)
+    if length == UNDEFINED:
+        return value, length, after_sequence(buf, tag, vr, value, n, form, depth + 1)
+    return value, length, value + length
+
+
+def _elements(buf: bytes, pos: int, stop: int | None, n: int, form: Form) -> tuple[Elements, int]:
+    """The elements of an item, and where it ends, as `_after_item`."""
+    found: Elements = {}
     head, heads, last = form.head, form.heads, -1
     while pos != stop:
         if pos + 8 > n:
             raise NeedMore
-        start = pos
         key, length = head(buf, pos)
         tag, look, _, _ = heads[key]
         if tag >= DELIMITERS:
-            if form.item(buf, pos) != (0xFFFE, 0xE00D, 0) or stop is not None:
-                raise Surprise("delimiter")
-            return pos + 8
-        value, vr = pos + 8, key[4:] or None
-        if look == SPECIAL and vr in LONG:
-            length, value = _long_length(buf, value, n, form)
-        if tag == CHARACTER_SET:
-            _check_charset(buf, vr, value, length, n)
-        pos = after_sequence(buf, tag, vr, value, n, form, depth + 1) if length == UNDEFINED else value + length
-        if stop is not None and pos > stop:
-            raise Surprise("item")
-        if found is not None:
-            if tag <= last:
-                raise Surprise("order")
-            last = tag
-            found[tag] = _new(Element, (tag, vr, start, value, length, pos, False))
-    return pos
-
-
-def _long_length(buf: bytes, pos: int, n: int, form: Form) -> tuple[int, int]:
-    """The length at a place, of 32 bits, and where the value begins."""
-    if pos + 4 > n:
-        raise NeedMore
-    return form.long(buf, pos)[0], pos + 4
+            return found, _after_delimiter(buf, pos, stop, form)
+        value = pos + 8
+        if look or look is SPECIAL or length == UNDEFINED:
+            value, length, pos = _after_element(buf, pos, n, form, 0)
+        else:
+            pos = value + length
+        if tag <= last or (stop is not None and pos > stop):
+            raise Surprise("order")
+        last = tag
+        found[tag] = (tag, key[4:] or None), value, length, pos
+    return found, pos
 
 
 def _check_charset(buf: bytes, vr: bytes | None, value: int, length: int, n: int) -> None:
@@ -152,18 +175,19 @@ def is_plain_charset(vr: bytes | None, raw: bytes) -> bool:
     return all(name in python_encoding or _NAME_OF_CHARSET.fullmatch(name) for name in names)
 
 
-def first_item(buf: bytes, element: Element, form: Form) -> tuple[Elements, Form] | None:
+def first_item(buf: bytes, element: Found, form: Form) -> tuple[Elements, Form] | None:
     """The elements of the first item of a sequence, and how they are written; None where there is no item.
 
     The other items are looked at, too: pydicom refuses the sequence when one of them is damaged.
     """
-    found, pos, end = None, element.value, element.end
+    found = None
+    _, pos, sequence_length, end = element
     while pos < end:
         if pos + 8 > end:
             raise Surprise("item")
         group, number, length = form.item(buf, pos)
         pos += 8
-        if group == 0xFFFE and number == 0xE0DD and pos == end and element.length == UNDEFINED:
+        if group == 0xFFFE and number == 0xE0DD and pos == end and sequence_length == UNDEFINED:
             break
         if group != 0xFFFE or number != 0xE000:
             raise Surprise("item")
@@ -174,9 +198,8 @@ def first_item(buf: bytes, element: Element, form: Form) -> tuple[Elements, Form
         if found is not None:
             pos = _after_item(buf, pos, stop, end, inner, 0)
             continue
-        elements: Elements = {}
+        elements, pos = _elements(buf, pos, stop, end, inner)
         found = elements, inner
-        pos = _after_item(buf, pos, stop, end, inner, 0, elements)
-        if element.length == UNDEFINED:
+        if sequence_length == UNDEFINED:
             break  # the walk has seen the others
     return found

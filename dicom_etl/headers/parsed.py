@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import cache, lru_cache
 
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.headers.forms import UNDEFINED, Element, Surprise
+from dicom_etl.headers.forms import UNDEFINED, Surprise, is_creator
 from dicom_etl.headers.items import (
     Branch,
     Placed,
@@ -16,7 +16,7 @@ from dicom_etl.headers.items import (
     second_places,
     values_under,
 )
-from dicom_etl.headers.layout import EMPTY, FILLED, Layout
+from dicom_etl.headers.layout import EMPTY, FILLED, Layout, joined
 from dicom_etl.headers.nested import is_plain_charset
 from dicom_etl.headers.reader import CHARACTER_SET, ColumnProblem
 from dicom_etl.headers.values import Problem, Value, encodings_of, text_of
@@ -42,15 +42,15 @@ class Parsed:
         self.found = walked.found
         self.problems: dict[int, ColumnProblem] = {}
         self.encodings = self._encodings()
-        if _SOP_CLASS in self.found and self.found[_SOP_CLASS][0] not in (None, b"UI"):
+        if _SOP_CLASS in self.found and self.found[_SOP_CLASS][0][1] not in (None, b"UI"):
             raise Surprise("VR of the SOP class")
         self.values = self._values()
-        self.layout = Layout(b"".join(walked.codes), self._creators())
+        self.layout = Layout(joined(walked.codes), self._creators())
 
     def _encodings(self) -> tuple[str, ...]:
         if CHARACTER_SET not in self.found:
             return LATIN
-        vr, _, value, _, end = self.found[CHARACTER_SET]
+        (_, vr), value, _, end = self.found[CHARACTER_SET]
         raw = self.buf[value:end]
         if not is_plain_charset(vr, raw):
             raise Surprise("character set")
@@ -64,35 +64,37 @@ class Parsed:
         values: list[Value] = [None] * len(catalogue())
         buf = self.buf
         plans = plans_for(self.encodings, self.form.order == "<")
-        for tag, (vr, _, value, length, end) in self.found.items():
+        for spot, value, length, end in self.found.values():
             if not length:
                 continue
-            plan = plans[tag, vr]
-            if plan is None or (length == UNDEFINED and plan):
-                for place, values[place], problem in self._under(tag, first_places()[tag]):
-                    if problem:
-                        self._note(place, problem)
+            plan = plans[spot]
+            if plan is None or length == UNDEFINED:
+                self._look_into(spot[0], values)
                 continue
-            for place, decode in plan:
-                values[place], problem = decode(buf[value:end])
-                if problem:
-                    self._note(place, problem)
+            place, decode = plan
+            values[place], problem = decode(buf[value:end])
+            if problem:
+                self._note(place, problem)
         self._look_elsewhere(values)
         return tuple(values)
 
-    def _under(self, tag: int, branch: Branch) -> Iterator[Placed]:
-        vr, start, value, length, end = self.found[tag]
-        element = Element(tag, vr, start, value, length, end, large=False)
-        return values_under(self.buf, element, branch, self.form, self.encodings)
+    def _look_into(self, tag: int, values: list[Value]) -> None:
+        branch = first_places().get(tag)
+        for place, values[place], problem in self._under(tag, branch) if branch else ():
+            if problem:
+                self._note(place, problem)
 
     def _look_elsewhere(self, values: list[Value]) -> None:
         """Fill what has no value from its second place."""
-        for tag in self.found.keys() & second_places().keys():
-            for place, found, problem in self._under(tag, second_places()[tag]):
+        for tag, branch in second_places().items():
+            for place, found, problem in self._under(tag, branch) if tag in self.found else ():
                 if values[place] is None and place not in self.problems:
                     values[place] = found
                     if problem:
                         self._note(place, problem)
+
+    def _under(self, tag: int, branch: Branch) -> Iterable[Placed]:
+        return values_under(self.buf, self.found[tag], branch, self.form, self.encodings)
 
     def _note(self, place: int, problem: Problem) -> None:
         self.problems[place] = ColumnProblem(catalogue()[place], problem)
@@ -101,10 +103,14 @@ class Parsed:
         """Private creators (PS3.5 7.8.1) by their tags."""
         return tuple([(tag, _creator(self.buf[value:end])) for tag, value, end in self.walked.creators])
 
+    def is_like(self, buf: bytes, walked: Walk) -> bool:
+        """Whether a header is one that a template of this one may match."""
+        return self.walked.is_like(self.buf, walked, buf)
+
     def differs(self, buf: bytes, walked: Walk) -> set[int]:
         """The tags in which a header that is like this one differs."""
         mine, large = self.buf, set(self.walked.large)
-        pairs = zip(self.walked.tags, self.walked.bounds(), walked.bounds(), strict=True)
+        pairs = zip(self.walked.tags(mine), self.walked.bounds(), walked.bounds(), strict=True)
         return {
             tag for tag, (begin, end), (start, stop) in pairs if mine[begin:end] != buf[start:stop] and tag not in large
         }
@@ -114,7 +120,7 @@ class Parsed:
         for tag in varying:
             if tag in (CHARACTER_SET, _TRANSFER_SYNTAX, _MEDIA_STORAGE_SOP_CLASS):
                 return False
-            if tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF:
+            if is_creator(tag):
                 return False
         return not any(
             tag in self.found and (tag in varying or not varying.isdisjoint(_first_tags(tag)))

@@ -25,7 +25,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirecto
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from dicom_etl.headers.catalogue import Column, catalogue
-from dicom_etl.headers.layout import EMPTY, END, FILLED, Layout, code_of
+from dicom_etl.headers.layout import EMPTY, END, FILLED, Layout, code_of, joined
 from dicom_etl.headers.values import Decoded, Problem, Value, decode, encodings_of, is_empty, text_of
 
 # Raised when what these readers make of a file changes, so that files are read again.
@@ -334,7 +334,7 @@ def layout_of(dataset: Dataset) -> Layout:
         for tag in sorted(elements)
         if 0x00030000 <= tag < END and tag & 0xFFFF
     ]
-    return Layout(b"".join(codes), tuple(sorted(_creators(dataset))))
+    return Layout(joined(codes), tuple(sorted(_creators(dataset))))
 
 
 def _creators(dataset: Dataset) -> Iterator[tuple[int, str]]:

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from functools import cached_property
+from functools import lru_cache
 from typing import NamedTuple
 
 from dicom_etl.headers.forms import (
     BIG_ENDIAN,
     EXPLICIT,
     IMPLICIT,
+    LONG,
     SPECIAL,
     UNDEFINED,
     Element,
     Form,
-    Known,
+    Found,
+    Head,
     NeedMore,
     Surprise,
+    is_creator,
+    wanted_tags,
 )
-from dicom_etl.headers.layout import EMPTY, END, FILLED, code_of, empty_code
+from dicom_etl.headers.layout import END
 from dicom_etl.headers.nested import after_sequence, is_vr
 
 PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
@@ -34,7 +38,7 @@ _BIG_ENDIAN = b"1.2.840.10008.1.2.2"
 _IMPLICIT_VR = b"1.2.840.10008.1.2"
 _STANDARD = b"1.2.840.10008.1.2."
 _DIRECTORY = b"1.2.840.10008.1.3.10"
-_UID = re.compile(rb"[0-9.]*")
+_UID = re.compile(rb"[0-9.]{,64}")
 _TRANSFER_SYNTAX = 0x00020010
 _CONVERTED = frozenset({0x00020000, 0x00020002, _TRANSFER_SYNTAX})  # of the file meta information, by pydicom
 _LAST_BEFORE = 0x0007FFFF  # the data set begins with group 0008: commands (PS3.7) are not stored
@@ -50,15 +54,10 @@ class Jump(Exception):  # noqa: N818  (no error)
         self.value, self.length = value, length
 
 
-# of an element its VR, where it begins, where its value begins, its length, and where it ends
-Found = tuple[bytes | None, int, int, int, int]
-
-
 class Meta(NamedTuple):
     """The file meta information (PS3.10 7.1)."""
 
-    heads: list[bytes]  # the first bytes of each element
-    starts: list[int]
+    starts: list[int]  # where each element begins
     found: dict[int, Found]  # those whose values are wanted
     syntax: bytes  # the transfer syntax
     end: int  # where the data set begins
@@ -75,10 +74,9 @@ class Walk:
         """Begin to walk; `inflated` says that the data set was deflated, and is no longer."""
         self.jumped: dict[int, int] = {}
         self._inflated = inflated
-        self.heads: list[bytes] = []  # the first bytes of each element
-        self.starts: list[int] = []
+        self.starts: list[int] = []  # where each element begins
         self.found: dict[int, Found] = {}
-        self.codes: list[bytes] = []
+        self.codes: list[int] = []
         self.creators: list[tuple[int, int, int]] = []  # private ones: tag, where the value begins and ends
         self.large: list[int] = []  # tags of the values that are jumped over
         self.meta, self.end, self.form, self.pixels = 0, 0, EXPLICIT, False
@@ -91,8 +89,8 @@ class Walk:
         self.form = _form_of(meta.syntax)
         if self.form.implicit and is_vr(buf, meta.end + 4):
             raise Surprise("explicit VR under an implicit transfer syntax")
-        self.heads, self.starts, self.found = meta.heads, meta.starts, meta.found
-        self.meta, self.end = len(meta.heads), meta.end
+        self.starts, self.found = meta.starts, meta.found
+        self.meta, self.end = len(meta.starts), meta.end
 
     def walk(self, buf: bytes, *, at_end: bool) -> None:
         """Walk to the end of the header; `at_end` says that the bytes end where the file ends.
@@ -101,34 +99,37 @@ class Walk:
             NeedMore, Jump: go on with more bytes.
             Surprise: the header is not plain.
         """
-        if not self.heads:
+        if not self.starts:
             self._begin(buf)
-        head, heads = self.form.head, self.form.heads
-        add_head, add_start, add_code = self.heads.append, self.starts.append, self.codes.append
+        head, heads, found = self.form.head, self.form.heads, self.found
+        add_start, add_code = self.starts.append, self.codes.append
         n, pos, last = len(buf), self.end, self._last
         limit = n - _LONGEST_HEAD
         while pos <= limit or not self._ends(pos, last, n, at_end=at_end):
             key, length = head(buf, pos)
-            tag, look, is_padded, filled = heads[key]
-            if not last < tag < END:
-                self.end = pos
-                return self._pixels(tag, last)
+            tag, look, is_padded, code = heads[key]
             value = pos + 8
             end = value + length
-            if look < SPECIAL and length < LARGE and end <= n:
+            # one condition for all that is as usual; the head of the next element is there, too
+            while look is not SPECIAL and last < tag < END and length < LARGE and end <= limit:
                 # what begins with neither blank nor zero is filled
                 if length and (buf[value] > 0x20 or not is_padded or buf[value:end].strip(b" \0")):
-                    add_code(filled)
+                    add_code(code)
                 else:
-                    add_code(empty_code(filled))
+                    add_code(code - 1)
                 if look:
-                    self.found[tag] = key[4:] or None, pos, value, length, end
-            else:
-                self.end, self._last = pos, last
-                end = self._special(buf, heads.known(key), length)
-            add_head(key)
-            add_start(pos)
-            pos, last = end, tag
+                    found[tag] = look, value, length, end
+                add_start(pos)
+                pos, last = end, tag
+                key, length = head(buf, pos)
+                tag, look, is_padded, code = heads[key]
+                value = pos + 8
+                end = value + length
+            self.end, self._last = pos, last
+            if not last < tag < END:
+                return self._pixels(tag, last)
+            pos, last = self._special(buf, key, heads[key], length), tag
+            add_start(self.end)
         return None
 
     def _ends(self, pos: int, last: int, n: int, *, at_end: bool) -> bool:
@@ -147,53 +148,62 @@ class Walk:
             raise Surprise("after the header")
         self.pixels = True
 
-    def _special(self, buf: bytes, known: Known, length: int) -> int:
+    def _special(self, buf: bytes, key: bytes, head: Head, length: int) -> int:
         """Where an element ends that is not like most: with a long length or value, not all there, a creator."""
-        n, start = len(buf), self.end
-        value = start + 8
-        if known.is_long:
-            if start + 12 > n:
+        tag, _, is_padded, code = head
+        vr, value = key[4:] or None, self.end + 8
+        if vr in LONG:
+            if value + 4 > len(buf):
                 raise NeedMore
             length = self.form.long(buf, value)[0]
             value += 4
-        end, is_filled = self._value_end(buf, known, value, length)
-        if known.tag & 0xFFFF:
-            self.codes.append(code_of(known.tag, FILLED if is_filled else EMPTY))
-        if known.is_wanted:
-            self.found[known.tag] = known.vr, start, value, length, end
-        elif known.is_creator and length not in (0, UNDEFINED):
-            self.creators.append((known.tag, value, end))
+        if length == UNDEFINED:
+            end = after_sequence(buf, tag, vr, value, len(buf), self.form)
+            is_filled = not buf.startswith(self.form.delimiter, value)
+        elif length >= LARGE and not (is_padded or tag in wanted_tags() or is_creator(tag)):
+            end, is_filled = self._jump(tag, value, length, len(buf)), True
+        else:
+            end = value + length
+            if end > len(buf):
+                raise NeedMore
+            is_filled = bool(length) and not (is_padded and not buf[value:end].strip(b" \0"))
+        if tag & 0xFFFF:
+            self.codes.append(code if is_filled else code - 1)
+        if tag in wanted_tags():
+            self.found[tag] = (tag, vr), value, length, end
+        elif is_creator(tag) and length not in (0, UNDEFINED):
+            self.creators.append((tag, value, end))
         return end
 
-    def _value_end(self, buf: bytes, known: Known, value: int, length: int) -> tuple[int, bool]:
-        """Where a value ends in the bytes, and whether it is filled."""
-        if length == UNDEFINED:
-            end = after_sequence(buf, known.tag, known.vr, value, len(buf), self.form)
-            return end, not buf.startswith(self.form.delimiter, value)
-        end, is_large = value + length, length >= LARGE and known.is_skippable
-        if is_large and value in self.jumped:
-            end = value
-        elif end > len(buf):
-            raise Jump(value, length) if is_large else NeedMore
-        if is_large:
-            self.large.append(known.tag)
-            return end, True
-        return end, bool(length) and not (known.is_padded and not buf[value:end].strip(b" \0"))
+    def _jump(self, tag: int, value: int, length: int, n: int) -> int:
+        """Where a large value ends that nobody wants."""
+        end = value if value in self.jumped else value + length
+        if end > n:
+            raise Jump(value, length)
+        self.large.append(tag)
+        return end
 
     @property
     def data_set(self) -> int:
         """Where the data set begins."""
         return self.starts[self.meta] if self.meta < len(self.starts) else self.end
 
-    @cached_property
-    def tags(self) -> list[int]:
-        """The tags of all elements."""
-        meta, rest = EXPLICIT.heads, self.form.heads
-        return [meta[head][0] for head in self.heads[: self.meta]] + [rest[head][0] for head in self.heads[self.meta :]]
+    def heads(self, buf: bytes) -> list[bytes]:
+        """The first bytes of all elements of the header that was walked."""
+        size = 4 if self.form.implicit else 6
+        meta, rest = self.starts[: self.meta], self.starts[self.meta :]
+        return [buf[start : start + 6] for start in meta] + [buf[start : start + size] for start in rest]
 
-    def is_like(self, other: Walk) -> bool:
+    def tags(self, buf: bytes) -> list[int]:
+        """The tags of all elements of the header that was walked."""
+        found, meta, rest = self.heads(buf), EXPLICIT.heads, self.form.heads
+        return [meta[head][0] for head in found[: self.meta]] + [rest[head][0] for head in found[self.meta :]]
+
+    def is_like(self, buf: bytes, other: Walk, its_buf: bytes) -> bool:
         """Whether a header has the same elements, written alike: what headers must have in common for a template."""
-        return self.form is other.form and self.heads == other.heads and self.large == other.large
+        if self.form is not other.form or len(self.starts) != len(other.starts) or self.large != other.large:
+            return False
+        return self.heads(buf) == other.heads(its_buf)
 
     def bounds(self) -> list[tuple[int, int]]:
         """Where each element begins and ends."""
@@ -204,13 +214,14 @@ class Walk:
         large = set(self.large)
         wanted = range(UNDEFINED) if tags is None else large.union(tags)
         found = []
-        for number, (tag, head, (start, end)) in enumerate(zip(self.tags, self.heads, self.bounds(), strict=True)):
+        for number, (tag, head, (start, end)) in enumerate(
+            zip(self.tags(buf), self.heads(buf), self.bounds(), strict=True)
+        ):
             if tag in wanted:
-                form = EXPLICIT if number < self.meta else self.form
-                known = form.heads.known(head)
-                value = start + (12 if known.is_long else 8)
-                length = form.long(buf, start + 8)[0] if known.is_long else form.head(buf, start)[1]
-                found.append(Element(tag, known.vr, start, value, length, end, tag in large))
+                form, vr = EXPLICIT if number < self.meta else self.form, head[4:] or None
+                value = start + (12 if vr in LONG else 8)
+                length = form.long(buf, start + 8)[0] if vr in LONG else form.head(buf, start)[1]
+                found.append(Element(tag, vr, start, value, length, end, tag in large))
         return found
 
 
@@ -218,18 +229,18 @@ def meta_of(buf: bytes) -> Meta:
     """The file meta information that the bytes begin with."""
     if buf[128:132] != b"DICM":
         raise Surprise("preamble")
-    meta = Meta([], [], {}, b"", 0)
+    starts: list[int] = []
+    found: dict[int, Found] = {}
     syntax, pos, last, n = b"", 132, -1, len(buf)
-    head, heads = EXPLICIT.head, EXPLICIT.heads
+    head, heads, wanted = EXPLICIT.head, EXPLICIT.heads, wanted_tags()
     while True:
         if pos + 12 > n:
             raise NeedMore
-        if buf[pos : pos + 2] != b"\x02\x00":
-            return meta._replace(syntax=syntax, end=pos)
         key, length = head(buf, pos)
-        known = heads.known(key)
-        tag, value = known.tag, pos + 8
-        if known.is_long:
+        if key[:2] != b"\x02\x00":
+            return Meta(starts, found, syntax, pos)
+        tag, vr, value = heads[key][0], key[4:], pos + 8
+        if vr in LONG:
             length = EXPLICIT.long(buf, value)[0]
             value += 4
         if tag <= last or length > _MOST_META:
@@ -239,16 +250,16 @@ def meta_of(buf: bytes) -> Meta:
             raise NeedMore
         if last < 0 or tag in _CONVERTED:
             content = buf[value:end].rstrip(b"\0 ")
-            _check_meta(tag & 0xFFFF, known.vr, length, content)
+            _check_meta(tag & 0xFFFF, vr, length, content if tag & 0xFFFF > 1 else b"")
             syntax = content if tag == _TRANSFER_SYNTAX else syntax
-        if known.is_wanted:
-            meta.found[tag] = known.vr, pos, value, length, end
-        meta.heads.append(key)
-        meta.starts.append(pos)
+        if tag in wanted:
+            found[tag] = (tag, vr), value, length, end
+        starts.append(pos)
         pos, last = end, tag
 
 
-def _check_meta(number: int, vr: bytes | None, length: int, content: bytes) -> None:
+@lru_cache(maxsize=1024)
+def _check_meta(number: int, vr: bytes, length: int, content: bytes) -> None:
     """What pydicom converts while it reads the file meta information must be such that it changes nothing.
 
     It converts the first element (so that it be one that has no text), the group length, the transfer syntax and the

@@ -88,18 +88,22 @@ def extract(
         if force:
             _forget(lake, name, tasks)
         try:
-            opened, failures = _run(engine, tasks, progress, name)
+            read, failures = _run(engine, tasks, progress, name)
         finally:
             lake.remove_parts(f"headers/{encode_name(name)}")
         done = mark_duplicates(source, lake, units, failures, changed=bool(tasks or gone))
-        rows = sum(lake.row_count(headers(), dataset=name, unit=unit) for unit in units)
+        # a footer of so many columns takes as long to read as several headers: what was just written is known
+        written = {unit: several for unit, several in read.items() if unit not in failures}
+        rows = sum(one.rows for several in written.values() for one in several) + sum(
+            lake.row_count(headers(), dataset=name, unit=unit) for unit in units.keys() - written.keys()
+        )
     if rows == 0 and not failures:
         total = sum(entries.num_rows for entries in units.values())
         raise SourceError(f"dataset {name}: none of the {total} files under {source.location} is DICOM")
     findings = lake.row_count(DATASET_FINDINGS, stage="extract", dataset=name) + sum(
         lake.row_count(FINDINGS, stage="extract", dataset=name, unit=unit) for unit in units
     )
-    made = len(tasks) - len(failures)
+    made, opened = len(tasks) - len(failures), sum(one.files_opened for several in read.values() for one in several)
     return Extracted(name, len(units), made, len(failures), opened + done, rows, findings)
 
 
@@ -159,8 +163,8 @@ def _remove_gone(lake: Lake, dataset: str, units: Collection[str]) -> int:
 
 def _run(
     engine: Engine, tasks: list[UnitTask], progress: Progress, dataset: str
-) -> tuple[int, dict[str, BaseException]]:
-    """Extract the units; returns files opened and the failures by unit."""
+) -> tuple[dict[str, list[UnitDone]], dict[str, BaseException]]:
+    """Extract the units; returns what was done with the pieces of each, and the failures by unit."""
     pieces = [piece for task in tasks for piece in pieces_of(task)]
     total, done = sum(_files(piece) for piece in pieces), 0
     read: dict[str, list[UnitDone]] = defaultdict(list)
@@ -176,7 +180,7 @@ def _run(
     failures = {unit: failed[unit, chunk] for unit, chunk in sorted(failed, reverse=True)}
     joins = [_join_task(task, read[task.unit]) for task in tasks if is_large(task) and task.unit not in failures]
     failures |= _join(engine, joins, progress, dataset)
-    return sum(one.files_opened for several in read.values() for one in several), failures
+    return read, failures
 
 
 def _files(task: UnitTask) -> int:

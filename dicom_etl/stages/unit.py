@@ -74,7 +74,7 @@ class FilesRead(NamedTuple):
     files: pa.Table
     layouts: pa.Table
     file_findings: list[Finding]
-    value_findings: list[Finding]  # all of them, counted
+    value_findings: list[Finding]  # all of them
     opened: int
     to_retry: bool
 
@@ -109,6 +109,21 @@ def extract_unit(task: UnitTask) -> UnitDone:
     return read.done
 
 
+@contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Python looks for garbage in cycles after every 700 objects; of ours few are garbage, and most of them plain.
+
+    What is decorated has let go of its own objects when Python may look again.
+    """
+    usual = gc.get_threshold()
+    gc.set_threshold(_OBJECTS, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+
+
+@_seldom_collected()
 def read_files(task: UnitTask) -> FilesRead:
     """Read the files that are new or changed, and take over the rows of the others."""
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what it warns of becomes findings
@@ -117,25 +132,14 @@ def read_files(task: UnitTask) -> FilesRead:
     reading = _Reading(task)
     numbers = [number for number, path in enumerate(reading.paths) if path not in known]
     openings = opened(task.source.open, [reading.paths[number] for number in numbers])
-    with _seldom_collected(), closing(openings):
+    with closing(openings):
         for number, opening in zip(numbers, openings, strict=True):
             reading.read(number, opening)
     rows = _joined(_relocated(kept_rows, task.entries), reading.headers())
     files = _joined(kept_files, reading.files())
     layouts = _layouts(task, reading, rows)
-    file_findings, value_findings = _file_findings(files), counted(_value_findings(task, reading.problems))
+    file_findings, value_findings = _file_findings(files), list(_value_findings(task, reading.problems))
     return FilesRead(rows, files, layouts, file_findings, value_findings, reading.opened, reading.to_retry)
-
-
-@contextmanager
-def _seldom_collected() -> Iterator[None]:
-    """Python looks for garbage in cycles after every 700 objects; of ours few are garbage, and most of them plain."""
-    usual = gc.get_threshold()
-    gc.set_threshold(_OBJECTS, *usual[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*usual)
 
 
 # -- what is taken over -----------------------------------------------------------------------------------------------

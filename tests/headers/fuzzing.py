@@ -113,7 +113,7 @@ def _places(content: bytes) -> list[Place]:
     walk = Walk()
     with suppress(Surprise, NeedMore, Jump, LookupError):
         walk.walk(content, at_end=True)
-    found = walk.elements(content) if walk.heads else []
+    found = walk.elements(content) if walk.starts else []
     return [
         Place(at, "<" if number < walk.meta else walk.form.order, number >= walk.meta and walk.form.implicit)
         for number, at in enumerate(found)

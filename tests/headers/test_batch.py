@@ -7,10 +7,10 @@ from typing import Any
 from dicom_etl.headers.batch import Batch
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.fast import Base, Row
-from dicom_etl.headers.layout import FILLED, Layout, code_of
+from dicom_etl.headers.layout import FILLED, Layout, code_of, joined
 
 NAMES = [column.name for column in catalogue()]
-LAYOUT = Layout(code_of(0x00100010, FILLED))
+LAYOUT = Layout(joined([code_of(0x00100010, FILLED)]))
 
 
 def base(varied: tuple[str, ...] = (), **values: Any) -> Base:

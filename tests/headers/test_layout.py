@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from dicom_etl.headers.layout import EMPTY, FILLED, Layout, Presence, code_of, table_of, tag_text
+from dicom_etl.headers.layout import EMPTY, FILLED, Layout, Presence, code_of, joined, table_of, tag_text
 from dicom_etl.headers.reader import Header
 from dicom_etl.lake.schemas import LAYOUTS
 from tests.headers.files import (
@@ -148,7 +148,7 @@ def test_a_deflated_file_has_a_layout_too() -> None:
 def test_the_id_depends_on_tag_creator_and_status() -> None:
     creator = code_of(0x00290010, FILLED)
     layouts = [
-        Layout(creator + code_of(tag, status), ((0x00290010, name),))
+        Layout(joined([creator, code_of(tag, status)]), ((0x00290010, name),))
         for tag, name, status in [
             (0x00291001, "ACME", FILLED),
             (0x00291002, "ACME", FILLED),
@@ -162,11 +162,11 @@ def test_the_id_depends_on_tag_creator_and_status() -> None:
 def test_the_id_is_a_signed_number_of_64_bits_that_never_changes() -> None:
     # written down: a lake made by another process or version joins headers and layouts by it
     assert Layout(b"").id == -1970711489451281740
-    assert Layout(code_of(0x00100010, EMPTY)).id == 880226242798095674
+    assert Layout(joined([code_of(0x00100010, EMPTY)])).id == 880226242798095674
 
 
 def test_a_layout_turned_has_these_elements_filled_instead_of_empty_or_the_other_way_round() -> None:
-    layout = Layout(code_of(0x00100010, EMPTY) + code_of(0x00100020, FILLED) + code_of(0x00100030, FILLED))
+    layout = Layout(joined([code_of(0x00100010, EMPTY), code_of(0x00100020, FILLED), code_of(0x00100030, FILLED)]))
     assert layout.turned([0, 2]).presences() == (
         Presence(0x00100010, None, FILLED),
         Presence(0x00100020, None, FILLED),
@@ -176,10 +176,10 @@ def test_a_layout_turned_has_these_elements_filled_instead_of_empty_or_the_other
 
 def test_the_table_has_a_row_for_each_element_with_its_creator() -> None:
     private = Layout(
-        b"".join(code_of(tag, FILLED) for tag in (0x00090010, 0x00100010, 0x00290010, 0x00291001, 0x00291101)),
+        joined([code_of(tag, FILLED) for tag in (0x00090010, 0x00100010, 0x00290010, 0x00291001, 0x00291101)]),
         ((0x00090010, "ACME"), (0x00290010, "EMCA")),
     )
-    plain = Layout(code_of(0x00100010, EMPTY))
+    plain = Layout(joined([code_of(0x00100010, EMPTY)]))
     rows = list(zip(*(table_of([private, plain])[name].to_pylist() for name in LAYOUTS.schema.names), strict=True))
     assert rows == sorted(
         [
