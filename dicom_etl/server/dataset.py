@@ -134,9 +134,8 @@ class DatasetUpload:
         return {"dataset": self._built.dataset, "unit": unit, "subject": self._built.subjects.get(unit)}
 
     async def _send(self, bundle: list[Candidate]) -> None:
+        # not saved here: the studies of the same units follow, and what a kill takes with it is settled by a look
         await send_prepared(self._run, bundle, self._joined)
-        for part in parts_of(bundle):
-            part.ledger.save_soon()
 
     async def _joined(self, bundle: list[Candidate]) -> list[Candidate]:
         """The Patients as they are to be sent, with what the server has of them."""
@@ -211,8 +210,8 @@ class DatasetUpload:
     async def _check_and_send(self, bundle: list[Candidate]) -> None:
         await send_prepared(self._run, bundle, self._checked)
         for part in parts_of(bundle):
-            part.ledger.save_soon()
-            self._finish_if_done(part)
+            if not self._finish_if_done(part):
+                part.ledger.save_soon()
 
     async def _checked(self, bundle: list[Candidate]) -> list[Candidate]:
         """The studies that may be sent: nothing shrinks, and nothing of somebody else's is written over."""
@@ -222,13 +221,15 @@ class DatasetUpload:
 
     # -- the end of a unit
 
-    def _finish_if_done(self, part: Part) -> None:
+    def _finish_if_done(self, part: Part) -> bool:
+        """Close a part of which nothing more is to come; says whether that was so."""
         if part.pending or not part.planned:
-            return
+            return False
         part.planned = False
         self._close(part)
         self._parts.pop(part.name, None)
         self._tell()
+        return True
 
     def _close(self, part: Part) -> None:
         """Save the ledger of a unit. With the mark that nothing is to do, if nothing is, nor to be said again."""
