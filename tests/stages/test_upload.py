@@ -787,6 +787,22 @@ def test_one_bad_resource_among_many_is_rejected_alone(lake: Lake, server: Proxy
     assert codes(lake, "A") == ["upload-rejected"] * 3
 
 
+def test_one_invalid_study_among_a_thousand_is_rejected_and_the_others_are_stored(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    studies = [Study(str(n), f"P{n // 100}", unit=f"sub-{n // 100}", series={"1": 1}) for n in range(1000)]
+    studies[617] = changed(studies[617], status="nonsense")
+    site.build(lake, "A", studies)
+
+    [done] = upload(["A"], lake, settings_for(server.url, bundle_resources=50))
+
+    assert done.counts["ImagingStudy"] == {"rejected": 1, "stored": 999}
+    row = outcomes(lake, server.url, "A", "sub-6")[study_path(site, "A", "617")]
+    assert (row["state"], row["status"]) == ("rejected", 400)
+    assert "Unknown ImagingStudyStatus code 'nonsense'" in row["error"]
+    assert codes(lake, "A") == ["upload-rejected"]
+
+
 def test_only_what_failed_is_sent_again_when_that_is_asked_for(lake: Lake, server: Proxy, site: Site) -> None:
     bad = Study("2", "P2", unit="sub-2", status="nonsense")
     site.build(lake, "A", [ONE, bad])
