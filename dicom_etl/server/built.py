@@ -113,6 +113,11 @@ def by_column(rows: Sequence[Row], column: str) -> dict[str, list[Row]]:
     return groups
 
 
+def announcement(server: str, dataset: str) -> str:
+    """The place of the file that says that a dataset is on a server, or about to be: it has a say in what is shared."""
+    return f"outcomes/{encode_name(server)}/{encode_name(dataset)}/.here"
+
+
 def others(run: Run, names: Sequence[str]) -> list[Built]:
     """The other datasets that are on this server: they have a say in what is shared."""
     ours = {encode_name(name) for name in names}

@@ -11,7 +11,7 @@ import orjson
 
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.schemas import SHARED_OUTCOMES
-from dicom_etl.server.built import SHARED_RULES, Built, by_column, others
+from dicom_etl.server.built import SHARED_RULES, Built, announcement, by_column, others
 from dicom_etl.server.ledger import Ledger, Row, on_server
 from dicom_etl.server.linking import Identifier, link_of, patients_with
 from dicom_etl.server.merging import Contradiction, Contribution, merged
@@ -62,7 +62,7 @@ class Shared:
         run = self._run
         if not run.options.dry_run:
             for name in sorted(self._names):
-                run.lake.write_bytes(f"outcomes/{encode_name(run.server)}/{encode_name(name)}/.here", b"")
+                run.lake.write_bytes(announcement(run.server, name), b"")
         self._all = sorted([*self._ours, *others(run, sorted(self._names))], key=lambda built: built.dataset)
         decided = [row for built in self._all for row in built.decided]
         self.claimed = {row["patient"] for row in decided}

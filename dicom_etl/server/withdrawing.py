@@ -15,7 +15,7 @@ from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.schemas import OUTCOMES, SHARED_OUTCOMES, Table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.addressing import Addressing
-from dicom_etl.server.built import rows_at
+from dicom_etl.server.built import announcement, rows_at
 from dicom_etl.server.client import Client
 from dicom_etl.server.errors import FhirError, ServerError
 from dicom_etl.server.ledger import Ledger, Row, on_server
@@ -131,6 +131,8 @@ class Ledgers:
                 ledger.drop(key)
             if gone:
                 ledger.save()
+        if self._leaving.is_all:
+            self._lake.remove(announcement(self._server, self._leaving.dataset))
 
     def _all(self) -> Iterator[tuple[str | None, Ledger]]:
         yield None, self._ledger(SHARED_OUTCOMES)

@@ -84,6 +84,7 @@ def proxy(
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(30)
+        loop.close()
 
 
 def _application(session: aiohttp.ClientSession, target: str | None, started: Sequence[Proxy]) -> web.Application:
