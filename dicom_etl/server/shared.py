@@ -60,9 +60,9 @@ class Shared:
     def _gather(self) -> None:
         """Who has a say: our datasets and all that are on this server; ours say so before anything of them is there."""
         run = self._run
-        if not run.options.dry_run:
-            for name in sorted(self._names):
-                run.lake.write_bytes(announcement(run.server, name), b"")
+        new = (place for name in sorted(self._names) if not run.lake.exists(place := announcement(run.server, name)))
+        for place in () if run.options.dry_run else new:
+            run.lake.write_bytes(place, b"")
         self._all = sorted([*self._ours, *others(run, sorted(self._names))], key=lambda built: built.dataset)
         decided = [row for built in self._all for row in built.decided]
         self.claimed = {row["patient"] for row in decided}

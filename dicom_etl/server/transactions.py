@@ -177,6 +177,8 @@ class Sender:
         Returns those of which nothing is recorded yet: something on the server changed since it was looked at, and
         they must be looked at again. `overwrote` says what they wrote over.
         """
+        if not items:  # all of a bundle was settled or held: that says nothing of the server
+            return []
         taken: list[bool] = []
 
         def noted(item: I, outcome: Outcome) -> None:
@@ -186,7 +188,7 @@ class Sender:
 
         stale = await self._send(items, noted, Budget(self._retry_seconds), 0)
         self._failed_in_a_row = 0 if stale or any(taken) else self._failed_in_a_row + 1
-        if items and self._failed_in_a_row >= _FAILED_BUNDLES:
+        if self._failed_in_a_row >= _FAILED_BUNDLES:
             self._stop("the server takes nothing, after all retries", unreachable=True)
         return stale
 
