@@ -43,8 +43,8 @@ from tests.servers.hapi_server import HapiServer, running_hapi
 SERIES, LENGTH = 4, 50  # of each study: series, and instances of a series
 SEQUENTIAL = "save() one by one"
 
-_WARM = 20  # studies of each way before anything is measured: the server compiles what it does often
-_HOLDS = 2_500  # studies that fit into the server's heap; then there is a new one
+_WARM = 300  # studies of each way before anything is measured: the server compiles what it does often
+_HOLDS = 8_000  # studies that fit into the server's heap; then there is a new one
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 _ABOUT = """ours: reads the lake, sends what all share first, then Patients, then studies; searches the server for
@@ -54,8 +54,9 @@ Endpoint; here there is one for all, as ours has), without ids, so that a second
 The resources are dictionaries already. search, then save(): a search by identifier before each of these.
 Nothing looks for Patients that the server has under other ids: here identifiers are those of a dataset alone.
 x save(): studies/s in parts of the second row. CPU: milliseconds per study, of the client (this process) and of the
-server (a Java process with a C1 compiler and its data in memory). Where other work keeps the processors busy, ours
-cannot use two of them at once, and the ratio falls towards that of the server CPU: see the load above."""
+server (HAPI in a JVM with its own defaults that has taken over a thousand studies before, its data in memory). Where
+other work keeps the processors busy, ours cannot use two of them at once, and the ratio falls towards that of the
+processor time of client and server together: see the load above."""
 
 
 # -- what is sent -----------------------------------------------------------------------------------------------------
@@ -320,10 +321,12 @@ def main(arguments: list[str] | None = None) -> None:
     rows = {step.label: Row(step.label, given.studies) for steps in CONTENDERS for step in steps}
     per_server = max(1, (_HOLDS - len(CONTENDERS) * _WARM) // (len(CONTENDERS) * given.studies))
     for first in range(0, given.repeat, per_server):
-        with running_hapi() as server:
-            _turn(server, _WARM, Settings(fhir=fhir))
-            for _ in range(first, min(first + per_server, given.repeat)):
-                for label, sample in _turn(server, given.studies, Settings(fhir=fhir)).items():
+        with running_hapi(long_lived=True) as server:
+            _turn(server, _WARM, Settings(fhir=fhir), CONTENDERS)
+            for number in range(first, min(first + per_server, given.repeat)):
+                begins = number % len(CONTENDERS)  # a server becomes faster for some minutes: everybody is first once
+                order = CONTENDERS[begins:] + CONTENDERS[:begins]
+                for label, sample in _turn(server, given.studies, Settings(fhir=fhir), order).items():
                     rows[label].samples.append(sample)
     print(f"load at the end {os.getloadavg()[0]:.1f}")
     _print(list(rows.values()), given, fhir)
@@ -332,7 +335,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     fields = FhirSettings.model_fields
     parser = argparse.ArgumentParser(prog="python -m benchmarks.upload", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--studies", type=int, default=100, help="studies of each turn (default 100)")
+    parser.add_argument("--studies", type=int, default=300, help="studies of each turn (default 300)")
     parser.add_argument("--repeat", type=int, default=5, help="repetitions; the median is shown (default 5)")
     parser.add_argument("--in-flight", type=int, default=fields["in_flight"].default, help="as fhir.in_flight")
     parser.add_argument("--bundle", type=int, default=fields["bundle_resources"].default, help="fhir.bundle_resources")
@@ -343,10 +346,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return given
 
 
-def _turn(server: HapiServer, studies: int, settings: Settings) -> dict[str, Sample]:
+def _turn(
+    server: HapiServer, studies: int, settings: Settings, contenders: Sequence[Sequence[Step]]
+) -> dict[str, Sample]:
     """Let each contender bring studies of its own, one contender after the other."""
     samples: dict[str, Sample] = {}
-    for steps in CONTENDERS:
+    for steps in contenders:
         with tempfile.TemporaryDirectory(prefix="bench-upload-") as folder:
             load = Load.new(Path(folder), studies, settings)
             samples |= {step.label: measured(step, server, load) for step in steps}
@@ -357,7 +362,7 @@ def _print(rows: Sequence[Row], given: argparse.Namespace, fhir: FhirSettings) -
     base = next(row.rate for row in rows if row.label == SEQUENTIAL)
     print(
         f"\n{given.studies} studies of {SERIES} series of {LENGTH} instances, a Patient each; "
-        f"median of {given.repeat}; ours: {fhir.in_flight} transactions of {fhir.bundle_resources} resources at once"
+        f"median of {given.repeat}; ours: {fhir.in_flight} requests at once, small resources by {fhir.bundle_resources}"
     )
     print(
         f"{'':36}{'studies/s':>10}{'from - to':>16}{'x save()':>10}{'requests':>10}{'client CPU':>12}{'server CPU':>12}"

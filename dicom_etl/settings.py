@@ -95,9 +95,13 @@ class FhirSettings(_Strict):
         description="where the server has a study of somebody else under the same StudyInstanceUID: hold ours, add our "
         "series and instances to theirs, or put ours beside it",
     )
-    in_flight: int = Field(2, ge=1, le=16, description="transactions on their way at once")
-    bundle_resources: int = Field(10, ge=1, le=500, description="resources in a transaction, at most")
+    in_flight: int = Field(4, ge=1, le=16, description="requests on their way at once")
+    bundle_resources: int = Field(25, ge=1, le=500, description="resources in a transaction, at most")
     bundle_bytes: int = Field(4_000_000, ge=10_000, description="bytes of a transaction, about")
+    # a PUT of a study of 100 instances takes HAPI a tenth less time than its share of a transaction, and less memory
+    alone_bytes: int = Field(
+        16_000, ge=0, description="a resource of more bytes goes by a request of its own, outside of transactions"
+    )
     retry_seconds: float = Field(600, ge=0, description="total time for retries of one request")
     # a small change to a study of 50,000 instances takes HAPI 42 s on two cores; another server may take ten times that
     timeout_seconds: float = Field(

@@ -301,15 +301,24 @@ class Lake:
             self.at(place).write_bytes(buffer.getvalue())
             return
         target = Path(self.root) / place
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # the process id keeps apart a worker that outlives a killed run and the run that follows
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as sink:
+            with _new_file(temporary) as sink:
                 yield sink
             temporary.replace(target)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
+
+
+def _new_file(path: Path) -> IO[bytes]:
+    """An empty file, its folder made only where there is none: most folders are there."""
+    try:
+        return path.open("wb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path.open("wb")
 
 
 def _options(table: Table) -> dict[str, Any]:

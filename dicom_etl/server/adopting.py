@@ -12,7 +12,7 @@ from typing import Any
 
 from dicom_etl.server.client import Client
 
-_AT_ONCE = 20  # UIDs of up to 64 characters in one search
+_AT_ONCE = 25  # UIDs of up to 64 characters in one search
 _PAGE = 100
 _STUDY = "urn:dicom:uid"
 _LISTS = ("identifier", "modality", "endpoint", "procedureCode", "reasonCode", "procedure", "reason", "basedOn", "note")

@@ -33,11 +33,13 @@ _REFUSALS = {
 
 
 class Answer(NamedTuple):
-    """What a server answered, whatever it was; `retry_after` in seconds."""
+    """What a server answered, whatever it was; `retry_after` in seconds, other headers as they are."""
 
     status: int
     retry_after: float | None
     body: bytes
+    etag: str = ""
+    location: str = ""
 
 
 class Send(Protocol):

@@ -93,9 +93,16 @@ class Built:
         """The identities by StudyInstanceUID."""
         return by_column(self.persons, "study_uid")
 
+    @cached_property
+    def _marks(self) -> dict[str, str]:
+        return {}
+
     def mark(self, unit: str) -> str:
-        """What changes when the resources of a unit do."""
-        return self.lake.fingerprint(FINDINGS, stage="build", dataset=self.dataset, unit=unit) or ""
+        """What changes when the resources of a unit do. Read once: nobody builds while the dataset's lock is held."""
+        if unit not in self._marks:
+            mark = self.lake.fingerprint(FINDINGS, stage="build", dataset=self.dataset, unit=unit)
+            self._marks[unit] = mark or ""
+        return self._marks[unit]
 
     def resources(self, kind: str, unit: str) -> Iterator[Resource]:
         """The resources of a unit."""

@@ -31,6 +31,7 @@ _WORTH_ZIPPING = 1_000  # bytes
 # HAPI answers a repeated search from a cache for 60 s, also with "nothing"; and a server that does not know a
 # parameter must say so, not leave it out (FHIR R4, 3.1.1.2 and 3.1.1.4.1)
 _READING = {"Cache-Control": "no-cache", "Prefer": "handling=strict"}
+_ABOUT_ITSELF = "metadata"  # takes HAPI as long as ten studies, unless it may answer what it did a minute ago
 _WRITING = {"Content-Type": "application/fhir+json", "Prefer": "return=minimal"}
 _NO_KNOWN_AUTHORITY = (18, 19, 20, 21)  # X509_V_ERR_*: self-signed, or signed by somebody who is not known
 
@@ -102,16 +103,45 @@ class Client(AsyncFHIRClient):
         returning_status: bool = False,
     ) -> Any:
         url = self._build_request_url(path, params).rstrip("?").rstrip("/")
-        headers = self._build_request_headers() | (_READING if method.lower() == "get" else {})
+        reads = method.lower() == "get" and path != _ABOUT_ITSELF
+        headers = self._build_request_headers() | (_READING if reads else {})
         body = None
         if data is not None:
             body = orjson.dumps(data)
             headers |= _WRITING
-        answer = await self._exchange(method, url, headers | (extra_headers or {}), body)
-        if answer.status != 304 and not 200 <= answer.status < 300:
-            raise self._error(answer, url, body)
+        answer = await self._answer(method, url, headers | (extra_headers or {}), body)
         content = _content(method, answer)
         return (content, answer.status) if returning_status else content
+
+    async def put(self, path: str, body: bytes, *, if_match: str = "") -> dict[str, str]:
+        """PUT a resource that is JSON already, if need be in place of one version alone.
+
+        Args:
+            path: Type/id.
+            body: the resource.
+            if_match: the version that it may replace; empty: any.
+
+        Returns:
+            status, location and etag, as the answer to a transaction has them (Bundle.entry.response).
+        """
+        headers = self._build_request_headers() | _WRITING
+        if if_match:
+            headers["If-Match"] = f'W/"{if_match}"'
+        answer = await self._answer("put", self._build_request_url(path, None), headers, body)
+        content = _content("put", answer)  # what is no JSON comes from somebody else than a FHIR server
+        version = content.get("meta", {}).get("versionId") if isinstance(content, dict) else None
+        return {
+            "status": str(answer.status),
+            "location": answer.location or path,
+            "etag": answer.etag or str(version or ""),
+        }
+
+    async def _answer(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> Answer:
+        """An answer that is a success."""
+        answer = await self._exchange(method, url, headers, body)
+        if answer.status != 304 and not 200 <= answer.status < 300:
+            raise self._error(answer, url, body)
+        return answer
 
     async def _exchange(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> Answer:
         zipped = body is not None and self._zips and len(body) > _WORTH_ZIPPING
@@ -146,7 +176,8 @@ class Client(AsyncFHIRClient):
                 method, URL(url, encoded=True), data=body, headers=headers, allow_redirects=False, timeout=time
             ) as response:
                 pause = _seconds(response.headers.get("Retry-After"))
-                return Answer(response.status, pause, await response.read())
+                etag, location = (response.headers.get(name, "") for name in ("ETag", "Location"))
+                return Answer(response.status, pause, await response.read(), etag, location)
         except TimeoutError:
             failure: FhirError = TimedOutError(f"{place} did not answer within {seconds:g} s")
         except (aiohttp.ClientError, OSError) as error:

@@ -13,7 +13,8 @@ from dicom_etl.server.errors import FhirError, ServerError
 from dicom_etl.server.ledger import Ledger, Row, failed, on_server, up_to_date
 from dicom_etl.server.linking import Link
 from dicom_etl.server.run import Options, Run
-from dicom_etl.server.transactions import Item, Key, Outcome, Packer, Sender, canonical, digest
+from dicom_etl.server.sending import Sender
+from dicom_etl.server.transactions import Item, Key, Outcome, Packer, canonical, digest
 
 Resource = dict[str, Any]
 _LOOKS, _LOOK_PAUSE = 10, 0.1  # times, seconds
@@ -176,10 +177,11 @@ Prepare = Callable[[list[Candidate]], Awaitable[list[Candidate]]]
 
 async def send_prepared(run: Run, bundle: Sequence[Candidate], prepare: Prepare) -> None:
     """Send what `prepare` makes of a bundle; look at the server again where it changed in between."""
+    whole = {candidate.key: candidate for candidate in bundle}
     left = list(bundle)
     for look in range(_LOOKS):
         try:
-            sendable = await prepare([_fresh(candidate) for candidate in left])
+            sendable = await prepare([_fresh(whole[one.key], one.overwrote) for one in left])
         except FhirError as error:
             gave_up(left, error)
             return
@@ -190,13 +192,12 @@ async def send_prepared(run: Run, bundle: Sequence[Candidate], prepare: Prepare)
     gave_up(left, ServerError(409, "somebody else writes to it all the time"))
 
 
-def _fresh(candidate: Candidate) -> Candidate:
-    """A candidate as it was before it was prepared, at the place that the ledger knows."""
+def _fresh(candidate: Candidate, overwrote: str) -> Candidate:
+    """A candidate before it is prepared, at the place that the ledger knows."""
     row = candidate.part.ledger.get(candidate.key)
     at = row["id_on_server"] if row is not None and on_server(row) and not row["linked"] else ""
     at = "" if at == candidate.id else at
-    body = canonical(candidate.resource)
-    return replace(candidate, body=body, at=at, if_match="", condition="", is_new=False, adopts=False)
+    return replace(candidate, at=at, overwrote=overwrote)
 
 
 def gave_up(candidates: Sequence[Candidate], error: FhirError) -> None:

@@ -11,7 +11,7 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.server.addressing import Addressing
 from dicom_etl.server.client import Client
 from dicom_etl.server.ledger import Ledger, Row
-from dicom_etl.server.transactions import Sender
+from dicom_etl.server.sending import Sender
 from dicom_etl.settings import FhirSettings
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many

@@ -21,7 +21,8 @@ from dicom_etl.server.built import Built, rows_at
 from dicom_etl.server.client import Client
 from dicom_etl.server.ledger import Ledger, Row, on_server
 from dicom_etl.server.linking import escaped
-from dicom_etl.server.transactions import Key, Sender
+from dicom_etl.server.sending import Sender
+from dicom_etl.server.transactions import Key
 
 DIFFERENCES = ("missing", "changed", "foreign", "unsent")
 _AT_ONCE = 50  # ids in one search: its URL stays below 2,000 characters

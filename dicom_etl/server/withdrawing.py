@@ -20,7 +20,8 @@ from dicom_etl.server.client import Client
 from dicom_etl.server.errors import FhirError, ServerError
 from dicom_etl.server.ledger import Ledger, Row, on_server
 from dicom_etl.server.reconciling import fetched
-from dicom_etl.server.transactions import Key, Sender
+from dicom_etl.server.sending import Sender
+from dicom_etl.server.transactions import Key
 
 _ORDER = ("ImagingStudy", "Patient", "Endpoint")  # what refers to others goes first
 _MAYBE = ("gave-up", "retrying")  # the server may have it all the same

@@ -25,7 +25,7 @@ from dicom_etl.server.capability import first_contact
 from dicom_etl.server.client import Client
 from dicom_etl.server.errors import ServerError, UnreachableError, UnsuitableServerError
 from dicom_etl.server.naming import server_name
-from dicom_etl.server.transactions import Sender
+from dicom_etl.server.sending import Sender
 from dicom_etl.server.withdrawing import Deleted, Holding, Leaving, Ledgers, deleted, located, servers
 from dicom_etl.settings import Settings, SettingsError
 from dicom_etl.stages.forgetting import Known, clear, known_of, sharing

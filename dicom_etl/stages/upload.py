@@ -18,8 +18,8 @@ from dicom_etl.server.client import Client
 from dicom_etl.server.dataset import DatasetUpload
 from dicom_etl.server.naming import server_name
 from dicom_etl.server.run import Options, Progress, Run, Uploaded
+from dicom_etl.server.sending import DrySender, Sender
 from dicom_etl.server.shared import Shared
-from dicom_etl.server.transactions import DrySender, Sender
 from dicom_etl.settings import Settings
 
 __all__ = ["NotBuiltError", "Uploaded", "upload"]
@@ -70,7 +70,9 @@ async def _upload(
         takes_ids = await first_contact(client, fhir.version, client_ids=client_ids)
         addressing = Addressing(settings.site, takes_ids)
         in_flight = addressing.in_flight(fhir.in_flight)
-        sender = (DrySender if options.dry_run else Sender)(client, fhir.retry_seconds, in_flight=in_flight)
+        sender = (DrySender if options.dry_run else Sender)(
+            client, fhir.retry_seconds, in_flight=in_flight, alone_bytes=fhir.alone_bytes
+        )
         system = settings.sds_dataset_system
         run = Run(lake, fhir, options, progress, client, sender, server_name(url), addressing, system)
         shared = Shared(run, built)

@@ -16,7 +16,7 @@ from dicom_etl.server.capability import first_contact
 from dicom_etl.server.client import Client
 from dicom_etl.server.naming import server_name
 from dicom_etl.server.run import Progress
-from dicom_etl.server.transactions import Sender
+from dicom_etl.server.sending import Sender
 from dicom_etl.server.verifying import DIFFERENCES, Compared, Verifier
 from dicom_etl.settings import Settings, SettingsError
 from dicom_etl.stages.upload import Uploaded, upload

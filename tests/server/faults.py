@@ -32,7 +32,7 @@ KINDS = (
     "cut",  # the answer is shorter than its header says
     "truncate",  # a part of the answer, with a header that fits it
 )
-_PASSED_ON = ("Accept", "Content-Type", "Authorization", "Cache-Control", "Prefer")
+_PASSED_ON = ("Accept", "Content-Type", "Authorization", "Cache-Control", "Prefer", "If-Match")
 _PASSED_BACK = ("Content-Type", "ETag", "Location")
 
 

@@ -113,7 +113,7 @@ async def _pass_on(session: aiohttp.ClientSession, target: str | None, asked: As
     headers = {
         name: value
         for name, value in asked.headers.items()
-        if name in ("Accept", "Content-Type", "Authorization", "Cache-Control", "Prefer")
+        if name in ("Accept", "Content-Type", "Authorization", "Cache-Control", "Prefer", "If-Match")
     }
     headers["Host"] = urlsplit(target).netloc
     url = f"{target}/{asked.path}" if asked.path else target

@@ -70,6 +70,7 @@ class World:
             in_flight=chance.randint(2, 4),
             bundle_resources=chance.randint(1, 4),
             retry_seconds=chance.choice([0.2, 1.0, 3.0]),
+            alone_bytes=chance.choice([0, 700, 16_000]),
         )
 
     def change(self) -> None:

@@ -32,7 +32,9 @@ from dicom_etl.stages.upload import upload
 from tests.server.lakes import settings_for
 print("ready", flush=True)
 sys.stdin.readline()
-done = upload(sys.argv[3:], Lake(sys.argv[1]), settings_for(sys.argv[2], bundle_resources=4, retry_seconds=60))
+# each study by a request of its own, the Patients in transactions
+settings = settings_for(sys.argv[2], bundle_resources=4, alone_bytes=700, retry_seconds=60)
+done = upload(sys.argv[3:], Lake(sys.argv[1]), settings)
 states = {state for one in done for counts in one.counts.values() for state in counts}
 sys.exit(f"{done}" if states - {"stored", "unchanged", "linked"} else 0)
 """

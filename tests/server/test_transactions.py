@@ -1,25 +1,22 @@
-"""Packing, matching and cutting of transaction bundles."""
+"""What goes into one request, and what its answer says of each resource."""
 
-import asyncio
-import re
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 
-from dicom_etl.server.client import Client
 from dicom_etl.server.errors import ServerError
 from dicom_etl.server.transactions import (
     Item,
     Outcome,
     Packer,
-    Sender,
     canonical,
     digest,
     outcomes,
+    shipments,
     transaction,
 )
-from tests.server.proxy import Asked, Reply, proxy
 
 
 def item(identity: str, size: int = 10, kind: str = "Patient") -> Item:
@@ -87,103 +84,15 @@ def test_an_answer_without_success_is_an_error(wrong):
         outcomes(wrong, attempts=1)
 
 
-# -- sending ----------------------------------------------------------------------------------------------------------
+def test_large_resources_go_one_by_one_and_the_others_together():
+    items = [item("a"), item("b", 3000), item("c"), item("d", 2000)]
+
+    assert [[one.id for one in some] for some in shipments(items, 1000)] == [["a", "c"], ["b"], ["d"]]
+    assert [[one.id for one in some] for some in shipments(items[1::2], 1000)] == [["b"], ["d"]]
+    assert [[one.id for one in some] for some in shipments(items, 4000)] == [["a", "b", "c", "d"]]
 
 
-def ids(asked: Asked) -> list[str]:
-    return re.findall(r'"url":"Patient/(\w+)"', _plain(asked))
+def test_a_conditional_put_stays_in_a_transaction_however_large():
+    conditional = replace(item("b", 3000), condition="identifier=x")
 
-
-def _plain(asked: Asked) -> str:
-    return asked.body.decode()  # aiohttp's server has unpacked it
-
-
-def taken(asked: Asked) -> Reply:
-    entries = [{"status": "201", "location": f"Patient/{one}/_history/1"} for one in ids(asked)]
-    return Reply(200, orjson.dumps(answer(*entries)))
-
-
-def send(
-    rule: Any, items: list[list[Item]], retry_seconds: float = 600
-) -> tuple[dict[str, Outcome], Sender, list[Any]]:
-    """What becomes of some bundles, the sender afterwards, and the ids in each request."""
-    found: dict[str, Outcome] = {}
-
-    async def no_pause(_: float) -> None:
-        return None
-
-    with proxy(rule=rule) as server:
-
-        async def whole() -> Sender:
-            async with Client(server.url) as client:
-                sender = Sender(client, retry_seconds, sleep=no_pause)
-                for bundle in items:
-                    await sender.send(bundle, lambda one, outcome: found.update({one.id: outcome}))
-                return sender
-
-        sender = asyncio.run(whole())
-        requests = [ids(one) if one.method == "POST" else one.path for one in server.asked]
-    return found, sender, requests
-
-
-def test_a_refused_bundle_is_cut_until_the_bad_resource_is_alone():
-    def one_is_bad(asked: Asked) -> Reply:
-        return Reply(400, b"") if "e" in ids(asked) else taken(asked)
-
-    found, sender, requests = send(one_is_bad, [[item(c) for c in "abcdefgh"]])
-
-    assert {one: outcome.state for one, outcome in found.items()} == {
-        **dict.fromkeys("abcdfgh", "stored"),
-        "e": "rejected",
-    }
-    assert found["e"] == Outcome("rejected", 400, None, 4, "HTTP 400: Bad Request")
-    assert [sorted(one) for one in requests] == [
-        list("abcdefgh"),
-        list("abcd"),
-        list("efgh"),
-        list("ef"),
-        ["e"],
-        ["f"],
-        list("gh"),
-    ]
-    assert sender.stopped is None
-
-
-def test_a_token_that_is_not_taken_stops_everything_and_nothing_is_cut():
-    found, sender, requests = send(lambda _: Reply(401), [[item("a"), item("b")], [item("c")]])
-
-    assert {outcome.state for outcome in found.values()} == {"gave-up"}
-    assert requests == [["a", "b"]]
-    assert sender.stopped is not None
-    assert "check the token" in sender.stopped
-    assert not sender.unreachable
-
-
-def test_a_server_that_goes_away_is_not_asked_for_each_resource():
-    found, sender, requests = send(lambda _: Reply(503), [[item("a"), item("b")], [item("c")]], retry_seconds=0)
-
-    assert {one: outcome.state for one, outcome in found.items()} == dict.fromkeys("abc", "gave-up")
-    assert requests == [["a", "b"], "metadata"]
-    assert sender.unreachable
-
-
-def test_a_resource_that_makes_the_server_fail_is_given_up_alone():
-    def one_is_poison(asked: Asked) -> Reply:
-        return Reply(200, b"{}") if asked.path == "metadata" else Reply(500) if "b" in ids(asked) else taken(asked)
-
-    found, sender, _ = send(one_is_poison, [[item("a"), item("b")]], retry_seconds=0)
-
-    assert {one: outcome.state for one, outcome in found.items()} == {"a": "stored", "b": "gave-up"}
-    assert found["b"].status == 500
-    assert sender.stopped is None
-
-
-def test_a_server_that_takes_nothing_though_it_answers_is_left_alone():
-    def read_only(asked: Asked) -> Reply:
-        return Reply(200, b"{}") if asked.path == "metadata" else Reply(503)
-
-    found, sender, requests = send(read_only, [[item(c)] for c in "abcde"], retry_seconds=0)
-
-    assert {outcome.state for outcome in found.values()} == {"gave-up"}
-    assert requests == [["a"], "metadata", ["b"], "metadata", ["c"], "metadata"]
-    assert sender.stopped is not None
+    assert [[one.id for one in some] for some in shipments([item("a"), conditional], 1000)] == [["a", "b"]]

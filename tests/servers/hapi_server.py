@@ -35,6 +35,7 @@ ARCHIVE = TARGET / "app.jsa"
 
 MINIMUM_JAVA = 17
 HEAP = "1500m"  # R5 does not fit into half of it; H2 keeps the tests' resources in the heap as well
+LONG_LIVED_HEAP = "5g"
 BUILD_TIMEOUT = 1200.0
 START_TIMEOUT = 150.0  # R4 takes 6 to 10 s on two idle cores, R5 twice that, and cores may be shared
 STOP_TIMEOUT = 20.0
@@ -176,6 +177,7 @@ def running_hapi(
     wipe: bool = False,
     auth_token: str | None = None,
     client_ids: bool = True,
+    long_lived: bool = False,
     db: Path | None = None,
     folder: Path | None = None,
 ) -> Iterator[HapiServer]:
@@ -188,6 +190,7 @@ def running_hapi(
             wipe=wipe,
             auth_token=auth_token,
             client_ids=client_ids,
+            long_lived=long_lived,
             db=db,
         )
         try:
@@ -204,6 +207,7 @@ def start(
     wipe: bool = False,
     auth_token: str | None = None,
     client_ids: bool = True,
+    long_lived: bool = False,
     db: Path | None = None,
     owner: int | None = None,
 ) -> HapiServer:
@@ -212,8 +216,9 @@ def start(
     ``folder`` receives its log and its temporary files. ``db`` is a file that keeps the data over restarts
     (H2 adds a suffix); without it the data lives in memory. ``strict`` refuses unknown elements, ``wipe``
     allows ``$expunge`` of everything. Without ``client_ids`` it gives every new resource an id of its own and
-    refuses those of clients, and its CapabilityStatement says so. The server ends by itself when the process
-    ``owner`` does, which is this process unless told otherwise.
+    refuses those of clients, and its CapabilityStatement says so. A ``long_lived`` one starts slowly, is faster after a
+    thousand studies, as those of hospitals are, and has room for several thousand of them. The server ends by itself
+    when the process ``owner`` does, which is this process unless told otherwise.
     """
     build()
     flags = {"fhir.version": version, "strict": str(strict).lower(), "wipe": str(wipe).lower()}
@@ -223,7 +228,8 @@ def start(
         flags["auth.token"] = auth_token
     if db is not None:
         flags["db"] = f"jdbc:h2:file:{db.resolve()}"
-    return _launch(folder, flags)
+    long = {"LONG_LIVED": "true", "HEAP": LONG_LIVED_HEAP} if long_lived else {}
+    return _launch(folder, flags, **long)
 
 
 def _launch(folder: Path, flags: Mapping[str, str], **environment: str) -> HapiServer:

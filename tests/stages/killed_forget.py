@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from dicom_etl.lake.tables import Lake
-from dicom_etl.server.transactions import Sender
+from dicom_etl.server.sending import Sender
 from dicom_etl.settings import FhirSettings, Settings
 from dicom_etl.stages.forget import forget
 

@@ -185,12 +185,12 @@ def test_the_version_rises_only_when_the_content_changes(lake: Lake, server: Pro
 
 
 def test_many_studies_travel_in_few_requests(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(25)])
+    site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(60)])
 
     [done] = load(lake, server, "A")
 
-    assert done.counts["ImagingStudy"] == {"stored": 25}
-    assert len(server.sent("POST")) == 1 + 3 + 3  # Endpoint; Patients and ImagingStudies by ten
+    assert done.counts["ImagingStudy"] == {"stored": 60}
+    assert len(server.sent("POST")) == 1 + 3 + 3  # Endpoint; Patients and ImagingStudies by twenty-five
     assert len(server.sent("GET")) == 3 + 3  # is one of these Patients, of these studies there already?
 
 
@@ -847,7 +847,7 @@ def test_a_server_that_goes_away_in_the_middle_gets_the_rest_in_the_next_run(
         return Reply(503) if len(bundles) > 5 else None
 
     server.rule = goes_away
-    [cut] = upload(["A"], lake, settings_for(server.url, retry_seconds=0))
+    [cut] = upload(["A"], lake, settings_for(server.url, in_flight=2, bundle_resources=10, retry_seconds=0))
     told = set(codes(lake, "A"))
     server.rule = lambda _: None
     [rest] = load(lake, server, "A")
@@ -908,7 +908,7 @@ import sys
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from tests.server.lakes import settings_for
-upload(["A"], Lake(sys.argv[1]), settings_for(sys.argv[2], in_flight=1))
+upload(["A"], Lake(sys.argv[1]), settings_for(sys.argv[2], in_flight=1, bundle_resources=10))
 """
 
 

@@ -159,7 +159,7 @@ def test_a_wiped_server_gets_everything_again_and_each_once(lake: Lake, server: 
     assert told(repaired) == sorted(("missing", path) for path in paths)
     assert repaired.exit_code == 0
     assert versions(server, *paths) == ["1"] * len(paths)
-    assert len(server.sent("POST")) == 1 + 2 + 2  # what is shared; 13 Patients and 14 studies by ten
+    assert len(server.sent("POST")) == 1 + 1 + 1  # what is shared; 13 Patients; 14 studies
     again = check(lake, server, site.name)
     assert counts(again) == [{"ok": 2 * len(studies) - 1}, {"ok": 2}]
 
