@@ -24,7 +24,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def _looks(pipeline: Pipeline) -> dict[str, str]:
-    return {encode_name(name): glance(pipeline, name) for name in pipeline.datasets()}
+    return {encode_name(name): glance(pipeline, name) for name in pipeline.admitted()}
 
 
 @dg.sensor(job=load_dataset, minimum_interval_seconds=300, default_status=dg.DefaultSensorStatus.STOPPED)
@@ -42,8 +42,11 @@ def changed_datasets(context: dg.SensorEvaluationContext, etl: PipelineResource)
 
 @dg.schedule(job=load_dataset, cron_schedule="0 2 * * *", default_status=dg.DefaultScheduleStatus.STOPPED)
 def nightly(context: dg.ScheduleEvaluationContext, etl: PipelineResource) -> Iterator[dg.RunRequest]:
-    """Every registered dataset, every night: a run over an unchanged one takes seconds and changes nothing."""
-    keys = sorted(encode_name(name) for name in etl.pipeline().datasets())
+    """Every registered dataset, every night: a run over an unchanged one takes seconds and changes nothing.
+
+    Not those that were withdrawn; their partitions stay, and a run of one says what would admit it again.
+    """
+    keys = sorted(encode_name(name) for name in etl.pipeline().admitted())
     context.instance.add_dynamic_partitions("dataset", keys)
     for key in keys:
         yield dg.RunRequest(run_key=f"{context.scheduled_execution_time:%Y-%m-%d}:{key}", partition_key=key)

@@ -39,7 +39,7 @@ class Link:
 
 
 def escaped(token: str) -> str:
-    """A part of a token in a search (FHIR R4, 3.1.1.4.1.1); percent-encoding is the client's matter."""
+    """A part of a token in a search (FHIR R4, 3.1.1.4.1.1); percent-encoding is another matter."""
     for character in "\\$,|":
         token = token.replace(character, f"\\{character}")
     return token
@@ -69,7 +69,7 @@ async def patients_with(client: Client, identifiers: Sequence[Identifier]) -> di
 async def _search(client: Client, identifiers: Sequence[Identifier]) -> tuple[list[dict[str, Any]], bool]:
     """The first page of Patients with any of the identifiers, and whether there is no other."""
     tokens = ",".join(f"{escaped(system)}|{escaped(value)}" for system, value in identifiers)
-    bundle = await client.resources("Patient").search(identifier=tokens).limit(_PAGE).fetch_raw()
+    bundle = await client.search_unseen("Patient", identifier=tokens, _count=str(_PAGE))
     patients = [
         entry["resource"]
         for entry in bundle.get("entry", [])

@@ -4,17 +4,19 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from assets.automation import changed_datasets, changes
+from assets.automation import changed_datasets, changes, nightly
 from assets.partitions import dataset_of
 from definitions import build_defs
 from dicom_etl.examples import write_examples
-from dicom_etl.pipeline import Pipeline
+from dicom_etl.pipeline import Pipeline, run
 from dicom_etl.settings import load_settings
+from dicom_etl.stages.forget import forget
 from dicom_etl.watching import glance
 from resources import PipelineResource
 
@@ -160,6 +162,23 @@ def test_the_sensor_adds_partitions_and_asks_for_runs_of_changed_datasets(settin
     assert sorted(request.partition_key for request in first.run_requests) == ["breast", "heart"]
     assert first.dynamic_partitions_requests[0].partition_keys == ["breast", "heart"]
     assert [request.partition_key for request in second.run_requests] == ["breast"]
+
+
+def test_a_dataset_that_was_withdrawn_is_not_asked_for(settings_file, tmp_path):
+    pipeline = Pipeline(load_settings(settings_file))
+    run(pipeline, ["breast", "heart"], ["crawl"])
+    forget("breast", None, pipeline.lake, pipeline.settings)
+    etl = PipelineResource(settings_file=str(settings_file))
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        seen = changed_datasets(dg.build_sensor_context(instance=instance, resources={"etl": etl}))
+        at_two = dg.build_schedule_context(
+            instance=instance, scheduled_execution_time=datetime(2026, 1, 2, 2, tzinfo=UTC), resources={"etl": etl}
+        )
+        asked = list(nightly(at_two))
+        partitions = instance.get_dynamic_partitions("dataset")
+    assert [request.partition_key for request in seen.run_requests] == ["heart"]
+    assert [(request.partition_key, request.run_key) for request in asked] == [("heart", "2026-01-02:heart")]
+    assert partitions == ["heart"]
 
 
 def test_the_code_location_loads_from_another_directory(tmp_path):

@@ -17,12 +17,17 @@ from yarl import URL
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: method, path with query below the base address, headers, body (as JSON text)."""
+    """A request: method, path with query below the base address, headers, body (as it was before it was packed)."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
+
+    @property
+    def is_posted(self) -> bool:
+        """Whether it is a POST that writes: a search may be one, too."""
+        return self.method == "POST" and not self.path.endswith("/_search")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,10 @@ class Proxy:
     target: str | None = None  # the server behind
     asked: list[Asked] = field(default_factory=list)
     rule: Rule = lambda _: None
+
+    def posted(self) -> list[Asked]:
+        """The POSTs that write."""
+        return [one for one in self.asked if one.is_posted]
 
     def sent(self, *methods: str) -> list[str]:
         """Method and path of the requests, but those for /metadata."""

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qsl
 
 import orjson
 import pytest
@@ -276,3 +277,23 @@ def test_words_of_a_refusal_are_freed_from_values_of_the_request():
         ask(server, "put", "Patient/1", PATIENT)
     assert str(caught.value).startswith('HTTP 400: invalid: HAPI-1821: Invalid code in {"resourceType":"Patient"')
     assert "Eva" not in str(caught.value)
+
+
+def test_what_is_searched_unseen_is_in_no_url_and_no_message():
+    def refuses(asked: Asked) -> Reply:
+        return Reply(400, outcome("invalid", f"HAPI-0539: Invalid value {asked.body.decode()} of Patient"))
+
+    async def search(url: str) -> Any:
+        async with Client(url) as client:
+            return await client.search_unseen("Patient", identifier="urn:oid:1.2.3|Ossian-Ä 東&+%", _count="50")
+
+    with proxy(rule=refuses) as server:
+        with pytest.raises(ServerError) as caught:
+            asyncio.run(search(server.url))
+        [asked] = server.asked
+    assert (asked.method, asked.path) == ("POST", "Patient/_search")
+    assert asked.headers["Content-Type"] == "application/x-www-form-urlencoded; charset=utf-8"
+    assert asked.headers["Cache-Control"] == "no-cache"
+    assert parse_qsl(asked.body.decode()) == [("identifier", "urn:oid:1.2.3|Ossian-Ä 東&+%"), ("_count", "50")]
+    assert "Ossian" not in str(caught.value)
+    assert "HAPI-0539" in str(caught.value)

@@ -6,6 +6,7 @@ Header tables, NDJSON, the identities and the columns of a ledger that hold what
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 import uuid
@@ -86,20 +87,20 @@ def refuses_us(asked: Asked) -> Reply | None:
 
 
 def refuses_resources(asked: Asked) -> Reply | None:
-    return Reply(422, outcome(asked)) if asked.method == "POST" else None
+    return Reply(422, outcome(asked)) if asked.is_posted else None
 
 
 def refuses_searches(asked: Asked) -> Reply | None:
-    return Reply(400, outcome(asked)) if asked.path.startswith("Patient?") else None
+    return Reply(400, outcome(asked)) if re.match(r"Patient(\?|/_search)", asked.path) else None
 
 
 def breaks(asked: Asked) -> Reply | None:
     page = f"<html><h1>Error</h1><pre>{words(asked)}</pre></html>".encode()
-    return Reply(500, page) if asked.method == "POST" else None
+    return Reply(500, page) if asked.is_posted else None
 
 
 def breaks_in_fhir(asked: Asked) -> Reply | None:
-    return Reply(500, outcome(asked)) if asked.method == "POST" else None
+    return Reply(500, outcome(asked)) if asked.is_posted else None
 
 
 SERVERS = [accepts, refuses_us, refuses_resources, refuses_searches, breaks, breaks_in_fhir]
@@ -258,6 +259,7 @@ def test_no_planted_value_leaves_the_pipeline(
         named = any("Ossianowicz" in one.body.decode() for one in server.asked)
         assert named == (rule not in (refuses_us, refuses_searches))
         assert_sent(server, authorization)
+        urls = [("url", one.path) for one in server.asked]  # those that a server logs
         errors = [
             row["error"] for row in pipeline.lake.read(SHARED_OUTCOMES, server=server_name(server.url)).to_pylist()
         ]
@@ -265,7 +267,7 @@ def test_no_planted_value_leaves_the_pipeline(
     printed = capfd.readouterr()
     told = [("log", text) for text in said] + [("stdout", printed.out), ("stderr", printed.err), ("result", repr(done))]
     assert len(said) > 5
-    assert leaks([*told, *lake_texts(tmp_path / f"lake-{authorization}")]) == []
+    assert leaks([*told, *urls, *lake_texts(tmp_path / f"lake-{authorization}")]) == []
     if rule in (refuses_resources, breaks_in_fhir):
         assert any("HAPI-1821: Invalid code: Patient (masked) (masked)" in (error or "") for error in errors)
 
@@ -314,6 +316,7 @@ def test_no_planted_value_is_in_an_exception_or_its_chain(rule: Any, hapi: HapiS
             requests = [
                 client.execute("", data=bundle),
                 client.resources("Patient").search(identifier="urn:x|MRN-Kalypso-90210").fetch_raw(),
+                client.search_unseen("Patient", identifier="urn:x|MRN-Kalypso-90210"),
             ]
             return await asyncio.gather(*requests, return_exceptions=True)
 

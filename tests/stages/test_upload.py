@@ -190,7 +190,7 @@ def test_many_studies_travel_in_few_requests(lake: Lake, server: Proxy, site: Si
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 60}
-    assert len(server.sent("POST")) == 1 + 3 + 3  # Endpoint; Patients and ImagingStudies by twenty-five
+    assert len(server.posted()) == 1 + 3 + 3  # Endpoint; Patients and ImagingStudies by twenty-five
     assert len(server.sent("GET")) == 3 + 3  # is one of these Patients, of these studies there already?
 
 
@@ -470,7 +470,7 @@ def test_a_change_between_the_look_and_the_write_is_not_written_over(lake: Lake,
     late: list[int] = []
 
     def changes(asked: Asked) -> Reply | None:
-        if asked.method == "POST" and b"ImagingStudy" in asked.body and not late:
+        if asked.is_posted and b"ImagingStudy" in asked.body and not late:
             late.append(1)
             put(hapi_of(server), get(hapi_of(server), path) | {"description": "just now"})
         return None
@@ -572,7 +572,7 @@ def test_a_busy_server_gets_fewer_requests_at_once_and_more_again_when_it_is_cal
 ) -> None:
     site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(40)])
     busy = iter([Reply(429, headers={"Retry-After": "0"})] * 4)
-    server.rule = lambda asked: next(busy, None) if asked.method == "POST" else None
+    server.rule = lambda asked: next(busy, None) if asked.is_posted else None
 
     [done] = upload(["A"], lake, settings_for(server.url, in_flight=4, bundle_resources=2))
 
@@ -761,7 +761,8 @@ def test_a_dry_run_changes_nothing(lake: Lake, server: Proxy, site: Site) -> Non
         "ImagingStudy": {"would-send": 2},
         "Patient": {"would-send": 2},
     }
-    assert server.sent("POST", "PUT", "DELETE") == []
+    assert server.sent("PUT", "DELETE") == []
+    assert server.posted() == []
     assert not lake.exists("outcomes")
     assert not lake.exists("findings/upload")
 
@@ -842,7 +843,7 @@ def test_a_server_that_goes_away_in_the_middle_gets_the_rest_in_the_next_run(
     bundles: list[Asked] = []
 
     def goes_away(asked: Asked) -> Reply | None:
-        if asked.method == "POST":
+        if asked.is_posted:
             bundles.append(asked)
         return Reply(503) if len(bundles) > 5 else None
 
@@ -866,7 +867,7 @@ def test_a_busy_server_is_asked_again(lake: Lake, server: Proxy, site: Site) -> 
     site.build(lake, "A", [ONE])
     refusals = iter([Reply(429, headers={"Retry-After": "0"}), Reply(503)])
 
-    server.rule = lambda asked: next(refusals, None) if asked.method == "POST" else None
+    server.rule = lambda asked: next(refusals, None) if asked.is_posted else None
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
@@ -877,7 +878,7 @@ def test_an_answer_that_gets_lost_makes_no_second_version(lake: Lake, server: Pr
     site.build(lake, "A", [ONE])
     lost = iter([Reply(cut=True)] * 3)
 
-    server.rule = lambda asked: next(lost, None) if asked.method == "POST" else None
+    server.rule = lambda asked: next(lost, None) if asked.is_posted else None
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
@@ -918,7 +919,7 @@ def test_a_killed_run_is_completed_by_the_next(lake: Lake, server: Proxy, site: 
     bundles: list[Asked] = []
 
     def kills(asked: Asked) -> Reply | None:
-        bundles.extend([asked] if asked.method == "POST" else [])
+        bundles.extend([asked] if asked.is_posted else [])
         if len(bundles) == 6 and started[0].poll() is None:  # the second bundle of ImagingStudies
             os.kill(started[0].pid, signal.SIGKILL)
         return None

@@ -53,7 +53,7 @@ def test_everything_is_there_once_and_refers_to_what_the_server_calls_it(
 ) -> None:
     site.build(lake, "A", [ONE, TWO, Study("3", "P2", unit="sub-2")])
     lost = iter([Reply(cut=True)])  # after the server has stored the first bundle
-    server.rule = lambda asked: next(lost, None) if asked.method == "POST" else None
+    server.rule = lambda asked: next(lost, None) if asked.is_posted else None
 
     [done] = load(lake, server, site, "A")
 
@@ -98,7 +98,7 @@ def test_only_one_bundle_is_on_its_way(lake: Lake, server: Proxy, site: Site) ->
     load(lake, server, site, "A")
 
     assert len(resources(server, "ImagingStudy")) == len(resources(server, "Patient")) == 25
-    assert {one.path.partition("?")[0] for one in server.asked if one.method == "POST"} == {""}
+    assert {one.path.partition("?")[0] for one in server.asked if one.is_posted} == {""}
 
 
 def test_a_server_that_hides_that_it_gives_ids_is_found_out_and_the_setting_is_named(

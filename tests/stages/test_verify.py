@@ -140,7 +140,7 @@ def test_what_was_deleted_is_missing_and_a_repair_sends_it_alone(lake: Lake, ser
     assert told(found) == told(repaired) == [("missing", study_path(site, "1"))]
     assert (found.exit_code, repaired.exit_code) == (1, 0)
     assert unchanged
-    assert len(server.sent("POST")) == 1
+    assert len(server.posted()) == 1
     assert versions(server, study_path(site, "1"), study_path(site, "3"), patient_path(site, ONE)) == ["3", "1", "1"]
     again = check(lake, server, site.name)
     assert (told(again), again.exit_code) == ([], 0)
@@ -159,7 +159,7 @@ def test_a_wiped_server_gets_everything_again_and_each_once(lake: Lake, server: 
     assert told(repaired) == sorted(("missing", path) for path in paths)
     assert repaired.exit_code == 0
     assert versions(server, *paths) == ["1"] * len(paths)
-    assert len(server.sent("POST")) == 1 + 1 + 1  # what is shared; 13 Patients; 14 studies
+    assert len(server.posted()) == 1 + 1 + 1  # what is shared; 13 Patients; 14 studies
     again = check(lake, server, site.name)
     assert counts(again) == [{"ok": 2 * len(studies) - 1}, {"ok": 2}]
 
@@ -167,7 +167,7 @@ def test_a_wiped_server_gets_everything_again_and_each_once(lake: Lake, server: 
 def test_a_repair_that_is_cut_off_is_completed_by_the_next_upload(lake: Lake, server: Proxy, site: Site) -> None:
     loaded(lake, server, site, ONE)
     delete(server, study_path(site, "1"))
-    server.rule = lambda asked: Reply(503) if asked.method == "POST" else None
+    server.rule = lambda asked: Reply(503) if asked.is_posted else None
 
     cut = verify([site.name], lake, settings_for(server.url, retry_seconds=0), repair=True)
     row = outcomes(lake, server.url, site.name)[study_path(site, "1")]
