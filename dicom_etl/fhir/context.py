@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 Sheet = Mapping[str, str]  # what a sheet says of one subject or sample: field -> value
 SUBJECT_FIELDS = ("sex", "species", "date of birth")
 SAMPLE_FIELDS = ("sample anatomical location", "laterality")
+SHEET_GENDERS = {"m": "male", "male": "male", "f": "female", "female": "female", "other": "other"}  # FHIR's of a "sex"
+
+
+def samples_of(cells: Iterable[Mapping[str, Any]]) -> dict[tuple[str | None, str | None], dict[str, str]]:
+    """What the samples sheet says that is mapped, by subject and sample; `cells` are rows of the table of sheets."""
+    said: dict[tuple[str | None, str | None], dict[str, str]] = defaultdict(dict)
+    for cell in cells:
+        if cell["sheet"] == "samples" and cell["field"] in SAMPLE_FIELDS:
+            said[cell["subject"], cell["sample"]][cell["field"]] = cell["value"]
+    return dict(said)
 
 
 @dataclass(frozen=True)

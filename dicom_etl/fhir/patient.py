@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from dicom_etl.fhir import terminology
-from dicom_etl.fhir.context import Context
+from dicom_etl.fhir.context import SHEET_GENDERS, Context
 from dicom_etl.fhir.mapping import Concept, Rule, columns_of, concept, fill
 from dicom_etl.fhir.names import human_names
 from dicom_etl.fhir.rows import Group, Place
@@ -24,7 +24,6 @@ from dicom_etl.identity.persons import Person
 COLUMNS = columns_of("patient")
 
 _GENDER = {"M": "male", "F": "female", "O": "other"}  # PS3.3 C.7.1.1
-_SHEET_GENDER = {"m": "male", "male": "male", "f": "female", "female": "female", "other": "other"}
 _SHEET_DATE = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)", re.ASCII)
 _MEDICAL_RECORD = {
     "coding": [
@@ -70,7 +69,7 @@ def _names(rows: Group, columns: tuple[str, ...], _context: Context, place: Plac
 
 def _gender(rows: Group, columns: tuple[str, ...], context: Context, place: Place) -> str | None:
     """PatientSex; where the header has none, what the subjects sheet says."""
-    said = _SHEET_GENDER.get(context.subject_sheet.get("sex", "").lower())
+    said = SHEET_GENDERS.get(context.subject_sheet.get("sex", "").lower())
     sex = rows.agreed(columns[0], place)
     gender = _GENDER.get(sex)
     if sex is not None and gender is None:

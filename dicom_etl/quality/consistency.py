@@ -18,10 +18,9 @@ from dicom_etl.identity.masking import shown
 from dicom_etl.quality.checks import Measure, Tally
 from dicom_etl.quality.facts import Group
 
-__all__ = ["SHEET_SEXES", "Judged", "Sheets", "consistency", "sheets_of"]
+__all__ = ["Judged", "Sheets", "consistency", "sheets_of"]
 
 _EARLIEST_STUDY = datetime.date(1975, 1, 1)  # the first clinical CT; ACR-NEMA is of 1985
-SHEET_SEXES = frozenset({"m", "male", "f", "female", "other"})  # of a subjects sheet, in lower case
 _TRUE = frozenset({"true", "yes", "1"})
 
 

@@ -17,7 +17,7 @@ import pydicom
 
 from dicom_etl.engine import Engine, Progress
 from dicom_etl.fhir import imaging_study
-from dicom_etl.fhir.context import SAMPLE_FIELDS, SUBJECT_FIELDS, Context
+from dicom_etl.fhir.context import SUBJECT_FIELDS, Context, samples_of
 from dicom_etl.fhir.corrections import CORRECTED_FROM, Correction, read_corrections
 from dicom_etl.fhir.endpoint import endpoint
 from dicom_etl.fhir.mapping import MAPPING_TABLES
@@ -300,9 +300,9 @@ def _with_sheets(context: Context, sheets: Mapping[Any, list[dict[str, Any]]], p
     rows = [row for subject in sorted({p.subject for p in people if p.subject}) for row in sheets.get(subject, ())]
     subject = {r["field"]: r["value"] for r in rows if r["sheet"] == "subjects" and r["field"] in SUBJECT_FIELDS}
     samples: dict[str, dict[str, str]] = defaultdict(dict)
-    for row in rows:
-        if row["sheet"] == "samples" and row["sample"] and row["field"] in SAMPLE_FIELDS:
-            samples[row["sample"]][row["field"]] = row["value"]
+    for (_, sample), said in samples_of(rows).items():
+        if sample:
+            samples[sample] |= said
     return replace(context, subject_sheet=subject, sample_sheets=dict(samples))
 
 

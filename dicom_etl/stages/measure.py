@@ -7,8 +7,8 @@ Each unit is read by itself, a few columns at a time, and comes down to counts; 
 from __future__ import annotations
 
 import datetime
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pydicom.datadict import tag_for_keyword
 
 from dicom_etl.engine import Progress
-from dicom_etl.fhir.context import SAMPLE_FIELDS
+from dicom_etl.fhir.context import SHEET_GENDERS, samples_of
 from dicom_etl.findings import Finding, findings_table
 from dicom_etl.headers.layout import tag_text
 from dicom_etl.lake.fingerprints import fingerprint, version_of
@@ -41,7 +41,7 @@ from dicom_etl.lake.schemas import (
 from dicom_etl.lake.tables import Lake
 from dicom_etl.quality.checks import Measure, checks, measures_table
 from dicom_etl.quality.completeness import completeness
-from dicom_etl.quality.consistency import SHEET_SEXES, consistency, sheets_of
+from dicom_etl.quality.consistency import consistency, sheets_of
 from dicom_etl.quality.facts import FACT_COLUMNS, by_series, by_study, facts
 from dicom_etl.quality.measures import file_measures, inventory, outcomes_of, standard_measures
 from dicom_etl.quality.readiness import WATCHED_KEYWORDS, Built, collect, readiness
@@ -243,9 +243,9 @@ def _judge(
         sex_in_sheet=frozenset(
             cell["subject"]
             for cell in cells
-            if cell["sheet"] == "subjects" and cell["field"] == "sex" and cell["value"].lower() in SHEET_SEXES
+            if cell["sheet"] == "subjects" and cell["field"] == "sex" and cell["value"].lower() in SHEET_GENDERS
         ),
-        samples=_samples(cells),
+        samples=samples_of(cells),
     )
     measures = [
         *file_measures(collected.files, collected.copies),
@@ -255,15 +255,6 @@ def _judge(
         *ready,
     ]
     return measures, [*findings, *judged.findings]
-
-
-def _samples(cells: Iterable[Mapping[str, Any]]) -> dict[tuple[str | None, str | None], dict[str, str]]:
-    """What the samples sheet says that the mapping reads, by subject and sample."""
-    said: dict[tuple[str | None, str | None], dict[str, str]] = defaultdict(dict)
-    for cell in cells:
-        if cell["sheet"] == "samples" and cell["field"] in SAMPLE_FIELDS:
-            said[cell["subject"], cell["sample"]][cell["field"]] = cell["value"]
-    return dict(said)
 
 
 # -- the summary ------------------------------------------------------------------------------------------------------
