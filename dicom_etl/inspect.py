@@ -30,10 +30,10 @@ from dicom_etl.lake.schemas import (
 from dicom_etl.lake.tables import Lake, read_parquet
 from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.pipeline import Pipeline
-from dicom_etl.server.built import rows_at
-from dicom_etl.server.ledger import Row
 from dicom_etl.settings import SettingsError
 from dicom_etl.sources import Scan
+from dicom_etl.upload.built import rows_at
+from dicom_etl.upload.ledger import Row
 
 _STAGES = ("crawl", "extract", "build", "upload")
 STATES = ("stored", "rejected", "retrying", "gave-up", "held", "gone")  # of a resource in a ledger

@@ -21,7 +21,8 @@ ALLOWED = {
     "sources": {"findings", "settings", "lake"},
     # settings for its error alone: what the mapping needs of them comes in a Context
     "fhir": {"findings", "headers", "identity", "settings", "csv_files"},
-    "server": {"settings", "findings", "lake", "identity"},
+    "server": {"settings", "identity"},
+    "upload": {"server", "settings", "findings", "lake", "identity"},
     "quality": {"findings", "headers", "identity", "lake", "fhir", "settings"},
     "examples": set(),
 }

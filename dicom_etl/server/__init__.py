@@ -1,4 +1,4 @@
-"""The FHIR server: client, capability, retry, transactions, linking, and what is known of the resources on it.
+"""The FHIR server: client, authorization, capability, retry, and how resources go there and are answered.
 
-Nothing here knows the lake, a finding or a dataset; `stages.upload` brings them together.
+Nothing here knows the lake, a finding or a dataset; what is sent, and whether, is decided in `dicom_etl.upload`.
 """

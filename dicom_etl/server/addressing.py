@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import orjson
 
-from dicom_etl.server.linking import escaped
+from dicom_etl.server.client import escaped
 from dicom_etl.server.transactions import Item, canonical
 
 I = TypeVar("I", bound=Item)  # noqa: E741

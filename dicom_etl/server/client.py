@@ -211,6 +211,13 @@ class Client(AsyncFHIRClient):
         return ServerError(answer.status, reason, answer.retry_after, advice=advice)
 
 
+def escaped(token: str) -> str:
+    """A part of a token in a search (FHIR R4, 3.1.1.4.1.1); percent-encoding is another matter."""
+    for character in "\\$,|":
+        token = token.replace(character, f"\\{character}")
+    return token
+
+
 def trusting(ca_file: str | None) -> ssl.SSLContext | bool:
     """Whom to trust: the system's authorities, and those of a PEM file.
 

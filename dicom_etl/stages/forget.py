@@ -26,9 +26,9 @@ from dicom_etl.server.client import Client
 from dicom_etl.server.errors import ServerError, UnreachableError, UnsuitableServerError
 from dicom_etl.server.naming import server_name
 from dicom_etl.server.sending import Sender
-from dicom_etl.server.withdrawing import Deleted, Holding, Leaving, Ledgers, deleted, located, servers
 from dicom_etl.settings import Settings, SettingsError
 from dicom_etl.stages.forgetting import Known, clear, known_of, sharing
+from dicom_etl.upload.withdrawing import Deleted, Holding, Leaving, Ledgers, deleted, located, servers
 
 _COLUMNS = {"Patient": "patients", "ImagingStudy": "imaging_studies", "Endpoint": "endpoints"}
 Places = dict[str, set[str]]  # by server, Type/id there

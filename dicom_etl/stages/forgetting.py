@@ -30,9 +30,9 @@ from dicom_etl.lake.schemas import (
 )
 from dicom_etl.lake.tables import Lake
 from dicom_etl.lake.withdrawn import Withdrawn
-from dicom_etl.server.built import SHARED_RULES, rows_at
 from dicom_etl.sources.base import SheetCell
 from dicom_etl.stages.left_out import cells_kept
+from dicom_etl.upload.built import SHARED_RULES, rows_at
 
 Row = dict[str, Any]
 _OURS = ("code", "severity", "stage", "dataset")  # columns of findings that no file has a say in

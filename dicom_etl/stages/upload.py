@@ -12,15 +12,15 @@ from collections.abc import Sequence
 
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.addressing import Addressing
-from dicom_etl.server.built import Built, NotBuiltError
 from dicom_etl.server.capability import first_contact
 from dicom_etl.server.client import Client
-from dicom_etl.server.dataset import DatasetUpload
 from dicom_etl.server.naming import server_name
-from dicom_etl.server.run import Options, Progress, Run, Uploaded
 from dicom_etl.server.sending import DrySender, Sender
-from dicom_etl.server.shared import Shared
 from dicom_etl.settings import Settings
+from dicom_etl.upload.built import Built, NotBuiltError
+from dicom_etl.upload.dataset import DatasetUpload
+from dicom_etl.upload.run import Options, Progress, Run, Uploaded
+from dicom_etl.upload.shared import Shared
 
 __all__ = ["NotBuiltError", "Uploaded", "upload"]
 

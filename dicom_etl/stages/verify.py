@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dicom_etl.lake.tables import Lake
-from dicom_etl.server.built import Built, NotBuiltError
 from dicom_etl.server.capability import first_contact
 from dicom_etl.server.client import Client
 from dicom_etl.server.naming import server_name
-from dicom_etl.server.run import Progress
 from dicom_etl.server.sending import Sender
-from dicom_etl.server.verifying import DIFFERENCES, Compared, Verifier
 from dicom_etl.settings import Settings, SettingsError
 from dicom_etl.stages.upload import Uploaded, upload
+from dicom_etl.upload.built import Built, NotBuiltError
+from dicom_etl.upload.run import Progress
+from dicom_etl.upload.verifying import DIFFERENCES, Compared, Verifier
 
 __all__ = ["DIFFERENCES", "Compared", "Verified", "verify"]
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from dicom_etl.server.client import Client
-from dicom_etl.server.linking import escaped
+from dicom_etl.server.client import Client, escaped
 from dicom_etl.stages.upload import upload
 from tests.server import holdings
 from tests.server.holdings import Resource

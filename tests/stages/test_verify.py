@@ -15,11 +15,12 @@ from dicom_etl.cli import main
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.tables import Lake
-from dicom_etl.server import capability, verifying
-from dicom_etl.server.verifying import Compared
+from dicom_etl.server import capability
 from dicom_etl.settings import SettingsError
 from dicom_etl.stages.upload import upload
 from dicom_etl.stages.verify import Verified, verify
+from dicom_etl.upload import verifying
+from dicom_etl.upload.verifying import Compared
 from tests.corpus import write_instance
 from tests.server import holdings
 from tests.server.lakes import Site, Study, changed, new_lake, outcomes, settings_for, shared_outcomes

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from dicom_etl.findings import Finding, finding
 from dicom_etl.identity.masking import MASKED
-from dicom_etl.server.ledger import Row
-from dicom_etl.server.merging import Contradiction
+from dicom_etl.upload.ledger import Row
+from dicom_etl.upload.merging import Contradiction
 
 _TAG_OF = {"birthDate": "PatientBirthDate", "gender": "PatientSex"}
 _CODES = {"rejected": "upload-rejected", "gave-up": "upload-gave-up", "gone": "left-on-server"}

@@ -11,10 +11,11 @@ from dicom_etl.findings import Finding, findings_table
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import DATASET_FINDINGS, OUTCOMES
-from dicom_etl.server.built import Built, rows_at
-from dicom_etl.server.ledger import Ledger, Row, on_server
-from dicom_etl.server.merging import Contribution, merged
-from dicom_etl.server.parts import (
+from dicom_etl.server.transactions import Key, Outcome
+from dicom_etl.upload.built import Built, rows_at
+from dicom_etl.upload.ledger import Ledger, Row, on_server
+from dicom_etl.upload.merging import Contribution, merged
+from dicom_etl.upload.parts import (
     Candidate,
     Flow,
     Part,
@@ -27,13 +28,12 @@ from dicom_etl.server.parts import (
     state_of,
     word,
 )
-from dicom_etl.server.patients import joined, overwritten
-from dicom_etl.server.reconciling import fetched
-from dicom_etl.server.run import Run, Uploaded
-from dicom_etl.server.shared import Shared
-from dicom_etl.server.studies import judge, look_up
-from dicom_etl.server.telling import contradicting, findings_of
-from dicom_etl.server.transactions import Key, Outcome
+from dicom_etl.upload.patients import joined, overwritten
+from dicom_etl.upload.reconciling import fetched
+from dicom_etl.upload.run import Run, Uploaded
+from dicom_etl.upload.shared import Shared
+from dicom_etl.upload.studies import judge, look_up
+from dicom_etl.upload.telling import contradicting, findings_of
 
 
 class DatasetUpload:

@@ -17,12 +17,11 @@ from urllib.parse import urljoin, urlsplit
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.schemas import OUTCOMES, RESOURCE_TYPES, SHARED_OUTCOMES, Table
 from dicom_etl.lake.tables import Lake
-from dicom_etl.server.built import Built, rows_at
-from dicom_etl.server.client import Client
-from dicom_etl.server.ledger import Ledger, Row, on_server
-from dicom_etl.server.linking import escaped
+from dicom_etl.server.client import Client, escaped
 from dicom_etl.server.sending import Sender
 from dicom_etl.server.transactions import Key
+from dicom_etl.upload.built import Built, rows_at
+from dicom_etl.upload.ledger import Ledger, Row, on_server
 
 DIFFERENCES = ("missing", "changed", "foreign", "unsent")
 _AT_ONCE = 50  # ids in one search: its URL stays below 2,000 characters

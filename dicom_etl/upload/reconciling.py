@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from dicom_etl.server.client import Client
-from dicom_etl.server.merging import same_date
+from dicom_etl.upload.merging import same_date
 
 _AT_ONCE = 50  # ids in one search: its URL stays below 2,000 characters
 _SERVERS_OWN = ("versionId", "lastUpdated", "source")  # of meta: the server writes them

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dicom_etl.server.errors import FhirError, ServerError
-from dicom_etl.server.ledger import Ledger, Row, failed, on_server, up_to_date
-from dicom_etl.server.linking import Link
-from dicom_etl.server.run import Options, Run
 from dicom_etl.server.sending import Sender
 from dicom_etl.server.transactions import Item, Key, Outcome, Packer, canonical, digest
+from dicom_etl.upload.ledger import Ledger, Row, failed, on_server, up_to_date
+from dicom_etl.upload.linking import Link
+from dicom_etl.upload.run import Options, Run
 
 Resource = dict[str, Any]
 _LOOKS, _LOOK_PAUSE = 10, 0.1  # times, seconds

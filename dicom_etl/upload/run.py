@@ -10,9 +10,9 @@ from dicom_etl.lake.schemas import Table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.addressing import Addressing
 from dicom_etl.server.client import Client
-from dicom_etl.server.ledger import Ledger, Row
 from dicom_etl.server.sending import Sender
 from dicom_etl.settings import FhirSettings
+from dicom_etl.upload.ledger import Ledger, Row
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 

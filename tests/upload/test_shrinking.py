@@ -1,6 +1,6 @@
 """What an update would take away."""
 
-from dicom_etl.server.shrinking import Loss, loss
+from dicom_etl.upload.shrinking import Loss, loss
 
 
 def study(**series: list[str]) -> dict[str, object]:

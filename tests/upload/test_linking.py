@@ -2,7 +2,8 @@
 
 import pytest
 
-from dicom_etl.server.linking import Link, contradictions, escaped, link_of
+from dicom_etl.server.client import escaped
+from dicom_etl.upload.linking import Link, contradictions, link_of
 
 OURS = {"resourceType": "Patient", "id": "ours", "birthDate": "1980-05-01", "gender": "female"}
 

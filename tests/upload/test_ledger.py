@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dicom_etl.server.ledger import Ledger, failed, on_server, up_to_date
+from dicom_etl.upload.ledger import Ledger, failed, on_server, up_to_date
 
 
 def row(identity: str, **more: Any) -> dict[str, Any]:

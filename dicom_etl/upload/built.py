@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.schemas import FINDINGS, IDENTITIES, RESOURCES, place
 from dicom_etl.lake.tables import Lake
-from dicom_etl.server.ledger import Row
-from dicom_etl.server.parts import Resource
-from dicom_etl.server.run import Run
+from dicom_etl.upload.ledger import Row
+from dicom_etl.upload.parts import Resource
+from dicom_etl.upload.run import Run
 
 SHARED_RULES = ("crosswalk", "authority")
 

@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 
 from dicom_etl.server.errors import ServerError
-from dicom_etl.server.parts import Candidate
-from dicom_etl.server.reconciling import is_alike, plain, reconciled, version_of
-from dicom_etl.server.run import Run
 from dicom_etl.server.transactions import Key, canonical
+from dicom_etl.upload.parts import Candidate
+from dicom_etl.upload.reconciling import is_alike, plain, reconciled, version_of
+from dicom_etl.upload.run import Run
 
 Overwritten = Mapping[Key, Mapping[str, Any]]
 

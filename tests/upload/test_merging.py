@@ -2,7 +2,7 @@
 
 from itertools import permutations
 
-from dicom_etl.server.merging import Contradiction, Contribution, merged
+from dicom_etl.upload.merging import Contradiction, Contribution, merged
 
 
 def patient(**more: object) -> dict[str, object]:

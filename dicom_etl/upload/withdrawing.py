@@ -15,13 +15,13 @@ from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.schemas import OUTCOMES, SHARED_OUTCOMES, Table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.addressing import Addressing
-from dicom_etl.server.built import announcement, rows_at
 from dicom_etl.server.client import Client
 from dicom_etl.server.errors import FhirError, ServerError
-from dicom_etl.server.ledger import Ledger, Row, on_server
-from dicom_etl.server.reconciling import fetched
 from dicom_etl.server.sending import Sender
 from dicom_etl.server.transactions import Key
+from dicom_etl.upload.built import announcement, rows_at
+from dicom_etl.upload.ledger import Ledger, Row, on_server
+from dicom_etl.upload.reconciling import fetched
 
 _ORDER = ("ImagingStudy", "Patient", "Endpoint")  # what refers to others goes first
 _MAYBE = ("gave-up", "retrying")  # the server may have it all the same

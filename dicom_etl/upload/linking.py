@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dicom_etl.server.client import Client
-from dicom_etl.server.merging import same_date
+from dicom_etl.server.client import Client, escaped
+from dicom_etl.upload.merging import same_date
 
 _AT_ONCE = 10  # identifiers in one search
 _PAGE = 50
@@ -36,13 +36,6 @@ class Link:
     id: str | None = None
     version: str | None = None
     detail: str = ""
-
-
-def escaped(token: str) -> str:
-    """A part of a token in a search (FHIR R4, 3.1.1.4.1.1); percent-encoding is another matter."""
-    for character in "\\$,|":
-        token = token.replace(character, f"\\{character}")
-    return token
 
 
 async def patients_with(client: Client, identifiers: Sequence[Identifier]) -> dict[Identifier, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dicom_etl.server.reconciling import is_alike, plain, reconciled
+from dicom_etl.upload.reconciling import is_alike, plain, reconciled
 
 BASE = {"resourceType": "Patient", "id": "p"}
 HOME = {"system": "phone", "value": "1"}

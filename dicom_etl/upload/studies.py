@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dicom_etl.server.adopting import adopted, is_foreign, studies_of
-from dicom_etl.server.ledger import Row, on_server
-from dicom_etl.server.parts import Candidate
-from dicom_etl.server.reconciling import fetched, is_alike, plain, version_of
-from dicom_etl.server.run import Run
-from dicom_etl.server.shrinking import loss
 from dicom_etl.server.transactions import Key, canonical, digest
+from dicom_etl.upload.adopting import adopted, is_foreign, studies_of
+from dicom_etl.upload.ledger import Row, on_server
+from dicom_etl.upload.parts import Candidate
+from dicom_etl.upload.reconciling import fetched, is_alike, plain, version_of
+from dicom_etl.upload.run import Run
+from dicom_etl.upload.shrinking import loss
 
 Resource = dict[str, Any]
 

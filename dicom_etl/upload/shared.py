@@ -11,15 +11,15 @@ import orjson
 
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.schemas import SHARED_OUTCOMES
-from dicom_etl.server.built import SHARED_RULES, Built, announcement, by_column, others
-from dicom_etl.server.ledger import Ledger, Row, on_server
-from dicom_etl.server.linking import Identifier, link_of, patients_with
-from dicom_etl.server.merging import Contradiction, Contribution, merged
-from dicom_etl.server.parts import Candidate, Flow, Part, candidate_of, deleted, mark_gone, send_prepared, state_of
-from dicom_etl.server.patients import Overwritten, joined, overwritten
-from dicom_etl.server.reconciling import fetched
-from dicom_etl.server.run import Run
 from dicom_etl.server.transactions import Key
+from dicom_etl.upload.built import SHARED_RULES, Built, announcement, by_column, others
+from dicom_etl.upload.ledger import Ledger, Row, on_server
+from dicom_etl.upload.linking import Identifier, link_of, patients_with
+from dicom_etl.upload.merging import Contradiction, Contribution, merged
+from dicom_etl.upload.parts import Candidate, Flow, Part, candidate_of, deleted, mark_gone, send_prepared, state_of
+from dicom_etl.upload.patients import Overwritten, joined, overwritten
+from dicom_etl.upload.reconciling import fetched
+from dicom_etl.upload.run import Run
 
 _LINK_CODES = {"contradicts": "patient-on-server", "ambiguous": "patient-ambiguous"}
 
