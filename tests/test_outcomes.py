@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,34 +11,17 @@ from typing import Any
 import orjson
 import pytest
 
-from dicom_etl.cli import main
 from dicom_etl.inspect import sendings
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import INVENTORY, OUTCOMES, SHARED_OUTCOMES
 from dicom_etl.lake.tables import Lake
+from tests.command import Said
 from tests.corpus import write_instance
 from tests.server.lakes import new_lake
 from tests.server.proxy import Asked, Proxy, Reply, proxy
 from tests.servers.hapi_server import HapiServer
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
-Said = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Said:
-    """Run `dicom-etl` in this process: (exit code, standard output, standard error)."""
-    monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
-    monkeypatch.setenv("COLUMNS", "300")
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["dicom-etl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return command
 
 
 @pytest.fixture

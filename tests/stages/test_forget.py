@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from dicom_etl.cli import main
 from dicom_etl.identity.ids import resource_id
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.locks import LockHeldError
@@ -30,6 +29,7 @@ from dicom_etl.stages.forget import Forgotten, forget, readmit
 from dicom_etl.stages.measure import measure
 from dicom_etl.stages.report import report
 from dicom_etl.stages.upload import upload
+from tests.command import Said
 from tests.corpus import Tree, lake_of, tree_of, uid, write_sheet
 from tests.server.holdings import get, put, status
 from tests.server.proxy import Proxy, Reply, proxy
@@ -593,23 +593,7 @@ def test_a_kill_at_any_moment_is_completed_by_the_next_call(moment: str, house: 
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """Run `dicom-etl` in this process: exit code, and what it says."""
-    monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
-    monkeypatch.setenv("COLUMNS", "300")
-
-    def command(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["dicom-etl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out + printed.err
-
-    return command
-
-
-@pytest.fixture
-def loaded(tmp_path: Path, said: Callable[..., tuple[int, str]]) -> Tree:
+def loaded(tmp_path: Path, said: Said) -> Tree:
     """A dataset that was loaded by the command, without a server."""
     tree = tree_of(tmp_path)
     for subject in ("sub-ada", "sub-bob"):
@@ -629,11 +613,10 @@ def loaded(tmp_path: Path, said: Callable[..., tuple[int, str]]) -> Tree:
         (("ds", "sub-ada", "--readmit", "--dry-run"), "--readmit takes a record back"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_2(
-    loaded: Tree, said: Callable[..., tuple[int, str]], arguments: tuple[str, ...], words: str
-) -> None:
+def test_wrong_usage_is_one_sentence_and_2(loaded: Tree, said: Said, arguments: tuple[str, ...], words: str) -> None:
     before = content(loaded.lake)
-    code, text = said("forget", *arguments, "--lake", loaded.lake.root)
+    code, out, err = said("forget", *arguments, "--lake", loaded.lake.root)
+    text = out + err
     assert code == 2
     assert words in text
     assert len(text.strip().splitlines()) == 1
@@ -641,14 +624,14 @@ def test_wrong_usage_is_one_sentence_and_2(
     assert not (Path(loaded.lake.root) / "locks/nobody.lock").exists()
 
 
-def test_a_dry_run_counts_and_does_nothing(house: House, said: Callable[..., tuple[int, str]]) -> None:
+def test_a_dry_run_counts_and_does_nothing(house: House, said: Said) -> None:
     tree = two_subjects(house)
     house.run(tree)
     before = content(house.lake)
     house.server.asked.clear()
 
     done = house.forget(tree, "sub-ada", dry_run=True)
-    code, text = said("forget", tree.name, "sub-ada", "--dry-run", "--lake", house.lake.root)
+    code, text, _ = said("forget", tree.name, "sub-ada", "--dry-run", "--lake", house.lake.root)
 
     assert done.resources == {server_name(house.server.url): {"ImagingStudy": 2, "Patient": 1}}
     assert (done.files, done.studies, done.dry_run) == (3, 2, True)
@@ -658,20 +641,20 @@ def test_a_dry_run_counts_and_does_nothing(house: House, said: Callable[..., tup
 
 
 def test_the_command_forgets_and_a_run_over_all_passes_over_a_dataset(
-    loaded: Tree, said: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+    loaded: Tree, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake = ("--lake", loaded.lake.root)
-    code, text = said("forget", "ds", "sub-ada", "--yes", *lake)
+    code, text, _ = said("forget", "ds", "sub-ada", "--yes", *lake)
     assert (code, "files" in text) == (0, True)
     assert naming(loaded.lake, "sub-ada") == []
-    code, _ = said("run", loaded.root, *lake)
+    code, _, _ = said("run", loaded.root, *lake)
     assert code == 0
     assert loaded.lake.read(INVENTORY, dataset="ds")["unit"].to_pylist() == ["sub-bob"]
-    [plan] = json.loads(said("run", loaded.root, "--dry-run", "--json", *lake)[1])
+    [plan] = json.loads(said("run", loaded.root, "--dry-run", "--json", *lake)[1])["plans"]
     assert (plan["files"], plan["new"], plan["units_to_extract"]) == (1, 0, 0)
 
     assert said("forget", "ds", "--yes", *lake)[0] == 0
-    code, text = said("run", loaded.root, *lake)
+    code, _, text = said("run", loaded.root, *lake)
     assert (code, len(text.strip().splitlines())) == (2, 1)
     assert "dataset ds was withdrawn and is passed over" in text
     assert said("forget", "ds", "--readmit", *lake)[0] == 0
@@ -679,9 +662,7 @@ def test_the_command_forgets_and_a_run_over_all_passes_over_a_dataset(
     assert naming(loaded.lake, "sub-ada") == []  # that she was withdrawn still counts
 
 
-def test_a_person_at_a_terminal_is_asked(
-    loaded: Tree, said: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_person_at_a_terminal_is_asked(loaded: Tree, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for answer, code, there in ((False, 2, True), (True, 0, False)):
         monkeypatch.setattr("typer.confirm", lambda _, answer=answer: answer)
@@ -692,6 +673,14 @@ def test_a_person_at_a_terminal_is_asked(
 def test_a_dataset_that_is_being_written_is_waited_for(loaded: Tree) -> None:
     with loaded.lake.lock("ds", "extract of ds"), pytest.raises(LockHeldError, match="extract of ds"):
         forget("ds", "sub-ada", loaded.lake, Settings())
+
+
+def test_a_dataset_that_is_being_written_is_told_to_a_machine_too(loaded: Tree, said: Said) -> None:
+    with loaded.lake.lock("ds", "extract of ds"):
+        code, out, _ = said("forget", "ds", "sub-ada", "--yes", "--no-wait", "--json", "--lake", loaded.lake.root)
+    told = json.loads(out)
+    assert code == told["exit_code"] == 1
+    assert "extract of ds" in told["stopped"]
 
 
 def test_a_record_that_is_not_there_cannot_be_taken_back(loaded: Tree) -> None:

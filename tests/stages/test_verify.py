@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from dicom_etl.cli import main
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.tables import Lake
@@ -21,6 +20,7 @@ from dicom_etl.stages.upload import upload
 from dicom_etl.stages.verify import Verified, verify
 from dicom_etl.upload import verifying
 from dicom_etl.upload.verifying import Compared
+from tests.command import Said
 from tests.corpus import write_instance
 from tests.server import holdings
 from tests.server.lakes import Site, Study, changed, new_lake, outcomes, settings_for, shared_outcomes
@@ -29,7 +29,6 @@ from tests.servers.hapi_server import HapiServer
 
 _PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
-Said = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -320,20 +319,21 @@ def test_a_dataset_without_resources_leaves_the_others_alone(lake: Lake, server:
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Said:
-    """Run `dicom-etl` in this process: (exit code, standard output, standard error)."""
-    monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
-    monkeypatch.setenv("COLUMNS", "300")
+def test_a_dry_run_tells_a_machine_what_would_be_read_and_what_would_be_sent(
+    said: Said, tmp_path: Path, server: Proxy, site: Site
+) -> None:
+    write_instance(tmp_path / site.name / "primary/sub-1/sam-1/1.dcm", study=site.name, series="1", PatientID="P-1")
+    where = (tmp_path / site.name, "--lake", tmp_path / "lake", "--fhir-url", server.url)
+    for stage in ("crawl", "extract", "build"):
+        assert said(stage, *where[:3])[0] == 0
 
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["dicom-etl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
+    code, out, _ = said("run", *where, "--dry-run", "--json")
 
-    return command
+    assert code == 0
+    told = json.loads(out)
+    assert [(plan["files"], plan["new"]) for plan in told["plans"]] == [(1, 0)]
+    sent = told["datasets"][site.name]["upload"]["counts"]
+    assert sent == {kind: {"would-send": 1} for kind in ("Endpoint", "ImagingStudy", "Patient")}
 
 
 def test_the_command_tells_what_is_missing_and_repairs_it(

@@ -1,0 +1,49 @@
+"""Stages over the datasets that a person has named: run them, or say what they would do, and show what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict
+
+from dicom_etl import inspect
+from dicom_etl.cli.session import Session
+from dicom_etl.cli.showing import show_outcome
+from dicom_etl.console import ProgressDisplay, table
+from dicom_etl.lake.withdrawn import Withdrawn
+from dicom_etl.pipeline import Options, Outcome, Pipeline, run
+from dicom_etl.settings import DatasetSettings, SettingsError
+from dicom_etl.sources.registry import chosen_datasets
+
+
+def go(session: Session, named: list[str] | None, stages: Collection[str], options: Options) -> int:
+    """Run stages over the named datasets, show the outcome, return the exit code."""
+    chosen = _admitted(session, chosen_datasets(session.settings, session.lake(), named or []))
+    with ProgressDisplay(session.console, quiet=session.as_json) as progress:
+        pipeline = Pipeline(session.settings, chosen, progress, session.tell)
+        if options.dry_run:
+            return _plan(session, pipeline, list(chosen), stages, options)
+        outcome = run(pipeline, list(chosen), stages, options)
+    show_outcome(session, outcome)
+    return outcome.exit_code
+
+
+def _admitted(session: Session, chosen: dict[str, DatasetSettings]) -> dict[str, DatasetSettings]:
+    """The datasets but those that were withdrawn, of which is told."""
+    ending = "was withdrawn and is passed over; `dicom-etl forget {} --readmit` ends that"
+    lake = session.lake()
+    gone = {n: f"dataset {n} {ending.format(n)}" for n in chosen if Withdrawn.of(lake, n).whole}
+    if chosen and len(gone) == len(chosen):
+        raise SettingsError("; ".join(gone.values()))
+    for sentence in gone.values():
+        session.tell(sentence)
+    return {name: dataset for name, dataset in chosen.items() if name not in gone}
+
+
+def _plan(session: Session, pipeline: Pipeline, names: list[str], stages: Collection[str], options: Options) -> int:
+    plans = [asdict(inspect.plan(pipeline, name)) for name in names] if "crawl" in stages else []
+    if plans and not session.as_json:
+        table(session.console, "Would be done", list(plans[0]), [list(plan.values()) for plan in plans])
+    sends = "upload" in stages and pipeline.settings.fhir.url
+    outcome = run(pipeline, names, ["upload"], options) if sends else Outcome()
+    show_outcome(session, outcome, plans=plans)
+    return outcome.exit_code
