@@ -194,6 +194,7 @@ _OUTCOME: tuple[tuple[str, pa.DataType], ...] = (
     ("id_on_server", STRING),
     ("linked", FLAG),
     ("hash", STRING),
+    ("tried", STRING),
     ("version", STRING),
     ("state", STRING),
     ("status", pa.int32()),

@@ -216,8 +216,10 @@ class DatasetUpload:
     async def _checked(self, bundle: list[Candidate]) -> list[Candidate]:
         """The studies that may be sent: nothing shrinks, and nothing of somebody else's is written over."""
         there = await self._run.sender.ask(lambda: look_up(self._run, bundle))
-        judged = (judge(candidate, there.get(candidate.key), self._run) for candidate in bundle)
-        return [candidate for candidate in judged if candidate is not None]
+        judged = [judge(candidate, there.get(candidate.key), self._run) for candidate in bundle]
+        sendable = [candidate for candidate in judged if candidate is not None]
+        _announce([candidate for candidate in sendable if candidate.if_match and not candidate.adopts])
+        return sendable
 
     # -- the end of a unit
 
@@ -369,6 +371,18 @@ class DatasetUpload:
             run.sender.stopped,
             run.options.dry_run,
         )
+
+
+def _announce(updates: Sequence[Candidate]) -> None:
+    """Save what is about to replace a version of ours.
+
+    A run that is killed after the server has taken it leaves a version that no ledger knows. The next run then knows
+    its content, and does not take it for somebody else's.
+    """
+    for candidate in updates:
+        candidate.part.record(candidate, Outcome("retrying"))
+    for part in parts_of(updates):
+        part.ledger.save()
 
 
 def _referred(reference: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The ledger: what is known of each of our resources on one server.
 
 A row's `version` says that the server has the resource (empty where it names no version); `hash` is that of what was
-sent last. `state`:
+stored last, `tried` that of what was sent since and may have arrived or not. `state`:
 
 - stored: the server has it as sent;
 - rejected, gave-up: the last try failed; it is sent again;
@@ -88,6 +88,7 @@ def failed(row: Row | None) -> bool:
 
 def _whole(row: Row) -> Row:
     """A row with what ledgers of before did not have: there, another id meant another's resource."""
+    row = {"tried": None} | row
     if row.get("linked") is None:
         row = row | {"linked": row.get("id_on_server") not in (None, row["id"])}
     return row

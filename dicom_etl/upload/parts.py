@@ -80,7 +80,8 @@ class Part:
         news = {
             "id_on_server": outcome.place or candidate.at or candidate.id,
             "linked": candidate.adopts,
-            "hash": candidate.hash,
+            "hash": candidate.hash if stored else before["hash"],
+            "tried": None if stored else candidate.hash,
             "version": outcome.version if stored else before["version"],
             "state": outcome.state,
             "status": outcome.status,
@@ -104,7 +105,7 @@ class Part:
     def hold(self, candidate: Candidate, code: str, text: str, version: str | None = None) -> None:
         """Note that a resource is not sent until somebody decides."""
         before = self._ours(candidate.key)
-        kept = {name: before[name] for name in ("hash", "version", "content")}
+        kept = {name: before[name] for name in ("hash", "tried", "version", "content")}
         if kept["version"] is None:
             kept["version"] = version
         at = {"id_on_server": candidate.at or candidate.id, "linked": candidate.adopts}
@@ -114,7 +115,7 @@ class Part:
 
     def link(self, candidate: Candidate, link: Link) -> None:
         """Note that the server's own Patient is used."""
-        news = {"id_on_server": link.id, "linked": True, "hash": candidate.hash, "version": link.version}
+        news = {"id_on_server": link.id, "linked": True, "hash": candidate.hash, "tried": None, "version": link.version}
         rest = {"state": "stored", "status": None, "attempts": 0, "error": None, "content": None}
         self._note(candidate, news | rest)
         self.pending -= 1
@@ -128,12 +129,12 @@ class Part:
         self.ledger.note(candidate.row | {"type": candidate.type, "id": candidate.id, "time": datetime.now(UTC)} | news)
 
 
-_NOTHING: Row = {"hash": None, "version": None, "content": None}
+_NOTHING: Row = {"hash": None, "tried": None, "version": None, "content": None}
 
 
 def _settled(row: Row) -> Row:
     """The columns of a row whose resource is on the server as it should be."""
-    return {} if row["state"] == "stored" else {"state": "stored", "error": None}
+    return {} if row["state"] == "stored" else {"state": "stored", "tried": None, "error": None}
 
 
 class Flow:

@@ -85,10 +85,10 @@ def _updating(candidate: Candidate, own: Resource, row: Row | None, run: Run) ->
 
 
 def _is_changed(own: Resource, row: Row | None) -> bool:
-    """Whether somebody else wrote to our study: its version moved, and its content is not what we sent last."""
+    """Whether somebody else wrote to our study: its version moved, and its content is nothing that we sent."""
     if row is None or not row["version"] or not version_of(own) or version_of(own) == row["version"]:
         return False
-    return bool(digest(canonical(plain(own))) != row["hash"])
+    return digest(canonical(plain(own))) not in (row["hash"], row["tried"])
 
 
 def _beside_foreign(candidate: Candidate, foreign: Sequence[Resource], run: Run) -> Candidate | None:

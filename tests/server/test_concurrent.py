@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from dicom_etl.stages.upload import upload
 from tests.server import holdings
 from tests.server.faults import Faults, faulty
 from tests.server.holdings import Resource
-from tests.server.lakes import Site, Study, new_lake, settings_for
+from tests.server.lakes import Site, Study, new_lake, outcomes, settings_for
 from tests.server.soak import DATASETS, World, held_wrong, noted_wrong
 from tests.servers.hapi_server import HapiServer
 from tests.servers.plugin import HapiFactory
@@ -27,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 # says that it is ready, and begins when it is told to: starting Python takes longer than an upload
 _RUN = """
 import sys
+import uuid
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from tests.server.lakes import settings_for
@@ -246,3 +249,32 @@ def test_a_run_that_was_killed_at_any_request_is_completed_by_the_next(hapi: Hap
 
     with ThreadPoolExecutor(2) as pool:
         assert [one for wrong in pool.map(wrong_after, moments) for one in wrong] == []
+
+
+def test_what_a_killed_run_has_changed_is_not_taken_for_somebody_elses(hapi: HapiServer, tmp_path: Path) -> None:
+    site, lake = Site(f"killed-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
+    one = Study("1", "P1")
+    runs: list[subprocess.Popen[str]] = []
+    with faulty(hapi.base_url, rate=0.0) as server:
+        site.build(lake, "A", [one])
+        upload(["A"], lake, settings_for(server.url))
+        site.build(lake, "A", [replace(one, series={"1": 3})])
+        server.asked.clear()
+        server.watch = _killed_at(3, runs, answered=True)  # once the server has the change, before the ledger knows
+        runs.append(started(lake, server.url, "A"))
+        begin(runs[0])
+        runs[0].communicate(timeout=120)
+        asked = list(server.asked)
+        server.watch = lambda _number, _answered: True
+        server.settle()
+        site.build(lake, "A", [replace(one, series={"1": 4})])
+
+        [done] = upload(["A"], lake, settings_for(server.url))
+
+    place = f"ImagingStudy/{site.study_id('A', '1')}"
+    assert runs[0].returncode == -signal.SIGKILL
+    assert asked[2] == f"PUT {place}"
+    assert done.counts["ImagingStudy"] == {"stored": 1}
+    held = holdings.get(hapi.base_url, place)
+    assert (held["meta"]["versionId"], held["numberOfInstances"]) == ("3", 4)
+    assert outcomes(lake, server.url, "A")[place]["tried"] is None

@@ -157,6 +157,7 @@ def test_the_ledger_says_what_the_server_has(lake: Lake, server: Proxy, site: Si
         "id_on_server": site.study_id("A", "1"),
         "linked": False,
         "hash": row["hash"],
+        "tried": None,
         "version": "1",
         "state": "stored",
         "status": 201,

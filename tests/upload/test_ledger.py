@@ -11,6 +11,7 @@ def row(identity: str, **more: Any) -> dict[str, Any]:
         "id": identity,
         "linked": False,
         "hash": "h",
+        "tried": None,
         "version": "1",
         "state": "stored",
         "time": 1,
