@@ -210,6 +210,8 @@ def _upload(pipeline: Pipeline, datasets: list[str], options: Options, outcome: 
             outcome.add("upload", uploaded.dataset, uploaded)
             if uploaded.unreachable:
                 outcome.unreachable = uploaded.stopped
+            elif uploaded.stopped:
+                outcome.stopped[uploaded.dataset] = uploaded.stopped
     except (UnreachableError, UnsuitableServerError) as error:
         outcome.unreachable = str(error)
     except NotBuiltError as error:

@@ -33,7 +33,7 @@ class Addressing:
 
     def addressed(self, item: I) -> I:
         """An item as it is sent."""
-        if self.takes_ids:
+        if self.takes_ids or item.adopts:
             return item
         resource = orjson.loads(item.body)
         identifier = self._identifier(item.id)

@@ -279,4 +279,6 @@ def _seconds(retry_after: str | None) -> float | None:
         until = parsedate_to_datetime(retry_after)
     except ValueError:
         return None
+    if until.tzinfo is None:  # -0000, or no zone at all
+        until = until.replace(tzinfo=UTC)
     return max(0.0, (until - datetime.now(UTC)).total_seconds())

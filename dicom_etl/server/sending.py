@@ -11,12 +11,14 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from dicom_etl.server.client import Client
 from dicom_etl.server.errors import FhirError, ServerError, UnreachableError
 from dicom_etl.server.pace import Pace
 from dicom_etl.server.retry import Budget, Sleep, is_transient, persist
+from dicom_etl.server.searching import searched
 from dicom_etl.server.transactions import Item, Key, Outcome, outcomes, shipments, transaction, travels_alone
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,8 @@ class Sender:
 
         sent = await asyncio.gather(*(self._ship(some, noted) for some in shipments(items, self._alone_bytes)))
         stale = [item for some in sent for item in some]
+        if self.stopped:
+            return stale
         self._failed_in_a_row = 0 if stale or any(taken) else self._failed_in_a_row + 1
         if self._failed_in_a_row >= _FAILED_BUNDLES:
             self._stop("the server takes nothing, after all retries", unreachable=True)
@@ -131,7 +135,7 @@ class Sender:
         def again(error: BaseException) -> bool:
             nonlocal tries
             tries += 1
-            if not is_transient(error) or _is_stale(error, items):
+            if self.stopped or not is_transient(error) or _is_stale(error, items):
                 return False
             status = getattr(error, "status", None)
             for item in items:
@@ -143,13 +147,17 @@ class Sender:
                 lambda: self._paced(lambda: self._put(items)), budget, again=again, sleep=self._sleep
             )
             found = outcomes(answer, tried + attempts)
-            places = await self._places([item for item in items if item.condition])
+            places = await self.places([item for item in items if item.condition])
         except FhirError as error:
             if _is_stale(error, items):
                 return list(items)
             return await self._refused(items, record, budget, tried, error)
         again_to_see = []
         for item in items:
+            if item.condition and item.key not in places:
+                why = "the server took it, and does not find it yet; run again"
+                record(item, Outcome("gave-up", None, None, tried + attempts, why))
+                continue
             outcome = found.get(places.get(item.key, item.place))
             # a transaction that succeeded has stored every entry, also one whose place it does not name
             outcome = outcome or Outcome("stored", 200, "", tried + attempts)
@@ -167,20 +175,19 @@ class Sender:
             return {"resourceType": "Bundle", "entry": [{"response": response}]}
         return await self._client.execute("", data=transaction(items))
 
-    async def _places(self, items: Sequence[Item]) -> dict[Key, Key]:
-        """Where a server that gives ids itself has put the items: an answer names its ids and not ours."""
+    async def places(self, items: Sequence[Item]) -> dict[Key, Key]:
+        """Where a server that gives ids itself has what the items' conditions find: an answer names its ids, not ours.
+
+        Raises:
+            FhirError: it could not be asked.
+        """
         places: dict[Key, Key] = {}
         for kind in sorted({item.type for item in items}):
             ours = {item.id for item in items if item.type == kind}
             tokens = sorted(item.condition.removeprefix("identifier=") for item in items if item.type == kind)
             path = f"{kind}?identifier={','.join(tokens)}&_elements=identifier&_count={len(tokens)}"
-            bundle, _ = await persist(
-                lambda path=path: self._client.execute(path, method="get"),  # type: ignore[misc]
-                Budget(self._retry_seconds),
-                sleep=self._sleep,
-            )
-            for entry in bundle.get("entry", []):
-                found = entry["resource"]
+            first = partial(self._client.execute, path, method="get")
+            for found in await searched(self._client, kind, first, self.ask):
                 for identifier in found.get("identifier", []):
                     if identifier.get("value") in ours:
                         places[kind, identifier["value"]] = (kind, found["id"])
@@ -228,8 +235,9 @@ class Sender:
         return True
 
     def _stop(self, why: str, *, unreachable: bool) -> None:
-        log.warning("nothing more is sent: %s", why)
-        self.stopped, self.unreachable = why, unreachable
+        if not self.stopped:  # the first reason is the one to mend
+            log.warning("nothing more is sent: %s", why)
+            self.stopped, self.unreachable = why, unreachable
 
 
 class DrySender(Sender):

@@ -34,6 +34,7 @@ class Item:
     condition: str = ""  # the search that finds it on a server that gives ids itself
     is_new: bool = False  # the server was seen not to have it
     overwrote: str = ""  # the version that was written over, since it was not new after all
+    adopts: bool = False  # it goes into somebody else's resource
 
     @property
     def key(self) -> Key:

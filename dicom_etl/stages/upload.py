@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.addressing import Addressing
 from dicom_etl.server.capability import first_contact
@@ -79,7 +80,12 @@ async def _upload(
         await shared.bring()
         uploads = [DatasetUpload(run, one, shared) for one in built]
         for one in uploads:
-            await one.bring()
+            try:
+                await one.bring()
+            except (NotBuiltError, LockHeldError) as error:  # forgotten meanwhile, or being written: the others go on
+                if len(uploads) == 1:
+                    raise
+                one.stopped = str(error)
         if options.prune:
             await shared.prune()
         return [one.summary() for one in uploads]

@@ -53,6 +53,12 @@ def is_foreign(study: Mapping[str, Any], dataset_system: str) -> bool:
     return all(identifier.get("system") != dataset_system for identifier in study.get("identifier", []))
 
 
+def has_adopted(study: Mapping[str, Any], ours: Mapping[str, Any], dataset_system: str) -> bool:
+    """Whether a study that is not ours names our dataset: what we have of it was merged into it before."""
+    mine = [one for one in ours.get("identifier", []) if one.get("system") == dataset_system]
+    return any(one in study.get("identifier", []) for one in mine)
+
+
 def adopted(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Resource:
     """Their study with our series and instances in it; what they say of a thing counts before what we say.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from dicom_etl.upload.parts import (
     state_of,
     word,
 )
-from dicom_etl.upload.patients import joined, overwritten
+from dicom_etl.upload.patients import joined, overwritten, placed
 from dicom_etl.upload.reconciling import fetched
 from dicom_etl.upload.run import Run, Uploaded
 from dicom_etl.upload.shared import Shared
@@ -46,6 +46,8 @@ class DatasetUpload:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._findings: list[Finding] = []
         self._removed: list[str] = []
+        self._moved: dict[Key, Row] = {}
+        self.stopped: str | None = None  # why it was left in the middle, the others going on
         self._done = 0
 
     async def bring(self) -> None:
@@ -56,6 +58,7 @@ class DatasetUpload:
             folder = f"outcomes/{encode_name(run.server)}/{encode_name(name)}"
             run.lake.sweep(folder)
             work = [unit for unit in self._built.committed if not self._is_done(unit)]
+            self._moved = self._rows_of(folder, set(self._built.units) - set(work))
             await self._patients(work)
             await self._studies(work)
             for unit in sorted(set(self._built.units) - set(self._built.committed)):
@@ -100,6 +103,24 @@ class DatasetUpload:
             self._parts[unit] = Part(unit, self._ledger(unit))
         return self._parts[unit]
 
+    def _rows_of(self, folder: str, others: Collection[str]) -> dict[Key, Row]:
+        """What the ledgers know of all units but some: of those that are sent anew, and of those that are gone."""
+        found: dict[Key, Row] = {}
+        for name in self._run.lake.names(folder, ".parquet"):
+            rows = rows_at(self._run.lake.read_bytes(f"{folder}/{name}.parquet") or b"")
+            if rows and rows[0]["unit"] not in others:
+                found |= Ledger(rows, lambda *_: None).rows
+        return found
+
+    def _candidate(self, resource: Resource, part: Part, **row: str | None) -> Candidate:
+        """A candidate. What another unit's ledger knows of it comes along: a study moves when its folder is renamed."""
+        candidate = candidate_of(resource, part, **row)
+        before = self._moved.get(candidate.key)
+        if before and before["unit"] != part.name and part.ledger.get(candidate.key) is None:
+            part.ledger.note(before | candidate.row)
+            part.ledger.save()  # before the other unit's is without it
+        return candidate
+
     # -- Patients
 
     async def _patients(self, work: Sequence[str]) -> None:
@@ -128,7 +149,7 @@ class DatasetUpload:
             whole = merged(said[identity])
             part.contradicted |= bool(whole.contradictions)
             self._findings += contradicting(self._built.dataset, identity, whole.contradictions, unit=unit)
-            yield candidate_of(whole.patient, part, key=self._built.keys[identity], **self._where(unit))
+            yield self._candidate(whole.patient, part, key=self._built.keys[identity], **self._where(unit))
 
     def _where(self, unit: str) -> dict[str, str | None]:
         return {"dataset": self._built.dataset, "unit": unit, "subject": self._built.subjects.get(unit)}
@@ -139,6 +160,7 @@ class DatasetUpload:
 
     async def _joined(self, bundle: list[Candidate]) -> list[Candidate]:
         """The Patients as they are to be sent, with what the server has of them."""
+        bundle = await placed(self._run, bundle)
         client, ids = self._run.client, sorted(candidate.place[1] for candidate in bundle)
         there = await self._run.sender.ask(lambda: fetched(client, "Patient", ids))
         lost = await overwritten(self._run, bundle)
@@ -169,7 +191,7 @@ class DatasetUpload:
         uid = _study_uid(study)
         row = next((one for one in self._built.studies.get(uid, ()) if one["unit"] == unit), None)
         where = self._where(unit) | ({"subject": row["subject"]} if row else {})
-        return replace(candidate_of(study, part, key=uid, **where), refers=refers)
+        return replace(self._candidate(study, part, key=uid, **where), refers=refers)
 
     def _place_on_server(self, key: Key) -> str:
         """The id under which the server has what a study refers to; ours, where nothing else is known."""
@@ -237,7 +259,7 @@ class DatasetUpload:
         """Save the ledger of a unit. With the mark that nothing is to do, if nothing is, nor to be said again."""
         self._settle(part)
         rows = part.ledger.rows
-        whole = part.made == set(rows) and all(row["state"] == "stored" for row in rows.values())
+        whole = part.made == set(rows) and all(map(_is_settled, rows.values()))
         part.ledger.save(self._mark(part.name) if whole and not part.waiting and not part.contradicted else "")
         if self._run.options.prune and any(row["state"] == "gone" for row in rows.values()):
             self._left.append(part)
@@ -353,7 +375,7 @@ class DatasetUpload:
         """What was done, once everything is."""
         name, shared, run = self._built.dataset, self._shared, self._run
         removed = [key for dataset, key in shared.removed if dataset == name]
-        if removed:
+        if removed and not self.stopped:
             with run.lake.lock(name, f"upload of {name}"):
                 self._write_findings()
         counts = self._counts + Counter((key[0], shared.state(key)) for key in shared.keys(name))
@@ -368,9 +390,14 @@ class DatasetUpload:
             self._all_findings().num_rows,
             tuple(sorted([*self._removed, *("/".join(key) for key in removed)])),
             run.sender.unreachable,
-            run.sender.stopped,
+            self.stopped or run.sender.stopped,
             run.options.dry_run,
         )
+
+
+def _is_settled(row: Row) -> bool:
+    """Whether nothing is to be said of a resource, in this run and in those that follow."""
+    return row["state"] == "stored" and row["error"] is None and not row["linked"]
 
 
 def _announce(updates: Sequence[Candidate]) -> None:

@@ -76,6 +76,11 @@ def on_server(row: Row | None) -> bool:
     return row is not None and row["version"] is not None
 
 
+def may_be_there(row: Row) -> bool:
+    """Whether something was sent of which we do not know whether the server has it."""
+    return not on_server(row) and row["tried"] is not None
+
+
 def up_to_date(row: Row | None, digest: str) -> bool:
     """Whether the server has the resource as it would be sent."""
     return row is not None and on_server(row) and row["hash"] == digest and row["state"] in ("stored", "held", "gone")
@@ -88,7 +93,8 @@ def failed(row: Row | None) -> bool:
 
 def _whole(row: Row) -> Row:
     """A row with what ledgers of before did not have: there, another id meant another's resource."""
-    row = {"tried": None} | row
+    if "tried" not in row:
+        row = row | {"tried": row["hash"] if row["state"] in ("gave-up", "retrying") else None}
     if row.get("linked") is None:
         row = row | {"linked": row.get("id_on_server") not in (None, row["id"])}
     return row

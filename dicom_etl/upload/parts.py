@@ -12,7 +12,7 @@ from typing import Any
 from dicom_etl.server.errors import FhirError, ServerError
 from dicom_etl.server.sending import Sender
 from dicom_etl.server.transactions import Item, Key, Outcome, Packer, canonical, digest
-from dicom_etl.upload.ledger import Ledger, Row, failed, on_server, up_to_date
+from dicom_etl.upload.ledger import Ledger, Row, failed, may_be_there, on_server, up_to_date
 from dicom_etl.upload.linking import Link
 from dicom_etl.upload.run import Options, Run
 
@@ -32,7 +32,6 @@ class Candidate(Item):
     part: Part
     refers: tuple[Key, ...] = ()
     remark: str | None = None
-    adopts: bool = False  # it goes into somebody else's resource
 
 
 def candidate_of(resource: Resource, part: Part, **row: str | None) -> Candidate:
@@ -81,7 +80,7 @@ class Part:
             "id_on_server": outcome.place or candidate.at or candidate.id,
             "linked": candidate.adopts,
             "hash": candidate.hash if stored else before["hash"],
-            "tried": None if stored else candidate.hash,
+            "tried": _tried(candidate, outcome, before),
             "version": outcome.version if stored else before["version"],
             "state": outcome.state,
             "status": outcome.status,
@@ -127,6 +126,15 @@ class Part:
 
     def _note(self, candidate: Candidate, news: Row) -> None:
         self.ledger.note(candidate.row | {"type": candidate.type, "id": candidate.id, "time": datetime.now(UTC)} | news)
+
+
+def _tried(candidate: Candidate, outcome: Outcome, before: Row) -> str | None:
+    """The hash of what may have arrived: not of what the server is known to have, nor of what it refused."""
+    if outcome.state == "stored":
+        return None
+    if outcome.state == "rejected":
+        return None if before["tried"] == candidate.hash else before["tried"]
+    return candidate.hash
 
 
 _NOTHING: Row = {"hash": None, "tried": None, "version": None, "content": None}
@@ -221,7 +229,7 @@ def parts_of(bundle: Sequence[Candidate]) -> list[Part]:
 def mark_gone(ledger: Ledger, key: Key) -> None:
     """Mark a resource that the lake no longer makes; one that never was on the server is forgotten."""
     row = ledger.rows[key]
-    if row["linked"] or (not on_server(row) and row["state"] != "gave-up"):
+    if row["linked"] or not (on_server(row) or may_be_there(row)):
         ledger.drop(key)
     elif row["state"] != "gone":
         ledger.note(row | {"state": "gone", "error": None})

@@ -37,6 +37,19 @@ async def overwritten(run: Run, candidates: Sequence[Candidate]) -> dict[Key, An
     return found
 
 
+async def placed(run: Run, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates at the ids that a server has given them, also where no ledger knows those.
+
+    Raises:
+        FhirError: the server could not be asked.
+    """
+    if run.addressing.takes_ids:
+        return list(candidates)
+    unknown = [replace(one, condition=run.addressing.condition(one.id)) for one in candidates if not one.at]
+    places = await run.sender.places(unknown)
+    return [replace(one, at=places[one.key][1]) if one.key in places else one for one in candidates]
+
+
 def joined(candidate: Candidate, theirs: Mapping[str, Any] | None, lost: Overwritten) -> list[Candidate]:
     """The candidate as it is to be sent; an empty list where the server has it as it should be.
 

@@ -8,11 +8,13 @@ talks to the server but `fetched`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
 
 from dicom_etl.server.client import Client
+from dicom_etl.server.searching import searched
 from dicom_etl.upload.merging import same_date
 
 _AT_ONCE = 50  # ids in one search: its URL stays below 2,000 characters
@@ -43,9 +45,10 @@ async def fetched(client: Client, kind: str, ids: Sequence[str], *elements: str)
     found: dict[str, Resource] = {}
     for start in range(0, len(ids), _AT_ONCE):
         some = ids[start : start + _AT_ONCE]
-        search = client.resources(kind).search(_id=",".join(some)).limit(len(some))
-        bundle = await (search.elements(*elements) if elements else search).fetch_raw()
-        found |= {entry["resource"]["id"]: entry["resource"] for entry in bundle.get("entry", [])}
+        search = {"_id": ",".join(some), "_count": str(len(some))}
+        search |= {"_elements": ",".join(elements)} if elements else {}
+        first = partial(client.execute, kind, method="get", params=search)
+        found |= {resource["id"]: resource for resource in await searched(client, kind, first)}
     return {identity: found[identity] for identity in ids if identity in found}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dicom_etl.server.transactions import Key, canonical, digest
-from dicom_etl.upload.adopting import adopted, is_foreign, studies_of
+from dicom_etl.upload.adopting import adopted, has_adopted, is_foreign, studies_of
 from dicom_etl.upload.ledger import Row, on_server
 from dicom_etl.upload.parts import Candidate
 from dicom_etl.upload.reconciling import fetched, is_alike, plain, version_of
@@ -43,7 +43,7 @@ async def look_up(run: Run, bundle: Sequence[Candidate]) -> dict[Key, There]:
         for study in studies:
             if study["id"] == candidate.id or run.addressing.is_ours(study, candidate.id):
                 known[candidate.key] = study["id"]
-            elif is_foreign(study, run.dataset_system):
+            elif is_foreign(study, run.dataset_system) or _was_adopted(study, candidate, run):
                 found[candidate.key].foreign.append(study)
     whole = {*known.values(), *(study["id"] for there in found.values() for study in there.foreign)}
     there = await fetched(client, "ImagingStudy", sorted(whole)) if whole else {}
@@ -52,6 +52,11 @@ async def look_up(run: Run, bundle: Sequence[Candidate]) -> dict[Key, There]:
     for one in found.values():
         one.foreign = [there[study["id"]] for study in one.foreign if study["id"] in there]
     return found
+
+
+def _was_adopted(study: Resource, candidate: Candidate, run: Run) -> bool:
+    """Whether ours is in their study already, though no ledger says so: the answer was lost, or the ledger."""
+    return run.fhir.foreign_studies == "adopt" and has_adopted(study, candidate.resource, run.dataset_system)
 
 
 def judge(candidate: Candidate, there: There | None, run: Run) -> Candidate | None:
@@ -70,10 +75,11 @@ def judge(candidate: Candidate, there: There | None, run: Run) -> Candidate | No
 def _updating(candidate: Candidate, own: Resource, row: Row | None, run: Run) -> Candidate | None:
     at = "" if own["id"] == candidate.id else own["id"]
     candidate = replace(candidate, at=at)
-    if is_alike(run.addressing.without_our_identifier(own) | {"id": candidate.id}, candidate.resource):
+    ours_there = run.addressing.without_our_identifier(own) | {"id": candidate.id}
+    if is_alike(ours_there, candidate.resource):
         candidate.part.settle(candidate, version_of(own))
         return None
-    if not run.options.overwrite and _is_changed(own, row):
+    if not run.options.overwrite and _is_changed(ours_there, row):
         text = f"version {version_of(own)} on the server is not the one that was sent; --overwrite replaces it"
         candidate.part.hold(candidate, "changed-on-server", text)
         return None

@@ -11,13 +11,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
-from urllib.parse import urljoin, urlsplit
 
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.schemas import OUTCOMES, RESOURCE_TYPES, SHARED_OUTCOMES, Table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.client import Client, escaped
+from dicom_etl.server.searching import searched
 from dicom_etl.server.sending import Sender
 from dicom_etl.server.transactions import Key
 from dicom_etl.upload.built import Built, rows_at
@@ -154,42 +153,9 @@ class Verifier:
     async def _found(self, kind: str, **search: str) -> dict[str, str]:
         """The versions of all that a search finds, by id; empty where the server names none."""
         params = search | {"_elements": "meta"}
-        ask = partial(self._client.execute, kind, method="get", params=params)
-        found: dict[str, str] = {}
-        seen: set[str] = set()
-        while True:
-            bundle = await self._sender.ask(ask)
-            found |= _versions(bundle, kind)
-            page = _next_page(bundle, kind, self._client.url)
-            if page is None or page in seen:
-                return found
-            seen.add(page)
-            ask = partial(self._client.execute, page, method="get")
-
-
-def _versions(bundle: Mapping[str, Any], kind: str) -> dict[str, str]:
-    resources = [entry.get("resource", {}) for entry in bundle.get("entry", [])]
-    return {
-        str(resource["id"]): str(resource.get("meta", {}).get("versionId", ""))
-        for resource in resources
-        if resource.get("resourceType") == kind
-    }
-
-
-def _next_page(bundle: Mapping[str, Any], kind: str, base: str) -> str | None:
-    """The address of the next page, always below the address that we were given.
-
-    A server behind a proxy may name itself by an address that we cannot reach, and nobody else is to get our token.
-    """
-    link = next((one["url"] for one in bundle.get("link", []) if one.get("relation") == "next"), None)
-    if link is None:
-        return None
-    parts, root = urlsplit(urljoin(f"{base}/", link)), urlsplit(base).path
-    if parts.path == root or parts.path.startswith(f"{root}/"):
-        rest = parts.path.removeprefix(root)
-    else:
-        rest = f"/{kind}" if parts.path.endswith(f"/{kind}") else ""
-    return f"{base}{rest}?{parts.query}"
+        first = partial(self._client.execute, kind, method="get", params=params)
+        resources = await searched(self._client, kind, first, self._sender.ask)
+        return {str(one["id"]): str(one.get("meta", {}).get("versionId", "")) for one in resources}
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------

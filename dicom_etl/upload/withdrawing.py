@@ -20,11 +20,10 @@ from dicom_etl.server.errors import FhirError, ServerError
 from dicom_etl.server.sending import Sender
 from dicom_etl.server.transactions import Key
 from dicom_etl.upload.built import announcement, rows_at
-from dicom_etl.upload.ledger import Ledger, Row, on_server
+from dicom_etl.upload.ledger import Ledger, Row, may_be_there, on_server
 from dicom_etl.upload.reconciling import fetched
 
 _ORDER = ("ImagingStudy", "Patient", "Endpoint")  # what refers to others goes first
-_MAYBE = ("gave-up", "retrying")  # the server may have it all the same
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Leaving:
     def deletes(self, row: Row) -> bool:
         """Whether what a row that leaves speaks of is to be deleted from the server."""
         is_needed = row["type"] == "Patient" and row["id"] in self.needed
-        return not row["linked"] and not is_needed and (on_server(row) or row["state"] in _MAYBE)
+        return not row["linked"] and not is_needed and (on_server(row) or may_be_there(row))
 
 
 @dataclass

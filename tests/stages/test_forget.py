@@ -489,7 +489,8 @@ def test_on_a_server_that_gives_ids_the_server_s_own_are_deleted(house: House) -
     rows = house.lake.read(OUTCOMES, server=name, dataset=tree.name, unit="sub-ada").to_pylist()
     places = [f"{row['type']}/{row['id_on_server']}" for row in rows]
     assert all(row["id"] != row["id_on_server"] for row in rows)
-    unsure = [row | {"version": None, "state": "gave-up"} for row in rows]  # as if the last answer had been lost
+    # as if the last answer had been lost
+    unsure = [row | {"version": None, "hash": None, "tried": row["hash"], "state": "gave-up"} for row in rows]
     house.lake.write_rows(OUTCOMES, unsure, server=name, dataset=tree.name, unit="sub-ada")
 
     done = forget(tree.name, "sub-ada", house.lake, settings)

@@ -506,6 +506,99 @@ def their_study(site: Site, **more: Any) -> dict[str, Any]:
     }
 
 
+def test_a_study_that_is_held_stays_held_after_a_run_in_which_the_server_failed(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
+    load(lake, server, "A")
+    site.build(lake, "A", [changed(ONE, series={"1": 2})])
+    server.rule = lambda asked: Reply(500) if asked.path.startswith("ImagingStudy?") else None
+    [failed] = upload(["A"], lake, settings_for(server.url, retry_seconds=0))
+    server.rule = lambda _: None
+
+    held = [load(lake, server, "A")[0].counts["ImagingStudy"] for _ in range(3)]
+
+    assert failed.counts["ImagingStudy"] == {"gave-up": 1}
+    assert held == [{"held": 1}] * 3
+    assert codes(lake, "A") == ["upload-shrinks"]
+    assert get(server, study_path(site, "A", "1"))["numberOfInstances"] == 5
+
+
+def test_a_study_that_somebody_changed_is_held_also_when_its_folder_is_renamed(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [changed(ONE, patient={"gender": "male"})])
+    load(lake, server, "A")
+    path = study_path(site, "A", "1")
+    put(server, get(server, path) | {"description": "read by Dr. Roe"})
+    moved = changed(ONE, unit="sub-2", series={"1": 3}, patient={"gender": "female"})
+    site.build(lake, "A", [moved])
+    server.asked.clear()
+
+    [done] = load(lake, server, "A")
+
+    assert done.counts == {"Endpoint": {"unchanged": 1}, "ImagingStudy": {"held": 1}, "Patient": {"stored": 1}}
+    assert codes(lake, "A") == ["changed-on-server"]
+    assert get(server, path)["description"] == "read by Dr. Roe"
+    # what we said of the person is known as ours, and corrected
+    assert get(server, patient_path(site, "A", ONE))["gender"] == "female"
+    assert outcomes(lake, server.url, "A", "sub-2").keys() == {path, patient_path(site, "A", ONE)}
+    assert outcomes(lake, server.url, "A", "sub-1") == {}
+
+
+@pytest.mark.parametrize("how", ["the answer is lost", "the folder is renamed", "the ledger is lost"])
+def test_a_study_that_was_adopted_is_known_again(lake: Lake, server: Proxy, site: Site, how: str) -> None:
+    theirs = their_study(site)
+    put(server, theirs)
+    site.build(lake, "A", [ONE])
+    settings = settings_for(server.url, foreign_studies="adopt", alone_bytes=0)
+    lost = iter([Reply(cut=True)] if how == "the answer is lost" else [])
+    server.rule = lambda asked: next(lost, None) if asked.path.endswith("-theirs") else None
+    upload(["A"], lake, settings)
+    if how == "the folder is renamed":
+        site.build(lake, "A", [changed(ONE, unit="sub-2")])
+    if how == "the ledger is lost":
+        lake.remove_folder("outcomes")
+
+    [done] = upload(["A"], lake, settings)
+
+    assert done.counts["ImagingStudy"] in ({"linked": 1}, {"unchanged": 1})
+    assert status_of(server, study_path(site, "A", "1")) == 404
+    made = get(server, f"ImagingStudy/{theirs['id']}")
+    assert (made["meta"]["versionId"], made["description"], made["subject"]) == (
+        "2",
+        "of the hospital",
+        {"display": "somebody"},
+    )
+    unit = "sub-2" if how == "the folder is renamed" else "sub-1"
+    assert outcomes(lake, server.url, "A", unit)[study_path(site, "A", "1")]["linked"]
+
+
+def test_what_is_told_of_an_adopted_study_is_told_in_every_run(lake: Lake, server: Proxy, site: Site) -> None:
+    put(server, their_study(site))
+    site.build(lake, "A", [ONE])
+    settings = settings_for(server.url, foreign_studies="adopt")
+
+    told = [(upload(["A"], lake, settings)[0].counts["ImagingStudy"], codes(lake, "A")) for _ in range(3)]
+
+    assert told == [({"linked": 1}, ["study-adopted"])] * 3
+
+
+def test_a_dataset_that_is_being_written_does_not_keep_the_others_from_the_server(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    for dataset in "ABC":
+        site.build(lake, dataset, [ONE])
+    impatient = Lake(lake.root, 0.0, lambda _: None).open()
+
+    with lake.lock("B", "build of B"):
+        done = load(impatient, server, "A", "B", "C")
+
+    assert [one.counts.get("ImagingStudy") for one in done] == [{"stored": 1}, None, {"stored": 1}]
+    assert [one.stopped is None for one in done] == [True, False, True]
+    assert "build of B" in str(done[1].stopped)
+
+
 def test_somebody_elses_study_is_left_alone_and_ours_is_held(lake: Lake, server: Proxy, site: Site) -> None:
     theirs = their_study(site)
     put(server, theirs)

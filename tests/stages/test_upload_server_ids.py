@@ -1,5 +1,6 @@
 """The upload to a server that gives ids itself: conditional PUTs, one at a time."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from fhirpy import SyncFHIRClient
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import Uploaded, upload
+from tests.server import holdings
 from tests.server.lakes import Site, Study, changed, new_lake, outcomes, settings_for, shared_outcomes
 from tests.server.proxy import Proxy, Reply, proxy
 from tests.servers.plugin import HapiFactory
@@ -112,3 +114,22 @@ def test_a_server_that_hides_that_it_gives_ids_is_found_out_and_the_setting_is_n
     assert done.counts["Endpoint"] == {"rejected": 1}
     row = shared_outcomes(lake, server.url)[f"Endpoint/{site.endpoint_id('A')}"]
     assert 'set fhir.client_ids = "no"' in row["error"]
+
+
+def test_a_patient_that_no_ledger_knows_is_joined_and_its_studies_go_in(
+    lake: Lake, server: Proxy, site: Site, tmp_path: Path
+) -> None:
+    site.build(lake, "A", [Study("1", "P1")])
+    load(lake, server, site, "A")
+    [patient] = resources(server, "Patient")
+    phone = {"system": "phone", "value": "1"}
+    holdings.put(str(server.target), json.loads(json.dumps(patient | {"telecom": [phone]})))
+    other = new_lake(tmp_path / "other")
+    site.build(other, "A", [Study("1", "P1"), Study("2", "P1")])
+
+    [done] = load(other, server, site, "A")
+
+    assert {state for states in done.counts.values() for state in states} <= {"stored", "unchanged"}
+    assert len(resources(server, "ImagingStudy")) == 2
+    [kept] = [one for one in resources(server, "Patient") if one["id"] == patient["id"]]
+    assert kept["telecom"] == [phone]

@@ -15,6 +15,7 @@ from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server import capability
+from dicom_etl.server.searching import next_page
 from dicom_etl.settings import SettingsError
 from dicom_etl.stages.upload import upload
 from dicom_etl.stages.verify import Verified, verify
@@ -226,7 +227,7 @@ def test_a_study_of_another_lake_is_foreign_also_on_a_later_page(
 )
 def test_the_next_page_is_asked_of_the_server_of_the_settings(link: str, address: str) -> None:
     bundle = {"link": [{"relation": "next", "url": link}]}
-    assert verifying._next_page(bundle, "ImagingStudy", "https://proxy.example/fhir") == address
+    assert next_page(bundle, "ImagingStudy", "https://proxy.example/fhir") == address
 
 
 def test_what_was_rejected_and_what_was_never_sent_is_unsent(lake: Lake, server: Proxy, site: Site) -> None:

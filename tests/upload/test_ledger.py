@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from dicom_etl.upload.ledger import Ledger, failed, on_server, up_to_date
+import pytest
+
+from dicom_etl.upload.ledger import Ledger, failed, may_be_there, on_server, up_to_date
 
 
 def row(identity: str, **more: Any) -> dict[str, Any]:
@@ -70,3 +72,10 @@ def test_what_a_row_says():
 def test_a_ledger_of_before_knew_links_by_their_ids_alone():
     kept, _ = ledger(row("a", linked=None, id_on_server="a"), row("b", linked=None, id_on_server="theirs"))
     assert [kept.rows["Patient", one]["linked"] for one in "ab"] == [False, True]
+
+
+@pytest.mark.parametrize("state", ["gave-up", "retrying", "held", "gone"])
+def test_what_was_sent_without_an_answer_may_be_there(state: str):
+    assert may_be_there(row("a", version=None, tried="h", state=state))
+    assert not may_be_there(row("a", version=None, tried=None, state=state))
+    assert not may_be_there(row("a", version="1", tried="h", state=state))
