@@ -24,7 +24,7 @@ from dicom_etl.server.transactions import Item, Key, Outcome, outcomes, shipment
 log = logging.getLogger(__name__)
 
 _NOBODY_IN = (401, 403)  # said of us, not of a resource: cutting the bundle would not help
-_FAILED_BUNDLES = 3  # in a row, each after all its retries: the server takes nothing, whatever it says
+_ROUNDS = 2  # of requests that all failed, each after all its retries: the server takes nothing, whatever it says
 
 I = TypeVar("I", bound=Item)  # noqa: E741
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Sender:
         self._client, self._retry_seconds, self._sleep = client, retry_seconds, sleep
         self._alone_bytes = alone_bytes
         self._pace, self._room = Pace(in_flight), asyncio.Semaphore(in_flight)
-        self._failed_in_a_row = 0
+        self._failed_in_a_row, self._most_failed = 0, _ROUNDS * in_flight
         self.stopped: str | None = None
         self.unreachable = False
 
@@ -63,6 +63,11 @@ class Sender:
         """
         if not items:  # all of a bundle was settled or held: that says nothing of the server
             return []
+        sent = await asyncio.gather(*(self._ship(some, record) for some in shipments(items, self._alone_bytes)))
+        return [item for some in sent for item in some]
+
+    async def _ship(self, items: Sequence[I], record: Callable[[I, Outcome], None]) -> list[I]:
+        """Send what goes in one request, and count those in a row of which the server took nothing."""
         taken: list[bool] = []
 
         def noted(item: I, outcome: Outcome) -> None:
@@ -70,18 +75,12 @@ class Sender:
                 taken.append(outcome.state != "gave-up")
             record(item, outcome)
 
-        sent = await asyncio.gather(*(self._ship(some, noted) for some in shipments(items, self._alone_bytes)))
-        stale = [item for some in sent for item in some]
-        if self.stopped:
-            return stale
+        async with self._room:  # the time for retries is counted from when there is room
+            stale = await self._send(items, noted, Budget(self._retry_seconds), 0)
         self._failed_in_a_row = 0 if stale or any(taken) else self._failed_in_a_row + 1
-        if self._failed_in_a_row >= _FAILED_BUNDLES:
+        if self._failed_in_a_row > self._most_failed:
             self._stop("the server takes nothing, after all retries", unreachable=True)
         return stale
-
-    async def _ship(self, items: Sequence[I], record: Callable[[I, Outcome], None]) -> list[I]:
-        async with self._room:  # the time for retries is counted from when there is room
-            return await self._send(items, record, Budget(self._retry_seconds), 0)
 
     async def ask(self, request: Callable[[], Awaitable[T]]) -> T:
         """The answer to another request, with the same patience.

@@ -232,3 +232,18 @@ def test_as_many_are_on_their_way_as_are_allowed_and_no_more():
     asyncio.run(whole())
 
     assert most == 3
+
+
+@pytest.mark.parametrize(("bad", "asked"), [(6, 20), (20, 9)])
+def test_large_resources_that_always_fail_stop_the_others_after_two_rounds_and_not_before(bad: int, asked: int):
+    """Three at once: six may fail in a row, as those that a gateway cuts off do; then the server takes nothing."""
+
+    def some_fail(asked: Asked) -> Reply:
+        if asked.path == "metadata":
+            return Reply(200, b"{}")
+        return Reply(504) if int(asked.path.removeprefix("Patient/")) < bad else stored()(asked)
+
+    found, _, server = put(some_fail, [item(str(number), 600) for number in range(20)], retry_seconds=0)
+
+    assert [found[str(number)].state for number in range(20)] == ["gave-up"] * bad + ["stored"] * (20 - bad)
+    assert 7 <= len(server.sent("PUT")) <= asked
