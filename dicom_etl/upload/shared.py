@@ -160,6 +160,10 @@ class Shared:
         """Delete what is gone; the studies that referred to it went before."""
         run = self._run
         with run.lake.lock(f"shared of {run.server}", f"upload to {run.server}"):
+            if not run.options.dry_run:  # another run may have claimed or brought something meanwhile
+                self._part.ledger = run.ledger(SHARED_OUTCOMES)
+                self._gather()
+                self._mark_gone()
             for key, row in sorted(self._part.ledger.rows.items(), reverse=True):
                 if row["state"] == "gone" and row["dataset"] in self._names:
                     await self._delete(key, row["dataset"])

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -572,6 +573,27 @@ def test_a_study_that_was_adopted_is_known_again(lake: Lake, server: Proxy, site
     )
     unit = "sub-2" if how == "the folder is renamed" else "sub-1"
     assert outcomes(lake, server.url, "A", unit)[study_path(site, "A", "1")]["linked"]
+
+
+def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(lake: Lake, server: Proxy, site: Site) -> None:
+    person, other = shared_person(), Study("2", "P2", unit="sub-2", rule="authority")
+    site.build(lake, "A", [person, other])
+    load(lake, server, "A")
+    site.build(lake, "A", [other])
+    site.build(lake, "B", [person])
+    meanwhile = threading.Thread(target=load, args=(Lake(lake.root).open(), server, "B"))
+
+    def progress(*_: Any) -> None:
+        if meanwhile.ident is None:
+            meanwhile.start()
+            meanwhile.join(60)
+
+    [done] = load(lake, server, "A", prune=True, progress=progress)
+
+    patient = patient_path(site, "A", person)
+    assert done.removed == (study_path(site, "A", person.number),)
+    assert version(server, patient) == "1"
+    assert {patient, f"Endpoint/{site.endpoint_id('B')}"} <= shared_outcomes(lake, server.url).keys()
 
 
 def test_what_is_told_of_an_adopted_study_is_told_in_every_run(lake: Lake, server: Proxy, site: Site) -> None:
