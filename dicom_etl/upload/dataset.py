@@ -316,10 +316,12 @@ class DatasetUpload:
         for kind in ("ImagingStudy", "Patient"):
             for part in self._left:
                 rows = part.ledger.rows
-                held = any(row["state"] == "held" and row["type"] == "ImagingStudy" for row in rows.values())
+                # a study that is held, or was refused, still refers to its old Patient there
+                old = any(
+                    one["state"] not in ("stored", "gone") and one["type"] == "ImagingStudy" for one in rows.values()
+                )
                 for key, row in sorted(rows.items()):
-                    # a study that is held now still refers to its old Patient
-                    if row["state"] != "gone" or key[0] != kind or (held and kind == "Patient"):
+                    if row["state"] != "gone" or key[0] != kind or (old and kind == "Patient"):
                         continue
                     if await deleted(self._run.sender, part.ledger, key):
                         self._removed.append("/".join(key))
