@@ -168,6 +168,8 @@ class Sender:
 
     async def _put(self, items: Sequence[Item]) -> Any:
         """The answer to a transaction, or to a PUT in the same form."""
+        if self.stopped:  # while this one waited for its turn, or for another try
+            raise UnreachableError(self.stopped)
         if travels_alone(items[0], self._alone_bytes):
             [item] = items
             response = await self._client.put("/".join(item.place), item.body, if_match=item.if_match)
