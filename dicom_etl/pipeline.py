@@ -14,7 +14,7 @@ from typing import Any
 from dicom_etl.engine import Engine, EngineError, Progress
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.tables import Lake
-from dicom_etl.lake.withdrawn import Withdrawn
+from dicom_etl.lake.withdrawn import admitted
 from dicom_etl.server.client import Client
 from dicom_etl.server.errors import UnreachableError, UnsuitableServerError
 from dicom_etl.settings import DatasetSettings, Settings
@@ -70,7 +70,7 @@ class Pipeline:
 
     def admitted(self) -> dict[str, DatasetSettings]:
         """All datasets but those that were withdrawn as a whole."""
-        return {name: one for name, one in self.datasets().items() if not Withdrawn.of(self.lake, name).whole}
+        return admitted(self.lake, self.datasets())
 
     def source(self, dataset: str) -> Source:
         """The source of a dataset; SourceError where there is none of this name."""

@@ -9,7 +9,7 @@ from dicom_etl import inspect
 from dicom_etl.cli.session import Session
 from dicom_etl.cli.showing import show_outcome
 from dicom_etl.console import ProgressDisplay, table
-from dicom_etl.lake.withdrawn import Withdrawn
+from dicom_etl.lake.withdrawn import admitted
 from dicom_etl.pipeline import Options, Outcome, Pipeline, run
 from dicom_etl.settings import DatasetSettings, SettingsError
 from dicom_etl.sources.registry import chosen_datasets
@@ -30,13 +30,13 @@ def go(session: Session, named: list[str] | None, stages: Collection[str], optio
 def _admitted(session: Session, chosen: dict[str, DatasetSettings]) -> dict[str, DatasetSettings]:
     """The datasets but those that were withdrawn, of which is told."""
     ending = "was withdrawn and is passed over; `dicom-etl forget {} --readmit` ends that"
-    lake = session.lake()
-    gone = {n: f"dataset {n} {ending.format(n)}" for n in chosen if Withdrawn.of(lake, n).whole}
+    left = admitted(session.lake(), chosen)
+    gone = {name: f"dataset {name} {ending.format(name)}" for name in chosen if name not in left}
     if chosen and len(gone) == len(chosen):
         raise SettingsError("; ".join(gone.values()))
     for sentence in gone.values():
         session.tell(sentence)
-    return {name: dataset for name, dataset in chosen.items() if name not in gone}
+    return left
 
 
 def _plan(session: Session, pipeline: Pipeline, names: list[str], stages: Collection[str], options: Options) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import pyarrow as pa
@@ -22,6 +22,7 @@ from dicom_etl.lake.schemas import WITHDRAWN
 from dicom_etl.lake.tables import Lake
 
 Row = dict[str, Any]
+T = TypeVar("T")
 _ARCHIVE = re.compile(r"(\.zip)?!?$", re.IGNORECASE)
 
 
@@ -93,6 +94,11 @@ class Withdrawn:
         if subject is None or row["digest"] is None:
             return subject is None and row["digest"] is None
         return bool(row["digest"] == digest_of(row["site"], self.dataset, subject))
+
+
+def admitted(lake: Lake, datasets: Mapping[str, T]) -> dict[str, T]:
+    """Of some datasets, by name, those that were not withdrawn as a whole."""
+    return {name: one for name, one in datasets.items() if not Withdrawn.of(lake, name).whole}
 
 
 def left_of(row: Mapping[str, Any] | None) -> dict[str, set[str]]:

@@ -106,11 +106,16 @@ class DatasetUpload:
     def _rows_of(self, folder: str, others: Collection[str]) -> dict[Key, Row]:
         """What the ledgers know of all units but some: of those that are sent anew, and of those that are gone."""
         found: dict[Key, Row] = {}
-        for name in self._run.lake.names(folder, ".parquet"):
-            rows = rows_at(self._run.lake.read_bytes(f"{folder}/{name}.parquet") or b"")
-            if rows and rows[0]["unit"] not in others:
-                found |= Ledger(rows, lambda *_: None).rows
+        for rows in self._ledgers_but(folder, others):
+            found |= Ledger(rows, lambda *_: None).rows
         return found
+
+    def _ledgers_but(self, folder: str, units: Collection[str]) -> Iterator[list[Row]]:
+        """The rows of each ledger of the dataset but those of some units, which are not even opened."""
+        known = {encode_name(unit) for unit in units}
+        for name in self._run.lake.names(folder, ".parquet"):
+            if name not in known:
+                yield rows_at(self._run.lake.read_bytes(f"{folder}/{name}.parquet") or b"")
 
     def _candidate(self, resource: Resource, part: Part, **row: str | None) -> Candidate:
         """A candidate. What another unit's ledger knows of it comes along: a study moves when its folder is renamed."""
@@ -301,12 +306,8 @@ class DatasetUpload:
 
     def _gone_units(self, folder: str) -> None:
         """Units of the ledger that the dataset no longer has."""
-        known = {encode_name(unit) for unit in self._built.units}
-        for name in self._run.lake.names(folder, ".parquet"):
-            if name in known:
-                continue
-            content = self._run.lake.read_bytes(f"{folder}/{name}.parquet") or b""
-            unit = rows_at(content)[0]["unit"]
+        for rows in self._ledgers_but(folder, self._built.units):
+            unit = rows[0]["unit"]
             self._close(Part(unit, self._ledger(unit)))
 
     # -- removal

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -17,6 +18,7 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.server.addressing import Addressing
 from dicom_etl.server.client import Client
 from dicom_etl.server.errors import FhirError, ServerError
+from dicom_etl.server.searching import searched
 from dicom_etl.server.sending import Sender
 from dicom_etl.server.transactions import Key
 from dicom_etl.upload.built import announcement, rows_at
@@ -169,8 +171,8 @@ async def located(client: Client, sender: Sender, addressing: Addressing, keys: 
             continue
         for identity in ids:
             search = f"{kind}?{addressing.condition(identity)}&_elements=identifier"
-            bundle = await sender.ask(lambda search=search: client.execute(search, method="get"))  # type: ignore[misc]
-            places |= {f"{kind}/{entry['resource']['id']}" for entry in bundle.get("entry", [])}
+            found = await searched(client, kind, partial(client.execute, search, method="get"), sender.ask)
+            places |= {f"{kind}/{resource['id']}" for resource in found}
     return places
 
 
