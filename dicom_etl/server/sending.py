@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -19,11 +19,13 @@ from dicom_etl.server.errors import FhirError, ServerError, UnreachableError
 from dicom_etl.server.pace import Pace
 from dicom_etl.server.retry import Budget, Sleep, is_transient, persist
 from dicom_etl.server.searching import searched
+from dicom_etl.server.tasks import together
 from dicom_etl.server.transactions import Item, Key, Outcome, outcomes, shipments, transaction, travels_alone
 
 log = logging.getLogger(__name__)
 
 _NOBODY_IN = (401, 403)  # said of us, not of a resource: cutting the bundle would not help
+_PLACES_AT_ONCE = 25  # identifiers of up to 150 characters in the URL of one search
 _ROUNDS = 2  # of requests that all failed, each after all its retries: the server takes nothing, whatever it says
 
 I = TypeVar("I", bound=Item)  # noqa: E741
@@ -63,7 +65,7 @@ class Sender:
         """
         if not items:  # all of a bundle was settled or held: that says nothing of the server
             return []
-        sent = await asyncio.gather(*(self._ship(some, record) for some in shipments(items, self._alone_bytes)))
+        sent = await together(self._ship(some, record) for some in shipments(items, self._alone_bytes))
         return [item for some in sent for item in some]
 
     async def _ship(self, items: Sequence[I], record: Callable[[I, Outcome], None]) -> list[I]:
@@ -146,20 +148,31 @@ class Sender:
                 lambda: self._paced(lambda: self._put(items)), budget, again=again, sleep=self._sleep
             )
             found = outcomes(answer, tried + attempts)
-            places = await self.places([item for item in items if item.condition])
         except FhirError as error:
             if _is_stale(error, items):
                 return list(items)
             return await self._refused(items, record, budget, tried, error)
+        return await self._taken(items, record, found, tried + attempts)
+
+    async def _taken(
+        self, items: Sequence[I], record: Callable[[I, Outcome], None], found: Mapping[Key, Outcome], tries: int
+    ) -> list[I]:
+        """Record what the server took; returns what wrote over something that was not there before."""
+        try:
+            places = await self.places([item for item in items if item.condition])
+        except FhirError as error:
+            status = error.status if isinstance(error, ServerError) else None
+            _give_up(items, record, status, tries, f"the server took it, and cannot be asked for its id there: {error}")
+            return []
         again_to_see = []
         for item in items:
             if item.condition and item.key not in places:
                 why = "the server took it, and does not find it yet; run again"
-                record(item, Outcome("gave-up", None, None, tried + attempts, why))
+                record(item, Outcome("gave-up", None, None, tries, why))
                 continue
             outcome = found.get(places.get(item.key, item.place))
             # a transaction that succeeded has stored every entry, also one whose place it does not name
-            outcome = outcome or Outcome("stored", 200, "", tried + attempts)
+            outcome = outcome or Outcome("stored", 200, "", tries)
             if over := _written_over(item, outcome):
                 again_to_see.append(replace(item, overwrote=over))
             else:
@@ -184,14 +197,16 @@ class Sender:
         """
         places: dict[Key, Key] = {}
         for kind in sorted({item.type for item in items}):
-            ours = {item.id for item in items if item.type == kind}
-            tokens = sorted(item.condition.removeprefix("identifier=") for item in items if item.type == kind)
-            path = f"{kind}?identifier={','.join(tokens)}&_elements=identifier&_count={len(tokens)}"
-            first = partial(self._client.execute, path, method="get")
-            for found in await searched(self._client, kind, first, self.ask):
-                for identifier in found.get("identifier", []):
-                    if identifier.get("value") in ours:
-                        places[kind, identifier["value"]] = (kind, found["id"])
+            ours = {item.id: item.condition.removeprefix("identifier=") for item in items if item.type == kind}
+            for start in range(0, len(ours), _PLACES_AT_ONCE):
+                some = sorted(ours)[start : start + _PLACES_AT_ONCE]
+                tokens = ",".join(ours[identity] for identity in some)
+                path = f"{kind}?identifier={tokens}&_elements=identifier&_count={len(some)}"
+                first = partial(self._client.execute, path, method="get")
+                for found in await searched(self._client, kind, first, self.ask):
+                    for identifier in found.get("identifier", []):
+                        if identifier.get("value") in some:
+                            places[kind, identifier["value"]] = (kind, found["id"])
         return places
 
     async def _refused(

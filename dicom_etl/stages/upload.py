@@ -87,5 +87,5 @@ async def _upload(
                     raise
                 one.stopped = str(error)
         if options.prune:
-            await shared.prune()
+            await shared.prune({one.dataset for one in uploads if one.needs_old})
         return [one.summary() for one in uploads]

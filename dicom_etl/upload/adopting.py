@@ -1,6 +1,6 @@
 """An ImagingStudy of somebody else with the StudyInstanceUID of one of ours.
 
-Whether it is somebody else's its identifiers show: what this tool makes names its dataset. Such a study is left alone,
+Whether it is somebody else's its id and identifiers show. Such a study is left alone,
 and ours is held; or, if the settings say so, our series and instances are merged into it, and all that we do not know
 of it stays.
 """
@@ -8,9 +8,12 @@ of it stays.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dicom_etl.server.client import Client
+from dicom_etl.server.searching import searched
+from dicom_etl.upload.reconciling import plain
 
 _AT_ONCE = 25  # UIDs of up to 64 characters in one search
 _PAGE = 100
@@ -30,15 +33,11 @@ async def studies_of(client: Client, uids: Sequence[str]) -> dict[str, list[Reso
     for start in range(0, len(uids), _AT_ONCE):
         some = uids[start : start + _AT_ONCE]
         tokens = ",".join(f"{_STUDY}|urn:oid:{uid}" for uid in some)
-        search = client.resources("ImagingStudy").search(identifier=tokens).elements("identifier").limit(_PAGE)
-        bundle = await search.fetch_raw()
-        if len(some) > 1 and any(link.get("relation") == "next" for link in bundle.get("link", [])):
-            for uid in some:  # more than a page together: one by one
-                found |= await studies_of(client, [uid])
-            continue
-        for entry in bundle.get("entry", []):
-            for uid in uids_of(entry["resource"]) & set(some):
-                found[uid].append(entry["resource"])
+        search = {"identifier": tokens, "_elements": "identifier", "_count": str(_PAGE)}
+        first = partial(client.execute, "ImagingStudy", method="get", params=search)
+        for study in await searched(client, "ImagingStudy", first):
+            for uid in uids_of(study) & set(some):
+                found[uid].append(study)
     return found
 
 
@@ -48,15 +47,14 @@ def uids_of(study: Mapping[str, Any]) -> set[str]:
     return {value.removeprefix("urn:oid:") for value in values}
 
 
-def is_foreign(study: Mapping[str, Any], dataset_system: str) -> bool:
-    """Whether a study names no dataset, as all that this tool makes do."""
-    return all(identifier.get("system") != dataset_system for identifier in study.get("identifier", []))
+def is_foreign(study: Mapping[str, Any], ours: Mapping[str, Any], dataset_system: str) -> bool:
+    """Whether a study under another id than ours is somebody else's.
 
-
-def has_adopted(study: Mapping[str, Any], ours: Mapping[str, Any], dataset_system: str) -> bool:
-    """Whether a study that is not ours names our dataset: what we have of it was merged into it before."""
-    mine = [one for one in ours.get("identifier", []) if one.get("system") == dataset_system]
-    return any(one in study.get("identifier", []) for one in mine)
+    What this tool makes names its dataset. Beside that of another dataset ours may stand; a study that names our own
+    is of another site, or one that ours was merged into before.
+    """
+    named = [one for one in study.get("identifier", []) if one.get("system") == dataset_system]
+    return not named or any(one in named for one in ours.get("identifier", []))
 
 
 def adopted(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Resource:
@@ -65,7 +63,7 @@ def adopted(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Resource:
     Its subject and its id stay theirs. Counts grow with what is listed and never shrink: a study may legitimately have
     more than its list shows.
     """
-    made: Resource = {key: value for key, value in theirs.items() if key != "text"}
+    made: Resource = plain(theirs)
     for name, value in ours.items():
         if name in _LISTS:
             made[name] = _united(theirs.get(name, []), value)

@@ -20,6 +20,7 @@ from dicom_etl.upload.parts import (
     Flow,
     Part,
     Resource,
+    announce,
     candidate_of,
     deleted,
     mark_gone,
@@ -28,11 +29,12 @@ from dicom_etl.upload.parts import (
     state_of,
     word,
 )
-from dicom_etl.upload.patients import joined, overwritten, placed
+from dicom_etl.upload.patients import joined, placed
 from dicom_etl.upload.reconciling import fetched
+from dicom_etl.upload.replaced import overwritten
 from dicom_etl.upload.run import Run, Uploaded
 from dicom_etl.upload.shared import Shared
-from dicom_etl.upload.studies import judge, look_up
+from dicom_etl.upload.studies import judge, look_up, own_place
 from dicom_etl.upload.telling import contradicting, findings_of
 
 
@@ -49,6 +51,11 @@ class DatasetUpload:
         self._moved: dict[Key, Row] = {}
         self.stopped: str | None = None  # why it was left in the middle, the others going on
         self._done = 0
+
+    @property
+    def dataset(self) -> str:
+        """Its name."""
+        return self._built.dataset
 
     async def bring(self) -> None:
         """Bring the dataset onto the server and write its findings."""
@@ -129,13 +136,12 @@ class DatasetUpload:
     # -- Patients
 
     async def _patients(self, work: Sequence[str]) -> None:
-        flow = Flow(self._run, self._send)
-        for unit in work:
-            part = self._part(unit)
-            for candidate in self._own_patients(unit, part):
-                if part.wants(candidate, self._run.options):
-                    await flow.add(candidate)
-        await flow.end()
+        async with Flow(self._run, self._send) as flow:
+            for unit in work:
+                part = self._part(unit)
+                for candidate in self._own_patients(unit, part):
+                    if part.wants(candidate, self._run.options):
+                        await flow.add(candidate)
 
     def _own_patients(self, unit: str, part: Part) -> Iterator[Candidate]:
         """The Patients that this dataset has for itself and whose first unit this is."""
@@ -169,21 +175,22 @@ class DatasetUpload:
         client, ids = self._run.client, sorted(candidate.place[1] for candidate in bundle)
         there = await self._run.sender.ask(lambda: fetched(client, "Patient", ids))
         lost = await overwritten(self._run, bundle)
-        return [one for candidate in bundle for one in joined(candidate, there.get(candidate.place[1]), lost)]
+        sendable = [one for candidate in bundle for one in joined(candidate, there.get(candidate.place[1]), lost)]
+        announce(sendable)
+        return sendable
 
     # -- ImagingStudies
 
     async def _studies(self, work: Sequence[str]) -> None:
-        flow = Flow(self._run, self._check_and_send)
-        for unit in work:
-            part = self._part(unit)
-            for study in self._built.resources("ImagingStudy", unit):
-                candidate = self._study(study, unit, part)
-                if part.wants(candidate, self._run.options) and not self._obstructed(candidate):
-                    await flow.add(candidate)
-            part.planned = True
-            self._finish_if_done(part)
-        await flow.end()
+        async with Flow(self._run, self._check_and_send) as flow:
+            for unit in work:
+                part = self._part(unit)
+                for study in self._built.resources("ImagingStudy", unit):
+                    candidate = self._study(study, unit, part)
+                    if part.wants(candidate, self._run.options) and not self._obstructed(candidate):
+                        await flow.add(candidate)
+                part.planned = True
+                self._finish_if_done(part)
 
     def _study(self, study: Resource, unit: str, part: Part) -> Candidate:
         """The study as it is sent: it refers to what the server has under other ids by those."""
@@ -243,9 +250,10 @@ class DatasetUpload:
     async def _checked(self, bundle: list[Candidate]) -> list[Candidate]:
         """The studies that may be sent: nothing shrinks, and nothing of somebody else's is written over."""
         there = await self._run.sender.ask(lambda: look_up(self._run, bundle))
-        judged = [judge(candidate, there.get(candidate.key), self._run) for candidate in bundle]
+        lost = await overwritten(self._run, [own_place(candidate, there[candidate.key]) for candidate in bundle])
+        judged = [judge(one, there[one.key], lost.get(one.key), self._run) for one in bundle]
         sendable = [candidate for candidate in judged if candidate is not None]
-        _announce([candidate for candidate in sendable if candidate.if_match and not candidate.adopts])
+        announce(sendable)
         return sendable
 
     # -- the end of a unit
@@ -331,6 +339,12 @@ class DatasetUpload:
             part.ledger.save()
             self._report(part)
 
+    @property
+    def needs_old(self) -> bool:
+        """Whether a study that could not be brought up to date may still refer, on the server, to what is gone."""
+        held = any(row["state"] == "held" for row in self._built.persons)
+        return held or bool(self.stopped) or any(self._counts["ImagingStudy", state] for state in _BEHIND)
+
     # -- what is said of it
 
     def _tell(self) -> None:
@@ -398,21 +412,12 @@ class DatasetUpload:
         )
 
 
+_BEHIND = ("held", "rejected", "gave-up", "retrying", "waiting")  # states of a study that is not there as it should be
+
+
 def _is_settled(row: Row) -> bool:
     """Whether nothing is to be said of a resource, in this run and in those that follow."""
     return row["state"] == "stored" and row["error"] is None and not row["linked"]
-
-
-def _announce(updates: Sequence[Candidate]) -> None:
-    """Save what is about to replace a version of ours.
-
-    A run that is killed after the server has taken it leaves a version that no ledger knows. The next run then knows
-    its content, and does not take it for somebody else's.
-    """
-    for candidate in updates:
-        candidate.part.record(candidate, Outcome("retrying"))
-    for part in parts_of(updates):
-        part.ledger.save()
 
 
 def _referred(reference: Mapping[str, Any]) -> str:

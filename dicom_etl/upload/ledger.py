@@ -1,7 +1,8 @@
 """The ledger: what is known of each of our resources on one server.
 
 A row's `version` says that the server has the resource (empty where it names no version); `hash` is that of what was
-stored last, `tried` that of what was sent since and may have arrived or not. `state`:
+stored last, `tried` that of what was sent since and may have arrived or not; of Patients, `content` and `tried_content`
+are that itself. `state`:
 
 - stored: the server has it as sent;
 - rejected, gave-up: the last try failed; it is sent again;
@@ -93,6 +94,8 @@ def failed(row: Row | None) -> bool:
 
 def _whole(row: Row) -> Row:
     """A row with what ledgers of before did not have: there, another id meant another's resource."""
+    if "tried_content" not in row:
+        row = row | {"tried_content": None}
     if "tried" not in row:
         row = row | {"tried": row["hash"] if row["state"] in ("gave-up", "retrying") else None}
     if row.get("linked") is None:

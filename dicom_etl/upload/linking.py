@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from dicom_etl.server.client import Client, escaped
+from dicom_etl.server.searching import searched
 from dicom_etl.upload.merging import same_date
 
 _AT_ONCE = 10  # identifiers in one search
@@ -47,28 +49,13 @@ async def patients_with(client: Client, identifiers: Sequence[Identifier]) -> di
     found: dict[Identifier, list[dict[str, Any]]] = {identifier: [] for identifier in identifiers}
     for start in range(0, len(identifiers), _AT_ONCE):
         some = identifiers[start : start + _AT_ONCE]
-        page, whole = await _search(client, some)
-        if not whole and len(some) > 1:
-            for identifier in some:  # more than a page is much for one identifier alone: they are told apart
-                found |= await patients_with(client, [identifier])
-            continue
-        for patient in page:
+        tokens = ",".join(f"{escaped(system)}|{escaped(value)}" for system, value in some)
+        first = partial(client.search_unseen, "Patient", identifier=tokens, _count=str(_PAGE))
+        for patient in await searched(client, "Patient", first):
             for identifier in some:
                 if _has(patient, identifier):
                     found[identifier].append(patient)
     return found
-
-
-async def _search(client: Client, identifiers: Sequence[Identifier]) -> tuple[list[dict[str, Any]], bool]:
-    """The first page of Patients with any of the identifiers, and whether there is no other."""
-    tokens = ",".join(f"{escaped(system)}|{escaped(value)}" for system, value in identifiers)
-    bundle = await client.search_unseen("Patient", identifier=tokens, _count=str(_PAGE))
-    patients = [
-        entry["resource"]
-        for entry in bundle.get("entry", [])
-        if entry.get("resource", {}).get("resourceType") == "Patient"
-    ]
-    return patients, not any(link.get("relation") == "next" for link in bundle.get("link", []))
 
 
 def _has(patient: Mapping[str, Any], identifier: Identifier) -> bool:

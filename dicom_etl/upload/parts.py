@@ -7,10 +7,12 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from dicom_etl.server.errors import FhirError, ServerError
 from dicom_etl.server.sending import Sender
+from dicom_etl.server.tasks import ended
 from dicom_etl.server.transactions import Item, Key, Outcome, Packer, canonical, digest
 from dicom_etl.upload.ledger import Ledger, Row, failed, may_be_there, on_server, up_to_date
 from dicom_etl.upload.linking import Link
@@ -32,6 +34,7 @@ class Candidate(Item):
     part: Part
     refers: tuple[Key, ...] = ()
     remark: str | None = None
+    restores: tuple[str, str] | None = None  # it puts back what ours replaced; then ours is held: code and text
 
 
 def candidate_of(resource: Resource, part: Part, **row: str | None) -> Candidate:
@@ -74,21 +77,20 @@ class Part:
         """Note what became of a resource."""
         before = self._ours(candidate.key)
         stored = outcome.state == "stored"
-        # as we make it: the next time, it tells what of the server's Patient was ours
-        content = canonical(candidate.resource).decode() if candidate.type == "Patient" else None
+        if stored and candidate.restores:
+            self.hold(candidate, *candidate.restores)
+            self.ledger.note(self.ledger.rows[candidate.key] | {"version": outcome.version})
+            return
         news = {
             "id_on_server": outcome.place or candidate.at or candidate.id,
             "linked": candidate.adopts,
-            "hash": candidate.hash if stored else before["hash"],
-            "tried": _tried(candidate, outcome, before),
             "version": outcome.version if stored else before["version"],
             "state": outcome.state,
             "status": outcome.status,
             "attempts": outcome.attempts,
-            "error": outcome.error or candidate.remark,
-            "content": content if stored else before["content"],
+            "error": _said(candidate, outcome),
         }
-        self._note(candidate, news)
+        self._note(candidate, news | _contents(candidate, outcome, before))
         if outcome.state == "retrying":
             self.ledger.save_soon()
         else:
@@ -104,7 +106,7 @@ class Part:
     def hold(self, candidate: Candidate, code: str, text: str, version: str | None = None) -> None:
         """Note that a resource is not sent until somebody decides."""
         before = self._ours(candidate.key)
-        kept = {name: before[name] for name in ("hash", "tried", "version", "content")}
+        kept = {name: before[name] for name in _NOTHING}
         if kept["version"] is None:
             kept["version"] = version
         at = {"id_on_server": candidate.at or candidate.id, "linked": candidate.adopts}
@@ -114,9 +116,9 @@ class Part:
 
     def link(self, candidate: Candidate, link: Link) -> None:
         """Note that the server's own Patient is used."""
-        news = {"id_on_server": link.id, "linked": True, "hash": candidate.hash, "tried": None, "version": link.version}
-        rest = {"state": "stored", "status": None, "attempts": 0, "error": None, "content": None}
-        self._note(candidate, news | rest)
+        there = {"id_on_server": link.id, "linked": True, "hash": candidate.hash, "version": link.version}
+        news = {"state": "stored", "status": None, "attempts": 0, "error": None}
+        self._note(candidate, _NOTHING | there | news)
         self.pending -= 1
 
     def _ours(self, key: Key) -> Row:
@@ -128,25 +130,53 @@ class Part:
         self.ledger.note(candidate.row | {"type": candidate.type, "id": candidate.id, "time": datetime.now(UTC)} | news)
 
 
-def _tried(candidate: Candidate, outcome: Outcome, before: Row) -> str | None:
-    """The hash of what may have arrived: not of what the server is known to have, nor of what it refused."""
+_NOTHING: Row = {"hash": None, "tried": None, "version": None, "content": None, "tried_content": None}
+_NOTHING_TRIED: Row = {"tried": None, "tried_content": None}
+
+
+def _contents(candidate: Candidate, outcome: Outcome, before: Row) -> Row:
+    """What was stored, and what may have arrived: not what the server is known to have, nor what it refused."""
+    # a Patient as we make it: the next time, it tells what of the server's was ours
+    content = canonical(candidate.resource).decode() if candidate.type == "Patient" else None
     if outcome.state == "stored":
-        return None
-    if outcome.state == "rejected":
-        return None if before["tried"] == candidate.hash else before["tried"]
-    return candidate.hash
+        return {"hash": candidate.hash, "content": content} | _NOTHING_TRIED
+    known = {name: before[name] for name in ("hash", "content")}
+    if outcome.state != "rejected":
+        return known | {"tried": candidate.hash, "tried_content": content}
+    kept = _NOTHING_TRIED if before["tried"] == candidate.hash else {name: before[name] for name in _NOTHING_TRIED}
+    return known | kept
 
 
-_NOTHING: Row = {"hash": None, "tried": None, "version": None, "content": None}
+def _said(candidate: Candidate, outcome: Outcome) -> str | None:
+    if candidate.restores and outcome.state != "retrying":
+        return f"{outcome.error}; what ours replaced was not put back: {candidate.restores[1]}"
+    return outcome.error or candidate.remark
 
 
 def _settled(row: Row) -> Row:
     """The columns of a row whose resource is on the server as it should be."""
-    return {} if row["state"] == "stored" else {"state": "stored", "tried": None, "error": None}
+    return {} if row["state"] == "stored" else {"state": "stored", "error": None} | _NOTHING_TRIED
+
+
+def announce(candidates: Sequence[Candidate]) -> None:
+    """Save which of our resources are about to be replaced by what.
+
+    A run that is killed after the server has taken it leaves a version that no ledger knows. The next run then knows
+    its content, and does not take it for somebody else's.
+    """
+    updates = [candidate for candidate in candidates if candidate.if_match and not candidate.adopts]
+    for candidate in updates:
+        candidate.part.record(candidate, Outcome("retrying"))
+    for part in parts_of(updates):
+        part.ledger.save()
 
 
 class Flow:
-    """Packs candidates into bundles and runs a job on each, a few at once."""
+    """Packs candidates into bundles and runs a job on each, a few at once.
+
+    Within `async with`, whose end waits for all jobs. When one fails the others are ended: nothing is sent or noted of
+    a dataset once its upload was left.
+    """
 
     def __init__(self, run: Run, job: Callable[[list[Candidate]], Awaitable[None]]) -> None:
         fhir = run.fhir
@@ -159,8 +189,20 @@ class Flow:
         if bundle := self._packer.add(candidate):
             await self._start(bundle)
 
-    async def end(self) -> None:
-        """Send the rest and wait for everything."""
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                await self._rest()
+        finally:
+            await ended(self._running)
+
+    async def _rest(self) -> None:
+        """Send what is left and wait for everything."""
         if bundle := self._packer.rest():
             await self._start(bundle)
         while self._running:
@@ -177,8 +219,7 @@ class Flow:
 
     async def _wait(self) -> None:
         done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        await asyncio.gather(*done)  # raises what one of them did
 
 
 Prepare = Callable[[list[Candidate]], Awaitable[list[Candidate]]]

@@ -8,33 +8,11 @@ from typing import Any
 
 import orjson
 
-from dicom_etl.server.errors import ServerError
-from dicom_etl.server.transactions import Key, canonical
+from dicom_etl.server.transactions import canonical
 from dicom_etl.upload.parts import Candidate
 from dicom_etl.upload.reconciling import is_alike, plain, reconciled, version_of
+from dicom_etl.upload.replaced import Replaced
 from dicom_etl.upload.run import Run
-
-Overwritten = Mapping[Key, Mapping[str, Any]]
-
-
-async def overwritten(run: Run, candidates: Sequence[Candidate]) -> dict[Key, Any]:
-    """What the candidates wrote over: there was nothing when they were looked for, and then somebody was quicker.
-
-    Raises:
-        FhirError: the server could not be asked.
-    """
-    found: dict[Key, Any] = {}
-    for candidate in candidates:
-        if candidate.overwrote:
-            path = f"{'/'.join(candidate.place)}/_history/{candidate.overwrote}"
-            try:
-                found[candidate.key] = await run.sender.ask(
-                    lambda path=path: run.client.execute(path, method="get")  # type: ignore[misc]
-                )
-            except ServerError as error:
-                if error.status not in (404, 410):  # a server need not keep old versions
-                    raise
-    return found
 
 
 async def placed(run: Run, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -50,7 +28,7 @@ async def placed(run: Run, candidates: Sequence[Candidate]) -> list[Candidate]:
     return [replace(one, at=places[one.key][1]) if one.key in places else one for one in candidates]
 
 
-def joined(candidate: Candidate, theirs: Mapping[str, Any] | None, lost: Overwritten) -> list[Candidate]:
+def joined(candidate: Candidate, theirs: Mapping[str, Any] | None, lost: Replaced) -> list[Candidate]:
     """The candidate as it is to be sent; an empty list where the server has it as it should be.
 
     Args:
@@ -61,10 +39,10 @@ def joined(candidate: Candidate, theirs: Mapping[str, Any] | None, lost: Overwri
     if theirs is None:
         return [replace(candidate, is_new=True)]
     row = candidate.part.ledger.get(candidate.key)
-    before = orjson.loads(row["content"]) if row and row["content"] else None
+    before = [orjson.loads(row[name]) for name in ("content", "tried_content") if row and row[name]]
     made = reconciled(candidate.resource, before, theirs)
     if candidate.key in lost:
-        with_lost = reconciled(plain(lost[candidate.key]), None, made.patient)
+        with_lost = reconciled(plain(lost[candidate.key]), (), made.patient)
         made = with_lost._replace(contradictions=made.contradictions + with_lost.contradictions)
     if made.contradictions:
         what = " and ".join(made.contradictions)

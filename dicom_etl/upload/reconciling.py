@@ -58,8 +58,12 @@ def version_of(resource: Mapping[str, Any] | None) -> str:
 
 
 def plain(resource: Mapping[str, Any]) -> Resource:
-    """A resource without what a server writes into it: versions, times, narrative."""
-    kept = {key: value for key, value in resource.items() if key not in ("meta", "text")}
+    """A resource without what a server writes into it: versions, times, and a narrative that says nothing else.
+
+    A narrative with something that the elements do not say (FHIR R4, Narrative.status `additional`) is somebody's.
+    """
+    dropped = {"meta"} if resource.get("text", {}).get("status") == "additional" else {"meta", "text"}
+    kept = {key: value for key, value in resource.items() if key not in dropped}
     meta = {key: value for key, value in resource.get("meta", {}).items() if key not in _SERVERS_OWN}
     return kept | ({"meta": meta} if meta else {})
 
@@ -69,28 +73,29 @@ def is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return _canonical(plain(one)) == _canonical(plain(other))
 
 
-def reconciled(ours: Resource, before: Mapping[str, Any] | None, theirs: Mapping[str, Any]) -> Reconciled:
+def reconciled(ours: Resource, before: Sequence[Mapping[str, Any]], theirs: Mapping[str, Any]) -> Reconciled:
     """Our Patient with what the server has.
 
     Args:
         ours: as it is made now.
-        before: as we made it last; None where that is not known, and then nothing of the server's is changed.
+        before: as we made it last, and as it was sent since and may have arrived; empty where neither is known, and
+            then nothing of the server's is changed.
         theirs: the server's.
     """
-    old = before or {}
     made: Resource = {}
     contradictory: list[str] = []
     for name in _names(ours, theirs):
         mine, there = ours.get(name), plain(theirs).get(name)
+        old = [one[name] for one in before if name in one]
         if name in ("id", "resourceType"):
             made[name] = there or mine
         elif isinstance(mine if mine is not None else there, list):
-            made[name] = _united(mine or [], old.get(name, []), there or [])
+            made[name] = _united(mine or [], [item for one in old for item in one], there or [])
         elif name == "meta":
             made[name] = _labels(mine, there)
         elif mine is None or there is None:
-            made[name] = _one_sided(mine, old.get(name), there)
-        elif mine == there or there == old.get(name):
+            made[name] = _one_sided(mine, old, there)
+        elif mine == there or there in old:
             made[name] = mine
         else:
             made[name] = _more_precise(name, mine, there)
@@ -104,9 +109,9 @@ def _names(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*ours, *plain(theirs)]))
 
 
-def _one_sided(mine: Any, old: Any, there: Any) -> Any:
+def _one_sided(mine: Any, old: Sequence[Any], there: Any) -> Any:
     """What one side alone says; what we said and no longer say goes, unless somebody changed it."""
-    return mine if there is None else None if there == old else there
+    return mine if there is None else None if there in old else there
 
 
 def _united(mine: Sequence[Any], old: Sequence[Any], there: Sequence[Any]) -> list[Any]:

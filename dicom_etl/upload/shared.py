@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,20 @@ from dicom_etl.upload.built import SHARED_RULES, Built, announcement, by_column,
 from dicom_etl.upload.ledger import Ledger, Row, on_server
 from dicom_etl.upload.linking import Identifier, link_of, patients_with
 from dicom_etl.upload.merging import Contradiction, Contribution, merged
-from dicom_etl.upload.parts import Candidate, Flow, Part, candidate_of, deleted, mark_gone, send_prepared, state_of
-from dicom_etl.upload.patients import Overwritten, joined, overwritten
+from dicom_etl.upload.parts import (
+    Candidate,
+    Flow,
+    Part,
+    announce,
+    candidate_of,
+    deleted,
+    mark_gone,
+    send_prepared,
+    state_of,
+)
+from dicom_etl.upload.patients import joined
 from dicom_etl.upload.reconciling import fetched
+from dicom_etl.upload.replaced import Replaced, overwritten
 from dicom_etl.upload.run import Run
 
 _LINK_CODES = {"contradicts": "patient-on-server", "ambiguous": "patient-ambiguous"}
@@ -49,11 +60,10 @@ class Shared:
             run.lake.sweep(f"outcomes/{encode_name(run.server)}")
             self._gather()
             self._part.ledger = run.ledger(SHARED_OUTCOMES)
-            flow = Flow(run, self._job)
-            for candidate in (*self._endpoints(), *self._patients()):
-                if self._part.wants(candidate, run.options):
-                    await flow.add(candidate)
-            await flow.end()
+            async with Flow(run, self._job) as flow:
+                for candidate in (*self._endpoints(), *self._patients()):
+                    if self._part.wants(candidate, run.options):
+                        await flow.add(candidate)
             self._mark_gone()
             self._part.ledger.save()
 
@@ -119,9 +129,10 @@ class Shared:
                 sendable += joined(candidate, there.get(candidate.place[1]), lost)
             else:
                 sendable += self._linked(candidate, found[asked[candidate.key]], lost)
+        announce(sendable)
         return sendable
 
-    def _linked(self, candidate: Candidate, found: list[dict[str, Any]], lost: Overwritten) -> list[Candidate]:
+    def _linked(self, candidate: Candidate, found: list[dict[str, Any]], lost: Replaced) -> list[Candidate]:
         """What is to be sent of a Patient that the server may have of somebody else."""
         is_ours = self._run.addressing.is_ours
         own = next((one for one in found if one["id"] == candidate.id or is_ours(one, candidate.id)), None)
@@ -156,8 +167,12 @@ class Shared:
             elif not made and row["dataset"] in self._names:
                 mark_gone(ledger, key)
 
-    async def prune(self) -> None:
-        """Delete what is gone; the studies that referred to it went before."""
+    async def prune(self, needed_by: Collection[str]) -> None:
+        """Delete what is gone; the studies that referred to it went before.
+
+        Args:
+            needed_by: the datasets of which the server has studies that may still refer to what is gone.
+        """
         run = self._run
         with run.lake.lock(f"shared of {run.server}", f"upload to {run.server}"):
             if not run.options.dry_run:  # another run may have claimed or brought something meanwhile
@@ -165,13 +180,11 @@ class Shared:
                 self._gather()
                 self._mark_gone()
             for key, row in sorted(self._part.ledger.rows.items(), reverse=True):
-                if row["state"] == "gone" and row["dataset"] in self._names:
+                if row["state"] == "gone" and row["dataset"] in self._names.difference(needed_by):
                     await self._delete(key, row["dataset"])
             self._part.ledger.save()
 
     async def _delete(self, key: Key, dataset: str) -> None:
-        if any(built.dataset == dataset and _has_held(built) for built in self._ours):
-            return
         if await deleted(self._run.sender, self._part.ledger, key):
             self.removed.append((dataset, key))
 
@@ -186,8 +199,3 @@ class Shared:
     def state(self, key: Key) -> str:
         """The state of a shared resource, as the summary names it."""
         return state_of(self._part, key, self._run.options)
-
-
-def _has_held(built: Built) -> bool:
-    """Whether studies that are held now may still need their old Patients."""
-    return any(row["state"] == "held" for row in built.persons)

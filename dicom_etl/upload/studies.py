@@ -6,12 +6,12 @@ and what the server has of somebody else. `prune`, `overwrite` and the setting `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dicom_etl.server.transactions import Key, canonical, digest
-from dicom_etl.upload.adopting import adopted, has_adopted, is_foreign, studies_of
+from dicom_etl.upload.adopting import adopted, is_foreign, studies_of
 from dicom_etl.upload.ledger import Row, on_server
 from dicom_etl.upload.parts import Candidate
 from dicom_etl.upload.reconciling import fetched, is_alike, plain, version_of
@@ -43,7 +43,7 @@ async def look_up(run: Run, bundle: Sequence[Candidate]) -> dict[Key, There]:
         for study in studies:
             if study["id"] == candidate.id or run.addressing.is_ours(study, candidate.id):
                 known[candidate.key] = study["id"]
-            elif is_foreign(study, run.dataset_system) or _was_adopted(study, candidate, run):
+            elif is_foreign(study, candidate.resource, run.dataset_system):
                 found[candidate.key].foreign.append(study)
     whole = {*known.values(), *(study["id"] for there in found.values() for study in there.foreign)}
     there = await fetched(client, "ImagingStudy", sorted(whole)) if whole else {}
@@ -54,32 +54,54 @@ async def look_up(run: Run, bundle: Sequence[Candidate]) -> dict[Key, There]:
     return found
 
 
-def _was_adopted(study: Resource, candidate: Candidate, run: Run) -> bool:
-    """Whether ours is in their study already, though no ledger says so: the answer was lost, or the ledger."""
-    return run.fhir.foreign_studies == "adopt" and has_adopted(study, candidate.resource, run.dataset_system)
+def own_place(candidate: Candidate, there: There) -> Candidate:
+    """The candidate where the server has it."""
+    return replace(candidate, at="" if there.own is None or there.own["id"] == candidate.id else there.own["id"])
 
 
-def judge(candidate: Candidate, there: There | None, run: Run) -> Candidate | None:
-    """The study as it is to be sent; None where it is held, or where the server has it as it should be."""
-    own = there.own if there else None
-    row = candidate.part.ledger.get(candidate.key)
-    if own is not None and row is not None and row["linked"]:
-        return _adopting(candidate, own)
-    if own is not None:
-        return _updating(candidate, own, row, run)
-    if there and there.foreign and run.fhir.foreign_studies != "beside":
+def judge(candidate: Candidate, there: There, lost: Mapping[str, Any] | None, run: Run) -> Candidate | None:
+    """The study as it is to be sent; None where it is held, or where the server has it as it should be.
+
+    Args:
+        candidate: a study of ours.
+        there: what the server has of it.
+        lost: what it replaced just now, another lake having been quicker.
+        run: says what may be done.
+    """
+    candidate, row = own_place(candidate, there), candidate.part.ledger.get(candidate.key)
+    if there.own is not None and row is not None and row["linked"]:
+        return _adopting(candidate, there.own)
+    if there.own is not None:
+        return _restoring(candidate, there.own, lost, run) or _updating(candidate, there.own, row, run)
+    if there.foreign and run.fhir.foreign_studies != "beside":
         return _beside_foreign(candidate, there.foreign, run)
-    return replace(candidate, at="")
+    return replace(candidate, is_new=True)
+
+
+def _restoring(candidate: Candidate, own: Resource, lost: Mapping[str, Any] | None, run: Run) -> Candidate | None:
+    """What ours replaced, to be put back, where ours would have been held if that had been seen before."""
+    taken = loss(lost, candidate.resource) if lost else None
+    if not lost or not taken or run.options.prune or not _has(own, candidate, run):
+        return None
+    body = canonical(plain(lost) | {"id": own["id"]})
+    return replace(candidate, body=body, if_match=version_of(own), restores=("upload-shrinks", str(taken)))
+
+
+def _has(own: Resource, candidate: Candidate, run: Run) -> bool:
+    """Whether the server has the study as we make it."""
+    return is_alike(_as_made(own, candidate, run), candidate.resource)
+
+
+def _as_made(own: Resource, candidate: Candidate, run: Run) -> Resource:
+    """The server's study of ours under the id that we give it."""
+    return run.addressing.without_our_identifier(own) | {"id": candidate.id}
 
 
 def _updating(candidate: Candidate, own: Resource, row: Row | None, run: Run) -> Candidate | None:
-    at = "" if own["id"] == candidate.id else own["id"]
-    candidate = replace(candidate, at=at)
-    ours_there = run.addressing.without_our_identifier(own) | {"id": candidate.id}
-    if is_alike(ours_there, candidate.resource):
+    if _has(own, candidate, run):
         candidate.part.settle(candidate, version_of(own))
         return None
-    if not run.options.overwrite and _is_changed(ours_there, row):
+    if not run.options.overwrite and _is_changed(_as_made(own, candidate, run), row):
         text = f"version {version_of(own)} on the server is not the one that was sent; --overwrite replaces it"
         candidate.part.hold(candidate, "changed-on-server", text)
         return None
@@ -91,8 +113,11 @@ def _updating(candidate: Candidate, own: Resource, row: Row | None, run: Run) ->
 
 
 def _is_changed(own: Resource, row: Row | None) -> bool:
-    """Whether somebody else wrote to our study: its version moved, and its content is nothing that we sent."""
-    if row is None or not row["version"] or not version_of(own) or version_of(own) == row["version"]:
+    """Whether somebody else wrote to our study: its version moved, and its content is nothing that we sent.
+
+    Where an answer named no version, the content alone tells.
+    """
+    if row is None or not on_server(row) or version_of(own) in ("", row["version"]):
         return False
     return digest(canonical(plain(own))) not in (row["hash"], row["tried"])
 

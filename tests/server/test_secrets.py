@@ -58,7 +58,7 @@ AUTHORIZATIONS: Mapping[str, Mapping[str, str]] = {
     "api-key": {},
 }
 DATA = ("headers/", "fhir/", "identities/")
-DATA_COLUMNS = {"content", "key"}
+DATA_COLUMNS = {"content", "tried_content", "key"}
 
 
 # -- servers that tell what they were told ----------------------------------------------------------------------------

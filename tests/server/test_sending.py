@@ -5,10 +5,12 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import orjson
 import pytest
 
+from dicom_etl.server.addressing import Addressing
 from dicom_etl.server.client import Client
 from dicom_etl.server.sending import Sender
 from dicom_etl.server.transactions import Item, Outcome, canonical, digest
@@ -247,3 +249,70 @@ def test_large_resources_that_always_fail_stop_the_others_after_two_rounds_and_n
 
     assert [found[str(number)].state for number in range(20)] == ["gave-up"] * bad + ["stored"] * (20 - bad)
     assert 7 <= len(server.sent("PUT")) <= asked
+
+
+def test_when_something_fails_that_is_not_the_servers_fault_the_others_end():
+    """A disk that is full, say: what no ledger can tell of is not to go on being sent."""
+    began: list[str] = []
+    ended: list[str] = []
+
+    class Slow:
+        async def put(self, path: str, body: bytes, *, if_match: str) -> dict[str, str]:
+            began.append(path)
+            await asyncio.sleep(0.05)
+            ended.append(path)
+            return {"status": "201", "location": path, "etag": "1"}
+
+    def full(one: Item, _: Outcome) -> None:
+        if one.id == "a":
+            raise OSError(28, "No space left on device")
+
+    async def whole() -> None:
+        sender = Sender(Slow(), 0, in_flight=2, alone_bytes=0)  # type: ignore[arg-type]
+        with pytest.raises(OSError, match="No space"):
+            await sender.send([item(c) for c in "abcdef"], full)
+        await asyncio.sleep(0.2)
+
+    asyncio.run(whole())
+
+    assert ended == ["Patient/a", "Patient/b"]
+    assert len(began) <= 4
+
+
+# -- where a server that gives ids has something ----------------------------------------------------------------------
+
+
+def located(number: int) -> Item:
+    condition = Addressing("https://site.example", takes_ids=False).condition(f"p{number}")
+    return replace(item(f"p{number}"), condition=condition)
+
+
+def test_places_are_asked_for_in_searches_whose_urls_stay_short():
+    def found(asked: Asked) -> Reply:
+        tokens = parse_qs(urlsplit(asked.path).query)["identifier"][0].split(",")
+        entries = [
+            {"resource": {"resourceType": "Patient", "id": f"there-{value}", "identifier": [{"value": value}]}}
+            for value in (token.partition("|")[2] for token in tokens)
+        ]
+        return Reply(200, orjson.dumps({"resourceType": "Bundle", "entry": entries}))
+
+    async def whole(server: Proxy) -> dict[Any, Any]:
+        async with Client(server.url) as client:
+            return await Sender(client, 0).places([located(number) for number in range(60)])
+
+    with proxy(rule=found) as server:
+        places = asyncio.run(whole(server))
+
+    assert places == {("Patient", f"p{number}"): ("Patient", f"there-p{number}") for number in range(60)}
+    assert len(server.asked) == 3
+    assert max(len(asked.path) for asked in server.asked) < 2_000
+
+
+def test_what_was_taken_is_not_rejected_when_the_server_will_not_say_where_it_is():
+    def forgetful(asked: Asked) -> Reply:
+        return Reply(404) if asked.method == "GET" else Reply(200, orjson.dumps(answer({"status": "201"})))
+
+    found, _, _ = send(forgetful, [[located(1)]])
+
+    assert found["p1"].state == "gave-up"
+    assert "the server took it" in str(found["p1"].error)

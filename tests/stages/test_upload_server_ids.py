@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from fhirpy import SyncFHIRClient
 
-from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import Uploaded, upload
 from tests.server import holdings
@@ -18,16 +17,6 @@ from tests.servers.plugin import HapiFactory
 
 ONE = Study("1", "P1", rule="authority")
 TWO = Study("2", "P2", unit="sub-2")
-
-
-@pytest.fixture
-def site(request: pytest.FixtureRequest) -> Site:
-    return Site(f"site-{fingerprint(request.node.name)[:16]}")
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return new_lake(tmp_path / "lake")
 
 
 @pytest.fixture

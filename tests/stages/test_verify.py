@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server import capability
@@ -25,29 +23,10 @@ from tests.command import Said
 from tests.corpus import write_instance
 from tests.server import holdings
 from tests.server.lakes import Site, Study, changed, new_lake, outcomes, settings_for, shared_outcomes
-from tests.server.proxy import Proxy, Reply, proxy
-from tests.servers.hapi_server import HapiServer
+from tests.server.proxy import Proxy, Reply
 
 _PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
-
-
-@pytest.fixture
-def site(request: pytest.FixtureRequest) -> Site:
-    """A site of this test alone; its name is also that of its dataset, since studies are searched by that."""
-    return Site(f"verify-{fingerprint(request.node.name)[:16]}")
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return new_lake(tmp_path / "lake")
-
-
-@pytest.fixture
-def server(hapi: HapiServer) -> Iterator[Proxy]:
-    """The shared server, with every request counted."""
-    with proxy(hapi.base_url) as counted:
-        yield counted
 
 
 def loaded(lake: Lake, server: Proxy, site: Site, *studies: Study) -> None:

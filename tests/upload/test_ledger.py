@@ -14,6 +14,7 @@ def row(identity: str, **more: Any) -> dict[str, Any]:
         "linked": False,
         "hash": "h",
         "tried": None,
+        "tried_content": None,
         "version": "1",
         "state": "stored",
         "time": 1,

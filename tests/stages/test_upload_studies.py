@@ -1,0 +1,397 @@
+"""Studies that somebody else changed or made, on a real server."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+
+from dicom_etl.lake.tables import Lake
+from dicom_etl.stages.upload import upload
+from tests.server.lakes import (
+    Site,
+    Study,
+    changed,
+    outcomes,
+    settings_for,
+    shared_outcomes,
+)
+from tests.server.proxy import Asked, Proxy, Reply
+from tests.stages.uploads import (
+    ONE,
+    codes,
+    findings,
+    get,
+    hapi_of,
+    load,
+    patient_path,
+    put,
+    shared_person,
+    status_of,
+    study_path,
+    version,
+)
+
+# -- studies that somebody else changed or made -----------------------------------------------------------------------
+
+
+def test_a_study_that_somebody_changed_is_held_until_that_may_be_replaced(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [ONE, Study("2", "P1")])
+    load(lake, server, "A")
+    path = study_path(site, "A", "1")
+    put(server, get(server, path) | {"description": "read by Dr. Roe"})
+    site.build(lake, "A", [changed(ONE, series={"1": 3}), Study("2", "P1", series={"1": 3})])
+
+    [done] = load(lake, server, "A")
+    assert done.counts["ImagingStudy"] == {"held": 1, "stored": 1}
+    assert codes(lake, "A") == ["changed-on-server"]
+    assert get(server, path)["description"] == "read by Dr. Roe"
+
+    [done] = load(lake, server, "A", overwrite=True)
+    assert done.counts["ImagingStudy"] == {"stored": 1, "unchanged": 1}
+    assert "description" not in get(server, path)
+    assert get(server, path)["numberOfInstances"] == 3
+    assert codes(lake, "A") == []
+
+
+def test_a_version_that_moved_without_a_change_is_no_conflict(lake: Lake, server: Proxy, site: Site) -> None:
+    site.build(lake, "A", [ONE])
+    load(lake, server, "A")
+    path = study_path(site, "A", "1")
+    before = get(server, path)
+    put(server, before | {"description": "a note"})
+    put(server, before)  # and back: version 3, with what we sent
+    site.build(lake, "A", [changed(ONE, series={"1": 3})])
+
+    [done] = load(lake, server, "A")
+
+    assert done.counts["ImagingStudy"] == {"stored": 1}
+    assert version(server, path) == "4"
+
+
+def test_a_change_between_the_look_and_the_write_is_not_written_over(lake: Lake, server: Proxy, site: Site) -> None:
+    site.build(lake, "A", [ONE])
+    load(lake, server, "A")
+    path = study_path(site, "A", "1")
+    site.build(lake, "A", [changed(ONE, series={"1": 3})])
+    late: list[int] = []
+
+    def changes(asked: Asked) -> Reply | None:
+        if asked.is_posted and b"ImagingStudy" in asked.body and not late:
+            late.append(1)
+            put(hapi_of(server), get(hapi_of(server), path) | {"description": "just now"})
+        return None
+
+    server.rule = changes
+    [done] = load(lake, server, "A")
+
+    assert late
+    assert done.counts["ImagingStudy"] == {"held": 1}
+    assert get(server, path)["description"] == "just now"
+
+
+@pytest.mark.parametrize("alone_bytes", [0, 1_000_000])
+def test_a_study_that_another_lake_made_between_the_look_and_the_write_is_not_lost(
+    lake: Lake, server: Proxy, site: Site, alone_bytes: int
+) -> None:
+    site.build(lake, "A", [ONE])
+    path = study_path(site, "A", "1")
+    theirs = site.imaging_study("A", changed(ONE, series={"1": 2, "2": 3}))
+    server.rule = quicker(server, path, theirs)
+    settings = settings_for(server.url, alone_bytes=alone_bytes)
+
+    done = [upload(["A"], lake, settings)[0] for _ in range(2)]
+
+    assert [one.counts["ImagingStudy"] for one in done] == [{"held": 1}] * 2
+    assert [row["code"] for row in findings(lake, "A")] == ["upload-shrinks"]
+    assert "1 of 2 series and 3 of 5 instances" in findings(lake, "A")[0]["message"]
+    assert without_meta(get(server, path)) == theirs
+    assert version(server, path) == "3"  # theirs, ours, theirs again
+    assert outcomes(lake, server.url, "A")[path]["version"] == "3"
+
+    [meant] = upload(["A"], lake, settings, prune=True)
+    assert meant.counts["ImagingStudy"] == {"stored": 1}
+    assert get(server, path)["numberOfSeries"] == 1
+
+
+def test_a_study_with_less_that_another_lake_made_between_the_look_and_the_write_is_replaced(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
+    path = study_path(site, "A", "1")
+    server.rule = quicker(server, path, site.imaging_study("A", ONE))
+
+    load(lake, server, "A")
+
+    assert get(server, path)["numberOfSeries"] == 2
+    assert outcomes(lake, server.url, "A")[path]["version"] == version(server, path) == "2"
+    assert outcomes(lake, server.url, "A")[path]["state"] == "stored"
+    assert codes(lake, "A") == []
+
+
+def test_a_server_that_names_no_version_in_its_answers_is_guarded_by_the_content(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    def silent(asked: Asked) -> Reply | None:
+        if asked.method != "PUT" or not asked.path.startswith("ImagingStudy"):
+            return None
+        put(hapi_of(server), orjson.loads(asked.body))
+        return Reply(200)
+
+    site.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
+    settings = settings_for(server.url, alone_bytes=0)
+    server.rule = silent
+    upload(["A"], lake, settings)
+    path = study_path(site, "A", "1")
+    unknown = outcomes(lake, server.url, "A")[path]["version"]
+    server.rule = lambda _: None
+    put(server, get(server, path) | {"description": "read by Dr. Roe"})
+    site.build(lake, "A", [changed(ONE, series={"1": 3}), Study("2", "P2", unit="sub-2", series={"1": 3})])
+
+    [done] = upload(["A"], lake, settings)
+
+    assert unknown == ""
+    assert done.counts["ImagingStudy"] == {"held": 1, "stored": 1}
+    assert codes(lake, "A") == ["changed-on-server"]
+    assert get(server, path)["description"] == "read by Dr. Roe"
+
+
+def quicker(server: Proxy, path: str, theirs: dict[str, Any]) -> Callable[[Asked], None]:
+    """A rule by which another lake makes a resource just before ours arrives."""
+    late: list[Asked] = []
+
+    def rule(asked: Asked) -> None:
+        alone = asked.method == "PUT" and asked.path == path
+        if not late and (alone or (asked.is_posted and f'"url":"{path}"'.encode() in asked.body)):
+            late.append(asked)
+            put(hapi_of(server), theirs)
+
+    return rule
+
+
+def without_meta(resource: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in resource.items() if name != "meta"}
+
+
+def their_study(site: Site, **more: Any) -> dict[str, Any]:
+    """A study of somebody else with the StudyInstanceUID of ONE: another series, and one instance of ours."""
+    made = site.imaging_study("A", ONE)
+    series = [
+        {**made["series"][0], "description": "theirs", "numberOfInstances": 1},
+        {"uid": "1.2.3.4", "modality": {"code": "SR"}, "numberOfInstances": 7},
+    ]
+    series[0]["instance"] = made["series"][0]["instance"][:1]
+    return {
+        "resourceType": "ImagingStudy",
+        "id": f"{site.name}-theirs",
+        "identifier": made["identifier"][:1],
+        "status": "available",
+        "subject": {"display": "somebody"},
+        "numberOfSeries": 2,
+        "numberOfInstances": 8,
+        "description": "of the hospital",
+        "series": series,
+        **more,
+    }
+
+
+def test_a_study_that_is_held_stays_held_after_a_run_in_which_the_server_failed(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
+    load(lake, server, "A")
+    site.build(lake, "A", [changed(ONE, series={"1": 2})])
+    server.rule = lambda asked: Reply(500) if asked.path.startswith("ImagingStudy?") else None
+    [failed] = upload(["A"], lake, settings_for(server.url, retry_seconds=0))
+    server.rule = lambda _: None
+
+    held = [load(lake, server, "A")[0].counts["ImagingStudy"] for _ in range(3)]
+
+    assert failed.counts["ImagingStudy"] == {"gave-up": 1}
+    assert held == [{"held": 1}] * 3
+    assert codes(lake, "A") == ["upload-shrinks"]
+    assert get(server, study_path(site, "A", "1"))["numberOfInstances"] == 5
+
+
+def test_a_study_that_somebody_changed_is_held_also_when_its_folder_is_renamed(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [changed(ONE, patient={"gender": "male"})])
+    load(lake, server, "A")
+    path = study_path(site, "A", "1")
+    put(server, get(server, path) | {"description": "read by Dr. Roe"})
+    moved = changed(ONE, unit="sub-2", series={"1": 3}, patient={"gender": "female"})
+    site.build(lake, "A", [moved])
+    server.asked.clear()
+
+    [done] = load(lake, server, "A")
+
+    assert done.counts == {"Endpoint": {"unchanged": 1}, "ImagingStudy": {"held": 1}, "Patient": {"stored": 1}}
+    assert codes(lake, "A") == ["changed-on-server"]
+    assert get(server, path)["description"] == "read by Dr. Roe"
+    # what we said of the person is known as ours, and corrected
+    assert get(server, patient_path(site, "A", ONE))["gender"] == "female"
+    assert outcomes(lake, server.url, "A", "sub-2").keys() == {path, patient_path(site, "A", ONE)}
+    assert outcomes(lake, server.url, "A", "sub-1") == {}
+
+
+@pytest.mark.parametrize("how", ["the answer is lost", "the folder is renamed", "the ledger is lost"])
+def test_a_study_that_was_adopted_is_known_again(lake: Lake, server: Proxy, site: Site, how: str) -> None:
+    theirs = their_study(site)
+    put(server, theirs)
+    site.build(lake, "A", [ONE])
+    settings = settings_for(server.url, foreign_studies="adopt", alone_bytes=0)
+    lost = iter([Reply(cut=True)] if how == "the answer is lost" else [])
+    server.rule = lambda asked: next(lost, None) if asked.path.endswith("-theirs") else None
+    upload(["A"], lake, settings)
+    if how == "the folder is renamed":
+        site.build(lake, "A", [changed(ONE, unit="sub-2")])
+    if how == "the ledger is lost":
+        lake.remove_folder("outcomes")
+
+    [done] = upload(["A"], lake, settings)
+
+    assert done.counts["ImagingStudy"] in ({"linked": 1}, {"unchanged": 1})
+    assert status_of(server, study_path(site, "A", "1")) == 404
+    made = get(server, f"ImagingStudy/{theirs['id']}")
+    assert (made["meta"]["versionId"], made["description"], made["subject"]) == (
+        "2",
+        "of the hospital",
+        {"display": "somebody"},
+    )
+    unit = "sub-2" if how == "the folder is renamed" else "sub-1"
+    assert outcomes(lake, server.url, "A", unit)[study_path(site, "A", "1")]["linked"]
+
+
+def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(lake: Lake, server: Proxy, site: Site) -> None:
+    person, other = shared_person(), Study("2", "P2", unit="sub-2", rule="authority")
+    site.build(lake, "A", [person, other])
+    load(lake, server, "A")
+    site.build(lake, "A", [other])
+    site.build(lake, "B", [person])
+    meanwhile = threading.Thread(target=load, args=(Lake(lake.root).open(), server, "B"))
+
+    def progress(*_: Any) -> None:
+        if meanwhile.ident is None:
+            meanwhile.start()
+            meanwhile.join(60)
+
+    [done] = load(lake, server, "A", prune=True, progress=progress)
+
+    patient = patient_path(site, "A", person)
+    assert done.removed == (study_path(site, "A", person.number),)
+    assert version(server, patient) == "1"
+    assert {patient, f"Endpoint/{site.endpoint_id('B')}"} <= shared_outcomes(lake, server.url).keys()
+
+
+@pytest.mark.parametrize("setting", ["hold", "adopt"])
+def test_a_study_of_another_site_whose_dataset_has_the_same_name_is_somebody_elses(
+    lake: Lake, server: Proxy, site: Site, setting: str
+) -> None:
+    theirs = their_study(site, identifier=site.imaging_study("A", ONE)["identifier"])
+    put(server, theirs)
+    site.build(lake, "A", [ONE])
+
+    [done] = upload(["A"], lake, settings_for(server.url, foreign_studies=setting))
+
+    assert done.counts["ImagingStudy"] == ({"held": 1} if setting == "hold" else {"linked": 1})
+    assert codes(lake, "A") == ["study-on-server" if setting == "hold" else "study-adopted"]
+    assert status_of(server, study_path(site, "A", "1")) == 404
+    made = get(server, f"ImagingStudy/{theirs['id']}")
+    assert (made["meta"]["versionId"], made["subject"]) == ("1" if setting == "hold" else "2", {"display": "somebody"})
+
+
+def test_the_same_study_in_two_datasets_of_ours_is_two_resources(lake: Lake, server: Proxy, site: Site) -> None:
+    for dataset in "AB":
+        site.build(lake, dataset, [ONE])
+
+    done = load(lake, server, "A", "B")
+
+    assert [one.counts["ImagingStudy"] for one in done] == [{"stored": 1}] * 2
+
+
+def test_what_is_told_of_an_adopted_study_is_told_in_every_run(lake: Lake, server: Proxy, site: Site) -> None:
+    put(server, their_study(site))
+    site.build(lake, "A", [ONE])
+    settings = settings_for(server.url, foreign_studies="adopt")
+
+    told = [(upload(["A"], lake, settings)[0].counts["ImagingStudy"], codes(lake, "A")) for _ in range(3)]
+
+    assert told == [({"linked": 1}, ["study-adopted"])] * 3
+
+
+def test_a_dataset_that_is_being_written_does_not_keep_the_others_from_the_server(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    for dataset in "ABC":
+        site.build(lake, dataset, [ONE])
+    impatient = Lake(lake.root, 0.0, lambda _: None).open()
+
+    with lake.lock("B", "build of B"):
+        done = load(impatient, server, "A", "B", "C")
+
+    assert [one.counts.get("ImagingStudy") for one in done] == [{"stored": 1}, None, {"stored": 1}]
+    assert [one.stopped is None for one in done] == [True, False, True]
+    assert "build of B" in str(done[1].stopped)
+
+
+def test_somebody_elses_study_is_left_alone_and_ours_is_held(lake: Lake, server: Proxy, site: Site) -> None:
+    theirs = their_study(site)
+    put(server, theirs)
+    site.build(lake, "A", [ONE])
+
+    [done] = load(lake, server, "A")
+
+    assert done.counts["ImagingStudy"] == {"held": 1}
+    assert codes(lake, "A") == ["study-on-server"]
+    assert status_of(server, study_path(site, "A", "1")) == 404
+    assert version(server, f"ImagingStudy/{theirs['id']}") == "1"
+
+
+def test_ours_beside_theirs_if_that_is_wanted(lake: Lake, server: Proxy, site: Site) -> None:
+    put(server, their_study(site))
+    site.build(lake, "A", [ONE])
+
+    [done] = upload(["A"], lake, settings_for(server.url, foreign_studies="beside"))
+
+    assert done.counts["ImagingStudy"] == {"stored": 1}
+    assert status_of(server, study_path(site, "A", "1")) == 200
+
+
+def test_our_instances_go_into_their_study_and_what_we_do_not_know_stays(lake: Lake, server: Proxy, site: Site) -> None:
+    theirs = their_study(site)
+    put(server, theirs)
+    site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
+    settings = settings_for(server.url, foreign_studies="adopt")
+
+    [done] = upload(["A"], lake, settings)
+
+    assert done.counts["ImagingStudy"] == {"linked": 1}
+    assert codes(lake, "A") == ["study-adopted"]
+    path = f"ImagingStudy/{theirs['id']}"
+    made = get(server, path)
+    assert (made["description"], made["subject"]) == ("of the hospital", {"display": "somebody"})
+    assert {one["uid"]: one["numberOfInstances"] for one in made["series"]} == {
+        site.uid("1", "1"): 2,
+        "1.2.3.4": 7,
+        site.uid("1", "2"): 3,
+    }
+    assert made["series"][0]["description"] == "theirs"
+    assert (made["numberOfSeries"], made["numberOfInstances"]) == (3, 8)
+    assert status_of(server, study_path(site, "A", "1")) == 404
+
+    server.asked.clear()
+    upload(["A"], lake, settings)
+    assert server.sent() == []
+    site.build(lake, "A", [changed(ONE, series={"1": 4, "2": 3})])
+    upload(["A"], lake, settings)
+    assert {one["uid"]: one["numberOfInstances"] for one in get(server, path)["series"]}[site.uid("1", "1")] == 4
+    assert version(server, path) == "3"
+
+    # it is not ours to delete
+    site.build(lake, "A", [])
+    upload(["A"], lake, settings, prune=True)
+    assert status_of(server, path) == 200

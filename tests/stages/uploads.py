@@ -1,0 +1,83 @@
+"""What the tests of the upload ask the server and the lake."""
+
+import json
+import urllib.error
+import urllib.request
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+
+from dicom_etl.lake.schemas import DATASET_FINDINGS
+from dicom_etl.lake.tables import Lake
+from dicom_etl.stages.upload import Uploaded, upload
+from tests.server.lakes import (
+    Site,
+    Study,
+    settings_for,
+)
+from tests.server.proxy import Proxy
+
+_PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+ONE = Study("1", "P1")
+
+
+def hapi_of(server: Proxy) -> Any:
+    """The server behind the proxy, for requests that the proxy's rule must not see."""
+    return SimpleNamespace(url=server.target)
+
+
+def load(lake: Lake, server: Proxy, *datasets: str, **options: Any) -> list[Uploaded]:
+    return upload(datasets, lake, settings_for(server.url), **options)
+
+
+def get(server: Proxy, path: str) -> dict[str, Any]:
+    request = urllib.request.Request(f"{server.url}/{path}", headers={"Cache-Control": "no-cache"})
+    with _PLAIN.open(request, timeout=60) as answer:
+        return dict(json.load(answer))
+
+
+def status_of(server: Proxy, path: str) -> int:
+    try:
+        get(server, path)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    return 200
+
+
+def put(server: Proxy, resource: dict[str, Any]) -> None:
+    request = urllib.request.Request(
+        f"{server.url}/{resource['resourceType']}/{resource['id']}",
+        data=orjson.dumps(resource),
+        method="PUT",
+        headers={"Content-Type": "application/fhir+json"},
+    )
+    with _PLAIN.open(request, timeout=60) as answer:
+        answer.read()
+
+
+def version(server: Proxy, path: str) -> str:
+    return str(get(server, path)["meta"]["versionId"])
+
+
+def codes(lake: Lake, dataset: str) -> list[str]:
+    return [str(row["code"]) for row in findings(lake, dataset)]
+
+
+def findings(lake: Lake, dataset: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = lake.read(DATASET_FINDINGS, stage="upload", dataset=dataset).to_pylist()
+    return rows
+
+
+def study_path(site: Site, dataset: str, number: str) -> str:
+    return f"ImagingStudy/{site.study_id(dataset, number)}"
+
+
+def patient_path(site: Site, dataset: str, study: Study) -> str:
+    return f"Patient/{site.patient_id(dataset, study)}"
+
+
+def shared_person(**patient: Any) -> Study:
+    return Study("1", "P1", rule="authority", patient=patient)
