@@ -46,7 +46,7 @@ def upload(
         prune: let studies shrink, and delete what the lake no longer makes.
         failed_only: only what failed the last time.
         dry_run: ask the server, change nothing there and in the lake.
-        overwrite: replace studies of ours that somebody else changed on the server.
+        overwrite: replace studies and Endpoints of ours that somebody else changed on the server.
         progress: called with ("upload NAME", units done, units to do).
 
     Raises:

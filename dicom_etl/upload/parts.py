@@ -186,6 +186,7 @@ class Flow:
 
     async def add(self, candidate: Candidate) -> None:
         """Take a candidate; waits while enough is on its way."""
+        await asyncio.sleep(0)  # answers are read meanwhile, else the server has nothing to do until a bundle is full
         if bundle := self._packer.add(candidate):
             await self._start(bundle)
 

@@ -27,10 +27,11 @@ from dicom_etl.upload.parts import (
     send_prepared,
     state_of,
 )
-from dicom_etl.upload.patients import joined
+from dicom_etl.upload.patients import joined, placed
 from dicom_etl.upload.reconciling import fetched
 from dicom_etl.upload.replaced import Replaced, overwritten
 from dicom_etl.upload.run import Run
+from dicom_etl.upload.updating import updating
 
 _LINK_CODES = {"contradicts": "patient-on-server", "ambiguous": "patient-ambiguous"}
 
@@ -114,23 +115,44 @@ class Shared:
         self._part.ledger.save_soon()
 
     async def _prepared(self, bundle: list[Candidate]) -> list[Candidate]:
-        """Link the Patients that the server has under another id; join ours with what it has of them."""
+        """What is to be sent of a bundle, with what the server has of it."""
+        endpoints = [candidate for candidate in bundle if candidate.type == "Endpoint"]
         patients = [candidate for candidate in bundle if candidate.type == "Patient"]
+        sendable = [*await self._endpoints_to_send(endpoints), *await self._patients_to_send(patients)]
+        announce(sendable)
+        return sendable
+
+    async def _endpoints_to_send(self, endpoints: Sequence[Candidate]) -> list[Candidate]:
+        """The Endpoints that the server has not as they are, and that nobody else changed."""
+        endpoints = await placed(self._run, endpoints)
+        there = await self._there("Endpoint", endpoints)
+        sendable = []
+        for candidate in endpoints:
+            own = there.get(candidate.place[1])
+            sent = updating(candidate, own, self.row(candidate.key), self._run) if own else candidate
+            sendable += [sent] if sent else []
+        return sendable
+
+    async def _patients_to_send(self, patients: Sequence[Candidate]) -> list[Candidate]:
+        """Link the Patients that the server has under another id; join ours with what it has of them."""
         asked = {c.key: self._identifier(c) for c in patients if self._may_be_foreign(c)}
-        ask, client = self._run.sender.ask, self._run.client
         identifiers = sorted(set(asked.values()))
-        found = await ask(lambda: patients_with(client, identifiers)) if asked else {}
-        known = sorted(c.place[1] for c in patients if c.key not in asked)
-        there = await ask(lambda: fetched(client, "Patient", known)) if known else {}
+        client = self._run.client
+        found = await self._run.sender.ask(lambda: patients_with(client, identifiers)) if asked else {}
+        there = await self._there("Patient", [one for one in patients if one.key not in asked])
         lost = await overwritten(self._run, patients)
-        sendable: list[Candidate] = [candidate for candidate in bundle if candidate.type != "Patient"]
+        sendable: list[Candidate] = []
         for candidate in patients:
             if candidate.key not in asked:
                 sendable += joined(candidate, there.get(candidate.place[1]), lost)
             else:
                 sendable += self._linked(candidate, found[asked[candidate.key]], lost)
-        announce(sendable)
         return sendable
+
+    async def _there(self, kind: str, candidates: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
+        """The server's resources at the places of some candidates, by id."""
+        ids, client = sorted(one.place[1] for one in candidates), self._run.client
+        return await self._run.sender.ask(lambda: fetched(client, kind, ids)) if ids else {}
 
     def _linked(self, candidate: Candidate, found: list[dict[str, Any]], lost: Replaced) -> list[Candidate]:
         """What is to be sent of a Patient that the server may have of somebody else."""

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dicom_etl.server.transactions import Key, canonical, digest
+from dicom_etl.server.transactions import Key, canonical
 from dicom_etl.upload.adopting import adopted, is_foreign, studies_of
 from dicom_etl.upload.ledger import Row, on_server
 from dicom_etl.upload.parts import Candidate
 from dicom_etl.upload.reconciling import fetched, is_alike, plain, version_of
 from dicom_etl.upload.run import Run
 from dicom_etl.upload.shrinking import loss
+from dicom_etl.upload.updating import has, updating
 
 Resource = dict[str, Any]
 
@@ -72,7 +73,7 @@ def judge(candidate: Candidate, there: There, lost: Mapping[str, Any] | None, ru
     if there.own is not None and row is not None and row["linked"]:
         return _adopting(candidate, there.own)
     if there.own is not None:
-        return _restoring(candidate, there.own, lost, run) or _updating(candidate, there.own, row, run)
+        return _restoring(candidate, there.own, lost, run) or updating(candidate, there.own, row, run)
     if there.foreign and run.fhir.foreign_studies != "beside":
         return _beside_foreign(candidate, there.foreign, run)
     return replace(candidate, is_new=True)
@@ -81,45 +82,10 @@ def judge(candidate: Candidate, there: There, lost: Mapping[str, Any] | None, ru
 def _restoring(candidate: Candidate, own: Resource, lost: Mapping[str, Any] | None, run: Run) -> Candidate | None:
     """What ours replaced, to be put back, where ours would have been held if that had been seen before."""
     taken = loss(lost, candidate.resource) if lost else None
-    if not lost or not taken or run.options.prune or not _has(own, candidate, run):
+    if not lost or not taken or run.options.prune or not has(own, candidate, run):
         return None
     body = canonical(plain(lost) | {"id": own["id"]})
     return replace(candidate, body=body, if_match=version_of(own), restores=("upload-shrinks", str(taken)))
-
-
-def _has(own: Resource, candidate: Candidate, run: Run) -> bool:
-    """Whether the server has the study as we make it."""
-    return is_alike(_as_made(own, candidate, run), candidate.resource)
-
-
-def _as_made(own: Resource, candidate: Candidate, run: Run) -> Resource:
-    """The server's study of ours under the id that we give it."""
-    return run.addressing.without_our_identifier(own) | {"id": candidate.id}
-
-
-def _updating(candidate: Candidate, own: Resource, row: Row | None, run: Run) -> Candidate | None:
-    if _has(own, candidate, run):
-        candidate.part.settle(candidate, version_of(own))
-        return None
-    if not run.options.overwrite and _is_changed(_as_made(own, candidate, run), row):
-        text = f"version {version_of(own)} on the server is not the one that was sent; --overwrite replaces it"
-        candidate.part.hold(candidate, "changed-on-server", text)
-        return None
-    lost = loss(own, candidate.resource)
-    if lost and not run.options.prune:
-        candidate.part.hold(candidate, "upload-shrinks", str(lost), version_of(own))
-        return None
-    return replace(candidate, if_match=version_of(own))
-
-
-def _is_changed(own: Resource, row: Row | None) -> bool:
-    """Whether somebody else wrote to our study: its version moved, and its content is nothing that we sent.
-
-    Where an answer named no version, the content alone tells.
-    """
-    if row is None or not on_server(row) or version_of(own) in ("", row["version"]):
-        return False
-    return digest(canonical(plain(own))) not in (row["hash"], row["tried"])
 
 
 def _beside_foreign(candidate: Candidate, foreign: Sequence[Resource], run: Run) -> Candidate | None:

@@ -1,4 +1,4 @@
-"""Studies that somebody else changed or made, on a real server."""
+"""Studies and Endpoints that somebody else changed or made, on a real server."""
 
 import threading
 from collections.abc import Callable
@@ -55,6 +55,37 @@ def test_a_study_that_somebody_changed_is_held_until_that_may_be_replaced(
     assert "description" not in get(server, path)
     assert get(server, path)["numberOfInstances"] == 3
     assert codes(lake, "A") == []
+
+
+def test_an_endpoint_that_somebody_changed_stays_until_it_may_be_replaced_and_the_studies_go(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [ONE])
+    load(lake, server, "A")
+    path = f"Endpoint/{site.endpoint_id('A')}"
+    put(server, get(server, path) | {"name": "of the radiology"})
+    moved = Moved(site.name)
+    moved.build(lake, "A", [changed(ONE, series={"1": 3})])
+
+    for _ in range(2):
+        [done] = load(lake, server, "A")
+        assert done.counts["Endpoint"] == {"held": 1}
+        assert get(server, path)["name"] == "of the radiology"
+        assert codes(lake, "A") == ["changed-on-server"]
+    assert get(server, study_path(site, "A", "1"))["numberOfInstances"] == 3
+
+    [done] = load(lake, server, "A", overwrite=True)
+    assert done.counts["Endpoint"] == {"stored": 1}
+    assert get(server, path)["address"] == "https://new.example"
+    assert "name" not in get(server, path)
+    assert codes(lake, "A") == []
+
+
+class Moved(Site):
+    """A site whose archive has another address."""
+
+    def endpoint(self, dataset: str) -> dict[str, Any]:
+        return super().endpoint(dataset) | {"address": "https://new.example"}
 
 
 def test_a_version_that_moved_without_a_change_is_no_conflict(lake: Lake, server: Proxy, site: Site) -> None:

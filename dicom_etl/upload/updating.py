@@ -1,0 +1,58 @@
+"""Whether a resource of ours that the server has may be replaced: not what somebody else changed, nor to shrink it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from dicom_etl.server.transactions import canonical, digest
+from dicom_etl.upload.ledger import Row, on_server
+from dicom_etl.upload.parts import Candidate
+from dicom_etl.upload.reconciling import is_alike, plain, version_of
+from dicom_etl.upload.run import Run
+from dicom_etl.upload.shrinking import loss
+
+Resource = dict[str, Any]
+
+
+def updating(candidate: Candidate, own: Resource, row: Row | None, run: Run) -> Candidate | None:
+    """The resource as it is to be sent; None where it is held, or where the server has it as it should be.
+
+    Args:
+        candidate: a resource of ours.
+        own: the server's.
+        row: the ledger's.
+        run: says what may be done.
+    """
+    if has(own, candidate, run):
+        candidate.part.settle(candidate, version_of(own))
+        return None
+    if not run.options.overwrite and _is_changed(_as_made(own, candidate, run), row):
+        text = f"version {version_of(own)} on the server is not the one that was sent; --overwrite replaces it"
+        candidate.part.hold(candidate, "changed-on-server", text)
+        return None
+    lost = loss(own, candidate.resource)
+    if lost and not run.options.prune:
+        candidate.part.hold(candidate, "upload-shrinks", str(lost), version_of(own))
+        return None
+    return replace(candidate, if_match=version_of(own))
+
+
+def _is_changed(own: Resource, row: Row | None) -> bool:
+    """Whether somebody else wrote to it: its version moved, and its content is nothing that we sent.
+
+    Where an answer named no version, the content alone tells.
+    """
+    if row is None or not on_server(row) or version_of(own) in ("", row["version"]):
+        return False
+    return digest(canonical(plain(own))) not in (row["hash"], row["tried"])
+
+
+def has(own: Resource, candidate: Candidate, run: Run) -> bool:
+    """Whether the server has a resource of ours as we make it."""
+    return is_alike(_as_made(own, candidate, run), candidate.resource)
+
+
+def _as_made(own: Resource, candidate: Candidate, run: Run) -> Resource:
+    """The server's resource of ours under the id that we give it."""
+    return run.addressing.without_our_identifier(own) | {"id": candidate.id}
