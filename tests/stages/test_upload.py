@@ -108,7 +108,7 @@ def test_many_studies_travel_in_few_requests(lake: Lake, server: Proxy, site: Si
 
     assert done.counts["ImagingStudy"] == {"stored": 60}
     assert len(server.posted()) == 1 + 3 + 3  # Endpoint; Patients and ImagingStudies by twenty-five
-    assert len(server.sent("GET")) == 1 + 3 + 3  # is the Endpoint, one of these Patients, of these studies there already?
+    assert len(server.sent("GET")) == 1 + 3 + 3  # is any of these there already?
 
 
 def test_without_a_server_the_files_are_the_result(lake: Lake, site: Site) -> None:
