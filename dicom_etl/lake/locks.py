@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import unquote
 
 import orjson
 from filelock import FileLock, Timeout
@@ -49,6 +50,7 @@ def hold(
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock, holder = FileLock(folder / f"{name}.lock"), folder / f"{name}.json"
+    name = unquote(name)  # as people know it
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -203,6 +203,7 @@ _OUTCOME: tuple[tuple[str, pa.DataType], ...] = (
     ("time", INSTANT),
     ("content", STRING),
     ("tried_content", STRING),
+    ("replaced", STRING),
 )
 OUTCOMES = Table("outcomes", "outcomes/{server}/{dataset}/{unit}.parquet", _OUTCOME, ("type", "id"))
 SHARED_OUTCOMES = Table("outcomes", "outcomes/{server}/shared.parquet", _OUTCOME, ("type", "id"))

@@ -150,6 +150,8 @@ class Sender:
             found = outcomes(answer, tried + attempts)
         except FhirError as error:
             if _is_stale(error, items):
+                for item in items:
+                    record(item, Outcome("retrying", getattr(error, "status", None), None, tries, str(error)))
                 return list(items)
             return await self._refused(items, record, budget, tried, error)
         return await self._taken(items, record, found, tried + attempts)

@@ -87,5 +87,13 @@ async def _upload(
                     raise
                 one.stopped = str(error)
         if options.prune:
-            await shared.prune({one.dataset for one in uploads if one.needs_old})
+            await _prune(shared, uploads)
         return [one.summary() for one in uploads]
+
+
+async def _prune(shared: Shared, uploads: Sequence[DatasetUpload]) -> None:
+    try:
+        await shared.prune()
+    except LockHeldError as error:  # what the datasets brought is there, and is told; the rest goes in the next run
+        for one in uploads:
+            one.stopped = one.stopped or str(error)

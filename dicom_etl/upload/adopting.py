@@ -47,14 +47,10 @@ def uids_of(study: Mapping[str, Any]) -> set[str]:
     return {value.removeprefix("urn:oid:") for value in values}
 
 
-def is_foreign(study: Mapping[str, Any], ours: Mapping[str, Any], dataset_system: str) -> bool:
-    """Whether a study under another id than ours is somebody else's.
-
-    What this tool makes names its dataset. Beside that of another dataset ours may stand; a study that names our own
-    is of another site, or one that ours was merged into before.
-    """
-    named = [one for one in study.get("identifier", []) if one.get("system") == dataset_system]
-    return not named or any(one in named for one in ours.get("identifier", []))
+def datasets_of(study: Mapping[str, Any], dataset_system: str) -> list[str]:
+    """The datasets that a study names: that of what this tool made, and those of which something was merged into it."""
+    named = [i.get("value", "") for i in study.get("identifier", []) if i.get("system") == dataset_system]
+    return [str(value).removeprefix("urn:uid:") for value in named]
 
 
 def adopted(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Resource:

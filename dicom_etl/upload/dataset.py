@@ -11,28 +11,28 @@ from typing import Any
 from dicom_etl.findings import Finding, findings_table
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.schemas import DATASET_FINDINGS, OUTCOMES
-from dicom_etl.server.transactions import Key, Outcome
+from dicom_etl.server.transactions import Key
 from dicom_etl.upload.built import Built, rows_at
+from dicom_etl.upload.flowing import Flow, send_prepared
 from dicom_etl.upload.ledger import Ledger, Row, on_server
 from dicom_etl.upload.merging import Contribution, merged
 from dicom_etl.upload.parts import (
     Candidate,
-    Flow,
     Part,
     Resource,
     announce,
     candidate_of,
-    deleted,
     mark_gone,
     parts_of,
-    send_prepared,
     state_of,
     word,
 )
 from dicom_etl.upload.patients import joined, placed
+from dicom_etl.upload.pruning import deleted
 from dicom_etl.upload.reconciling import fetched
-from dicom_etl.upload.replaced import overwritten
+from dicom_etl.upload.replaced import with_lost
 from dicom_etl.upload.run import Run, Uploaded
 from dicom_etl.upload.shared import Shared
 from dicom_etl.upload.studies import judge, look_up, own_place
@@ -53,11 +53,6 @@ class DatasetUpload:
         self.stopped: str | None = None  # why it was left in the middle, the others going on
         self._done = 0
 
-    @property
-    def dataset(self) -> str:
-        """Its name."""
-        return self._built.dataset
-
     async def bring(self) -> None:
         """Bring the dataset onto the server and write its findings."""
         run, name = self._run, self._built.dataset
@@ -66,7 +61,7 @@ class DatasetUpload:
             folder = f"outcomes/{encode_name(run.server)}/{encode_name(name)}"
             run.lake.sweep(folder)
             work = [unit for unit in self._built.committed if not self._is_done(unit)]
-            self._moved = self._rows_of(folder, set(self._built.units) - set(work))
+            self._moved = self._rows_of(folder, set(self._built.committed) - set(work))
             await self._patients(work)
             await self._studies(work)
             for unit in sorted(set(self._built.units) - set(self._built.committed)):
@@ -175,8 +170,8 @@ class DatasetUpload:
         bundle = await placed(self._run, bundle)
         client, ids = self._run.client, sorted(candidate.place[1] for candidate in bundle)
         there = await self._run.sender.ask(lambda: fetched(client, "Patient", ids))
-        lost = await overwritten(self._run, bundle)
-        sendable = [one for candidate in bundle for one in joined(candidate, there.get(candidate.place[1]), lost)]
+        bundle = await with_lost(self._run, bundle)
+        sendable = [one for candidate in bundle for one in joined(candidate, there.get(candidate.place[1]))]
         announce(sendable)
         return sendable
 
@@ -224,11 +219,10 @@ class DatasetUpload:
                 code, _, text = row["error"].partition(": ")
                 candidate.part.hold(candidate, code, text)
             elif row is not None and row["state"] == "rejected":
-                why = f"not sent, since {name} was rejected"
-                candidate.part.record(candidate, Outcome("rejected", row["status"], error=why))
+                candidate.part.leave(candidate, "rejected", f"not sent, since {name} was rejected", row["status"])
             else:
                 why = self._run.sender.stopped or f"not sent, since {name} is not on the server yet; run again"
-                candidate.part.record(candidate, Outcome("gave-up", error=why))
+                candidate.part.leave(candidate, "gave-up", why)
             return True
         return False
 
@@ -252,8 +246,8 @@ class DatasetUpload:
     async def _checked(self, bundle: list[Candidate]) -> list[Candidate]:
         """The studies that may be sent: nothing shrinks, and nothing of somebody else's is written over."""
         there = await self._run.sender.ask(lambda: look_up(self._run, bundle))
-        lost = await overwritten(self._run, [own_place(candidate, there[candidate.key]) for candidate in bundle])
-        judged = [judge(one, there[one.key], lost.get(one.key), self._run) for one in bundle]
+        bundle = await with_lost(self._run, [own_place(candidate, there[candidate.key]) for candidate in bundle])
+        judged = [judge(candidate, there[candidate.key], self._run) for candidate in bundle]
         sendable = [candidate for candidate in judged if candidate is not None]
         announce(sendable)
         return sendable
@@ -326,26 +320,13 @@ class DatasetUpload:
         """Delete what is gone: studies before the Patients that they refer to."""
         for kind in ("ImagingStudy", "Patient"):
             for part in self._left:
-                rows = part.ledger.rows
-                # a study that is held, or was refused, still refers to its old Patient there
-                old = any(
-                    one["state"] not in ("stored", "gone") and one["type"] == "ImagingStudy" for one in rows.values()
-                )
-                for key, row in sorted(rows.items()):
-                    if row["state"] != "gone" or key[0] != kind or (old and kind == "Patient"):
-                        continue
-                    if await deleted(self._run.sender, part.ledger, key):
+                for key, row in sorted(part.ledger.rows.items()):
+                    if row["state"] == "gone" and key[0] == kind and await deleted(self._run, part.ledger, key):
                         self._removed.append("/".join(key))
                         self._counts[kind, word("deleted", self._run.options)] += 1
         for part in self._left:
             part.ledger.save()
             self._report(part)
-
-    @property
-    def needs_old(self) -> bool:
-        """Whether a study that could not be brought up to date may still refer, on the server, to what is gone."""
-        held = any(row["state"] == "held" for row in self._built.persons)
-        return held or bool(self.stopped) or any(self._counts["ImagingStudy", state] for state in _BEHIND)
 
     # -- what is said of it
 
@@ -394,9 +375,12 @@ class DatasetUpload:
         """What was done, once everything is."""
         name, shared, run = self._built.dataset, self._shared, self._run
         removed = [key for dataset, key in shared.removed if dataset == name]
-        if removed and not self.stopped:
-            with run.lake.lock(name, f"upload of {name}"):
-                self._write_findings()
+        if run.options.prune and not self.stopped:  # what is shared went, or not, after the findings were written
+            try:
+                with run.lake.lock(name, f"upload of {name}"):
+                    self._write_findings()
+            except LockHeldError as error:  # all is done, and what is left to say the next run says
+                self.stopped = str(error)
         counts = self._counts + Counter((key[0], shared.state(key)) for key in shared.keys(name))
         counts += Counter((key[0], word("deleted", self._run.options)) for key in removed)
         by_type: dict[str, dict[str, int]] = defaultdict(dict)
@@ -412,9 +396,6 @@ class DatasetUpload:
             self.stopped or run.sender.stopped,
             run.options.dry_run,
         )
-
-
-_BEHIND = ("held", "rejected", "gave-up", "retrying", "waiting")  # states of a study that is not there as it should be
 
 
 def _is_settled(row: Row) -> bool:

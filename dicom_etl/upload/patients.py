@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 
 from dicom_etl.server.transactions import canonical
+from dicom_etl.upload.ledger import lines
 from dicom_etl.upload.parts import Candidate
 from dicom_etl.upload.reconciling import is_alike, plain, reconciled, version_of
-from dicom_etl.upload.replaced import Replaced
 from dicom_etl.upload.run import Run
 
 
@@ -28,21 +28,20 @@ async def placed(run: Run, candidates: Sequence[Candidate]) -> list[Candidate]:
     return [replace(one, at=places[one.key][1]) if one.key in places else one for one in candidates]
 
 
-def joined(candidate: Candidate, theirs: Mapping[str, Any] | None, lost: Replaced) -> list[Candidate]:
+def joined(candidate: Candidate, theirs: Mapping[str, Any] | None) -> list[Candidate]:
     """The candidate as it is to be sent; an empty list where the server has it as it should be.
 
     Args:
         candidate: a Patient of ours.
         theirs: what the server has of it now.
-        lost: by candidate, what was written over and must not be lost.
     """
     if theirs is None:
         return [replace(candidate, is_new=True)]
     row = candidate.part.ledger.get(candidate.key)
-    before = [orjson.loads(row[name]) for name in ("content", "tried_content") if row and row[name]]
+    before = [orjson.loads(one) for name in ("content", "tried_content") for one in lines(row[name] if row else None)]
     made = reconciled(candidate.resource, before, theirs)
-    if candidate.key in lost:
-        with_lost = reconciled(plain(lost[candidate.key]), (), made.patient)
+    if candidate.lost:
+        with_lost = reconciled(plain(candidate.lost), (), made.patient)
         made = with_lost._replace(contradictions=made.contradictions + with_lost.contradictions)
     if made.contradictions:
         what = " and ".join(made.contradictions)

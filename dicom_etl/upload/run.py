@@ -11,6 +11,7 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.server.addressing import Addressing
 from dicom_etl.server.client import Client
 from dicom_etl.server.sending import Sender
+from dicom_etl.server.transactions import Key
 from dicom_etl.settings import FhirSettings
 from dicom_etl.upload.ledger import Ledger, Row
 
@@ -39,6 +40,7 @@ class Run:
     server: str
     addressing: Addressing
     dataset_system: str  # of the identifier by which what we make names its dataset
+    removed: set[Key] = field(default_factory=set)  # places of what this run deleted, or would
 
     def ledger(self, table: Table, **names: str) -> Ledger:
         """A ledger of the lake."""

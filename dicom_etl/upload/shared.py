@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,23 +13,15 @@ from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.schemas import SHARED_OUTCOMES
 from dicom_etl.server.transactions import Key
 from dicom_etl.upload.built import SHARED_RULES, Built, announcement, by_column, others
+from dicom_etl.upload.flowing import Flow, send_prepared
 from dicom_etl.upload.ledger import Ledger, Row, on_server
 from dicom_etl.upload.linking import Identifier, link_of, patients_with
 from dicom_etl.upload.merging import Contradiction, Contribution, merged
-from dicom_etl.upload.parts import (
-    Candidate,
-    Flow,
-    Part,
-    announce,
-    candidate_of,
-    deleted,
-    mark_gone,
-    send_prepared,
-    state_of,
-)
+from dicom_etl.upload.parts import Candidate, Part, announce, candidate_of, mark_gone, state_of
 from dicom_etl.upload.patients import joined, placed
+from dicom_etl.upload.pruning import deleted
 from dicom_etl.upload.reconciling import fetched
-from dicom_etl.upload.replaced import Replaced, overwritten
+from dicom_etl.upload.replaced import with_lost
 from dicom_etl.upload.run import Run
 from dicom_etl.upload.updating import updating
 
@@ -135,18 +127,19 @@ class Shared:
 
     async def _patients_to_send(self, patients: Sequence[Candidate]) -> list[Candidate]:
         """Link the Patients that the server has under another id; join ours with what it has of them."""
+        patients = await placed(self._run, patients)
         asked = {c.key: self._identifier(c) for c in patients if self._may_be_foreign(c)}
         identifiers = sorted(set(asked.values()))
         client = self._run.client
         found = await self._run.sender.ask(lambda: patients_with(client, identifiers)) if asked else {}
         there = await self._there("Patient", [one for one in patients if one.key not in asked])
-        lost = await overwritten(self._run, patients)
+        patients = await with_lost(self._run, patients)
         sendable: list[Candidate] = []
         for candidate in patients:
             if candidate.key not in asked:
-                sendable += joined(candidate, there.get(candidate.place[1]), lost)
+                sendable += joined(candidate, there.get(candidate.place[1]))
             else:
-                sendable += self._linked(candidate, found[asked[candidate.key]], lost)
+                sendable += self._linked(candidate, found[asked[candidate.key]])
         return sendable
 
     async def _there(self, kind: str, candidates: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
@@ -154,7 +147,7 @@ class Shared:
         ids, client = sorted(one.place[1] for one in candidates), self._run.client
         return await self._run.sender.ask(lambda: fetched(client, kind, ids)) if ids else {}
 
-    def _linked(self, candidate: Candidate, found: list[dict[str, Any]], lost: Replaced) -> list[Candidate]:
+    def _linked(self, candidate: Candidate, found: list[dict[str, Any]]) -> list[Candidate]:
         """What is to be sent of a Patient that the server may have of somebody else."""
         is_ours = self._run.addressing.is_ours
         own = next((one for one in found if one["id"] == candidate.id or is_ours(one, candidate.id)), None)
@@ -168,7 +161,7 @@ class Shared:
             return []
         remark = f"patient-appeared: {link.detail}" if link.state == "appeared" else None
         at = "" if there == candidate.id else there
-        return joined(replace(candidate, remark=remark, at=at), own, lost)
+        return joined(replace(candidate, remark=remark or candidate.remark, at=at), own)
 
     def _identifier(self, candidate: Candidate) -> Identifier:
         claim = self.claims[candidate.id][0]
@@ -189,12 +182,8 @@ class Shared:
             elif not made and row["dataset"] in self._names:
                 mark_gone(ledger, key)
 
-    async def prune(self, needed_by: Collection[str]) -> None:
-        """Delete what is gone; the studies that referred to it went before.
-
-        Args:
-            needed_by: the datasets of which the server has studies that may still refer to what is gone.
-        """
+    async def prune(self) -> None:
+        """Delete what is gone; the studies that referred to it went before."""
         run = self._run
         with run.lake.lock(f"shared of {run.server}", f"upload to {run.server}"):
             if not run.options.dry_run:  # another run may have claimed or brought something meanwhile
@@ -202,13 +191,10 @@ class Shared:
                 self._gather()
                 self._mark_gone()
             for key, row in sorted(self._part.ledger.rows.items(), reverse=True):
-                if row["state"] == "gone" and row["dataset"] in self._names.difference(needed_by):
-                    await self._delete(key, row["dataset"])
+                is_ours = row["state"] == "gone" and row["dataset"] in self._names
+                if is_ours and await deleted(run, self._part.ledger, key):
+                    self.removed.append((row["dataset"], key))
             self._part.ledger.save()
-
-    async def _delete(self, key: Key, dataset: str) -> None:
-        if await deleted(self._run.sender, self._part.ledger, key):
-            self.removed.append((dataset, key))
 
     def keys(self, dataset: str) -> Iterator[Key]:
         """The shared resources of a dataset, and those that were its and are gone."""

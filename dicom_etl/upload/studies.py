@@ -6,18 +6,19 @@ and what the server has of somebody else. `prune`, `overwrite` and the setting `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dicom_etl.identity.ids import resource_id
 from dicom_etl.server.transactions import Key, canonical
-from dicom_etl.upload.adopting import adopted, is_foreign, studies_of
+from dicom_etl.upload.adopting import adopted, datasets_of, studies_of
 from dicom_etl.upload.ledger import Row, on_server
 from dicom_etl.upload.parts import Candidate
 from dicom_etl.upload.reconciling import fetched, is_alike, plain, version_of
 from dicom_etl.upload.run import Run
 from dicom_etl.upload.shrinking import loss
-from dicom_etl.upload.updating import has, updating
+from dicom_etl.upload.updating import updating
 
 Resource = dict[str, Any]
 
@@ -44,7 +45,7 @@ async def look_up(run: Run, bundle: Sequence[Candidate]) -> dict[Key, There]:
         for study in studies:
             if study["id"] == candidate.id or run.addressing.is_ours(study, candidate.id):
                 known[candidate.key] = study["id"]
-            elif is_foreign(study, candidate.resource, run.dataset_system):
+            elif _is_foreign(study, uid, run):
                 found[candidate.key].foreign.append(study)
     whole = {*known.values(), *(study["id"] for there in found.values() for study in there.foreign)}
     there = await fetched(client, "ImagingStudy", sorted(whole)) if whole else {}
@@ -55,36 +56,46 @@ async def look_up(run: Run, bundle: Sequence[Candidate]) -> dict[Key, There]:
     return found
 
 
+def _is_foreign(study: Resource, uid: str, run: Run) -> bool:
+    """Whether a study is somebody else's: no dataset that it names is one of ours that would have it under that id."""
+    ours = [
+        resource_id(run.addressing.site, "ImagingStudy", dataset, uid)
+        for dataset in datasets_of(study, run.dataset_system)
+    ]
+    return not any(study["id"] == identity or run.addressing.is_ours(study, identity) for identity in ours)
+
+
 def own_place(candidate: Candidate, there: There) -> Candidate:
     """The candidate where the server has it."""
     return replace(candidate, at="" if there.own is None or there.own["id"] == candidate.id else there.own["id"])
 
 
-def judge(candidate: Candidate, there: There, lost: Mapping[str, Any] | None, run: Run) -> Candidate | None:
+def judge(candidate: Candidate, there: There, run: Run) -> Candidate | None:
     """The study as it is to be sent; None where it is held, or where the server has it as it should be.
 
     Args:
         candidate: a study of ours.
         there: what the server has of it.
-        lost: what it replaced just now, another lake having been quicker.
         run: says what may be done.
     """
     candidate, row = own_place(candidate, there), candidate.part.ledger.get(candidate.key)
     if there.own is not None and row is not None and row["linked"]:
         return _adopting(candidate, there.own)
     if there.own is not None:
-        return _restoring(candidate, there.own, lost, run) or updating(candidate, there.own, row, run)
+        return _restoring(candidate, there.own, run) or updating(candidate, there.own, row, run)
     if there.foreign and run.fhir.foreign_studies != "beside":
         return _beside_foreign(candidate, there.foreign, run)
     return replace(candidate, is_new=True)
 
 
-def _restoring(candidate: Candidate, own: Resource, lost: Mapping[str, Any] | None, run: Run) -> Candidate | None:
+def _restoring(candidate: Candidate, own: Resource, run: Run) -> Candidate | None:
     """What ours replaced, to be put back, where ours would have been held if that had been seen before."""
-    taken = loss(lost, candidate.resource) if lost else None
-    if not lost or not taken or run.options.prune or not has(own, candidate, run):
+    if candidate.lost is None or run.options.prune or version_of(own) != str(int(candidate.overwrote) + 1):
+        return None  # meant, or somebody wrote after us
+    taken = loss(candidate.lost, candidate.resource)
+    if not taken:
         return None
-    body = canonical(plain(lost) | {"id": own["id"]})
+    body = canonical(plain(candidate.lost) | {"id": own["id"]})
     return replace(candidate, body=body, if_match=version_of(own), restores=("upload-shrinks", str(taken)))
 
 

@@ -10,7 +10,12 @@ from dicom_etl.upload.ledger import Row
 from dicom_etl.upload.merging import Contradiction
 
 _TAG_OF = {"birthDate": "PatientBirthDate", "gender": "PatientSex"}
-_CODES = {"rejected": "upload-rejected", "gave-up": "upload-gave-up", "gone": "left-on-server"}
+_CODES = {  # retrying: a run was killed then
+    "rejected": "upload-rejected",
+    "gave-up": "upload-gave-up",
+    "retrying": "upload-gave-up",
+    "gone": "left-on-server",
+}
 
 
 def findings_of(rows: Iterable[Row], dataset: str) -> Iterator[Finding]:

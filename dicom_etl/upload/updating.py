@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from dicom_etl.server.transactions import canonical, digest
-from dicom_etl.upload.ledger import Row, on_server
+from dicom_etl.upload.ledger import Row, lines, on_server
 from dicom_etl.upload.parts import Candidate
 from dicom_etl.upload.reconciling import is_alike, plain, version_of
 from dicom_etl.upload.run import Run
@@ -41,11 +41,13 @@ def updating(candidate: Candidate, own: Resource, row: Row | None, run: Run) -> 
 def _is_changed(own: Resource, row: Row | None) -> bool:
     """Whether somebody else wrote to it: its version moved, and its content is nothing that we sent.
 
-    Where an answer named no version, the content alone tells.
+    Where the server names no version, the content alone tells. What was never ours to store cannot be changed.
     """
-    if row is None or not on_server(row) or version_of(own) in ("", row["version"]):
+    if row is None or not on_server(row) or row["hash"] is None:
         return False
-    return digest(canonical(plain(own))) not in (row["hash"], row["tried"])
+    if version_of(own) and version_of(own) == row["version"]:
+        return False
+    return digest(canonical(plain(own))) not in (row["hash"], *lines(row["tried"]))
 
 
 def has(own: Resource, candidate: Candidate, run: Run) -> bool:

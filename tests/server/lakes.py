@@ -62,7 +62,7 @@ class Site:
 
     def study_id(self, dataset: str, number: str) -> str:
         """The id of an ImagingStudy."""
-        return resource_id(self.name, "ImagingStudy", dataset, self.uid(number))
+        return resource_id(Settings().site, "ImagingStudy", dataset, self.uid(number))
 
     def endpoint_id(self, dataset: str) -> str:
         """The id of the dataset's Endpoint."""

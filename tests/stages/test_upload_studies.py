@@ -1,7 +1,6 @@
 """Studies and Endpoints that somebody else changed or made, on a real server."""
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -21,7 +20,6 @@ from tests.server.proxy import Asked, Proxy, Reply
 from tests.stages.uploads import (
     ONE,
     codes,
-    findings,
     get,
     hapi_of,
     load,
@@ -30,6 +28,7 @@ from tests.stages.uploads import (
     shared_person,
     status_of,
     study_path,
+    their_study,
     version,
 )
 
@@ -124,45 +123,6 @@ def test_a_change_between_the_look_and_the_write_is_not_written_over(lake: Lake,
     assert get(server, path)["description"] == "just now"
 
 
-@pytest.mark.parametrize("alone_bytes", [0, 1_000_000])
-def test_a_study_that_another_lake_made_between_the_look_and_the_write_is_not_lost(
-    lake: Lake, server: Proxy, site: Site, alone_bytes: int
-) -> None:
-    site.build(lake, "A", [ONE])
-    path = study_path(site, "A", "1")
-    theirs = site.imaging_study("A", changed(ONE, series={"1": 2, "2": 3}))
-    server.rule = quicker(server, path, theirs)
-    settings = settings_for(server.url, alone_bytes=alone_bytes)
-
-    done = [upload(["A"], lake, settings)[0] for _ in range(2)]
-
-    assert [one.counts["ImagingStudy"] for one in done] == [{"held": 1}] * 2
-    assert [row["code"] for row in findings(lake, "A")] == ["upload-shrinks"]
-    assert "1 of 2 series and 3 of 5 instances" in findings(lake, "A")[0]["message"]
-    assert without_meta(get(server, path)) == theirs
-    assert version(server, path) == "3"  # theirs, ours, theirs again
-    assert outcomes(lake, server.url, "A")[path]["version"] == "3"
-
-    [meant] = upload(["A"], lake, settings, prune=True)
-    assert meant.counts["ImagingStudy"] == {"stored": 1}
-    assert get(server, path)["numberOfSeries"] == 1
-
-
-def test_a_study_with_less_that_another_lake_made_between_the_look_and_the_write_is_replaced(
-    lake: Lake, server: Proxy, site: Site
-) -> None:
-    site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
-    path = study_path(site, "A", "1")
-    server.rule = quicker(server, path, site.imaging_study("A", ONE))
-
-    load(lake, server, "A")
-
-    assert get(server, path)["numberOfSeries"] == 2
-    assert outcomes(lake, server.url, "A")[path]["version"] == version(server, path) == "2"
-    assert outcomes(lake, server.url, "A")[path]["state"] == "stored"
-    assert codes(lake, "A") == []
-
-
 def test_a_server_that_names_no_version_in_its_answers_is_guarded_by_the_content(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
@@ -188,45 +148,6 @@ def test_a_server_that_names_no_version_in_its_answers_is_guarded_by_the_content
     assert done.counts["ImagingStudy"] == {"held": 1, "stored": 1}
     assert codes(lake, "A") == ["changed-on-server"]
     assert get(server, path)["description"] == "read by Dr. Roe"
-
-
-def quicker(server: Proxy, path: str, theirs: dict[str, Any]) -> Callable[[Asked], None]:
-    """A rule by which another lake makes a resource just before ours arrives."""
-    late: list[Asked] = []
-
-    def rule(asked: Asked) -> None:
-        alone = asked.method == "PUT" and asked.path == path
-        if not late and (alone or (asked.is_posted and f'"url":"{path}"'.encode() in asked.body)):
-            late.append(asked)
-            put(hapi_of(server), theirs)
-
-    return rule
-
-
-def without_meta(resource: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in resource.items() if name != "meta"}
-
-
-def their_study(site: Site, **more: Any) -> dict[str, Any]:
-    """A study of somebody else with the StudyInstanceUID of ONE: another series, and one instance of ours."""
-    made = site.imaging_study("A", ONE)
-    series = [
-        {**made["series"][0], "description": "theirs", "numberOfInstances": 1},
-        {"uid": "1.2.3.4", "modality": {"code": "SR"}, "numberOfInstances": 7},
-    ]
-    series[0]["instance"] = made["series"][0]["instance"][:1]
-    return {
-        "resourceType": "ImagingStudy",
-        "id": f"{site.name}-theirs",
-        "identifier": made["identifier"][:1],
-        "status": "available",
-        "subject": {"display": "somebody"},
-        "numberOfSeries": 2,
-        "numberOfInstances": 8,
-        "description": "of the hospital",
-        "series": series,
-        **more,
-    }
 
 
 def test_a_study_that_is_held_stays_held_after_a_run_in_which_the_server_failed(
@@ -342,6 +263,21 @@ def test_the_same_study_in_two_datasets_of_ours_is_two_resources(lake: Lake, ser
     done = load(lake, server, "A", "B")
 
     assert [one.counts["ImagingStudy"] for one in done] == [{"stored": 1}] * 2
+
+
+@pytest.mark.parametrize("order", ["AB", "BA"])
+def test_a_study_that_one_dataset_adopted_is_somebody_elses_to_another(
+    lake: Lake, server: Proxy, site: Site, order: str
+) -> None:
+    theirs = their_study(site)
+    put(server, theirs)
+    for dataset in order:
+        site.build(lake, dataset, [ONE])
+        upload([dataset], lake, settings_for(server.url, foreign_studies="adopt"))
+
+    assert [status_of(server, study_path(site, dataset, "1")) for dataset in order] == [404, 404]
+    named = [i["value"] for i in get(server, f"ImagingStudy/{theirs['id']}")["identifier"][1:]]
+    assert sorted(named) == ["urn:uid:A", "urn:uid:B"]
 
 
 def test_what_is_told_of_an_adopted_study_is_told_in_every_run(lake: Lake, server: Proxy, site: Site) -> None:

@@ -81,3 +81,25 @@ def patient_path(site: Site, dataset: str, study: Study) -> str:
 
 def shared_person(**patient: Any) -> Study:
     return Study("1", "P1", rule="authority", patient=patient)
+
+
+def their_study(site: Site, **more: Any) -> dict[str, Any]:
+    """A study of somebody else with the StudyInstanceUID of ONE: another series, and one instance of ours."""
+    made = site.imaging_study("A", ONE)
+    series = [
+        {**made["series"][0], "description": "theirs", "numberOfInstances": 1},
+        {"uid": "1.2.3.4", "modality": {"code": "SR"}, "numberOfInstances": 7},
+    ]
+    series[0]["instance"] = made["series"][0]["instance"][:1]
+    return {
+        "resourceType": "ImagingStudy",
+        "id": f"{site.name}-theirs",
+        "identifier": made["identifier"][:1],
+        "status": "available",
+        "subject": {"display": "somebody"},
+        "numberOfSeries": 2,
+        "numberOfInstances": 8,
+        "description": "of the hospital",
+        "series": series,
+        **more,
+    }

@@ -8,8 +8,9 @@ import pytest
 
 from dicom_etl.server.addressing import Addressing
 from dicom_etl.settings import FhirSettings
+from dicom_etl.upload.flowing import Flow
 from dicom_etl.upload.ledger import Ledger
-from dicom_etl.upload.parts import Candidate, Flow, Part, candidate_of
+from dicom_etl.upload.parts import Candidate, Part, candidate_of
 
 RUN: Any = SimpleNamespace(fhir=FhirSettings(bundle_resources=1, in_flight=2), addressing=Addressing("https://s"))
 

@@ -15,6 +15,7 @@ def row(identity: str, **more: Any) -> dict[str, Any]:
         "hash": "h",
         "tried": None,
         "tried_content": None,
+        "replaced": None,
         "version": "1",
         "state": "stored",
         "time": 1,
