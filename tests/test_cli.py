@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,3 +182,19 @@ def test_help_teaches_every_command():
         one = runner.invoke(app, [command, "--help"])
         assert one.exit_code == 0
         assert "--lake" in one.output
+
+
+def test_the_settings_are_listed_for_machines_too(said):
+    code, out, err = said("doctor", "--settings-help", "--json")
+
+    listed = {row["setting"]: row for row in json.loads(out)}
+    assert (code, err) == (0, "")
+    assert listed["fhir.in_flight"]["default"] == "4"
+    assert listed["datasets.NAME.root"]["meaning"]
+
+
+def test_the_package_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "dicom_etl", "--help"], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0
+    assert "upload" in done.stdout

@@ -27,7 +27,7 @@ def doctor(
     """Check settings, access to datasets and lake, and the FHIR server."""
     session = Session(as_json, settings, lake, fhir_url=fhir_url)
     if list_settings:
-        table(session.console, "Settings", ["setting", "default", "meaning"], settings_help())
+        _list_settings(session)
         return
     checks = examine(session.settings)
     if as_json:
@@ -36,6 +36,14 @@ def doctor(
         rows = [("ok" if c.ok else "WRONG", c.what, c.said) for c in checks]
         table(session.console, "doctor", ["", "what", "result"], rows)
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+def _list_settings(session: Session) -> None:
+    columns = ["setting", "default", "meaning"]
+    if session.as_json:
+        print(json.dumps([dict(zip(columns, row, strict=True)) for row in settings_help()]))
+    else:
+        table(session.console, "Settings", columns, settings_help())
 
 
 def example(
