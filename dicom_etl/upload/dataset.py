@@ -13,6 +13,7 @@ from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.schemas import DATASET_FINDINGS, OUTCOMES
+from dicom_etl.server.tasks import ended
 from dicom_etl.server.transactions import Key
 from dicom_etl.upload.built import Built, rows_at
 from dicom_etl.upload.flowing import Flow, send_prepared
@@ -62,8 +63,7 @@ class DatasetUpload:
             run.lake.sweep(folder)
             work = [unit for unit in self._built.committed if not self._is_done(unit)]
             self._moved = self._rows_of(folder, set(self._built.committed) - set(work))
-            await self._patients(work)
-            await self._studies(work)
+            await self._bring_units(work)
             for unit in sorted(set(self._built.units) - set(self._built.committed)):
                 self._report(Part(unit, self._ledger(unit)))  # what is being built is neither here nor gone
             self._gone_units(folder)
@@ -129,6 +129,22 @@ class DatasetUpload:
             part.ledger.save()  # before the other unit's is without it
         return candidate
 
+    async def _bring_units(self, work: Sequence[str]) -> None:
+        """Patients before the studies that refer to them; those of the next units go while studies are on their way."""
+        size = self._run.fhir.in_flight * self._run.fhir.bundle_resources
+        slabs = [work[start : start + size] for start in range(0, len(work), size)]
+        async with Flow(self._run, self._check_and_send) as studies:
+            ahead = [asyncio.ensure_future(self._patients(slab)) for slab in slabs[:1]]
+            try:
+                for number, slab in enumerate(slabs, 1):
+                    await ahead.pop()
+                    ahead += [
+                        asyncio.ensure_future(self._patients(following)) for following in slabs[number : number + 1]
+                    ]
+                    await self._studies(slab, studies)
+            finally:
+                await ended(ahead)
+
     # -- Patients
 
     async def _patients(self, work: Sequence[str]) -> None:
@@ -177,16 +193,15 @@ class DatasetUpload:
 
     # -- ImagingStudies
 
-    async def _studies(self, work: Sequence[str]) -> None:
-        async with Flow(self._run, self._check_and_send) as flow:
-            for unit in work:
-                part = self._part(unit)
-                for study in self._built.resources("ImagingStudy", unit):
-                    candidate = self._study(study, unit, part)
-                    if part.wants(candidate, self._run.options) and not self._obstructed(candidate):
-                        await flow.add(candidate)
-                part.planned = True
-                self._finish_if_done(part)
+    async def _studies(self, work: Sequence[str], flow: Flow) -> None:
+        for unit in work:
+            part = self._part(unit)
+            for study in self._built.resources("ImagingStudy", unit):
+                candidate = self._study(study, unit, part)
+                if part.wants(candidate, self._run.options) and not self._obstructed(candidate):
+                    await flow.add(candidate)
+            part.planned = True
+            self._finish_if_done(part)
 
     def _study(self, study: Resource, unit: str, part: Part) -> Candidate:
         """The study as it is sent: it refers to what the server has under other ids by those."""

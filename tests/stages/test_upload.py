@@ -112,6 +112,26 @@ def test_many_studies_travel_in_few_requests(lake: Lake, server: Proxy, site: Si
     assert len(server.sent("GET")) == 1 + 3 + 3  # is any of these there already?
 
 
+def test_patients_go_a_little_ahead_of_the_studies_and_before_those_that_refer_to_them(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    """Units go by fours here; persons have studies in several, also beyond such a border."""
+    site.build(lake, "A", [Study(str(n), f"P{n // 3}", unit=f"sub-{n:02}") for n in range(20)])
+    settings = settings_for(server.url, in_flight=2, bundle_resources=2)
+
+    [done] = upload(["A"], lake, settings)
+    kinds = [b'"url":"Patient' in asked.body for asked in server.posted()[1:]]  # after the Endpoint's
+    [again] = upload(["A"], lake, settings)
+
+    assert done.counts == {"Endpoint": {"stored": 1}, "ImagingStudy": {"stored": 20}, "Patient": {"stored": 7}}
+    assert again.counts["ImagingStudy"] == {"unchanged": 20}
+    assert kinds[0]
+    assert len(kinds) >= 4 + 10  # seven Patients, twenty studies
+    assert any(kinds[kinds.index(False) :])  # not all Patients of a large dataset come first
+    rows = [row for n in range(20) for row in outcomes(lake, server.url, "A", f"sub-{n:02}").values()]
+    assert [row["version"] for row in rows] == ["1"] * (20 + 7)
+
+
 def test_without_a_server_the_files_are_the_result(lake: Lake, site: Site) -> None:
     site.build(lake, "A", [ONE])
 
