@@ -158,7 +158,13 @@ def _uploads(lake: Lake, dataset: str, units: list[str]) -> Iterator[tuple[str, 
         states = Counter(
             state for unit in units for state in _outcomes(lake, server, dataset, unit)["state"].to_pylist()
         )
+        states.update(row["state"] for row in _shared_outcomes(lake, server) if row["dataset"] == dataset)
         yield from ((server, state, count) for state, count in sorted(states.items()))
+
+
+def _shared_outcomes(lake: Lake, server: str) -> list[Row]:
+    content = lake.read_bytes(f"outcomes/{server}/shared.parquet")
+    return rows_at(content) if content else []
 
 
 def _outcomes(lake: Lake, server: str, dataset: str, unit: str) -> pa.Table:

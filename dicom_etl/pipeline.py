@@ -28,7 +28,7 @@ from dicom_etl.stages.report import Reported, report
 from dicom_etl.stages.upload import NotBuiltError, Uploaded, upload
 from dicom_etl.stages.verify import Verified, verify
 
-_TROUBLE = ("rejected", "gave-up", "held")  # states of a resource that somebody must look at
+_TROUBLE = ("rejected", "gave-up", "retrying", "held")  # states of a resource that somebody must look at
 STAGES = ("crawl", "extract", "build", "upload", "measure", "report")
 
 

@@ -53,7 +53,8 @@ class Addressing:
         if self.takes_ids:
             return dict(resource)
         kept = [one for one in resource.get("identifier", []) if one.get("system") != self._system]
-        return {**resource, "identifier": kept}
+        rest = {name: value for name, value in resource.items() if name != "identifier"}
+        return rest | {"identifier": kept} if kept else rest
 
     def _identifier(self, identity: str) -> dict[str, str]:
         return {"system": self._system, "value": identity}

@@ -28,7 +28,8 @@ from dicom_etl.server.naming import server_name
 from dicom_etl.server.sending import Sender
 from dicom_etl.settings import Settings, SettingsError
 from dicom_etl.stages.forgetting import Known, clear, known_of, sharing
-from dicom_etl.upload.withdrawing import Deleted, Holding, Leaving, Ledgers, deleted, located, servers
+from dicom_etl.upload.locating import located
+from dicom_etl.upload.withdrawing import Deleted, Holding, Leaving, Ledgers, deleted, servers
 
 _COLUMNS = {"Patient": "patients", "ImagingStudy": "imaging_studies", "Endpoint": "endpoints"}
 Places = dict[str, set[str]]  # by server, Type/id there
@@ -128,7 +129,7 @@ class _Forgetting:
 
     def plan(self) -> Forgotten:
         """What would be done."""
-        left = tuple(self._of_others())
+        left = (*self._of_foreign(), *self._of_others())
         self._left[self._ours] |= {"/".join(key) for key in self._held_by(self._ours).unsure}
         return self._forgotten(self._left, left, dry_run=True)
 

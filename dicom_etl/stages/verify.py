@@ -24,7 +24,7 @@ from dicom_etl.upload.verifying import DIFFERENCES, Compared, Verifier
 __all__ = ["DIFFERENCES", "Compared", "Verified", "verify"]
 
 _REMAINING = ("changed", "foreign")  # what a repair leaves as it is
-_TROUBLE = ("rejected", "gave-up", "held")
+_TROUBLE = ("rejected", "gave-up", "retrying", "held")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def adopted(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Resource:
 
 def _series(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]) -> list[Resource]:
     mine = {one["uid"]: one for one in ours}
-    made = [_one_series(one, mine.pop(one["uid"], None)) for one in theirs]
+    made = [_one_series(one, mine.pop(one.get("uid"), None)) for one in theirs]
     return [*made, *(dict(one) for one in mine.values())]
 
 
@@ -82,7 +82,7 @@ def _one_series(theirs: Mapping[str, Any], ours: Mapping[str, Any] | None) -> Re
     if ours is None:
         return dict(theirs)
     made = {**ours, **theirs}
-    known = {one["uid"] for one in theirs.get("instance", [])}
+    known = {one.get("uid") for one in theirs.get("instance", [])}
     made["instance"] = [*theirs.get("instance", []), *(one for one in ours["instance"] if one["uid"] not in known)]
     made["numberOfInstances"] = max(theirs.get("numberOfInstances", 0), len(made["instance"]))
     return made

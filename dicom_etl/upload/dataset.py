@@ -17,7 +17,7 @@ from dicom_etl.server.tasks import ended
 from dicom_etl.server.transactions import Key
 from dicom_etl.upload.built import Built, rows_at
 from dicom_etl.upload.flowing import Flow, send_prepared
-from dicom_etl.upload.ledger import Ledger, Row, on_server
+from dicom_etl.upload.ledger import Ledger, Row, may_be_there, on_server
 from dicom_etl.upload.merging import Contribution, merged
 from dicom_etl.upload.parts import (
     Candidate,
@@ -81,6 +81,8 @@ class DatasetUpload:
         patients = sorted(self._built.patients.get(unit, ()))
         units = {unit}.union(*(self._built.homes[patient] for patient in patients))
         links = [self._id_on_server(patient) for patient in patients if self._is_shared(patient)]
+        if not self._run.addressing.takes_ids:  # its own may come back under another id, too
+            links += [self._place_on_server(("Patient", one)) for one in patients if not self._is_shared(one)]
         return fingerprint([self._built.mark(one) for one in sorted(units)], links)
 
     def _id_on_server(self, patient: str) -> str | None:
@@ -275,7 +277,8 @@ class DatasetUpload:
             return False
         part.planned = False
         self._close(part)
-        self._parts.pop(part.name, None)
+        if not self._run.options.dry_run:  # nothing was written that could be read again
+            self._parts.pop(part.name, None)
         self._tell()
         return True
 
@@ -309,19 +312,21 @@ class DatasetUpload:
                 mark_gone(part.ledger, key)
 
     def _fate_of_study(self, row: Row, unit: str) -> str:
-        """gone, held, or elsewhere: another unit builds it now."""
+        """gone, held, elsewhere: another unit builds it now, or here: until that other unit is built."""
         rows = self._built.studies.get(row["key"], ())
-        if any(one["state"] != "held" and one["owner"] != unit for one in rows):
-            return "elsewhere"
+        if owners := {one["owner"] for one in rows if one["state"] != "held" and one["owner"] != unit}:
+            return "here" if owners.isdisjoint(self._built.committed) else "elsewhere"
         # its files are there, so it is not gone: its person is undecided, or it could not be made as it must be
-        return "held" if rows and on_server(row) else "gone"
+        return "held" if rows and (on_server(row) or may_be_there(row)) else "gone"
 
     def _fate_of_patient(self, row: Row, unit: str) -> str:
         """gone, here (claimed, though its resource could not be made), or elsewhere."""
         if row["id"] not in self._shared.claimed and row["id"] not in self._built.homes:
             return "gone"
-        here = self._built.homes.get(row["id"], [""])[0] == unit and not self._is_shared(row["id"])
-        return "here" if here else "elsewhere"
+        homes = self._built.homes.get(row["id"])
+        if not homes or self._is_shared(row["id"]):
+            return "elsewhere"
+        return "here" if homes[0] == unit or homes[0] not in self._built.committed else "elsewhere"
 
     def _gone_units(self, folder: str) -> None:
         """Units of the ledger that the dataset no longer has."""

@@ -120,3 +120,5 @@ def gave_up(candidates: Sequence[Candidate], error: FhirError) -> None:
 def record(candidate: Candidate, outcome: Outcome) -> None:
     """Note what became of a candidate in its own ledger."""
     candidate.part.record(candidate, outcome)
+    if outcome.state == "retrying":
+        candidate.part.ledger.save_soon()

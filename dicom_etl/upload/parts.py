@@ -72,7 +72,8 @@ class Part:
         if row is not None and up_to_date(row, candidate.hash):
             self.ledger.note(row | candidate.row | _settled(row))
             return False
-        if options.failed_only and not failed(row):
+        is_new_to_refer_to = row is None and candidate.type != "ImagingStudy"  # a study that failed may need it
+        if options.failed_only and not failed(row) and not is_new_to_refer_to:
             self.waiting.add(candidate.key)
             return False
         self.pending += 1
@@ -92,9 +93,7 @@ class Part:
             "error": _said(candidate, outcome),
         }
         self._note(candidate, _known(candidate, outcome, self._ours(candidate.key)) | news)
-        if outcome.state == "retrying":
-            self.ledger.save_soon()
-        else:
+        if outcome.state != "retrying":
             self.pending -= 1
         if outcome.state == "stored":
             self.sent.add(candidate.key)
@@ -113,20 +112,24 @@ class Part:
         self._note(candidate, known | {"state": state, "status": status, "attempts": attempts, "error": error})
         self.pending -= 1
 
-    def hold(self, candidate: Candidate, code: str, text: str, version: str | None = None) -> None:
+    def hold(
+        self, candidate: Candidate, code: str, text: str, version: str | None = None, sent: str | None = None
+    ) -> None:
         """Note that a resource is not sent until somebody decides.
 
         Args:
             candidate: the resource.
             code: of the finding.
             text: says why.
-            version: that of the server, where ours is seen for the first time.
+            version: that of the server's.
+            sent: the hash of the server's, where that is what we sent without an answer.
         """
         before = self._ours(candidate.key)
         known = {name: before[name] for name in UNKNOWN}
         at = {"id_on_server": candidate.at or candidate.id, "linked": candidate.adopts}
-        if not on_server(before) and version is not None:
-            known |= {"version": version, "hash": None}  # it is not what we sent
+        if version is not None and (before["hash"] is None or not on_server(before)):
+            # what we tried is there, or nothing of ours is
+            known |= {"version": version, "hash": sent, "tried": None, "tried_content": None}
         elif on_server(before) and not (candidate.at or candidate.adopts):
             at = {name: before[name] for name in at}
         news = {"state": "held", "status": None, "attempts": 0, "error": f"{code}: {text}"}
@@ -210,10 +213,20 @@ def parts_of(bundle: Sequence[Candidate]) -> list[Part]:
 def mark_gone(ledger: Ledger, key: Key) -> None:
     """Mark a resource that the lake no longer makes; one that we never brought onto the server is forgotten."""
     row = ledger.rows[key]
-    if row["linked"] or not (on_server(row) or may_be_there(row)) or is_never_ours(row):
+    is_link = row["linked"] and row["type"] == "Patient"
+    if is_link or not (on_server(row) or may_be_there(row)) or is_never_ours(row):
         ledger.drop(key)
     elif row["state"] != "gone":
-        ledger.note(row | {"state": "gone", "error": None})
+        ledger.note(row | {"state": "gone", "error": _why_it_stays(row)})
+
+
+def _why_it_stays(row: Row) -> str | None:
+    """What somebody must know of a resource that is gone from the lake and cannot just be deleted."""
+    if row["linked"]:
+        return f"not deleted: {row['type']}/{row['id_on_server']} is somebody else's; take our series out of it there"
+    if row["replaced"]:
+        return f"not deleted: it replaced version {row['replaced']} of another lake, which must be put back there"
+    return None
 
 
 def state_of(part: Part, key: Key, options: Options) -> str:

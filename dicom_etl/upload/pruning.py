@@ -10,15 +10,26 @@ from functools import partial
 from dicom_etl.server.errors import FhirError, ServerError
 from dicom_etl.server.searching import searched
 from dicom_etl.server.transactions import Key
-from dicom_etl.upload.ledger import Ledger
+from dicom_etl.upload.adopting import datasets_of
+from dicom_etl.upload.ledger import Ledger, Row, on_server
+from dicom_etl.upload.locating import located
+from dicom_etl.upload.reconciling import fetched
 from dicom_etl.upload.run import Run
 
 
 async def deleted(run: Run, ledger: Ledger, key: Key) -> bool:
     """Delete a resource of the ledger from the server, and say whether that was done."""
     row = ledger.rows[key]
-    place = key[0], row["id_on_server"] or key[1]
-    error = await _why_not(run, place) or await run.sender.delete(*place)
+    if row["replaced"]:  # the row says why it stays
+        return False
+    try:
+        if row["linked"]:
+            await _left(run, ledger, key)
+            return False
+        place = await _place(run, row)
+        error = await _why_not(run, place) or await run.sender.delete(*place)
+    except FhirError as failed:
+        error = failed
     if error is None:
         ledger.drop(key)
         run.removed.add(place)
@@ -28,16 +39,36 @@ async def deleted(run: Run, ledger: Ledger, key: Key) -> bool:
     return False
 
 
+async def _left(run: Run, ledger: Ledger, key: Key) -> None:
+    """Forget somebody else's study once it no longer names the dataset of what we added to it."""
+    row = ledger.rows[key]
+    identity = row["id_on_server"]
+    there = await run.sender.ask(lambda: fetched(run.client, key[0], [identity], "identifier"))
+    if row["dataset"] not in datasets_of(there.get(identity, {}), run.dataset_system):
+        ledger.drop(key)
+
+
+async def _place(run: Run, row: Row) -> Key:
+    """Where the server has it. Of what was sent without an answer, a server that gives ids itself must be asked."""
+    kind, identity = row["type"], row["id_on_server"] or row["id"]
+    if on_server(row) or run.addressing.takes_ids:
+        return kind, identity
+    for place in await located(run.client, run.sender, run.addressing, [(kind, row["id"])]):
+        return kind, place.partition("/")[2]
+    return kind, identity
+
+
 async def _why_not(run: Run, place: Key) -> FhirError | None:
-    """Why a resource must stay: studies refer to it that this run has not deleted, or that cannot be known."""
+    """Why a resource must stay: studies refer to it that this run has not deleted.
+
+    Raises:
+        FhirError: the server could not be asked.
+    """
     if place[0] != "Patient" or run.sender.stopped:
         return None
     search = {"subject": "/".join(place), "_elements": "identifier"}
     first = partial(run.client.execute, "ImagingStudy", method="get", params=search)
-    try:
-        studies = await searched(run.client, "ImagingStudy", first, run.sender.ask)
-    except FhirError as error:
-        return error
+    studies = await searched(run.client, "ImagingStudy", first, run.sender.ask)
     left = {study["id"] for study in studies if ("ImagingStudy", study["id"]) not in run.removed}
     if not left:
         return None

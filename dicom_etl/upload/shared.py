@@ -53,10 +53,11 @@ class Shared:
             run.lake.sweep(f"outcomes/{encode_name(run.server)}")
             self._gather()
             self._part.ledger = run.ledger(SHARED_OUTCOMES)
-            async with Flow(run, self._job) as flow:
-                for candidate in (*self._endpoints(), *self._patients()):
-                    if self._part.wants(candidate, run.options):
-                        await flow.add(candidate)
+            for candidates in (self._endpoints(), self._patients()):
+                async with Flow(run, self._job) as flow:
+                    for candidate in candidates:
+                        if self._part.wants(candidate, run.options):
+                            await flow.add(candidate)
             self._mark_gone()
             self._part.ledger.save()
 

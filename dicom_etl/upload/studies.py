@@ -6,6 +6,7 @@ and what the server has of somebody else. `prune`, `overwrite` and the setting `
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,28 +33,28 @@ class There:
 
 
 async def look_up(run: Run, bundle: Sequence[Candidate]) -> dict[Key, There]:
-    """What the server has of the studies of a bundle. Those that the ledger does not know are looked for by UID.
+    """What the server has of the studies of a bundle: where the ledger knows them, else by their UIDs.
 
     Raises:
         FhirError: a search failed.
     """
-    client, found = run.client, {candidate.key: There() for candidate in bundle}
-    known = {c.key: str(_row(c)["id_on_server"]) for c in bundle if on_server(c.part.ledger.get(c.key))}
-    new = {_uid(c): c for c in bundle if c.key not in known}
-    for uid, studies in (await studies_of(client, sorted(new)) if new else {}).items():
-        candidate = new[uid]
+    places = {c.key: str(_row(c)["id_on_server"]) for c in bundle if on_server(c.part.ledger.get(c.key))}
+    there = await fetched(run.client, "ImagingStudy", sorted(set(places.values()))) if places else {}
+    unknown = {_uid(c): c for c in bundle if places.get(c.key) not in there}
+    foreign: dict[Key, list[str]] = defaultdict(list)
+    for uid, studies in (await studies_of(run.client, sorted(unknown)) if unknown else {}).items():
+        candidate = unknown[uid]
         for study in studies:
             if study["id"] == candidate.id or run.addressing.is_ours(study, candidate.id):
-                known[candidate.key] = study["id"]
+                places[candidate.key] = study["id"]
             elif _is_foreign(study, uid, run):
-                found[candidate.key].foreign.append(study)
-    whole = {*known.values(), *(study["id"] for there in found.values() for study in there.foreign)}
-    there = await fetched(client, "ImagingStudy", sorted(whole)) if whole else {}
-    for key, identity in known.items():
-        found[key].own = there.get(identity)
-    for one in found.values():
-        one.foreign = [there[study["id"]] for study in one.foreign if study["id"] in there]
-    return found
+                foreign[candidate.key].append(study["id"])
+    more = {*places.values(), *(one for ids in foreign.values() for one in ids)} - there.keys()
+    there |= await fetched(run.client, "ImagingStudy", sorted(more)) if unknown and more else {}
+    return {
+        c.key: There(there.get(places.get(c.key, "")), [there[one] for one in foreign[c.key] if one in there])
+        for c in bundle
+    }
 
 
 def _is_foreign(study: Resource, uid: str, run: Run) -> bool:

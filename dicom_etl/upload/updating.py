@@ -33,7 +33,7 @@ def updating(candidate: Candidate, own: Resource, row: Row | None, run: Run) -> 
         return None
     lost = loss(own, candidate.resource)
     if lost and not run.options.prune:
-        candidate.part.hold(candidate, "upload-shrinks", str(lost), version_of(own))
+        candidate.part.hold(candidate, "upload-shrinks", str(lost), version_of(own), _sent(own, candidate, run, row))
         return None
     return replace(candidate, if_match=version_of(own))
 
@@ -48,6 +48,12 @@ def _is_changed(own: Resource, row: Row | None) -> bool:
     if version_of(own) and version_of(own) == row["version"]:
         return False
     return digest(canonical(plain(own))) not in (row["hash"], *lines(row["tried"]))
+
+
+def _sent(own: Resource, candidate: Candidate, run: Run, row: Row | None) -> str | None:
+    """The hash of what the server has, where that is what we sent and no answer told of."""
+    here = digest(canonical(plain(_as_made(own, candidate, run))))
+    return here if row is not None and here in lines(row["tried"]) else None
 
 
 def has(own: Resource, candidate: Candidate, run: Run) -> bool:

@@ -1,29 +1,25 @@
 """What leaves a server with a withdrawn subject or dataset: found in its ledger, deleted, and taken out of the ledger.
 
-Only what the ledger has as ours goes. Somebody else's resource that we refer to or added to stays, and so does a
-Patient of ours to whom other studies of the lake refer. Not here: who is withdrawn, and what the lake loses.
+What the server has under the ids that we give goes, also what another lake of this site wrote there. Somebody else's
+resource that we refer to or added to stays, and so does a Patient of ours to whom other studies of the lake refer. Not
+here: who is withdrawn, and what the lake loses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.schemas import OUTCOMES, SHARED_OUTCOMES, Table
 from dicom_etl.lake.tables import Lake
-from dicom_etl.server.addressing import Addressing
-from dicom_etl.server.client import Client
 from dicom_etl.server.errors import FhirError, ServerError
-from dicom_etl.server.searching import searched
 from dicom_etl.server.sending import Sender
 from dicom_etl.server.transactions import Key
 from dicom_etl.upload.built import announcement, rows_at
 from dicom_etl.upload.ledger import Ledger, Row, may_be_there, on_server
-from dicom_etl.upload.reconciling import fetched
 
 _ORDER = ("ImagingStudy", "Patient", "Endpoint")  # what refers to others goes first
 
@@ -152,28 +148,6 @@ class Ledgers:
                 self._lake.remove(table.path(**names))
 
         return Ledger(self._lake.read(table, None, **names).to_pylist(), write)
-
-
-async def located(client: Client, sender: Sender, addressing: Addressing, keys: Collection[Key]) -> set[str]:
-    """Where the server has those of some resources of ours that it has.
-
-    Raises:
-        FhirError: it could not be asked.
-    """
-    places: set[str] = set()
-    for kind in _ORDER:
-        ids = sorted(identity for one, identity in keys if one == kind)
-        if not ids:
-            continue
-        if addressing.takes_ids:
-            there = await sender.ask(lambda kind=kind, ids=ids: fetched(client, kind, ids, "identifier"))  # type: ignore[misc]
-            places |= {f"{kind}/{identity}" for identity in there}
-            continue
-        for identity in ids:
-            search = f"{kind}?{addressing.condition(identity)}&_elements=identifier"
-            found = await searched(client, kind, partial(client.execute, search, method="get"), sender.ask)
-            places |= {f"{kind}/{resource['id']}" for resource in found}
-    return places
 
 
 async def deleted(sender: Sender, places: Iterable[str]) -> Deleted:

@@ -139,7 +139,7 @@ def test_a_wiped_server_gets_everything_again_and_each_once(lake: Lake, server: 
     assert told(repaired) == sorted(("missing", path) for path in paths)
     assert repaired.exit_code == 0
     assert versions(server, *paths) == ["1"] * len(paths)
-    assert len(server.posted()) == 1 + 1 + 1  # what is shared; 13 Patients; 14 studies
+    assert len(server.posted()) == 2 + 1 + 1  # what is shared: the Endpoint, then the Patients; 13 Patients; 14 studies
     again = check(lake, server, site.name)
     assert counts(again) == [{"ok": 2 * len(studies) - 1}, {"ok": 2}]
 
