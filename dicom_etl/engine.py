@@ -20,6 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessP
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any, Generic, TypeVar
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
@@ -191,12 +192,34 @@ def _refill(
     """Keep the workers busy; False when nothing is running any more."""
     try:
         while queue and len(running) < most:
-            running[pool.submit(_run_batch, function, [queue[0]])] = queue[0]
+            with _uninterrupted():
+                running[pool.submit(_run_batch, function, [queue[0]])] = queue[0]
             queue.popleft()
     except BrokenProcessPool:
         # what was not taken stays in the queue; what runs is failing
         return bool(running)
     return bool(running)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back while a worker is started, and start it so that it does not hear of it.
+
+    A worker that still imports, or whose start is broken off, would die of it with a traceback.
+    """
+    resource_tracker.ensure_running()  # it would let SIGINT through again when the first worker is started
+    arrived: list[Any] = []
+    is_main = threading.current_thread() is threading.main_thread()  # the only one that Python interrupts
+    handler = signal.signal(signal.SIGINT, lambda *details: arrived.append(details)) if is_main else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by what is started
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+        if arrived and callable(handler):
+            handler(*arrived[0])
 
 
 def _die_with_parent(parent: int) -> None:

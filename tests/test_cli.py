@@ -198,3 +198,19 @@ def test_the_package_is_the_command():
 
     assert done.returncode == 0
     assert "upload" in done.stdout
+
+
+@pytest.mark.parametrize("how", ["raise KeyboardInterrupt", "raise SystemExit(130)"])  # typer makes this of it
+def test_ctrl_c_has_one_answer(how):
+    code = f"import dicom_etl.cli as cli, dicom_etl.__main__ as entry\ndef main(): {how}\ncli.main = main\nentry.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 130
+    assert done.stderr == "dicom-etl: stopped; what is done is kept, the next run goes on from here\n"
+
+
+def test_the_entry_point_is_light():
+    code = "import sys, dicom_etl.__main__; print(sorted({'typer', 'pydicom', 'pyarrow', 'rich'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"

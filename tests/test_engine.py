@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from dicom_etl.engine import Done, Engine, EngineError, WorkerDiedError
 from tests import engine_work as work
 from tests.servers.dask_cluster import DaskCluster, running_cluster
 
+ROOT = Path(__file__).parents[1]
 SERIAL = Engine("serial")
 PROCESSES = Engine("processes", 2)
 LOCAL_CLUSTER = Engine("dask", 2)
@@ -268,3 +270,38 @@ def test_without_the_extra_the_engine_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(EngineError, match=r"pip install 'dicom-etl\[dask\]'"):
         list(LOCAL_CLUSTER.map(work.double, range(3)))
+
+
+_INTERRUPTED = """
+import sys, time
+from dicom_etl.engine import Engine
+if __name__ == "__main__":
+    print("ready", flush=True)
+    try:
+        list(Engine("processes", 2).map(time.sleep, [0.5] * 4))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.05, 0.1, 0.2, 0.4])
+def test_ctrl_c_is_the_parents_alone_whenever_it_comes(tmp_path, pause):
+    """As from a terminal: all processes of the group get it, also workers that are only just starting."""
+    script = tmp_path / "script.py"
+    script.write_text(_INTERRUPTED)
+    started = subprocess.Popen(
+        [sys.executable, script],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    time.sleep(pause)
+    os.killpg(started.pid, signal.SIGINT)
+    out, err = started.communicate(timeout=60)
+
+    assert (started.returncode, out, err) == (0, "interrupted\n", "")

@@ -76,6 +76,3 @@ def main() -> None:
     except (SettingsError, SourceError, LakeError) as error:
         print(f"dicom-etl: {plain(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("dicom-etl: stopped; what is done is kept, the next run goes on from here", file=sys.stderr)
-        sys.exit(130)
