@@ -8,6 +8,7 @@ from pydantic import Field
 
 from assets.partitions import dataset_of, datasets
 from assets.summary import Result, facts
+from dicom_etl.identity.names import encode_name
 from dicom_etl.pipeline import Options, Pipeline
 from resources import PipelineResource
 
@@ -34,42 +35,44 @@ def _start(context: dg.AssetExecutionContext, etl: PipelineResource) -> tuple[Pi
 def dicom_files(context: dg.AssetExecutionContext, config: RunConfig, etl: PipelineResource) -> Result:
     """The inventory of a dataset, and what its SDS sheets say. Opens no DICOM file."""
     pipeline, name = _start(context, etl)
-    return facts(pipeline, "inventory", pipeline.crawl(name, config.options()))
+    return facts(pipeline, f"inventory/{encode_name(name)}.parquet", pipeline.crawl(name, config.options()))
 
 
 @dg.asset(partitions_def=datasets, deps=[dicom_files], group_name="tables", kinds={"parquet", "dicom"})
 def header_table(context: dg.AssetExecutionContext, config: RunConfig, etl: PipelineResource) -> Result:
     """One row per DICOM file; files that did not change are not opened again."""
     pipeline, name = _start(context, etl)
-    return facts(pipeline, "headers", pipeline.extract(name, config.options()))
+    return facts(pipeline, f"headers/{encode_name(name)}", pipeline.extract(name, config.options()))
 
 
 @dg.asset(partitions_def=datasets, deps=[header_table], group_name="fhir", kinds={"json"})
 def fhir_resources(context: dg.AssetExecutionContext, config: RunConfig, etl: PipelineResource) -> Result:
     """Patient, Endpoint and ImagingStudy resources per subject, as NDJSON."""
     pipeline, name = _start(context, etl)
-    return facts(pipeline, "fhir", pipeline.build(name, config.options()))
+    return facts(pipeline, f"fhir/ImagingStudy/{encode_name(name)}", pipeline.build(name, config.options()))
 
 
 @dg.asset(partitions_def=datasets, deps=[fhir_resources], group_name="fhir", pool="fhir", kinds={"fhir"})
 def fhir_upload(context: dg.AssetExecutionContext, config: RunConfig, etl: PipelineResource) -> Result:
     """The resources on the FHIR server; without a server the NDJSON files are the result."""
     pipeline, name = _start(context, etl)
-    return facts(pipeline, "outcomes", pipeline.upload([name], config.options())[0])
+    [uploaded] = pipeline.upload([name], config.options())
+    folder = f"outcomes/{encode_name(uploaded.server)}" if uploaded.server else "fhir/ImagingStudy"
+    return facts(pipeline, f"{folder}/{encode_name(name)}", uploaded)
 
 
 @dg.asset(partitions_def=datasets, deps=[fhir_resources], group_name="quality", kinds={"parquet"})
 def tag_completeness(context: dg.AssetExecutionContext, config: RunConfig, etl: PipelineResource) -> Result:
     """How complete and how consistent the tags are."""
     pipeline, name = _start(context, etl)
-    return facts(pipeline, "quality", pipeline.measure(name, config.options()))
+    return facts(pipeline, f"quality/{encode_name(name)}", pipeline.measure(name, config.options()))
 
 
 @dg.asset(partitions_def=datasets, deps=[tag_completeness], group_name="quality", kinds={"html"})
 def quality_report(context: dg.AssetExecutionContext, etl: PipelineResource) -> Result:
     """The report of a dataset: one HTML file, JSON and CSV."""
     pipeline, name = _start(context, etl)
-    return facts(pipeline, "quality", pipeline.report(name))
+    return facts(pipeline, f"quality/{encode_name(name)}", pipeline.report(name))
 
 
 ASSETS = [dicom_files, header_table, fhir_resources, fhir_upload, tag_completeness, quality_report]

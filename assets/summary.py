@@ -7,8 +7,9 @@ from typing import Any
 
 import dagster as dg
 
-from dicom_etl.identity.names import encode_name
 from dicom_etl.pipeline import Pipeline
+from dicom_etl.stages.report import Reported
+from dicom_etl.stages.upload import Uploaded
 
 Result = dg.MaterializeResult[None]
 
@@ -25,10 +26,10 @@ def _states(summary: Any) -> dict[str, int]:
     return dict(sorted(totals.items()))
 
 
-def facts(pipeline: Pipeline, folder: str, summary: Any) -> Result:
-    """The result of an asset from the summary of its stage; `folder` of the lake holds its tables."""
+def facts(pipeline: Pipeline, tables: str, summary: Any) -> Result:
+    """The result of an asset from the summary of its stage; `tables` is the place in the lake where they lie."""
     values = asdict(summary) | _states(summary)
-    name = values.pop("dataset")
+    values.pop("dataset")
     metadata: dict[str, Any] = {
         key: value
         for key, value in values.items()
@@ -37,9 +38,11 @@ def facts(pipeline: Pipeline, folder: str, summary: Any) -> Result:
     rows = next((values[key] for key in _ROWS if isinstance(values.get(key), int)), None)
     if rows is not None:
         metadata["dagster/row_count"] = rows
-    place = Path(pipeline.settings.lake) / folder / encode_name(name)
-    metadata["folder"] = dg.MetadataValue.path(str(place if folder != "inventory" else place.with_suffix(".parquet")))
+    place = Path(pipeline.settings.lake) / tables
+    metadata["folder"] = dg.MetadataValue.path(str(place))
     report = place / "report.html"
-    if folder == "quality" and report.exists():
-        metadata["report"] = dg.MetadataValue.url(report.as_uri())
+    if isinstance(summary, Reported) and report.exists():
+        metadata["report"] = dg.MetadataValue.path(str(report))  # no browser follows a link to a file from a page
+    if isinstance(summary, Uploaded) and summary.server is None:
+        metadata["note"] = "no server is set (fhir.url): nothing was sent, and the NDJSON files are the result"
     return Result(metadata=metadata)

@@ -13,11 +13,12 @@ from typing import Any
 
 from dicom_etl.engine import Engine, EngineError, Progress
 from dicom_etl.lake.locks import LockHeldError
+from dicom_etl.lake.schemas import INVENTORY
 from dicom_etl.lake.tables import Lake
 from dicom_etl.lake.withdrawn import admitted
 from dicom_etl.server.client import Client
 from dicom_etl.server.errors import UnreachableError, UnsuitableServerError
-from dicom_etl.settings import DatasetSettings, Settings
+from dicom_etl.settings import DatasetSettings, Settings, SettingsError
 from dicom_etl.sources import Source, SourceError, open_source
 from dicom_etl.sources.registry import known_datasets
 from dicom_etl.stages.build import Built, build
@@ -172,7 +173,8 @@ def run(
     """Run stages over datasets. The upload comes once for all of them, after their resources are built.
 
     Raises:
-        SettingsError: the upload cannot work with these settings; nothing was done.
+        SettingsError: the upload cannot work with these settings, or none of the datasets has a subject that is
+            asked for; nothing was done but, in the second case, the crawl.
     """
     if "upload" in stages and pipeline.settings.fhir.url:
         Client.of(pipeline.settings.fhir)  # what its settings lack is said now, not after hours of work
@@ -181,11 +183,23 @@ def run(
     for stage in STAGES:
         if stage not in stages or not left:
             continue
+        if stage != "crawl":
+            _check_subjects(pipeline.lake, left, options.subjects)
         if stage == "upload":
             _upload(pipeline, left, options, outcome)
         else:
             left = [name for name in left if _one(pipeline, stage, name, options, outcome)]
     return outcome
+
+
+def _check_subjects(lake: Lake, datasets: Collection[str], subjects: Collection[str] | None) -> None:
+    if not subjects:
+        return
+    units = (lake.read(INVENTORY, ["unit"], dataset=name)["unit"].to_pylist() for name in datasets)
+    there = sorted({unit for some in units for unit in some})
+    if unknown := [subject for subject in subjects if subject not in there]:
+        has = f"{', '.join(there[:20])}{' and more' if len(there) > 20 else ''}" if there else "none yet: crawl first"
+        raise SettingsError(f"{' and '.join(datasets)} has no subject {unknown[0]}; there are {has}")
 
 
 def _one(pipeline: Pipeline, stage: str, dataset: str, options: Options, outcome: Outcome) -> bool:

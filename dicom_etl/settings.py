@@ -289,6 +289,7 @@ def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
     Raises:
         SettingsError: one sentence that names the setting and what is wrong.
     """
+    _check_variables()
     chosen = file or _default_file()
     content = _toml(chosen) if chosen else {}
     folder = chosen.resolve().parent if chosen else Path.cwd()
@@ -304,6 +305,14 @@ def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
     except ValidationError as error:
         raise SettingsError(_sentence(error, chosen)) from None
     return _absolute(merged, folder, overridden="lake" in given)
+
+
+def _check_variables() -> None:
+    """A variable that is nearly that of a setting would be passed over without a word."""
+    for name in FhirSettings.model_fields:
+        wrong, right = f"DICOM_ETL_FHIR_{name.upper()}", f"DICOM_ETL_FHIR__{name.upper()}"
+        if wrong in os.environ:
+            raise SettingsError(f"environment variable {wrong} is no setting: it is {right}, with two underscores")
 
 
 def _default_file() -> Path | None:

@@ -214,3 +214,49 @@ def test_the_entry_point_is_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout == "[]\n"
+
+
+def test_a_subject_that_is_not_there_is_told_with_those_that_are(said, small, tmp_path):
+    command = ("audit", small, "--lake", tmp_path / "lake")
+    typed = [said(*command, "--subject", "sub7") for _ in range(2)]  # on a new lake, and on one that has it
+    code, out, _ = said(*command)
+
+    assert [(code, err) for code, _, err in typed] == [
+        (2, f"dicom-etl: {small.name} has no subject sub7; there are sub-1, sub-2\n")
+    ] * 2
+    assert code == 0
+    assert "report of" in out
+
+
+def test_a_run_says_what_somebody_should_look_at(said, small, tmp_path):
+    next(small.rglob("*.dcm")).with_name("cut.dcm").write_bytes(b"")
+    code, out, _ = said("audit", small, "--lake", tmp_path / "lake")
+
+    assert code == 0
+    assert f"report of {small.name} (1 error, " in out
+
+
+def test_what_the_lake_has_can_be_uploaded_by_its_name(said, small, tmp_path):
+    lake = tmp_path / "lake"
+    said("audit", small, "--lake", lake)
+    code, out, _ = said("upload", small.name, "--lake", lake)
+
+    assert (code, "no server is set" in out) == (0, True)
+    assert said("build", small.name, "--lake", lake)[0] == 2
+
+
+def test_a_lake_that_cannot_be_made_is_one_sentence(said, small):
+    code, _, err = said("audit", small, "--lake", "/proc/lake")
+
+    assert code == 2
+    assert err == "dicom-etl: the lake /proc/lake cannot be made: No such file or directory\n"
+
+
+def test_a_variable_that_is_nearly_a_setting_is_told(said, monkeypatch):
+    monkeypatch.setenv("DICOM_ETL_FHIR_URL", "https://fhir.example")
+
+    assert said("doctor")[::2] == (
+        2,
+        "dicom-etl: environment variable DICOM_ETL_FHIR_URL is no setting: it is DICOM_ETL_FHIR__URL, "
+        "with two underscores\n",
+    )

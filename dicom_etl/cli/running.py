@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict
+from pathlib import Path
 
 from dicom_etl import inspect
 from dicom_etl.cli.session import Session
@@ -12,12 +13,14 @@ from dicom_etl.console import ProgressDisplay, table
 from dicom_etl.lake.withdrawn import admitted
 from dicom_etl.pipeline import Options, Outcome, Pipeline, run
 from dicom_etl.settings import DatasetSettings, SettingsError
-from dicom_etl.sources.registry import chosen_datasets
+from dicom_etl.sources.registry import chosen_datasets, known_datasets
+
+_OF_THE_LAKE = {"upload", "measure", "report"}
 
 
 def go(session: Session, named: list[str] | None, stages: Collection[str], options: Options) -> int:
     """Run stages over the named datasets, show the outcome, return the exit code."""
-    chosen = _admitted(session, chosen_datasets(session.settings, session.lake(), named or []))
+    chosen = _admitted(session, _chosen(session, named or [], stages))
     with ProgressDisplay(session.console, quiet=session.as_json) as progress:
         pipeline = Pipeline(session.settings, chosen, progress, session.tell)
         if options.dry_run:
@@ -25,6 +28,17 @@ def go(session: Session, named: list[str] | None, stages: Collection[str], optio
         outcome = run(pipeline, list(chosen), stages, options)
     show_outcome(session, outcome)
     return outcome.exit_code
+
+
+def _chosen(session: Session, named: list[str], stages: Collection[str]) -> dict[str, DatasetSettings]:
+    """The datasets that are named: for stages that read the lake alone, also by the names that it has."""
+    lake = session.lake()
+    of_lake = inspect.datasets_of(lake) if named and set(stages) <= _OF_THE_LAKE else ()
+    known = known_datasets(session.settings)
+    by_name = [text for text in named if text in of_lake and text not in known and not Path(text).exists()]
+    others = [text for text in named if text not in by_name]
+    chosen = chosen_datasets(session.settings, lake, others) if others or not named else {}
+    return chosen | {name: DatasetSettings(root=name) for name in by_name}  # a folder that nobody will open
 
 
 def _admitted(session: Session, chosen: dict[str, DatasetSettings]) -> dict[str, DatasetSettings]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from dicom_etl.cli.session import Session
 from dicom_etl.console import plain, table
 from dicom_etl.pipeline import STAGES, Outcome
+from dicom_etl.stages.report import Reported
 from dicom_etl.stages.upload import Uploaded
 
 
@@ -23,12 +24,24 @@ def show_outcome(session: Session, outcome: Outcome, **more: Any) -> None:
         summaries = [by[stage] for by in outcome.summaries.values() if stage in by]
         if stage == "report":
             for reported in summaries:
-                session.tell(f"report of {reported.dataset}: {session.settings.lake.rstrip('/')}/{reported.report}")
+                place = f"{session.settings.lake.rstrip('/')}/{reported.report}"
+                session.tell(f"report of {reported.dataset} ({_said(reported)}): {place}")
         elif summaries:
             _show_stage(session.console, stage, summaries)
-    for sentence in [*outcome.stopped.values(), *outcome.nothing.values(), outcome.unreachable]:
-        if sentence:
-            session.tell(sentence)
+    for sentence in [*outcome.stopped.values(), *outcome.nothing.values()]:
+        session.tell(sentence)
+    if outcome.unreachable:
+        session.tell(f"{outcome.unreachable}; everything else is done, and the next run sends it")
+
+
+def _said(reported: Reported) -> str:
+    """What of a report somebody should look at: a run is done also where files could not be read."""
+    counts = {
+        "error": reported.findings.get("error", 0),
+        "warning": reported.findings.get("warning", 0),
+        "failed gate": reported.gates.get("fail", 0),
+    }
+    return ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
 
 
 def _machine(outcome: Outcome) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Lake:
         """Make the lake if it is not there, and check its schema version.
 
         Raises:
-            LakeError: the folder holds something else, or a lake of another schema version.
+            LakeError: the folder holds something else, or a lake of another schema version, or cannot be made.
         """
         marker = self.at("lake.json")
         if not marker.exists():
@@ -92,9 +92,12 @@ class Lake:
     def _create(self) -> None:
         if self._holds_something() and not self.at("lake.json").exists():  # another run may have made it just now
             raise LakeError(f"{self.root} is not empty and is no lake: choose an empty or a new folder")
-        if self.local:
-            Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.write_bytes("lake.json", orjson.dumps({"schema": SCHEMA_VERSION}))
+        try:
+            if self.local:
+                Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.write_bytes("lake.json", orjson.dumps({"schema": SCHEMA_VERSION}))
+        except OSError as error:
+            raise LakeError(f"the lake {self.root} cannot be made: {error.strerror or error}") from None
 
     def _holds_something(self) -> bool:
         """Whether the root holds more than locks and what runs that make it leave on their way."""

@@ -77,8 +77,10 @@ def test_the_job_loads_a_dataset_and_says_what_came_out(settings_file):
         assert result.success
         assert facts(result, "header_table")["dagster/row_count"] == 47
         assert facts(result, "fhir_resources")["studies"] == 9
-        report = facts(result, "quality_report")["report"]
-        assert Path(report.removeprefix("file://")).is_file()
+        assert Path(facts(result, "quality_report")["report"]).is_file()
+        assets = ("dicom_files", "header_table", "fhir_resources", "fhir_upload", "tag_completeness", "quality_report")
+        assert [Path(facts(result, asset)["folder"]).exists() for asset in assets] == [True] * 6
+        assert "nothing was sent" in facts(result, "fhir_upload")["note"]
         checks = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
     assert checks == {
         "has_instances": True,
