@@ -12,7 +12,7 @@ MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 # The order of prerequisites below is meant: packages of the system before what is built with them.
 .NOTPARALLEL:
-.PHONY: help setup setup-test system-packages demo dev lint test bench-headers bench-fhir bench-upload soak clean check-python
+.PHONY: help setup setup-test system-packages demo dev fhir-server lint test bench-headers bench-fhir bench-upload soak clean check-python
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ demo: setup ## Load an example dataset, with nothing to install or configure
 
 dev: setup ## Start the Dagster UI on this project
 	@$(BIN)/python scripts/dev.py
+
+fhir-server: setup-test ## Start the FHIR server of the tests, to try an upload: http://127.0.0.1:8095/fhir, data in memory
+	@echo "dicom-etl run --fhir-url http://127.0.0.1:8095/fhir (ready in some ten seconds; Ctrl-C ends it)"
+	@cd tests/servers/hapi && LONG_LIVED=true ./run.sh -Dport=8095
 
 lint: setup ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff check .
