@@ -11,10 +11,13 @@ from typing import Any
 import orjson
 import pytest
 
-from dicom_etl.inspect import sendings
+from dicom_etl.inspect import sendings, status_of
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import INVENTORY, OUTCOMES, SHARED_OUTCOMES
 from dicom_etl.lake.tables import Lake
+from dicom_etl.pipeline import Outcome
+from dicom_etl.stages.upload import Uploaded
+from dicom_etl.stages.verify import DIFFERENCES, Compared, Verified
 from tests.command import Said
 from tests.corpus import write_instance
 from tests.server.lakes import new_lake
@@ -90,6 +93,29 @@ def test_what_is_not_as_it_should_be_comes_newest_first(lake: Lake) -> None:
     assert (last.server, last.unit, last.subject, last.status, last.attempts) == ("s", "sub-1", "sub-1", 400, 1)
     assert last.reason == "HTTP 400: invalid: Unknown code"
     assert last.time == NOON + timedelta(hours=1)
+
+
+def test_the_status_counts_what_datasets_share_too(lake: Lake) -> None:
+    shared = [row("Endpoint", "e1", "held"), row("Endpoint", "e2", "rejected", dataset="C")]
+    lake.write_rows(SHARED_OUTCOMES, shared, server="s")
+
+    assert status_of(lake, "A").uploads == (
+        ("s", "gave-up", 1),
+        ("s", "held", 2),
+        ("s", "rejected", 1),
+        ("s", "retrying", 1),
+        ("s", "stored", 1),
+    )
+
+
+def test_what_was_being_tried_when_a_run_was_killed_is_trouble() -> None:
+    uploaded = Uploaded("A", "s", {"ImagingStudy": {"retrying": 1, "stored": 5}})
+    outcome = Outcome()
+    outcome.add("upload", "A", uploaded)
+
+    assert outcome.exit_code == 1
+    same = Compared("A", dict.fromkeys(DIFFERENCES, 0))
+    assert Verified("s", (same,), {}, (uploaded,)).exit_code == 1
 
 
 @pytest.mark.parametrize(

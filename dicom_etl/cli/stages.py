@@ -129,7 +129,9 @@ def upload(
     fhir_url: FhirUrl = None,
     prune: Prune = False,
     overwrite: Overwrite = False,
-    failed: Annotated[bool, typer.Option("--failed", help="only what was rejected or given up before")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="only what was rejected or given up before, and new Patients")
+    ] = False,
     dry_run: DryRun = False,
     no_wait: NoWait = False,
     as_json: Json = False,

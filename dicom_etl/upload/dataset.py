@@ -310,6 +310,8 @@ class DatasetUpload:
                 part.ledger.note(row | {"state": "held", "error": text})
             elif fate == "gone":
                 mark_gone(part.ledger, key)
+            elif row["state"] == "gone":  # it is made again, and not to be deleted
+                part.ledger.note(row | {"state": "stored", "error": None})
 
     def _fate_of_study(self, row: Row, unit: str) -> str:
         """gone, held, elsewhere: another unit builds it now, or here: until that other unit is built."""

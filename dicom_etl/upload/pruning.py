@@ -13,22 +13,22 @@ from dicom_etl.server.transactions import Key
 from dicom_etl.upload.adopting import datasets_of
 from dicom_etl.upload.ledger import Ledger, Row, on_server
 from dicom_etl.upload.locating import located
-from dicom_etl.upload.reconciling import fetched
+from dicom_etl.upload.reconciling import fetched, version_of
 from dicom_etl.upload.run import Run
 
 
 async def deleted(run: Run, ledger: Ledger, key: Key) -> bool:
     """Delete a resource of the ledger from the server, and say whether that was done."""
     row = ledger.rows[key]
-    if row["replaced"]:  # the row says why it stays
-        return False
     try:
-        if row["linked"]:
+        if row["linked"] or row["replaced"]:
             await _left(run, ledger, key)
             return False
         place = await _place(run, row)
         error = await _why_not(run, place) or await run.sender.delete(*place)
     except FhirError as failed:
+        if row["linked"] or row["replaced"]:
+            return False  # the row says why it stays
         error = failed
     if error is None:
         ledger.drop(key)
@@ -40,11 +40,20 @@ async def deleted(run: Run, ledger: Ledger, key: Key) -> bool:
 
 
 async def _left(run: Run, ledger: Ledger, key: Key) -> None:
-    """Forget somebody else's study once it no longer names the dataset of what we added to it."""
+    """Forget what is not ours to delete, once somebody has done what the row says.
+
+    That is somebody else's study that no longer names our dataset, or a study that another version has followed since
+    ours replaced what another lake had there.
+    """
     row = ledger.rows[key]
     identity = row["id_on_server"]
     there = await run.sender.ask(lambda: fetched(run.client, key[0], [identity], "identifier"))
-    if row["dataset"] not in datasets_of(there.get(identity, {}), run.dataset_system):
+    study = there.get(identity, {})
+    if row["linked"]:
+        is_done = row["dataset"] not in datasets_of(study, run.dataset_system)
+    else:
+        is_done = version_of(study) != str(int(row["replaced"]) + 1)
+    if is_done:
         ledger.drop(key)
 
 

@@ -32,8 +32,10 @@ from dicom_etl.stages.upload import upload
 from tests.command import Said
 from tests.corpus import Tree, lake_of, tree_of, uid, write_sheet
 from tests.server.holdings import get, put, status
+from tests.server.lakes import Site, Study, settings_for
 from tests.server.proxy import Proxy, Reply, proxy
 from tests.servers.hapi_server import HapiServer
+from tests.stages.uploads import ONE, codes, findings, their_study
 
 ROOT = Path(__file__).parents[2]
 KILLED = Path(__file__).parent / "killed_forget.py"
@@ -384,6 +386,44 @@ def test_somebody_else_s_patient_stays_and_somebody_else_s_study_is_told(house: 
         f"ImagingStudy/{study}",
     ]
     assert naming(house.lake, "sub-1", person, theirs, uid(f"{tree.name}/sub-1")) == []
+
+
+def test_a_dry_run_tells_of_somebody_else_s_study_that_series_stand_in(lake: Lake, server: Proxy, site: Site) -> None:
+    theirs = their_study(site)
+    put(server.url, theirs)
+    site.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
+    settings = settings_for(server.url, foreign_studies="adopt")
+    upload(["A"], lake, settings)
+
+    planned = forget("A", "sub-1", lake, settings, dry_run=True)
+    done = forget("A", "sub-1", lake, settings)
+
+    assert [told.partition(" on ")[0] for told in planned.left] == [f"ImagingStudy/{theirs['id']}"]
+    assert planned.left == done.left
+    assert planned.exit_code == done.exit_code == 1
+
+
+def test_somebody_else_s_study_is_told_until_our_series_are_out_of_it(lake: Lake, server: Proxy, site: Site) -> None:
+    theirs, stays = their_study(site), Study("2", "P2", unit="sub-2")
+    place = f"ImagingStudy/{theirs['id']}"
+    put(server.url, theirs)
+    site.build(lake, "A", [ONE, stays])
+    settings = settings_for(server.url, foreign_studies="adopt")
+    upload(["A"], lake, settings)
+    site.build(lake, "A", [stays])
+
+    for prune in (False, True):
+        [left] = upload(["A"], lake, settings, prune=prune)
+        assert left.counts["ImagingStudy"] == {"gone": 1, "unchanged": 1}
+        [told] = [row["message"] for row in findings(lake, "A") if "ImagingStudy/" in row["message"]]
+        assert f"{place} is somebody else's; take our series out of it there" in told
+        assert [one.partition(" on ")[0] for one in forget("A", None, lake, settings, dry_run=True).left] == [place]
+    put(server.url, theirs)
+    [done] = upload(["A"], lake, settings, prune=True)
+
+    assert done.counts["ImagingStudy"] == {"unchanged": 1}
+    assert (codes(lake, "A"), status(server.url, place)) == ([], 200)
+    assert forget("A", None, lake, settings, dry_run=True).left == ()
 
 
 # -- servers ----------------------------------------------------------------------------------------------------------

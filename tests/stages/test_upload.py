@@ -362,6 +362,21 @@ def test_a_dry_run_changes_nothing(lake: Lake, server: Proxy, site: Site) -> Non
     assert not lake.exists("findings/upload")
 
 
+def test_a_dry_run_counts_the_studies_of_units_after_that_of_their_patient(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [Study(str(n), "P1", unit=f"sub-{n}") for n in range(6)])
+    settings = settings_for(server.url, in_flight=1, bundle_resources=1)
+
+    [dry] = upload(["A"], lake, settings, dry_run=True)
+
+    assert dry.counts == {
+        "Endpoint": {"would-send": 1},
+        "ImagingStudy": {"would-send": 6},
+        "Patient": {"would-send": 1},
+    }
+
+
 # -- refusals and failures --------------------------------------------------------------------------------------------
 
 
@@ -411,6 +426,21 @@ def test_only_what_failed_is_sent_again_when_that_is_asked_for(lake: Lake, serve
     assert done.counts["ImagingStudy"] == {"stored": 1, "waiting": 1}
     assert rest.counts["ImagingStudy"] == {"stored": 1, "unchanged": 1}
     assert version(server, study_path(site, "A", "1")) == "2"
+
+
+@pytest.mark.parametrize("rule", ["patient-id", "authority"])
+def test_what_failed_goes_with_the_patient_whom_it_needs_now(lake: Lake, server: Proxy, site: Site, rule: str) -> None:
+    bad = changed(ONE, rule=rule, status="nonsense")
+    site.build(lake, "A", [bad])
+    load(lake, server, "A")
+    mended = changed(bad, status="available", person="P9")
+    site.build(lake, "A", [mended])
+
+    [done] = load(lake, server, "A", failed_only=True)
+
+    assert done.counts["ImagingStudy"] == {"stored": 1}
+    assert done.counts["Patient"] == {"gone": 1, "stored": 1}
+    assert get(server, study_path(site, "A", "1"))["subject"]["reference"] == patient_path(site, "A", mended)
 
 
 def test_a_server_that_is_not_there_loses_nothing(lake: Lake, site: Site) -> None:

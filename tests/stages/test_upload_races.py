@@ -33,6 +33,7 @@ from tests.stages.uploads import (
 )
 
 MORE = changed(ONE, series={"1": 2, "2": 3})
+APART = Study("2", "P2", unit="sub-2")
 
 
 # -- another lake is quicker ------------------------------------------------------------------------------------------
@@ -189,6 +190,48 @@ def test_of_a_study_that_was_never_ours_the_right_reason_is_told_and_nothing_is_
     assert codes(lake, "A") == []
 
 
+@pytest.mark.parametrize("held_before", [False, True])
+def test_a_study_of_another_lake_that_grew_before_our_write_does_not_go_when_ours_leaves(
+    lake: Lake, server: Proxy, site: Site, held_before: bool
+) -> None:
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0)
+    put(server, foreign_made(site, ONE))
+    if held_before:
+        site.build(lake, "A", [changed(ONE, series={"1": 1}), APART])
+        upload(["A"], lake, settings)
+    site.build(lake, "A", [changed(ONE, series={"1": 3}), APART])
+    server.rule = quicker(server, path, foreign_made(site, MORE))
+
+    upload(["A"], lake, settings)
+    told = codes(lake, "A")
+    site.build(lake, "A", [APART])
+    [pruned] = upload(["A"], lake, settings, prune=True)
+
+    assert told == ["upload-shrinks"]
+    assert pruned.removed == (patient_path(site, "A", ONE),)
+    assert get(server, path)["numberOfSeries"] == 2
+
+
+def test_a_study_that_another_lake_made_where_ours_never_arrived_does_not_go_when_ours_leaves(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    site.build(lake, "A", [ONE, APART])
+    server.rule = lambda asked: Reply(503) if asked.method == "PUT" and asked.path == path else None
+    upload(["A"], lake, settings)
+    server.rule = lambda _: None
+    put(server, foreign_made(site, MORE))
+
+    upload(["A"], lake, settings)
+    told = codes(lake, "A")
+    site.build(lake, "A", [APART])
+    [pruned] = upload(["A"], lake, settings, prune=True)
+
+    assert told == ["upload-shrinks"]
+    assert pruned.removed == (patient_path(site, "A", ONE),)
+    assert status_of(server, path) == 200
+
+
 # -- requests that fail -----------------------------------------------------------------------------------------------
 
 
@@ -290,6 +333,79 @@ def test_a_study_that_leaves_a_unit_that_is_being_built_is_still_guarded(lake: L
     assert get(server, path)["description"] == "read by Dr. Roe"
 
 
+def test_a_study_that_moves_to_a_unit_that_is_being_built_is_guarded_and_counted(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    stays = Study("2", "P2")
+    site.build(lake, "A", [ONE, stays])
+    load(lake, server, "A")
+    path = study_path(site, "A", "1")
+    put(server, get(server, path) | {"description": "read by Dr. Roe"})
+    moved = [changed(ONE, unit="sub-9", series={"1": 3}), stays]
+    site.build(lake, "A", moved)
+    lake.remove("findings/build/A/sub-9.parquet")
+
+    [between] = load(lake, server, "A")
+    site.build(lake, "A", moved)
+    [after] = load(lake, server, "A")
+
+    assert between.counts["ImagingStudy"] == between.counts["Patient"] == {"unchanged": 2}
+    assert after.counts["ImagingStudy"] == {"held": 1, "unchanged": 1}
+    assert codes(lake, "A") == ["changed-on-server"]
+    assert get(server, path)["description"] == "read by Dr. Roe"
+
+
+@pytest.mark.parametrize("meanwhile", ["held", "gone"])
+def test_a_study_that_is_as_before_what_arrived_without_an_answer_is_sent_again(
+    lake: Lake, server: Proxy, site: Site, meanwhile: str
+) -> None:
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    site.build(lake, "A", [ONE, APART])
+    upload(["A"], lake, settings)
+    site.build(lake, "A", [changed(ONE, status="registered"), APART])
+    server.rule = lost_answer(path)
+    upload(["A"], lake, settings)
+    server.rule = lambda _: None
+    site.build(lake, "A", [APART, *([changed(ONE, state="held")] if meanwhile == "held" else [])])
+    [left] = upload(["A"], lake, settings)
+    arrived = get(server, path)["status"]
+    site.build(lake, "A", [ONE, APART])
+
+    [done] = upload(["A"], lake, settings)
+
+    assert (left.counts["ImagingStudy"], arrived) == ({meanwhile: 1, "unchanged": 1}, "registered")
+    assert done.counts["ImagingStudy"] == {"stored": 1, "unchanged": 1}
+    assert get(server, path)["status"] == "available"
+
+
+def test_a_study_that_was_deleted_and_that_a_hospital_has_is_not_made_a_second_time(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [ONE])
+    load(lake, server, "A")
+    delete(server, study_path(site, "A", "1"))
+    put(server, their_study(site))
+    site.build(lake, "A", [changed(ONE, series={"1": 3})])
+
+    [done] = load(lake, server, "A")
+
+    assert done.counts["ImagingStudy"] == {"held": 1}
+    assert codes(lake, "A") == ["study-on-server"]
+    assert status_of(server, study_path(site, "A", "1")) == 410
+
+
+def test_a_look_for_patients_that_fails_leaves_the_endpoint_alone(lake: Lake, server: Proxy, site: Site) -> None:
+    site.build(lake, "A", [changed(ONE, rule="authority")])
+    settings = settings_for(server.url, retry_seconds=0)
+    upload(["A"], lake, settings)
+    lake.remove(f"outcomes/{server_name(server.url)}/shared.parquet")
+    server.rule = lambda asked: Reply(500) if asked.path.startswith("Patient") else None
+
+    [done] = upload(["A"], lake, settings)
+
+    assert done.counts == {"Endpoint": {"unchanged": 1}, "ImagingStudy": {"unchanged": 1}, "Patient": {"gave-up": 1}}
+
+
 def test_a_server_that_knows_no_versions_is_guarded_by_the_content(lake: Lake, server: Proxy, site: Site) -> None:
     path = study_path(site, "A", "1")
 
@@ -384,6 +500,60 @@ def test_a_patient_to_whom_a_study_on_the_server_refers_is_not_asked_to_go(
     assert done.removed == (patient_path(site, "A", studies[0]),)
 
 
+def test_what_ours_replaced_unseen_does_not_go_with_ours_and_its_version_is_told(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    site.build(lake, "A", [ONE, APART])
+    race = quicker(server, path, foreign_made(site, MORE))
+    server.rule = lambda asked: Reply(500) if "/_history/" in asked.path else race(asked)
+    upload(["A"], lake, settings)
+    server.rule = lambda _: None
+    site.build(lake, "A", [APART])
+
+    [pruned] = upload(["A"], lake, settings, prune=True)
+
+    assert (pruned.removed, status_of(server, path)) == ((), 200)
+    [told] = [row["message"] for row in findings(lake, "A") if path in row["message"]]
+    assert "it replaced version 1 of another lake" in told
+
+
+def test_a_study_whose_answer_was_lost_stays_when_its_person_becomes_undecided(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    site.build(lake, "A", [ONE, APART])
+    server.rule = lost_answer(path)
+    upload(["A"], lake, settings)
+    server.rule = lambda _: None
+    site.build(lake, "A", [changed(ONE, state="held"), APART])
+
+    [pruned] = upload(["A"], lake, settings, prune=True)
+
+    assert pruned.counts["ImagingStudy"] == {"held": 1, "unchanged": 1}
+    assert (pruned.removed, status_of(server, path)) == ((), 200)
+
+
+def test_what_arrived_without_an_answer_and_may_not_shrink_goes_when_it_leaves_the_lake(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    site.build(lake, "A", [ONE, APART])
+    server.rule = lost_answer(path)
+    upload(["A"], lake, settings)
+    server.rule = lambda _: None
+    site.build(lake, "A", [changed(ONE, series={"1": 1}), APART])
+    upload(["A"], lake, settings)
+    told = codes(lake, "A")
+    site.build(lake, "A", [APART])
+
+    [pruned] = upload(["A"], lake, settings, prune=True)
+
+    assert told == ["upload-shrinks"]
+    assert pruned.removed == (path, patient_path(site, "A", ONE))
+    assert status_of(server, path) == 410
+
+
 def test_a_lock_that_is_held_at_the_end_of_a_prune_is_told_with_what_was_done(
     lake: Lake, server: Proxy, site: Site, tmp_path: Path
 ) -> None:
@@ -419,6 +589,11 @@ def quicker(server: Proxy, path: str, theirs: dict[str, Any]) -> Callable[[Asked
             put(hapi_of(server), theirs)
 
     return rule
+
+
+def lost_answer(path: str) -> Callable[[Asked], Reply | None]:
+    """A rule by which the answers to writes of a resource do not arrive."""
+    return lambda asked: Reply(cut=True) if asked.method == "PUT" and asked.path == path else None
 
 
 def without_meta(resource: dict[str, Any]) -> dict[str, Any]:

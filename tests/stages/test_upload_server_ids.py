@@ -12,8 +12,9 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import Uploaded, upload
 from tests.server import holdings
 from tests.server.lakes import Site, Study, changed, new_lake, outcomes, settings_for, shared_outcomes
-from tests.server.proxy import Proxy, Reply, proxy
+from tests.server.proxy import Asked, Proxy, Reply, proxy
 from tests.servers.plugin import HapiFactory
+from tests.stages.uploads import Moved, codes
 
 ONE = Study("1", "P1", rule="authority")
 TWO = Study("2", "P2", unit="sub-2")
@@ -25,8 +26,12 @@ def server(hapi_factory: HapiFactory) -> Iterator[Proxy]:
         yield counted
 
 
-def load(lake: Lake, server: Proxy, site: Site, *names: str, **options: Any) -> list[Uploaded]:
-    settings = settings_for(server.url, in_flight=4).model_copy(update={"site": f"https://{site.name}"})
+def load(
+    lake: Lake, server: Proxy, site: Site, *names: str, retry_seconds: float = 20, **options: Any
+) -> list[Uploaded]:
+    settings = settings_for(server.url, in_flight=4, retry_seconds=retry_seconds).model_copy(
+        update={"site": f"https://{site.name}"}
+    )
     return upload(names, lake, settings, **options)
 
 
@@ -122,3 +127,39 @@ def test_a_patient_that_no_ledger_knows_is_joined_and_its_studies_go_in(
     assert len(resources(server, "ImagingStudy")) == 2
     [kept] = [one for one in resources(server, "Patient") if one["id"] == patient["id"]]
     assert kept["telecom"] == [phone]
+
+
+def test_what_was_sent_without_an_answer_is_pruned_under_the_server_s_id(lake: Lake, server: Proxy, site: Site) -> None:
+    sent, stays = Study("1", "P1"), Study("2", "P2", unit="sub-2")
+    site.build(lake, "A", [sent, stays])
+    uid = site.uid("1").encode()
+    server.rule = lambda asked: Reply(cut=True) if asked.is_posted and uid in asked.body else None
+    load(lake, server, site, "A", retry_seconds=0)
+    server.rule = lambda _: None
+    there = [one["identifier"][0]["value"] for one in resources(server, "ImagingStudy")]
+    site.build(lake, "A", [stays])
+
+    load(lake, server, site, "A", prune=True)
+
+    assert sorted(there) == sorted(f"urn:oid:{site.uid(number)}" for number in "12")
+    assert [one["identifier"][0]["value"] for one in resources(server, "ImagingStudy")] == [f"urn:oid:{site.uid('2')}"]
+    assert outcomes(lake, server.url, "A") == {}
+
+
+def test_an_endpoint_whose_answer_was_lost_is_known_as_ours(lake: Lake, server: Proxy, site: Site) -> None:
+    def of_an_endpoint(asked: Asked) -> bool:
+        return (asked.is_posted or asked.method == "PUT") and b'"resourceType":"Endpoint"' in asked.body
+
+    site.build(lake, "A", [TWO])
+    load(lake, server, site, "A")
+    Moved(site.name).build(lake, "A", [TWO])
+    server.rule = lambda asked: Reply(cut=True) if of_an_endpoint(asked) else None
+    load(lake, server, site, "A", retry_seconds=0)
+    server.rule = lambda _: None
+
+    [done] = load(lake, server, site, "A")
+
+    [endpoint] = resources(server, "Endpoint")
+    assert (endpoint["address"], endpoint["meta"]["versionId"]) == ("https://new.example", "2")
+    assert done.counts["Endpoint"] == {"unchanged": 1}
+    assert codes(lake, "A") == []

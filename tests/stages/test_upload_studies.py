@@ -19,6 +19,7 @@ from tests.server.lakes import (
 from tests.server.proxy import Asked, Proxy, Reply
 from tests.stages.uploads import (
     ONE,
+    Moved,
     codes,
     get,
     hapi_of,
@@ -78,13 +79,6 @@ def test_an_endpoint_that_somebody_changed_stays_until_it_may_be_replaced_and_th
     assert get(server, path)["address"] == "https://new.example"
     assert "name" not in get(server, path)
     assert codes(lake, "A") == []
-
-
-class Moved(Site):
-    """A site whose archive has another address."""
-
-    def endpoint(self, dataset: str) -> dict[str, Any]:
-        return super().endpoint(dataset) | {"address": "https://new.example"}
 
 
 def test_a_version_that_moved_without_a_change_is_no_conflict(lake: Lake, server: Proxy, site: Site) -> None:

@@ -23,6 +23,13 @@ _PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 ONE = Study("1", "P1")
 
 
+class Moved(Site):
+    """A site whose archive has another address."""
+
+    def endpoint(self, dataset: str) -> dict[str, Any]:
+        return super().endpoint(dataset) | {"address": "https://new.example"}
+
+
 def hapi_of(server: Proxy) -> Any:
     """The server behind the proxy, for requests that the proxy's rule must not see."""
     return SimpleNamespace(url=server.target)
