@@ -554,6 +554,50 @@ def test_what_arrived_without_an_answer_and_may_not_shrink_goes_when_it_leaves_t
     assert status_of(server, path) == 410
 
 
+def test_a_study_that_was_gone_and_comes_back_in_a_unit_that_is_being_built_is_not_deleted(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    stays = Study("2", "P2")
+    site.build(lake, "A", [ONE, stays])
+    load(lake, server, "A")
+    site.build(lake, "A", [stays])
+    load(lake, server, "A")
+    site.build(lake, "A", [changed(ONE, unit="sub-9"), stays])
+    lake.remove("findings/build/A/sub-9.parquet")
+
+    [done] = load(lake, server, "A", prune=True)
+
+    assert done.removed == ()
+    assert status_of(server, study_path(site, "A", "1")) == 200
+
+
+@pytest.mark.parametrize("then", ["put back", "deleted there"])
+def test_what_ours_replaced_is_forgotten_once_somebody_has_seen_to_it(
+    lake: Lake, server: Proxy, site: Site, then: str
+) -> None:
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    other, theirs = Study("2", "P2", unit="sub-2"), foreign_made(site, MORE)
+    site.build(lake, "A", [ONE, other])
+    race = quicker(server, path, theirs)
+    server.rule = lambda asked: Reply(500) if "/_history/" in asked.path else race(asked)
+    upload(["A"], lake, settings)
+    server.rule = lambda _: None
+    site.build(lake, "A", [other])
+    [left] = upload(["A"], lake, settings, prune=True)
+    told = [row["message"] for row in findings(lake, "A") if row["message"].startswith("ImagingStudy")]
+    if then == "put back":
+        put(server, theirs)
+    else:
+        delete(server, path)
+
+    [done] = upload(["A"], lake, settings, prune=True)
+
+    assert left.counts["ImagingStudy"] == {"gone": 1, "unchanged": 1}
+    assert ["replaced version 1" in message for message in told] == [True]
+    assert done.counts["ImagingStudy"] == {"unchanged": 1}
+    assert status_of(server, path) == (200 if then == "put back" else 410)
+
+
 def test_a_lock_that_is_held_at_the_end_of_a_prune_is_told_with_what_was_done(
     lake: Lake, server: Proxy, site: Site, tmp_path: Path
 ) -> None:
