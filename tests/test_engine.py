@@ -273,9 +273,10 @@ def test_without_the_extra_the_engine_says_what_to_install(monkeypatch: pytest.M
 
 
 _INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from dicom_etl.engine import Engine
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored in the background
     print("ready", flush=True)
     try:
         list(Engine("processes", 2).map(time.sleep, [0.5] * 4))

@@ -113,6 +113,7 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, secret in zip(("TOKEN", "PASSWORD", "CLIENT_SECRET", "API_KEY"), SECRETS, strict=False):
         monkeypatch.setenv(f"DICOM_ETL_FHIR_{name}", secret)
     monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
+    monkeypatch.setenv("DICOM_ETL_FHIR__FOREIGN_STUDIES", "beside")  # other tests have the same studies on the server
     monkeypatch.setenv("COLUMNS", "500")
     monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
 
