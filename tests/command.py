@@ -16,8 +16,6 @@ def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     """Runs `dicom-etl`: (exit code, standard output, standard error)."""
     monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
     monkeypatch.setenv("COLUMNS", "300")
-    # tests share a server, and some of their sites the same studies: these are somebody else's to each other
-    monkeypatch.setenv("DICOM_ETL_FHIR__FOREIGN_STUDIES", "beside")
 
     def command(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["dicom-etl", *map(str, arguments)])
