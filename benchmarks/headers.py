@@ -33,7 +33,7 @@ from benchmarks import contenders
 from benchmarks.contenders import StartedEngine, crawled, extraction, quiet
 from benchmarks.corpora import Corpus, write_adverse, write_realistic
 from dicom_etl.engine import Engine
-from dicom_etl.lake.schemas import FILES, LAYOUTS, Table
+from dicom_etl.lake.schemas import FILES, TAG_PROFILES, Table
 from dicom_etl.lake.schemas import headers as header_table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import TreeSource
@@ -418,7 +418,7 @@ def _sizes(place: Place, _: Options) -> Iterable[str]:
         extraction(place.source, lake, Engine())
         units = [name.removesuffix(".parquet") for name in lake.names(f"headers/{place.name}")]
         yield "Parquet: bytes of a unit with one row, and for each instance more"
-        for table in (header_table(), FILES, LAYOUTS):
+        for table in (header_table(), FILES, TAG_PROFILES):
             fixed, each = _size(lake, table, place.name, units)
             yield f"  {table.name:10}{fixed:>10,.0f}{each:>10,.1f}"
 

@@ -17,7 +17,7 @@ from tests.corpus import write_instance
 HERE = Path(__file__).parent
 SERIAL = {"DICOM_ETL_ENGINE": "serial"}
 # what may differ between runs lies elsewhere: locks, and outcomes with their times
-TABLES = ("inventory", "sheets", "layouts", "headers", "files", "identities", "fhir", "findings", "quality")
+TABLES = ("inventory", "sheets", "tag_profiles", "headers", "files", "identities", "fhir", "findings", "quality")
 
 
 def tree(root: Path) -> Path:
@@ -71,8 +71,8 @@ def moments(events: list[str]) -> dict[str, int]:
         "between crawl and extract": events.index("after lake/inventory/ds.parquet"),
         "before the first file of a unit": opened[0],
         "between the files of a unit": opened[1],
-        "before the layouts": events.index("before layouts/ds/sub-1.parquet"),
-        "between layouts and headers": events.index("before headers/ds/sub-1.parquet"),
+        "before the tag_profiles": events.index("before tag_profiles/ds/sub-1.parquet"),
+        "between tag_profiles and headers": events.index("before headers/ds/sub-1.parquet"),
         "between headers and files": events.index("before files/ds/sub-1.parquet"),
         "between two units": events.index("after files/ds/sub-1.parquet"),
         "while duplicates are marked": events.index(
@@ -93,8 +93,8 @@ MOMENTS = [
     "between crawl and extract",
     "before the first file of a unit",
     "between the files of a unit",
-    "before the layouts",
-    "between layouts and headers",
+    "before the tag_profiles",
+    "between tag_profiles and headers",
     "between headers and files",
     "between two units",
     "while duplicates are marked",
@@ -153,7 +153,7 @@ def large_moments(events: list[str]) -> dict[str, int]:
         "between joined headers and files": events.index("after headers/ds/sub-0.parquet"),
         "after the joined files": events.index("after files/ds/sub-0.parquet"),
     }
-    assert len(parts) == 4 * 3  # headers, files, layouts and findings of three chunks
+    assert len(parts) == 4 * 3  # headers, files, tag profiles and findings of three chunks
     assert len(set(named.values())) == len(named)
     return named
 
@@ -268,7 +268,7 @@ def test_a_second_run_opens_no_dicom_file_and_writes_no_table(undisturbed, tmp_p
     happened = events.read_text().splitlines()
     assert [event for event in happened if event.startswith("open ")] == []
     written = {event.split("/")[-3].removeprefix("before ") for event in happened if event.startswith("before")}
-    assert not written & {"headers", "layouts", "files", "ImagingStudy", "Patient", "Endpoint"}
+    assert not written & {"headers", "tag_profiles", "files", "ImagingStudy", "Patient", "Endpoint"}
     assert content(tmp_path / "lake") == expected
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dicom_etl.findings import Finding, finding
 from dicom_etl.headers.catalogue import by_name
-from dicom_etl.headers.layout import tag_text
+from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import shown
 
 Columns = dict[str, list[Any]]

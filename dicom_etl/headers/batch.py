@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.fast import Base, Row
-from dicom_etl.headers.layout import Layout
+from dicom_etl.headers.tag_profile import TagProfile
 from dicom_etl.headers.values import Value
 
 _WORTH_REPEATING = 32  # rows; fewer are cheaper one by one
@@ -26,7 +26,7 @@ class _Piece:
     base: Base
     numbers: list[int] = field(default_factory=list)
     changed: list[tuple[Value, ...]] = field(default_factory=list)
-    layouts: list[int] = field(default_factory=list)
+    tag_profiles: list[int] = field(default_factory=list)
 
     def rows(self) -> list[list[Value]]:
         """All values, row by row."""
@@ -59,13 +59,13 @@ class Batch:
     def __init__(self) -> None:
         self._pieces: dict[int, _Piece] = {}
         self._alone: list[tuple[int, Row]] = []  # rows that share nothing
-        self._layouts: dict[int, Layout] = {}
+        self._tag_profiles: dict[int, TagProfile] = {}
 
     def add(self, number: int, row: Row) -> None:
         """Take a row."""
-        layout = row.layout.id
-        if layout not in self._layouts:
-            self._layouts[layout] = row.layout
+        tag_profile = row.tag_profile.id
+        if tag_profile not in self._tag_profiles:
+            self._tag_profiles[tag_profile] = row.tag_profile
         if not row.changed:
             self._alone.append((number, row))
             return
@@ -74,15 +74,17 @@ class Batch:
             piece = self._pieces[id(row.base)] = _Piece(row.base)
         piece.numbers.append(number)
         piece.changed.append(row.changed)
-        piece.layouts.append(layout)
+        piece.tag_profiles.append(tag_profile)
 
     def columns(self) -> tuple[list[int], pa.Array, dict[str, pa.ChunkedArray]]:
-        """The numbers of the rows in the order of the columns, their layouts, and the columns of the catalogue."""
+        """The numbers of the rows in the order of the columns, their tag profiles, and the columns of the catalogue."""
         large = [piece for piece in self._pieces.values() if len(piece.numbers) >= _WORTH_REPEATING]
         small = [piece for piece in self._pieces.values() if len(piece.numbers) < _WORTH_REPEATING]
         ordered = [*large, *small]
         numbers = [number for piece in ordered for number in piece.numbers] + [number for number, _ in self._alone]
-        layouts = [layout for piece in ordered for layout in piece.layouts] + [r.layout.id for _, r in self._alone]
+        tag_profiles = [tag_profile for piece in ordered for tag_profile in piece.tag_profiles] + [
+            r.tag_profile.id for _, r in self._alone
+        ]
         rows = [*(row for piece in small for row in piece.rows()), *(row.base.values for _, row in self._alone)]
         singles = list(zip(*rows, strict=True)) or [()] * len(catalogue())
         # a column of nulls takes longer to make than one of values, and of each type there are many alike
@@ -93,11 +95,11 @@ class Batch:
             else _column(large, singles[place], place, column.arrow_type, len(numbers))
             for place, column in enumerate(catalogue())
         }
-        return numbers, pa.array(layouts, pa.int64()), columns
+        return numbers, pa.array(tag_profiles, pa.int64()), columns
 
-    def layouts(self) -> Iterable[Layout]:
-        """The layouts of the rows."""
-        return self._layouts.values()
+    def tag_profiles(self) -> Iterable[TagProfile]:
+        """The tag profiles of the rows."""
+        return self._tag_profiles.values()
 
 
 @cache

@@ -19,10 +19,10 @@ from dicom_etl.headers.catalogue import Column, catalogue
 from dicom_etl.headers.content import Content, Inflated
 from dicom_etl.headers.forms import UNDEFINED, Element, NeedMore, Surprise, is_padded
 from dicom_etl.headers.items import Branch, first_places, places_in, values_under
-from dicom_etl.headers.layout import FILLED, Layout
 from dicom_etl.headers.parsed import Parsed, place_of, status_of
 from dicom_etl.headers.reader import PIXEL_DATA_PROVIDER_URL, ColumnProblem, read_header, shows_images
 from dicom_etl.headers.shortcuts import Decode, decoders_for
+from dicom_etl.headers.tag_profile import FILLED, TagProfile
 from dicom_etl.headers.template import Matched, Template
 from dicom_etl.headers.values import Value
 from dicom_etl.headers.walk import DEFLATED, Jump, Walk, meta_of
@@ -45,7 +45,7 @@ class Base:
 
     values: tuple[Value, ...]
     varied: tuple[int, ...]  # places in the catalogue
-    layout: Layout
+    tag_profile: TagProfile
 
     @cached_property
     def slots(self) -> dict[int, int]:
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
     base: Base
     changed: tuple[Value, ...]
-    layout: Layout
+    tag_profile: TagProfile
     problems: tuple[ColumnProblem, ...]
     pixel_data_cut: bool
     pixel_data_absent: bool
@@ -115,8 +115,8 @@ class FastReader:
             self._handed_over += 1
         file.seek(0)
         header = read_header(_buffered(file), name, size)
-        base = Base(header.values, (), header.layout)
-        return Row(base, (), header.layout, header.problems, header.pixel_data_cut, header.pixel_data_absent)
+        base = Base(header.values, (), header.tag_profile)
+        return Row(base, (), header.tag_profile, header.problems, header.pixel_data_cut, header.pixel_data_absent)
 
     def _read(self, content: Content) -> Row:
         last = self._last
@@ -223,7 +223,7 @@ class _Varying(NamedTuple):
     """What to do with the value of a varying element."""
 
     element: Element
-    presence: int  # its place in the layout, -1 if it has none
+    presence: int  # its place in the tag profile, -1 if it has none
     filled: bool
     padded: bool
     columns: tuple[tuple[int, Column, Decode], ...]  # place among the varied columns
@@ -241,7 +241,7 @@ class _Series:
     def __init__(self, parsed: Parsed, varying: frozenset[int] = frozenset()) -> None:
         self.parsed = parsed
         self.varying = varying if varying and parsed.may_vary(varying) else frozenset[int]()
-        self.base = Base(parsed.values, (), parsed.layout)
+        self.base = Base(parsed.values, (), parsed.tag_profile)
         self._has_url = PIXEL_DATA_PROVIDER_URL in parsed.found
         if self.varying:
             self._make_template()
@@ -252,19 +252,19 @@ class _Series:
         elements = self.template.elements
         branches = [first_places()[e.tag] for e in elements if not e.large and e.tag in first_places()]
         varied = [place for branch in branches for place in places_in(branch)]
-        self.base = Base(parsed.values, tuple(varied), parsed.layout)
-        places = {tag: number for number, tag in enumerate(parsed.layout.tags())}
+        self.base = Base(parsed.values, tuple(varied), parsed.tag_profile)
+        places = {tag: number for number, tag in enumerate(parsed.tag_profile.tags())}
         self._steps = [self._step(element, places.get(element.tag, -1)) for element in elements]
         constant = parsed.problems.keys() - set(varied)
         self._constant_problems = _sorted([parsed.problems[place] for place in constant])
-        self._layouts: dict[tuple[int, ...], Layout] = {}
+        self._tag_profiles: dict[tuple[int, ...], TagProfile] = {}
         self._required = [varied.index(place) for place in _required() if place in varied]
 
     def _step(self, element: Element, presence: int) -> _Varying:
         tag, vr = element.tag, element.vr
         if element.large:
             return _Varying(element, -1, True, False, (), None)
-        filled = presence < 0 or self.parsed.layout.is_filled(presence)
+        filled = presence < 0 or self.parsed.tag_profile.is_filled(presence)
         branch = first_places().get(tag)
         if branch is None:
             return _Varying(element, presence, filled, is_padded(tag, vr), (), None)
@@ -286,7 +286,7 @@ class _Series:
             raise Surprise("no instance")
         changed = tuple([parsed.values[place] for place in self.base.varied])
         problems = _sorted(parsed.problems.values()) if parsed.problems else ()
-        return self._row(changed, parsed.layout, problems, end, content)
+        return self._row(changed, parsed.tag_profile, problems, end, content)
 
     def match(self, buf: bytes, at_end: bool, content: Content) -> Row | None:
         """The row of a file that matches the template; None if it does not."""
@@ -315,12 +315,12 @@ class _Series:
                 changed[slot], problem = decode(raw)
                 if problem:
                     problems.append(ColumnProblem(column, problem))
-        layout = self._layout(tuple(flips)) if flips else self.base.layout
+        tag_profile = self._tag_profile(tuple(flips)) if flips else self.base.tag_profile
         for slot in self._required:
             if not changed[slot]:
                 raise Surprise("no instance")
         found = _sorted([*self._constant_problems, *problems]) if problems else self._constant_problems
-        return self._row(tuple(changed), layout, found, matched, content)
+        return self._row(tuple(changed), tag_profile, found, matched, content)
 
     def _nested(self, raw: bytes, undefined: int, element: Element, changed: list[Value]) -> Iterator[ColumnProblem]:
         """Put the values of columns that lie under an element where they belong; yields what was wrong with them."""
@@ -334,22 +334,22 @@ class _Series:
             if problem:
                 yield ColumnProblem(catalogue()[place], problem)
 
-    def _layout(self, flips: tuple[int, ...]) -> Layout:
-        """The layout in which these elements are filled instead of empty, or the other way round."""
-        if flips not in self._layouts:
-            self._layouts[flips] = self.base.layout.turned(flips)
-        return self._layouts[flips]
+    def _tag_profile(self, flips: tuple[int, ...]) -> TagProfile:
+        """The tag profile in which these elements are filled instead of empty, or the other way round."""
+        if flips not in self._tag_profiles:
+            self._tag_profiles[flips] = self.base.tag_profile.turned(flips)
+        return self._tag_profiles[flips]
 
     def _row(
         self,
         changed: tuple[Value, ...],
-        layout: Layout,
+        tag_profile: TagProfile,
         problems: tuple[ColumnProblem, ...],
         end: Matched,
         content: Content,
     ) -> Row:
         pixels = content.pixels(end, self.parsed.form.order)
-        row = Row(self.base, changed, layout, problems, pixels == "cut", pixel_data_absent=False)
+        row = Row(self.base, changed, tag_profile, problems, pixels == "cut", pixel_data_absent=False)
         if pixels != "absent" or self._has_url:
             return row
         sop_class = str(row.value(_required()[1]))

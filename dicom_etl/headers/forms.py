@@ -12,8 +12,8 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.headers.layout import FILLED
-from dicom_etl.headers.reader import CHARACTER_SET, PIXEL_DATA_PROVIDER_URL, layout_vr
+from dicom_etl.headers.reader import CHARACTER_SET, PIXEL_DATA_PROVIDER_URL, tag_profile_vr
+from dicom_etl.headers.tag_profile import FILLED
 from dicom_etl.headers.values import PADDED
 
 # PS3.5 7.1.2: VRs whose length has 32 bits in explicit VR, and those of 16 bits
@@ -35,13 +35,13 @@ class NeedMore(Exception):  # noqa: N818  (no error either)
 # tag and VR (None in implicit VR, and of delimiters), of elements whose values are needed
 Spot = tuple[int, bytes | None]
 # How an element is looked at: with a value that is needed; or as most are (PLAIN); or with a long length, a creator, in
-# no layout (SPECIAL).
+# no tag profile (SPECIAL).
 Look = Spot | tuple[()] | None
 PLAIN: Look = ()
 SPECIAL: Look = None
 
 # What the walk over a header asks for each element: its tag, how it is to be looked at, whether blanks alone are an
-# empty value, and its code in a layout if it is filled.
+# empty value, and its code in a tag profile if it is filled.
 Head = tuple[int, Look, bool, int]
 
 # An element that is looked into: what it is, where its value begins, its length in the file, and where it ends.
@@ -79,7 +79,7 @@ class _Heads(dict[bytes, Head]):
         vr = None if self._implicit or tag >= DELIMITERS else head[4:]
         if vr is not None and vr not in LONG and vr not in SHORT:
             raise Surprise("VR")
-        # group lengths are in no layout, and delimiters are no elements
+        # group lengths are in no tag profile, and delimiters are no elements
         is_special = vr in LONG or is_creator(tag) or not tag & 0xFFFF or tag >= DELIMITERS
         look = SPECIAL if is_special else (tag, vr) if tag in wanted_tags() else PLAIN
         return tag, look, is_padded(tag, vr), tag << 2 | FILLED
@@ -94,7 +94,7 @@ def is_padded(tag: int, vr: bytes | None) -> bool:
     """Whether blanks alone are an empty value."""
     text = vr and vr.decode()
     # private elements are very many, and of no dictionary: they must not fill the memory of the others
-    return (text if tag & 0x10000 else layout_vr(tag, text)) in PADDED
+    return (text if tag & 0x10000 else tag_profile_vr(tag, text)) in PADDED
 
 
 # VR of a private element (b"" in implicit VR) -> what follows from it, as in `Head`

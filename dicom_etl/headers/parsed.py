@@ -1,4 +1,4 @@
-"""A header that was walked in full, and what its bytes say: the values of the catalogue and the layout."""
+"""A header that was walked in full, and what its bytes say: the values of the catalogue and the tag profile."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dicom_etl.headers.items import (
     second_places,
     values_under,
 )
-from dicom_etl.headers.layout import EMPTY, FILLED, Layout, joined
 from dicom_etl.headers.nested import is_plain_charset
 from dicom_etl.headers.reader import CHARACTER_SET, ColumnProblem
+from dicom_etl.headers.tag_profile import EMPTY, FILLED, TagProfile, joined
 from dicom_etl.headers.values import Problem, Value, encodings_of, text_of
 from dicom_etl.headers.walk import Walk
 
@@ -45,7 +45,7 @@ class Parsed:
         if _SOP_CLASS in self.found and self.found[_SOP_CLASS][0][1] not in (None, b"UI"):
             raise Surprise("VR of the SOP class")
         self.values = self._values()
-        self.layout = Layout(joined(walked.codes), self._creators())
+        self.tag_profile = TagProfile(joined(walked.codes), self._creators())
 
     def _encodings(self) -> tuple[str, ...]:
         if CHARACTER_SET not in self.found:
@@ -116,7 +116,7 @@ class Parsed:
         }
 
     def may_vary(self, varying: frozenset[int]) -> bool:
-        """Whether a template may leave these open: what other columns or the layout hang on must stay."""
+        """Whether a template may leave these open: what other columns or the tag profile hang on must stay."""
         for tag in varying:
             if tag in (CHARACTER_SET, _TRANSFER_SYNTAX, _MEDIA_STORAGE_SOP_CLASS):
                 return False

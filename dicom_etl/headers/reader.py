@@ -1,4 +1,4 @@
-"""The reader that decides: one DICOM header by pydicom -> the values of the catalogue and the layout.
+"""The reader that decides: one DICOM header by pydicom -> the values of the catalogue and the tag profile.
 
 Everything any other reader says must equal what this one says. What cannot be a row is a `NotRead` with the kind of
 file it is and the reason.
@@ -25,7 +25,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirecto
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from dicom_etl.headers.catalogue import Column, catalogue
-from dicom_etl.headers.layout import EMPTY, END, FILLED, Layout, code_of, joined
+from dicom_etl.headers.tag_profile import EMPTY, END, FILLED, TagProfile, code_of, joined
 from dicom_etl.headers.values import Decoded, Problem, Value, decode, encodings_of, is_empty, text_of
 
 # Raised when what these readers make of a file changes, so that files are read again.
@@ -80,10 +80,10 @@ class ColumnProblem(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """One header: values in the order of the catalogue, the layout, and what was wrong."""
+    """One header: values in the order of the catalogue, the tag profile, and what was wrong."""
 
     values: tuple[Value, ...]
-    layout: Layout
+    tag_profile: TagProfile
     problems: tuple[ColumnProblem, ...]
     pixel_data_cut: bool
     pixel_data_absent: bool  # of an image: a header kept alone, or a file that ends between two elements
@@ -244,7 +244,7 @@ def _header(dataset: FileDataset, pixels: str) -> Header:
             found.append(ColumnProblem(column, problem))
     _require(values)
     absent = pixels == "absent" and shows_images(dataset.SOPClassUID) and PIXEL_DATA_PROVIDER_URL not in dataset
-    return Header(tuple(values), layout_of(dataset), tuple(found), pixels == "cut", absent)
+    return Header(tuple(values), tag_profile_of(dataset), tuple(found), pixels == "cut", absent)
 
 
 @lru_cache(maxsize=512)
@@ -326,7 +326,7 @@ def _vr(element: RawDataElement | DataElement, expected: str) -> str:
     return expected if vr is None or vr == "UN" else str(vr)
 
 
-def layout_of(dataset: Dataset) -> Layout:
+def tag_profile_of(dataset: Dataset) -> TagProfile:
     """Which elements of a top-level data set are there, and which are filled."""
     elements = dataset._dict
     codes = [
@@ -334,7 +334,7 @@ def layout_of(dataset: Dataset) -> Layout:
         for tag in sorted(elements)
         if 0x00030000 <= tag < END and tag & 0xFFFF
     ]
-    return Layout(joined(codes), tuple(sorted(_creators(dataset))))
+    return TagProfile(joined(codes), tuple(sorted(_creators(dataset))))
 
 
 def _creators(dataset: Dataset) -> Iterator[tuple[int, str]]:
@@ -347,11 +347,11 @@ def _creators(dataset: Dataset) -> Iterator[tuple[int, str]]:
 def _status(tag: int, element: RawDataElement | DataElement) -> int:
     if isinstance(element, DataElement) and element.VR == "SQ":
         return FILLED if len(element.value) else EMPTY
-    return EMPTY if is_empty(layout_vr(tag, element.VR), _raw(element)) else FILLED
+    return EMPTY if is_empty(tag_profile_vr(tag, element.VR), _raw(element)) else FILLED
 
 
 @lru_cache(maxsize=8192)
-def layout_vr(tag: int, vr: str | None) -> str | None:
+def tag_profile_vr(tag: int, vr: str | None) -> str | None:
     """The VR that decides whether a value is empty: as written, else of the data dictionary."""
     if (vr is None or vr == "UN") and not tag >> 16 & 1 and dictionary_has_tag(tag):
         return dictionary_VR(tag)

@@ -27,8 +27,8 @@ from dicom_etl.headers.forms import (
     is_creator,
     wanted_tags,
 )
-from dicom_etl.headers.layout import END
 from dicom_etl.headers.nested import after_sequence, is_vr
+from dicom_etl.headers.tag_profile import END
 
 PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 LARGE = 8192  # bytes; a value as large as this that nobody wants is jumped over

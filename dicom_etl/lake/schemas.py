@@ -98,11 +98,11 @@ SHEETS = Table(
     ("sheet", "path", "row", "field"),
 )
 
-LAYOUTS = Table(
-    "layouts",
-    "layouts/{dataset}/{unit}.parquet",
-    (("layout", COUNT), ("tag", STRING), ("creator", STRING), ("status", pa.int8())),
-    ("layout", "tag", "creator"),
+TAG_PROFILES = Table(
+    "tag_profiles",
+    "tag_profiles/{dataset}/{unit}.parquet",
+    (("tag_profile", COUNT), ("tag", STRING), ("creator", STRING), ("status", pa.int8())),
+    ("tag_profile", "tag", "creator"),
 )
 
 FILES = Table(
@@ -131,7 +131,7 @@ _HEADER_PLACE: tuple[tuple[str, pa.DataType], ...] = (
     ("role", STRING),
     ("path", STRING),
     ("duplicate", STRING),
-    ("layout", COUNT),
+    ("tag_profile", COUNT),
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from dicom_etl.fhir import terminology
 from dicom_etl.findings import Finding, finding
 from dicom_etl.headers.catalogue import by_name
-from dicom_etl.headers.layout import tag_text
+from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import shown
 from dicom_etl.quality.checks import Measure, Tally
 from dicom_etl.quality.facts import Group

@@ -52,7 +52,7 @@ def _unclassified(states: States) -> Iterator[Measure]:
     tally = Tally("sop-class-known", "instance")
     for row in states.rows("""
         SELECT sop_class, demand IS NOT NULL AS known, sum(n)::BIGINT AS n
-        FROM occurrences LEFT JOIN demands USING (layout, sop_class) GROUP BY ALL ORDER BY ALL
+        FROM occurrences LEFT JOIN demands USING (tag_profile, sop_class) GROUP BY ALL ORDER BY ALL
     """):
         tally.add(None if row["known"] else sop_class_name(row["sop_class"]), row["n"])
     return tally.measures()
@@ -71,7 +71,7 @@ def _verdicts(states: States, check: str) -> Iterator[Measure]:
             WITH broken AS (SELECT profile, bool_or({_BROKEN[check]}) AS broken FROM states GROUP BY profile)
             SELECT {column} AS "group", coalesce(sum(n) FILTER (WHERE NOT broken), 0)::BIGINT AS n_pass,
                    coalesce(sum(n) FILTER (WHERE broken), 0)::BIGINT AS n_fail
-            FROM occurrences JOIN demands USING (layout, sop_class) JOIN broken USING (profile)
+            FROM occurrences JOIN demands USING (tag_profile, sop_class) JOIN broken USING (profile)
             GROUP BY ALL ORDER BY ALL
         """):
             applicable = row["n_pass"] + row["n_fail"]

@@ -31,7 +31,7 @@ _STRICTNESS: Mapping[Requirement, int] = {"1": 0, "1C": 1, "2": 2, "2C": 3, "3":
 
 _CONDITIONAL: Mapping[Requirement, Requirement] = {"1": "1C", "1C": "1C", "2": "2C", "2C": "2C", "3": "3"}
 
-# A header's layout ends before the pixel data: what stands from there on cannot be seen to be absent.
+# A header's tag profile ends before the pixel data: what stands from there on cannot be seen to be absent.
 _PIXEL_DATA_GROUP = "7FE0"
 
 # PS3.5 section 7.4. A Type 1C attribute may be absent, never empty; a Type 2 or 2C one may be empty.
@@ -66,7 +66,7 @@ def applicable(sop_class: str, present: frozenset[str]) -> Mapping[str, Requirem
     - A tag in several modules has the strictest of its types.
     - Repeating groups (PS3.5 section 7.6): the attributes of overlays are listed once for each overlay group
       that is present, and not at all without one.
-    - Attributes from the pixel data on (7FE0,eeee) are left out, since layouts end before them.
+    - Attributes from the pixel data on (7FE0,eeee) are left out, since tag profiles end before them.
     """
     iod = iod_of(sop_class)
     return None if iod is None else _applicable(iod, present)
@@ -151,7 +151,7 @@ def _listed(
     undecided: frozenset[tuple[str, ...]],
     overlay_groups: frozenset[str],
 ) -> Mapping[str, Requirement]:
-    # Layouts are many, combinations of modules are few: equal answers are one object.
+    # Tag profiles are many, combinations of modules are few: equal answers are one object.
     iod = _iod(iod_name)
     candidates = [[iod.optional[module] for module in modules] for modules in undecided]
     certain = _strictest([iod.mandatory, *(iod.optional[module] for module in used), *map(_asked_by_all, candidates)])

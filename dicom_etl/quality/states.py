@@ -1,6 +1,6 @@
 """The state of every tag of every instance, and the counts that everything else is made from.
 
-Instances that share layout, SOP class and usable values share the state of all their tags: one *profile*. What is
+Instances that share tag profile, SOP class and usable values share the state of all their tags: one *profile*. What is
 counted is never an instance but a profile with a number, and a series or study is the set of the profiles of its
 instances. A million instances come down to some thousand rows, and a tag is judged once per profile.
 
@@ -8,7 +8,7 @@ Per instance and tag, exactly one of
 
 - `filled`: a value that can be used; for tags that enhanced objects keep in functional groups, the resolved value;
 - `unusable`: a value that fits not its VR, or a dummy for that tag (catalogue only);
-- `empty`, `absent`: by the layout;
+- `empty`, `absent`: by the tag profile;
 - `unknown`: absent where Type 1C or 2C asks for it under a condition, which is not evaluated.
 
 A tag applies to an instance when its IOD lists it or when it is there. An instance of an unknown SOP class has no IOD:
@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.headers.layout import tag_text
+from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.quality.requirements import Requirement, applicable, iod_of
 from dicom_etl.quality.usability import packed_names, packed_states, watched
 
@@ -50,10 +50,10 @@ GROUPS: Mapping[str, str] = {
     "model": "ManufacturerModelName",
     "study_year": "StudyDate",
 }
-PLACE_COLUMNS = (*GROUPS.values(), "StudyInstanceUID", "SeriesInstanceUID", "layout", "duplicate")
+PLACE_COLUMNS = (*GROUPS.values(), "StudyInstanceUID", "SeriesInstanceUID", "tag_profile", "duplicate")
 REQUIREMENTS: tuple[Requirement, ...] = ("1", "1C", "2", "2C", "3")
 
-_LAYOUTS_AT_ONCE = 2_000
+_PROFILES_AT_ONCE = 2_000
 
 
 def occurrences(place: pa.Table, blocks: Iterable[pa.Table]) -> pa.Table:
@@ -66,7 +66,7 @@ def occurrences(place: pa.Table, blocks: Iterable[pa.Table]) -> pa.Table:
     columns = {
         "study": place["StudyInstanceUID"],
         "series": place["SeriesInstanceUID"],
-        "layout": place["layout"],
+        "tag_profile": place["tag_profile"],
         **{name: place[column] for name, column in GROUPS.items()},
         **packed_states(blocks, place.num_rows),
     }
@@ -78,28 +78,28 @@ def occurrences(place: pa.Table, blocks: Iterable[pa.Table]) -> pa.Table:
 
 
 @contextmanager
-def opened(found: pa.Table, layouts: pa.Table) -> Iterator[States]:
-    """The states of the occurrences of a dataset; `layouts` resolves their layouts (a superset does no harm)."""
+def opened(found: pa.Table, tag_profiles: pa.Table) -> Iterator[States]:
+    """The states of the occurrences of a dataset; `tag_profiles` resolves them (a superset does no harm)."""
     with tempfile.TemporaryDirectory(prefix="dicom-etl-") as spill, duckdb.connect() as database:
         # in-memory databases would spill into the current folder
         database.execute("SET temp_directory = ?", [spill])
-        yield States(database, found, layouts)
+        yield States(database, found, tag_profiles)
 
 
 class States:
     """The states of the tags of a dataset, for queries. Made by `opened`."""
 
-    def __init__(self, database: duckdb.DuckDBPyConnection, found: pa.Table, layouts: pa.Table) -> None:
+    def __init__(self, database: duckdb.DuckDBPyConnection, found: pa.Table, tag_profiles: pa.Table) -> None:
         self._database = database
         words = ", ".join(packed_names())
         self._register("found", found)
-        self._register("layouts_in", layouts)
+        self._register("tag_profiles_in", tag_profiles)
         self._run(f"""
             CREATE TABLE occurrences AS
-            SELECT *, dense_rank() OVER (ORDER BY layout, sop_class, {words}) AS profile FROM found
+            SELECT *, dense_rank() OVER (ORDER BY tag_profile, sop_class, {words}) AS profile FROM found
         """)
-        self._run(f"CREATE TABLE profiles AS SELECT DISTINCT profile, layout, sop_class, {words} FROM occurrences")
-        self._run(_LAYOUT_TAGS)
+        self._run(f"CREATE TABLE profiles AS SELECT DISTINCT profile, tag_profile, sop_class, {words} FROM occurrences")
+        self._run(_PROFILE_TAGS)
         self._make_requirements()
         self._make_values()
         self._run(_STATES)
@@ -124,31 +124,31 @@ class States:
 
     def _make_requirements(self) -> None:
         """Tables `demands` (profile -> set of requirements) and `required` (set -> tag, rank of its type)."""
-        found = self.query("SELECT DISTINCT layout, sop_class FROM profiles WHERE sop_class IS NOT NULL")
-        by_layout: dict[int, list[str]] = {}
+        found = self.query("SELECT DISTINCT tag_profile, sop_class FROM profiles WHERE sop_class IS NOT NULL")
+        by_tag_profile: dict[int, list[str]] = {}
         for row in found.to_pylist():
-            by_layout.setdefault(row["layout"], []).append(row["sop_class"])
+            by_tag_profile.setdefault(row["tag_profile"], []).append(row["sop_class"])
         demands = _Demands()
-        for layout, present in self._standard_tags():
-            for sop_class in by_layout.pop(layout, ()):
-                demands.add(layout, sop_class, present)
-        for layout, sop_classes in by_layout.items():  # a header of nothing at all
+        for tag_profile, present in self._standard_tags():
+            for sop_class in by_tag_profile.pop(tag_profile, ()):
+                demands.add(tag_profile, sop_class, present)
+        for tag_profile, sop_classes in by_tag_profile.items():  # a header of nothing at all
             for sop_class in sop_classes:
-                demands.add(layout, sop_class, frozenset())
+                demands.add(tag_profile, sop_class, frozenset())
         self._register("demands_in", demands.table())
         self._register("required_in", demands.sets())
         self._run("CREATE TABLE demands AS SELECT * FROM demands_in")
         self._run("CREATE TABLE required AS SELECT * FROM required_in")
 
     def _standard_tags(self) -> Iterator[tuple[int, frozenset[str]]]:
-        """The tags of each layout that the standard knows."""
+        """The tags of each tag profile that the standard knows."""
         result = self._database.cursor().execute("""
-            SELECT layout, list(tag) AS tags FROM layout_tags
-            WHERE creator IS NULL AND layout IN (SELECT layout FROM profiles) GROUP BY layout
+            SELECT tag_profile, list(tag) AS tags FROM tag_profile_tags
+            WHERE creator IS NULL AND tag_profile IN (SELECT tag_profile FROM profiles) GROUP BY tag_profile
         """)
-        while rows := result.fetchmany(_LAYOUTS_AT_ONCE):
-            for layout, tags in rows:
-                yield layout, frozenset(tags)
+        while rows := result.fetchmany(_PROFILES_AT_ONCE):
+            for tag_profile, tags in rows:
+                yield tag_profile, frozenset(tags)
 
     def _make_values(self) -> None:
         """Table `value_columns`: where the state of a catalogue column is packed, and for which tag it counts."""
@@ -201,14 +201,14 @@ class States:
 
 
 class _Demands:
-    """What is asked of each combination of layout and SOP class; equal answers are one set."""
+    """What is asked of each combination of tag profile and SOP class; equal answers are one set."""
 
     def __init__(self) -> None:
         self._places: list[tuple[int, str, int]] = []
         self._numbers: dict[tuple[int, str], int] = {}
         self._sets: list[tuple[Mapping[str, Requirement], Mapping[str, Requirement]]] = []
 
-    def add(self, layout: int, sop_class: str, present: frozenset[str]) -> None:
+    def add(self, tag_profile: int, sop_class: str, present: frozenset[str]) -> None:
         asked = applicable(sop_class, present)
         if asked is None:
             return
@@ -217,13 +217,13 @@ class _Demands:
         if key not in self._numbers:
             self._numbers[key] = len(self._sets)
             self._sets.append((asked, _in_functional_groups().get(iod, {})))
-        self._places.append((layout, sop_class, self._numbers[key]))
+        self._places.append((tag_profile, sop_class, self._numbers[key]))
 
     def table(self) -> pa.Table:
         columns = list(zip(*self._places, strict=True)) or [(), (), ()]
         types = (pa.int64(), pa.string(), pa.int32())
         arrays = [pa.array(values, type_) for values, type_ in zip(columns, types, strict=True)]
-        return pa.table(arrays, names=["layout", "sop_class", "demand"])
+        return pa.table(arrays, names=["tag_profile", "sop_class", "demand"])
 
     def sets(self) -> pa.Table:
         rank = {requirement: n for n, requirement in enumerate(REQUIREMENTS)}
@@ -247,14 +247,14 @@ def _in_functional_groups() -> Mapping[str, Mapping[str, Requirement]]:
 
 # Private elements by creator, whatever block they stand in: (0029,1008) of SIEMENS is 0029xx08. The creators' own
 # elements (gggg,0010-00FF) only say which block is whose (PS3.5 7.8.1) and are no tags of their own.
-_LAYOUT_TAGS = """
-    CREATE TABLE layout_tags AS
+_PROFILE_TAGS = """
+    CREATE TABLE tag_profile_tags AS
     WITH marked AS (
         SELECT *, substr(tag, 4, 1) IN ('1', '3', '5', '7', '9', 'B', 'D', 'F') AS private,
                private AND substr(tag, 5, 2) = '00' AND substr(tag, 7, 2) >= '10' AS reservation
-        FROM layouts_in WHERE layout IN (SELECT layout FROM profiles)
+        FROM tag_profiles_in WHERE tag_profile IN (SELECT tag_profile FROM profiles)
     )
-    SELECT layout, CASE WHEN private AND nullif(creator, '') IS NOT NULL
+    SELECT tag_profile, CASE WHEN private AND nullif(creator, '') IS NOT NULL
                         THEN substr(tag, 1, 4) || 'xx' || substr(tag, 7, 2) ELSE tag END AS tag,
            CASE WHEN private THEN nullif(creator, '') END AS creator, max(status) AS status
     FROM marked WHERE NOT reservation GROUP BY ALL
@@ -265,12 +265,12 @@ _STATES = """
     CREATE TABLE states AS
     WITH known AS (
         SELECT profile, tag, creator, status, NULL::INTEGER AS value, false AS own, NULL::TINYINT AS rank
-        FROM profiles JOIN layout_tags USING (layout)
+        FROM profiles JOIN tag_profile_tags USING (tag_profile)
         UNION ALL
         SELECT profile, tag, NULL, NULL, value, own, NULL FROM profile_values
         UNION ALL
         SELECT profile, tag, NULL, NULL, NULL, false, rank
-        FROM profiles JOIN demands USING (layout, sop_class) JOIN required USING (demand)
+        FROM profiles JOIN demands USING (tag_profile, sop_class) JOIN required USING (demand)
     ), merged AS (
         SELECT profile, tag, creator, max(status) AS status, max(value) AS value, bool_or(own) AS own,
                min(rank) AS rank

@@ -4,7 +4,7 @@ What counts as a dummy is data (`tables/dummies.json`), and belongs to a tag: AN
 a fine FilterType. The states of all columns of a row are packed into a few integers, two bits each, so that rows of
 equal states are found by comparing integers.
 
-Not here: whether the element is there at all (layouts), and what it should be (requirements).
+Not here: whether the element is there at all (tag profiles), and what it should be (requirements).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl.headers.catalogue import Column, by_name, catalogue
-from dicom_etl.headers.layout import tag_text
+from dicom_etl.headers.tag_profile import tag_text
 
 __all__ = ["NO_VALUE", "USABLE", "DUMMY", "Watched", "packed_names", "packed_states", "value_state", "watched"]  # noqa: RUF022
 
@@ -47,7 +47,7 @@ class Watched:
 def watched() -> tuple[Watched, ...]:
     """The columns that count: values of top-level tags, and those that functional groups may hold instead.
 
-    File meta elements are no part of the data set; layouts do not list them, and they are left out.
+    File meta elements are no part of the data set; tag profiles do not list them, and they are left out.
     """
     columns = [column for column in catalogue() if _counts(column)]
     return tuple(

@@ -16,7 +16,7 @@ from pydicom.datadict import keyword_for_tag
 
 from dicom_etl.findings import codes
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.headers.layout import tag_text
+from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import shown
 from dicom_etl.quality.checks import checks, share
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl.findings import Finding, findings_table
-from dicom_etl.lake.schemas import FILES, FINDINGS, LAYOUTS, headers, place
+from dicom_etl.lake.schemas import FILES, FINDINGS, TAG_PROFILES, headers, place
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.unit import UnitDone, UnitTask, extract_unit, made_mark, most_frequent, read_files
 
@@ -64,9 +64,11 @@ def join_unit(task: JoinTask) -> None:
     """
     lake, where = task.lake, {"dataset": task.dataset, "unit": task.unit}
     mark = made_mark(task.fingerprint, to_retry=task.to_retry)
-    parts = {kind: _Parts(lake, task.parts, task.chunks, kind) for kind in ("findings", "layouts", "headers", "files")}
+    parts = {
+        kind: _Parts(lake, task.parts, task.chunks, kind) for kind in ("findings", "tag_profiles", "headers", "files")
+    }
     lake.write(FINDINGS, _joined_findings(parts["findings"]), stage="extract", fingerprint=mark, **where)
-    lake.write(LAYOUTS, _joined_layouts(parts["layouts"]), fingerprint=mark, **where)
+    lake.write(TAG_PROFILES, _joined_tag_profiles(parts["tag_profiles"]), fingerprint=mark, **where)
     lake.write_pieces(headers(), parts["headers"], fingerprint=mark, **where)
     lake.write_pieces(FILES, parts["files"], fingerprint=mark, **where)
 
@@ -122,7 +124,7 @@ def _read_chunk(task: UnitTask) -> UnitDone:
     folder, number = _parts(task.source.dataset, task.unit, task.fingerprint), task.chunk or 0
     given = {
         "findings": findings_table([*read.file_findings, *read.value_findings]),
-        "layouts": read.layouts,
+        "tag_profiles": read.tag_profiles,
         "headers": read.rows.sort_by(headers().order[0]),
         "files": read.files.sort_by(FILES.order[0]),
     }
@@ -159,9 +161,9 @@ def _summed(findings: pa.Table) -> pa.Table:
     return summed.rename_columns([*keys, "count"]).select(FINDINGS.schema.names)
 
 
-def _joined_layouts(parts: _Parts) -> pa.Table:
-    found = LAYOUTS.schema.empty_table()
+def _joined_tag_profiles(parts: _Parts) -> pa.Table:
+    found = TAG_PROFILES.schema.empty_table()
     for part in parts:
-        known = pc.is_in(part["layout"], pc.unique(found["layout"]))
+        known = pc.is_in(part["tag_profile"], pc.unique(found["tag_profile"]))
         found = pa.concat_tables([found, part.filter(pc.invert(known))])
     return found

@@ -1,4 +1,4 @@
-"""extract: files that are new or changed -> `layouts`, `headers`, `files` of each unit.
+"""extract: files that are new or changed -> `tag_profiles`, `headers`, `files` of each unit.
 
 A unit of very many files is read in chunks that are joined when all are there, so that memory does not grow with it.
 `files` is written last and is the commit: a unit whose three tables do not carry the fingerprint of its inventory is
@@ -22,7 +22,7 @@ from dicom_etl.lake.schemas import (
     FILES,
     FINDINGS,
     INVENTORY,
-    LAYOUTS,
+    TAG_PROFILES,
     headers,
 )
 from dicom_etl.lake.tables import Lake
@@ -74,7 +74,7 @@ def extract(
     name = source.dataset
     with lake.lock(name, f"extract of {name}"):
         units = _units(lake, name)
-        for folder in ("layouts", "headers", "files", "findings/extract"):
+        for folder in ("tag_profiles", "headers", "files", "findings/extract"):
             lake.sweep(f"{folder}/{encode_name(name)}")
         lake.remove_parts(f"headers/{encode_name(name)}")
         gone = _remove_gone(lake, name, units)
@@ -139,7 +139,7 @@ def _texts(column: pa.Array) -> pa.Buffer:
 
 def _is_made(lake: Lake, dataset: str, unit: str, mark: str) -> bool:
     """Whether all three tables were made from this inventory. A marked duplicate adds `+...` in `headers`."""
-    made = (lake.fingerprint(table, dataset=dataset, unit=unit) for table in (FILES, headers(), LAYOUTS))
+    made = (lake.fingerprint(table, dataset=dataset, unit=unit) for table in (FILES, headers(), TAG_PROFILES))
     return all(found is not None and found.split("+")[0] == mark for found in made)
 
 
@@ -153,7 +153,7 @@ def _remove_gone(lake: Lake, dataset: str, units: Collection[str]) -> int:
     kept = {encode_name(unit) for unit in units}
     folder = encode_name(dataset)
     gone = 0
-    for tables in ("files", "headers", "layouts", "findings/extract"):
+    for tables in ("files", "headers", "tag_profiles", "findings/extract"):
         for name in lake.names(f"{tables}/{folder}", ".parquet"):
             if name not in kept:
                 lake.remove(f"{tables}/{folder}/{name}.parquet")

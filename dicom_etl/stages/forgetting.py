@@ -21,10 +21,10 @@ from dicom_etl.lake.schemas import (
     FINDINGS,
     IDENTITIES,
     INVENTORY,
-    LAYOUTS,
     RESOURCE_TYPES,
     RESOURCES,
     SHEETS,
+    TAG_PROFILES,
     headers,
     place,
 )
@@ -153,7 +153,7 @@ def _clear_dataset(lake: Lake, dataset: str) -> None:
 def _folders(lake: Lake) -> list[str]:
     """The folders of the lake in which a dataset has a folder of its own; ledgers are left to the server's part."""
     findings = [f"findings/{stage}" for stage in lake.names("findings")]
-    return ["files", "headers", "layouts", *findings, *(f"fhir/{kind}" for kind in RESOURCE_TYPES), "quality"]
+    return ["files", "headers", "tag_profiles", *findings, *(f"fhir/{kind}" for kind in RESOURCE_TYPES), "quality"]
 
 
 def _clear_unit(lake: Lake, known: Known, unit: str, record: Withdrawn) -> None:
@@ -181,7 +181,7 @@ def _clear_unit(lake: Lake, known: Known, unit: str, record: Withdrawn) -> None:
 def _files_of(lake: Lake, dataset: str, unit: str) -> list[str]:
     """The files of a unit, the commit of its extraction first."""
     where = {"dataset": dataset, "unit": unit}
-    tables = [table.path(**where) for table in (FILES, headers(), LAYOUTS)]
+    tables = [table.path(**where) for table in (FILES, headers(), TAG_PROFILES)]
     findings = [FINDINGS.path(stage=stage, **where) for stage in lake.names("findings")]
     return [*tables, *findings, *(place(RESOURCES, type=kind, **where) for kind in RESOURCE_TYPES)]
 

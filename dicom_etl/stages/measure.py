@@ -1,4 +1,4 @@
-"""measure: header rows, layouts, files, sheets, findings, resources -> `quality/D`: completeness, measures, findings.
+"""measure: header rows, tag profiles, files, sheets, findings, resources -> `quality/D`.
 
 Each unit is read by itself, a few columns at a time, and comes down to counts; the dataset is judged from those.
 `findings` is written last and is the commit. Nothing is made when nothing that it was made from changed.
@@ -20,7 +20,7 @@ from pydicom.datadict import tag_for_keyword
 from dicom_etl.engine import Progress
 from dicom_etl.fhir.context import SHEET_GENDERS, samples_of
 from dicom_etl.findings import Finding, findings_table
-from dicom_etl.headers.layout import tag_text
+from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.lake.fingerprints import fingerprint, version_of
 from dicom_etl.lake.schemas import (
     ALL_FINDINGS,
@@ -30,10 +30,10 @@ from dicom_etl.lake.schemas import (
     FINDINGS,
     IDENTITIES,
     INVENTORY,
-    LAYOUTS,
     MEASURES,
     RESOURCES,
     SHEETS,
+    TAG_PROFILES,
     Table,
     headers,
     place,
@@ -81,7 +81,7 @@ class _Collected:
     """What the units come down to."""
 
     occurrences: list[pa.Table] = field(default_factory=list)
-    layouts: list[pa.Table] = field(default_factory=list)
+    tag_profiles: list[pa.Table] = field(default_factory=list)
     facts: list[pa.Table] = field(default_factory=list)
     files: list[dict[str, Any]] = field(default_factory=list)
     copies: Counter[str | None] = field(default_factory=Counter)
@@ -118,7 +118,7 @@ def _make(lake: Lake, dataset: str, units: list[str], settings: Settings, mark: 
         lake.remove(table.path(dataset=dataset))
     lake.sweep(ALL_FINDINGS.path(dataset=dataset).rpartition("/")[0])
     collected = _collect(lake, dataset, units, progress)
-    with opened(pa.concat_tables(collected.occurrences), pa.concat_tables(collected.layouts)) as states:
+    with opened(pa.concat_tables(collected.occurrences), pa.concat_tables(collected.tag_profiles)) as states:
         lake.write(COMPLETENESS, completeness(dataset, states), fingerprint=mark, dataset=dataset)
         measures, own = _judge(lake, dataset, collected, states, settings)
     lake.write(MEASURES, measures_table(dataset, measures), fingerprint=mark, dataset=dataset)
@@ -198,7 +198,7 @@ def _collect_unit(collected: _Collected, lake: Lake, dataset: str, unit: str, ro
     places = lake.read(headers(), needed, **where)
     collected.occurrences.append(occurrences(places, _value_blocks(lake, where, rows)))
     collected.facts.append(facts(places))
-    collected.layouts.append(lake.read(LAYOUTS, None, **where))
+    collected.tag_profiles.append(lake.read(TAG_PROFILES, None, **where))
     for mark in pc.value_counts(places["duplicate"]).to_pylist():
         collected.copies[mark["values"]] += mark["counts"]
     files = lake.read(FILES, ["subject", "kind", "reason"], **where)

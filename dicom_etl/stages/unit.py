@@ -23,11 +23,11 @@ from dicom_etl.findings import Finding, counted, finding, findings_table
 from dicom_etl.headers.batch import Batch
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.fast import FastReader, Row
-from dicom_etl.headers.layout import table_of, tag_text
 from dicom_etl.headers.reader import READER_VERSION, ColumnProblem, NotRead
+from dicom_etl.headers.tag_profile import table_of, tag_text
 from dicom_etl.identity.masking import shown
 from dicom_etl.lake.fingerprints import fingerprint, version_of
-from dicom_etl.lake.schemas import FILES, FINDINGS, LAYOUTS, SCHEMA_VERSION, headers
+from dicom_etl.lake.schemas import FILES, FINDINGS, SCHEMA_VERSION, TAG_PROFILES, headers
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source
 from dicom_etl.sources.ahead import Opening, opened
@@ -72,7 +72,7 @@ class FilesRead(NamedTuple):
 
     rows: pa.Table
     files: pa.Table
-    layouts: pa.Table
+    tag_profiles: pa.Table
     file_findings: list[Finding]
     value_findings: list[Finding]  # all of them
     opened: int
@@ -103,7 +103,7 @@ def extract_unit(task: UnitTask) -> UnitDone:
     lake, where, mark = task.lake, task.where, made_mark(task.fingerprint, to_retry=read.to_retry)
     findings = findings_table([*read.file_findings, *most_frequent(read.value_findings)])
     lake.write(FINDINGS, findings, stage="extract", fingerprint=mark, **where)
-    lake.write(LAYOUTS, read.layouts, fingerprint=mark, **where)
+    lake.write(TAG_PROFILES, read.tag_profiles, fingerprint=mark, **where)
     lake.write(headers(), read.rows, fingerprint=mark, **where)
     lake.write(FILES, read.files, fingerprint=mark, **where)
     return read.done
@@ -137,9 +137,9 @@ def read_files(task: UnitTask) -> FilesRead:
             reading.read(number, opening)
     rows = _joined(_relocated(kept_rows, task.entries), reading.headers())
     files = _joined(kept_files, reading.files())
-    layouts = _layouts(task, reading, rows)
+    tag_profiles = _tag_profiles(task, reading, rows)
     file_findings, value_findings = _file_findings(files), list(_value_findings(task, reading.problems))
-    return FilesRead(rows, files, layouts, file_findings, value_findings, reading.opened, reading.to_retry)
+    return FilesRead(rows, files, tag_profiles, file_findings, value_findings, reading.opened, reading.to_retry)
 
 
 # -- what is taken over -----------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def read_files(task: UnitTask) -> FilesRead:
 def _unchanged(task: UnitTask) -> tuple[pa.Table, pa.Table]:
     """Header rows and file rows that can be taken over from the last extraction."""
     lake, where = task.lake, task.where
-    marks = {(lake.fingerprint(table, **where) or "").split("+")[0] for table in (FILES, headers(), LAYOUTS)}
+    marks = {(lake.fingerprint(table, **where) or "").split("+")[0] for table in (FILES, headers(), TAG_PROFILES)}
     if len(marks) != 1 or not marks.pop().startswith(reader_mark()):
         return _nothing()
     first, last = (task.entries["path"][place].as_py() for place in (0, -1))
@@ -188,15 +188,15 @@ def _relocated(rows: pa.Table, entries: pa.Table) -> pa.Table:
     return rows.set_column(rows.column_names.index("duplicate"), "duplicate", marks)
 
 
-def _layouts(task: UnitTask, reading: _Reading, rows: pa.Table) -> pa.Table:
-    """The layouts of the rows: those read now, and of the former ones those that rows taken over still have."""
-    new = reading.layouts()
-    former = task.lake.read(LAYOUTS, None, **task.where)
+def _tag_profiles(task: UnitTask, reading: _Reading, rows: pa.Table) -> pa.Table:
+    """The tag profiles of the rows: those read now, and of the former ones those that rows taken over still have."""
+    new = reading.tag_profiles()
+    former = task.lake.read(TAG_PROFILES, None, **task.where)
     if former.num_rows == 0:
         return new
-    needed = pc.unique(rows["layout"])
-    known = pc.is_in(former["layout"], pc.unique(new["layout"]))
-    former = former.filter(pc.and_(pc.is_in(former["layout"], needed), pc.invert(known)))
+    needed = pc.unique(rows["tag_profile"])
+    known = pc.is_in(former["tag_profile"], pc.unique(new["tag_profile"]))
+    former = former.filter(pc.and_(pc.is_in(former["tag_profile"], needed), pc.invert(known)))
     return _joined(former, new)
 
 
@@ -278,10 +278,10 @@ class _Reading:
 
     def headers(self) -> pa.Table:
         """The header rows."""
-        numbers, layouts, columns = self._batch.columns()
+        numbers, tag_profiles, columns = self._batch.columns()
         entries = _taken(self._entries, numbers)
         columns |= {name: entries[name] for name in ("dataset", "unit", "subject", "sample", "role", "path")}
-        columns |= {"duplicate": pa.nulls(len(numbers), pa.string()), "layout": layouts}
+        columns |= {"duplicate": pa.nulls(len(numbers), pa.string()), "tag_profile": tag_profiles}
         schema = headers().schema
         return pa.table([columns[name] for name in schema.names], schema=schema)
 
@@ -295,10 +295,10 @@ class _Reading:
         columns["sha256"] = pa.nulls(len(self._numbers), pa.string())
         return pa.table([columns[name] for name in FILES.schema.names], schema=FILES.schema)
 
-    def layouts(self) -> pa.Table:
-        """The layouts that were met."""
-        columns = table_of(self._batch.layouts())
-        return pa.table([columns[name] for name in LAYOUTS.schema.names], schema=LAYOUTS.schema)
+    def tag_profiles(self) -> pa.Table:
+        """The tag profiles that were met."""
+        columns = table_of(self._batch.tag_profiles())
+        return pa.table([columns[name] for name in TAG_PROFILES.schema.names], schema=TAG_PROFILES.schema)
 
 
 def _taken(entries: pa.Table, numbers: Sequence[int]) -> pa.Table:

@@ -194,8 +194,8 @@ def test_adverse_neighbours_by_name_belong_to_different_series(adverse: Read) ->
 
 
 def test_adverse_files_of_a_series_share_neither_layout_nor_encoding(adverse: Read) -> None:
-    layouts = [{tuple(dataset.keys()) for dataset in members} for members in series(adverse)]
-    assert sum(map(len, layouts)) == FILES
+    tag_profiles = [{tuple(dataset.keys()) for dataset in members} for members in series(adverse)]
+    assert sum(map(len, tag_profiles)) == FILES
     assert all(len({d.file_meta.TransferSyntaxUID for d in members}) > 1 for members in series(adverse))
 
 

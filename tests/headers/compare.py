@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from dicom_etl.headers.fast import FastReader
-from dicom_etl.headers.layout import Presence
 from dicom_etl.headers.reader import NotRead, read_header
+from dicom_etl.headers.tag_profile import Presence
 
 
 class Said(NamedTuple):
     """A row. Values are their `repr`, so that 1 is not 1.0, and nan is nan."""
 
     values: tuple[str, ...]
-    layout: int
+    tag_profile: int
     presences: tuple[Presence, ...]
     problems: tuple[tuple[str, str, str], ...]
     pixel_data_cut: bool
@@ -44,8 +44,8 @@ def decided_of(file: BinaryIO, name: str, size: int) -> Said | Refused:
         return Refused(why.kind, why.code)
     return Said(
         tuple(map(repr, header.values)),
-        header.layout.id,
-        header.layout.presences(),
+        header.tag_profile.id,
+        header.tag_profile.presences(),
         tuple((column.name, *problem) for column, problem in header.problems),
         header.pixel_data_cut,
         header.pixel_data_absent,
@@ -65,8 +65,8 @@ def said_of(reader: FastReader, file: BinaryIO, name: str, size: int) -> Said | 
         return Refused(why.kind, why.code)
     return Said(
         tuple(map(repr, row.values())),
-        row.layout.id,
-        row.layout.presences(),
+        row.tag_profile.id,
+        row.tag_profile.presences(),
         tuple((column.name, *problem) for column, problem in row.problems),
         row.pixel_data_cut,
         row.pixel_data_absent,

@@ -7,10 +7,10 @@ from typing import Any
 from dicom_etl.headers.batch import Batch
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.fast import Base, Row
-from dicom_etl.headers.layout import FILLED, Layout, code_of, joined
+from dicom_etl.headers.tag_profile import FILLED, TagProfile, code_of, joined
 
 NAMES = [column.name for column in catalogue()]
-LAYOUT = Layout(joined([code_of(0x00100010, FILLED)]))
+LAYOUT = TagProfile(joined([code_of(0x00100010, FILLED)]))
 
 
 def base(varied: tuple[str, ...] = (), **values: Any) -> Base:
@@ -28,8 +28,8 @@ def columns_of(*rows: Row) -> dict[str, list[Any]]:
     batch = Batch()
     for number, one in enumerate(rows):
         batch.add(number, one)
-    numbers, layouts, columns = batch.columns()
-    assert layouts.to_pylist() == [LAYOUT.id] * len(rows)
+    numbers, tag_profiles, columns = batch.columns()
+    assert tag_profiles.to_pylist() == [LAYOUT.id] * len(rows)
     order = sorted(range(len(rows)), key=numbers.__getitem__)
     return {
         name: [values[place] for place in order]

@@ -237,7 +237,7 @@ def test_a_file_cut_in_its_pixel_data_has_the_whole_header(whole: str) -> None:
     assert not header.pixel_data_cut
     cut = [found for found in cut_everywhere(content).values() if not isinstance(found, str) and found.pixel_data_cut]
     assert len(cut) >= 64
-    assert {(found.values, found.layout) for found in cut} == {(header.values, header.layout)}
+    assert {(found.values, found.tag_profile) for found in cut} == {(header.values, header.tag_profile)}
 
 
 def test_a_cut_image_never_has_a_wrong_value() -> None:

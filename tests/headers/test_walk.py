@@ -11,7 +11,7 @@ import struct
 import pytest
 
 from dicom_etl.headers.forms import Element, NeedMore, Surprise
-from dicom_etl.headers.layout import EMPTY, FILLED
+from dicom_etl.headers.tag_profile import EMPTY, FILLED
 from dicom_etl.headers.walk import Jump, Walk
 from tests.headers.files import (
     BIG_ENDIAN,
@@ -59,7 +59,7 @@ def walked(content: bytes, *, inflated: bool = False) -> Walk:
 
 
 def presences(walk: Walk) -> dict[int, int]:
-    """The status of each element of the layout, by tag."""
+    """The status of each element of the tag profile, by tag."""
     return {code >> 2: code & 3 for code in walk.codes}
 
 
@@ -147,7 +147,7 @@ def test_of_wanted_elements_it_is_kept_where_they_are() -> None:
     assert 0x00091001 not in found
 
 
-def test_group_lengths_are_walked_over_but_not_of_the_layout() -> None:
+def test_group_lengths_are_walked_over_but_not_of_the_tag_profile() -> None:
     content = instance(early=element(0x00080000, b"\x30\0\0\0", "UL"))
     walk = walked(content)
     assert walk.heads(content)[5] == b"\x08\0\0\0UL"

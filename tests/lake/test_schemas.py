@@ -14,7 +14,7 @@ TABLES = [value for value in vars(schemas).values() if isinstance(value, Table)]
     [
         (schemas.INVENTORY, {"dataset": "breast"}, "inventory/breast.parquet"),
         (schemas.SHEETS, {"dataset": "breast"}, "sheets/breast.parquet"),
-        (schemas.LAYOUTS, {"dataset": "breast", "unit": "sub-1"}, "layouts/breast/sub-1.parquet"),
+        (schemas.TAG_PROFILES, {"dataset": "breast", "unit": "sub-1"}, "tag_profiles/breast/sub-1.parquet"),
         (schemas.FILES, {"dataset": "breast", "unit": "."}, "files/breast/%2E.parquet"),
         (headers(), {"dataset": "my data", "unit": "sub/1"}, "headers/my%20data/sub%2F1.parquet"),
         (schemas.IDENTITIES, {"dataset": "breast"}, "identities/breast.parquet"),
@@ -76,5 +76,5 @@ def test_columns_have_types_that_every_reader_of_parquet_knows(table: Table) -> 
 
 def test_a_header_row_says_where_its_file_lies_and_then_its_tags() -> None:
     names = headers().schema.names
-    assert names[:8] == ["dataset", "unit", "subject", "sample", "role", "path", "duplicate", "layout"]
+    assert names[:8] == ["dataset", "unit", "subject", "sample", "role", "path", "duplicate", "tag_profile"]
     assert {"StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "PatientID", "Modality"} <= set(names)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dicom_etl.lake.schemas import FILES, INVENTORY, LAYOUTS, SHEETS, Table
+from dicom_etl.lake.schemas import FILES, INVENTORY, SHEETS, TAG_PROFILES, Table
 from dicom_etl.lake.tables import Lake, LakeError, SchemaError
 from tests.corpus import lake_of
 
@@ -69,10 +69,10 @@ def test_every_folder_that_holds_a_file_is_open_to_its_owner_alone(tmp_path: Pat
     lake = Lake(str(tmp_path / "lake")).open()
     with lake.lock("ds", "a test"):
         lake.write_rows(SHEETS, [cell(1)], dataset="ds")
-        lake.write_rows(LAYOUTS, [], dataset="ds", unit="sub-1")
+        lake.write_rows(TAG_PROFILES, [], dataset="ds", unit="sub-1")
         folders = {path.parent for path in (tmp_path / "lake").rglob("*") if path.is_file()} - {tmp_path / "lake"}
     modes = {folder.relative_to(tmp_path).as_posix(): stat.S_IMODE(folder.stat().st_mode) for folder in folders}
-    assert modes == {"lake/sheets": 0o700, "lake/layouts/ds": 0o700, "lake/locks": 0o700}
+    assert modes == {"lake/sheets": 0o700, "lake/tag_profiles/ds": 0o700, "lake/locks": 0o700}
 
 
 def test_an_empty_folder_becomes_a_lake(tmp_path: Path) -> None:
@@ -276,9 +276,14 @@ def test_of_a_table_that_is_not_there_no_rows_are_found(lake: Lake) -> None:
 
 def test_row_groups_are_of_100_000_rows(lake: Lake) -> None:
     count = 100_001
-    columns = {"layout": range(count), "tag": ["00080060"] * count, "creator": [None] * count, "status": [2] * count}
-    lake.write(LAYOUTS, pa.table(columns, schema=LAYOUTS.schema), dataset="ds", unit="u")
-    metadata = pq.read_metadata(file_of(lake, LAYOUTS, dataset="ds", unit="u"))
+    columns = {
+        "tag_profile": range(count),
+        "tag": ["00080060"] * count,
+        "creator": [None] * count,
+        "status": [2] * count,
+    }
+    lake.write(TAG_PROFILES, pa.table(columns, schema=TAG_PROFILES.schema), dataset="ds", unit="u")
+    metadata = pq.read_metadata(file_of(lake, TAG_PROFILES, dataset="ds", unit="u"))
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [100_000, 1]
 
 

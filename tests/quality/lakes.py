@@ -1,10 +1,10 @@
-"""Header rows and layouts written by hand, for the tests of this folder."""
+"""Header rows and tag profiles written by hand, for the tests of this folder."""
 
 from typing import Any
 
 import pyarrow as pa
 
-from dicom_etl.lake.schemas import LAYOUTS, headers
+from dicom_etl.lake.schemas import TAG_PROFILES, headers
 from dicom_etl.quality.states import PLACE_COLUMNS, occurrences
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -19,14 +19,14 @@ def header_rows(*rows: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
 
 
-def layout_rows(layouts: dict[int, list[tuple[Any, ...]]]) -> pa.Table:
-    """Layouts from lists of (tag, status) or (tag, status, creator)."""
+def tag_profile_rows(tag_profiles: dict[int, list[tuple[Any, ...]]]) -> pa.Table:
+    """Tag profiles from lists of (tag, status) or (tag, status, creator)."""
     rows = [
-        {"layout": layout, "tag": tag, "creator": creator[0] if creator else None, "status": status}
-        for layout, elements in layouts.items()
+        {"tag_profile": tag_profile, "tag": tag, "creator": creator[0] if creator else None, "status": status}
+        for tag_profile, elements in tag_profiles.items()
         for tag, status, *creator in elements
     ]
-    return pa.Table.from_pylist(rows, schema=LAYOUTS.schema)
+    return pa.Table.from_pylist(rows, schema=TAG_PROFILES.schema)
 
 
 def occurrences_of(rows: pa.Table) -> pa.Table:

@@ -9,16 +9,16 @@ import pytest
 from dicom_etl.lake.schemas import COMPLETENESS
 from dicom_etl.quality.completeness import completeness
 from dicom_etl.quality.states import opened
-from tests.quality.lakes import CT, ENHANCED_MR, MR, NOBODYS_CLASS, header_rows, layout_rows, occurrences_of
+from tests.quality.lakes import CT, ENHANCED_MR, MR, NOBODYS_CLASS, header_rows, occurrences_of, tag_profile_rows
 
 NAME, BODY_PART, KVP, ECHO_TIME, LATERALITY = "00100010", "00180015", "00180060", "00180081", "00200060"
 STATION, STUDY_DATE, SERIES_CODE, OVERLAY_ROWS = "00081010", "00080020", "0008103F", "60020010"
 EMPTY, FILLED = 1, 2
 
 
-def row(layout: int, study: str, series: str, sop_class: str, **more: Any) -> dict[str, Any]:
+def row(tag_profile: int, study: str, series: str, sop_class: str, **more: Any) -> dict[str, Any]:
     return {
-        "layout": layout,
+        "tag_profile": tag_profile,
         "StudyInstanceUID": study,
         "SeriesInstanceUID": series,
         "SOPClassUID": sop_class,
@@ -38,7 +38,7 @@ ROWS = [
     row(5, "S2", "C", MR, Modality="MR", subject="sub-2", PatientName="Anonymous^"),
     row(6, "S3", "D", NOBODYS_CLASS, subject="sub-2", PatientName="Roe^J", StudyDate=None),
 ]
-LAYOUTS = {
+TAG_PROFILES = {
     1: [(NAME, FILLED), (BODY_PART, EMPTY), (KVP, FILLED), (OVERLAY_ROWS, FILLED)],
     2: [(NAME, FILLED)],
     3: [(NAME, EMPTY)],
@@ -52,7 +52,7 @@ COUNTS = ("applicable", "unknown", "absent", "empty", "unusable", "filled", "som
 
 @pytest.fixture(scope="module")
 def table() -> pa.Table:
-    with opened(occurrences_of(header_rows(*ROWS)), layout_rows(LAYOUTS)) as states:
+    with opened(occurrences_of(header_rows(*ROWS)), tag_profile_rows(TAG_PROFILES)) as states:
         return completeness("d", states)
 
 
@@ -157,7 +157,7 @@ def test_groups(found: dict[Any, Any]) -> None:
 
 def test_a_series_counts_in_each_group_that_it_lies_in() -> None:
     rows = [row(2, "S", "A", CT, Manufacturer=maker, PatientName="Doe^J") for maker in ("ONE", "TWO")]
-    with opened(occurrences_of(header_rows(*rows)), layout_rows(LAYOUTS)) as states:
+    with opened(occurrences_of(header_rows(*rows)), tag_profile_rows(TAG_PROFILES)) as states:
         table = completeness("d", states).to_pylist()
     names = {
         (r["group_by"], r["group"]): r["n_filled"]
@@ -169,13 +169,13 @@ def test_a_series_counts_in_each_group_that_it_lies_in() -> None:
 
 def test_instances_without_a_series_count_as_instances_alone() -> None:
     rows = [row(2, "S", "A", CT, PatientName="Doe^J") | {"SeriesInstanceUID": None}]
-    with opened(occurrences_of(header_rows(*rows)), layout_rows(LAYOUTS)) as states:
+    with opened(occurrences_of(header_rows(*rows)), tag_profile_rows(TAG_PROFILES)) as states:
         levels = {r["level"] for r in completeness("d", states).to_pylist()}
     assert levels == {"instance", "study"}
 
 
 def test_a_dataset_without_instances_has_no_rows() -> None:
-    with opened(occurrences_of(header_rows()), layout_rows({})) as states:
+    with opened(occurrences_of(header_rows()), tag_profile_rows({})) as states:
         assert completeness("d", states).num_rows == 0
 
 

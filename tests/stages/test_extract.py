@@ -1,4 +1,4 @@
-"""extract: header rows, layouts and file rows of each unit, read once and kept exactly up to the inventory."""
+"""extract: header rows, tag profiles and file rows of each unit, read once and kept exactly up to the inventory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import pytest
 
 from dicom_etl.engine import Engine
-from dicom_etl.headers.layout import EMPTY, FILLED
-from dicom_etl.lake.schemas import FILES, LAYOUTS, Table, headers
+from dicom_etl.headers.tag_profile import EMPTY, FILLED
+from dicom_etl.lake.schemas import FILES, TAG_PROFILES, Table, headers
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Entry, Scan, Source, SourceError
 from dicom_etl.stages.crawl import crawl
@@ -92,7 +92,7 @@ def codes(tree: Tree, unit: str | None = "sub-1") -> list[str]:
 def snapshot(lake: Lake, *folders: str) -> dict[str, bytes]:
     """The files of the lake below some folders."""
     root = Path(lake.root)
-    wanted = folders or ("headers", "layouts", "files", "findings/extract")
+    wanted = folders or ("headers", "tag_profiles", "files", "findings/extract")
     found = (path for folder in wanted for path in sorted((root / folder).rglob("*")) if path.is_file())
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
@@ -138,10 +138,12 @@ def test_a_layout_is_joined_to_its_rows_and_is_there_once(tree: Tree) -> None:
     tree.write("sub-1/2.dcm", PatientID="")
     run(tree)
     found = rows(tree)
-    layout = found["sub-1/1.dcm"]["layout"]
-    assert found["sub-1/2.dcm"]["layout"] == layout
-    listed = [(row["tag"], row["status"]) for row in table(tree, LAYOUTS, "sub-1") if row["layout"] == layout]
-    assert len(dict(listed)) == len(listed) == len(table(tree, LAYOUTS, "sub-1"))
+    tag_profile = found["sub-1/1.dcm"]["tag_profile"]
+    assert found["sub-1/2.dcm"]["tag_profile"] == tag_profile
+    listed = [
+        (row["tag"], row["status"]) for row in table(tree, TAG_PROFILES, "sub-1") if row["tag_profile"] == tag_profile
+    ]
+    assert len(dict(listed)) == len(listed) == len(table(tree, TAG_PROFILES, "sub-1"))
     assert (dict(listed)["00100020"], dict(listed)["00100010"]) == (EMPTY, FILLED)
 
 
@@ -311,7 +313,7 @@ def test_a_new_file_alone_is_opened(extracted: Tree, tmp_path: Path) -> None:
     assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
 
 
-def test_a_removed_file_loses_its_row_and_its_layout(tree: Tree, tmp_path: Path) -> None:
+def test_a_removed_file_loses_its_row_and_its_tag_profile(tree: Tree, tmp_path: Path) -> None:
     for number in range(20):
         tree.write(f"sub-1/{number}.dcm")
     odd = tree.write("sub-1/odd.dcm", PatientWeight=70)
@@ -319,7 +321,7 @@ def test_a_removed_file_loses_its_row_and_its_layout(tree: Tree, tmp_path: Path)
     odd.unlink()
     assert run(tree)[1] == []
     assert "sub-1/odd.dcm" not in rows(tree)
-    assert {row["tag"] for row in table(tree, LAYOUTS, "sub-1")}.isdisjoint({"00101030"})
+    assert {row["tag"] for row in table(tree, TAG_PROFILES, "sub-1")}.isdisjoint({"00101030"})
     assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
 
 
@@ -434,10 +436,10 @@ def test_files_is_written_last(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> N
     tree.crawl()
     monkeypatch.setattr(Lake, "write", noting)
     tree.extract()
-    assert order[:4] == ["findings", "layouts", "headers", "files"]
+    assert order[:4] == ["findings", "tag_profiles", "headers", "files"]
 
 
-@pytest.mark.parametrize("last", ["findings", "layouts", "headers"])
+@pytest.mark.parametrize("last", ["findings", "tag_profiles", "headers"])
 def test_a_run_that_dies_between_two_tables_is_completed_by_the_next(
     extracted: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
@@ -462,7 +464,7 @@ def test_a_run_that_dies_between_two_tables_is_completed_by_the_next(
 
 def test_a_lost_table_is_made_again(extracted: Tree) -> None:
     before = snapshot(extracted.lake)
-    (Path(extracted.lake.root) / "layouts/ds/sub-1.parquet").unlink()
+    (Path(extracted.lake.root) / "tag_profiles/ds/sub-1.parquet").unlink()
     run(extracted)
     assert snapshot(extracted.lake) == before
 

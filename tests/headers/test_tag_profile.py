@@ -1,4 +1,4 @@
-"""Layouts: which elements are there, which are filled, and one number for all of it."""
+"""Tag profiles: which elements are there, which are filled, and one number for all of it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
-from dicom_etl.headers.layout import EMPTY, FILLED, Layout, Presence, code_of, joined, table_of, tag_text
 from dicom_etl.headers.reader import Header
-from dicom_etl.lake.schemas import LAYOUTS
+from dicom_etl.headers.tag_profile import EMPTY, FILLED, Presence, TagProfile, code_of, joined, table_of, tag_text
+from dicom_etl.lake.schemas import TAG_PROFILES
 from tests.headers.files import (
     BIG_ENDIAN,
     DEFLATED,
@@ -25,8 +25,10 @@ from tests.headers.files import (
 
 def status(*elements: bytes, syntax: str = EXPLICIT) -> dict[int, int]:
     """The status of each tag but those that every file of these tests has."""
-    layout = read(instance(*elements, syntax=syntax)).layout.presences()
-    return {tag: filled for tag, _, filled in layout if tag not in {0x00080016, 0x00080018, 0x0020000D, 0x0020000E}}
+    tag_profile = read(instance(*elements, syntax=syntax)).tag_profile.presences()
+    return {
+        tag: filled for tag, _, filled in tag_profile if tag not in {0x00080016, 0x00080018, 0x0020000D, 0x0020000E}
+    }
 
 
 def shipped_header(name: str) -> Header:
@@ -69,7 +71,7 @@ def test_a_sequence_with_an_item_is_filled_even_if_the_item_is_empty(defined: bo
     assert status(sequence("ProcedureCodeSequence", item(), defined=defined)) == {0x00081032: FILLED}
 
 
-def test_what_lies_in_an_item_is_not_of_the_layout() -> None:
+def test_what_lies_in_an_item_is_not_of_the_tag_profile() -> None:
     assert set(status(sequence("ProcedureCodeSequence", item(element("CodeValue", b"1")), defined=False))) == {
         0x00081032
     }
@@ -88,12 +90,12 @@ def test_implicit_vr_has_the_layout_of_explicit_vr() -> None:
     implicit = instance(
         element("PatientID", b"  ", syntax=IMPLICIT), element("Rows", rows, syntax=IMPLICIT), syntax=IMPLICIT
     )
-    assert read(explicit).layout == read(implicit).layout
+    assert read(explicit).tag_profile == read(implicit).tag_profile
 
 
 def test_elements_are_sorted_by_tag() -> None:
-    layout = read(instance(element("Rows", b"\1\0"), element("PatientID", b"1"))).layout.presences()
-    assert [tag for tag, _, _ in layout] == [
+    tag_profile = read(instance(element("Rows", b"\1\0"), element("PatientID", b"1"))).tag_profile.presences()
+    assert [tag for tag, _, _ in tag_profile] == [
         0x00080016,
         0x00080018,
         0x00100020,
@@ -121,7 +123,7 @@ def test_private_elements_have_their_creator() -> None:
         element(0x00291110, b"", "OB"),
         element(0x00291208, b"x", "LO"),
     )
-    assert read(content).layout.presences()[-5:] == (
+    assert read(content).tag_profile.presences()[-5:] == (
         (0x00290010, None, FILLED),
         (0x00290011, None, FILLED),
         (0x00291008, "SIEMENS CSA HEADER", FILLED),
@@ -132,23 +134,25 @@ def test_private_elements_have_their_creator() -> None:
 
 def test_the_creator_of_another_group_counts_nothing() -> None:
     content = instance(element(0x00290010, b"ACME", "LO"), element(0x00311001, b"x", "LO"))
-    assert read(content).layout.presences()[-1] == (0x00311001, None, FILLED)
+    assert read(content).tag_profile.presences()[-1] == (0x00311001, None, FILLED)
 
 
 def test_a_real_report_has_its_empty_sequence() -> None:
-    assert {tag: filled for tag, _, filled in shipped_header("reportsi.dcm").layout.presences()}[0x00081111] == EMPTY
+    assert {tag: filled for tag, _, filled in shipped_header("reportsi.dcm").tag_profile.presences()}[
+        0x00081111
+    ] == EMPTY
 
 
 def test_a_deflated_file_has_a_layout_too() -> None:
     header = shipped_header("image_dfl.dcm")
-    assert len(header.layout.presences()) > 20
+    assert len(header.tag_profile.presences()) > 20
     assert header.values[0] == DEFLATED
 
 
 def test_the_id_depends_on_tag_creator_and_status() -> None:
     creator = code_of(0x00290010, FILLED)
-    layouts = [
-        Layout(joined([creator, code_of(tag, status)]), ((0x00290010, name),))
+    tag_profiles = [
+        TagProfile(joined([creator, code_of(tag, status)]), ((0x00290010, name),))
         for tag, name, status in [
             (0x00291001, "ACME", FILLED),
             (0x00291002, "ACME", FILLED),
@@ -156,18 +160,20 @@ def test_the_id_depends_on_tag_creator_and_status() -> None:
             (0x00291001, "ACME", EMPTY),
         ]
     ]
-    assert len({layout.id for layout in layouts}) == 4
+    assert len({tag_profile.id for tag_profile in tag_profiles}) == 4
 
 
 def test_the_id_is_a_signed_number_of_64_bits_that_never_changes() -> None:
-    # written down: a lake made by another process or version joins headers and layouts by it
-    assert Layout(b"").id == -1970711489451281740
-    assert Layout(joined([code_of(0x00100010, EMPTY)])).id == 880226242798095674
+    # written down: a lake made by another process or version joins headers and tag profiles by it
+    assert TagProfile(b"").id == -1970711489451281740
+    assert TagProfile(joined([code_of(0x00100010, EMPTY)])).id == 880226242798095674
 
 
 def test_a_layout_turned_has_these_elements_filled_instead_of_empty_or_the_other_way_round() -> None:
-    layout = Layout(joined([code_of(0x00100010, EMPTY), code_of(0x00100020, FILLED), code_of(0x00100030, FILLED)]))
-    assert layout.turned([0, 2]).presences() == (
+    tag_profile = TagProfile(
+        joined([code_of(0x00100010, EMPTY), code_of(0x00100020, FILLED), code_of(0x00100030, FILLED)])
+    )
+    assert tag_profile.turned([0, 2]).presences() == (
         Presence(0x00100010, None, FILLED),
         Presence(0x00100020, None, FILLED),
         Presence(0x00100030, None, EMPTY),
@@ -175,12 +181,12 @@ def test_a_layout_turned_has_these_elements_filled_instead_of_empty_or_the_other
 
 
 def test_the_table_has_a_row_for_each_element_with_its_creator() -> None:
-    private = Layout(
+    private = TagProfile(
         joined([code_of(tag, FILLED) for tag in (0x00090010, 0x00100010, 0x00290010, 0x00291001, 0x00291101)]),
         ((0x00090010, "ACME"), (0x00290010, "EMCA")),
     )
-    plain = Layout(joined([code_of(0x00100010, EMPTY)]))
-    rows = list(zip(*(table_of([private, plain])[name].to_pylist() for name in LAYOUTS.schema.names), strict=True))
+    plain = TagProfile(joined([code_of(0x00100010, EMPTY)]))
+    rows = list(zip(*(table_of([private, plain])[name].to_pylist() for name in TAG_PROFILES.schema.names), strict=True))
     assert rows == sorted(
         [
             (private.id, "00090010", None, FILLED),
@@ -195,7 +201,7 @@ def test_the_table_has_a_row_for_each_element_with_its_creator() -> None:
 
 
 def test_no_layouts_are_a_table_of_no_rows() -> None:
-    assert {name: len(column) for name, column in table_of([]).items()} == dict.fromkeys(LAYOUTS.schema.names, 0)
+    assert {name: len(column) for name, column in table_of([]).items()} == dict.fromkeys(TAG_PROFILES.schema.names, 0)
 
 
 @pytest.mark.parametrize(("tag", "text"), [(0x00100010, "00100010"), (0x0029100A, "0029100A")])

@@ -1,7 +1,7 @@
-"""Layouts: which elements a header has, and which of them are filled.
+"""Tag profiles: which elements a header has, and which of them are filled.
 
-A layout is the list of (tag, creator, status) of a top-level data set up to the pixel data, without group lengths and
-file meta information. Its id is a hash of the list, so that workers need not agree on numbers; the instances of a
+A tag profile is the list of (tag, creator, status) of a top-level data set up to the pixel data, without group lengths
+and file meta information. Its id is a hash of the list, so that workers need not agree on numbers; the instances of a
 series nearly always share one.
 """
 
@@ -33,12 +33,12 @@ class Presence(NamedTuple):
 
 
 def code_of(tag: int, status: int) -> int:
-    """An element of a layout as a number; of one that is empty it is the number before that of a filled one."""
+    """An element of a tag profile as a number; of one that is empty it is the number before that of a filled one."""
     return tag << 2 | status
 
 
 def joined(codes: list[int]) -> bytes:
-    """The codes of a layout, which lie in the order of the tags, as bytes."""
+    """The codes of a tag profile, which lie in the order of the tags, as bytes."""
     found = array("Q", codes)
     if sys.byteorder == "big":
         found.byteswap()
@@ -46,8 +46,8 @@ def joined(codes: list[int]) -> bytes:
 
 
 @dataclass(unsafe_hash=True)  # frozen ones take three times as long to make, and every file may have its own
-class Layout:
-    """A layout as it is kept while headers are read."""
+class TagProfile:
+    """A tag profile as it is kept while headers are read."""
 
     codes: bytes  # those of its elements (`code_of`), `joined`
     creators: tuple[tuple[int, str], ...] = ()  # tag and value of the private creators, sorted (PS3.5 7.8.1)
@@ -67,15 +67,15 @@ class Layout:
         return int.from_bytes(digest.digest(), "big", signed=True)
 
     def is_filled(self, place: int) -> bool:
-        """Whether the element at a place of the layout is filled."""
+        """Whether the element at a place of the tag profile is filled."""
         return self.codes[place * _CODE] & 3 == FILLED
 
-    def turned(self, places: Iterable[int]) -> Layout:
-        """The layout in which the elements at these places are filled instead of empty, or the other way round."""
+    def turned(self, places: Iterable[int]) -> TagProfile:
+        """The tag profile in which the elements at these places are filled instead of empty, or the other way round."""
         codes = bytearray(self.codes)
         for place in places:
             codes[place * _CODE] ^= EMPTY ^ FILLED
-        return Layout(bytes(codes), self.creators)
+        return TagProfile(bytes(codes), self.creators)
 
     def tags(self) -> list[int]:
         """The tags of its elements."""
@@ -94,15 +94,15 @@ def _creator(tag: int) -> int:
     return tag >> 16 << 16 | (tag & 0xFFFF) >> 8
 
 
-def table_of(layouts: Iterable[Layout]) -> dict[str, pa.Array]:
-    """The columns `layout`, `tag`, `creator` and `status`, a row for each element of each layout, in order."""
-    found = sorted(layouts, key=attrgetter("id"))
-    lengths = [len(layout.codes) // _CODE for layout in found]
-    codes = np.frombuffer(b"".join([layout.codes for layout in found]), "<u8")
+def table_of(tag_profiles: Iterable[TagProfile]) -> dict[str, pa.Array]:
+    """The columns `tag_profile`, `tag`, `creator` and `status`, a row for each element, in order."""
+    found = sorted(tag_profiles, key=attrgetter("id"))
+    lengths = [len(tag_profile.codes) // _CODE for tag_profile in found]
+    codes = np.frombuffer(b"".join([tag_profile.codes for tag_profile in found]), "<u8")
     numbers = np.repeat(np.arange(len(found)), lengths)
     tags = (codes >> np.uint64(2)).astype(np.int64)
     return {
-        "layout": pa.array(np.array([layout.id for layout in found], np.int64)[numbers]),
+        "tag_profile": pa.array(np.array([tag_profile.id for tag_profile in found], np.int64)[numbers]),
         "tag": _texts(tags),
         "creator": _creators(found, numbers, tags),
         "status": pa.array((codes & np.uint64(3)).astype(np.int8)),
@@ -116,9 +116,9 @@ def _texts(tags: np.ndarray) -> pa.Array:
     return pa.StringArray.from_buffers(len(tags), pa.py_buffer(ends), pa.py_buffer(digits))
 
 
-def _creators(layouts: list[Layout], numbers: np.ndarray, tags: np.ndarray) -> pa.Array:
+def _creators(tag_profiles: list[TagProfile], numbers: np.ndarray, tags: np.ndarray) -> pa.Array:
     """The creator of each element, null where it has none."""
-    known = [(number << 32 | tag, name) for number, one in enumerate(layouts) for tag, name in one.creators]
+    known = [(number << 32 | tag, name) for number, one in enumerate(tag_profiles) for tag, name in one.creators]
     if not known:
         return pa.nulls(len(tags), pa.string())
     keys = np.array([key for key, _ in known], np.int64)
