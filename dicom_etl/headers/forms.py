@@ -118,6 +118,7 @@ class Form(NamedTuple):
     item: Callable[..., tuple[Any, ...]]  # tag and length
     short: Callable[..., tuple[Any, ...]]
     long: Callable[..., tuple[Any, ...]]
+    reserved_long: Callable[..., tuple[Any, ...]]  # after two reserved bytes (PS3.5 7.1.2)
     delimiter: bytes  # the tag that ends a sequence
 
 
@@ -126,7 +127,8 @@ def _form(order: str, *, implicit: bool) -> Form:
     short, long = Struct(order + "H").unpack_from, Struct(order + "L").unpack_from
     delimiter = Struct(order + "HH").pack(0xFFFE, 0xE0DD)
     item = Struct(order + "HHL").unpack_from
-    return Form(implicit, order, head, _Heads(order, implicit=implicit), item, short, long, delimiter)
+    reserved_long = Struct(order + "2xL").unpack_from
+    return Form(implicit, order, head, _Heads(order, implicit=implicit), item, short, long, reserved_long, delimiter)
 
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN = _form("<", implicit=True), _form("<", implicit=False), _form(">", implicit=False)

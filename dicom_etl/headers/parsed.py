@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.forms import UNDEFINED, Surprise, is_creator
@@ -18,13 +18,14 @@ from dicom_etl.headers.items import (
 )
 from dicom_etl.headers.nested import is_plain_charset
 from dicom_etl.headers.reader import CHARACTER_SET, ColumnProblem
-from dicom_etl.headers.tag_profile import EMPTY, FILLED, TagProfile, joined
+from dicom_etl.headers.tag_profile import TagProfile, joined
 from dicom_etl.headers.values import Problem, Value, encodings_of, text_of
 from dicom_etl.headers.walk import Walk
 
 LATIN = ("iso8859",)
 _TRANSFER_SYNTAX, _MEDIA_STORAGE_SOP_CLASS = 0x00020010, 0x00020002
 _SOP_CLASS = 0x00080016
+_CONSTANT = frozenset({CHARACTER_SET, _TRANSFER_SYNTAX, _MEDIA_STORAGE_SOP_CLASS})
 
 
 @cache
@@ -103,6 +104,11 @@ class Parsed:
         """Private creators (PS3.5 7.8.1) by their tags."""
         return tuple([(tag, _creator(self.buf[value:end])) for tag, value, end in self.walked.creators])
 
+    @cached_property
+    def tags(self) -> list[int]:
+        """The tags of all elements."""
+        return self.walked.tags(self.buf)
+
     def is_like(self, buf: bytes, walked: Walk) -> bool:
         """Whether a header is one that a template of this one may match."""
         return self.walked.is_like(self.buf, walked, buf)
@@ -110,28 +116,32 @@ class Parsed:
     def differs(self, buf: bytes, walked: Walk) -> set[int]:
         """The tags in which a header that is like this one differs."""
         mine, large = self.buf, set(self.walked.large)
-        pairs = zip(self.walked.tags(mine), self.walked.bounds(), walked.bounds(), strict=True)
+        pairs = zip(self.tags, self.walked.bounds(), walked.bounds(), strict=True)
         return {
             tag for tag, (begin, end), (start, stop) in pairs if mine[begin:end] != buf[start:stop] and tag not in large
         }
 
     def may_vary(self, varying: frozenset[int]) -> bool:
         """Whether a template may leave these open: what other columns or the tag profile hang on must stay."""
-        for tag in varying:
-            if tag in (CHARACTER_SET, _TRANSFER_SYNTAX, _MEDIA_STORAGE_SOP_CLASS):
-                return False
-            if is_creator(tag):
-                return False
-        return not any(
-            tag in self.found and (tag in varying or not varying.isdisjoint(_first_tags(tag)))
-            for tag in second_places()
-        )
+        return varying.isdisjoint(_CONSTANT) and not any(map(is_creator, varying))
+
+    def varying_with(self, varying: frozenset[int]) -> frozenset[int]:
+        """These tags and those that a template must leave open with them: the places of a column vary together."""
+        for places in _alternatives():
+            if not places.isdisjoint(varying):
+                varying |= places.intersection(self.found)
+        return varying
 
 
 @cache
-def _first_tags(second: int) -> frozenset[int]:
-    """The top-level tags under which the columns have their first places whose second ones are under a tag."""
-    return frozenset(catalogue()[place].tag for place in places_in(second_places()[second]))
+def _alternatives() -> tuple[frozenset[int], ...]:
+    """Top-level tags of which one decides whether another gives a column its value, in groups that share none."""
+    groups: list[frozenset[int]] = []
+    for second, branch in second_places().items():
+        group = frozenset([second, *(catalogue()[place].tag for place in places_in(branch))])
+        group = group.union(*(other for other in groups if not other.isdisjoint(group)))
+        groups = [*(other for other in groups if other.isdisjoint(group)), group]
+    return tuple(groups)
 
 
 @lru_cache(maxsize=4096)
@@ -139,8 +149,6 @@ def _creator(raw: bytes) -> str:
     return text_of("LO", raw, LATIN)[0]
 
 
-def status_of(raw: bytes, undefined: bool | int, padded: bool, delimiter: bytes) -> int:
-    """EMPTY or FILLED: a sequence of undefined length is empty when its delimiter follows at once."""
-    if undefined:
-        return EMPTY if raw.startswith(delimiter) else FILLED
-    return EMPTY if not raw or (padded and not raw.strip(b" \0")) else FILLED
+def is_blank(raw: bytes, padded: bool) -> bool:
+    """Whether a value of defined length is empty; one of nothing but padding is, if its VR is `padded` text."""
+    return not raw or (padded and not raw.strip(b" \0"))

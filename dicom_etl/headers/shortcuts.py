@@ -108,7 +108,9 @@ def _integer(general: Decode) -> Decode:
         text = raw.strip(_PADDING)
         if not text:
             return None, None
-        return (int(text), None) if len(text) <= _LONGEST_INTEGER and fullmatch(text) else general(raw)
+        if len(text) <= _LONGEST_INTEGER and (text.isdigit() or fullmatch(text)):
+            return int(text), None
+        return general(raw)
 
     return plain
 
@@ -126,13 +128,15 @@ def _number(general: Decode) -> Decode:
 
 
 def _numbers(general: Decode) -> Decode:
+    fullmatch = _NUMBERS.fullmatch
+
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
         text = raw.strip(_PADDING)
         if not text:
             return None, None
-        if _NUMBERS.fullmatch(text):
-            found = [float(part) for part in text.split(b"\\")]
-            if all(map(math.isfinite, found)):
+        if fullmatch(text):
+            found = list(map(float, text.split(b"\\")))
+            if len(text) < _LONGEST_NUMBER or all(map(math.isfinite, found)):
                 return found, None
         return general(raw)
 
@@ -141,15 +145,20 @@ def _numbers(general: Decode) -> Decode:
 
 def _date(general: Decode) -> Decode:
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
-        text = raw.strip(_PADDING)
-        if len(text) == 8 and text.isdigit():
-            try:
-                return datetime.date(int(text[:4]), int(text[4:6]), int(text[6:])), None
-            except ValueError:
-                pass
-        return general(raw) if text else (None, None)
+        if len(raw) == 8 and (date := _day(raw)):
+            return date, None
+        return general(raw)
 
     return plain
+
+
+@lru_cache(maxsize=1 << 14)
+def _day(raw: bytes) -> datetime.date | None:
+    """The date that eight digits are. A file has the same one several times, and many files have it."""
+    try:
+        return datetime.date(int(raw[:4]), int(raw[4:6]), int(raw[6:])) if raw.isdigit() else None
+    except ValueError:
+        return None
 
 
 def _double(general: Decode) -> Decode:

@@ -26,12 +26,19 @@ class Part(NamedTuple):
 
     run: bytes
     size: int  # of the run
-    length_of: Callable[..., tuple[Any, ...]]
-    length_at: int  # bytes after the run
-    value_at: int
+    length_of: Callable[..., tuple[Any, ...]]  # from the bytes after the run
+    value_at: int  # bytes after the run
+    unlike: Unlike | None  # None for most elements
+
+
+class Unlike(NamedTuple):
+    """How an element is unlike most."""
+
     lengths: range | None  # that are possible; None: all are
-    element: Element
     beyond: int  # of a value that is jumped over: bytes that are fetched after it; else 0
+
+
+_LIKE = Unlike(None, 0)
 
 
 class Matched(NamedTuple):
@@ -73,37 +80,41 @@ class Template:
         """
         pos, base, n = 0, 0, len(buf)
         values: list[bytes] = []
+        add = values.append
         undefined = 0
-        for part in self._parts:
-            run, size, length_of, length_at, value_at, lengths, _, beyond = part
+        for run, size, length_of, value_at, unlike in self._parts:
             if pos + size + 12 > n and not at_end:
                 buf, at_end = fetch(base + pos, size + _MORE)
                 base, pos, n = base + pos, 0, len(buf)
-            if not buf.startswith(run, pos):
+            start = pos + size + value_at
+            if start > n or not buf.startswith(run, pos):
                 return None
-            pos += size
-            if pos + value_at > n:
+            length = length_of(buf, pos + size)[0]
+            end = start + length
+            if end <= n and not unlike:  # an undefined length is more than there ever is
+                add(buf[start:end])
+                pos = end
+                continue
+            lengths, beyond = unlike or _LIKE
+            if lengths and length not in lengths:
                 return None
-            length = length_of(buf, pos + length_at)[0]
-            if lengths is not None and length not in lengths:
-                return None
-            pos += value_at
-            if length != UNDEFINED and pos + length <= n:
-                values.append(b"" if beyond else buf[pos : pos + length])
-                pos += length
+            if end <= n:
+                add(b"" if beyond else buf[start:end])
+                pos = end
             elif beyond:
                 if at_end:
                     return None
-                values.append(b"")
-                buf, at_end = fetch(base + pos + length, beyond)
-                base, pos, n = base + pos + length, 0, len(buf)
+                add(b"")
+                buf, at_end = fetch(base + end, beyond)
+                base, pos, n = base + end, 0, len(buf)
             else:
-                base, buf, at_end, end = self._rest(part, (base + pos, buf[pos:], at_end), length, fetch)
+                have = base + start, buf[start:], at_end
+                base, buf, at_end, end = self._rest(self.elements[len(values)], have, length, fetch)
                 if end < 0:
                     return None
                 if length == UNDEFINED:
                     undefined |= 1 << len(values)
-                values.append(buf[:end])
+                add(buf[:end])
                 pos, n = end, len(buf)
         size = len(self._last_run)
         if pos + size + 12 > n and not at_end:
@@ -112,19 +123,19 @@ class Template:
         return self._matched(buf, pos, base, at_end, values, undefined)
 
     def _rest(
-        self, part: Part, have: tuple[int, bytes, bool], length: int, fetch: Fetch
+        self, element: Element, have: tuple[int, bytes, bool], length: int, fetch: Fetch
     ) -> tuple[int, bytes, bool, int]:
         """The bytes from a value on, fetched until it ends in them; and where it ends, -1 if it does not.
 
         Args:
-            part: that the value belongs to.
+            element: that the value belongs to.
             have: place of the value, the bytes there are of it, and whether they are all.
             length: of the value.
             fetch: as in `match`.
         """
         place, buf, at_end = have
         while True:
-            end = _end(part, buf, length, self._walked.form)
+            end = _end(element, buf, length, self._walked.form)
             if end is not None or at_end:
                 return place, buf, at_end, -1 if end is None else end
             wanted = length + _MORE if length != UNDEFINED else max(3 * len(buf), 2 * _MORE)
@@ -168,7 +179,7 @@ def _part(buf: bytes, begin: int, element: Element, form: Form, beyond: int, *, 
         begin: where the run begins.
         element: that varies.
         form: how the element is written.
-        beyond: as in `Part`.
+        beyond: as in `Unlike`.
         first: it is the first of the data set.
     """
     lengths = None
@@ -178,21 +189,22 @@ def _part(buf: bytes, begin: int, element: Element, form: Form, beyond: int, *, 
         lengths = range(4, 5)  # pydicom converts it, and refuses others
     elif form.implicit and first:
         lengths = range(0x4141)  # pydicom would take a longer one for a VR
-    head, length_of, length_at, value_at = 6, form.short, 0, 2
+    head, length_of, value_at = 6, form.short, 2
     if form.implicit:
         head, length_of, value_at = 4, form.long, 4
     elif element.vr in LONG:
-        length_of, length_at, value_at = form.long, 2, 6
+        length_of, value_at = form.reserved_long, 6
     run = buf[begin : element.start + head]
-    return Part(run, len(run), length_of, length_at, value_at, lengths, element, beyond)
+    unlike = Unlike(lengths, beyond) if lengths or beyond else None
+    return Part(run, len(run), length_of, value_at, unlike)
 
 
-def _end(part: Part, buf: bytes, length: int, form: Form) -> int | None:
+def _end(element: Element, buf: bytes, length: int, form: Form) -> int | None:
     """Where a value ends that begins with the bytes; None where they do not reach so far, -1 where it is not plain."""
     if length != UNDEFINED:
         return length if length <= len(buf) else None
     try:
-        return after_sequence(buf, part.element.tag, part.element.vr, 0, len(buf), form)
+        return after_sequence(buf, element.tag, element.vr, 0, len(buf), form)
     except NeedMore:
         return None
     except Surprise:

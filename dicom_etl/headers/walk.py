@@ -81,6 +81,7 @@ class Walk:
         self.large: list[int] = []  # tags of the values that are jumped over
         self.meta, self.end, self.form, self.pixels = 0, 0, EXPLICIT, False
         self._last = _LAST_BEFORE  # the tag before `end`
+        self._heads: list[bytes] = []  # of the elements that were walked over when they were last asked for
 
     def _begin(self, buf: bytes) -> None:
         meta = meta_of(buf)
@@ -190,9 +191,11 @@ class Walk:
 
     def heads(self, buf: bytes) -> list[bytes]:
         """The first bytes of all elements of the header that was walked."""
-        size = 4 if self.form.implicit else 6
-        meta, rest = self.starts[: self.meta], self.starts[self.meta :]
-        return [buf[start : start + 6] for start in meta] + [buf[start : start + size] for start in rest]
+        if len(self._heads) != len(self.starts):
+            size = 4 if self.form.implicit else 6
+            meta, rest = self.starts[: self.meta], self.starts[self.meta :]
+            self._heads = [buf[start : start + 6] for start in meta] + [buf[start : start + size] for start in rest]
+        return self._heads
 
     def tags(self, buf: bytes) -> list[int]:
         """The tags of all elements of the header that was walked."""

@@ -28,6 +28,7 @@ from dicom_etl.headers.forms import LONG, SHORT, UNDEFINED, Element, NeedMore, S
 from dicom_etl.headers.walk import Jump, Walk
 from tests.headers.compare import Refused, Said, decided, decided_of, downloaded, said, said_of
 from tests.headers.files import BIG_ENDIAN, EXPLICIT, IMPLICIT, element, item, sequence, shipped, siblings
+from tests.headers.one_file_series import one_file_series
 
 BATCH = 100
 SECONDS = 30  # for a batch, which takes less than one
@@ -58,7 +59,7 @@ def main(folder: Path, seed: int, files: int) -> None:
     faulthandler.dump_traceback_later(120, exit=True)  # for what comes before the first batch
     warnings.simplefilter("ignore")
     rng = random.Random(seed)
-    series = [*_generated(folder, seed), *_packaged()]
+    series = [*_generated(folder, seed), *_packaged(), *_one_file_series(seed)]
     judge = _Judge(rng, series, folder / "damaged.dcm")
     for number in range(0, files, BATCH):
         faulthandler.dump_traceback_later(SECONDS, exit=True)
@@ -277,6 +278,12 @@ def _packaged() -> Iterator[Series]:
     for path in (*shipped(), *downloaded()):
         if path.stat().st_size <= _LARGEST and isinstance(decided(content := path.read_bytes(), path.name), Said):
             yield siblings(content)
+
+
+def _one_file_series(seed: int) -> Iterator[Series]:
+    """Neighbours in a collection of many patients."""
+    files = list(one_file_series(320, seed))
+    return (files[start : start + 8] for start in range(0, len(files), 8))
 
 
 def _outcome(found: Said | Refused) -> str:

@@ -7,6 +7,8 @@ where the pixel data begin, whose head has 12 bytes.
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -402,10 +404,120 @@ def test_files_that_are_not_plain_are_handed_over_and_disturb_no_template() -> N
     assert work(*contents) == Work(matched=4, walked=2, handed_over=4)
 
 
+def test_a_series_of_few_files_is_read_by_the_templates_of_others() -> None:
+    contents = [content for number in range(1, 21) for content in slices(b"1.%d" % number, 2)]
+    # each file of the first two series, and the second of the third, which teaches that InstanceNumber differs, too
+    assert work(*contents) == Work(matched=35, walked=5, handed_over=0)
+
+
+def test_a_series_has_its_own_templates_from_the_fifth_file_on() -> None:
+    first, second = image(b"9.1", b"1", series=b"9"), image(b"8.2", b"2", series=b"8")
+    assert work(first, second, *slices(b"1.1", 4)) == Work(matched=4, walked=2, handed_over=0)
+    assert work(first, second, *slices(b"1.1", 9)) == Work(matched=7, walked=4, handed_over=0)
+
+
 def test_the_templates_of_64_series_are_kept() -> None:
     def rounds(series: int) -> list[bytes]:
-        every = [slices(b"1.%d" % number, 3) for number in range(1, series + 1)]
+        every = [slices(b"1.%d" % number, 7) for number in range(1, series + 1)]
         return [content for group in zip(*every, strict=True) for content in group]
 
-    assert work(*rounds(64)) == Work(matched=64, walked=128, handed_over=0)
-    assert work(*rounds(65)) == Work(matched=0, walked=195, handed_over=0)
+    # two files of each are walked over for its own templates
+    assert work(*rounds(64)) == Work(matched=320, walked=128, handed_over=0)
+    # of more, each is forgotten before its next file comes: those of all series alone are left
+    assert work(*rounds(65)) == Work(matched=452, walked=3, handed_over=0)
+
+
+# -- what varies between series ---------------------------------------------------------------------------------------
+
+
+def patient(number: int, *, name: bytes = b"Doe", charset: bytes = b"ISO_IR 100", more: bytes = b"") -> bytes:
+    """The one file of a series; `more` stands before the pixels."""
+    study = b"1.%d" % number
+    return part10(
+        element("SpecificCharacterSet", charset)
+        + element("SOPClassUID", MR_IMAGE.encode())
+        + element("SOPInstanceUID", study + b".1.1")
+        + element("PatientName", name)
+        + element("PatientID", b"P%d" % number)
+        + element("StudyInstanceUID", study)
+        + element("SeriesInstanceUID", study + b".1")
+        + ROWS
+        + more
+        + PIXELS
+    )
+
+
+def test_one_file_series_are_matched_from_the_third_on() -> None:
+    assert work(*(patient(number) for number in range(1, 13))) == Work(matched=10, walked=2, handed_over=0)
+
+
+def test_patients_with_another_character_set_have_their_own_template() -> None:
+    latin = [patient(number, name="Müßig".encode("latin-1")) for number in range(10, 20)]
+    unicode = [patient(number, name="Müßig".encode(), charset=b"ISO_IR 192") for number in range(20, 30)]
+    # of the second one nothing is new but the character set
+    assert work(*latin, *unicode) == Work(matched=17, walked=3, handed_over=0)
+    pairs = zip(latin, unicode, strict=True)
+    assert work(*(content for pair in pairs for content in pair)) == Work(matched=16, walked=4, handed_over=0)
+
+
+def test_a_value_that_is_empty_in_some_files_varies_like_any_other() -> None:
+    names = [b"Doe", b"", b"  ", b"Roe", b"", b"M\xfcller", b"\0\0", b"Doe"]
+    contents = [patient(number, name=name) for number, name in enumerate(names, 1)]
+    assert work(*contents) == Work(matched=6, walked=2, handed_over=0)
+
+
+def described(number: int, beside: bytes, *inside: bytes | None, defined: bool = True) -> bytes:
+    """A file with RequestedProcedureDescription at the top, and one in each item of RequestAttributesSequence."""
+    descriptions = [b"" if text is None else element("RequestedProcedureDescription", text) for text in inside]
+    items = [item(content, defined=defined) for content in descriptions]
+    requests = sequence("RequestAttributesSequence", *items, defined=defined)
+    return patient(number, more=element("RequestedProcedureDescription", beside) + requests)
+
+
+@pytest.mark.parametrize("defined", [True, False], ids=["defined length", "undefined length"])
+def test_a_column_that_has_two_places_takes_the_second_where_the_first_has_no_value(defined: bool) -> None:
+    first = described(1, b"A", b"B", defined=defined)
+    others = [
+        described(2, b"C", b"D", defined=defined),
+        described(3, b"E", None, defined=defined),
+        described(4, b"F", b"", defined=defined),
+        described(5, b"", None, defined=defined),
+        described(6, b"G", defined=defined),
+        described(7, b"H", None, b"I", defined=defined),
+        described(8, b"", b"K", b"L", defined=defined),
+        described(9, b"M\\ N", b"O", defined=defined),
+    ]
+    assert work(first, *others) == Work(matched=7, walked=2, handed_over=0)
+
+
+def test_a_value_that_is_unusable_in_its_first_place_is_not_taken_from_the_second() -> None:
+    def thick(number: int, outside: bytes, inside: bytes) -> bytes:
+        measures = sequence("PixelMeasuresSequence", item(element("SliceThickness", inside)))
+        groups = sequence("SharedFunctionalGroupsSequence", item(measures))
+        study = element("StudyInstanceUID", b"1.%d" % number)
+        return patient(number, more=groups).replace(study, element("SliceThickness", outside) + study)
+
+    contents = [thick(1, b"1", b"2"), thick(2, b"3", b"4"), thick(3, b"", b"5"), thick(4, b"thick", b"6")]
+    assert work(*contents) == Work(matched=2, walked=2, handed_over=0)
+
+
+def test_files_that_have_nothing_in_common_are_compared_with_a_bounded_number_of_templates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = 0
+    original = Template.match
+
+    def counted(self: Template, *arguments: Any) -> Matched | None:
+        nonlocal compared
+        compared += 1
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Template, "match", counted)
+    reader, counts = FastReader(), list[int]()
+    for number in range(1, 401):  # each has an element that no other has
+        content = patient(number, more=element(0x00291000 + number, b"1", "LO"))
+        assert said(reader, content) == decided(content)
+        counts.append(compared)
+    assert reader.work == Work(matched=0, walked=400, handed_over=0)
+    assert compared <= 400 * 12
+    assert max(after - before for before, after in pairwise(counts)) <= 12
