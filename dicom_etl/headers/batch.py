@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.headers.fast import Base, Row
+from dicom_etl.headers.row import Base, Row
 from dicom_etl.headers.tag_profile import TagProfile
 from dicom_etl.headers.values import Value
 
@@ -38,15 +39,27 @@ class _Piece:
             found.append(values)
         return found
 
+    def block(self) -> _Block:
+        """The rows column by column."""
+        return _Block(self.base, len(self.numbers), list(zip(*self.changed, strict=True)))
+
+
+class _Block(NamedTuple):
+    """The rows of one base, column by column: those that vary, all others are constant."""
+
+    base: Base
+    length: int
+    varied: list[tuple[Value, ...]]
+
     def column(self, place: int, kind: pa.DataType) -> pa.Array:
         """One column."""
         slot = self.base.slots.get(place)
         if slot is not None:
-            return pa.array([changed[slot] for changed in self.changed], kind)
+            return pa.array(self.varied[slot], kind)
         value = self.base.values[place]
         if value is None:
-            return pa.nulls(len(self.numbers), kind)
-        return pa.repeat(pa.scalar(value, kind), len(self.numbers))
+            return pa.nulls(self.length, kind)
+        return pa.repeat(pa.scalar(value, kind), self.length)
 
     def is_null(self, place: int) -> bool:
         """Whether a column has no value in any row."""
@@ -85,14 +98,15 @@ class Batch:
         tag_profiles = [tag_profile for piece in ordered for tag_profile in piece.tag_profiles] + [
             r.tag_profile.id for _, r in self._alone
         ]
+        blocks = [piece.block() for piece in large]
         rows = [*(row for piece in small for row in piece.rows()), *(row.base.values for _, row in self._alone)]
         singles = list(zip(*rows, strict=True)) or [()] * len(catalogue())
         # a column of nulls takes longer to make than one of values, and of each type there are many alike
         nulls = {kind: pa.chunked_array([pa.nulls(len(numbers), kind)]) for kind in _kinds()}
         columns = {
             column.name: nulls[column.arrow_type]
-            if _is_null(large, singles[place], place)
-            else _column(large, singles[place], place, column.arrow_type, len(numbers))
+            if _is_null(blocks, singles[place], place)
+            else _column(blocks, singles[place], place, column.arrow_type, len(numbers))
             for place, column in enumerate(catalogue())
         }
         return numbers, pa.array(tag_profiles, pa.int64()), columns
@@ -108,25 +122,25 @@ def _kinds() -> frozenset[pa.DataType]:
     return frozenset(column.arrow_type for column in catalogue())
 
 
-def _is_null(large: list[_Piece], singles: Sequence[Value], place: int) -> bool:
+def _is_null(blocks: list[_Block], singles: Sequence[Value], place: int) -> bool:
     """Whether a column has no value at all."""
-    return singles.count(None) == len(singles) and all(piece.is_null(place) for piece in large)
+    return singles.count(None) == len(singles) and all(block.is_null(place) for block in blocks)
 
 
-def _constant(large: list[_Piece], singles: Sequence[Value], place: int) -> Value:
+def _constant(blocks: list[_Block], singles: Sequence[Value], place: int) -> Value:
     """The value that a column has in all rows; None where it has several, or none at all."""
-    value = large[0].base.values[place]
-    if any(place in piece.base.slots or piece.base.values[place] != value for piece in large):
+    value = blocks[0].base.values[place]
+    if any(place in block.base.slots or block.base.values[place] != value for block in blocks):
         return None
     return value if singles.count(value) == len(singles) else None
 
 
 def _column(
-    large: list[_Piece], singles: Sequence[Value], place: int, kind: pa.DataType, total: int
+    blocks: list[_Block], singles: Sequence[Value], place: int, kind: pa.DataType, total: int
 ) -> pa.ChunkedArray:
     # -0.0 equals 0.0 and is another number
     exact = not (pa.types.is_floating(kind) or pa.types.is_list(kind))
-    if large and exact and (value := _constant(large, singles, place)) is not None:
+    if blocks and exact and (value := _constant(blocks, singles, place)) is not None:
         return pa.chunked_array([pa.repeat(pa.scalar(value, kind), total)])
-    chunks = [piece.column(place, kind) for piece in large]
+    chunks = [block.column(place, kind) for block in blocks]
     return pa.chunked_array([*chunks, pa.array(singles, kind)] if singles else chunks, kind)

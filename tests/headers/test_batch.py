@@ -74,3 +74,13 @@ def test_numbers_that_are_equal_and_not_the_same_stay_apart() -> None:
     plus, minus = (base(("SOPInstanceUID",), SliceLocation=number) for number in (0.0, -0.0))
     rows = [row(one, "1") for one in [plus] * 40 + [minus] * 40]
     assert list(map(str, columns_of(*rows)["SliceLocation"])) == ["0.0"] * 40 + ["-0.0"] * 40
+
+
+def test_columns_may_be_asked_for_again_when_there_are_more_rows() -> None:
+    many = base(("SOPInstanceUID",), Modality="MR")
+    batch = Batch()
+    for number in range(80):
+        batch.add(number, row(many, str(number)))
+        if number == 39:
+            assert batch.columns()[2]["SOPInstanceUID"].to_pylist() == [str(n) for n in range(40)]
+    assert batch.columns()[2]["SOPInstanceUID"].to_pylist() == [str(n) for n in range(80)]
