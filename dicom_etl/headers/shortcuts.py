@@ -93,7 +93,8 @@ def _name(general: Decode) -> Decode:
 
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
         text = raw.strip(_PADDING)
-        if not raw.isascii() or _ESCAPE in raw or is_padded(text):
+        may_be_padded = _SEVERAL in text or text.endswith(b"=")
+        if not raw.isascii() or _ESCAPE in raw or (may_be_padded and is_padded(text)):
             # slow, and the names are few
             return decode_again(raw) if len(raw) < _LONGEST_NAME else general(raw)
         return text.decode() or None, None
