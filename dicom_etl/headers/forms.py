@@ -20,7 +20,9 @@ from dicom_etl.headers.values import PADDED
 LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 SHORT = frozenset(b"AE AS AT CS DA DS DT IS FD FL LO LT PN SH SL SS ST TM UI UL US".split())
 UNDEFINED = 0xFFFFFFFF
+PIXEL_REPRESENTATION = 0x00280103  # pydicom converts it wherever it looks into a sequence beside it
 DELIMITERS = 0xFFFE0000  # the group of items and of what ends them (PS3.5 7.5)
+PLAIN_REPRESENTATIONS = range(0, 4, 2)  # lengths of a PixelRepresentation
 _MOST_PRIVATE, _MOST_KNOWN = 1 << 13, 1 << 15  # heads that are remembered
 
 
@@ -90,6 +92,11 @@ def is_creator(tag: int) -> bool:
     return bool(tag & 0x10000) and 0x10 <= tag & 0xFFFF <= 0xFF
 
 
+def is_plain_representation(vr: bytes | None, length: int) -> bool:
+    """Whether a PixelRepresentation can be converted: pydicom refuses the file where it cannot."""
+    return vr in (None, b"US") and length in PLAIN_REPRESENTATIONS
+
+
 def is_padded(tag: int, vr: bytes | None) -> bool:
     """Whether blanks alone are an empty value."""
     text = vr and vr.decode()
@@ -105,7 +112,7 @@ _PRIVATE = {VR: (SPECIAL if VR in LONG else PLAIN, VR.decode() in PADDED) for VR
 def wanted_tags() -> frozenset[int]:
     """The top-level tags whose values are needed, but for private creators."""
     places = {column.path[0] for column in catalogue()} | {column.also[0] for column in catalogue() if column.also}
-    return frozenset(places | {CHARACTER_SET, PIXEL_DATA_PROVIDER_URL})
+    return frozenset(places | {CHARACTER_SET, PIXEL_DATA_PROVIDER_URL, PIXEL_REPRESENTATION})
 
 
 class Form(NamedTuple):

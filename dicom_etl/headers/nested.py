@@ -16,12 +16,14 @@ from dicom_etl.headers.forms import (
     EXPLICIT,
     IMPLICIT,
     LONG,
+    PIXEL_REPRESENTATION,
     SPECIAL,
     UNDEFINED,
     Form,
     Found,
     NeedMore,
     Surprise,
+    is_plain_representation,
 )
 from dicom_etl.headers.reader import CHARACTER_SET
 
@@ -130,6 +132,8 @@ def _after_element(buf: bytes, pos: int, n: int, form: Form, depth: int) -> tupl
         value += 4
     if tag == CHARACTER_SET:
         _check_charset(buf, vr, value, length, n)
+    if tag == PIXEL_REPRESENTATION and not is_plain_representation(vr, length):
+        raise Surprise("PixelRepresentation")
     if length == UNDEFINED:
         return value, length, after_sequence(buf, tag, vr, value, n, form, depth + 1)
     return value, length, value + length

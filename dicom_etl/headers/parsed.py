@@ -6,7 +6,13 @@ from collections.abc import Iterable
 from functools import cache, cached_property, lru_cache
 
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.headers.forms import UNDEFINED, Surprise, is_creator
+from dicom_etl.headers.forms import (
+    PIXEL_REPRESENTATION,
+    UNDEFINED,
+    Surprise,
+    is_creator,
+    is_plain_representation,
+)
 from dicom_etl.headers.items import (
     Branch,
     Placed,
@@ -45,6 +51,10 @@ class Parsed:
         self.encodings = self._encodings()
         if _SOP_CLASS in self.found and self.found[_SOP_CLASS][0][1] not in (None, b"UI"):
             raise Surprise("VR of the SOP class")
+        if representation := self.found.get(PIXEL_REPRESENTATION):
+            (_, vr), _, length, _ = representation
+            if not is_plain_representation(vr, length):
+                raise Surprise("PixelRepresentation")
         self.values = self._values()
         self.tag_profile = TagProfile(joined(walked.codes), self._creators())
 

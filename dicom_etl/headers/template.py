@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dicom_etl.headers.forms import EXPLICIT, LONG, UNDEFINED, Element, Form, NeedMore, Surprise
+from dicom_etl.headers.forms import (
+    EXPLICIT,
+    LONG,
+    PIXEL_REPRESENTATION,
+    PLAIN_REPRESENTATIONS,
+    UNDEFINED,
+    Element,
+    Form,
+    NeedMore,
+    Surprise,
+)
 from dicom_etl.headers.nested import after_sequence
 from dicom_etl.headers.walk import PIXELS, Walk
 
@@ -187,6 +197,8 @@ def _part(buf: bytes, begin: int, element: Element, form: Form, beyond: int, *, 
         lengths = range(1, UNDEFINED)
     elif element.tag == 0x00020000:
         lengths = range(4, 5)  # pydicom converts it, and refuses others
+    elif element.tag == PIXEL_REPRESENTATION:
+        lengths = PLAIN_REPRESENTATIONS
     elif form.implicit and first:
         lengths = range(0x4141)  # pydicom would take a longer one for a VR
     head, length_of, value_at = 6, form.short, 2

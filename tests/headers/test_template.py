@@ -500,6 +500,23 @@ def test_a_value_that_is_unusable_in_its_first_place_is_not_taken_from_the_secon
     assert work(*contents) == Work(matched=2, walked=2, handed_over=0)
 
 
+@pytest.mark.parametrize("vr", ["US", "FD"])
+@pytest.mark.parametrize("in_item", [False, True], ids=["at the top", "in an item"])
+def test_a_pixel_representation_that_pydicom_cannot_convert_is_handed_over(vr: str, in_item: bool) -> None:
+    def signed(number: int, value: bytes, vr: str = "US") -> bytes:
+        requests = sequence("RequestAttributesSequence", item(element("ScheduledProcedureStepID", b"1")))
+        representation = element("PixelRepresentation", value, vr)
+        if in_item:
+            requests = sequence("RequestAttributesSequence", item(representation + requests))
+            return patient(number, more=requests)
+        return patient(number, more=representation + requests)
+
+    good = [signed(number, b"%c\0" % (number & 1)) for number in range(1, 8)]
+    bad = signed(9, b"\1\0\0\0" if vr == "US" else b"\1\0", vr)
+    assert work(*good, bad).matched == 5
+    assert work(bad) == Work(matched=0, walked=0, handed_over=1)
+
+
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[Template]:
     """The templates with which files are compared, as they are."""
