@@ -22,7 +22,7 @@ SHORT = frozenset(b"AE AS AT CS DA DS DT IS FD FL LO LT PN SH SL SS ST TM UI UL 
 UNDEFINED = 0xFFFFFFFF
 PIXEL_REPRESENTATION = 0x00280103  # pydicom converts it wherever it looks into a sequence beside it
 DELIMITERS = 0xFFFE0000  # the group of items and of what ends them (PS3.5 7.5)
-PLAIN_REPRESENTATIONS = range(0, 4, 2)  # lengths of a PixelRepresentation
+PLAIN_REPRESENTATIONS = range(0, UNDEFINED, 2)  # lengths of a PixelRepresentation that are whole numbers of values
 _MOST_PRIVATE, _MOST_KNOWN = 1 << 13, 1 << 15  # heads that are remembered
 
 
@@ -94,7 +94,7 @@ def is_creator(tag: int) -> bool:
 
 def is_plain_representation(vr: bytes | None, length: int) -> bool:
     """Whether a PixelRepresentation can be converted: pydicom refuses the file where it cannot."""
-    return vr in (None, b"US") and length in PLAIN_REPRESENTATIONS
+    return vr in (None, b"US", b"SS", b"UN") and length in PLAIN_REPRESENTATIONS
 
 
 def is_padded(tag: int, vr: bytes | None) -> bool:

@@ -505,14 +505,15 @@ def test_a_value_that_is_unusable_in_its_first_place_is_not_taken_from_the_secon
 def test_a_pixel_representation_that_pydicom_cannot_convert_is_handed_over(vr: str, in_item: bool) -> None:
     def signed(number: int, value: bytes, vr: str = "US") -> bytes:
         requests = sequence("RequestAttributesSequence", item(element("ScheduledProcedureStepID", b"1")))
-        representation = element("PixelRepresentation", value, vr)
+        representation = element("PixelRepresentation", value.ljust(4, b"\0"), vr, length=len(value))
+        representation = representation[: 8 + len(value)]
         if in_item:
             requests = sequence("RequestAttributesSequence", item(representation + requests))
             return patient(number, more=requests)
         return patient(number, more=representation + requests)
 
     good = [signed(number, b"%c\0" % (number & 1)) for number in range(1, 8)]
-    bad = signed(9, b"\1\0\0\0" if vr == "US" else b"\1\0", vr)
+    bad = signed(9, b"\1\0\0" if vr == "US" else b"\1\0", vr)
     assert work(*good, bad).matched == 5
     assert work(bad) == Work(matched=0, walked=0, handed_over=1)
 
