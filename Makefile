@@ -12,7 +12,7 @@ MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 # The order of prerequisites below is meant: packages of the system before what is built with them.
 .NOTPARALLEL:
-.PHONY: help setup setup-test system-packages demo dev fhir-server lint test bench-headers bench-fhir bench-upload soak clean check-python
+.PHONY: help setup setup-test system-packages demo dev fhir-server lint test bench-headers bench-shapes bench-fhir bench-upload soak clean check-python
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ soak: setup-test ## Upload under 200 seeds of network and server faults, some mi
 
 bench-headers: setup ## Measure header extraction beside pydicom and others, some minutes (ARGS='--files 500 --no-peers')
 	@$(BIN)/python -m benchmarks.headers $(ARGS)
+
+bench-shapes: setup ## Measure all stages for few large and many small subjects (ARGS='--files 2000 --shapes wide,tall')
+	@$(BIN)/python -m benchmarks.shapes $(ARGS)
 
 bench-fhir: setup ## Measure the making of FHIR resources beside dicom2fhir, some minutes (ARGS='--studies 200 --no-peer')
 	@$(BIN)/python -m benchmarks.fhir_resources $(ARGS)

@@ -14,9 +14,7 @@ import contextlib
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +30,7 @@ import pydicom
 from benchmarks import contenders
 from benchmarks.contenders import StartedEngine, crawled, extraction, quiet
 from benchmarks.corpora import Corpus, write_adverse, write_realistic
+from benchmarks.usage import peak_memory
 from dicom_etl.engine import Engine
 from dicom_etl.lake.schemas import FILES, TAG_PROFILES, Table
 from dicom_etl.lake.schemas import headers as header_table
@@ -397,19 +396,9 @@ def _memory(place: Place, _: Options) -> Iterable[str]:
 
 
 def _extract_and_tell(pipe: Connection, source: TreeSource, root: str) -> None:
-    before = _peak()
+    before = peak_memory()
     extraction(source, Lake(root, lock_wait=0, tell=quiet).open(), Engine())
-    pipe.send((before, _peak()))
-
-
-def _peak() -> float:
-    """Peak resident memory in MB. ru_maxrss of a new process begins with that of its parent: VmHWM does not."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1e3
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    pipe.send((before, peak_memory()))
 
 
 def _sizes(place: Place, _: Options) -> Iterable[str]:

@@ -27,7 +27,7 @@ from benchmarks.profiles import MODALITIES, MULTI_FRAME, PATIENTS, STUDIES, VEND
 from benchmarks.values import random_value, time_of_day
 
 
-class _Study(NamedTuple):
+class Study(NamedTuple):
     subject: str
     patient: Patient
     uid: str
@@ -41,7 +41,7 @@ def all_series(rng: random.Random, noise: bytes, scale: float) -> Iterator[Serie
         subject = number - number // 3
         uid = f"1.2.840.99999.2.{rng.randrange(10**11)}.{number}"
         date = f"2023{1 + number % 12:02}{rng.randint(1, 28):02}"
-        study = _Study(f"sub-{subject + 1:02}", PATIENTS[subject % len(PATIENTS)], uid, date, number % 4 == 3)
+        study = Study(f"sub-{subject + 1:02}", PATIENTS[subject % len(PATIENTS)], uid, date, number % 4 == 3)
         for position, kind in enumerate(kinds, 1):
             yield SeriesFiles(kind, study, position, rng, noise, scale)
 
@@ -49,9 +49,7 @@ def all_series(rng: random.Random, noise: bytes, scale: float) -> Iterator[Serie
 class SeriesFiles:
     """One series: what its files share is encoded once, what differs from file to file each time."""
 
-    def __init__(
-        self, kind: Series, study: _Study, number: int, rng: random.Random, noise: bytes, scale: float
-    ) -> None:
+    def __init__(self, kind: Series, study: Study, number: int, rng: random.Random, noise: bytes, scale: float) -> None:
         self.kind, self.study, self.number, self.rng, self.noise = kind, study, number, rng, noise
         self.vendor, self.modality = VENDORS[kind.vendor], MODALITIES[kind.modality]
         self.codec = CODECS[study.patient.charset]
@@ -86,7 +84,7 @@ class SeriesFiles:
 
     def _content(self, index: int, uid: str) -> bytes:
         merged = dict(self.encoded)
-        for tag, element in self._varying(index, uid).items():
+        for tag, element in self.varying(index, uid).items():
             merged[tag] = self._encode(tag, *element)
         if self.modality.slices and self.rng.random() < 0.01:  # now and then an element is missing
             merged.pop(encoding.tag_of("SliceLocation"), None)
@@ -221,7 +219,7 @@ class SeriesFiles:
 
     # -- what differs from file to file
 
-    def _varying(self, index: int, uid: str) -> dict[int, tuple[str, Value]]:
+    def varying(self, index: int, uid: str) -> dict[int, tuple[str, Value]]:
         seconds = self.start + index * 1.75
         values: dict[str, Value] = {
             "SOPInstanceUID": uid,
