@@ -44,7 +44,7 @@ PEERS = Path(__file__).parent.parent / "build" / "peers"
 _PEER = Path(__file__).with_name("peer_studies.py")
 _FILED = 5  # studies that are written as files
 _ZONE = "Europe/Berlin"
-_MADE = ("identities", "fhir", "findings")  # what a build writes
+_MADE = ("identities", "fhir", "fhir_elements", "findings", "commits/build")  # what a build writes
 
 _TABLES = """build: Parquet header tables to NDJSON files, all of it: whose a study is, Patient, ImagingStudy with every
 instance, Endpoint, checks of every resource, findings. Nothing is left of the build before; workers run already.

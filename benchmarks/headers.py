@@ -32,6 +32,7 @@ from benchmarks.contenders import StartedEngine, crawled, extraction, quiet
 from benchmarks.corpora import Corpus, write_adverse, write_realistic
 from benchmarks.usage import peak_memory
 from dicom_etl.engine import Engine
+from dicom_etl.lake.commits import read_commits
 from dicom_etl.lake.schemas import FILES, TAG_PROFILES, Table
 from dicom_etl.lake.schemas import headers as header_table
 from dicom_etl.lake.tables import Lake
@@ -402,25 +403,25 @@ def _extract_and_tell(pipe: Connection, source: TreeSource, root: str) -> None:
 
 
 def _sizes(place: Place, _: Options) -> Iterable[str]:
-    """Parquet bytes: what a unit costs with one row, and each further row."""
+    """Parquet bytes: what a shard costs with one row, and each further row."""
     with place.lake() as lake:
         extraction(place.source, lake, Engine())
-        units = [name.removesuffix(".parquet") for name in lake.names(f"headers/{place.name}")]
-        yield "Parquet: bytes of a unit with one row, and for each instance more"
+        shards = sorted(read_commits(lake, "extract", place.name))
+        yield "Parquet: bytes of a shard with one row, and for each instance more"
         for table in (header_table(), FILES, TAG_PROFILES):
-            fixed, each = _size(lake, table, place.name, units)
+            fixed, each = _size(lake, table, place.name, shards)
             yield f"  {table.name:10}{fixed:>10,.0f}{each:>10,.1f}"
 
 
-def _size(lake: Lake, table: Table, dataset: str, units: list[str]) -> tuple[float, float]:
+def _size(lake: Lake, table: Table, dataset: str, shards: list[int]) -> tuple[float, float]:
     one, whole, instances = 0, 0, 0
-    for unit in units:
-        content = lake.read(table, dataset=dataset, unit=unit)
-        place = lake.write(table, content.slice(0, 1), dataset="size", unit=unit)
+    for shard in shards:
+        content = lake.read(table, dataset=dataset, shard=shard)
+        place = lake.write(table, content.slice(0, 1), dataset="size", shard=shard)
         one += lake.at(place).stat().st_size
-        whole += lake.at(table.path(dataset=dataset, unit=unit)).stat().st_size
-        instances += lake.row_count(header_table(), dataset=dataset, unit=unit)
-    return one / len(units), (whole - one) / max(1, instances - len(units))
+        whole += lake.at(table.path(dataset=dataset, shard=shard)).stat().st_size
+        instances += lake.row_count(header_table(), dataset=dataset, shard=shard)
+    return one / len(shards), (whole - one) / max(1, instances - len(shards))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -19,7 +19,10 @@ import pyarrow as pa
 from benchmarks.contenders import crawled, extraction
 from benchmarks.realistic import SeriesFiles, all_series
 from dicom_etl.engine import Engine
-from dicom_etl.lake.schemas import INVENTORY, SHEETS, headers
+from dicom_etl.lake.schemas import EXTRACT_COMMITS, INVENTORY, SHEETS, headers
+from dicom_etl.lake.shard_reader import read_unit
+from dicom_etl.lake.shard_writer import ShardWriter
+from dicom_etl.lake.shards import row_groups, shard_count, shard_of
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import TreeSource
 from dicom_etl.sources.base import ROOT_UNIT
@@ -83,8 +86,21 @@ def _write(folder: Path, series: SeriesFiles) -> None:
 
 
 class _Subject(NamedTuple):
-    name: str
+    number: int
     patient: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"sub-{self.number:04}"
+
+    def studies(self, total: int) -> range:
+        """The numbers of its studies, of so many of all subjects."""
+        first = self.number * PER_UNIT
+        return range(first, min(first + PER_UNIT, total))
+
+    def rows(self, total: int) -> int:
+        """How many header rows it has."""
+        return len(self.studies(total)) * INSTANCES
 
 
 def read_rows(folder: Path, scratch: Path) -> list[pa.Table]:
@@ -92,7 +108,7 @@ def read_rows(folder: Path, scratch: Path) -> list[pa.Table]:
     source = replace(TreeSource(DATASET, folder), is_flat=True)
     lake = crawled(source, str(scratch))
     extraction(source, lake, Engine())
-    rows = lake.read(headers(), dataset=DATASET, unit=ROOT_UNIT)
+    rows = read_unit(lake, headers(), dataset=DATASET, unit=ROOT_UNIT)
     if rows.num_rows % INSTANCES:
         raise AssertionError(f"{rows.num_rows} rows are no whole studies")
     # rows lie in the order of their paths, hence study by study and series by series
@@ -102,24 +118,42 @@ def read_rows(folder: Path, scratch: Path) -> list[pa.Table]:
 def write_lake(root: Path, patterns: list[pa.Table], studies: int) -> Lake:
     """A new lake with inventory, sheets and header tables of so many studies, of which each is like a pattern."""
     lake = Lake(str(root), lock_wait=0, tell=lambda _: None).open()
-    inventory, sheet = [], []
-    for first in range(0, studies, PER_UNIT):
-        subject = _subject(first // PER_UNIT, patterns)
-        numbers = range(first, min(first + PER_UNIT, studies))
-        rows = pa.concat_tables(_study(patterns[n % len(patterns)], n, subject) for n in numbers)
-        lake.write(headers(), rows, fingerprint=subject.name, dataset=DATASET, unit=subject.name)
+    subjects = [_subject(number, patterns) for number in range(-(-studies // PER_UNIT))]
+    inventory: list[pa.Table] = []
+
+    def rows_of(subject: _Subject) -> pa.Table:
+        rows = pa.concat_tables(_study(patterns[n % len(patterns)], n, subject) for n in subject.studies(studies))
         inventory.append(_files(rows))
-        sheet.append(_cell(first // PER_UNIT, subject))
+        return rows
+
+    shards = shard_count(subject.rows(studies) for subject in subjects)
+    for shard in range(shards):
+        own = [subject for subject in subjects if shard_of(subject.name, shards) == shard]
+        if own:
+            _write_shard(
+                lake, shard, shards, {subject.name: subject.rows(studies) for subject in own}, map(rows_of, own)
+            )
     lake.write(INVENTORY, pa.concat_tables(inventory), dataset=DATASET)
-    lake.write_rows(SHEETS, sheet, dataset=DATASET)
+    lake.write_rows(SHEETS, [_cell(subject) for subject in subjects], dataset=DATASET)
     return lake
+
+
+def _write_shard(lake: Lake, shard: int, shards: int, counts: Mapping[str, int], rows: Iterable[pa.Table]) -> None:
+    """Write the header rows of some units, sorted, as an extraction does; a build reads no other table of a shard."""
+    writer = ShardWriter(lake, "extract", DATASET, shard, shards)
+    writer.write_table(headers(), rows, row_groups(list(counts.values())))
+    units = [
+        {"unit": unit, "fingerprint": unit, "rows": count, "files": count, "to_retry": False, "duplicates": None}
+        for unit, count in counts.items()
+    ]
+    writer.commit(pa.Table.from_pylist(units, schema=EXTRACT_COMMITS.schema))
 
 
 def _subject(number: int, patterns: list[pa.Table]) -> _Subject:
     pattern = patterns[number % len(patterns)]
     # one in ten has no PatientID: then its subject is the person
     patient = {"PatientID": f"MRN-{100_000 + number}" if number % 10 != 9 else None}
-    return _Subject(f"sub-{number:04}", patient | {name: pattern[name][0].as_py() for name in _PATIENT})
+    return _Subject(number, patient | {name: pattern[name][0].as_py() for name in _PATIENT})
 
 
 def _study(pattern: pa.Table, number: int, subject: _Subject) -> pa.Table:
@@ -177,7 +211,7 @@ def _files(rows: pa.Table) -> pa.Table:
     return pa.table(columns, schema=INVENTORY.schema)
 
 
-def _cell(number: int, subject: _Subject) -> dict[str, Any]:
+def _cell(subject: _Subject) -> dict[str, Any]:
     """What the subjects sheet says of a subject."""
-    where = {"dataset": DATASET, "sheet": "subjects", "path": "subjects.xlsx", "row": number + 2}
+    where = {"dataset": DATASET, "sheet": "subjects", "path": "subjects.xlsx", "row": subject.number + 2}
     return where | {"subject": subject.name, "sample": None, "field": "species", "value": "Homo sapiens"}

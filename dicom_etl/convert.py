@@ -16,7 +16,8 @@ import orjson
 
 from dicom_etl.engine import Engine
 from dicom_etl.findings import Finding
-from dicom_etl.lake.schemas import DATASET_FINDINGS, FINDINGS, RESOURCES, place
+from dicom_etl.lake.schemas import DATASET_FINDINGS, FINDINGS
+from dicom_etl.lake.shard_reader import read_lines, read_shards
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings, Settings
 from dicom_etl.sources import TreeSource
@@ -77,15 +78,15 @@ def convert(directory: str | Path, *, contained: bool = False, settings: Setting
 
 
 def _resources(lake: Lake, kind: str, dataset: str) -> list[dict[str, Any]]:
-    content = lake.read_bytes(place(RESOURCES, type=kind, dataset=dataset, unit=ROOT_UNIT)) or b""
-    return [orjson.loads(line) for line in content.splitlines()]
+    lines = read_lines(lake, kind, dataset=dataset, unit=ROOT_UNIT)
+    return [orjson.loads(line) for line in lines.splitlines()]
 
 
 def _findings(lake: Lake, dataset: str) -> Iterator[Finding]:
     for stage in ("crawl", "extract", "build"):
-        of_dataset = lake.read(DATASET_FINDINGS, None, stage=stage, dataset=dataset)
-        of_unit = lake.read(FINDINGS, None, stage=stage, dataset=dataset, unit=ROOT_UNIT)
-        for found in (of_dataset, of_unit):
+        of_dataset = lake.read(DATASET_FINDINGS, stage=stage, dataset=dataset)
+        of_units = read_shards(lake, FINDINGS, stage=stage, dataset=dataset) if stage != "crawl" else ()
+        for found in (of_dataset, *of_units):
             yield from (Finding(**row) for row in found.to_pylist())
 
 

@@ -65,6 +65,11 @@ def finding(code: str, dataset: str, **where: Any) -> Finding:
     return Finding(code=code, severity=known.severity, stage=known.stage, dataset=dataset, **where)
 
 
+def describe_error(error: BaseException | None) -> str:
+    """An exception as the message of a finding."""
+    return f"{type(error).__name__}: {error}"[:300]
+
+
 _what = attrgetter(*[field.name for field in fields(Finding) if field.name != "count"])
 
 

@@ -13,21 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl.identity.names import encode_name
+from dicom_etl.lake.row_groups import read_parquet
 from dicom_etl.lake.schemas import (
     ALL_FINDINGS,
+    COMMITS,
     DATASET_FINDINGS,
     FILES,
     FINDINGS,
     IDENTITIES,
     INVENTORY,
     OUTCOMES,
-    RESOURCE_TYPES,
-    RESOURCES,
-    Table,
+    STORED_BY_UNIT,
     headers,
-    place,
 )
-from dicom_etl.lake.tables import Lake, read_parquet
+from dicom_etl.lake.shard_reader import read_lines, read_shards, read_unit
+from dicom_etl.lake.tables import Lake
 from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.pipeline import Pipeline
 from dicom_etl.settings import SettingsError
@@ -114,43 +114,48 @@ def status_of(lake: Lake, dataset: str) -> Status:
     units = _units(lake, dataset)
     identities = lake.read(IDENTITIES, ["study_uid", "state"], dataset=dataset).to_pylist()
     states = {row["study_uid"]: row["state"] for row in identities}
-    kinds = Counter(
-        kind for unit in units for kind in lake.read(FILES, ["kind"], dataset=dataset, unit=unit)["kind"].to_pylist()
+    unreadable = sum(
+        pc.sum(pc.equal(rows["kind"], "unreadable")).as_py() or 0
+        for rows in read_shards(lake, FILES, ["kind"], dataset=dataset)
     )
-    series, instances = _series_and_instances(lake, dataset, units)
+    series, instances = _series_and_instances(lake, dataset)
     severities: Counter[str] = Counter()
-    for found in lake.read(ALL_FINDINGS, dataset=dataset).to_pylist() or _findings(lake, dataset, units):
-        severities[found["severity"]] += 1
+    for rows in _severities(lake, dataset):
+        severities.update({count["values"]: count["counts"] for count in pc.value_counts(rows["severity"]).to_pylist()})
     return Status(
         dataset,
         len(units),
         len(states),
         sum(state == "held" for state in states.values()),
-        len(series),
+        series,
         instances,
-        kinds["unreadable"],
+        unreadable,
         severities["error"],
         severities["warning"],
         tuple(_uploads(lake, dataset, units)),
     )
 
 
-def _series_and_instances(lake: Lake, dataset: str, units: list[str]) -> tuple[set[str], int]:
-    """The series, and how many instances there are, copies left out."""
-    series: set[str] = set()
+def _series_and_instances(lake: Lake, dataset: str) -> tuple[int, int]:
+    """How many series and instances there are, copies left out."""
+    series = pa.array([], pa.string())
     instances = 0
-    for unit in units:
-        rows = lake.read(headers(), ["SeriesInstanceUID", "duplicate"], dataset=dataset, unit=unit)
-        series |= {uid for uid in pc.unique(rows["SeriesInstanceUID"]).to_pylist() if uid}
+    for rows in read_shards(lake, headers(), ["SeriesInstanceUID", "duplicate"], dataset=dataset):
+        found = pc.unique(rows["SeriesInstanceUID"].drop_null())
+        series = pc.unique(pa.concat_arrays([series, found]))
         instances += rows["duplicate"].null_count
-    return series, instances
+    return len(series), instances
 
 
-def _findings(lake: Lake, dataset: str, units: list[str]) -> Iterator[dict[str, Any]]:
+def _severities(lake: Lake, dataset: str) -> Iterator[pa.Table]:
+    """The severities of all findings: those that were collected, else those of each stage."""
+    if lake.exists(ALL_FINDINGS.path(dataset=dataset)):
+        yield lake.read(ALL_FINDINGS, ["severity"], dataset=dataset)
+        return
     for stage in _STAGES:
-        yield from lake.read(DATASET_FINDINGS, stage=stage, dataset=dataset).to_pylist()
-        for unit in units:
-            yield from lake.read(FINDINGS, stage=stage, dataset=dataset, unit=unit).to_pylist()
+        yield lake.read(DATASET_FINDINGS, ["severity"], stage=stage, dataset=dataset)
+        if stage in COMMITS:
+            yield from read_shards(lake, FINDINGS, ["severity"], stage=stage, dataset=dataset)
 
 
 def _uploads(lake: Lake, dataset: str, units: list[str]) -> Iterator[tuple[str, str, int]]:
@@ -264,7 +269,7 @@ def explain(lake: Lake, dataset: str, subject: str) -> list[Section]:
     if subject not in (units := _units(lake, dataset)):
         raise SettingsError(f"{dataset} has no subject {subject}; it has {', '.join(units[:20])}")
     where = {"dataset": dataset, "unit": subject}
-    files = Counter((f["kind"], f["reason"] or "") for f in lake.read(FILES, None, **where).to_pylist())
+    files = Counter((f["kind"], f["reason"] or "") for f in read_unit(lake, FILES, **where).to_pylist())
     return [
         Section("Files", ("kind", "reason", "files"), [(*key, n) for key, n in sorted(files.items())]),
         Section(
@@ -303,7 +308,7 @@ def _series(lake: Lake, where: dict[str, str]) -> list[tuple[Any, ...]]:
     columns = ["StudyInstanceUID", "SeriesInstanceUID", "sample", "Modality", "duplicate"]
     counts: Counter[tuple[Any, ...]] = Counter()
     copies: Counter[tuple[Any, ...]] = Counter()
-    for row in lake.read(headers(), columns, **where).to_pylist():
+    for row in read_unit(lake, headers(), columns, **where).to_pylist():
         key = tuple(row[column] for column in columns[:-1])
         counts[key] += 1
         copies[key] += row["duplicate"] is not None
@@ -311,27 +316,21 @@ def _series(lake: Lake, where: dict[str, str]) -> list[tuple[Any, ...]]:
 
 
 def _found(lake: Lake, dataset: str, unit: str) -> list[tuple[Any, ...]]:
-    tables: list[tuple[Table, dict[str, str]]] = [(FINDINGS, {"unit": unit}), (DATASET_FINDINGS, {})]
-    return [
-        (
-            f["severity"],
-            stage,
-            f["code"],
-            f["path"] or f["series_uid"] or f["study_uid"] or "",
-            f["message"],
-            f["count"],
-        )
-        for stage in _STAGES
-        for table, names in tables
-        for f in lake.read(table, None, stage=stage, dataset=dataset, **names).to_pylist()
-        if f["unit"] == unit
-    ]
+    found = []
+    for stage in _STAGES:
+        rows = read_unit(lake, FINDINGS, stage=stage, dataset=dataset, unit=unit) if stage in COMMITS else None
+        of_dataset = lake.read(DATASET_FINDINGS, stage=stage, dataset=dataset)
+        of_dataset = of_dataset.filter(pc.equal(of_dataset["unit"], unit))
+        for f in (*(rows.to_pylist() if rows else ()), *of_dataset.to_pylist()):
+            where = f["path"] or f["series_uid"] or f["study_uid"] or ""
+            found.append((f["severity"], stage, f["code"], where, f["message"], f["count"]))
+    return found
 
 
 def _resources(lake: Lake, where: dict[str, str]) -> list[tuple[Any, ...]]:
     found = []
-    for kind in RESOURCE_TYPES:
-        for line in (lake.read_bytes(place(RESOURCES, type=kind, **where)) or b"").splitlines():
+    for kind in STORED_BY_UNIT:
+        for line in read_lines(lake, kind, **where).splitlines():
             r = orjson.loads(line)
             found.append((kind, r["id"], r.get("started"), r.get("numberOfSeries"), r.get("numberOfInstances")))
     return found

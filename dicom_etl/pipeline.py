@@ -13,8 +13,9 @@ from typing import Any
 
 from dicom_etl.engine import Engine, EngineError, Progress
 from dicom_etl.lake.locks import LockHeldError
+from dicom_etl.lake.migration import clear, is_outdated
 from dicom_etl.lake.schemas import INVENTORY
-from dicom_etl.lake.tables import Lake
+from dicom_etl.lake.tables import Lake, LakeError
 from dicom_etl.lake.withdrawn import admitted
 from dicom_etl.server.client import Client
 from dicom_etl.server.errors import UnreachableError, UnsuitableServerError
@@ -44,6 +45,7 @@ class Options:
     failed_only: bool = False
     overwrite: bool = False
     dry_run: bool = False
+    rebuild: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ class Pipeline:
     extra: Mapping[str, DatasetSettings] = field(default_factory=dict)
     progress: Progress = lambda *_: None
     tell: Callable[[str], None] = print
+    rebuild: bool = False  # also of a lake of an older schema
 
     @cached_property
     def lake(self) -> Lake:
         """The lake, made if it is not there."""
-        return Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell).open()
+        lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell)
+        return lake.open(rebuild=self.rebuild)
 
     @property
     def engine(self) -> Engine:
@@ -189,7 +193,23 @@ def run(
             _upload(pipeline, left, options, outcome)
         else:
             left = [name for name in left if _one(pipeline, stage, name, options, outcome)]
+        if stage == "crawl" and options.rebuild:
+            left = _clear(pipeline, datasets, left, outcome)
     return outcome
+
+
+def _clear(pipeline: Pipeline, datasets: Collection[str], left: list[str], outcome: Outcome) -> list[str]:
+    """Remove the tables of the datasets that were crawled, of an outdated lake only if all were; returns those left."""
+    if is_outdated(pipeline.lake) and len(left) < len(datasets):
+        text = "nothing was removed of the lake, since not all of its datasets could be crawled"
+        outcome.stopped |= dict.fromkeys(left, text)
+        return []
+    try:
+        clear(pipeline.lake, left)
+    except LockHeldError as error:
+        outcome.stopped |= dict.fromkeys(left, str(error))
+        return []
+    return left
 
 
 def _check_subjects(lake: Lake, datasets: Collection[str], subjects: Collection[str] | None) -> None:
@@ -212,8 +232,11 @@ def _one(pipeline: Pipeline, stage: str, dataset: str, options: Options, outcome
         if not failed:
             outcome.summaries.pop(dataset, None)
         return False
-    except (DatasetStoppedError, LockHeldError, EngineError) as error:
+    except (DatasetStoppedError, LockHeldError, EngineError, LakeError) as error:
         outcome.stopped[dataset] = str(error)
+        return False
+    except OSError as error:  # a full disk, a lost mount: the other datasets go on
+        outcome.stopped[dataset] = f"dataset {dataset}: {stage} failed: {error}"
         return False
     return True
 

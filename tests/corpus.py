@@ -22,7 +22,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_etl.engine import Engine
-from dicom_etl.lake.schemas import DATASET_FINDINGS, FINDINGS, RESOURCES, place
+from dicom_etl.lake.schemas import DATASET_FINDINGS, ENDPOINT, FINDINGS, place
+from dicom_etl.lake.shard_reader import read_lines, read_unit
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings, Settings
 from dicom_etl.sources import Source, open_source
@@ -167,15 +168,17 @@ class Tree:
 
     def resources(self, kind: str, unit: str) -> list[dict[str, Any]]:
         """The resources of a type that the lake has for a unit."""
-        content = self.lake.read_bytes(place(RESOURCES, type=kind, dataset=self.name, unit=unit))
-        return [json.loads(line) for line in (content or b"").splitlines()]
+        if kind == "Endpoint":  # one for the dataset
+            content = self.lake.read_bytes(place(ENDPOINT, dataset=self.name)) or b""
+            return [json.loads(line) for line in content.splitlines()]
+        return [json.loads(line) for line in read_lines(self.lake, kind, dataset=self.name, unit=unit).splitlines()]
 
     def findings(self, stage: str, unit: str | None = None) -> list[dict[str, Any]]:
         """The findings of a stage, of a unit or (None) of the dataset as a whole."""
         where = {"stage": stage, "dataset": self.name}
         if unit is None:
             return self.lake.read(DATASET_FINDINGS, **where).to_pylist()
-        return self.lake.read(FINDINGS, **where, unit=unit).to_pylist()
+        return read_unit(self.lake, FINDINGS, **where, unit=unit).to_pylist()
 
     def codes(self, stage: str, unit: str | None = None) -> list[str]:
         """The codes of those findings."""

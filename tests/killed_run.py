@@ -1,7 +1,7 @@
 """Runs `dicom-etl` and kills itself (SIGKILL) at the n-th event: before or after a rename in the lake, or when a
 DICOM file is opened. Without n it writes the list of events. Usage: killed_run.py EVENTS_FILE N ARGUMENTS...
-CHUNK_FILES in the environment says of how many files a unit is read in chunks, FEW_FILES how many are read without
-worker processes.
+CHUNK_FILES in the environment says of how many files a unit is read in chunks, FEW_FILES how many are read, built
+and written without worker processes, SHARD_ROWS how many rows a shard has at most.
 """
 
 import os
@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 from dicom_etl.cli import main
+from dicom_etl.extraction import assembly, pieces
+from dicom_etl.lake import shards
 from dicom_etl.sources.tree import TreeSource
-from dicom_etl.stages import chunks, extract
+from dicom_etl.stages import build, extract
 
 WHEN = int(sys.argv[2]) if __name__ == "__main__" else -1
 seen: list[str] = []
@@ -23,12 +25,15 @@ def happened(event: str) -> None:
     seen.append(event)
 
 
-def rename(self: Path, target: Path, real=Path.replace) -> Path:
-    place = "/".join(target.parts[-3:])
-    happened(f"before {place}")
-    moved = real(self, target)
-    happened(f"after {place}")
-    return moved
+def moving(real):
+    def move(self: Path, target: Path) -> Path:
+        place = str(target).rpartition("/lake/")[2]
+        happened(f"before {place}")
+        moved = real(self, target)
+        happened(f"after {place}")
+        return moved
+
+    return move
 
 
 def opened(self: TreeSource, path: str, real=TreeSource.open):
@@ -37,9 +42,13 @@ def opened(self: TreeSource, path: str, real=TreeSource.open):
 
 
 def run() -> None:
-    chunks.CHUNK_FILES = int(os.environ.get("CHUNK_FILES", chunks.CHUNK_FILES))
-    extract._FEW_FILES = int(os.environ.get("FEW_FILES", extract._FEW_FILES))
-    Path.replace = rename  # type: ignore[method-assign]
+    pieces.CHUNK_FILES = pieces.PIECE_FILES = int(os.environ.get("CHUNK_FILES", pieces.CHUNK_FILES))
+    shards.SHARD_ROWS = assembly.SHARD_ROWS = int(os.environ.get("SHARD_ROWS", shards.SHARD_ROWS))
+    if "FEW_FILES" in os.environ:
+        extract._FEW_FILES = extract._FEW_ROWS = build._FEW_BYTES = int(os.environ["FEW_FILES"])
+        build._SHORT = 0.0
+    Path.replace = moving(Path.replace)  # type: ignore[method-assign]
+    Path.rename = moving(Path.rename)  # type: ignore[method-assign]
     TreeSource.open = opened  # type: ignore[method-assign]
     sys.argv, events = ["dicom-etl", *sys.argv[3:]], Path(sys.argv[1])
     try:

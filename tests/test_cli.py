@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -31,7 +32,7 @@ def test_run_ends_with_0_and_a_report(said, small, tmp_path):
     assert (code, err) == (0, "")
     assert "report.html" in out
     assert (tmp_path / "lake/quality/ds/report.html").is_file()
-    assert len((tmp_path / "lake/fhir/ImagingStudy/ds/sub-1.ndjson").read_text().splitlines()) == 1
+    assert len((tmp_path / "lake/fhir/ImagingStudy/ds/0000.ndjson").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,11 @@ def test_a_dataset_without_dicom_leaves_the_others_alone(said, small, tmp_path):
     assert (tmp_path / "lake/quality/ds/report.html").is_file()
 
 
+def units(lake: Path) -> set[str]:
+    """The subjects that have header rows."""
+    return set(pq.read_table(lake / "headers/ds/0000.parquet", columns=["unit"])["unit"].to_pylist())
+
+
 def test_a_lost_subject_stops_the_dataset_and_leaves_its_tables(said, small, tmp_path):
     said("run", small, "--lake", tmp_path / "lake")
     before = (tmp_path / "lake/inventory/ds.parquet").read_bytes()
@@ -69,11 +75,11 @@ def test_a_lost_subject_stops_the_dataset_and_leaves_its_tables(said, small, tmp
     assert code == 1
     assert "subject sub-2 was there before and is gone" in " ".join(out.split())
     assert (tmp_path / "lake/inventory/ds.parquet").read_bytes() == before
-    assert (tmp_path / "lake/headers/ds/sub-2.parquet").exists()
+    assert units(tmp_path / "lake") == {"sub-1", "sub-2"}
     code, _, _ = said("run", small, "--lake", tmp_path / "lake", "--accept-vanished")
     assert code == 0
-    assert not (tmp_path / "lake/headers/ds/sub-2.parquet").exists()
-    assert not (tmp_path / "lake/fhir/ImagingStudy/ds/sub-2.ndjson").exists()
+    assert units(tmp_path / "lake") == {"sub-1"}
+    assert len((tmp_path / "lake/fhir/ImagingStudy/ds/0000.ndjson").read_text().splitlines()) == 1
 
 
 def test_a_held_study_ends_with_1(said, small, tmp_path):
@@ -100,7 +106,7 @@ def test_a_server_that_is_down_is_3_and_the_resources_stay(said, small, tmp_path
     assert code == 3
     assert "127.0.0.1:9" in out + err
     assert "Traceback" not in out + err
-    assert (tmp_path / "lake/fhir/Patient/ds/sub-1.ndjson").read_text().count("\n") == 1
+    assert (tmp_path / "lake/fhir/Patient/ds/0000.ndjson").read_text().count("\n") == 2
     assert (tmp_path / "lake/quality/ds/report.html").is_file()
 
 
@@ -137,7 +143,7 @@ def test_only_the_named_subject_is_made(said, small, tmp_path):
     said("crawl", small, "--lake", tmp_path / "lake")
     _, out, _ = said("extract", small, "--lake", tmp_path / "lake", "--subject", "sub-1", "--json")
     assert json.loads(out)["datasets"]["ds"]["extract"]["units_made"] == 1
-    assert not (tmp_path / "lake/headers/ds/sub-2.parquet").exists()
+    assert units(tmp_path / "lake") == {"sub-1"}
 
 
 def test_explain_of_an_unknown_subject_names_those_there_are(said, small, tmp_path):
@@ -260,3 +266,54 @@ def test_a_variable_that_is_nearly_a_setting_is_told(said, monkeypatch):
         "dicom-etl: environment variable DICOM_ETL_FHIR_URL is no setting: it is DICOM_ETL_FHIR__URL, "
         "with two underscores\n",
     )
+
+
+def test_a_lake_of_an_older_schema_is_refused_and_rebuilt_when_asked_for(said, small, tmp_path):
+    lake = tmp_path / "lake"
+    said("run", small, "--lake", lake)
+    before = {path: path.read_bytes() for path in lake.rglob("*.parquet")}
+    (lake / "lake.json").write_text('{"schema": 1}')
+    code, out, err = said("run", small, "--lake", lake)
+    assert (code, "`dicom-etl run --rebuild`" in " ".join((out + err).split())) == (2, True)
+    code, out, err = said("run", small, "--lake", lake, "--rebuild", "--dry-run")
+    assert (code, "choose one of them" in out + err) == (2, True)
+    code, out, _ = said("run", small, "--lake", lake, "--rebuild")
+    assert code == 0
+    assert {path: path.read_bytes() for path in lake.rglob("*.parquet")} == before
+
+
+def test_a_dataset_is_read_again_when_a_rebuild_is_asked_for(said, small, tmp_path):
+    said("run", small, "--lake", tmp_path / "lake")
+    _, out, _ = said("audit", small, "--lake", tmp_path / "lake", "--rebuild", "--json")
+    assert json.loads(out)["datasets"]["ds"]["extract"]["files_opened"] == 4
+
+
+def test_a_rebuild_keeps_its_tables_where_the_crawl_stops(said, small, tmp_path):
+    lake = tmp_path / "lake"
+    said("run", small, "--lake", lake)
+    (lake / "lake.json").write_text('{"schema": 1}')
+    shutil.rmtree(small / "primary/sub-2")
+    code, out, _ = said("run", small, "--lake", lake, "--rebuild")
+    assert (code, "subject sub-2 was there before" in " ".join(out.split())) == (1, True)
+    assert units(lake) == {"sub-1", "sub-2"}
+    assert json.loads((lake / "lake.json").read_text()) == {"schema": 1}
+
+
+def test_an_old_lake_is_not_rebuilt_without_all_of_its_datasets(said, small, tmp_path):
+    lake = tmp_path / "lake"
+    shutil.copytree(small, tmp_path / "other")
+    said("run", small, tmp_path / "other", "--lake", lake)
+    (lake / "lake.json").write_text('{"schema": 1}')
+    code, out, err = said("run", small, "--lake", lake, "--rebuild")
+    assert (code, "also holds other: name all of its datasets" in " ".join((out + err).split())) == (2, True)
+    assert units(lake) == {"sub-1", "sub-2"}
+    code, _, _ = said("run", small, tmp_path / "other", "--lake", lake, "--rebuild")
+    assert code in (0, 1)
+    assert json.loads((lake / "lake.json").read_text()) == {"schema": 2}
+
+
+def test_a_rebuild_of_some_subjects_is_refused(said, small, tmp_path):
+    said("run", small, "--lake", tmp_path / "lake")
+    code, out, err = said("run", small, "--lake", tmp_path / "lake", "--rebuild", "--subject", "sub-1")
+    assert (code, "choose one of them" in " ".join((out + err).split())) == (2, True)
+    assert units(tmp_path / "lake") == {"sub-1", "sub-2"}

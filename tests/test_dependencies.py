@@ -21,6 +21,8 @@ ALLOWED = {
     "sources": {"findings", "settings", "lake"},
     # settings for its error alone: what the mapping needs of them comes in a Context
     "fhir": {"findings", "headers", "identity", "settings", "csv_files"},
+    "extraction": {"lake", "headers", "findings", "identity", "sources"},
+    "construction": {"lake", "fhir", "findings", "identity", "headers", "settings"},
     "server": {"settings", "identity"},
     "upload": {"server", "settings", "findings", "lake", "identity"},
     "quality": {"findings", "headers", "identity", "lake", "fhir", "settings"},
@@ -87,3 +89,11 @@ def test_dicom_etl_and_its_command_need_no_dagster():
     count, has_dagster = done.stdout.split()
     assert int(count) > 40
     assert has_dagster == "False"
+
+
+@pytest.mark.parametrize("module", ["extraction.reading", "extraction.assembly", "construction.assembly"])
+def test_a_worker_imports_only_what_it_needs(module):
+    heavy = ("pandas", "duckdb", "aiohttp", "fhirpy", "fhir.resources", "openpyxl", "jinja2", "rich", "typer")
+    code = f"import sys, dicom_etl.{module}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -17,11 +17,25 @@ from tests.corpus import write_instance
 HERE = Path(__file__).parent
 SERIAL = {"DICOM_ETL_ENGINE": "serial"}
 # what may differ between runs lies elsewhere: locks, and outcomes with their times
-TABLES = ("inventory", "sheets", "tag_profiles", "headers", "files", "identities", "fhir", "findings", "quality")
+TABLES = (
+    "inventory",
+    "sheets",
+    "headers",
+    "tag_profiles",
+    "files",
+    "identities",
+    "fhir",
+    "fhir_elements",
+    "findings",
+    "commits",
+    "quality",
+)
+# three shards of units that are read in pieces of at most four files
+SHARDED = {**SERIAL, "SHARD_ROWS": "3", "CHUNK_FILES": "4"}
 
 
 def tree(root: Path) -> Path:
-    """Two subjects, three files in one and two in the other, one of them twice; a text file."""
+    """Five subjects of two or three files, one of them twice; a text file."""
     for number in (1, 2, 3):
         write_instance(root / "primary/sub-1/sam-1" / f"{number}.dcm", study="a", series="a", InstanceNumber=number)
     for number in (1, 2):
@@ -29,6 +43,11 @@ def tree(root: Path) -> Path:
             root / "primary/sub-2/sam-1" / f"{number}.dcm", study="b", series="b", PatientID="P-2", instance="same"
         )
     (root / "primary/sub-2/notes.dcm").write_text("no DICOM")
+    for subject in ("3", "4", "5"):
+        for number in (1, 2):
+            path = root / f"primary/sub-{subject}/sam-1/{number}.dcm"
+            more = {"PatientID": f"P-{subject}", "InstanceNumber": number, "instance": f"{subject}-{number}"}
+            write_instance(path, study=f"t{subject}", series=f"t{subject}", **more)
     return root
 
 
@@ -50,57 +69,84 @@ def content(lake: Path) -> dict[str, str]:
     }
 
 
+def killable(events: Path, when: int, arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """A run that kills itself at an event, or (-1) writes all events."""
+    return run(arguments, [str(HERE / "killed_run.py"), str(events), str(when)], **environment)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], list[str]]:
     """A tree, what an undisturbed run makes of it, and the events on the way."""
     folder = tmp_path_factory.mktemp("undisturbed")
     root = tree(folder / "ds")
-    events = folder / "events"
-    done = run(
-        ["run", str(root), "--lake", str(folder / "lake")], [str(HERE / "killed_run.py"), str(events), "-1"], **SERIAL
-    )
+    done = killable(folder / "events", -1, ["run", str(root), "--lake", str(folder / "lake")], **SHARDED)
     assert done.returncode == 0, done.stdout + done.stderr
-    return root, content(folder / "lake"), events.read_text().splitlines()
+    return root, content(folder / "lake"), (folder / "events").read_text().splitlines()
 
 
 def moments(events: list[str]) -> dict[str, int]:
-    """A dozen moments of a run, by name."""
-    opened = [n for n, event in enumerate(events) if event.startswith("open primary/sub-1")]
+    """Moments of a run, by name."""
+    opened = [n for n, event in enumerate(events) if event.startswith("open primary/")]
+    read = [n for n, event in enumerate(events) if event.startswith("after .pieces/extract") and "done" in event]
+    built = [n for n, event in enumerate(events) if event.startswith("after .pieces/build") and "done" in event]
     named = {
-        "before the inventory": events.index("before lake/inventory/ds.parquet"),
-        "between crawl and extract": events.index("after lake/inventory/ds.parquet"),
-        "before the first file of a unit": opened[0],
-        "between the files of a unit": opened[1],
-        "before the tag_profiles": events.index("before tag_profiles/ds/sub-1.parquet"),
-        "between tag_profiles and headers": events.index("before headers/ds/sub-1.parquet"),
-        "between headers and files": events.index("before files/ds/sub-1.parquet"),
-        "between two units": events.index("after files/ds/sub-1.parquet"),
-        "while duplicates are marked": events.index(
-            "after headers/ds/sub-2.parquet", events.index("after files/ds/sub-2.parquet")
-        ),
-        "after the identities": events.index("after lake/identities/ds.parquet"),
-        "between the resources of a unit": events.index("before ImagingStudy/ds/sub-1.ndjson"),
-        "before the commit of a unit's resources": events.index("after ImagingStudy/ds/sub-2.ndjson"),
+        "before the inventory": events.index("before inventory/ds.parquet"),
+        "between crawl and extract": events.index("after inventory/ds.parquet"),
+        "before the first file": opened[0],
+        "between the files of a piece": opened[1],
+        "between the tables of a piece": read[0] - 3,
+        "between two pieces": read[0],
+        "while duplicates are compared": opened[-1],
+        "before the pending commit of a shard": events.index("before commits/extract/ds/.0000.parquet.pending"),
+        "after the pending commit of a shard": events.index("after commits/extract/ds/.0000.parquet.pending"),
+        "between the findings and the headers of a shard": events.index("after findings/extract/ds/0000.parquet"),
+        "between the headers and the files of a shard": events.index("after headers/ds/0000.parquet"),
+        "between the files and the tag profiles of a shard": events.index("after files/ds/0000.parquet"),
+        "before the commit of a shard": events.index("before commits/extract/ds/0000.parquet"),
+        "between two shards": events.index("after commits/extract/ds/0000.parquet"),
+        "between the files of the last shard": events.index("after headers/ds/0003.parquet"),
+        "before the findings of the extraction": events.index("before findings/extract/ds/dataset.parquet"),
+        "after the identities": events.index("after identities/ds.parquet"),
+        "after the Endpoint": events.index("after fhir/Endpoint/ds/0000.ndjson"),
+        "between two pieces of the build": built[0],
+        "after the pending commit of resources": events.index("after commits/build/ds/.0000.parquet.pending"),
+        "between the files of a shard of resources": events.index("after fhir/Patient/ds/0000.ndjson"),
+        "before the commit of a shard of resources": events.index("before commits/build/ds/0000.parquet"),
+        "between two shards of resources": events.index("after commits/build/ds/0000.parquet"),
+        "before the findings of the build": events.index("before findings/build/ds/dataset.parquet"),
         "between measures": events.index("after quality/ds/completeness.parquet"),
         "before the report": events.index("before quality/ds/report.html"),
     }
-    assert len(set(named.values())) == len(named) >= 12
+    assert list(named) == MOMENTS
+    assert len(set(named.values())) == len(named)
     return named
 
 
 MOMENTS = [
     "before the inventory",
     "between crawl and extract",
-    "before the first file of a unit",
-    "between the files of a unit",
-    "before the tag_profiles",
-    "between tag_profiles and headers",
-    "between headers and files",
-    "between two units",
-    "while duplicates are marked",
+    "before the first file",
+    "between the files of a piece",
+    "between the tables of a piece",
+    "between two pieces",
+    "while duplicates are compared",
+    "before the pending commit of a shard",
+    "after the pending commit of a shard",
+    "between the findings and the headers of a shard",
+    "between the headers and the files of a shard",
+    "between the files and the tag profiles of a shard",
+    "before the commit of a shard",
+    "between two shards",
+    "between the files of the last shard",
+    "before the findings of the extraction",
     "after the identities",
-    "between the resources of a unit",
-    "before the commit of a unit's resources",
+    "after the Endpoint",
+    "between two pieces of the build",
+    "after the pending commit of resources",
+    "between the files of a shard of resources",
+    "before the commit of a shard of resources",
+    "between two shards of resources",
+    "before the findings of the build",
     "between measures",
     "before the report",
 ]
@@ -109,13 +155,80 @@ MOMENTS = [
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_killed_at_any_moment_is_completed_by_the_next(moment, undisturbed, tmp_path):
     root, expected, events = undisturbed
+    when = moments(events)[moment]
     arguments = ["run", str(root), "--lake", str(tmp_path / "lake")]
-    script = [str(HERE / "killed_run.py"), str(tmp_path / "events"), str(moments(events)[moment])]
-    killed = run(arguments, script, **SERIAL)
-    assert killed.returncode == -signal.SIGKILL
-    again = run(arguments, **SERIAL)
+    assert killable(tmp_path / "events", when, arguments, **SHARDED).returncode == -signal.SIGKILL
+    again = killable(tmp_path / "events", -1, arguments, **SHARDED)
     assert again.returncode == 0, again.stdout + again.stderr
     assert content(tmp_path / "lake") == expected
+    # what a piece gave is not read again
+    whole = [n for n, event in enumerate(events) if event.startswith("after .pieces/extract") and "done" in event]
+    done = [place for place in whole if place < when]
+    kept = sum(event.startswith("open ") for event in events[: done[-1]]) if done else 0
+    opened = [event for event in (tmp_path / "events").read_text().splitlines() if event.startswith("open ")]
+    total = sum(event.startswith("open ") for event in events[: whole[-1]])
+    assert len([event for event in opened if event not in DUPLICATES]) <= total - kept
+
+
+DUPLICATES = ("open primary/sub-2/sam-1/1.dcm", "open primary/sub-2/sam-1/2.dcm")  # are read for their check sums too
+
+
+def changed_moments(events: list[str]) -> dict[str, int]:
+    """Moments at which folders are exchanged since the number of shards changes, by name."""
+    return {
+        "before the exchange of extract": events.index("before commits/extract/.ds.exchange"),
+        "before the first folder": events.index("after commits/extract/.ds.exchange"),
+        "between the old and the new folder": events.index("after .moving/old/headers/ds"),
+        "between two folders": events.index("after headers/ds"),
+        "before the folder of commits": events.index("before .moving/old/commits/extract/ds"),
+        "after the folder of commits": events.index("after commits/extract/ds"),
+        "between two folders of resources": events.index("after fhir/Patient/ds"),
+        "after the folder of commits of resources": events.index("after commits/build/ds"),
+    }
+
+
+CHANGED_MOMENTS = [
+    "before the exchange of extract",
+    "before the first folder",
+    "between the old and the new folder",
+    "between two folders",
+    "before the folder of commits",
+    "after the folder of commits",
+    "between two folders of resources",
+    "after the folder of commits of resources",
+]
+
+
+@pytest.fixture(scope="module")
+def fewer_shards(undisturbed, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], list[str]]:
+    """What becomes of the lake of three shards in a run that stores one, and the events of it."""
+    folder = tmp_path_factory.mktemp("run")
+    arguments = ["run", str(undisturbed[0]), "--lake", str(folder / "run/lake")]
+    assert killable(folder / "events", -1, arguments, **SHARDED).returncode == 0
+    assert killable(folder / "events", -1, arguments, **SERIAL).returncode == 0
+    return content(folder / "run/lake"), (folder / "events").read_text().splitlines()
+
+
+@pytest.mark.parametrize("moment", CHANGED_MOMENTS)
+def test_a_run_killed_while_rows_move_to_other_shards_is_completed_by_the_next(
+    moment, undisturbed, fewer_shards, tmp_path
+):
+    expected, events = fewer_shards
+    assert list(changed_moments(events)) == CHANGED_MOMENTS
+    arguments = ["run", str(undisturbed[0]), "--lake", str(tmp_path / "run/lake")]
+    assert killable(tmp_path / "events", -1, arguments, **SHARDED).returncode == 0
+    killed = killable(tmp_path / "events", changed_moments(events)[moment], arguments, **SERIAL)
+    assert killed.returncode == -signal.SIGKILL
+    assert killable(tmp_path / "events", -1, arguments, **SERIAL).returncode == 0
+    assert content(tmp_path / "run/lake") == expected
+    opened = [event for event in (tmp_path / "events").read_text().splitlines() if event.startswith("open ")]
+    assert opened == []
+
+
+def test_a_lake_whose_rows_moved_is_as_a_new_one(undisturbed, fewer_shards, tmp_path):
+    arguments = ["run", str(undisturbed[0]), "--lake", str(tmp_path / "lake")]
+    assert run(arguments, **SERIAL).returncode == 0
+    assert content(tmp_path / "lake") == fewer_shards[0]
 
 
 CHUNKED = {**SERIAL, "CHUNK_FILES": "4"}
@@ -139,21 +252,21 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
 
 
 def large_moments(events: list[str]) -> dict[str, int]:
-    """Moments of reading and joining a large unit, by name."""
-    parts = [n for n, event in enumerate(events) if event.startswith("after ") and event.endswith(".arrow")]
+    """Moments of reading a large unit and writing its shard, by name."""
+    parts = [n for n, event in enumerate(events) if event.startswith("after .pieces/extract")]
     opened = [n for n, event in enumerate(events) if event.startswith("open primary/sub-0")]
     named = {
         "while the second chunk is read": opened[4],
         "between the parts of a chunk": parts[1],
-        "between two chunks": parts[3],
+        "between two chunks": parts[4],
         "before the last part": parts[-1] - 1,
         "after the last chunk": parts[-1],
-        "before the join": events.index("before extract/ds/sub-0.parquet"),
-        "before the joined headers": events.index("before headers/ds/sub-0.parquet"),
-        "between joined headers and files": events.index("after headers/ds/sub-0.parquet"),
-        "after the joined files": events.index("after files/ds/sub-0.parquet"),
+        "before the shard": events.index("before findings/extract/ds/0000.parquet"),
+        "before the joined headers": events.index("before headers/ds/0000.parquet"),
+        "between joined headers and files": events.index("after headers/ds/0000.parquet"),
+        "after the joined files": events.index("after files/ds/0000.parquet"),
     }
-    assert len(parts) == 4 * 3  # headers, files, tag profiles and findings of three chunks
+    assert list(named) == LARGE_MOMENTS
     assert len(set(named.values())) == len(named)
     return named
 
@@ -164,7 +277,7 @@ LARGE_MOMENTS = [
     "between two chunks",
     "before the last part",
     "after the last chunk",
-    "before the join",
+    "before the shard",
     "before the joined headers",
     "between joined headers and files",
     "after the joined files",
@@ -181,7 +294,7 @@ def test_a_large_unit_killed_at_any_moment_is_completed_by_the_next_run(moment, 
     again = run(arguments, [script, str(tmp_path / "events"), "-1"], **CHUNKED)
     assert again.returncode == 0, again.stdout + again.stderr
     assert content(tmp_path / "lake") == expected
-    assert [path.name for path in (tmp_path / "lake").rglob(".*")] == []
+    assert [path for path in (tmp_path / "lake").rglob("*") if path.is_file() and "/." in str(path)] == []
 
 
 def test_a_run_killed_while_workers_read_chunks_is_completed_by_the_next(tmp_path):
@@ -194,37 +307,13 @@ def test_a_run_killed_while_workers_read_chunks_is_completed_by_the_next(tmp_pat
     process = subprocess.Popen(
         command, cwd=HERE.parent, stdout=subprocess.DEVNULL, env=os.environ | {"CHUNK_FILES": "30", "FEW_FILES": "0"}
     )
-    headers = tmp_path / "killed/headers/ds"
+    pieces = tmp_path / "killed/.pieces/extract/ds"
     deadline = time.monotonic() + 60
-    while not list(headers.glob(".*.parts/*.arrow")) and time.monotonic() < deadline:
+    while not list(pieces.glob("*.done")) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert not (headers / "sub-1.parquet").exists(), "killed too late to show anything"
-    assert run([*arguments, str(tmp_path / "killed")]).returncode == 0
-    assert run([*arguments, str(tmp_path / "whole")]).returncode == 0
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
-
-
-def test_a_run_killed_while_workers_read_is_completed_by_the_next(tmp_path):
-    root = tmp_path / "ds"
-    for subject in range(8):
-        for number in range(60):
-            name = f"{subject}-{number}"
-            write_instance(
-                root / f"sub-{subject}" / f"{number}.dcm", study=str(subject), series=str(subject), instance=name
-            )
-    arguments = ["audit", str(root), "--workers", "2", "--lake"]
-    script = [str(HERE / "killed_run.py"), str(tmp_path / "events"), "-1"]
-    command = [sys.executable, *script, *arguments, str(tmp_path / "killed")]
-    process = subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.DEVNULL, env=os.environ | {"FEW_FILES": "0"})
-    files = tmp_path / "killed/files/ds"
-    deadline = time.monotonic() + 60
-    while not (files.is_dir() and list(files.glob("*.parquet"))) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert len(list(files.glob("*.parquet"))) < 8, "killed too late to show anything"
+    assert not (tmp_path / "killed/commits").exists(), "killed too late to show anything"
     assert run([*arguments, str(tmp_path / "killed")]).returncode == 0
     assert run([*arguments, str(tmp_path / "whole")]).returncode == 0
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
@@ -241,7 +330,7 @@ def test_all_engines_give_the_same_bytes(tmp_path, dask_cluster):
         arguments = ["audit", str(big), "--lake", str(tmp_path / engine), "--workers", "2", "--engine", engine]
         done = run(arguments, script, CHUNK_FILES="100", FEW_FILES="0", DICOM_ETL_SCHEDULER=dask_cluster.address)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "join big" in done.stdout
+        assert "write big" in done.stdout
     assert content(tmp_path / "serial") == content(tmp_path / "processes") == content(tmp_path / "dask")
 
 
@@ -251,7 +340,7 @@ def test_a_run_whose_scheduler_does_not_answer_says_so_and_the_next_one_complete
         write_instance(root / f"sub-{number % 4}/{number}.dcm", study=str(number % 4), series=str(number % 4))
     arguments = ["audit", str(root), "--lake", str(tmp_path / "lake"), "--engine"]
     script = [str(HERE / "killed_run.py"), str(tmp_path / "events"), "-1"]
-    failed = run([*arguments, "dask"], script, DICOM_ETL_SCHEDULER="tcp://127.0.0.1:1", FEW_FILES="0")
+    failed = run([*arguments, "dask"], script, DICOM_ETL_SCHEDULER="tcp://127.0.0.1:1", FEW_FILES="0", CHUNK_FILES="2")
     assert failed.returncode == 1
     assert "no Dask scheduler answers at tcp://127.0.0.1:1" in failed.stdout
     assert "Traceback" not in failed.stdout + failed.stderr
@@ -261,22 +350,28 @@ def test_a_run_whose_scheduler_does_not_answer_says_so_and_the_next_one_complete
 def test_a_second_run_opens_no_dicom_file_and_writes_no_table(undisturbed, tmp_path):
     root, expected, _ = undisturbed
     arguments = ["run", str(root), "--lake", str(tmp_path / "lake")]
-    run(arguments, **SERIAL)
     events = tmp_path / "events"
-    again = run(arguments, [str(HERE / "killed_run.py"), str(events), "-1"], **SERIAL)
-    assert again.returncode == 0
+    killable(events, -1, arguments, **SHARDED)
+    assert killable(events, -1, arguments, **SHARDED).returncode == 0
     happened = events.read_text().splitlines()
     assert [event for event in happened if event.startswith("open ")] == []
-    written = {event.split("/")[-3].removeprefix("before ") for event in happened if event.startswith("before")}
-    assert not written & {"headers", "tag_profiles", "files", "ImagingStudy", "Patient", "Endpoint"}
+    written = [event.removeprefix("before ") for event in happened if event.startswith("before")]
+    assert written == ["findings/crawl/ds/dataset.parquet", "sheets/ds.parquet", "inventory/ds.parquet"]
     assert content(tmp_path / "lake") == expected
 
 
 def test_two_runs_at_once_give_the_result_of_one(undisturbed, tmp_path):
     root, expected, _ = undisturbed
-    command = [sys.executable, "-m", "dicom_etl.cli", "run", str(root), "--lake", str(tmp_path / "lake")]
+    script = [sys.executable, str(HERE / "killed_run.py")]
+    arguments = ["-1", "run", str(root), "--lake", str(tmp_path / "lake")]
     both = [
-        subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.DEVNULL, env=os.environ | SERIAL) for _ in "ab"
+        subprocess.Popen(
+            [*script, str(tmp_path / name), *arguments],
+            cwd=HERE.parent,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | SHARDED,
+        )
+        for name in "ab"
     ]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     assert content(tmp_path / "lake") == expected

@@ -19,6 +19,13 @@ EngineKind = Annotated[
     str | None, typer.Option("--engine", help="where units are worked on: serial, processes or dask")
 ]
 Force = Annotated[bool, typer.Option("--force", help="make everything again")]
+Rebuild = Annotated[
+    bool,
+    typer.Option(
+        "--rebuild",
+        help="once crawled, remove all tables of these datasets but ledger and withdrawals, and read every file again",
+    ),
+]
 Accept = Annotated[bool, typer.Option("--accept-vanished", help="subjects or files that are gone are meant to be")]
 Prune = Annotated[bool, typer.Option("--prune", help="let the server lose what the lake no longer has")]
 Overwrite = Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dicom_etl import __version__
-from dicom_etl.cli import converting, forgetting, looking, setting_up, stages, verifying
+from dicom_etl.cli import converting, exporting, forgetting, looking, setting_up, stages, verifying
 from dicom_etl.console import plain
 from dicom_etl.lake.tables import LakeError
 from dicom_etl.settings import SettingsError
@@ -60,6 +60,8 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     verifying.verify,
     looking.outcomes,
     looking.explain,
+    exporting.completeness,
+    exporting.findings,
     forgetting.forget,
     setting_up.doctor,
     setting_up.example,

@@ -10,6 +10,7 @@ from dicom_etl import inspect
 from dicom_etl.cli.session import Session
 from dicom_etl.cli.showing import show_outcome
 from dicom_etl.console import ProgressDisplay, table
+from dicom_etl.lake.migration import is_outdated
 from dicom_etl.lake.withdrawn import admitted
 from dicom_etl.pipeline import Options, Outcome, Pipeline, run
 from dicom_etl.settings import DatasetSettings, SettingsError
@@ -21,13 +22,26 @@ _OF_THE_LAKE = {"upload", "measure", "report"}
 def go(session: Session, named: list[str] | None, stages: Collection[str], options: Options) -> int:
     """Run stages over the named datasets, show the outcome, return the exit code."""
     chosen = _admitted(session, _chosen(session, named or [], stages))
+    if options.rebuild:
+        _require_all(session, chosen)
     with ProgressDisplay(session.console, quiet=session.as_json) as progress:
-        pipeline = Pipeline(session.settings, chosen, progress, session.tell)
+        pipeline = Pipeline(session.settings, chosen, progress, session.tell, rebuild=options.rebuild)
         if options.dry_run:
             return _plan(session, pipeline, list(chosen), stages, options)
         outcome = run(pipeline, list(chosen), stages, options)
     show_outcome(session, outcome)
     return outcome.exit_code
+
+
+def _require_all(session: Session, chosen: Collection[str]) -> None:
+    """Refuse to rebuild an outdated lake without all of its datasets: the tables of all of them are removed."""
+    lake = session.lake()
+    missing = sorted(set(inspect.datasets_of(lake)) - set(chosen)) if is_outdated(lake) else []
+    if missing:
+        raise SettingsError(
+            f"the lake {lake.root} is of an older schema and also holds {', '.join(missing)}: name all of its "
+            "datasets, since their tables are rebuilt together; nothing was removed"
+        )
 
 
 def _chosen(session: Session, named: list[str], stages: Collection[str]) -> dict[str, DatasetSettings]:

@@ -27,8 +27,10 @@ class Session:
         workers: int | None = None,
         engine: str | None = None,
         no_wait: bool = False,
+        rebuild: bool = False,
     ) -> None:
         self.as_json = as_json
+        self.rebuild = rebuild
         self.console = Console(highlight=False, stderr=as_json, soft_wrap=False)
         self.settings: Settings = load_settings(
             settings_file,
@@ -53,7 +55,7 @@ class Session:
 
     def lake(self) -> Lake:
         """The lake, opened."""
-        return Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell).open()
+        return Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell).open(rebuild=self.rebuild)
 
     def existing(self) -> Lake:
         """The lake, which must be there."""

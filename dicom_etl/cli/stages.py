@@ -18,6 +18,7 @@ from dicom_etl.cli.options import (
     NoWait,
     Overwrite,
     Prune,
+    Rebuild,
     SettingsFile,
     Subject,
     Workers,
@@ -25,6 +26,7 @@ from dicom_etl.cli.options import (
 from dicom_etl.cli.running import go
 from dicom_etl.cli.session import Session
 from dicom_etl.pipeline import STAGES, Options
+from dicom_etl.settings import SettingsError
 
 
 def run(
@@ -39,14 +41,26 @@ def run(
     accept_vanished: Accept = False,
     prune: Prune = False,
     overwrite: Overwrite = False,
+    rebuild: Rebuild = False,
     dry_run: DryRun = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
     """Everything: crawl, extract, build, upload, measure, report."""
-    session = Session(as_json, settings, lake, fhir_url=fhir_url, workers=workers, engine=engine, no_wait=no_wait)
+    _check_rebuild(rebuild=rebuild, dry_run=dry_run, subject=subject)
+    session = Session(
+        as_json,
+        settings,
+        lake,
+        fhir_url=fhir_url,
+        workers=workers,
+        engine=engine,
+        no_wait=no_wait,
+        rebuild=rebuild,
+    )
     options = Options(
         subjects=_these(subject),
+        rebuild=rebuild,
         force=force,
         accept_vanished=accept_vanished,
         prune=prune,
@@ -65,13 +79,15 @@ def audit(
     engine: EngineKind = None,
     force: Force = False,
     accept_vanished: Accept = False,
+    rebuild: Rebuild = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
     """Everything but the upload, ending in the report; needs no server."""
-    session = Session(as_json, settings, lake, workers=workers, engine=engine, no_wait=no_wait)
+    _check_rebuild(rebuild=rebuild, dry_run=False, subject=subject)
+    session = Session(as_json, settings, lake, workers=workers, engine=engine, no_wait=no_wait, rebuild=rebuild)
     stages = [stage for stage in STAGES if stage != "upload"]
-    options = Options(subjects=_these(subject), force=force, accept_vanished=accept_vanished)
+    options = Options(subjects=_these(subject), force=force, accept_vanished=accept_vanished, rebuild=rebuild)
     raise typer.Exit(go(session, datasets, stages, options))
 
 
@@ -164,6 +180,16 @@ def report(
     """Write the report (HTML, JSON, CSV) of what was measured."""
     session = Session(as_json, settings, lake)
     raise typer.Exit(go(session, datasets, ["report"], Options()))
+
+
+def _check_rebuild(*, rebuild: bool, dry_run: bool, subject: list[str] | None) -> None:
+    """Refuse options that contradict each other."""
+    if rebuild and dry_run:
+        raise SettingsError("--rebuild removes tables and --dry-run changes nothing: choose one of them")
+    if rebuild and subject:
+        raise SettingsError(
+            "--rebuild rebuilds whole datasets and --subject limits the run to some: choose one of them"
+        )
 
 
 def _these(subjects: list[str] | None) -> tuple[str, ...] | None:

@@ -117,6 +117,7 @@ def _day(value: str) -> datetime.date:
 def corrected(rows: Group, corrections: Iterable[Correction], place: Place) -> Group:
     """The rows as the corrections have them; each that changes something is a finding in each study."""
     columns = dict(rows.columns)
+    empty = rows.empty
     for correction in corrections:
         entry = CORRECTABLE[correction.tag]
         value: Any = correction.value
@@ -130,8 +131,9 @@ def corrected(rows: Group, corrections: Iterable[Correction], place: Place) -> G
             for row in touched:
                 values[row] = value if column == correction.tag else None
             columns[column] = values
+        empty -= {correction.tag}
         _tell(columns, touched, correction, entry, place)
-    return Group(columns, rows.rows)
+    return Group(columns, rows.rows, empty)
 
 
 def _touched(rows: Group, correction: Correction, value: Any, entry: Correctable) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import calendar
 import datetime
 import re
+from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -24,6 +25,7 @@ class Moment(NamedTuple):
     code: str | None = None
 
 
+@lru_cache(maxsize=4096)  # of a study and its series often the same
 def moment(date: datetime.date | None, time: str | None, offset: str | None, zone: ZoneInfo | None) -> Moment:
     """Date, time (TM), TimezoneOffsetFromUTC and the dataset's zone as a FHIR dateTime.
 

@@ -221,7 +221,7 @@ def _usable(rows: Group, place: Place) -> Group:
         place.within(series_uid=series or "").add(
             "instance-left-out", count=count, message=f"{lacks_what} absent, empty or not valid in FHIR"
         )
-    return Group(columns, tuple(keep))
+    return rows.part(keep)
 
 
 def _series(uid: str, rows: Group, context: Context, place: Place) -> dict[str, Any]:

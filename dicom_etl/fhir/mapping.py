@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,11 @@ from dicom_etl.fhir.rows import Group, Place
 
 MAPPING_TABLES = ("mapping.csv", "annex_l.json", "body_part_aliases.csv", "species.csv")
 GIVEN = "given"  # made with the resource itself, not from columns
+# rules that make nothing and find nothing where all of their columns are null, whatever sheets and settings say
+NEED_VALUES = frozenset(
+    """accession accession_order address codes location names operator performer reasons security specimen staff
+    staff_list started telecom text unsigned""".split()
+)
 
 Version = Literal["R4", "R5"]
 Rule = Callable[[Group, tuple[str, ...], Context, Place], Any]
@@ -52,6 +57,11 @@ class Element(NamedTuple):
     rule: str
     columns: tuple[str, ...]
 
+    @property
+    def needs_form(self) -> bool:
+        """Whether a value of this type may have to change its form."""
+        return self.type in ("Coding", "CodeableReference")
+
 
 @cache
 def lines() -> tuple[Line, ...]:
@@ -72,6 +82,12 @@ def elements(level: str, version: Version) -> tuple[Element, ...]:
         if line.level == level and line.rule and name:
             made.append(Element(name, type_.removesuffix("*"), type_.endswith("*"), line.rule, line.columns))
     return tuple(made)
+
+
+@lru_cache(maxsize=64)
+def elements_with_values(level: str, version: Version, empty: frozenset[str]) -> tuple[Element, ...]:
+    """The elements of a level that columns can give a value, if `empty` are those that have none in any row."""
+    return tuple(e for e in elements(level, version) if e.rule not in NEED_VALUES or not empty.issuperset(e.columns))
 
 
 @cache
@@ -104,7 +120,7 @@ def fill(
         given: by name, the elements whose rule is `given`.
     """
     made: dict[str, Any] = {}
-    for element in elements(level, context.version):
+    for element in elements_with_values(level, context.version, rows.empty):
         if element.rule == GIVEN:
             value = given.get(element.name)
         else:
@@ -116,12 +132,16 @@ def fill(
 
 def _put(made: dict[str, Any], element: Element, value: Any) -> None:
     """Add a value at its place: `meta.security` is an element in an element."""
-    outer, _, name = element.name.rpartition(".")
-    target = made.setdefault(outer, {}) if outer else made
-    if element.repeats:
-        target.setdefault(name, []).extend(formed(one, element.type) for one in value)
+    name, target = element.name, made
+    if "." in name:
+        outer, _, name = name.partition(".")
+        target = made.setdefault(outer, {})
+    if element.needs_form:
+        value = [formed(one, element.type) for one in value] if element.repeats else formed(value, element.type)
+    if element.repeats and name in target:
+        target[name] = [*target[name], *value]
     else:
-        target[name] = formed(value, element.type)
+        target[name] = list(value) if element.repeats else value
 
 
 def formed(value: Any, type_: str) -> Any:

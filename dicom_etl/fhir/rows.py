@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -29,13 +30,22 @@ class Place:
     series_uid: str | None = None
     found: list[Finding] = field(default_factory=list)
 
-    def within(self, **narrower: str) -> Place:
+    def within(
+        self, *, subject: str | None = None, study_uid: str | None = None, series_uid: str | None = None
+    ) -> Place:
         """The same place, narrower; its findings go to the same list."""
-        return replace(self, **narrower)  # type: ignore[arg-type]  # findings are no str
+        return Place(
+            self.dataset,
+            self.unit,
+            self.subject if subject is None else subject,
+            self.study_uid if study_uid is None else study_uid,
+            self.series_uid if series_uid is None else series_uid,
+            self.found,
+        )
 
     def add(self, code: str, column: str | None = None, value: Any = None, **more: Any) -> None:
         """Note a finding here; the value of a column is masked where it identifies."""
-        known = by_name().get(column or "")
+        tag, keyword = _tag_and_keyword(column)
         self.found.append(
             finding(
                 code,
@@ -44,27 +54,58 @@ class Place:
                 subject=self.subject,
                 study_uid=self.study_uid,
                 series_uid=self.series_uid,
-                tag=tag_text(known.tag) if known else None,
-                value=None if value is None else shown(known.keyword if known else "", str(value)),
+                tag=tag,
+                value=None if value is None else shown(keyword, str(value)),
                 **more,
             )
         )
 
 
-@dataclass(frozen=True)
+@cache
+def _tag_and_keyword(column: str | None) -> tuple[str | None, str]:
+    known = by_name().get(column or "")
+    return (tag_text(known.tag), known.keyword) if known else (None, "")
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
-    """Some rows of a header table: a study, a series."""
+    """Some rows of a header table: a study, a series.
+
+    `empty` names columns that have no value in any row of the table.
+    """
 
     columns: Columns
     rows: tuple[int, ...]
+    empty: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, table: pa.Table, names: Iterable[str]) -> Group:
         """All rows of a table with the columns that the mapping needs."""
-        return cls({name: _values(table[name]) for name in names}, tuple(range(table.num_rows)))
+        columns = {name: table[name] for name in names}
+        empty = frozenset(name for name, column in columns.items() if column.null_count == len(column))
+        values = {name: _values(column) for name, column in columns.items()}
+        return cls(values, tuple(range(table.num_rows)), empty)
+
+    @classmethod
+    def union(cls, groups: Sequence[Group]) -> Group:
+        """The rows of several groups of one table, in the order of the table."""
+        if len(groups) == 1:
+            return groups[0]
+        rows = sorted({row for group in groups for row in group.rows})
+        return cls(groups[0].columns, tuple(rows), groups[0].empty)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def part(self, rows: Iterable[int]) -> Group:
+        """Some rows of the same table."""
+        return Group(self.columns, tuple(rows), self.empty)
+
+    def copy(self) -> Group:
+        """The rows as a table of their own, so that a change of its columns costs no more than its rows."""
+        if self.columns and len(self.rows) == len(next(iter(self.columns.values()))):
+            return self
+        return Group({name: self.values(name) for name in self.columns}, tuple(range(len(self.rows))), self.empty)
 
     def values(self, column: str) -> list[Any]:
         """The values of a column, row by row."""
@@ -73,23 +114,37 @@ class Group:
 
     def distinct(self, column: str) -> list[Any]:
         """The different values of a column, sorted, without nulls."""
+        if len(self.rows) == 1:
+            value = self.columns[column][self.rows[0]]
+            return [] if value is None else [value]
+        if column in self.empty:
+            return []
         return sorted(set(self.values(column)) - {None})
+
+    def indices(self, column: str) -> dict[Any, list[int]]:
+        """The numbers of the rows by the value of a column."""
+        indices: dict[Any, list[int]] = defaultdict(list)
+        values = self.columns[column]
+        for row in self.rows:
+            indices[values[row]].append(row)
+        return dict(indices)
 
     def by(self, column: str) -> dict[Any, Group]:
         """The rows by the value of a column, sorted by it; null last."""
-        groups: dict[Any, list[int]] = defaultdict(list)
-        values = self.columns[column]
-        for row in self.rows:
-            groups[values[row]].append(row)
-        ordered = sorted(groups, key=lambda value: (value is None, value or ""))
-        return {value: Group(self.columns, tuple(groups[value])) for value in ordered}
+        if len(self.rows) == 1:
+            return {self.columns[column][self.rows[0]]: self}
+        indices = self.indices(column)
+        ordered = sorted(indices, key=lambda value: (value is None, value or ""))
+        return {value: self.part(indices[value]) for value in ordered}
 
     def where(self, keep: Callable[[int], bool]) -> Group:
         """The rows for which `keep` says so."""
-        return Group(self.columns, tuple(row for row in self.rows if keep(row)))
+        return self.part(row for row in self.rows if keep(row))
 
     def agreed(self, column: str, place: Place) -> Any:
         """The one value that the rows have; None and a finding where they disagree."""
+        if len(self.rows) == 1:
+            return self.columns[column][self.rows[0]]
         found = self.distinct(column)
         if len(found) > 1:
             place.add("values-disagree", column, message=f"{column} has {len(found)} different values")
@@ -101,6 +156,9 @@ class Group:
 
         (20240101, 1030, None) is contained in (20240101, 1030, +0100).
         """
+        if len(self.rows) == 1:
+            row = self.rows[0]
+            return [tuple([self.columns[column][row] for column in columns])]
         found = set(zip(*(self.values(column) for column in columns), strict=True))
         partial = {parts for parts in found if None in parts}
         fullest = (found - partial) | {parts for parts in partial if not _contained(parts, found)}

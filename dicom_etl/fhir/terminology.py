@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 from pydicom.config import IGNORE
@@ -35,6 +35,8 @@ __all__ = [
     "scheme_uri",
     "sop_class",
 ]
+
+_DISTINCT = 4096  # inputs whose result is kept: codes and names of the standard repeat, free text may not
 
 DCM = "http://dicom.nema.org/resources/ontology/DCM"
 SCT = "http://snomed.info/sct"
@@ -124,6 +126,7 @@ def laterality(code: str) -> Coding | None:
     return _LATERALITIES.get(code.strip())
 
 
+@lru_cache(maxsize=_DISTINCT)
 def sop_class(uid: str) -> Coding:
     """SOP Class UID (0008,0016) in the form of ImagingStudy, with its name of PS3.6 Annex A if known."""
     uid = uid.strip()
@@ -167,6 +170,7 @@ class _AnatomicRegion:
     paired: bool
 
 
+@lru_cache(maxsize=_DISTINCT)
 def _annex_l_entry(text: str) -> _AnatomicRegion | None:
     regions = _annex_l()
     text = text.strip()

@@ -7,6 +7,7 @@ public dataset into one server do not write over each other.
 from __future__ import annotations
 
 import uuid
+from functools import cache
 
 import orjson
 
@@ -15,4 +16,9 @@ def resource_id(site: str, resource_type: str, *key: str) -> str:
     """The id of the resource of `resource_type` with this `key` (its parts in order), as 36 characters."""
     # JSON keeps ("a", "b|c") and ("a|b", "c") apart, which a plain join would not
     name = orjson.dumps([resource_type, *key]).decode()
-    return str(uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, site), name))
+    return str(uuid.uuid5(_namespace(site), name))
+
+
+@cache
+def _namespace(site: str) -> uuid.UUID:
+    return uuid.uuid5(uuid.NAMESPACE_URL, site)

@@ -19,6 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -49,6 +50,9 @@ class Claim(NamedTuple):
     universal_id: str | None
     universal_id_type: str | None
     identity_removed: bool
+
+
+Identifier = tuple[str, str, str]  # rule, system, value
 
 
 class CrosswalkLine(NamedTuple):
@@ -95,15 +99,23 @@ class Scope:
 
     def system(self, of: str) -> str:
         """The system of identifiers that mean something in this dataset alone."""
-        return f"{self.site.rstrip('/')}/{quote(self.dataset, safe='')}/{of}"  # a URI holds no blanks
+        return _local_system(self.site, self.dataset, of)
+
+
+@cache
+def _local_system(site: str, dataset: str, of: str) -> str:
+    return f"{site.rstrip('/')}/{quote(dataset, safe='')}/{of}"  # a URI holds no blanks
 
 
 def is_placeholder(patient_id: str) -> bool:
     """Whether a PatientID names nobody."""
-    plain = "".join(character for character in patient_id.lower() if character.isalnum())
+    plain = patient_id.lower()
+    if not plain.isalnum():
+        plain = "".join([character for character in plain if character.isalnum()])
     return plain in _PLACEHOLDERS or not plain.strip("0x")  # ----, 0000 and XXX among them
 
 
+@lru_cache(maxsize=1024)
 def universal_system(identifier: str | None, kind: str | None) -> str | None:
     """The URI of an issuer's UniversalEntityID (PS3.3 C.7.1.1); None where it is none of its type."""
     pattern, template = _URI_OF_TYPE.get((kind or "").upper(), ("", ""))
@@ -118,12 +130,15 @@ def persons(claims: Iterable[Claim], scope: Scope) -> list[Person]:
     studies: dict[str, list[Claim]] = defaultdict(list)
     for claim in claims:
         studies[claim.study_uid].append(claim)
-    local = _subjects_of_local_ids(studies, scope)
-    return [person for uid in sorted(studies) for person in _of_study(uid, studies[uid], scope, local)]
+    identifiers = {uid: _identifier(of_study, scope) for uid, of_study in studies.items()}
+    local = _subjects_of_local_ids(studies, identifiers)
+    return [
+        person for uid in sorted(studies) for person in _of_study(uid, studies[uid], identifiers[uid], scope, local)
+    ]
 
 
-def _identifier(claims: list[Claim], scope: Scope) -> tuple[str, str, str] | None:
-    """(rule, system, value) that a PatientID gives by rules 2 and 3."""
+def _identifier(claims: list[Claim], scope: Scope) -> Identifier | None:
+    """The identifier that a PatientID gives by rules 2 and 3."""
     named = [claim for claim in claims if claim.patient_id]
     if not named or is_placeholder(named[0].patient_id or ""):
         return None
@@ -137,17 +152,20 @@ def _identifier(claims: list[Claim], scope: Scope) -> tuple[str, str, str] | Non
     return "patient-id", scope.system("patient-id"), value
 
 
-def _subjects_of_local_ids(studies: Mapping[str, list[Claim]], scope: Scope) -> dict[str, set[str | None]]:
+def _subjects_of_local_ids(
+    studies: Mapping[str, list[Claim]], identifiers: Mapping[str, Identifier | None]
+) -> dict[str, set[str | None]]:
     """The subjects in which each PatientID of rule 3 occurs; more than one means that it is nobody's."""
     subjects: dict[str, set[str | None]] = defaultdict(set)
-    for claims in studies.values():
-        identifier = _identifier(claims, scope)
+    for uid, identifier in identifiers.items():
         if identifier and identifier[0] == "patient-id":
-            subjects[identifier[2]] |= {claim.subject for claim in claims}
+            subjects[identifier[2]].update([claim.subject for claim in studies[uid]])
     return subjects
 
 
-def _of_study(uid: str, claims: list[Claim], scope: Scope, local: Mapping[str, set[str | None]]) -> list[Person]:
+def _of_study(
+    uid: str, claims: list[Claim], identifier: Identifier | None, scope: Scope, local: Mapping[str, set[str | None]]
+) -> list[Person]:
     places = sorted({(claim.unit, claim.subject) for claim in claims}, key=lambda p: (p[0], p[1] or ""))
     owner = places[0][0]
     subjects = {subject for _, subject in places}
@@ -163,7 +181,7 @@ def _of_study(uid: str, claims: list[Claim], scope: Scope, local: Mapping[str, s
         rule, system, value = "patient-id", scope.system("patient-id"), ""
         state, reason = "held", "study-two-patients"
     else:
-        rule, system, value, reason = _single(uid, claims, scope, local)
+        rule, system, value, reason = _single(uid, claims, identifier, scope, local)
     return [
         Person(uid, unit, subject, system, value, rule, state, owner if state == "ok" else unit, reason)
         for unit, subject in places
@@ -171,11 +189,10 @@ def _of_study(uid: str, claims: list[Claim], scope: Scope, local: Mapping[str, s
 
 
 def _single(
-    uid: str, claims: list[Claim], scope: Scope, local: Mapping[str, set[str | None]]
+    uid: str, claims: list[Claim], identifier: Identifier | None, scope: Scope, local: Mapping[str, set[str | None]]
 ) -> tuple[str, str, str, str | None]:
     """(rule, system, value, reason) of a study of one subject with at most one PatientID."""
     subject = claims[0].subject
-    identifier = _identifier(claims, scope)
     gaps = "patient-id-gaps" if len({bool(claim.patient_id) for claim in claims}) > 1 else None
     if identifier and (identifier[0] == "authority" or len(local[identifier[2]]) == 1):
         return *identifier, gaps

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
 
 import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_BLOCK = 100_000  # rows
+_SEPARATOR, _NULL = "\x1f", "\x1e"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -24,3 +30,43 @@ def version_of(*files: str) -> str:
         package, file = name.split(":")
         digest.update(resources.files(package).joinpath(file).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def run_digests(rows: pa.Table, ends: Sequence[int]) -> Iterator[str]:
+    """The digest of each run of rows, 32 hex digits; the texts of rows are joined in a buffer, none is a Python object.
+
+    Args:
+        rows: of any columns but lists.
+        ends: where each run ends; the first begins at 0.
+    """
+    digest, start, end_of_block = hashlib.sha256(), 0, 0
+    texts = _Texts(rows.slice(0, 0))
+    for end in ends:
+        while start < end:
+            if start == end_of_block:
+                texts, end_of_block = _Texts(rows.slice(start, _BLOCK)), start + _BLOCK
+            stop = min(end, end_of_block)
+            begin = end_of_block - _BLOCK
+            digest.update(texts.between(start - begin, stop - begin))
+            start = stop
+        yield digest.hexdigest()[:32]
+        digest = hashlib.sha256()
+
+
+class _Texts:
+    """Rows of a table as texts."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        columns = [_text(column) for column in rows.itercolumns()]
+        texts = pc.binary_join_element_wise(*columns, "", _SEPARATOR).combine_chunks().cast(pa.large_string())
+        _, offsets, self._data = texts.buffers()
+        self._offsets = memoryview(offsets or b"").cast("q")
+
+    def between(self, start: int, stop: int) -> memoryview:
+        """The texts of some rows, joined."""
+        return memoryview(self._data or b"")[self._offsets[start] : self._offsets[stop]]
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    is_time = pa.types.is_timestamp(column.type)
+    return pc.fill_null(pc.cast(pc.cast(column, pa.int64()) if is_time else column, pa.string()), _NULL)

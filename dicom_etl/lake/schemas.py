@@ -1,4 +1,4 @@
-"""The tables of the lake: where each lies, its columns, its order.
+"""The tables of the lake: the path of each, its columns, the order of its rows.
 
 What passes between stages is a table described here. `lake.tables.Lake` writes a table only if it fits its
 description. `docs/architecture.md` explains the columns.
@@ -14,7 +14,7 @@ import pyarrow as pa
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.identity.names import encode_name
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STRING, COUNT, FLAG = pa.string(), pa.int64(), pa.bool_()
 # Whole microseconds: what pandas, Spark and DuckDB all read as they are.
 INSTANT = pa.timestamp("us", tz="UTC")
@@ -37,13 +37,17 @@ _SOUGHT = (
 
 @dataclass(frozen=True)
 class Table:
-    """One kind of table: its place as a template of names, its columns and the order of its rows."""
+    """One kind of table: the template of its path, its columns and the order of its rows.
+
+    A table that has `{shard}` in its path holds the rows of many units (`lake.shards`).
+    """
 
     name: str
     place: str
     fields: tuple[tuple[str, pa.DataType], ...]
     order: tuple[str, ...]
-    row_group: int = 100_000  # rows
+    is_synced: bool = True  # each write lasts through a loss of power
+    row_group: int = 100_000  # rows; of tables in shards the units decide (`lake.shards.row_groups`)
 
     @property
     def sought(self) -> tuple[str, ...]:
@@ -56,14 +60,18 @@ class Table:
         """The columns."""
         return pa.schema(self.fields)
 
-    def path(self, **names: str) -> str:
+    def path(self, **names: str | int) -> str:
         """The path of one table below the lake's root; names are encoded."""
         return place(self.place, **names)
 
 
-def place(template: str, **names: str) -> str:
-    """`template` filled with encoded names: the one function that makes the paths of the lake."""
-    return template.format(**{key: encode_name(name) for key, name in names.items()})
+def place(template: str, **names: str | int) -> str:
+    """`template` filled with encoded names: the one function that makes the paths of the lake.
+
+    A shard is a number, written with four digits.
+    """
+    texts = {key: f"{name:04d}" if isinstance(name, int) else encode_name(name) for key, name in names.items()}
+    return template.format(**texts)
 
 
 INVENTORY = Table(
@@ -100,14 +108,14 @@ SHEETS = Table(
 
 TAG_PROFILES = Table(
     "tag_profiles",
-    "tag_profiles/{dataset}/{unit}.parquet",
+    "tag_profiles/{dataset}/{shard}.parquet",
     (("tag_profile", COUNT), ("tag", STRING), ("creator", STRING), ("status", pa.int8())),
     ("tag_profile", "tag", "creator"),
 )
 
 FILES = Table(
     "files",
-    "files/{dataset}/{unit}.parquet",
+    "files/{dataset}/{shard}.parquet",
     (
         ("dataset", STRING),
         ("unit", STRING),
@@ -120,7 +128,7 @@ FILES = Table(
         ("message", STRING),
         ("sha256", STRING),
     ),
-    ("path",),
+    ("unit", "path"),
 )
 
 _HEADER_PLACE: tuple[tuple[str, pa.DataType], ...] = (
@@ -137,10 +145,9 @@ _HEADER_PLACE: tuple[tuple[str, pa.DataType], ...] = (
 
 @cache
 def headers() -> Table:
-    """The header table: where a file lies, then the columns of the catalogue."""
+    """The header table: where a file is stored, then the columns of the catalogue."""
     tags = tuple((column.name, column.arrow_type) for column in catalogue())
-    # a row takes 1 to 2 KB: small groups keep the memory of those small that write and read a large unit piece by piece
-    return Table("headers", "headers/{dataset}/{unit}.parquet", _HEADER_PLACE + tags, ("path",), row_group=20_000)
+    return Table("headers", "headers/{dataset}/{shard}.parquet", _HEADER_PLACE + tags, ("unit", "path"))
 
 
 _FINDING: tuple[tuple[str, pa.DataType], ...] = (
@@ -161,8 +168,9 @@ _FINDING: tuple[tuple[str, pa.DataType], ...] = (
     ("count", COUNT),
 )
 _FINDING_ORDER = tuple(name for name, _ in _FINDING if name != "count")
-FINDINGS = Table("findings", "findings/{stage}/{dataset}/{unit}.parquet", _FINDING, _FINDING_ORDER)
-DATASET_FINDINGS = Table("findings", "findings/{stage}/{dataset}.parquet", _FINDING, _FINDING_ORDER)
+_UNIT_FIRST = ("unit", *(name for name in _FINDING_ORDER if name != "unit"))
+FINDINGS = Table("findings", "findings/{stage}/{dataset}/{shard}.parquet", _FINDING, _UNIT_FIRST)
+DATASET_FINDINGS = Table("findings", "findings/{stage}/{dataset}/dataset.parquet", _FINDING, _FINDING_ORDER)
 ALL_FINDINGS = Table("findings", "quality/{dataset}/findings.parquet", _FINDING, _FINDING_ORDER)
 
 IDENTITIES = Table(
@@ -205,8 +213,8 @@ _OUTCOME: tuple[tuple[str, pa.DataType], ...] = (
     ("tried_content", STRING),
     ("replaced", STRING),
 )
-OUTCOMES = Table("outcomes", "outcomes/{server}/{dataset}/{unit}.parquet", _OUTCOME, ("type", "id"))
-SHARED_OUTCOMES = Table("outcomes", "outcomes/{server}/shared.parquet", _OUTCOME, ("type", "id"))
+OUTCOMES = Table("outcomes", "outcomes/{server}/{dataset}/{unit}.parquet", _OUTCOME, ("type", "id"), is_synced=False)
+SHARED_OUTCOMES = Table("outcomes", "outcomes/{server}/shared.parquet", _OUTCOME, ("type", "id"), is_synced=False)
 
 COMPLETENESS = Table(
     "completeness",
@@ -271,7 +279,61 @@ WITHDRAWN = Table(
     ("digest", "site"),
 )
 
-RESOURCES = "fhir/{type}/{dataset}/{unit}.ndjson"
+# Which elements the resources have that depend on data: what FHIR readiness counts.
+FHIR_ELEMENTS = Table(
+    "fhir_elements",
+    "fhir_elements/{dataset}/{shard}.parquet",
+    (
+        ("dataset", STRING),
+        ("unit", STRING),
+        ("level", STRING),  # study, series, patient
+        ("study_uid", STRING),  # of studies and series
+        ("series_uid", STRING),  # of series
+        ("patient", STRING),  # the id of a Patient
+        ("started", FLAG),
+        ("started_time", FLAG),
+        ("accession", FLAG),
+        ("description", FLAG),
+        ("body_site", FLAG),
+        ("laterality", FLAG),
+        ("birth_date", FLAG),
+        ("gender", FLAG),
+    ),
+    ("unit", "level", "study_uid", "series_uid", "patient"),
+)
+
+# One row per unit. What a stage takes over and what it does again is decided from its commits alone.
+EXTRACT_COMMITS = Table(
+    "commits",
+    "commits/extract/{dataset}/{shard}.parquet",
+    (
+        ("unit", STRING),
+        ("fingerprint", STRING),  # of the reader and the unit's part of the inventory; null: never read
+        ("rows", COUNT),  # of the header table
+        ("files", COUNT),  # rows of the table of files
+        ("to_retry", FLAG),
+        ("duplicates", STRING),  # digest of its marks of duplicates, null where it has none
+    ),
+    ("unit",),
+)
+# Where the lines of a unit are in the NDJSON files of the shard: bytes, number of lines, and their digest.
+STORED_BY_UNIT = ("Patient", "ImagingStudy")
+_LINES = (("offset", COUNT), ("length", COUNT), ("lines", COUNT), ("digest", STRING))
+BUILD_COMMITS = Table(
+    "commits",
+    "commits/build/{dataset}/{shard}.parquet",
+    (
+        ("unit", STRING),
+        ("fingerprint", STRING),  # of all that its resources are made from; null: never built
+        ("to_retry", FLAG),
+        *((f"{kind}_{name}", type_) for kind in STORED_BY_UNIT for name, type_ in _LINES),
+    ),
+    ("unit",),
+)
+COMMITS = {"extract": EXTRACT_COMMITS, "build": BUILD_COMMITS}
+
+RESOURCES = "fhir/{type}/{dataset}/{shard}.ndjson"
+ENDPOINT = "fhir/Endpoint/{dataset}/0000.ndjson"  # one per dataset
 RESOURCE_TYPES = ("Patient", "Endpoint", "ImagingStudy")
 
 

@@ -1,18 +1,19 @@
-"""The lake: the folder (or object store) in which the tables lie, and how they are written and read.
+"""The lake: the folder (or object store) that holds the tables, and how single files are written and read.
 
 Every write is atomic (a temporary name in the same folder, renamed into place) and deterministic (rows sorted, fixed
-row groups, no clock), and carries in its footer the fingerprint of what it was made from. Nothing else in the package
-writes into the lake.
+row groups, no clock). A table that is one file carries the fingerprint of its inputs in its footer; tables in shards
+are described by their commits. Only modules of `lake` write files of the lake.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -24,20 +25,25 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from dicom_etl.identity.names import encode_name
-from dicom_etl.lake import locks
+from dicom_etl.lake import locks, recovery
+from dicom_etl.lake.row_groups import empty, groups_between, read_parquet, write_row_groups
 from dicom_etl.lake.schemas import SCHEMA_VERSION, Table
 
 _DATASET_FOLDERS = ("inventory", "sheets", "identities", "withdrawn")  # one file per dataset
 _FINGERPRINT = b"dicom_etl.fingerprint"
-_BATCH = 5_000  # rows
 
 
 class LakeError(Exception):
     """The lake cannot be used as it is; the text says what to do."""
 
 
-class SchemaError(LakeError):
-    """A table does not fit its description."""
+class DamagedTableError(LakeError):
+    """A table that is one file cannot be read."""
+
+    @classmethod
+    def of(cls, place: str, error: Exception) -> DamagedTableError:
+        """The error of a file of the lake."""
+        return cls(f"{place} is damaged ({error}): remove this file of the lake and run again, which rebuilds it")
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,11 @@ class Lake:
 
     # -- the lake as a whole ----------------------------------------------------------------------------------------
 
-    def open(self) -> Lake:
+    def open(self, *, rebuild: bool = False) -> Lake:
         """Make the lake if it is not there, and check its schema version.
+
+        Args:
+            rebuild: its derived tables are about to be removed, so that an older schema is accepted.
 
         Raises:
             LakeError: the folder holds something else, or a lake of another schema version, or cannot be made.
@@ -82,11 +91,9 @@ class Lake:
             version = orjson.loads(marker.read_bytes())["schema"]
         except (ValueError, KeyError, TypeError):
             raise LakeError(f"{marker} cannot be read: restore it, or choose another lake") from None
-        if version != SCHEMA_VERSION:
-            raise LakeError(
-                f"the lake {self.root} has schema version {version}, and this dicom-etl writes {SCHEMA_VERSION}: "
-                "use the dicom-etl that made it, or choose a new lake and run everything again"
-            )
+        is_older = isinstance(version, int) and version < SCHEMA_VERSION
+        if version != SCHEMA_VERSION and not (rebuild and is_older):
+            raise LakeError(f"the lake {self.root} has schema version {version}, {_advice(version)}")
         return self
 
     def _create(self) -> None:
@@ -112,23 +119,39 @@ class Lake:
     def lock(self, name: str, doing: str) -> Iterator[None]:
         """Hold the lock of a dataset (or of what datasets share) while a stage writes it."""
         folder = locks.lock_folder(self.root, local=self.local)
-        with locks.hold(folder, encode_name(name), doing, wait=self.lock_wait, tell=self.tell):
+        with ExitStack() as held:
+            lock = locks.hold(folder, encode_name(name), doing, wait=self.lock_wait, tell=self.tell)
+            try:
+                held.enter_context(lock)
+            except OSError as error:
+                raise LakeError(f"the lake {self.root} cannot be written: {error.strerror or error}") from None
             self._sweep_dataset(encode_name(name))
+            if self.local:
+                recovery.recover(Path(self.root), name)
+            else:
+                self.remove_new_folders(name)
             yield
+
+    def remove_new_folders(self, dataset: str) -> None:
+        """Remove the hidden folders into which a run writes where the number of shards changes."""
+        for folder in (folder for stage in recovery.STAGES for folder in recovery.stage_folders(stage, dataset)):
+            self.remove_folder(recovery.new_folder(folder))
 
     def _sweep_dataset(self, name: str) -> None:
         """Remove what killed writers left of the dataset's own files, not of another whose name begins like it."""
         self.sweep(f"quality/{name}")
+        self.sweep(f"fhir/Endpoint/{name}")
+        for stage in self.names("findings"):
+            self.sweep(f"findings/{stage}/{name}")
         left = re.compile(rf"\.{re.escape(name)}\.parquet\.\d+\.tmp")
-        folders = [*_DATASET_FOLDERS, *(f"findings/{stage}" for stage in self.names("findings"))] if self.local else []
-        for folder in folders:
+        for folder in _DATASET_FOLDERS if self.local else ():
             for file in Path(self.root, folder).glob(".*.tmp"):
                 if left.fullmatch(file.name):
                     file.unlink(missing_ok=True)
 
     # -- tables -----------------------------------------------------------------------------------------------------
 
-    def write(self, table: Table, rows: pa.Table, *, fingerprint: str = "", **names: str) -> str:
+    def write(self, table: Table, rows: pa.Table, *, fingerprint: str = "", **names: str | int) -> str:
         """Write `rows` as the table that `names` (dataset, unit, stage, server) point at; returns its place.
 
         Raises:
@@ -136,7 +159,9 @@ class Lake:
         """
         return self.write_pieces(table, [rows], fingerprint=fingerprint, **names)
 
-    def write_pieces(self, table: Table, pieces: Iterable[pa.Table], *, fingerprint: str = "", **names: str) -> str:
+    def write_pieces(
+        self, table: Table, pieces: Iterable[pa.Table], *, fingerprint: str = "", **names: str | int
+    ) -> str:
         """As one `write` of all pieces, the same bytes, but holds only few of them at a time.
 
         Args:
@@ -149,72 +174,79 @@ class Lake:
             SchemaError: a column of a piece is missing, unknown or of another type; a piece is out of order.
         """
         place = table.path(**names)
-        with (
-            self._replacing(place) as sink,
-            pq.ParquetWriter(sink, table.schema, **_options(table)) as writer,
-        ):
-            groups = _RowGroups(table, writer)
-            for piece in pieces:
-                groups.add(piece)
-            groups.finish()
-            writer.add_key_value_metadata({_FINGERPRINT: fingerprint.encode()})
+        with self._replacing(place, sync=table.is_synced) as sink:
+            write_row_groups(sink, table, pieces, metadata={_FINGERPRINT: fingerprint.encode()})
         return place
 
-    def write_rows(self, table: Table, rows: list[dict[str, Any]], *, fingerprint: str = "", **names: str) -> str:
+    def write_rows(self, table: Table, rows: list[dict[str, Any]], *, fingerprint: str = "", **names: str | int) -> str:
         """As `write`, from a (short) list of rows."""
         return self.write(table, pa.Table.from_pylist(rows, schema=table.schema), fingerprint=fingerprint, **names)
 
-    def read(self, table: Table, columns: list[str] | None = None, **names: str) -> pa.Table:
+    def read(self, table: Table, columns: list[str] | None = None, **names: str | int) -> pa.Table:
         """The rows of a table; an empty table where there is none."""
         try:
-            with self._opened(table.path(**names)) as source:
+            with self._reading(table.path(**names)) as source:
                 return read_parquet(source, columns)
         except FileNotFoundError:
-            schema = table.schema
-            wanted = [schema.field(name) for name in columns] if columns else schema
-            return pa.schema(wanted).empty_table()
+            return empty(table, columns)
 
-    def read_pieces(self, table: Table, **names: str) -> Iterator[pa.Table]:
+    def read_pieces(self, table: Table, columns: list[str] | None = None, **names: str | int) -> Iterator[pa.Table]:
         """The rows of a table, row group by row group; none where there is no table."""
         try:
-            with self._opened(table.path(**names)) as source:
-                file = pq.ParquetFile(source)
+            with self._reading(table.path(**names)) as source:
+                file = pq.ParquetFile(source, page_checksum_verification=True)
                 for group in range(file.num_row_groups):
-                    yield file.read_row_group(group, use_threads=False)
+                    yield file.read_row_group(group, columns, use_threads=False)
         except FileNotFoundError:
             return
 
-    def read_between(self, table: Table, first: str, last: str, **names: str) -> pa.Table:
-        """The rows whose first column of the table's order lies between two values, both included.
+    def read_between(
+        self,
+        table: Table,
+        ranges: Mapping[str, tuple[str, str]],
+        columns: Sequence[str] | None = None,
+        **names: str | int,
+    ) -> pa.Table:
+        """The rows whose values of some columns are between two values each, both included; in their order."""
+        pieces = self.pieces_between(table, ranges, columns, **names)
+        return pa.concat_tables([empty(table, columns), *pieces])
 
-        Reads only the row groups in which such rows can lie, and of them some rows at a time.
-        """
-        column, found = table.order[0], [table.schema.empty_table()]
+    def pieces_between(
+        self,
+        table: Table,
+        ranges: Mapping[str, tuple[str, str]],
+        columns: Sequence[str] | None = None,
+        **names: str | int,
+    ) -> Iterator[pa.Table]:
+        """As `read_between`, row group by row group; those in which no such row can be are not read."""
+        wanted = None if columns is None else list(dict.fromkeys([*columns, *ranges]))
         try:
-            with self._opened(table.path(**names)) as source:
-                file = pq.ParquetFile(source)
-                groups = list(_groups_between(file.metadata, column, first, last))
-                for rows in file.iter_batches(_BATCH, row_groups=groups, use_threads=False):
-                    within = pc.and_(pc.greater_equal(rows[column], first), pc.less_equal(rows[column], last))
-                    found.append(pa.Table.from_batches([rows.filter(within)]))
+            with self._reading(table.path(**names)) as source:
+                file = pq.ParquetFile(source, page_checksum_verification=True)
+                for group in groups_between(file.metadata, ranges):
+                    rows = file.read_row_group(group, wanted, use_threads=False)
+                    for column, (first, last) in ranges.items():
+                        rows = rows.filter(
+                            pc.and_(pc.greater_equal(rows[column], first), pc.less_equal(rows[column], last))
+                        )
+                    yield rows.select(list(columns)) if columns else rows
         except FileNotFoundError:
-            pass
-        return pa.concat_tables(found)
+            return
 
-    def fingerprint(self, table: Table, **names: str) -> str | None:
+    def fingerprint(self, table: Table, **names: str | int) -> str | None:
         """The fingerprint in the footer of a table; None where there is no such table."""
         try:
-            with self._opened(table.path(**names)) as source:
+            with self._reading(table.path(**names)) as source:
                 metadata = pq.read_metadata(source).metadata or {}
-        except FileNotFoundError:
+        except (FileNotFoundError, DamagedTableError):  # what is damaged is made again
             return None
         mark: bytes = metadata.get(_FINGERPRINT, b"")
         return mark.decode()
 
-    def row_count(self, table: Table, **names: str) -> int:
+    def row_count(self, table: Table, **names: str | int) -> int:
         """How many rows a table has, from its footer alone; 0 where there is no such table."""
         try:
-            with self._opened(table.path(**names)) as source:
+            with self._reading(table.path(**names)) as source:
                 return int(pq.read_metadata(source).num_rows)
         except FileNotFoundError:
             return 0
@@ -244,6 +276,32 @@ class Lake:
         except FileNotFoundError:
             return None
 
+    def size(self, place: str) -> int | None:
+        """The size of a file in bytes; None where there is none."""
+        try:
+            return int(self.at(place).stat().st_size if not self.local else os.stat(f"{self.root}/{place}").st_size)  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def digest(self, place: str) -> str | None:
+        """The SHA-256 of a (small) file; None where there is none."""
+        content = self.read_bytes(place)
+        return None if content is None else hashlib.sha256(content).hexdigest()
+
+    def identity(self, place: str) -> tuple[object, ...] | None:
+        """What changes when a file is replaced; None where there is none."""
+        try:
+            stat = self.at(place).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return stat.st_size, stat.st_mtime, getattr(stat, "st_ino", None)
+
+    def read_slice(self, place: str, offset: int, length: int) -> bytes:
+        """Some bytes of a file."""
+        with self._opened(place) as source:
+            source.seek(offset)
+            return source.read(length)
+
     def exists(self, place: str) -> bool:
         """Whether there is such a file."""
         return bool(self.at(place).exists())
@@ -254,11 +312,20 @@ class Lake:
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def write_part(self, place: str, rows: pa.Table) -> None:
-        """Write rows that wait to be joined, at a place in a hidden folder: an Arrow file, as they are."""
+    def write_part(self, place: str, rows: pa.Table) -> int:
+        """Write rows that wait to be joined, at a place in a hidden folder, as an Arrow file; returns its size.
+
+        Not synced: a part that a loss of power cuts off has another size, and is made again.
+        """
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with self._replacing(place) as sink, pa.ipc.new_file(sink, rows.schema, options=options) as writer:
+        with self._replacing(place, sync=False) as sink, pa.ipc.new_file(sink, rows.schema, options=options) as writer:
             writer.write_table(rows)
+        return self.size(place) or 0
+
+    def write_part_marker(self, place: str, content: bytes) -> None:
+        """Write a small file beside parts."""
+        with self._replacing(place, sync=False) as sink:
+            sink.write(content)
 
     def read_part(self, place: str) -> pa.Table:
         """The rows of a part.
@@ -268,13 +335,6 @@ class Lake:
         """
         with self._opened(place) as source:
             return pa.ipc.open_file(source).read_all()
-
-    def remove_parts(self, folder: str) -> None:
-        """Remove all hidden folders of parts in a folder of the lake (the caller holds its lock)."""
-        path = self.at(folder)
-        for name in [child.name for child in path.iterdir()] if path.is_dir() else []:
-            if name.startswith(".") and name.endswith(".parts"):
-                self.remove_folder(f"{folder}/{name}")
 
     def remove_folder(self, place: str) -> None:
         """Remove a folder of the lake with all that it holds; no error where there is none."""
@@ -291,12 +351,21 @@ class Lake:
             for left in path.glob(".*.tmp"):
                 left.unlink(missing_ok=True)
 
+    @contextmanager
+    def _reading(self, place: str) -> Iterator[IO[bytes]]:
+        """A table, opened; what pyarrow cannot read of it is named."""
+        with self._opened(place) as source:
+            try:
+                yield source
+            except (pa.ArrowException, OSError) as error:
+                raise DamagedTableError.of(place, error) from error
+
     def _opened(self, place: str) -> IO[bytes]:
         opened: IO[bytes] = open(Path(self.root) / place, "rb") if self.local else self.at(place).open("rb")  # noqa: SIM115, PTH123
         return opened
 
     @contextmanager
-    def _replacing(self, place: str) -> Iterator[IO[bytes]]:
+    def _replacing(self, place: str, *, sync: bool = True) -> Iterator[IO[bytes]]:
         """A file that takes the place of the old one when the body ends, or not at all."""
         if not self.local:  # an object appears whole, when it is closed
             buffer = io.BytesIO()
@@ -309,6 +378,9 @@ class Lake:
         try:
             with _new_file(temporary) as sink:
                 yield sink
+                if sync:
+                    sink.flush()
+                    os.fsync(sink.fileno())
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -324,121 +396,10 @@ def _new_file(path: Path) -> IO[bytes]:
         return path.open("wb")
 
 
-def _options(table: Table) -> dict[str, Any]:
-    """How a table is written. A unit has a file of its own, often a small one: what costs bytes per column is left out.
-
-    Without ARROW:schema the footer is a third smaller, and the plain types need it not; statistics stand where queries
-    choose by them. Dictionaries take longer than they save: zstd finds the same repetitions.
-    """
-    return {
-        "compression": "zstd",
-        "store_schema": False,
-        "write_statistics": list(table.sought) or False,
-        "use_dictionary": False,
-    }
-
-
-class _RowGroups:
-    """Pieces of a table as row groups of its fixed size, whatever the size of the pieces."""
-
-    def __init__(self, table: Table, parquet: pq.ParquetWriter) -> None:
-        self._table, self._parquet = table, parquet
-        self._waiting: list[pa.Table] = []
-        self._last: tuple[Any, ...] | None = None
-        self._is_empty = True
-
-    def add(self, rows: pa.Table) -> None:
-        """Take rows, in any order among themselves."""
-        rows = _fitting(self._table, rows)
-        if not _in_order(rows, self._table.order):
-            rows = rows.sort_by([(name, "ascending") for name in self._table.order])
-        self._check_order(rows)
-        self._waiting.append(rows)
-        size = self._table.row_group
-        if sum(piece.num_rows for piece in self._waiting) >= size:
-            rows = pa.concat_tables(self._waiting)
-            whole = rows.num_rows - rows.num_rows % size
-            self._write(rows.slice(0, whole))
-            self._waiting = [rows.slice(whole)]
-
-    def finish(self) -> None:
-        """Write what waits for a full row group."""
-        rows = pa.concat_tables(self._waiting) if self._waiting else self._table.schema.empty_table()
-        if rows.num_rows or self._is_empty:
-            self._write(rows)
-
-    def _write(self, rows: pa.Table) -> None:
-        self._parquet.write_table(rows.combine_chunks(), row_group_size=self._table.row_group)
-        self._is_empty = False
-
-    def _check_order(self, rows: pa.Table) -> None:
-        if rows.num_rows == 0:
-            return
-        first, last = (_sort_key(rows[name][place] for name in self._table.order) for place in (0, -1))
-        if self._last is not None and first < self._last:
-            raise SchemaError(f"{self._table.name}: a piece begins before the end of the one before it")
-        self._last = last
-
-
-def _sort_key(values: Iterable[pa.Scalar]) -> tuple[Any, ...]:
-    """Values as they are ordered by a sort: a null is the last."""
-    return tuple((value is None, "" if value is None else value) for value in (scalar.as_py() for scalar in values))
-
-
-def _groups_between(metadata: pq.FileMetaData, column: str, first: str, last: str) -> Iterator[int]:
-    """The row groups that may hold values of a column between two values, by the statistics of the footer."""
-    place = metadata.schema.names.index(column)
-    for group in range(metadata.num_row_groups):
-        known = metadata.row_group(group).column(place).statistics
-        if known is None or not known.has_min_max or (known.min <= last and first <= known.max):
-            yield group
-
-
-def read_parquet(source: IO[bytes], columns: list[str] | None = None) -> pa.Table:
-    """The rows of an open Parquet file.
-
-    Not `pq.read_table`: over a Python file its threads may outlive the interpreter and abort the process (pyarrow 26).
-    """
-    return pq.ParquetFile(source).read(columns=columns, use_threads=False)
-
-
-def _fitting(table: Table, rows: pa.Table) -> pa.Table:
-    schema = table.schema
-    if rows.schema.equals(schema):
-        return rows.combine_chunks()
-    if set(rows.column_names) != set(schema.names):
-        odd = sorted(set(rows.column_names) ^ set(schema.names))
-        raise SchemaError(f"{table.name}: missing or unknown columns: {', '.join(odd)}")
-    rows = rows.select(schema.names)
-    for wanted, got in zip(schema, rows.schema, strict=True):
-        if wanted.type != got.type and not pa.types.is_null(got.type):
-            raise SchemaError(f"{table.name}.{wanted.name} is {got.type} and should be {wanted.type}")
-    return rows.cast(schema).combine_chunks()
-
-
-def _in_order(rows: pa.Table, order: Sequence[str]) -> bool:
-    """Whether rows lie in an order already, as far as can be seen at little cost."""
-    tied = pa.scalar(True)
-    for name in order:
-        former, next_ = rows[name].slice(0, max(0, rows.num_rows - 1)), rows[name].slice(1)
-        if rows[name].null_count:
-            return False
-        if pc.any(pc.and_(tied, pc.greater(former, next_))).as_py():
-            return False
-        tied = pc.and_(tied, pc.equal(former, next_))
-        if not pc.any(tied).as_py():
-            return True
-    return True
-
-
-def rows_of(table: pa.Table, **equal: Any) -> list[dict[str, Any]]:
-    """The rows of a (small) table as dictionaries, those alone whose columns equal the given values."""
-    return [row for row in table.to_pylist() if all(row[k] == v for k, v in equal.items())]
-
-
-def grouped(rows: list[dict[str, Any]], key: str) -> Mapping[Any, list[dict[str, Any]]]:
-    """The rows by the value of one column, in their order."""
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row[key], []).append(row)
-    return groups
+def _advice(version: object) -> str:
+    if isinstance(version, int) and version < SCHEMA_VERSION:
+        return (
+            f"older than {SCHEMA_VERSION}, which this dicom-etl writes: `dicom-etl run --rebuild`, with all of its "
+            "datasets, builds its tables again from the source files"
+        )
+    return f"and this dicom-etl writes {SCHEMA_VERSION}: use the dicom-etl that wrote it, or choose another lake"

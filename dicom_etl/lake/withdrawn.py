@@ -45,6 +45,11 @@ class Withdrawn:
         """Read the record; empty where there is none."""
         return cls(dataset, lake.read(WITHDRAWN, dataset=dataset).to_pylist())
 
+    @staticmethod
+    def path_of(dataset: str) -> str:
+        """The path of the record."""
+        return WITHDRAWN.path(dataset=dataset)
+
     def __bool__(self) -> bool:
         return bool(self.rows)
 

@@ -11,32 +11,36 @@ import pyarrow.compute as pc
 from pydicom.datadict import keyword_for_tag
 
 from dicom_etl.lake.schemas import COMPLETENESS
-from dicom_etl.quality.states import REQUIREMENTS, States
+from dicom_etl.quality.database import Database
+from dicom_etl.quality.states import REQUIREMENTS
 
 __all__ = ["completeness"]
 
 _COUNTS = """
-    SELECT level, group_by, "group", tag, creator, min(rank) AS rank, bool_or(own) AS own,
-           sum(n)::BIGINT AS n_applicable,
-           coalesce(sum(n) FILTER (WHERE outcome = 'unknown'), 0)::BIGINT AS n_unknown,
-           coalesce(sum(n) FILTER (WHERE outcome = 'absent'), 0)::BIGINT AS n_absent,
-           coalesce(sum(n) FILTER (WHERE outcome = 'empty'), 0)::BIGINT AS n_empty,
-           coalesce(sum(n) FILTER (WHERE outcome = 'unusable'), 0)::BIGINT AS n_unusable,
-           coalesce(sum(n) FILTER (WHERE outcome = 'filled'), 0)::BIGINT AS n_filled,
-           coalesce(sum(n) FILTER (WHERE outcome = 'some'), 0)::BIGINT AS n_some
-    FROM weights JOIN member_sets USING (members) JOIN outcomes USING (entity)
-    GROUP BY level, group_by, "group", tag, creator
+    WITH counted AS (
+        SELECT level, group_by, "group", tag_class, min(rank) AS rank,
+               sum(n)::BIGINT AS n_applicable,
+               coalesce(sum(n) FILTER (WHERE outcome = 'unknown'), 0)::BIGINT AS n_unknown,
+               coalesce(sum(n) FILTER (WHERE outcome = 'absent'), 0)::BIGINT AS n_absent,
+               coalesce(sum(n) FILTER (WHERE outcome = 'empty'), 0)::BIGINT AS n_empty,
+               coalesce(sum(n) FILTER (WHERE outcome = 'unusable'), 0)::BIGINT AS n_unusable,
+               coalesce(sum(n) FILTER (WHERE outcome = 'filled'), 0)::BIGINT AS n_filled,
+               coalesce(sum(n) FILTER (WHERE outcome = 'some'), 0)::BIGINT AS n_some
+        FROM weights JOIN outcomes USING (profile_set) WHERE {where}
+        GROUP BY level, group_by, "group", tag_class
+    )
+    SELECT * EXCLUDE (tag_class) FROM counted JOIN tag_classes USING (tag_class)
 """
 
 
-def completeness(dataset: str, states: States) -> pa.Table:
-    """One row per level, group and tag, in the schema of COMPLETENESS.
+def completeness(dataset: str, database: Database, where: str = "true") -> pa.Table:
+    """One row per level, group and tag, in the schema of COMPLETENESS; `where` chooses among the weights, in SQL.
 
     `group` is null for instances that lack the value that they are grouped by. `requirement` is the strictest type
     that the IODs of the group ask (PS3.5 7.4), null where none lists the tag. `n_unusable` is null outside the
     catalogue, `n_some` for instances.
     """
-    counts = states.query(_COUNTS)
+    counts = database.query(_COUNTS.format(where=where))
     tags = pc.unique(counts["tag"])
     keywords = pa.array([_keyword(tag) for tag in tags.to_pylist()], pa.string())
     nothing = pa.scalar(None, pa.int64())

@@ -1,30 +1,51 @@
-"""The quality tables as CSV for spreadsheets.
+"""Quality tables as files for people: CSV for spreadsheets, and Parquet.
 
-A cell that a spreadsheet would run as a formula gets an apostrophe in front (OWASP, CSV injection): values of tags are
-hostile. Numbers are written as numbers.
+A CSV cell that a spreadsheet would run as a formula gets an apostrophe in front (OWASP, CSV injection): values of tags
+are hostile. Numbers are written as numbers. Rows are written in pieces, so that a table may be of any size.
 """
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterable
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyarrow import csv
 
-__all__ = ["defused_csv"]
+__all__ = ["write_csv", "write_parquet"]
 
-_RUN = "^[=+\\-@\t\r＝＋－＠]"  # the wide forms too, which some spreadsheets take for the narrow ones
+_FORMULA = "^[=+\\-@\t\r＝＋－＠]"  # the wide forms too, which some spreadsheets take for the narrow ones
 
 
-def defused_csv(table: pa.Table) -> bytes:
-    """The table as CSV (UTF-8, comma, a header, null as nothing)."""
-    columns = [_defused(column) if pa.types.is_string(column.type) else column for column in table.itercolumns()]
-    sink = io.BytesIO()
-    csv.write_csv(pa.table(columns, names=table.column_names), sink)
-    return sink.getvalue()
+def write_csv(sink: IO[bytes], schema: pa.Schema, pieces: Iterable[pa.Table]) -> int:
+    """Write rows as CSV (UTF-8, comma, a header, null as nothing); returns how many there were."""
+    rows = 0
+    with csv.CSVWriter(sink, schema) as writer:
+        for piece in pieces:
+            writer.write_table(_defuse(piece.select(schema.names)))
+            rows += piece.num_rows
+    return rows
+
+
+def write_parquet(sink: IO[bytes], schema: pa.Schema, pieces: Iterable[pa.Table]) -> int:
+    """Write rows as Parquet; returns how many there were."""
+    rows = 0
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for piece in pieces:
+            writer.write_table(piece.select(schema.names))
+            rows += piece.num_rows
+    return rows
+
+
+def _defuse(rows: pa.Table) -> pa.Table:
+    columns = [_defused(column) if pa.types.is_string(column.type) else column for column in rows.itercolumns()]
+    return pa.table(columns, schema=rows.schema)
 
 
 def _defused(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    run = pc.fill_null(pc.match_substring_regex(column, _RUN), False)
-    return pc.if_else(run, pc.binary_join_element_wise("'", column, ""), column)
+    is_formula = pc.fill_null(pc.match_substring_regex(column, _FORMULA), False)
+    if not pc.any(is_formula).as_py():
+        return column
+    return pc.if_else(is_formula, pc.binary_join_element_wise("'", column, ""), column)

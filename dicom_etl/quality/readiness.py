@@ -1,346 +1,272 @@
-"""FHIR readiness: for each element that depends on data, how often it could be filled, and why not.
+"""FHIR readiness: for each element that depends on data, how often the resources have it, and why not.
 
-Where a unit was built, its resources say whether an element is there; else the header values say whether it could be.
-Why it is not there always comes from the headers. Constants and counts that we compute are no elements here.
+Whether an element is there is a column of FHIR_ELEMENTS, which `build` fills; no rule of the mapping is repeated here.
+Why it is not there comes from the states of its tags and from the terms and times that the mapping looks up, one
+question for each different value. Studies, series and patients are those of the units that were built. Constants and
+counts that we compute are no elements here.
 
 Not here: making resources.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from dicom_etl.fhir import terminology
-from dicom_etl.fhir.datetimes import moment, offset_of
-from dicom_etl.fhir.imaging_study import SHEET_SIDES
-from dicom_etl.identity.persons import is_placeholder
-from dicom_etl.quality.checks import Measure, Tally
-from dicom_etl.quality.facts import Group
+import pyarrow as pa
+from pydicom.datadict import tag_for_keyword
 
-__all__ = ["WATCHED_KEYWORDS", "Built", "Outcomes", "collect", "readiness"]
+from dicom_etl.fhir.datetimes import moment
+from dicom_etl.headers.tag_profile import tag_text
+from dicom_etl.lake.schemas import FHIR_ELEMENTS
+from dicom_etl.quality.checks import Measure
+from dicom_etl.quality.database import Database
+from dicom_etl.quality.failures import tallied
 
-Resource = Mapping[str, Any]
-Samples = Mapping[tuple[str | None, str | None], Mapping[str, str]]  # subject and sample -> what the sheet says
-Outcomes = Mapping[tuple[str, str | None], Mapping[str, str]]  # (study, series) -> keyword -> outcome
+__all__ = ["ELEMENT_COLUMNS", "IDENTITY_COLUMNS", "create_resources", "readiness"]
 
-_BEST = ("unknown", "absent", "empty", "unusable", "some", "filled")
-_REASON = {
-    "unknown": "absent",
-    "absent": "absent",
-    "empty": "empty",
-    "unusable": "not usable (a dummy or not valid)",
-}
-_PAIRED_SIDES = ("Laterality", "ImageLaterality", "FrameLaterality")
+ELEMENT_COLUMNS = [name for name in FHIR_ELEMENTS.schema.names if name not in ("dataset", "unit")]
+IDENTITY_COLUMNS = ["study_uid", "patient", "rule", "reason"]  # of IDENTITIES
 
-
-@dataclass
-class Built:
-    """What the resources of a dataset say, as far as readiness asks; filled by `collect`."""
-
-    units: set[str] = field(default_factory=set)  # units that were built
-    studies: dict[str, Resource] = field(default_factory=dict)  # by study UID, without their series
-    series: dict[tuple[str, str], Resource] = field(default_factory=dict)  # without their instances
-    patients: dict[str, Resource] = field(default_factory=dict)  # by id
-    persons: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # study UID -> row of IDENTITIES
-
-
-def collect(built: Built, unit: str, resources: Iterable[Resource]) -> None:
-    """Take the resources of a unit."""
-    built.units.add(unit)
-    for resource in resources:
-        if resource["resourceType"] == "Patient":
-            built.patients[resource["id"]] = resource
-        elif resource["resourceType"] == "ImagingStudy":
-            uid = next(i["value"] for i in resource["identifier"] if i["system"] == "urn:dicom:uid")
-            uid = uid.removeprefix("urn:oid:")
-            built.studies[uid] = {key: value for key, value in resource.items() if key != "series"}
-            for series in resource.get("series", ()):
-                built.series[uid, series["uid"]] = {k: v for k, v in series.items() if k != "instance"}
-
-
-class _Case(NamedTuple):
-    """A study, a series or a person, judged for one element."""
-
-    group: Group
-    outcomes: Mapping[str, str]
-    resource: Resource | None
-    built: bool
-    zone: bool  # the dataset's time zone is known
-    sex_in_sheet: bool = False
-    rule: str | None = None
-    sample: Mapping[str, str] = MappingProxyType({})  # what the samples sheet says of all its samples
+_FLAGS = [name for name in ELEMENT_COLUMNS if FHIR_ELEMENTS.schema.field(name).type == pa.bool_()]
 
 
 class _Element(NamedTuple):
-    """A line of the table of elements."""
+    """An element: the check that counts it, and where it is and why it is not, as SQL over the cases of its level."""
 
     check: str
     keywords: tuple[str, ...]  # whose states tell why it is not there
-    there: Callable[[Resource, _Case], bool]  # in a resource
-    could: Callable[[_Case], bool]  # by the headers
-    why: Callable[[_Case], str | None] = lambda _: None  # a reason beyond the states
-    applies: Callable[[_Case], bool] = lambda _: True
+    is_there: str
+    why: str = "NULL"  # a reason beyond the states
+    applies: str = "true"
 
-
-def readiness(
-    studies: Sequence[Group],
-    series: Sequence[Group],
-    outcomes: Outcomes,
-    built: Built,
-    *,
-    zone: bool,
-    sex_in_sheet: frozenset[str],
-    samples: Samples = MappingProxyType({}),
-) -> list[Measure]:
-    """The measures of all elements.
-
-    Args:
-        studies, series: the facts.
-        outcomes: per study and series, how the tags of `WATCHED_KEYWORDS` that apply to it are filled.
-        built: what the resources say.
-        zone: whether a time zone is set for the dataset.
-        sex_in_sheet: the subjects whose sex the sheet gives.
-        samples: what the samples sheet says.
-    """
-    measures: list[Measure] = []
-    of_studies = [_study_case(group, outcomes, built, zone) for group in studies]
-    of_series = [_series_case(group, outcomes, built, zone, samples) for group in series]
-    persons = _persons(of_studies, built, sex_in_sheet)
-    for level, elements, cases in (
-        ("study", _STUDY, of_studies),
-        ("series", _SERIES, of_series),
-        ("patient", _PATIENT, persons),
-    ):
-        for element in elements:
-            tally = Tally(element.check, level)
-            for case in cases:
-                if element.applies(case):
-                    tally.add(_failure(element, case))
-            measures += tally.measures()
-    return measures
-
-
-def _failure(element: _Element, case: _Case) -> str | None:
-    """Why the element is not there; None where it is."""
-    if case.built and case.resource is None:
-        return "not built (held or left out)"
-    if element.there(case.resource, case) if case.resource is not None else element.could(case):
-        return None
-    if reason := element.why(case):
-        return reason
-    best = max((case.outcomes.get(k, "absent") for k in element.keywords), key=_BEST.index)
-    return _REASON.get(best, "instances disagree" if case.group.instances > 1 else "left out")
-
-
-def _study_case(group: Group, outcomes: Outcomes, built: Built, zone: bool) -> _Case:
-    is_built = any(row["unit"] in built.units for row in group.rows)
-    resource = built.studies.get(group.study)
-    return _Case(group, outcomes.get((group.study, None), {}), resource, is_built, zone)
-
-
-def _series_case(group: Group, outcomes: Outcomes, built: Built, zone: bool, samples: Samples) -> _Case:
-    is_built = any(row["unit"] in built.units for row in group.rows)
-    resource = built.series.get((group.study, group.series or ""))
-    said = [samples.get(place, {}) for place in {(row["subject"], row["sample"]) for row in group.rows}]
-    agreed = {field: value for field, value in said[0].items() if all(one.get(field) == value for one in said)}
-    outcome = outcomes.get((group.study, group.series), {})
-    return _Case(group, outcome, resource, is_built, zone, sample=agreed)
-
-
-def _persons(studies: Iterable[_Case], built: Built, sex_in_sheet: frozenset[str]) -> list[_Case]:
-    """The persons: as `build` decided them, else by PatientID, else by subject."""
-    cases: dict[tuple[str, str], list[_Case]] = defaultdict(list)
-    for case in studies:
-        cases[_person_key(case, built)].append(case)
-    return [_person_case(key, cases[key], built, sex_in_sheet) for key in sorted(cases)]
-
-
-def _person_key(case: _Case, built: Built) -> tuple[str, str]:
-    person = built.persons.get(case.group.study)
-    if case.built and person:
-        return ("patient", person["patient"]) if person["patient"] else ("held", case.group.study)
-    ids = [value for value in case.group.values("PatientID") if not is_placeholder(value)]
-    subject = case.group.rows[0]["subject"]
-    return ("id", ids[0]) if ids else ("subject", subject) if subject else ("study", case.group.study)
-
-
-def _person_case(key: tuple[str, str], studies: Sequence[_Case], built: Built, sex_in_sheet: frozenset[str]) -> _Case:
-    outcomes: dict[str, str] = {}
-    for study in studies:
-        for keyword, outcome in study.outcomes.items():
-            outcomes[keyword] = max(outcomes.get(keyword, outcome), outcome, key=_BEST.index)
-    first = studies[0]
-    rows = [row for study in studies for row in study.group.rows]
-    person = built.persons.get(first.group.study) if first.built else None
-    return _Case(
-        Group(first.group.study, None, rows),
-        outcomes,
-        built.patients.get(key[1]) if key[0] == "patient" else None,
-        key[0] in ("patient", "held"),
-        first.zone,
-        any(row["subject"] in sex_in_sheet for row in rows),
-        person["rule"] if person else None,
-    )
-
-
-# -- rules ------------------------------------------------------------------------------------------------------------
-
-
-def _has(name: str) -> Callable[[Resource, _Case], bool]:
-    return lambda resource, _: bool(resource.get(name))
-
-
-def _one(column: str) -> Callable[[_Case], bool]:
-    return lambda case: len(case.group.values(column)) == 1
-
-
-def _has_time(case: _Case) -> bool:
-    return any(
-        (value := moment(row["StudyDate"], row["StudyTime"], row["TimezoneOffsetFromUTC"], None).value)
-        and (len(value) > 10 or (case.zone and _why_no_time(case) is None))
-        for row in case.group.rows
-    )
-
-
-def _why_no_time(case: _Case) -> str | None:
-    """Why a date has no time beside it; None where nothing is in its way."""
-    if not case.group.values("StudyDate"):
-        return None
-    if not case.group.values("StudyTime"):
-        return "no StudyTime"
-    offsets = case.group.values("TimezoneOffsetFromUTC")
-    if not case.zone and not any(offset_of(offset) for offset in offsets):
-        return "no time zone"
-    dates = [row for row in case.group.rows if row["StudyDate"] and row["StudyTime"]]
-    codes = {moment(r["StudyDate"], r["StudyTime"], "+0000", None).code for r in dates}
-    return "StudyTime is partial or not valid" if dates and None not in codes else None
-
-
-def _accession(resource: Resource, _case: _Case) -> bool:
-    """Among the identifiers, or in R5 as that of the order."""
-    identifiers = [*resource["identifier"], *(order["identifier"] for order in resource.get("basedOn", ()))]
-    codings = [c for i in identifiers for c in i.get("type", {}).get("coding", ())]
-    return any(coding.get("code") == "ACSN" for coding in codings)
-
-
-def _has_site(resource: Resource, _case: _Case) -> bool:
-    """As Coding, or in R5 as a concept of a CodeableReference."""
-    site = resource.get("bodySite", {})
-    return bool(site.get("code") or site.get("concept", {}).get("coding"))
-
-
-def _could_code_site(case: _Case) -> bool:
-    row = case.group
-    codes, schemes = row.values("AnatomicRegionCodeValue"), row.values("AnatomicRegionSchemeDesignator")
-    if len(codes) == len(schemes) == 1 and terminology.coded(codes[0], schemes[0], None):
-        return True
-    parts = row.values("BodyPartExamined")
-    if not (parts or codes):
-        parts = [part for field, part in case.sample.items() if field == "sample anatomical location"]
-    return len(parts) == 1 and terminology.body_site(parts[0]) is not None
-
-
-def _why_no_site(case: _Case) -> str | None:
-    parts = case.group.values("BodyPartExamined")
-    if len(parts) == 1 and terminology.body_site(parts[0]) is None:
-        return "text is no term of Annex L"
-    return None
-
-
-def _sides(case: _Case) -> set[str]:
-    return {side for column in _PAIRED_SIDES for side in case.group.values(column)}
-
-
-def _side_is_asked(case: _Case) -> bool:
-    """Series that have a side, whose body part is one of a pair, or whose body part does not tell.
-
-    A body part that is not known counts: else it would improve the figure to leave it out.
-    """
-    if not any(keyword in case.outcomes for keyword in _PAIRED_SIDES):
-        return False
-    paired = [terminology.is_paired(part) for part in case.group.values("BodyPartExamined")]
-    return bool(_sides(case) - {"U"}) or not paired or any(pair is not False for pair in paired)
-
-
-def _could_tell_side(case: _Case) -> bool:
-    sides = _sides(case)
-    if not sides:
-        return case.sample.get("laterality", "").lower() in SHEET_SIDES
-    return len(sides) == 1 and terminology.laterality(next(iter(sides))) is not None
-
-
-def _why_no_side(case: _Case) -> str | None:
-    sides = _sides(case)
-    if len(sides) > 1:
-        return "images of several sides"
-    if "U" in sides:
-        return "said to be unpaired"
-    if sides:
-        return "none of R, L, B"
-    paired = [terminology.is_paired(part) for part in case.group.values("BodyPartExamined")]
-    return None if True in paired else "undecided: the body part does not tell whether it is paired"
-
-
-def _is_own_identifier(case: _Case) -> bool:
-    if case.rule is not None:
-        return case.rule in ("crosswalk", "authority", "patient-id")
-    return any(not is_placeholder(value) for value in case.group.values("PatientID"))
-
-
-def _why_no_identifier(case: _Case) -> str | None:
-    ids = case.group.values("PatientID")
-    if ids and all(map(is_placeholder, ids)):
-        return "PatientID is a placeholder"
-    return "PatientID stands for several subjects" if ids else None
-
-
-def _could_tell_sex(case: _Case) -> bool:
-    sexes = case.group.values("PatientSex")
-    return case.sex_in_sheet if not sexes else len(sexes) == 1 and sexes[0] in {"M", "F", "O"}
-
-
-# -- the table --------------------------------------------------------------------------------------------------------
 
 _SITE = ("BodyPartExamined", "AnatomicRegionSequence")
-_STUDY = (
-    _Element("fhir-started", ("StudyDate",), _has("started"), lambda case: bool(case.group.values("StudyDate"))),
-    _Element(
-        "fhir-started-time",
-        ("StudyDate",),
-        lambda resource, _: len(resource.get("started", "")) > 10,
-        _has_time,
-        _why_no_time,
+_SIDES = ("Laterality", "ImageLaterality", "FrameLaterality")
+
+_WHY_NO_TIME = """
+    CASE WHEN NOT has_date THEN NULL
+         WHEN NOT has_time THEN 'no StudyTime'
+         WHEN NOT has_zone THEN 'no time zone'
+         WHEN has_unusable_times THEN 'StudyTime is partial or not valid' END
+"""
+_WHY_NO_SITE = "CASE WHEN first_part = last_part AND NOT is_term THEN 'text is no term of Annex L' END"
+_WHY_NO_SIDE = """
+    CASE WHEN first_side <> last_side THEN 'images of several sides'
+         WHEN first_side = 'U' THEN 'said to be unpaired'
+         WHEN first_side IS NOT NULL THEN 'none of R, L, B'
+         WHEN coalesce(is_paired, false) THEN NULL
+         ELSE 'undecided: the body part does not tell whether it is paired' END
+"""
+# Series that have a side, whose body part is one of a pair, or whose body part does not tell: a body part that is not
+# known counts, else it would improve the figure to leave it out.
+_SIDE_IS_ASKED = """
+    coalesce(first_side <> 'U' OR last_side <> 'U', false) OR first_part IS NULL OR may_be_paired
+"""
+_WHY_NO_IDENTIFIER = """
+    CASE WHEN is_shared THEN 'PatientID stands for several subjects'
+         WHEN is_placeholder THEN 'PatientID is a placeholder' END
+"""
+_IS_OWN_IDENTIFIER = "rule IN ('crosswalk', 'authority', 'patient-id')"
+
+_ELEMENTS = {
+    "study": (
+        _Element("fhir-started", ("StudyDate",), "started"),
+        _Element("fhir-started-time", ("StudyDate",), "started_time", _WHY_NO_TIME),
+        _Element("fhir-accession", ("AccessionNumber",), "accession"),
+        _Element("fhir-study-description", ("StudyDescription",), "description"),
     ),
-    _Element("fhir-accession", ("AccessionNumber",), _accession, _one("AccessionNumber")),
-    _Element("fhir-study-description", ("StudyDescription",), _has("description"), _one("StudyDescription")),
-)
-_SERIES = (
-    _Element("fhir-series-description", ("SeriesDescription",), _has("description"), _one("SeriesDescription")),
-    _Element(
-        "fhir-body-site",
-        _SITE,
-        _has_site,
-        _could_code_site,
-        _why_no_site,
-        lambda case: any(keyword in case.outcomes for keyword in _SITE),
+    "series": (
+        _Element("fhir-series-description", ("SeriesDescription",), "description"),
+        _Element("fhir-body-site", _SITE, "body_site", _WHY_NO_SITE, "has_tag"),
+        _Element("fhir-laterality", _SIDES, "laterality", _WHY_NO_SIDE, f"has_tag AND ({_SIDE_IS_ASKED})"),
     ),
-    _Element("fhir-laterality", _PAIRED_SIDES, _has("laterality"), _could_tell_side, _why_no_side, _side_is_asked),
-)
-_PATIENT = (
-    _Element(
-        "fhir-patient-identifier",
-        ("PatientID",),
-        lambda _, case: _is_own_identifier(case),
-        _is_own_identifier,
-        _why_no_identifier,
+    "patient": (
+        _Element("fhir-patient-identifier", ("PatientID",), _IS_OWN_IDENTIFIER, _WHY_NO_IDENTIFIER),
+        _Element("fhir-patient-birth-date", ("PatientBirthDate",), "birth_date"),
+        _Element("fhir-patient-gender", ("PatientSex",), "gender"),
     ),
-    _Element("fhir-patient-birth-date", ("PatientBirthDate",), _has("birthDate"), _one("PatientBirthDate")),
-    _Element("fhir-patient-gender", ("PatientSex",), _has("gender"), _could_tell_sex),
-)
-WATCHED_KEYWORDS: tuple[str, ...] = tuple(
-    dict.fromkeys(keyword for element in (*_STUDY, *_SERIES, *_PATIENT) for keyword in element.keywords)
-)
+}
+
+
+def create_resources(
+    database: Database, built_units: pa.Table, elements: Iterable[pa.Table], identities: Iterable[pa.Table]
+) -> None:
+    """Tables `built_units`, `elements` and `identities`.
+
+    Args:
+        database: takes the tables.
+        built_units: a column `unit`.
+        elements: rows of FHIR_ELEMENTS with `ELEMENT_COLUMNS`, in pieces.
+        identities: rows of IDENTITIES with `IDENTITY_COLUMNS`, in pieces.
+    """
+    database.create("built_units", built_units)
+    schema = FHIR_ELEMENTS.schema
+    database.create("elements_in", pa.schema([schema.field(name) for name in ELEMENT_COLUMNS]).empty_table())
+    for piece in elements:
+        database.append("elements_in", piece.select(ELEMENT_COLUMNS))
+    # two units may build one Patient: the server has what either of them gives
+    flags = ", ".join(f"bool_or({flag}) AS {flag}" for flag in _FLAGS)
+    database.run(f"""
+        CREATE TABLE elements AS SELECT level, study_uid, series_uid, patient, {flags} FROM elements_in GROUP BY ALL;
+        DROP TABLE elements_in
+    """)
+    database.create("identities_in", pa.schema([(name, pa.string()) for name in IDENTITY_COLUMNS]).empty_table())
+    for piece in identities:
+        database.append("identities_in", piece.select(IDENTITY_COLUMNS))
+    database.run("""
+        CREATE TABLE identities AS
+        SELECT study_uid, min(patient) AS patient, min(rule) AS rule, min(reason) AS reason
+        FROM identities_in GROUP BY study_uid;
+        DROP TABLE identities_in
+    """)
+
+
+def readiness(database: Database, *, has_zone: bool) -> list[Measure]:
+    """The measures of all elements, and of the studies that were built.
+
+    Args:
+        database: has the tables of occurrences, states, terms and resources.
+        has_zone: whether a time zone is set for the dataset.
+    """
+    _create_studies(database, has_zone=has_zone)
+    _create_series(database)
+    _create_patients(database)
+    return [
+        *tallied(database, "fhir-built", "study", _BUILT),
+        *(
+            measure
+            for level, elements in _ELEMENTS.items()
+            for element in elements
+            for measure in _measures(database, level, element)
+        ),
+    ]
+
+
+_BUILT = """
+    SELECT CASE WHEN NOT is_built THEN 'not built yet' WHEN NOT has_resource THEN 'held or left out' END AS failure,
+           count(*) AS n
+    FROM study_cases GROUP BY failure
+"""
+
+
+def _measures(database: Database, level: str, element: _Element) -> Iterator[Measure]:
+    """How often an element is there, and the reasons why it is not."""
+    tags = ", ".join(f"'{tag_text(tag_for_keyword(keyword) or 0)}'" for keyword in element.keywords)
+    # in order of how much is there: the best state of its tags
+    database.run(f"""
+        CREATE OR REPLACE TABLE best_states AS
+        SELECT profile_set,
+               max(list_position(['unknown', 'absent', 'empty', 'unusable', 'some', 'filled'], outcome)) AS state
+        FROM outcomes JOIN tag_classes USING (tag_class)
+        WHERE creator IS NULL AND tag IN ({tags}) GROUP BY profile_set
+    """)
+    cases = f"(SELECT *, profile_set IN (SELECT profile_set FROM best_states) AS has_tag FROM {level}_cases)"
+    sets = (
+        "(SELECT patient, max(state) AS state FROM patient_sets JOIN best_states USING (profile_set) GROUP BY patient)"
+    )
+    states = f"{sets} USING (patient)" if level == "patient" else "best_states USING (profile_set)"
+    return tallied(
+        database,
+        element.check,
+        level,
+        f"""
+        SELECT CASE WHEN NOT has_resource THEN 'not built (held or left out)'
+                    WHEN {element.is_there} THEN NULL
+                    ELSE coalesce({element.why},
+                                  CASE WHEN coalesce(state, 1) <= 2 THEN 'absent'
+                                       WHEN state = 3 THEN 'empty'
+                                       WHEN state = 4 THEN 'not usable (a dummy or not valid)'
+                                       WHEN instances > 1 THEN 'instances disagree'
+                                       ELSE 'left out' END) END AS failure,
+               count(*) AS n
+        FROM {cases} LEFT JOIN {states} WHERE is_built AND ({element.applies}) GROUP BY failure
+        """,
+    )
+
+
+# -- the cases --------------------------------------------------------------------------------------------------------
+
+
+def _create_studies(database: Database, *, has_zone: bool) -> None:
+    """Table `study_cases`: the studies with what their elements are judged by."""
+    database.run(f"""
+        CREATE TABLE study_cases AS
+        SELECT f.*, profile_set, e.* EXCLUDE (level, study_uid, series_uid, patient),
+               e.study_uid IS NOT NULL AS has_resource, false AS has_unusable_times
+        FROM (
+            SELECT study, sum(n) AS instances, bool_or(unit IN (FROM built_units)) AS is_built,
+                   count("StudyDate") > 0 AS has_date, count("StudyTime") > 0 AS has_time,
+                   {"true" if has_zone else "coalesce(bool_or(known), false)"} AS has_zone
+            FROM occurrences LEFT JOIN offsets ON value = "TimezoneOffsetFromUTC"
+            WHERE study IS NOT NULL GROUP BY study
+        ) f
+        JOIN studies USING (study)
+        JOIN (FROM entities WHERE level = 'study') n ON n.entity = f.study
+        LEFT JOIN (FROM elements WHERE level = 'study') e ON e.study_uid = studies.study_uid
+    """)
+    _mark_unusable_times(database)
+
+
+def _mark_unusable_times(database: Database) -> None:
+    """Ask the mapping about the times of the studies that have a date and a time, and no time in FHIR."""
+    database.run("""
+        CREATE TABLE times AS
+        SELECT DISTINCT study, "StudyDate" AS date, "StudyTime" AS time FROM occurrences JOIN study_cases USING (study)
+        WHERE has_resource AND NOT started_time AND has_zone AND date IS NOT NULL AND time IS NOT NULL
+    """)
+    rows = database.rows("SELECT DISTINCT date, time FROM times")
+    usable = [row for row in rows if moment(row["date"], row["time"], "+0000", None).code is None]
+    schema = pa.schema([("date", pa.date32()), ("time", pa.string())])
+    database.create("usable_times", pa.Table.from_pylist(usable, schema=schema))
+    database.run("""
+        UPDATE study_cases SET has_unusable_times = true
+        WHERE study IN (FROM (SELECT study FROM times))
+          AND study NOT IN (SELECT study FROM times JOIN usable_times USING (date, time))
+    """)
+
+
+def _create_series(database: Database) -> None:
+    """Table `series_cases`: the series with what their elements are judged by."""
+    database.run("""
+        CREATE TABLE series_cases AS
+        SELECT f.*, profile_set, e.* EXCLUDE (level, study_uid, series_uid, patient),
+               e.study_uid IS NOT NULL AS has_resource
+        FROM (
+            SELECT series, sum(n) AS instances, bool_or(unit IN (FROM built_units)) AS is_built,
+                   min("BodyPartExamined") AS first_part, max("BodyPartExamined") AS last_part,
+                   bool_and(known) AS is_term, bool_or(paired) AS is_paired,
+                   coalesce(bool_or(value IS NOT NULL AND paired IS DISTINCT FROM false), false) AS may_be_paired,
+                   min(least("Laterality", "ImageLaterality", "FrameLaterality")) AS first_side,
+                   max(greatest("Laterality", "ImageLaterality", "FrameLaterality")) AS last_side
+            FROM occurrences LEFT JOIN body_parts ON value = "BodyPartExamined"
+            WHERE series IS NOT NULL GROUP BY series
+        ) f
+        JOIN series USING (series)
+        JOIN studies USING (study)
+        JOIN (FROM entities WHERE level = 'series') n ON n.entity = f.series
+        LEFT JOIN (FROM elements WHERE level = 'series') e
+            ON e.study_uid = studies.study_uid AND e.series_uid = series.series_uid
+    """)
+
+
+def _create_patients(database: Database) -> None:
+    """Tables `patient_cases` and `patient_sets`: the patients of the built studies, and their sets of profiles.
+
+    A study that is held is a patient of its own, since nobody knows whose it is.
+    """
+    database.run("""
+        CREATE TABLE patient_studies AS
+        SELECT coalesce(i.patient, 'held ' || study_uid) AS patient, rule, reason, profile_set, instances
+        FROM study_cases JOIN studies USING (study) LEFT JOIN identities i USING (study_uid) WHERE is_built;
+        CREATE TABLE patient_sets AS SELECT DISTINCT patient, profile_set FROM patient_studies;
+        CREATE TABLE patient_cases AS
+        SELECT p.*, e.* EXCLUDE (level, study_uid, series_uid, patient), e.patient IS NOT NULL AS has_resource,
+               true AS is_built
+        FROM (
+            SELECT patient, NULL::BIGINT AS profile_set, sum(instances) AS instances, min(rule) AS rule,
+                   coalesce(bool_or(reason = 'patient-id-shared'), false) AS is_shared,
+                   coalesce(bool_or(reason = 'patient-id-placeholder'), false) AS is_placeholder
+            FROM patient_studies GROUP BY patient
+        ) p LEFT JOIN (FROM elements WHERE level = 'patient') e USING (patient)
+    """)

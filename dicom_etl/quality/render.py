@@ -6,6 +6,9 @@ bytes. Values of tags are hostile: everything is escaped, and a content security
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -15,7 +18,7 @@ from markupsafe import Markup
 from dicom_etl import __version__
 from dicom_etl.quality.view import View
 
-__all__ = ["POLICY", "render"]
+__all__ = ["POLICY", "CsvFile", "render"]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -31,11 +34,33 @@ _STATUS = {"pass": ("✓", "pass"), "warn": ("!", "warn"), "fail": ("✕", "fail
 _PLURALS = {"study": "studies", "series": "series"}
 
 
-def render(view: View, *, as_of: str | None = None) -> str:
-    """The report of a dataset; `as_of` is the date that counted as today, where one was set."""
+@dataclass(frozen=True)
+class CsvFile:
+    """A table beside the report; where it has too many rows it is not written."""
+
+    name: str
+    rows: int
+    is_written: bool
+
+    def command(self, dataset: str) -> str:
+        """The command that writes it, however many rows it has."""
+        command = self.name.removesuffix(".csv")
+        return f"dicom-etl {command} {shlex.quote(dataset)} --output {self.name}"
+
+
+def render(view: View, tables: Mapping[str, CsvFile], *, as_of: str | None = None) -> str:
+    """The report of a dataset.
+
+    Args:
+        view: what it shows.
+        tables: the CSV files, by name.
+        as_of: the date that counted as today, where one was set.
+    """
     style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     return _template().render(
         view=view,
+        tables=tables,
+        quoted=shlex.quote(view.dataset),
         as_of=as_of,
         version=__version__,
         policy=POLICY,

@@ -2,7 +2,7 @@
 
 Instances that share tag profile, SOP class and usable values share the state of all their tags: one *profile*. What is
 counted is never an instance but a profile with a number, and a series or study is the set of the profiles of its
-instances. A million instances come down to some thousand rows, and a tag is judged once per profile.
+instances. Sets are few as well, so that a tag is judged once per profile and per set, whatever the number of series.
 
 Per instance and tag, exactly one of
 
@@ -23,181 +23,142 @@ filled, else the best state among them in the order unusable, empty, absent, unk
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
-import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.tag_profile import tag_text
+from dicom_etl.quality.database import Database
+from dicom_etl.quality.occurrences import GROUPS
 from dicom_etl.quality.requirements import Requirement, applicable, iod_of
-from dicom_etl.quality.usability import packed_names, packed_states, watched
+from dicom_etl.quality.usability import packed_names, watched
 
-__all__ = ["GROUPS", "PLACE_COLUMNS", "REQUIREMENTS", "States", "occurrences", "opened"]
+__all__ = ["REQUIREMENTS", "create_states"]
 
-# Name of a group-by -> the column of the header table it comes from.
-GROUPS: Mapping[str, str] = {
-    "subject": "subject",
-    "modality": "Modality",
-    "sop_class": "SOPClassUID",
-    "manufacturer": "Manufacturer",
-    "model": "ManufacturerModelName",
-    "study_year": "StudyDate",
-}
-PLACE_COLUMNS = (*GROUPS.values(), "StudyInstanceUID", "SeriesInstanceUID", "tag_profile", "duplicate")
 REQUIREMENTS: tuple[Requirement, ...] = ("1", "1C", "2", "2C", "3")
 
 _PROFILES_AT_ONCE = 2_000
 
 
-def occurrences(place: pa.Table, blocks: Iterable[pa.Table]) -> pa.Table:
-    """What the header rows of a unit come down to: distinct groups, series and profiles with their number `n`.
+def create_states(
+    database: Database,
+    tag_profiles: pa.Table,
+    groups: Mapping[str, str] = GROUPS,
+    *,
+    tags: pa.Table | None = None,
+) -> None:
+    """Tables `states`, `demands`, `weights`, `profile_sets`, `entities`, `tag_classes` and `outcomes`.
 
     Args:
-        place: the columns `PLACE_COLUMNS` of the rows.
-        blocks: the catalogue columns of the same rows in the same order, some columns at a time.
+        database: has the tables of `create_occurrences`.
+        tag_profiles: rows of TAG_PROFILES; more than the occurrences name do no harm.
+        groups: what weights are counted by beside `all`: name -> SQL expression over an occurrence.
+        tags: columns `tag` and `creator` of the tags that are kept; None: those that mean something in the occurrences.
     """
-    columns = {
-        "study": place["StudyInstanceUID"],
-        "series": place["SeriesInstanceUID"],
-        "tag_profile": place["tag_profile"],
-        **{name: place[column] for name, column in GROUPS.items()},
-        **packed_states(blocks, place.num_rows),
-    }
-    columns["study_year"] = pc.cast(pc.year(place["StudyDate"]), pa.string())
-    rows = pa.table(columns).filter(pc.is_null(place["duplicate"]))
-    counted = rows.append_column("one", pa.array([1] * rows.num_rows, pa.int64()))
-    grouped = counted.group_by(list(columns)).aggregate([("one", "sum")])
-    return grouped.rename_columns({"one_sum": "n"}).select([*columns, "n"])
-
-
-@contextmanager
-def opened(found: pa.Table, tag_profiles: pa.Table) -> Iterator[States]:
-    """The states of the occurrences of a dataset; `tag_profiles` resolves them (a superset does no harm)."""
-    with tempfile.TemporaryDirectory(prefix="dicom-etl-") as spill, duckdb.connect() as database:
-        # in-memory databases would spill into the current folder
-        database.execute("SET temp_directory = ?", [spill])
-        yield States(database, found, tag_profiles)
-
-
-class States:
-    """The states of the tags of a dataset, for queries. Made by `opened`."""
-
-    def __init__(self, database: duckdb.DuckDBPyConnection, found: pa.Table, tag_profiles: pa.Table) -> None:
-        self._database = database
-        words = ", ".join(packed_names())
-        self._register("found", found)
-        self._register("tag_profiles_in", tag_profiles)
-        self._run(f"""
-            CREATE TABLE occurrences AS
-            SELECT *, dense_rank() OVER (ORDER BY tag_profile, sop_class, {words}) AS profile FROM found
+    database.create("tag_profiles_in", tag_profiles)
+    database.run(_PROFILE_TAGS)
+    _create_requirements(database)
+    _create_values(database)
+    database.run(_STATES)
+    if tags is None:
+        database.run(_TRIM)
+    else:
+        database.create("kept_tags", tags)
+        database.run("""
+            DELETE FROM states
+            WHERE (tag, coalesce(creator, '')) NOT IN (SELECT (tag, coalesce(creator, '')) FROM kept_tags)
         """)
-        self._run(f"CREATE TABLE profiles AS SELECT DISTINCT profile, tag_profile, sop_class, {words} FROM occurrences")
-        self._run(_PROFILE_TAGS)
-        self._make_requirements()
-        self._make_values()
-        self._run(_STATES)
-        self._run(_TRIM)
-        self._make_weights()
-        self._run(_OUTCOMES)
+    _create_weights(database, groups)
+    database.run(_TAG_CLASSES)
+    database.run(_OUTCOMES)
 
-    def query(self, sql: str) -> pa.Table:
-        """Rows of the tables `occurrences`, `profiles`, `states`, `weights`, `outcomes`, `entities`."""
-        return self._database.sql(sql).to_arrow_table()
 
-    def rows(self, sql: str) -> list[dict[str, Any]]:
-        """As `query`, as dictionaries."""
-        rows: list[dict[str, Any]] = self.query(sql).to_pylist()
-        return rows
+def _create_requirements(database: Database) -> None:
+    """Tables `demands` (tag profile, SOP class -> demand) and `required` (demand -> tag, rank of its type)."""
+    by_tag_profile: dict[int, list[str]] = {}
+    for row in database.rows("SELECT DISTINCT tag_profile, sop_class FROM profiles WHERE sop_class IS NOT NULL"):
+        by_tag_profile.setdefault(row["tag_profile"], []).append(row["sop_class"])
+    demands = _Demands()
+    for tag_profile, present in _standard_tags(database):
+        for sop_class in by_tag_profile.pop(tag_profile, ()):
+            demands.add(tag_profile, sop_class, present)
+    for tag_profile, sop_classes in by_tag_profile.items():  # a header of nothing at all
+        for sop_class in sop_classes:
+            demands.add(tag_profile, sop_class, frozenset())
+    database.create("demands", demands.table())
+    database.create("required", demands.sets())
 
-    def _run(self, sql: str) -> None:
-        self._database.execute(sql)
 
-    def _register(self, name: str, table: pa.Table) -> None:
-        self._database.register(name, table)
+def _standard_tags(database: Database) -> Iterator[tuple[int, frozenset[str]]]:
+    """The tags of each tag profile that the standard knows."""
+    for rows in database.batches(
+        "SELECT tag_profile, list(tag) AS tags FROM tag_profile_tags WHERE creator IS NULL GROUP BY tag_profile",
+        _PROFILES_AT_ONCE,
+    ):
+        for row in rows.to_pylist():
+            yield row["tag_profile"], frozenset(row["tags"])
 
-    def _make_requirements(self) -> None:
-        """Tables `demands` (profile -> set of requirements) and `required` (set -> tag, rank of its type)."""
-        found = self.query("SELECT DISTINCT tag_profile, sop_class FROM profiles WHERE sop_class IS NOT NULL")
-        by_tag_profile: dict[int, list[str]] = {}
-        for row in found.to_pylist():
-            by_tag_profile.setdefault(row["tag_profile"], []).append(row["sop_class"])
-        demands = _Demands()
-        for tag_profile, present in self._standard_tags():
-            for sop_class in by_tag_profile.pop(tag_profile, ()):
-                demands.add(tag_profile, sop_class, present)
-        for tag_profile, sop_classes in by_tag_profile.items():  # a header of nothing at all
-            for sop_class in sop_classes:
-                demands.add(tag_profile, sop_class, frozenset())
-        self._register("demands_in", demands.table())
-        self._register("required_in", demands.sets())
-        self._run("CREATE TABLE demands AS SELECT * FROM demands_in")
-        self._run("CREATE TABLE required AS SELECT * FROM required_in")
 
-    def _standard_tags(self) -> Iterator[tuple[int, frozenset[str]]]:
-        """The tags of each tag profile that the standard knows."""
-        result = self._database.cursor().execute("""
-            SELECT tag_profile, list(tag) AS tags FROM tag_profile_tags
-            WHERE creator IS NULL AND tag_profile IN (SELECT tag_profile FROM profiles) GROUP BY tag_profile
-        """)
-        while rows := result.fetchmany(_PROFILES_AT_ONCE):
-            for tag_profile, tags in rows:
-                yield tag_profile, frozenset(tags)
+def _create_values(database: Database) -> None:
+    """Table `profile_values`: the state of the catalogue's values, by profile and tag."""
+    rows = [{"tag": c.tag, "own": c.own, "word": f"values{c.word}", "shift": c.shift} for c in watched()]
+    database.create("value_columns", pa.Table.from_pylist(rows))
+    database.create("catalogued", pa.table({"tag": sorted({tag_text(column.tag) for column in catalogue()})}))
+    parts = [
+        f"""SELECT profile, tag, own, ({word} >> shift) & 3 AS value
+            FROM profiles, value_columns WHERE word = '{word}'"""
+        for word in packed_names()
+    ]
+    database.run(f"""
+        CREATE TABLE profile_values AS
+        SELECT profile, tag, bool_or(own) AS own, max(value) AS value
+        FROM ({" UNION ALL ".join(parts)}) GROUP BY ALL
+    """)
 
-    def _make_values(self) -> None:
-        """Table `value_columns`: where the state of a catalogue column is packed, and for which tag it counts."""
-        rows = [{"tag": c.tag, "own": c.own, "word": f"values{c.word}", "shift": c.shift} for c in watched()]
-        self._register("value_columns", pa.Table.from_pylist(rows))
-        listed = sorted({tag_text(column.tag) for column in catalogue()})
-        self._register("catalogued", pa.table({"tag": listed}))
-        parts = [
-            f"""SELECT profile, tag, own, ({word} >> shift) & 3 AS value
-                FROM profiles, value_columns WHERE word = '{word}'"""
-            for word in packed_names()
-        ]
-        self._run(f"""
-            CREATE TABLE profile_values AS
-            SELECT profile, tag, bool_or(own) AS own, max(value) AS value
-            FROM ({" UNION ALL ".join(parts)}) GROUP BY ALL
-        """)
 
-    def _make_weights(self) -> None:
-        """Table `weights`: in each group of each level, how many entities have which set of profiles."""
-        groups = {"all": "'all'", **{name: f'"{name}"' for name in GROUPS}}
-        parts = []
-        for name, column in groups.items():
-            common = f"'{name}' AS group_by, {column} AS \"group\""
-            parts += [
-                f"SELECT 'instance' AS level, {common}, [profile] AS members, n FROM occurrences",
-                f"""SELECT 'series', {common}, list_sort(list(DISTINCT profile)), 1 FROM occurrences
-                    WHERE study IS NOT NULL AND series IS NOT NULL GROUP BY "group", study, series""",
-                f"""SELECT 'study', {common}, list_sort(list(DISTINCT profile)), 1 FROM occurrences
-                    WHERE study IS NOT NULL GROUP BY "group", study""",
-            ]
-        self._run(f"""
-            CREATE TABLE weights AS
-            SELECT level, group_by, "group", members, sum(n) AS n FROM ({" UNION ALL ".join(parts)}) GROUP BY ALL
-        """)
-        self._run("""
-            CREATE TABLE member_sets AS
-            SELECT members, row_number() OVER () AS entity FROM (SELECT DISTINCT members FROM weights)
-        """)
-        self._run("""
-            CREATE TABLE entities AS
-            SELECT level, study, series, entity FROM (
-                SELECT 'series' AS level, study, series, list_sort(list(DISTINCT profile)) AS members FROM occurrences
-                WHERE study IS NOT NULL AND series IS NOT NULL GROUP BY study, series
-                UNION ALL
-                SELECT 'study', study, NULL, list_sort(list(DISTINCT profile)) FROM occurrences
-                WHERE study IS NOT NULL GROUP BY study
-            ) JOIN member_sets USING (members)
-        """)
+def _create_weights(database: Database, groups: Mapping[str, str]) -> None:
+    """Tables `weights` (in each group of each level, how many entities have which set of profiles), `profile_sets`
+    (the sets by number) and `entities` (the set of each study and series)."""
+    for level in ("series", "study"):
+        database.run(f"CREATE TABLE {level}_sets AS {_sets(level, _ALL)}")
+    parts = []
+    for name, value in {"all": _ALL, **groups}.items():
+        common = f"'{name}' AS group_by, {value} AS \"group\""
+        parts.append(
+            f"SELECT 'instance' AS level, {common}, [profile] AS profiles, sum(n) AS n FROM occurrences GROUP BY ALL"
+        )
+        for level in ("series", "study"):
+            sets = f"{level}_sets" if name == "all" else f"({_sets(level, value)})"
+            parts.append(f"SELECT '{level}', '{name}', \"group\", profiles, count(*) FROM {sets} GROUP BY ALL")
+    database.run("CREATE TABLE counted_sets AS " + " UNION ALL ".join(parts))
+    database.run("""
+        CREATE TABLE profile_sets AS
+        SELECT row_number() OVER () AS profile_set, profiles FROM (SELECT DISTINCT profiles FROM counted_sets)
+    """)
+    database.run("""
+        CREATE TABLE weights AS
+        SELECT level, group_by, "group", profile_set, n FROM counted_sets JOIN profile_sets USING (profiles)
+    """)
+    database.run("""
+        CREATE TABLE entities AS
+        SELECT 'series' AS level, series AS entity, profile_set FROM series_sets JOIN profile_sets USING (profiles)
+        UNION ALL
+        SELECT 'study', study, profile_set FROM study_sets JOIN profile_sets USING (profiles)
+    """)
+
+
+_ALL = "'all'"
+
+
+def _sets(level: str, value: str) -> str:
+    """The profiles of each entity of a level within each group."""
+    return f"""
+        SELECT {value} AS "group", {level}, list_sort(list(DISTINCT profile)) AS profiles
+        FROM occurrences WHERE {level} IS NOT NULL GROUP BY ALL
+    """
 
 
 class _Demands:
@@ -296,12 +257,27 @@ _TRIM = """
     )
 """
 
+# Tags whose states are the same in every profile: they are counted once for all of them. Most tags of an IOD are.
+_TAG_CLASSES = """
+    CREATE TABLE tag_classes AS
+    SELECT tag, creator, own, dense_rank() OVER (ORDER BY states) AS tag_class
+    FROM (
+        SELECT tag, creator, bool_or(own) AS own,
+               list_sort(list((profile * 8 + state) * 8 + coalesce(rank, 7))) AS states
+        FROM states GROUP BY tag, creator
+    );
+    CREATE TABLE class_states AS
+    SELECT tag_class, profile, any_value(rank) AS rank, any_value(state) AS state
+    FROM states s JOIN tag_classes c ON c.tag = s.tag AND c.creator IS NOT DISTINCT FROM s.creator
+    GROUP BY tag_class, profile
+"""
+
 _OUTCOMES = """
     CREATE TABLE outcomes AS
-    SELECT entity, tag, creator, min(rank) AS rank, bool_or(own) AS own,
+    SELECT profile_set, tag_class, min(rank) AS rank,
            CASE WHEN min(state) = 4 THEN 'filled'
                 WHEN max(state) = 4 THEN 'some'
                 ELSE ['unknown', 'absent', 'empty', 'unusable'][max(state) + 1] END AS outcome
-    FROM (SELECT entity, unnest(members) AS profile FROM member_sets) JOIN states USING (profile)
-    GROUP BY entity, tag, creator
+    FROM (SELECT profile_set, unnest(profiles) AS profile FROM profile_sets) JOIN class_states USING (profile)
+    GROUP BY profile_set, tag_class
 """

@@ -10,7 +10,7 @@ Not here: whether the element is there at all (tag profiles), and what it should
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -66,26 +66,29 @@ def packed_names() -> tuple[str, ...]:
     return tuple(f"values{n}" for n in range(watched()[-1].word + 1))
 
 
-def packed_states(blocks: Iterable[pa.Table], rows: int) -> dict[str, pa.Array]:
-    """The states of all watched columns, packed; `blocks` hold the columns, some at a time, all with `rows` rows."""
-    words = np.zeros((len(packed_names()), rows), np.int64)
-    places = {column.name: column for column in watched()}
-    for block in blocks:
-        for name in block.column_names:
-            if place := places.get(name):
-                words[place.word] |= value_state(block[name], name).astype(np.int64) << place.shift
+def packed_states(rows: pa.Table) -> dict[str, pa.Array]:
+    """The states of all watched columns, packed; `rows` have these columns."""
+    words = np.zeros((len(packed_names()), rows.num_rows), np.int64)
+    for column in watched():
+        values = rows[column.name]
+        if values.null_count < len(values):
+            words[column.word] |= value_state(values, column.name).astype(np.int64) << column.shift
     return {name: pa.array(word) for name, word in zip(packed_names(), words, strict=True)}
 
 
 def value_state(values: pa.ChunkedArray, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """NO_VALUE, USABLE or DUMMY for each value of the catalogue column `name`."""
+    """NO_VALUE, USABLE or DUMMY for each value of the catalogue column `name`.
+
+    Whether a value is a dummy is decided once for all rows that have it.
+    """
     states = np.asarray(pc.is_valid(values).combine_chunks().to_numpy(zero_copy_only=False)).astype(np.uint8)
     dummies = _dummies().get(name)
     if dummies is not None and by_name()[name].kind in {"text", "date"} and len(values):
         encoded = values.combine_chunks().dictionary_encode()
         dummy = pc.is_in(_compared(encoded.dictionary), dummies)
-        hit = pc.fill_null(dummy.take(encoded.indices), False).to_numpy(zero_copy_only=False)
-        states[hit] = DUMMY
+        if pc.any(dummy).as_py():
+            hit = pc.fill_null(dummy.take(encoded.indices), False).to_numpy(zero_copy_only=False)
+            states[hit] = DUMMY
     return states
 
 

@@ -1,7 +1,8 @@
 """What the report shows: the quality tables of a dataset turned into the rows of its sections.
 
-Pure: from rows of COMPLETENESS, MEASURES and FINDINGS to frozen rows that the template prints as they are. Texts are
-cleaned of what no reader can see; escaping is the template's. Not here: HTML, colours, words that explain.
+Pure: from rows of COMPLETENESS and MEASURES and the counts of findings to frozen rows that the template prints as they
+are. Texts are cleaned of what no reader can see; escaping is the template's. Not here: HTML, colours, words that
+explain, the findings themselves (`finding_groups`).
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
-
-from pydicom.datadict import keyword_for_tag
 
 from dicom_etl.findings import codes
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import shown
 from dicom_etl.quality.checks import checks, share
+from dicom_etl.quality.finding_groups import FindingCounts, FindingGroup, keyword_of
 
-__all__ = ["LEVELS", "View", "view"]
+__all__ = ["LEVELS", "View", "listed_subjects", "view"]
 
 Row = Mapping[str, Any]
 _Place = tuple[str, str | None, str]  # group_by, group, tag
@@ -29,9 +30,8 @@ LEVELS = ("series", "study", "instance")  # the first is the one that is shown f
 NO_VALUE = "(no value)"
 
 _MOST_MODALITIES, _MOST_MANUFACTURERS, _MOST_SCANNER_TAGS = 14, 8, 40
-_MOST_SUBJECTS, _MOST_EXAMPLES, _MOST_REASONS = 200, 5, 5
+_MOST_REASONS = 5
 _SPREAD = 20  # percentage points between scanners from which a tag is worth a line
-_SEVERITIES = ("error", "warning", "info")
 _TYPES = ("1", "1C", "2", "2C", "3", None)
 _STATES = ("some", "unusable", "empty", "absent", "unknown")
 
@@ -113,20 +113,6 @@ class SubjectRow:
 
 
 @dataclass(frozen=True)
-class FindingGroup:
-    """The findings of one code."""
-
-    code: str
-    severity: str
-    stage: str
-    meaning: str
-    action: str
-    findings: int
-    occurrences: int
-    examples: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class View:
     """Everything that the report shows of a dataset."""
 
@@ -148,18 +134,18 @@ class View:
     kinds: tuple[tuple[str, str, int], ...]
 
 
-def view(dataset: str, tags: Sequence[Row], measures: Sequence[Row], findings: Sequence[Row]) -> View:
-    """The view of a dataset from rows of its COMPLETENESS, MEASURES and ALL_FINDINGS."""
+def view(dataset: str, tags: Sequence[Row], measures: Sequence[Row], findings: FindingCounts) -> View:
+    """The view of a dataset from rows of its COMPLETENESS and MEASURES, and from its findings."""
     inventory = [row for row in measures if row["check"] == "inventory"]
     modalities = _largest(inventory, "modality", "series", _MOST_MODALITIES)
     broken = _broken(measures)
-    subjects = _subjects(broken, measures, findings, [name for name, _ in modalities])
+    subjects = _subjects(measures, findings, [name for name, _ in modalities])
     gates = _gates(measures)
     everything = [r for r in tags if (r["level"], r["group_by"]) == ("instance", "all")]
     return View(
         dataset=_clean(dataset),
         counts=_counts(inventory, measures),
-        findings=_by_severity(findings),
+        findings=findings.by_severity,
         verdicts=Counter(gate.status for gate in gates if gate.n_applicable),
         gates=tuple(g for g in gates if g.category != "fhir-readiness" and g.n_applicable),
         nothing_to_judge=tuple(dict.fromkeys(gate.title for gate in gates if not gate.n_applicable)),
@@ -169,9 +155,9 @@ def view(dataset: str, tags: Sequence[Row], measures: Sequence[Row], findings: S
         private_tags=sum(row["creator"] is not None for row in everything),
         scanners=_scanners(tags, broken),
         modalities=tuple(_named(name) for name, _ in modalities),
-        subjects=tuple(subjects[:_MOST_SUBJECTS]),
-        subjects_left_out=max(0, len(subjects) - _MOST_SUBJECTS),
-        groups=_finding_groups(findings),
+        subjects=tuple(subjects),
+        subjects_left_out=sum(r["n_fail"] for r in measures if r["check"] == "subjects-listed" and not r["reason"]),
+        groups=findings.groups,
         kinds=_kinds(measures),
     )
 
@@ -193,14 +179,6 @@ def _counts(inventory: Sequence[Row], measures: Sequence[Row]) -> dict[str, int]
     files = sum(row["n_applicable"] for row in measures if row["check"] == "files-by-kind")
     unread = [r for r in measures if (r["check"], r["group_by"], r["reason"]) == ("files-readable", "all", None)]
     return {**counts, "file": files, "unreadable": sum(row["n_fail"] for row in unread)}
-
-
-def _by_severity(findings: Iterable[Row]) -> tuple[tuple[str, int, int], ...]:
-    found, occurrences = Counter[str](), Counter[str]()
-    for row in findings:
-        found[row["severity"]] += 1
-        occurrences[row["severity"]] += row["count"]
-    return tuple((severity, found[severity], occurrences[severity]) for severity in _SEVERITIES)
 
 
 def _gates(measures: Sequence[Row]) -> list[Gate]:
@@ -239,14 +217,9 @@ def _gate(row: Row, reasons: Sequence[Row]) -> Gate:
 
 
 def _reason(row: Row) -> str:
-    keyword = _keyword(row["tag"])
+    keyword = keyword_of(row["tag"])
     known = codes().get(row["reason"] or "")
     return _clean(" ".join(part for part in (keyword, known.meaning if known else row["reason"]) if part))
-
-
-def _keyword(tag: str | None) -> str | None:
-    """The keyword of a tag GGGGEEEE; the tag itself where it has none."""
-    return tag and ((None if "x" in tag else keyword_for_tag(int(tag, 16))) or tag)
 
 
 def _percent(n: int, of: int) -> int | None:
@@ -260,7 +233,8 @@ def _percent(n: int, of: int) -> int | None:
 # -- tags -------------------------------------------------------------------------------------------------------------
 
 
-def _used_for() -> dict[str, str]:
+@cache
+def _used_for() -> Mapping[str, str]:
     """The tags of the catalogue, and what each is kept for."""
     return {tag_text(column.tag): column.why for column in reversed(catalogue())}
 
@@ -383,16 +357,16 @@ def _scanners(tags: Sequence[Row], broken: frozenset[_Place]) -> Scanners:
 # -- subjects ---------------------------------------------------------------------------------------------------------
 
 
-def _subjects(
-    broken: frozenset[_Place],
-    measures: Sequence[Row],
-    findings: Sequence[Row],
-    modalities: Sequence[str | None],
-) -> list[SubjectRow]:
+def listed_subjects(measures: Iterable[Row]) -> list[str | None]:
+    """The subjects of which MEASURES has counts, sub-2 before sub-10; the files of no subject last."""
+    return sorted({row["group"] for row in measures if row["group_by"] == "subject"}, key=_natural)
+
+
+def _subjects(measures: Sequence[Row], findings: FindingCounts, modalities: Sequence[str | None]) -> list[SubjectRow]:
     sizes: dict[str | None, dict[str, int]] = defaultdict(dict)
     series: dict[str | None, Counter[str | None]] = defaultdict(Counter)
     unreadable: Counter[str | None] = Counter()
-    gaps = Counter(group for group_by, group, _ in broken if group_by == "subject")
+    gaps: Counter[str | None] = Counter()
     notes: dict[str | None, str] = {}
     for row in measures:
         if row["group_by"] != "subject":
@@ -404,10 +378,10 @@ def _subjects(
             series[subject][row["reason"]] = row["n_applicable"]
         elif row["check"] == "files-readable" and row["reason"] is None:
             unreadable[subject] = row["n_fail"]
+        elif row["check"] == "tags-with-gaps":
+            gaps[subject] = row["n_applicable"]
         elif row["check"] == "subjects-match" and row["reason"]:
             notes[subject] = row["reason"]
-    found = Counter(row["subject"] for row in findings)
-    everyone = sorted({*sizes, *unreadable, *notes}, key=_natural)
     return [
         SubjectRow(
             _named(subject),
@@ -416,62 +390,19 @@ def _subjects(
             sizes[subject].get("instance", 0),
             unreadable[subject],
             gaps[subject],
-            found[subject],
+            findings.by_subject.get(subject, 0),
             _clean(notes.get(subject, "")),
         )
-        for subject in everyone
+        for subject in listed_subjects(measures)
     ]
 
 
 def _natural(subject: str | None) -> tuple[bool, int, str]:
-    """sub-2 before sub-10; the files of no subject last."""
     digits = "".join(c for c in subject or "" if c.isascii() and c.isdigit())
     return (subject is None, int(digits or 0) if len(digits) < 19 else 0, subject or "")
 
 
-# -- findings and files -----------------------------------------------------------------------------------------------
-
-
-def _finding_groups(findings: Sequence[Row]) -> tuple[FindingGroup, ...]:
-    by_code: dict[str, list[Row]] = defaultdict(list)
-    for row in findings:
-        by_code[row["code"]].append(row)
-    groups = [_finding_group(code, rows) for code, rows in by_code.items()]
-    return tuple(sorted(groups, key=lambda g: (_SEVERITIES.index(g.severity), -g.occurrences, g.code)))
-
-
-def _finding_group(code: str, rows: Sequence[Row]) -> FindingGroup:
-    known = codes().get(code)
-    first = rows[0]
-    ranked = sorted(rows, key=lambda row: (-row["count"], _example(row)))
-    return FindingGroup(
-        _clean(code),
-        first["severity"] if first["severity"] in _SEVERITIES else "info",
-        first["stage"],
-        known.meaning if known else _clean(first["message"] or ""),
-        known.action if known else "see the message",
-        len(rows),
-        sum(row["count"] for row in rows),
-        tuple(dict.fromkeys(_example(row) for row in ranked))[:_MOST_EXAMPLES],
-    )
-
-
-def _example(row: Row) -> str:
-    """Where a finding is, and what it says beyond its code."""
-    known = codes().get(row["code"])
-    keyword = _keyword(row["tag"])
-    said = row["message"] if not known or row["message"] != known.meaning else None
-    where = row["path"] or "/".join(part for part in (row["subject"], row["sample"]) if part)
-    value = f"{keyword or 'value'} = {row['value']}" if row["value"] else None
-    times = f"× {row['count']}" if row["count"] > 1 else None
-    parts = (
-        where,
-        f"series {row['series_uid']}" if row["series_uid"] and not row["path"] else None,
-        said,
-        value,
-        times,
-    )
-    return " · ".join(_clean(part) for part in parts if part) or "the whole dataset"
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
 def _kinds(measures: Iterable[Row]) -> tuple[tuple[str, str, int], ...]:

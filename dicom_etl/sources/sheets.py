@@ -18,8 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import openpyxl
-
 from dicom_etl.sources.base import SheetCell
 from dicom_etl.sources.grammar import grammar
 
@@ -77,6 +75,8 @@ def _xlsx(content: bytes) -> Iterator[Iterable[Any]]:
         inflated = sum(part.file_size for part in parts.infolist())
     if inflated > _MOST_INFLATED:
         raise SheetError(f"it inflates to {inflated:,} bytes; workbooks of at most {_MOST_INFLATED:,} are read")
+    import openpyxl  # noqa: PLC0415  (workers that read DICOM files need none of it)
+
     book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
     yield from book.worksheets[0].iter_rows(values_only=True, max_row=_MOST_ROWS)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -82,7 +84,9 @@ class _Walk:
     source: TreeSource
     scan: Scan
     junk: Counter[tuple[str, str]] = field(default_factory=Counter)
-    files: set[tuple[int, int]] = field(default_factory=set)  # device and inode
+    walked_files: list[str] = field(default_factory=list)
+    walked_folders: list[str] = field(default_factory=list)
+    files: set[tuple[int, int]] = field(default_factory=set)  # device and inode, of what links may lead to
     folders: set[tuple[int, int]] = field(default_factory=set)
     links: list[tuple[str, str, int]] = field(default_factory=list)
     following: bool = False
@@ -90,7 +94,7 @@ class _Walk:
     subject_of_path: dict[str, str] = field(default_factory=dict)
 
     def entries(self) -> Iterator[Entry]:
-        self._remember(self.source.root.stat(), self.folders)
+        self.walked_folders.append("")
         top = self._list("")
         if not self.source.is_flat:
             self._sheets(top)
@@ -99,6 +103,8 @@ class _Walk:
                 yield from self._below(folder, role, len(folder.split("/")) if folder else 0, skipped)
         # links last: a link to a file that the walk has met anyway is no second file
         self.following = True
+        if self.links:  # only they can lead to what was met: others need no second look at what it is
+            self._identify_walked()
         while self.links:
             path, role, depth = self.links.pop(0)
             yield from self._linked(path, role, depth)
@@ -144,8 +150,9 @@ class _Walk:
 
     def _list(self, folder: str) -> list[os.DirEntry[str]]:
         try:
-            with os.scandir(self.source.root / folder) as entries:
-                return sorted(entries, key=lambda entry: entry.name)
+            # no joined Path: it costs as much as listing a small folder, and this is once per folder
+            with os.scandir(f"{self.source.root}/{folder}") as entries:
+                return sorted(entries, key=_name_of)
         except OSError as error:
             if folder not in self.scan.unread_folders:
                 self.scan.unread_folders.append(folder)
@@ -154,7 +161,10 @@ class _Walk:
 
     def _below(self, folder: str, role: str, depth: int, skipped: frozenset[str] = frozenset()) -> Iterator[Entry]:
         """The files below a folder; `depth` is the number of leading path segments that say nothing of subjects."""
-        self._remember((self.source.root / folder).stat(), self.folders)
+        if self.following:
+            self._remember((self.source.root / folder).stat(), self.folders)
+        else:
+            self.walked_folders.append(folder)
         pending = [folder]
         while pending:
             here = pending.pop()
@@ -176,12 +186,22 @@ class _Walk:
 
     def _met(self, entry: os.DirEntry[str], path: str) -> bool:
         """Whether a folder below a followed link was met before. Other folders are met once, whatever their inodes."""
+        if not self.following:
+            self.walked_folders.append(path)
+            return False
         stat = entry.stat(follow_symlinks=False)
-        if self.following and (stat.st_dev, stat.st_ino) in self.folders:
+        if (stat.st_dev, stat.st_ino) in self.folders:
             self._found("link-repeated", path=path)
             return True
         self._remember(stat, self.folders)
         return False
+
+    def _identify_walked(self) -> None:
+        """Devices and inodes of what was walked."""
+        for paths, seen in ((self.walked_folders, self.folders), (self.walked_files, self.files)):
+            for path in paths:
+                with suppress(OSError):  # it is gone since
+                    self._remember((self.source.root / path).stat(), seen)
 
     @staticmethod
     def _remember(stat: os.stat_result, seen: set[tuple[int, int]]) -> None:
@@ -196,7 +216,10 @@ class _Walk:
         if not entry.is_file(follow_symlinks=False):
             self._found("not-a-file", path=path)
             return
-        self._remember(stat, self.files)
+        if self.following:
+            self._remember(stat, self.files)
+        else:
+            self.walked_files.append(path)
         yield from self._entries(path, role, depth, stat)
 
     def _unanswered(self, path: str, error: OSError) -> None:
@@ -303,6 +326,9 @@ class _Walk:
 
     def _found(self, code: str, **where: object) -> None:
         self.scan.findings.append(finding(code, self.source.dataset, **where))
+
+
+_name_of = attrgetter("name")
 
 
 def _is_text(name: str) -> bool:

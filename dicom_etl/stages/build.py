@@ -1,60 +1,71 @@
-"""build: header rows, sheets and settings -> `identities` of a dataset, FHIR resources of each unit.
+"""build: header rows, sheets and settings -> `identities` of a dataset, and its FHIR resources in shards.
 
-Whose a study is, is decided over the whole dataset first; then each unit whose fingerprint changed is made. The
-findings of a unit are written last and are its commit.
+Patients are matched over the whole dataset first; then the resources of each unit whose fingerprint changed are made,
+and the shards are written in which they are. A unit that fails keeps its former resources, and is made again by the
+next run.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import orjson
+import pyarrow as pa
 import pyarrow.compute as pc
-import pydicom
 
+from dicom_etl.construction.assembly import ShardTask, Stored, assemble_shard, stored_units
+from dicom_etl.construction.header_units import HeaderUnits
+from dicom_etl.construction.identities import Identities, match_patients, matching_mark
+from dicom_etl.construction.pieces import (
+    Piece,
+    PieceBuilt,
+    Source,
+    build_piece,
+    cut_units,
+    piece_key,
+    pieces_folder,
+)
+from dicom_etl.construction.plan import (
+    Inputs,
+    MappedSheets,
+    changed_units,
+    corrections_by_unit,
+    mapping_mark,
+)
 from dicom_etl.engine import Engine, Progress
-from dicom_etl.fhir import imaging_study
-from dicom_etl.fhir.context import SUBJECT_FIELDS, Context, samples_of
-from dicom_etl.fhir.corrections import CORRECTED_FROM, Correction, read_corrections
+from dicom_etl.fhir.context import Context
+from dicom_etl.fhir.corrections import Correction, read_corrections
 from dicom_etl.fhir.endpoint import endpoint
-from dicom_etl.fhir.mapping import MAPPING_TABLES
-from dicom_etl.findings import Finding, finding, findings_table
+from dicom_etl.findings import Finding, describe_error, finding, findings_table
 from dicom_etl.identity.crosswalk import read_crosswalk
 from dicom_etl.identity.ids import resource_id
-from dicom_etl.identity.names import encode_name
-from dicom_etl.identity.persons import PERSONS_VERSION, Claim, Person, Scope, persons
-from dicom_etl.lake.fingerprints import fingerprint, version_of
+from dicom_etl.identity.persons import CrosswalkLine
+from dicom_etl.lake.commits import Commit, find_damage, read_commits, remove_other_shards, require_whole
+from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import (
     DATASET_FINDINGS,
+    ENDPOINT,
     FINDINGS,
     IDENTITIES,
-    INVENTORY,
-    RESOURCE_TYPES,
-    RESOURCES,
     SHEETS,
-    headers,
     place,
 )
-from dicom_etl.lake.tables import Lake, grouped
+from dicom_etl.lake.shard_writer import exchange_folders
+from dicom_etl.lake.shards import shard_of
+from dicom_etl.lake.tables import Lake
 from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.settings import DatasetSettings, Settings
-from dicom_etl.sources import Source, SourceError
+from dicom_etl.sources import Source as DatasetSource
+from dicom_etl.sources import SourceError
 from dicom_etl.stages.left_out import findings_kept
-from dicom_etl.stages.resources import BuildTask, build_unit
 
-_FEW_ROWS = 20_000  # below, starting worker processes costs more than it gains
-_CLAIM = (
-    "StudyInstanceUID",
-    "unit",
-    "subject",
-    "PatientID",
-    "IssuerOfPatientIDUniversalID",
-    "IssuerOfPatientIDUniversalIDType",
-    "PatientIdentityRemoved",
-)
+_SHORT = 4.0  # seconds of work below which starting worker processes, a second each, costs more than it gains
+_UNIT, _ROW = 0.0004, 0.00002  # seconds of work that a unit and a header row take
+_FEW_BYTES = 200_000_000  # the same for writing shards
 
 
 @dataclass(frozen=True)
@@ -71,8 +82,18 @@ class Built:
     findings: int
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A build of a dataset: what it works on."""
+
+    lake: Lake
+    dataset: str
+    engine: Engine
+    progress: Progress
+
+
 def build(
-    source: Source,
+    source: DatasetSource,
     lake: Lake,
     settings: Settings,
     dataset_settings: DatasetSettings,
@@ -90,55 +111,56 @@ def build(
     """
     name = source.dataset
     with lake.lock(name, f"build of {name}"):
-        made_from = _header_marks(lake, name)
-        if not made_from:
+        extracted = read_commits(lake, "extract", name)
+        require_whole(lake, "extract", name, extracted.values(), digests=False)
+        units = HeaderUnits(extracted)
+        if not units.marks:
             raise SourceError(f"dataset {name}: there are no header tables; extract it first")
-        whose = _identities(lake, settings, dataset_settings, name, made_from)
-        _remove_gone(lake, name, made_from)
+        crosswalk = [line for line in read_crosswalk(settings.crosswalk) if line.dataset == name]
+        lines = [line for line in read_corrections(settings.corrections) if line.dataset == name]
         context = _context(name, settings, dataset_settings)
         served = endpoint(context, dataset_settings.endpoint, source.location)
-        lines = [line for line in read_corrections(settings.corrections) if line.dataset == name]
-        by_unit = _corrections_by_unit(lake, name, made_from, lines)
-        tasks = [
-            task
-            for task in _tasks(lake, whose, made_from, context, by_unit, served)
-            if (subjects is None or task.unit in subjects) and (force or not _is_made(lake, name, task))
-        ]
-        useless = [*_useless_crosswalk_lines(settings, name, whose), *_useless_corrections(name, lines, by_unit)]
+        matched_by = matching_mark(settings, dataset_settings, crosswalk, units)
+        commits = _whole_commits(lake, name)
+        state = fingerprint(
+            matched_by,
+            mapping_mark(),
+            asdict(context) | {"zone": str(context.zone)},
+            [list(line) for line in lines],
+            lake.digest(SHEETS.path(dataset=name)),
+            sorted(row["digest"] or "" for row in Withdrawn.of(lake, name).rows),
+            served,
+            units.shards,
+        )
+        if not force and (summary := _unchanged(lake, name, state, units, commits, matched_by, served)):
+            lake.remove_folder(pieces_folder(name))
+            return summary
+        _forget_state(lake, name)
+        require_whole(lake, "extract", name, extracted.values(), digests=True)
+        job = _Job(lake, name, engine, progress)
+        identities = match_patients(lake, name, settings, dataset_settings, crosswalk, units, matched_by)
+        _write_endpoint(lake, name, served if _builds_some(identities) else None)
+        touched = corrections_by_unit(lake, name, sorted(set(units.shard_of.values())), lines)
+        sheets = MappedSheets(lake.read(SHEETS, dataset=name))
+        inputs = Inputs(units, identities, sheets, lines, touched, context)
+        changed = _changed(job, inputs, commits, subjects=subjects, force=force)
+        errors = _make(job, inputs, changed, commits)
+        useless = [*_useless_crosswalk_lines(name, crosswalk, identities), *_useless_corrections(name, lines, touched)]
         useless = findings_kept(useless, Withdrawn.of(lake, name))  # they would name who was withdrawn
-        failures = _run(lake, engine, tasks, progress, name)
-        passed_over = () if subjects is None else set(made_from) - set(subjects)
-        _tell(lake, name, [*failures, *useless], passed_over)
-    held, studies = _held(lake, name, whose)
-    people = {(p.system, p.value) for people in whose.values() for p in people if p.state == "ok"}
-    findings = lake.row_count(DATASET_FINDINGS, stage="build", dataset=name) + sum(
-        lake.row_count(FINDINGS, stage="build", dataset=name, unit=unit) for unit in made_from
-    )
-    made = len(tasks) - len(failures)
-    return Built(name, len(made_from), made, len(failures), len(people), studies - held, held, findings)
+        failures = [finding("build-failed", name, unit=unit, message=text) for unit, text in sorted(errors.items())]
+        skipped = frozenset() if subjects is None else frozenset(units.marks.keys() - set(subjects))
+        found = _findings(lake, name, [*failures, *useless], skipped)
+        summary = _summary(lake, name, units, identities, len(changed) - len(errors), len(errors), found)
+        # with failures, or where units were left out, the next run looks again
+        mark = "" if errors or skipped else _state_text(state, summary)
+        lake.write(DATASET_FINDINGS, found, fingerprint=mark, stage="build", dataset=name)
+    return summary
 
 
-def _held(lake: Lake, dataset: str, whose: Mapping[str, list[Person]]) -> tuple[int, int]:
-    """How many studies are held: whose person is undecided, or that a unit could not make; and how many there are."""
-    states = {person.study_uid: person.state for people in whose.values() for person in people}
-    held = {study for study, state in states.items() if state == "held"}
-    for unit in whose:
-        if not lake.row_count(FINDINGS, stage="build", dataset=dataset, unit=unit):
-            continue
-        found = lake.read(FINDINGS, ["code", "study_uid"], stage="build", dataset=dataset, unit=unit)
-        held |= set(found.filter(pc.equal(found["code"], "study-held"))["study_uid"].to_pylist())
-    return len(held), len(states)
-
-
-def _header_marks(lake: Lake, dataset: str) -> dict[str, str]:
-    """The fingerprint of the header table of each unit that has one.
-
-    Also of a unit whose extraction has to be done again: what its table says is older, but a unit left out would change
-    what the PatientIDs of the others mean.
-    """
-    units = pc.unique(lake.read(INVENTORY, ["unit"], dataset=dataset)["unit"]).to_pylist()
-    marks = {unit: lake.fingerprint(headers(), dataset=dataset, unit=unit) for unit in sorted(units)}
-    return {unit: mark for unit, mark in marks.items() if mark is not None}
+def _whole_commits(lake: Lake, dataset: str) -> dict[int, Commit]:
+    """The commits whose files have the recorded sizes; damaged shards are named, and rebuilt."""
+    commits = read_commits(lake, "build", dataset)
+    return {shard: commit for shard, commit in commits.items() if not find_damage(lake, commit)}
 
 
 def _context(name: str, settings: Settings, dataset: DatasetSettings) -> Context:
@@ -158,78 +180,229 @@ def _context(name: str, settings: Settings, dataset: DatasetSettings) -> Context
     )
 
 
-def _remove_gone(lake: Lake, dataset: str, units: Iterable[str]) -> None:
-    """Remove the resources of units that are gone; the commit first."""
-    kept, folder = {encode_name(unit) for unit in units}, encode_name(dataset)
-    for tables, suffix in [
-        ("findings/build", ".parquet"),
-        *((f"fhir/{kind}", ".ndjson") for kind in RESOURCE_TYPES),
-    ]:
-        lake.sweep(f"{tables}/{folder}")
-        for name in lake.names(f"{tables}/{folder}", suffix):
-            if name not in kept:
-                lake.remove(f"{tables}/{folder}/{name}{suffix}")
+# -- whether something changed ----------------------------------------------------------------------------------------
 
 
-# -- whose a study is -------------------------------------------------------------------------------------------------
+def _unchanged(
+    lake: Lake,
+    dataset: str,
+    state: str,
+    units: HeaderUnits,
+    commits: Mapping[int, Commit],
+    matched_by: str,
+    served: dict[str, Any],
+) -> Built | None:
+    """The summary of the last build where it is of this state and all of it is stored; else None."""
+    mark = lake.fingerprint(DATASET_FINDINGS, stage="build", dataset=dataset) or ""
+    known, _, text = mark.partition(" ")
+    if known != state or commits.keys() != set(units.shard_of.values()):
+        return None
+    if lake.fingerprint(IDENTITIES, dataset=dataset) != matched_by:
+        return None
+    counts = orjson.loads(text)
+    if counts["persons"] and lake.read_bytes(place(ENDPOINT, dataset=dataset)) != _line(served):
+        return None
+    return Built(dataset, units_made=0, units_failed=0, **counts)
 
 
-def _identities(
-    lake: Lake, settings: Settings, dataset: DatasetSettings, name: str, made_from: Mapping[str, str]
-) -> dict[str, list[Person]]:
-    """The persons of the studies, by the unit in which the study lies; decided anew when something changed."""
-    lines = [line for line in read_crosswalk(settings.crosswalk) if line.dataset == name]
-    mark = fingerprint(
-        PERSONS_VERSION,
-        settings.site,
-        dataset.assigning_authority,
-        [list(line) for line in sorted(lines)],
-        sorted(made_from.items()),
+def _forget_state(lake: Lake, dataset: str) -> None:
+    """Take back what says that all is of one state, before anything changes: a kill must not leave it."""
+    if lake.fingerprint(DATASET_FINDINGS, stage="build", dataset=dataset):
+        rows = lake.read(DATASET_FINDINGS, stage="build", dataset=dataset)
+        lake.write(DATASET_FINDINGS, rows, stage="build", dataset=dataset)
+
+
+def _line(resource: dict[str, Any]) -> bytes:
+    return orjson.dumps(resource) + b"\n"
+
+
+def _state_text(state: str, summary: Built) -> str:
+    counts = {name: getattr(summary, name) for name in ("units", "persons", "studies", "held", "findings")}
+    return f"{state} {orjson.dumps(counts).decode()}"
+
+
+def _summary(
+    lake: Lake, dataset: str, units: HeaderUnits, identities: Identities, made: int, failed: int, found: pa.Table
+) -> Built:
+    table = identities.table
+    decided = table.filter(pc.equal(table["state"], "ok"))
+    people = decided.group_by(["system", "value"]).aggregate([]).num_rows
+    studies = len(pc.unique(table["study_uid"]))
+    held = set(pc.unique(table.filter(pc.equal(table["state"], "held"))["study_uid"]).to_pylist())
+    findings = found.num_rows
+    for shard in read_commits(lake, "build", dataset):
+        rows = lake.read(FINDINGS, ["code", "study_uid"], stage="build", dataset=dataset, shard=shard)
+        findings += rows.num_rows
+        held |= set(rows.filter(pc.equal(rows["code"], "study-held"))["study_uid"].to_pylist())
+    return Built(dataset, len(units.marks), made, failed, people, studies - len(held), len(held), findings)
+
+
+def _builds_some(identities: Identities) -> bool:
+    return pc.any(pc.equal(identities.table["state"], "ok")).as_py() or False
+
+
+def _write_endpoint(lake: Lake, dataset: str, served: dict[str, Any] | None) -> None:
+    path = place(ENDPOINT, dataset=dataset)
+    if served is None:
+        lake.remove(path)
+    elif lake.read_bytes(path) != (content := _line(served)):
+        lake.write_bytes(path, content)
+
+
+def _changed(
+    job: _Job, inputs: Inputs, commits: dict[int, Commit], *, subjects: Collection[str] | None, force: bool
+) -> list[str]:
+    """The units to be made. Of a shard that is to be written the bytes are checked before they are taken over."""
+    changed = list(changed_units(inputs, commits, subjects=subjects, force=force))
+    former = next((commit.shards for commit in commits.values()), inputs.units.shards)
+    touched = {shard_of(unit, former) for unit in changed} if former == inputs.units.shards else set(commits)
+    damaged = [
+        shard for shard in sorted(touched & commits.keys()) if find_damage(job.lake, commits[shard], digests=True)
+    ]
+    for shard in damaged:
+        del commits[shard]
+    return list(changed_units(inputs, commits, subjects=subjects, force=force)) if damaged else changed
+
+
+# -- units ------------------------------------------------------------------------------------------------------------
+
+
+def _make(job: _Job, inputs: Inputs, changed: list[str], commits: Mapping[int, Commit]) -> dict[str, str]:
+    """Make the resources of units and write the shards that change; returns the errors of units."""
+    lake, name = job.lake, job.dataset
+    folder = pieces_folder(name)
+    lake.sweep(folder)
+    pieces = list(_pieces(job, inputs, changed))
+    keys = {piece.key for piece in pieces}
+    for left in lake.names(folder):
+        if left.partition(".")[0] not in keys:
+            lake.remove(f"{folder}/{left}")
+    built, errors = _build_pieces(job, inputs, pieces)
+    errors |= _write_shards(job, inputs, built, errors, commits)
+    lake.remove_folder(folder)
+    return errors
+
+
+def _pieces(job: _Job, inputs: Inputs, changed: list[str]) -> Iterator[Piece]:
+    by_shard: dict[int, list[str]] = defaultdict(list)
+    for unit in changed:
+        by_shard[inputs.units.shard_of[unit]].append(unit)
+    for shard in sorted(by_shard):
+        weights = ((unit, _weight(inputs, unit)) for unit in sorted(by_shard[shard]))
+        for batch in cut_units(weights):
+            yield _piece(job, inputs, batch)
+
+
+def _weight(inputs: Inputs, unit: str) -> int:
+    return sum(inputs.units.rows.get(source, 0) for source in inputs.sources(unit))
+
+
+def _piece(job: _Job, inputs: Inputs, batch: list[str]) -> Piece:
+    by_shard: dict[int, set[str]] = defaultdict(set)
+    for source in {source for unit in batch for source in inputs.sources(unit)}:
+        if source in inputs.units.shard_of:
+            by_shard[inputs.units.shard_of[source]].add(source)
+    return Piece(
+        job.lake,
+        job.dataset,
+        inputs.of_units(batch),
+        tuple(Source(shard, tuple(sorted(units))) for shard, units in sorted(by_shard.items())),
+        sum(_weight(inputs, unit) for unit in batch),
+        piece_key(inputs.fingerprints[unit] for unit in batch),
     )
-    if lake.fingerprint(IDENTITIES, dataset=name) != mark:
-        crosswalk = {line.subject: (line.system, line.value) for line in lines}
-        scope = Scope(name, settings.site, dataset.assigning_authority, crosswalk)
-        rows = [_identity_row(settings.site, name, p) for p in persons(_claims(lake, name, made_from), scope)]
-        lake.write_rows(IDENTITIES, rows, fingerprint=mark, dataset=name)
-    stored = lake.read(IDENTITIES, dataset=name).to_pylist()
-    fields = Person.__dataclass_fields__
-    return {
-        unit: [Person(**{key: row[key] for key in fields}) for row in rows]
-        for unit, rows in grouped(stored, "unit").items()
-    }
 
 
-def _identity_row(site: str, dataset: str, person: Person) -> dict[str, Any]:
-    identified = resource_id(site, "Patient", person.system, person.value) if person.state == "ok" else None
-    return {"dataset": dataset, "patient": identified, **asdict(person)}
+def _build_pieces(
+    job: _Job, inputs: Inputs, pieces: list[Piece]
+) -> tuple[list[tuple[Piece, PieceBuilt]], dict[str, str]]:
+    """Build pieces; the units of one that fails as a whole are built once more, each by itself."""
+    total, done = sum(piece.rows for piece in pieces), 0
+    is_short = sum(len(piece.inputs.units) for piece in pieces) * _UNIT + total * _ROW < _SHORT
+    built: list[tuple[Piece, PieceBuilt]] = []
+    errors: dict[str, str] = {}
+    todo = pieces
+    while todo:
+        alone: list[Piece] = []
+        for result in job.engine.map(build_piece, todo, small=is_short, weight=lambda piece: piece.rows):
+            piece = result.item
+            if result.value is not None:
+                built.append((piece, result.value))
+                errors |= result.value.errors
+            elif len(units := piece.inputs.units) == 1:
+                errors[units[0]] = describe_error(result.error)
+            else:
+                alone += [_piece(job, inputs, [unit]) for unit in units]
+                continue
+            done += piece.rows
+            job.progress(f"build {job.dataset}", min(done, total), total)
+        todo = alone
+    return built, errors
 
 
-def _claims(lake: Lake, dataset: str, units: Iterable[str]) -> list[Claim]:
-    """What each study's instances say of their patient: distinct combinations, read unit by unit."""
-    claims = []
-    for unit in units:
-        rows = lake.read(headers(), [*_CLAIM, "duplicate"], dataset=dataset, unit=unit)
-        kept = rows.filter(pc.and_(pc.is_null(rows["duplicate"]), pc.is_valid(rows["StudyInstanceUID"])))
-        for row in kept.group_by(list(_CLAIM)).aggregate([]).to_pylist():
-            study, lying_in, subject, patient_id, universal, kind, removed = (row[column] for column in _CLAIM)
-            is_removed = (removed or "").upper() == "YES"
-            claims.append(Claim(study, lying_in, subject, patient_id, universal, kind, is_removed))
-    return sorted(claims, key=str)
+def _write_shards(
+    job: _Job,
+    inputs: Inputs,
+    built: list[tuple[Piece, PieceBuilt]],
+    errors: Mapping[str, str],
+    commits: Mapping[int, Commit],
+) -> dict[str, str]:
+    """Write the shards whose units changed; returns the errors of those that could not be written."""
+    lake, shards = job.lake, inputs.units.shards
+    moves = next((commit.shards for commit in commits.values()), shards) != shards
+    made = [unit for _, result in built for unit in result.lines]
+    touched = {shard_of(unit, shards) for unit in (*made, *errors)}
+    known = set(inputs.units.marks)
+    touched |= {shard for shard, commit in commits.items() if not known.issuperset(commit.unit_names)}
+    former = commits if moves else {shard: commit for shard, commit in commits.items() if shard in touched}
+    units = _stored(inputs, built, errors, former)
+    tasks = [
+        ShardTask(lake, job.dataset, shard, shards, moves, own)
+        for shard, own in sorted(units.items())
+        if moves or not _is_same(commits.get(shard), own)
+    ]
+    failed: dict[str, str] = {}
+    small = sum(task.weight for task in tasks) < _FEW_BYTES
+    for result in job.engine.map(assemble_shard, tasks, small=small, weight=lambda _: 1_000):
+        if result.error is not None:
+            if moves:
+                raise result.error
+            text = describe_error(result.error)
+            failed |= {unit.unit: text for unit in result.item.units if unit.piece}
+    if moves:
+        exchange_folders(lake, "build", job.dataset)
+    remove_other_shards(lake, "build", job.dataset, units.keys() | (set() if moves else commits.keys() - touched))
+    return failed
 
 
-# -- corrections and other lines of people -----------------------------------------------------------------------------
+def _is_same(commit: Commit | None, units: Sequence[Stored]) -> bool:
+    """Whether a shard is stored as it is to be: these units, none of them of a piece."""
+    return (
+        commit is not None
+        and not any(unit.piece for unit in units)
+        and commit.units["unit"].to_pylist() == [unit.unit for unit in units]
+        and commit.units["to_retry"].to_pylist() == [unit.to_retry for unit in units]
+    )
 
 
-def _corrections_by_unit(
-    lake: Lake, dataset: str, units: Iterable[str], lines: list[Correction]
-) -> dict[str, tuple[Correction, ...]]:
-    """The corrections that speak of some instance of each unit."""
-    found: dict[str, tuple[Correction, ...]] = {}
-    for unit in units if lines else ():
-        rows = lake.read(headers(), [*CORRECTED_FROM], dataset=dataset, unit=unit)
-        places = [tuple(row.values()) for row in rows.group_by([*CORRECTED_FROM]).aggregate([]).to_pylist()]
-        found[unit] = tuple(line for line in lines if any(line.touches(here) for here in places))
-    return found
+def _stored(
+    inputs: Inputs, built: list[tuple[Piece, PieceBuilt]], errors: Mapping[str, str], commits: Mapping[int, Commit]
+) -> dict[int, tuple[Stored, ...]]:
+    """By shard, its units and where their lines are; `commits` are those of the shards that units are taken from."""
+    stored: dict[str, Stored] = {}
+    for commit in commits.values():
+        stored |= {unit: row for unit, row in stored_units(commit).items() if unit in inputs.units.marks}
+    for piece, result in built:
+        for unit, lines in result.lines.items():
+            stored[unit] = Stored(unit, inputs.fingerprints[unit], False, piece.key, None, lines)
+    for unit in errors:
+        stored[unit] = stored.get(unit, Stored(unit, None, True, None, None, {}))._replace(to_retry=True)
+    by_shard: dict[int, list[Stored]] = defaultdict(list)
+    for unit in sorted(stored):
+        by_shard[shard_of(unit, inputs.units.shards)].append(stored[unit])
+    return {shard: tuple(own) for shard, own in by_shard.items()}
+
+
+# -- findings of the dataset ------------------------------------------------------------------------------------------
 
 
 def _useless_corrections(
@@ -242,91 +415,15 @@ def _useless_corrections(
             yield finding("correction-useless", dataset, subject=line.subject, message=message)
 
 
-def _useless_crosswalk_lines(
-    settings: Settings, dataset: str, whose: Mapping[str, Iterable[Person]]
-) -> Iterator[Finding]:
-    subjects = {person.subject for people in whose.values() for person in people}
-    for line in read_crosswalk(settings.crosswalk):
-        if line.dataset == dataset and line.subject not in subjects:
+def _useless_crosswalk_lines(dataset: str, crosswalk: list[CrosswalkLine], identities: Identities) -> Iterator[Finding]:
+    subjects = set(pc.unique(identities.table["subject"]).to_pylist()) if crosswalk else set()
+    for line in crosswalk:
+        if line.subject not in subjects:
             yield finding("crosswalk-useless", dataset, subject=line.subject)
 
 
-# -- units ------------------------------------------------------------------------------------------------------------
-
-
-def _tasks(
-    lake: Lake,
-    whose: Mapping[str, list[Person]],
-    made_from: Mapping[str, str],
-    context: Context,
-    corrections: Mapping[str, tuple[Correction, ...]],
-    served: dict[str, Any],
-) -> list[BuildTask]:
-    """One task per unit, with the fingerprint of all that its resources are made from."""
-    units_of_study: dict[str, set[str]] = defaultdict(set)
-    for people in whose.values():
-        for person in people:
-            units_of_study[person.study_uid].add(person.unit)
-    sheets = grouped(lake.read(SHEETS, dataset=context.dataset).to_pylist(), "subject")
-    mark = _mapping_mark()
-    tasks = []
-    for unit in made_from:
-        lying = tuple(whose.get(unit, ()))
-        sources = {other for p in lying if p.owner == unit for other in units_of_study[p.study_uid]} or {unit}
-        here = _with_sheets(context, sheets, lying)
-        lines = tuple(dict.fromkeys(line for source in sorted(sources) for line in corrections.get(source, ())))
-        print_ = fingerprint(
-            mark,
-            [made_from[source] for source in sorted(sources)],
-            [asdict(person) for person in lying],
-            asdict(here) | {"zone": str(here.zone)},
-            [list(line) for line in lines],
-            served,
-        )
-        tasks.append(BuildTask(lake, unit, lying, tuple(sorted(sources)), here, lines, served, print_))
-    return tasks
-
-
-def _mapping_mark() -> str:
-    return fingerprint(
-        imaging_study.MAPPING_VERSION,
-        pydicom.__version__,  # its tables name modalities, SOP classes and SNOMED codes
-        version_of(*(f"dicom_etl.fhir.tables:{table}" for table in MAPPING_TABLES)),
-    )
-
-
-def _with_sheets(context: Context, sheets: Mapping[Any, list[dict[str, Any]]], people: Iterable[Person]) -> Context:
-    """The context with what the sheets say of the subject of a unit and of its samples, as far as it is mapped."""
-    rows = [row for subject in sorted({p.subject for p in people if p.subject}) for row in sheets.get(subject, ())]
-    subject = {r["field"]: r["value"] for r in rows if r["sheet"] == "subjects" and r["field"] in SUBJECT_FIELDS}
-    samples: dict[str, dict[str, str]] = defaultdict(dict)
-    for (_, sample), said in samples_of(rows).items():
-        if sample:
-            samples[sample] |= said
-    return replace(context, subject_sheet=subject, sample_sheets=dict(samples))
-
-
-def _is_made(lake: Lake, dataset: str, task: BuildTask) -> bool:
-    if lake.fingerprint(FINDINGS, stage="build", dataset=dataset, unit=task.unit) != task.fingerprint:
-        return False
-    return all(lake.exists(place(RESOURCES, type=t, dataset=dataset, unit=task.unit)) for t in RESOURCE_TYPES)
-
-
-def _run(lake: Lake, engine: Engine, tasks: list[BuildTask], progress: Progress, dataset: str) -> list[Finding]:
-    """Make the units; returns a finding for each that failed."""
-    sizes = {t.unit: sum(lake.row_count(headers(), dataset=dataset, unit=s) for s in t.sources) for t in tasks}
-    total, done, failures = sum(sizes.values()), 0, []
-    for result in engine.map(build_unit, tasks, small=total < _FEW_ROWS, weight=lambda task: sizes[task.unit]):
-        done += sizes[result.item.unit]
-        if result.error:
-            reason = f"{type(result.error).__name__}: {result.error}"[:300]
-            failures.append(finding("build-failed", dataset, unit=result.item.unit, message=reason))
-        progress(f"build {dataset}", done, total)
-    return failures
-
-
-def _tell(lake: Lake, dataset: str, found: list[Finding], passed_over: Collection[str]) -> None:
-    """Write the findings of the dataset; those of units that this run was not to make stay."""
-    before = lake.read(DATASET_FINDINGS, stage="build", dataset=dataset).to_pylist()
-    kept = [Finding(**row) for row in before if row["unit"] in passed_over]
-    lake.write(DATASET_FINDINGS, findings_table([*kept, *found]), stage="build", dataset=dataset)
+def _findings(lake: Lake, dataset: str, found: list[Finding], skipped: Collection[str]) -> pa.Table:
+    """The findings of the dataset; those of units that this run was not to make stay."""
+    before = lake.read(DATASET_FINDINGS, stage="build", dataset=dataset).to_pylist() if skipped else []
+    kept = [Finding(**row) for row in before if row["unit"] in skipped]
+    return findings_table([*kept, *found])

@@ -59,6 +59,9 @@ def crawl(source: Source, lake: Lake, *, accept_vanished: bool = False) -> Crawl
         stops = [] if accept_vanished else _vanished(source.dataset, before, now, gone)
         findings = findings_table([*scan.findings, *stops])
         lake.write(DATASET_FINDINGS, findings, stage="crawl", dataset=source.dataset)
+        if now.num_rows == 0:
+            unread = scan.unread_folders[0] or "."
+            raise SourceError(f"dataset {source.dataset}: no file could be listed: the folder {unread} cannot be read")
         if stops:
             raise DatasetStoppedError(f"dataset {source.dataset}: {stops[0].message}")
         lake.write(SHEETS, _sheets(source.dataset, scan), dataset=source.dataset)

@@ -1,39 +1,44 @@
-"""extract: files that are new or changed -> `tag_profiles`, `headers`, `files` of each unit.
+"""extract: files that are new or changed -> `tag_profiles`, `headers`, `files` and findings, in shards.
 
-A unit of very many files is read in chunks that are joined when all are there, so that memory does not grow with it.
-`files` is written last and is the commit: a unit whose three tables do not carry the fingerprint of its inventory is
-extracted again, and takes over the rows of files that did not change.
+Units are read in pieces, duplicates are decided over the dataset, then the shards are written whose rows or marks
+changed. What is changed, kept and taken over is decided from the commits, without opening another file. A unit that
+fails keeps its former rows and is read again by the next run.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl.engine import Engine, Progress
-from dicom_etl.identity.names import encode_name
+from dicom_etl.extraction.assembly import Part, ShardTask, assemble_shard
+from dicom_etl.extraction.duplicates import COLUMNS, SUM_COLUMNS, Duplicates, Instances, find_duplicates
+from dicom_etl.extraction.pieces import Piece, cut_pieces, join_units, piece_path, pieces_folder
+from dicom_etl.extraction.plan import FormerUnit, Plan, Units, plan, state_of
+from dicom_etl.extraction.reading import PieceRead, read_piece, uid_hashes
+from dicom_etl.findings import describe_error, finding, findings_table
+from dicom_etl.lake.commits import Commit, find_damage, read_commits, remove_other_shards
+from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import (
     DATASET_FINDINGS,
+    EXTRACT_COMMITS,
     FILES,
     FINDINGS,
     INVENTORY,
-    TAG_PROFILES,
     headers,
 )
+from dicom_etl.lake.shard_writer import exchange_folders
+from dicom_etl.lake.shards import shard_of
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source, SourceError
-from dicom_etl.stages.chunks import JoinTask, extract_piece, is_large, join_unit, pieces_of
-from dicom_etl.stages.duplicates import mark_duplicates
-from dicom_etl.stages.unit import UnitDone, UnitTask, reader_mark
 
-_FEW_FILES = 8000  # below, starting worker processes (a second) costs more than it gains
-_FEW_ROWS = 200_000  # the same for joining
-_BLOCK = 100_000  # entries
+_FEW_FILES = 20_000  # below, starting worker processes (a second each) costs more than it gains
+_FEW_ROWS = 60_000  # the same for writing shards
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,14 @@ class Extracted:
     findings: int
 
 
+@dataclass
+class _Read:
+    """What became of the pieces."""
+
+    parts: list[tuple[Piece, PieceRead]] = field(default_factory=list)  # of units that did not fail
+    failures: dict[str, BaseException] = field(default_factory=dict)  # by unit
+
+
 def extract(
     source: Source,
     lake: Lake,
@@ -58,12 +71,12 @@ def extract(
     force: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Extracted:
-    """Bring the header tables of a dataset up to its inventory.
+    """Update the header tables of a dataset to match its inventory.
 
     Args:
         source: opens the files.
         lake: holds the inventory.
-        engine: where the units are read.
+        engine: where the pieces are read.
         subjects: only these units; None: all.
         force: read every file again.
         progress: called with ("extract NAME", files done, files to do).
@@ -73,133 +86,279 @@ def extract(
     """
     name = source.dataset
     with lake.lock(name, f"extract of {name}"):
-        units = _units(lake, name)
-        for folder in ("tag_profiles", "headers", "files", "findings/extract"):
-            lake.sweep(f"{folder}/{encode_name(name)}")
-        lake.remove_parts(f"headers/{encode_name(name)}")
-        gone = _remove_gone(lake, name, units)
-        tasks = [
-            UnitTask(source, lake, unit, entries, mark)
-            for unit, entries in units.items()
-            if subjects is None or unit in subjects
-            for mark in [_fingerprint(entries)]
-            if force or not _is_made(lake, name, unit, mark)
-        ]
+        units = Units(_inventory(lake, name))
+        todo, commits = _plan(lake, name, units, subjects=subjects, force=force)
         if force:
-            _forget(lake, name, tasks)
-        try:
-            read, failures = _run(engine, tasks, progress, name)
-        finally:
-            lake.remove_parts(f"headers/{encode_name(name)}")
-        done = mark_duplicates(source, lake, units, failures, changed=bool(tasks or gone))
-        # a footer of so many columns takes as long to read as several headers: what was just written is known
-        written = {unit: several for unit, several in read.items() if unit not in failures}
-        rows = sum(one.rows for several in written.values() for one in several) + sum(
-            lake.row_count(headers(), dataset=name, unit=unit) for unit in units.keys() - written.keys()
-        )
-    if rows == 0 and not failures:
-        total = sum(entries.num_rows for entries in units.values())
+            lake.remove_folder(pieces_folder(name))
+        read = _read_units(source, lake, engine, todo, progress)
+        state = lake.fingerprint(DATASET_FINDINGS, stage="extract", dataset=name)
+        opened = sum(summary.files_opened for _, summary in read.parts)
+        former = _units_of(commits.values())
+        # decided over the whole dataset: wherever something changed, or a killed run did not record its result
+        if todo.changed or todo.gone or todo.moves or state != state_of(former):
+            found = find_duplicates(source, _instances(lake, name, todo, read))
+            opened += found.files_opened
+            former = _write_shards(lake, engine, todo, commits, read, found, name, progress)
+            _write_findings(lake, name, read, found, state_of(former))
+        lake.remove_folder(pieces_folder(name))
+        findings = _count_findings(lake, name)
+    rows = pc.sum(former["rows"]).as_py() or 0
+    if rows == 0 and not read.failures:
+        total = sum(units.counts)
         raise SourceError(f"dataset {name}: none of the {total} files under {source.location} is DICOM")
-    findings = lake.row_count(DATASET_FINDINGS, stage="extract", dataset=name) + sum(
-        lake.row_count(FINDINGS, stage="extract", dataset=name, unit=unit) for unit in units
-    )
-    made, opened = len(tasks) - len(failures), sum(one.files_opened for several in read.values() for one in several)
-    return Extracted(name, len(units), made, len(failures), opened + done, rows, findings)
+    failed = len(read.failures)
+    return Extracted(name, len(units.names), len(todo.changed) - failed, failed, opened, rows, findings)
 
 
-def _units(lake: Lake, dataset: str) -> dict[str, pa.Table]:
-    """The inventory by unit (it lies sorted by unit and path)."""
+def _inventory(lake: Lake, dataset: str) -> pa.Table:
     inventory = lake.read(INVENTORY, dataset=dataset)
     if inventory.num_rows == 0:
         raise SourceError(f"dataset {dataset}: there is no inventory; crawl it first")
-    ends = pc.run_end_encode(inventory["unit"].combine_chunks())
-    units, start = {}, 0
-    for unit, end in zip(ends.values.to_pylist(), ends.run_ends.to_pylist(), strict=True):
-        units[unit] = inventory.slice(start, end - start)
-        start = end
-    return units
+    return inventory
 
 
-def _fingerprint(entries: pa.Table) -> str:
-    """Of a unit's part of the inventory. Millions of entries pass here in each run: no Python object per entry."""
-    digest = hashlib.sha256()
-    for field in INVENTORY.schema:
-        for start in range(0, entries.num_rows, _BLOCK):
-            column = entries[field.name].slice(start, _BLOCK).combine_chunks()
-            digest.update(b"\0" if start and field.type == pa.string() else b"")
-            digest.update(_texts(column) if field.type == pa.string() else column.cast(pa.int64()).to_numpy())
-    return f"{reader_mark()}-{digest.hexdigest()[:32]}"
+def _plan(
+    lake: Lake, dataset: str, units: Units, *, subjects: Collection[str] | None, force: bool
+) -> tuple[Plan, dict[int, Commit]]:
+    """What is to be read, and the commits that hold. Of a shard that is to be written the bytes are checked first."""
+    commits = read_commits(lake, "extract", dataset)
+    commits = {shard: commit for shard, commit in commits.items() if not find_damage(lake, commit)}
+    todo = plan(units, commits, subjects=subjects, force=force)
+    changed = {shard_of(units.names[number], units.shards) for number in todo.changed}
+    touched = set(commits) if todo.moves else changed & commits.keys()
+    damaged = [shard for shard in sorted(touched) if find_damage(lake, commits[shard], digests=True)]
+    for shard in damaged:
+        del commits[shard]
+    return plan(units, commits, subjects=subjects, force=force) if damaged else todo, commits
 
 
-def _texts(column: pa.Array) -> pa.Buffer:
-    """The texts of a column, joined."""
-    filled = pc.fill_null(column, "\1")
-    return pc.binary_join(pa.ListArray.from_arrays([0, len(filled)], filled), "\0")[0].as_buffer()
+def _units_of(commits: Iterable[Commit]) -> pa.Table:
+    return pa.concat_tables([EXTRACT_COMMITS.schema.empty_table(), *(commit.units for commit in commits)])
 
 
-def _is_made(lake: Lake, dataset: str, unit: str, mark: str) -> bool:
-    """Whether all three tables were made from this inventory. A marked duplicate adds `+...` in `headers`."""
-    made = (lake.fingerprint(table, dataset=dataset, unit=unit) for table in (FILES, headers(), TAG_PROFILES))
-    return all(found is not None and found.split("+")[0] == mark for found in made)
+def _write_findings(lake: Lake, dataset: str, read: _Read, found: Duplicates, state: str) -> None:
+    failed = [
+        finding("unit-failed", dataset, unit=unit, message=describe_error(error))
+        for unit, error in read.failures.items()
+    ]
+    rows = findings_table([*failed, *found.findings])
+    # without the state the next run decides again
+    state = "" if read.failures or not found.is_complete else state
+    lake.write(DATASET_FINDINGS, rows, fingerprint=state, stage="extract", dataset=dataset)
 
 
-def _forget(lake: Lake, dataset: str, tasks: list[UnitTask]) -> None:
-    for task in tasks:
-        lake.remove(FILES.path(dataset=dataset, unit=task.unit))
+def _count_findings(lake: Lake, dataset: str) -> int:
+    shards = read_commits(lake, "extract", dataset)
+    return lake.row_count(DATASET_FINDINGS, stage="extract", dataset=dataset) + sum(
+        lake.row_count(FINDINGS, stage="extract", dataset=dataset, shard=shard) for shard in shards
+    )
 
 
-def _remove_gone(lake: Lake, dataset: str, units: Collection[str]) -> int:
-    """Remove the tables of units that are no longer in the inventory; the commit first."""
-    kept = {encode_name(unit) for unit in units}
-    folder = encode_name(dataset)
-    gone = 0
-    for tables in ("files", "headers", "tag_profiles", "findings/extract"):
-        for name in lake.names(f"{tables}/{folder}", ".parquet"):
-            if name not in kept:
-                lake.remove(f"{tables}/{folder}/{name}.parquet")
-                gone += tables == "files"
-    return gone
+# -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _run(
-    engine: Engine, tasks: list[UnitTask], progress: Progress, dataset: str
-) -> tuple[dict[str, list[UnitDone]], dict[str, BaseException]]:
-    """Extract the units; returns what was done with the pieces of each, and the failures by unit."""
-    pieces = [piece for task in tasks for piece in pieces_of(task)]
-    total, done = sum(_files(piece) for piece in pieces), 0
-    read: dict[str, list[UnitDone]] = defaultdict(list)
-    failed: dict[tuple[str, int], BaseException] = {}
-    for result in engine.map(extract_piece, pieces, small=total < _FEW_FILES, weight=_files):
+def _read_units(source: Source, lake: Lake, engine: Engine, todo: Plan, progress: Progress) -> _Read:
+    """Read the units that changed; those of a piece that fails are read once more, each by itself."""
+    groups, inventory = list(todo.to_read()), todo.units.inventory
+    pieces = [
+        piece
+        for shard, usable, units in groups
+        for piece in cut_pieces(source, lake, inventory, units, todo.former_shards(shard) if usable else ())
+    ]
+    _remove_other_pieces(lake, source.dataset, pieces)
+    counter = _Counter(f"extract {source.dataset}", sum(map(_files, pieces)), progress)
+    read = _Read()
+    alone: list[Piece] = []
+    by_name = {unit.unit: (unit, shard, usable) for shard, usable, units in groups for unit in units}
+    for piece, error in _read_pieces(engine, pieces, read, counter, small=counter.total < _FEW_FILES):
+        if len(piece.units) == 1:
+            read.failures.setdefault(piece.units[0], error)
+            continue
+        for unit, shard, usable in (by_name[name] for name in piece.units):
+            former = todo.former_shards(shard) if usable else ()
+            alone.append(join_units(source, lake, inventory, [unit], former))
+    for piece, error in _read_pieces(engine, alone, read, counter, small=counter.total < _FEW_FILES):
+        read.failures[piece.units[0]] = error
+    read.failures = dict(sorted(read.failures.items()))
+    whole = (part for part in read.parts if read.failures.keys().isdisjoint(part[0].units))
+    # the chunks of a unit in the order of their paths, whichever worker was the first
+    read.parts = sorted(whole, key=lambda part: (part[0].units[0], part[0].entries["path"][0].as_py()))
+    return read
+
+
+def _read_pieces(
+    engine: Engine, pieces: list[Piece], read: _Read, counter: _Counter, *, small: bool
+) -> Iterator[tuple[Piece, BaseException]]:
+    """Read pieces; yields those that failed, in their order."""
+    place = {piece.key: number for number, piece in enumerate(pieces)}
+    failed: list[tuple[Piece, BaseException]] = []
+    for result in engine.map(read_piece, pieces, small=small, weight=_files):
         if result.value is None:
-            failed[result.item.unit, result.item.chunk or 0] = result.error or RuntimeError("no result")
+            failed.append((result.item, result.error or RuntimeError("no result")))
         else:
-            read[result.item.unit].append(result.value)
-        done += _files(result.item)
-        progress(f"extract {dataset}", done, total)
-    # of several failures of a unit, that of its first chunk is told: which came first says nothing
-    failures = {unit: failed[unit, chunk] for unit, chunk in sorted(failed, reverse=True)}
-    joins = [_join_task(task, read[task.unit]) for task in tasks if is_large(task) and task.unit not in failures]
-    failures |= _join(engine, joins, progress, dataset)
-    return read, failures
+            read.parts.append((result.item, result.value))
+        if result.value is not None or len(result.item.units) == 1:
+            counter.add(_files(result.item))
+    # report the failure of the first chunk of a unit, whichever worker failed first
+    yield from sorted(failed, key=lambda item: place[item[0].key])
 
 
-def _files(task: UnitTask) -> int:
-    return int(task.entries.num_rows)
+class _Counter:
+    """Files done of those to do."""
+
+    def __init__(self, what: str, total: int, progress: Progress) -> None:
+        self.total, self._done = total, 0
+        self._what, self._progress = what, progress
+
+    def add(self, files: int) -> None:
+        self._done += files
+        self._progress(self._what, self._done, self.total)
 
 
-def _join_task(task: UnitTask, read: list[UnitDone]) -> JoinTask:
-    rows, to_retry = sum(one.rows for one in read), any(one.to_retry for one in read)
-    return JoinTask(task.lake, task.source.dataset, task.unit, task.fingerprint, len(read), rows, to_retry)
+def _files(piece: Piece) -> int:
+    return int(piece.entries.num_rows)
 
 
-def _join(engine: Engine, tasks: list[JoinTask], progress: Progress, dataset: str) -> dict[str, BaseException]:
-    """Write the tables of the units that were read in chunks; returns the failures by unit."""
-    failures: dict[str, BaseException] = {}
-    total, done = sum(task.rows for task in tasks), 0
-    for result in engine.map(join_unit, tasks, small=total < _FEW_ROWS, weight=lambda task: task.rows):
-        if result.error:
-            failures[result.item.unit] = result.error
-        result.item.lake.remove_folder(result.item.parts)
-        done += result.item.rows
-        progress(f"join {dataset}", done, total)
-    return failures
+def _remove_other_pieces(lake: Lake, dataset: str, pieces: Iterable[Piece]) -> None:
+    """Remove what killed runs put aside of another inventory."""
+    folder = pieces_folder(dataset)
+    lake.sweep(folder)
+    wanted = {piece.key for piece in pieces}
+    for name in lake.names(folder):
+        if name.partition(".")[0] not in wanted:
+            lake.remove(f"{folder}/{name}")
+
+
+# -- duplicates -------------------------------------------------------------------------------------------------------
+
+
+def _instances(lake: Lake, dataset: str, todo: Plan, read: _Read) -> list[Instances]:
+    """All instances that the dataset will have: those of pieces, and those of former rows that stay."""
+    instances = [
+        Instances(
+            summary.uid_hashes,
+            partial(_read_part, lake, dataset, piece.key, "headers", COLUMNS),
+            partial(_read_part, lake, dataset, piece.key, "files", SUM_COLUMNS),
+        )
+        for piece, summary in read.parts
+    ]
+    replaced = todo.gone.union(*(piece.units for piece, _ in read.parts))
+    for shard in sorted(todo.whole):
+        rows = _kept_rows(lake, dataset, shard, ("unit", "SOPInstanceUID"), replaced)
+        if rows.num_rows:
+            read_rows = partial(_kept_rows, lake, dataset, shard, COLUMNS, replaced)
+            read_sums = partial(lake.read, FILES, list(SUM_COLUMNS), dataset=dataset, shard=shard)
+            instances.append(Instances(uid_hashes(rows["SOPInstanceUID"]), read_rows, read_sums))
+    return instances
+
+
+def _read_part(lake: Lake, dataset: str, key: str, kind: str, columns: tuple[str, ...]) -> pa.Table:
+    return lake.read_part(piece_path(dataset, key, kind)).select(list(columns))
+
+
+def _kept_rows(lake: Lake, dataset: str, shard: int, columns: tuple[str, ...], replaced: Collection[str]) -> pa.Table:
+    rows = lake.read(headers(), list(columns), dataset=dataset, shard=shard)
+    return rows.filter(pc.invert(pc.is_in(rows["unit"], pa.array(replaced, pa.string()))))
+
+
+# -- shards -----------------------------------------------------------------------------------------------------------
+
+
+def _write_shards(
+    lake: Lake,
+    engine: Engine,
+    todo: Plan,
+    commits: Mapping[int, Commit],
+    read: _Read,
+    found: Duplicates,
+    dataset: str,
+    progress: Progress,
+) -> pa.Table:
+    """Write the shards whose rows or marks change; returns what all commits then say."""
+    rows = _commit_rows(todo, read, found)
+    parts: dict[int, list[Part]] = defaultdict(list)
+    for piece, _ in read.parts:
+        parts[shard_of(piece.units[0], todo.units.shards)].append(Part(piece.key, piece.units, piece.is_chunk))
+    tasks = [
+        _shard_task(lake, dataset, todo, found, shard, units, parts[shard])
+        for shard, units in sorted(rows.items())
+        if todo.moves or parts[shard] or _is_other(lake, commits.get(shard), units, found)
+    ]
+    counter = _Counter(f"write {dataset}", sum(task.rows for task in tasks), progress)
+    for result in engine.map(assemble_shard, tasks, small=counter.total < _FEW_ROWS, weight=lambda task: task.rows):
+        counter.add(result.item.rows)
+        if result.error is None:
+            continue
+        if todo.moves:
+            raise result.error
+        # the shard is as it was, and its units are read again by the next run
+        read.failures |= {unit: result.error for part in result.item.parts for unit in part.units}
+        former = commits.get(result.item.shard)
+        rows[result.item.shard] = former.units if former else EXTRACT_COMMITS.schema.empty_table()
+    if todo.moves:
+        exchange_folders(lake, "extract", dataset)
+    remove_other_shards(lake, "extract", dataset, rows.keys())
+    return pa.concat_tables([EXTRACT_COMMITS.schema.empty_table(), *(rows[shard] for shard in sorted(rows))])
+
+
+def _commit_rows(todo: Plan, read: _Read, found: Duplicates) -> dict[int, pa.Table]:
+    """By shard, the rows of its commit. A unit that was never read has no rows and no fingerprint."""
+    renewed: dict[str, FormerUnit] = {}
+    for piece, summary in read.parts:
+        for unit in piece.units:
+            rows, files = summary.rows.get(unit, 0), summary.files.get(unit, 0)
+            before = renewed.get(unit, FormerUnit("", 0, 0, to_retry=False, duplicates=None))
+            digest = f"{before.fingerprint}{summary.to_retry.get(unit, '')}"
+            retry = before.to_retry or unit in summary.to_retry
+            renewed[unit] = FormerUnit(digest, before.rows + rows, before.files + files, retry, None)
+    columns: dict[int, list[list[object]]] = defaultdict(lambda: [[] for _ in EXTRACT_COMMITS.schema])
+    for unit, print_, shard in zip(todo.units.names, todo.units.fingerprints, todo.shard_of_unit, strict=True):
+        row = todo.former.get(unit)
+        if now := renewed.get(unit):
+            row = now._replace(fingerprint=f"{print_}!{now.fingerprint}" if now.to_retry else print_)
+        elif unit in read.failures:
+            row = (row or FormerUnit(None, 0, 0, to_retry=True, duplicates=None))._replace(to_retry=True)
+        if row is None:  # a run that is limited to some subjects has not come to it
+            continue
+        marks = found.marks.get(unit)
+        row = row._replace(duplicates=fingerprint(sorted(marks.items()))[:8] if marks else None)
+        for column, value in zip(columns[shard], (unit, *row), strict=True):
+            column.append(value)
+    return {
+        shard: pa.table(
+            [pa.array(values, field.type) for values, field in zip(lists, EXTRACT_COMMITS.schema, strict=True)],
+            schema=EXTRACT_COMMITS.schema,
+        )
+        for shard, lists in columns.items()
+    }
+
+
+def _is_other(lake: Lake, commit: Commit | None, units: pa.Table, found: Duplicates) -> bool:
+    """Whether a shard of former rows has other units, marks or check sums than its commit says."""
+    if commit is None or not commit.units.equals(units):
+        return True
+    stored = lake.read(FILES, list(SUM_COLUMNS), dataset=commit.dataset, shard=commit.shard)
+    stored = stored.filter(pc.is_valid(stored["sha256"]))
+    names = found.sums.keys() & set(units["unit"].to_pylist())
+    sums = {path: digest for unit in names for path, digest in found.sums[unit].items() if digest}
+    return dict(zip(stored["path"].to_pylist(), stored["sha256"].to_pylist(), strict=True)) != sums
+
+
+def _shard_task(
+    lake: Lake, dataset: str, todo: Plan, found: Duplicates, shard: int, units: pa.Table, parts: list[Part]
+) -> ShardTask:
+    names = units["unit"].to_pylist()
+    renewed = {unit for part in parts for unit in part.units}
+    return ShardTask(
+        lake,
+        dataset,
+        shard,
+        todo.units.shards,
+        todo.moves,
+        todo.former_shards(shard),
+        units,
+        tuple(name for name in names if name not in renewed),
+        tuple(parts),
+        {path: mark for unit in found.marks.keys() & set(names) for path, mark in found.marks[unit].items()},
+        {path: digest for unit in found.sums.keys() & set(names) for path, digest in found.sums[unit].items()},
+    )

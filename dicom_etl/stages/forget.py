@@ -27,7 +27,7 @@ from dicom_etl.server.errors import ServerError, UnreachableError, UnsuitableSer
 from dicom_etl.server.naming import server_name
 from dicom_etl.server.sending import Sender
 from dicom_etl.settings import Settings, SettingsError
-from dicom_etl.stages.forgetting import Known, clear, known_of, sharing
+from dicom_etl.stages.forgetting import clear, is_known, known_of, sharing
 from dicom_etl.upload.locating import located
 from dicom_etl.upload.withdrawing import Deleted, Holding, Leaving, Ledgers, deleted, servers
 
@@ -68,7 +68,7 @@ def forget(dataset: str, subject: str | None, lake: Lake, settings: Settings, *,
     if subject == "":  # an empty variable of a script must not mean everything
         raise SettingsError("the name of the subject is empty")
     if not dry_run:
-        _known(lake, dataset, subject)  # before a lock of that name is made
+        _check_known(lake, dataset, subject)  # before a lock of that name is made
         with lake.lock(dataset, f"forget in {dataset}"):
             return _Forgetting(lake, settings, dataset, subject).do()
     return _Forgetting(lake, settings, dataset, subject).plan()
@@ -91,12 +91,11 @@ def readmit(dataset: str, subject: str | None, lake: Lake) -> None:
         record.without_row(subject).write(lake)
 
 
-def _known(lake: Lake, dataset: str, subject: str | None) -> Known:
+def _check_known(lake: Lake, dataset: str, subject: str | None) -> None:
     record = Withdrawn.of(lake, dataset)
-    known = known_of(lake, dataset, subject)
-    if record.row(subject) or known.is_there:
-        return known
-    if subject is None or not (record or known_of(lake, dataset, None).is_there):
+    if record.row(subject) or is_known(lake, dataset, subject):
+        return
+    if subject is None or not (record or is_known(lake, dataset, None)):
         raise SettingsError(f"the lake has no dataset {dataset}")
     raise SettingsError(f"{dataset} has no subject {subject}; `dicom-etl status` and the folders say which there are")
 
@@ -106,7 +105,8 @@ class _Forgetting:
 
     def __init__(self, lake: Lake, settings: Settings, dataset: str, subject: str | None) -> None:
         self._lake, self._settings, self._dataset, self._subject = lake, settings, dataset, subject
-        self._known = known = _known(lake, dataset, subject)
+        _check_known(lake, dataset, subject)
+        self._known = known = known_of(lake, dataset, subject)
         self._record = Withdrawn.of(lake, dataset)
         self._ours = server_name(settings.fhir.url) if settings.fhir.url else ""
         leaving = Leaving(dataset, subject, known.studies, known.patients, known.needed, known.is_all)

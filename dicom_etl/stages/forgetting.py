@@ -14,20 +14,21 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dicom_etl.construction import assembly as construction
+from dicom_etl.extraction import assembly as extraction
 from dicom_etl.identity.names import encode_name
+from dicom_etl.lake.commits import Commit, read_commits
 from dicom_etl.lake.schemas import (
+    COMMITS,
     DATASET_FINDINGS,
-    FILES,
-    FINDINGS,
     IDENTITIES,
     INVENTORY,
     RESOURCE_TYPES,
-    RESOURCES,
     SHEETS,
-    TAG_PROFILES,
+    STORED_BY_UNIT,
     headers,
-    place,
 )
+from dicom_etl.lake.shard_reader import read_consistently, read_unit, unit_lines
 from dicom_etl.lake.tables import Lake
 from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.sources.base import SheetCell
@@ -48,7 +49,6 @@ class Known:
 
     dataset: str
     unit: str | None
-    is_there: bool
     is_all: bool
     files: int
     studies: frozenset[str]
@@ -70,7 +70,6 @@ def known_of(lake: Lake, dataset: str, unit: str | None) -> Known:
     return Known(
         dataset,
         unit,
-        bool(files or mine or studies or _has_files(lake, dataset, unit)),
         unit is None or not rest,
         files,
         frozenset(studies),
@@ -81,10 +80,20 @@ def known_of(lake: Lake, dataset: str, unit: str | None) -> Known:
     )
 
 
+def is_known(lake: Lake, dataset: str, unit: str | None) -> bool:
+    """Whether the lake has anything of a unit, or a dataset; reads no shard, since a killed run may have left one."""
+    units = {
+        unit
+        for table in (INVENTORY, IDENTITIES)
+        for unit in pc.unique(lake.read(table, ["unit"], dataset=dataset)["unit"]).to_pylist()
+    }
+    return bool(units if unit is None else {unit} & units) or _has_files(lake, dataset, unit)
+
+
 def _studies_of(lake: Lake, dataset: str, unit: str | None) -> Iterator[str]:
     """The studies in the header rows of a unit: a build may not have seen them yet."""
     if unit is not None:
-        rows = lake.read(headers(), ["StudyInstanceUID"], dataset=dataset, unit=unit)
+        rows = read_unit(lake, headers(), ["StudyInstanceUID"], dataset=dataset, unit=unit)
         yield from (uid for uid in pc.unique(rows["StudyInstanceUID"]).to_pylist() if uid)
 
 
@@ -94,7 +103,9 @@ def _has_files(lake: Lake, dataset: str, unit: str | None) -> bool:
     if unit is None:
         return any(lake.names(f"{folder}/{name}") for folder in (*_folders(lake), *(f"outcomes/{s}" for s in servers)))
     ledgers = (f"outcomes/{server}/{name}/{encode_name(unit)}.parquet" for server in servers)
-    return any(lake.exists(file) for file in (*_files_of(lake, dataset, unit), *ledgers))
+    return any(map(lake.exists, ledgers)) or any(
+        unit in commit.rows for stage in COMMITS for commit in read_commits(lake, stage, dataset).values()
+    )
 
 
 def _patients_beside(lake: Lake, dataset: str, unit: str | None) -> Iterator[str]:
@@ -111,13 +122,15 @@ def _all_persons(lake: Lake) -> Iterator[Row]:
 
 
 def _made(lake: Lake, dataset: str, unit: str | None, shared: set[str]) -> Iterator[tuple[str, str]]:
-    for kind in ("Patient", "ImagingStudy"):
-        folder = f"fhir/{kind}/{encode_name(dataset)}"
-        names = lake.names(folder, ".ndjson") if unit is None else [encode_name(unit)]
-        for name in names:
-            for line in (lake.read_bytes(f"{folder}/{name}.ndjson") or b"").splitlines():
-                if (identity := orjson.loads(line)["id"]) not in shared:
-                    yield kind, identity
+    def made_in(commit: Commit) -> list[tuple[str, str]]:
+        units = commit.rows if unit is None else {unit} & commit.rows.keys()
+        lines = ((kind, unit_lines(lake, commit, kind, one).splitlines()) for one in units for kind in STORED_BY_UNIT)
+        return [(kind, orjson.loads(line)["id"]) for kind, texts in lines for line in texts]
+
+    for shard in read_commits(lake, "build", dataset):
+        for kind, identity in read_consistently(lake, "build", dataset, shard, made_in) or ():
+            if identity not in shared:
+                yield kind, identity
 
 
 def sharing(lake: Lake, known: Known) -> list[str]:
@@ -142,32 +155,35 @@ def clear(lake: Lake, known: Known, record: Withdrawn) -> None:
 
 def _clear_dataset(lake: Lake, dataset: str) -> None:
     name = encode_name(dataset)
-    for folder in _folders(lake):
+    for folder in reversed(_folders(lake)):  # the commits first
         lake.remove_folder(f"{folder}/{name}")
-    for stage in lake.names("findings"):
-        lake.remove(DATASET_FINDINGS.path(stage=stage, dataset=dataset))
     for table in (IDENTITIES, SHEETS, INVENTORY):
         lake.remove(table.path(dataset=dataset))
 
 
 def _folders(lake: Lake) -> list[str]:
     """The folders of the lake in which a dataset has a folder of its own; ledgers are left to the server's part."""
+    pieces = [f".pieces/{stage}" for stage in COMMITS]
     findings = [f"findings/{stage}" for stage in lake.names("findings")]
-    return ["files", "headers", "tag_profiles", *findings, *(f"fhir/{kind}" for kind in RESOURCE_TYPES), "quality"]
+    resources = [f"fhir/{kind}" for kind in RESOURCE_TYPES]
+    tables = ["files", "headers", "tag_profiles", "fhir_elements", *findings, *resources, "quality"]
+    return [*pieces, *tables, *(f"commits/{stage}" for stage in COMMITS)]
 
 
 def _clear_unit(lake: Lake, known: Known, unit: str, record: Withdrawn) -> None:
     dataset, name = known.dataset, encode_name(known.dataset)
-    for folder in _folders(lake):
-        lake.sweep(f"{folder}/{name}")
-    lake.remove_parts(f"headers/{name}")
-    for other in sorted(known.beside):
-        _unmake(lake, dataset, other)
+    for stage in COMMITS:
+        lake.remove_folder(f".pieces/{stage}/{name}")
+    for stage in COMMITS:  # no state of the dataset while its shards change
+        if lake.fingerprint(DATASET_FINDINGS, stage=stage, dataset=dataset):
+            found = lake.read(DATASET_FINDINGS, stage=stage, dataset=dataset)
+            lake.write(DATASET_FINDINGS, found, stage=stage, dataset=dataset)
+    # those with a study in common with what is removed are built again by the next run
+    construction.remove_units(lake, dataset, {unit, *known.beside})
     for stage in lake.names("findings"):
         _clear_findings(lake, known, unit, stage)
     lake.remove_folder(f"quality/{name}")
-    for file in _files_of(lake, dataset, unit):
-        lake.remove(file)
+    extraction.remove_units(lake, dataset, {unit})
     _clear_identities(lake, dataset, unit)
     _clear_sheets(lake, dataset, record)
     inventory = lake.read(INVENTORY, dataset=dataset)
@@ -176,21 +192,6 @@ def _clear_unit(lake: Lake, known: Known, unit: str, record: Withdrawn) -> None:
         # with its fingerprint: it says from which folder the dataset is
         mark = lake.fingerprint(INVENTORY, dataset=dataset) or ""
         lake.write(INVENTORY, kept, fingerprint=mark, dataset=dataset)
-
-
-def _files_of(lake: Lake, dataset: str, unit: str) -> list[str]:
-    """The files of a unit, the commit of its extraction first."""
-    where = {"dataset": dataset, "unit": unit}
-    tables = [table.path(**where) for table in (FILES, headers(), TAG_PROFILES)]
-    findings = [FINDINGS.path(stage=stage, **where) for stage in lake.names("findings")]
-    return [*tables, *findings, *(place(RESOURCES, type=kind, **where) for kind in RESOURCE_TYPES)]
-
-
-def _unmake(lake: Lake, dataset: str, unit: str) -> None:
-    """Remove the resources of a unit that has a study in common with what goes; the commit first."""
-    lake.remove(FINDINGS.path(stage="build", dataset=dataset, unit=unit))
-    for kind in RESOURCE_TYPES:
-        lake.remove(place(RESOURCES, type=kind, dataset=dataset, unit=unit))
 
 
 def _clear_findings(lake: Lake, known: Known, unit: str, stage: str) -> None:

@@ -1,7 +1,9 @@
-"""measure: header rows, tag profiles, files, sheets, findings, resources -> `quality/D`.
+"""measure: header rows, tag profiles, files, sheets, findings, FHIR elements -> `quality/D`.
 
-Each unit is read by itself, a few columns at a time, and comes down to counts; the dataset is judged from those.
-`findings` is written last and is the commit. Nothing is made when nothing that it was made from changed.
+The shards are read one after the other, a few thousand rows at a time, and come down to distinct combinations with
+their counts in a working database (`quality.database`); measures and findings are queries over these. `findings` is
+written last and is the commit. Nothing is made, and no header table opened, when the commits and the other inputs are
+as they were.
 """
 
 from __future__ import annotations
@@ -9,52 +11,48 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydicom.datadict import tag_for_keyword
 
 from dicom_etl.engine import Progress
-from dicom_etl.fhir.context import SHEET_GENDERS, samples_of
-from dicom_etl.findings import Finding, findings_table
-from dicom_etl.headers.tag_profile import tag_text
+from dicom_etl.findings import findings_table
+from dicom_etl.lake.commits import Commit, read_commits, require_whole
 from dicom_etl.lake.fingerprints import fingerprint, version_of
 from dicom_etl.lake.schemas import (
     ALL_FINDINGS,
+    COMMITS,
     COMPLETENESS,
     DATASET_FINDINGS,
+    FHIR_ELEMENTS,
     FILES,
     FINDINGS,
     IDENTITIES,
     INVENTORY,
     MEASURES,
-    RESOURCES,
     SHEETS,
-    TAG_PROFILES,
-    Table,
-    headers,
-    place,
 )
 from dicom_etl.lake.tables import Lake
 from dicom_etl.quality.checks import Measure, checks, measures_table
 from dicom_etl.quality.completeness import completeness
-from dicom_etl.quality.consistency import consistency, sheets_of
-from dicom_etl.quality.facts import FACT_COLUMNS, by_series, by_study, facts
-from dicom_etl.quality.measures import file_measures, inventory, outcomes_of, standard_measures
-from dicom_etl.quality.readiness import WATCHED_KEYWORDS, Built, collect, readiness
-from dicom_etl.quality.states import PLACE_COLUMNS, States, occurrences, opened
-from dicom_etl.quality.usability import watched
+from dicom_etl.quality.consistency import consistency
+from dicom_etl.quality.database import Database, open_database
+from dicom_etl.quality.header_rows import header_rows, tag_profiles
+from dicom_etl.quality.measures import file_measures, inventory, standard_measures
+from dicom_etl.quality.occurrences import create_occurrences, occurrences
+from dicom_etl.quality.readiness import ELEMENT_COLUMNS, IDENTITY_COLUMNS, create_resources, readiness
+from dicom_etl.quality.sheets import SHEET_COLUMNS, create_sheets, sample_matches, subject_matches
+from dicom_etl.quality.states import create_states
+from dicom_etl.quality.subjects import subject_measures
+from dicom_etl.quality.terms import create_terms
 from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
 
 # Raised when the code that measures changes what it says of the same tables.
-MEASURE_VERSION = 2
+MEASURE_VERSION = 3
 
 _STAGES = ("crawl", "extract", "build", "upload")
-_VALUES_AT_ONCE = 4_000_000  # of header columns in memory, some 200 MB
 _TABLES = (
     "dicom_etl:codes.csv",
     "dicom_etl.headers:catalogue.csv",
@@ -76,17 +74,29 @@ class Measured:
     findings: Mapping[str, int]  # by severity
 
 
-@dataclass
-class _Collected:
-    """What the units come down to."""
+@dataclass(frozen=True)
+class _Shards:
+    """The commits of a dataset by shard: what there is to be measured."""
 
-    occurrences: list[pa.Table] = field(default_factory=list)
-    tag_profiles: list[pa.Table] = field(default_factory=list)
-    facts: list[pa.Table] = field(default_factory=list)
-    files: list[dict[str, Any]] = field(default_factory=list)
-    copies: Counter[str | None] = field(default_factory=Counter)
-    findings: list[pa.Table] = field(default_factory=list)
-    built: Built = field(default_factory=Built)
+    extract: Mapping[int, Commit]
+    build: Mapping[int, Commit]
+
+    @property
+    def units(self) -> int:
+        """How many units were read."""
+        return sum(len(commit.units) - commit.units["fingerprint"].null_count for commit in self.extract.values())
+
+    @property
+    def rows(self) -> Mapping[int, int]:
+        """How many header rows each shard has."""
+        return {shard: pc.sum(commit.units["rows"]).as_py() or 0 for shard, commit in self.extract.items()}
+
+    @property
+    def built_units(self) -> pa.Table:
+        """The units whose resources were built."""
+        empty = COMMITS["build"].schema.empty_table()
+        units = pa.concat_tables([empty, *(commit.units for commit in self.build.values())])
+        return units.filter(pc.is_valid(units["fingerprint"])).select(["unit"])
 
 
 def measure(
@@ -100,70 +110,53 @@ def measure(
     """Measure the quality of a dataset, unless it was measured as it is.
 
     Raises:
-        SourceError: there are no header tables.
+        SourceError: there are no header tables, or a file of a shard is damaged.
     """
     with lake.lock(dataset, f"measure of {dataset}"):
-        units = _units(lake, dataset)
-        if not units:
+        shards = _Shards(read_commits(lake, "extract", dataset), read_commits(lake, "build", dataset))
+        if not shards.units:
             raise SourceError(f"dataset {dataset}: there are no header tables; extract it first")
-        mark = _mark(lake, dataset, units, settings)
+        mark = _fingerprint(lake, dataset, shards, settings)
         made = force or not _is_made(lake, dataset, mark)
         if made:
-            _make(lake, dataset, units, settings, mark, progress)
-        return _summary(lake, dataset, made=made, units=len(units))
+            _make(lake, dataset, shards, settings, mark, progress)
+        return _summary(lake, dataset, made=made, units=shards.units)
 
 
-def _make(lake: Lake, dataset: str, units: list[str], settings: Settings, mark: str, progress: Progress) -> None:
+def _make(lake: Lake, dataset: str, shards: _Shards, settings: Settings, mark: str, progress: Progress) -> None:
+    require_whole(lake, "extract", dataset, shards.extract.values(), digests=True)
+    require_whole(lake, "build", dataset, shards.build.values(), digests=True)
     for table in (ALL_FINDINGS, MEASURES, COMPLETENESS):  # no commit while the tables change
         lake.remove(table.path(dataset=dataset))
     lake.sweep(ALL_FINDINGS.path(dataset=dataset).rpartition("/")[0])
-    collected = _collect(lake, dataset, units, progress)
-    with opened(pa.concat_tables(collected.occurrences), pa.concat_tables(collected.tag_profiles)) as states:
-        lake.write(COMPLETENESS, completeness(dataset, states), fingerprint=mark, dataset=dataset)
-        measures, own = _judge(lake, dataset, collected, states, settings)
-    lake.write(MEASURES, measures_table(dataset, measures), fingerprint=mark, dataset=dataset)
-    found = pa.concat_tables([*collected.findings, findings_table(own)])
-    lake.write(ALL_FINDINGS, found, fingerprint=mark, dataset=dataset)
+    with open_database() as database:
+        copies = _read_headers(database, lake, dataset, shards, progress)
+        lake.write(COMPLETENESS, completeness(dataset, database), fingerprint=mark, dataset=dataset)
+        _read_tables(database, lake, dataset, shards)
+        measures = _judge(database, dataset, copies, settings)
+        lake.write(MEASURES, measures_table(dataset, measures), fingerprint=mark, dataset=dataset)
+        found = database.batches(f"FROM findings ORDER BY {', '.join(ALL_FINDINGS.order)}")
+        lake.write_pieces(ALL_FINDINGS, found, fingerprint=mark, dataset=dataset)
 
 
 # -- whether to measure -----------------------------------------------------------------------------------------------
 
 
-def _units(lake: Lake, dataset: str) -> list[str]:
-    """The units of the inventory whose header table is committed."""
-    units = pc.unique(lake.read(INVENTORY, ["unit"], dataset=dataset)["unit"]).to_pylist()
-    return sorted(u for u in units if lake.fingerprint(FILES, dataset=dataset, unit=u) is not None)
-
-
-def _mark(lake: Lake, dataset: str, units: list[str], settings: Settings) -> str:
-    """The fingerprint of all that the measures are made from."""
-    per_unit = [
-        (
-            unit,
-            *(lake.fingerprint(table, dataset=dataset, unit=unit) for table in (headers(), FILES)),
-            *(_findings_mark(lake, stage, dataset, unit) for stage in _STAGES[1:]),
-        )
-        for unit in units
-    ]
-    whole = [_content(lake, DATASET_FINDINGS, stage=stage, dataset=dataset) for stage in _STAGES]
+def _fingerprint(lake: Lake, dataset: str, shards: _Shards, settings: Settings) -> str:
+    """The fingerprint of all that the measures are made from. A commit has the digest of each file of its shard."""
     return fingerprint(
         MEASURE_VERSION,
         version_of(*_TABLES),
         _zone(settings, dataset),
         settings.as_of,
-        _content(lake, SHEETS, dataset=dataset),
-        per_unit,
-        whole,
+        [
+            (stage, shard, lake.digest(COMMITS[stage].path(dataset=dataset, shard=shard)))
+            for stage, commits in (("extract", shards.extract), ("build", shards.build))
+            for shard in sorted(commits)
+        ],
+        [lake.digest(DATASET_FINDINGS.path(stage=stage, dataset=dataset)) for stage in _STAGES],
+        [lake.digest(table.path(dataset=dataset)) for table in (INVENTORY, SHEETS, IDENTITIES)],
     )
-
-
-def _findings_mark(lake: Lake, stage: str, dataset: str, unit: str) -> str | None:
-    mark = lake.fingerprint(FINDINGS, stage=stage, dataset=dataset, unit=unit)
-    return _content(lake, FINDINGS, stage=stage, dataset=dataset, unit=unit) if mark == "" else mark
-
-
-def _content(lake: Lake, table: Table, **names: str) -> str:
-    return fingerprint(*(column.to_pylist() for column in lake.read(table, None, **names).itercolumns()))
 
 
 def _is_made(lake: Lake, dataset: str, mark: str) -> bool:
@@ -175,86 +168,87 @@ def _zone(settings: Settings, dataset: str) -> str | None:
     return (own.time_zone if own else None) or settings.time_zone
 
 
-# -- reading the units ------------------------------------------------------------------------------------------------
+# -- reading the shards -----------------------------------------------------------------------------------------------
 
 
-def _collect(lake: Lake, dataset: str, units: list[str], progress: Progress) -> _Collected:
-    collected = _Collected()
-    sizes = {unit: lake.row_count(headers(), dataset=dataset, unit=unit) for unit in units}
-    total, done = sum(sizes.values()), 0
-    for unit in units:
-        _collect_unit(collected, lake, dataset, unit, sizes[unit])
-        done += sizes[unit]
-        progress(f"measure {dataset}", done, total)
-    collected.findings += [lake.read(DATASET_FINDINGS, stage=stage, dataset=dataset) for stage in _STAGES]
-    for row in lake.read(IDENTITIES, dataset=dataset).to_pylist():
-        collected.built.persons[row["study_uid"]] = row
-    return collected
+def _read_headers(
+    database: Database, lake: Lake, dataset: str, shards: _Shards, progress: Progress
+) -> Counter[str | None]:
+    """Make the tables of occurrences and states; returns how many header rows have which mark of duplicates."""
+    copies: Counter[str | None] = Counter()
+    total, done = sum(shards.rows.values()), 0
+
+    def pieces() -> Iterator[pa.Table]:
+        nonlocal done
+        for rows in header_rows(lake, dataset, sorted(shards.extract)):
+            for mark in pc.value_counts(rows["duplicate"]).to_pylist():
+                copies[mark["values"]] += mark["counts"]
+            yield occurrences(rows)
+            done += rows.num_rows
+            progress(f"measure {dataset}", done, total)
+
+    create_occurrences(database, pieces())
+    create_states(database, tag_profiles(lake, dataset, sorted(shards.extract)))
+    return copies
 
 
-def _collect_unit(collected: _Collected, lake: Lake, dataset: str, unit: str, rows: int) -> None:
-    where = {"dataset": dataset, "unit": unit}
-    needed = list(dict.fromkeys([*PLACE_COLUMNS, *FACT_COLUMNS]))
-    places = lake.read(headers(), needed, **where)
-    collected.occurrences.append(occurrences(places, _value_blocks(lake, where, rows)))
-    collected.facts.append(facts(places))
-    collected.tag_profiles.append(lake.read(TAG_PROFILES, None, **where))
-    for mark in pc.value_counts(places["duplicate"]).to_pylist():
-        collected.copies[mark["values"]] += mark["counts"]
-    files = lake.read(FILES, ["subject", "kind", "reason"], **where)
-    counted = files.group_by(["subject", "kind", "reason"]).aggregate([([], "count_all")])
-    collected.files += counted.rename_columns({"count_all": "n"}).to_pylist()
-    collected.findings += [lake.read(FINDINGS, None, stage=stage, **where) for stage in _STAGES]
-    if lake.fingerprint(FINDINGS, stage="build", **where):
-        for kind in ("Patient", "ImagingStudy"):
-            lines = (lake.read_bytes(place(RESOURCES, type=kind, **where)) or b"").splitlines()
-            collect(collected.built, unit, map(orjson.loads, lines))
-
-
-def _value_blocks(lake: Lake, where: dict[str, str], rows: int) -> Iterator[pa.Table]:
-    """The watched columns of a unit, as many at a time as memory allows."""
-    names = [column.name for column in watched()]
-    size = max(4, _VALUES_AT_ONCE // max(rows, 1))
-    for start in range(0, len(names), size):
-        yield lake.read(headers(), names[start : start + size], **where)
+def _read_tables(database: Database, lake: Lake, dataset: str, shards: _Shards) -> None:
+    """Make the tables of files, sheets, FHIR elements and findings."""
+    files_read = FILES.schema.empty_table().select(["subject", "kind", "reason"])
+    database.create("files", files_read.append_column("n", pa.array([], pa.int64())))
+    database.create("findings", FINDINGS.schema.empty_table())
+    for shard in sorted(shards.extract):
+        for piece in lake.read_pieces(FILES, files_read.column_names, dataset=dataset, shard=shard):
+            counted = piece.group_by(files_read.column_names).aggregate([([], "count_all")])
+            database.append("files", counted)
+        for piece in lake.read_pieces(FINDINGS, stage="extract", dataset=dataset, shard=shard):
+            database.append("findings", piece)
+    for shard in sorted(shards.build):
+        for piece in lake.read_pieces(FINDINGS, stage="build", dataset=dataset, shard=shard):
+            database.append("findings", piece)
+    for stage in _STAGES:
+        for piece in lake.read_pieces(DATASET_FINDINGS, stage=stage, dataset=dataset):
+            database.append("findings", piece)
+    create_sheets(
+        database,
+        lake.read_pieces(INVENTORY, ["subject", "sample"], dataset=dataset),
+        lake.read_pieces(SHEETS, SHEET_COLUMNS, dataset=dataset),
+    )
+    create_resources(
+        database,
+        shards.built_units,
+        (
+            piece
+            for shard in sorted(shards.build)
+            for piece in lake.read_pieces(FHIR_ELEMENTS, ELEMENT_COLUMNS, dataset=dataset, shard=shard)
+        ),
+        lake.read_pieces(IDENTITIES, IDENTITY_COLUMNS, dataset=dataset),
+    )
 
 
 # -- judging the dataset ----------------------------------------------------------------------------------------------
 
 
-def _judge(
-    lake: Lake, dataset: str, collected: _Collected, states: States, settings: Settings
-) -> tuple[list[Measure], list[Finding]]:
-    studies = by_study(pa.concat_tables(collected.facts).to_pylist())
-    series = by_series(studies)
-    places = lake.read(INVENTORY, ["subject", "sample"], dataset=dataset).group_by(["subject", "sample"])
-    folders = [(row["subject"], row["sample"]) for row in places.aggregate([]).to_pylist()]
-    cells = lake.read(SHEETS, dataset=dataset).to_pylist()
+def _judge(database: Database, dataset: str, copies: Mapping[str | None, int], settings: Settings) -> list[Measure]:
+    """The measures; the findings of this stage go into the table of findings."""
+    create_terms(database)
     as_of = datetime.date.fromisoformat(settings.as_of) if settings.as_of else None
-    judged = consistency(dataset, studies, series, folders, sheets_of(cells), as_of)
-    standard, findings = standard_measures(dataset, states)
-    tags = {tag_text(tag_for_keyword(keyword) or 0): keyword for keyword in WATCHED_KEYWORDS}
-    ready = readiness(
-        studies,
-        series,
-        outcomes_of(states, tags),
-        collected.built,
-        zone=_zone(settings, dataset) is not None,
-        sex_in_sheet=frozenset(
-            cell["subject"]
-            for cell in cells
-            if cell["sheet"] == "subjects" and cell["field"] == "sex" and cell["value"].lower() in SHEET_GENDERS
-        ),
-        samples=samples_of(cells),
-    )
-    measures = [
-        *file_measures(collected.files, collected.copies),
-        *inventory(states, series, [subject for subject, _ in folders if subject]),
+    standard, of_tags = standard_measures(dataset, database)
+    of_subjects, unmatched_subjects = subject_matches(database, dataset)
+    of_samples, unmatched_samples = sample_matches(database, dataset)
+    consistent, inconsistencies = consistency(database, dataset, as_of)
+    for found in (findings_table(of_tags), *unmatched_subjects, *unmatched_samples, *inconsistencies):
+        database.append("findings", found)
+    return [
+        *file_measures(database, copies),
+        *inventory(database),
         *standard,
-        *judged.measures,
-        *ready,
+        *of_subjects,
+        *of_samples,
+        *consistent,
+        *readiness(database, has_zone=_zone(settings, dataset) is not None),
+        *subject_measures(database),
     ]
-    return measures, [*findings, *judged.findings]
 
 
 # -- the summary ------------------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """report: the quality tables of a dataset -> `report.html`, `summary.json`, `completeness.csv`, `findings.csv`.
 
-Needs no server and reads nothing but `quality/D`. The same tables and settings give the same bytes.
+Needs no server and reads nothing but `quality/D`. The same tables and settings give the same bytes, and nothing is
+written again while they are as they were: `summary.json` has the fingerprint. A CSV file that would be too long for a
+spreadsheet is not written; the report names the command that writes it.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +17,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl import __version__
-from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, MEASURES, report_file
+from dicom_etl.lake.fingerprints import fingerprint, version_of
+from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, MEASURES, Table, report_file
 from dicom_etl.lake.tables import Lake
 from dicom_etl.quality.checks import checks
-from dicom_etl.quality.export import defused_csv
-from dicom_etl.quality.render import render
-from dicom_etl.quality.view import View, view
+from dicom_etl.quality.export import write_csv
+from dicom_etl.quality.finding_groups import COLUMNS, count_findings
+from dicom_etl.quality.render import CsvFile, render
+from dicom_etl.quality.view import View, listed_subjects, view
 from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
+
+# Raised when the code that reports changes what it makes of the same tables.
+REPORT_VERSION = 1
+
+MOST_CSV_ROWS = 200_000  # 40 MB of findings; a spreadsheet takes a million rows and is slow long before
+
+_TABLES = (
+    "dicom_etl:codes.csv",
+    "dicom_etl.headers:catalogue.csv",
+    "dicom_etl.quality.tables:checks.json",
+    "dicom_etl.quality:report.html.j2",
+    "dicom_etl.quality:report.css",
+)
+_CSV = {"completeness.csv": COMPLETENESS, "findings.csv": ALL_FINDINGS}
 
 
 @dataclass(frozen=True)
 class Reported:
-    """What a report says in short, and where it lies in the lake."""
+    """What a report says in short, and where it is in the lake."""
 
     dataset: str
     report: str
@@ -36,31 +55,76 @@ class Reported:
 
 
 def report(dataset: str, lake: Lake, settings: Settings) -> Reported:
-    """Write the report of a dataset.
+    """Write the report of a dataset, unless it is there as it would be written.
 
     Raises:
         SourceError: the dataset has not been measured.
     """
     with lake.lock(dataset, f"report of {dataset}"):
-        if lake.fingerprint(ALL_FINDINGS, dataset=dataset) is None:
+        measured = lake.fingerprint(ALL_FINDINGS, dataset=dataset)
+        if measured is None:
             raise SourceError(f"dataset {dataset}: it has no quality tables; measure it first")
-        completeness = lake.read(COMPLETENESS, dataset=dataset)
-        rows = lake.read(MEASURES, dataset=dataset).to_pylist()
-        findings = lake.read(ALL_FINDINGS, dataset=dataset)
-        seen = view(dataset, _shown(completeness).to_pylist(), rows, findings.to_pylist())
-        contents = {
-            "report.html": render(seen, as_of=settings.as_of).encode(),
-            "summary.json": _summary(seen, rows, settings.as_of),
-            "completeness.csv": defused_csv(completeness),
-            "findings.csv": defused_csv(findings),
-        }
-        files = tuple(
-            # the names of the files are ours: only the dataset's needs encoding
-            lake.write_bytes(report_file(dataset, name), content)
-            for name, content in contents.items()
-        )
-    by_severity = {severity: n for severity, n, _ in seen.findings}
-    return Reported(dataset, files[0], files, dict(seen.verdicts), by_severity)
+        mark = _fingerprint(measured, settings)
+        summary = _former(lake, dataset, mark) or _make(lake, dataset, settings, mark)
+    files = tuple(report_file(dataset, name) for name in summary["files"])
+    by_severity = {severity: counts["findings"] for severity, counts in summary["findings"].items()}
+    return Reported(dataset, files[0], files, summary["verdicts"], by_severity)
+
+
+# -- whether to write -------------------------------------------------------------------------------------------------
+
+
+def _fingerprint(measured: str, settings: Settings) -> str | None:
+    """The fingerprint of all that a report is made from; None where the tables have none."""
+    if not measured:
+        return None
+    return fingerprint(REPORT_VERSION, __version__, version_of(*_TABLES), measured, settings.as_of, MOST_CSV_ROWS)
+
+
+def _former(lake: Lake, dataset: str, mark: str | None) -> dict[str, Any] | None:
+    """The summary of the report that is there, if it has this fingerprint and all of its files."""
+    content = lake.read_bytes(report_file(dataset, "summary.json"))
+    try:
+        summary: dict[str, Any] = orjson.loads(content or b"")
+        is_current = mark is not None and summary["fingerprint"] == mark
+        files = [report_file(dataset, name) for name in summary["files"]]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return summary if is_current and all(map(lake.exists, files)) else None
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _make(lake: Lake, dataset: str, settings: Settings, mark: str | None) -> dict[str, Any]:
+    """Write the files of the report; the summary is the last, and the commit."""
+    lake.remove(report_file(dataset, "summary.json"))
+    rows = lake.read(MEASURES, dataset=dataset).to_pylist()
+    findings = count_findings(lake.read_pieces(ALL_FINDINGS, COLUMNS, dataset=dataset), listed_subjects(rows))
+    content = view(dataset, _shown(lake.read(COMPLETENESS, dataset=dataset)).to_pylist(), rows, findings)
+    tables = {name: _write_csv(lake, dataset, name, table) for name, table in _CSV.items()}
+    page = render(content, tables, as_of=settings.as_of)
+    lake.write_bytes(report_file(dataset, "report.html"), page.encode())
+    summary = _summary(content, rows, settings.as_of) | {
+        "fingerprint": mark,
+        "files": ["report.html", "summary.json", *(name for name, file in tables.items() if file.is_written)],
+        "tables": {name: {"rows": file.rows, "command": file.command(dataset)} for name, file in tables.items()},
+    }
+    text = orjson.dumps(summary, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n"
+    lake.write_bytes(report_file(dataset, "summary.json"), text)
+    return summary
+
+
+def _write_csv(lake: Lake, dataset: str, name: str, table: Table) -> CsvFile:
+    """Write a table as CSV if it is not too long."""
+    path, rows = report_file(dataset, name), lake.row_count(table, dataset=dataset)
+    if rows > MOST_CSV_ROWS:
+        lake.remove(path)
+        return CsvFile(name, rows, is_written=False)
+    sink = io.BytesIO()
+    write_csv(sink, table.schema, lake.read_pieces(table, dataset=dataset))
+    lake.write_bytes(path, sink.getvalue())
+    return CsvFile(name, rows, is_written=True)
 
 
 def _shown(completeness: pa.Table) -> pa.Table:
@@ -71,21 +135,22 @@ def _shown(completeness: pa.Table) -> pa.Table:
     return completeness.filter(pc.or_(wide, makers))
 
 
-def _summary(seen: View, rows: Sequence[Mapping[str, Any]], as_of: str | None) -> bytes:
+def _summary(content: View, rows: Sequence[Mapping[str, Any]], as_of: str | None) -> dict[str, Any]:
     """The verdicts, counts and findings for machines."""
     verdicts = [
         {key: row[key] for key in ("check", "category", "level", "n_applicable", "n_pass", "n_fail", "status")}
         for row in rows
         if row["group_by"] == "all" and row["tag"] is None and row["reason"] is None and checks()[row["check"]].gate
     ]
-    content = {
-        "dataset": seen.dataset,
+    return {
+        "dataset": content.dataset,
         "version": __version__,
         "as_of": as_of,
-        "counts": seen.counts,
-        "verdicts": dict(seen.verdicts),
+        "counts": dict(content.counts),
+        "verdicts": dict(content.verdicts),
         "checks": verdicts,
-        "findings": {severity: {"findings": n, "occurrences": times} for severity, n, times in seen.findings},
-        "codes": {group.code: {"findings": group.findings, "occurrences": group.occurrences} for group in seen.groups},
+        "findings": {severity: {"findings": n, "occurrences": times} for severity, n, times in content.findings},
+        "codes": {
+            group.code: {"findings": group.findings, "occurrences": group.occurrences} for group in content.groups
+        },
     }
-    return orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n"

@@ -12,7 +12,10 @@ import orjson
 import pyarrow.parquet as pq
 
 from dicom_etl.identity.names import encode_name
-from dicom_etl.lake.schemas import FINDINGS, IDENTITIES, RESOURCES, place
+from dicom_etl.lake.commits import Commit, DamagedShardError, read_commits
+from dicom_etl.lake.schemas import ENDPOINT, IDENTITIES, place
+from dicom_etl.lake.shard_reader import read_lines, unit_lines
+from dicom_etl.lake.shards import shard_of
 from dicom_etl.lake.tables import Lake
 from dicom_etl.upload.ledger import Row
 from dicom_etl.upload.parts import Resource
@@ -55,10 +58,22 @@ class Built:
         return sorted({row[column] for row in self.persons for column in ("unit", "owner") if row[column]})
 
     @cached_property
+    def _commits(self) -> dict[int, Commit]:
+        return read_commits(self.lake, "build", self.dataset)
+
+    @cached_property
+    def _marks(self) -> dict[str, str]:
+        """By unit, the fingerprint of its resources."""
+        marks: dict[str, str] = {}
+        for commit in self._commits.values():
+            columns = (commit.units[name].to_pylist() for name in ("unit", "fingerprint"))
+            marks |= {unit: mark for unit, mark in zip(*columns, strict=True) if mark is not None}
+        return marks
+
+    @cached_property
     def committed(self) -> list[str]:
-        """The units whose resources are complete."""
-        names = set(self.lake.names(f"findings/build/{encode_name(self.dataset)}", ".parquet"))
-        return [unit for unit in self.units if encode_name(unit) in names]
+        """The units that were built."""
+        return [unit for unit in self.units if unit in self._marks]
 
     @cached_property
     def homes(self) -> dict[str, list[str]]:
@@ -93,23 +108,32 @@ class Built:
         """The identities by StudyInstanceUID."""
         return by_column(self.persons, "study_uid")
 
-    @cached_property
-    def _marks(self) -> dict[str, str]:
-        return {}
-
     def mark(self, unit: str) -> str:
-        """What changes when the resources of a unit do. Read once: nobody builds while the dataset's lock is held."""
-        if unit not in self._marks:
-            mark = self.lake.fingerprint(FINDINGS, stage="build", dataset=self.dataset, unit=unit)
-            self._marks[unit] = mark or ""
-        return self._marks[unit]
+        """What changes when the resources of a unit do."""
+        return self._marks.get(unit, "")
 
     def resources(self, kind: str, unit: str) -> Iterator[Resource]:
-        """The resources of a unit."""
-        content = self.lake.read_bytes(place(RESOURCES, type=kind, dataset=self.dataset, unit=unit))
-        for line in (content or b"").splitlines():
-            if line.strip():
-                yield orjson.loads(line)
+        """The Patients or ImagingStudies of a unit.
+
+        Raises:
+            DamagedShardError: they are not what the commit of their shard says.
+        """
+        for line in self._lines(kind, unit).splitlines():
+            yield orjson.loads(line)
+
+    def _lines(self, kind: str, unit: str) -> bytes:
+        if not self._commits:
+            return b""
+        commit = self._commits.get(shard_of(unit, next(iter(self._commits.values())).shards))
+        try:
+            return unit_lines(self.lake, commit, kind, unit) if commit else b""
+        except (DamagedShardError, OSError):  # a build may have ended since the commits were read
+            return read_lines(self.lake, kind, dataset=self.dataset, unit=unit)
+
+    def endpoint(self) -> Resource | None:
+        """The Endpoint of the dataset; None where no study is built."""
+        content = self.lake.read_bytes(place(ENDPOINT, dataset=self.dataset))
+        return orjson.loads(content) if content else None
 
 
 def by_column(rows: Sequence[Row], column: str) -> dict[str, list[Row]]:

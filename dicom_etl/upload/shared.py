@@ -74,12 +74,11 @@ class Shared:
 
     def _endpoints(self) -> Iterator[Candidate]:
         for built in self._ours:
-            for unit in built.units:
-                for endpoint in built.resources("Endpoint", unit):
-                    if endpoint["id"] not in self.endpoints:
-                        self.endpoints[endpoint["id"]] = built.dataset
-                        key = endpoint.get("address") or endpoint["id"]
-                        yield candidate_of(endpoint, self._part, dataset=built.dataset, key=key)
+            endpoint = built.endpoint()
+            if endpoint and endpoint["id"] not in self.endpoints:
+                self.endpoints[endpoint["id"]] = built.dataset
+                key = endpoint.get("address") or endpoint["id"]
+                yield candidate_of(endpoint, self._part, dataset=built.dataset, key=key)
 
     def _patients(self) -> Iterator[Candidate]:
         wanted = {p for p, rows in self.claims.items() if any(r["dataset"] in self._names for r in rows)}

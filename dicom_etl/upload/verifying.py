@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from dicom_etl.identity.names import encode_name
-from dicom_etl.lake.schemas import OUTCOMES, RESOURCE_TYPES, SHARED_OUTCOMES, Table
+from dicom_etl.lake.schemas import OUTCOMES, RESOURCE_TYPES, SHARED_OUTCOMES, STORED_BY_UNIT, Table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.client import Client, escaped
 from dicom_etl.server.searching import searched
@@ -164,8 +164,11 @@ class Verifier:
 def made_by(built: Built) -> dict[Key, str]:
     """The resources of a dataset's units whose build is complete, and a unit of each."""
     made: dict[Key, str] = {}
+    endpoint = built.endpoint()
+    if endpoint and built.committed:
+        made["Endpoint", endpoint["id"]] = built.committed[0]
     for unit in built.committed:
-        for kind in RESOURCE_TYPES:
+        for kind in STORED_BY_UNIT:
             for resource in built.resources(kind, unit):
                 if kind != "Patient" or resource["id"] in built.homes:
                     made.setdefault((kind, resource["id"]), unit)

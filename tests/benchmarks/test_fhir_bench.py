@@ -10,6 +10,7 @@ from benchmarks.fhir_resources import check_built
 from benchmarks.studies import DATASET, INSTANCES, PER_UNIT, read_rows, write_lake, write_studies
 from dicom_etl.engine import Engine
 from dicom_etl.lake.schemas import FINDINGS, INVENTORY, headers
+from dicom_etl.lake.shard_reader import read_shards, read_unit
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings, Settings
 from dicom_etl.sources import TreeSource
@@ -34,12 +35,12 @@ def lake(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Lake:
 def test_the_lake_has_a_row_for_each_instance(lake: Lake) -> None:
     assert lake.row_count(INVENTORY, dataset=DATASET) == STUDIES * INSTANCES
     units = ("sub-0000", "sub-0001")
-    assert [lake.row_count(headers(), dataset=DATASET, unit=unit) for unit in units] == [
+    assert [read_unit(lake, headers(), dataset=DATASET, unit=unit).num_rows for unit in units] == [
         PER_UNIT * INSTANCES,
         2 * INSTANCES,
     ]
     for column in ("SOPInstanceUID", "path"):
-        values = [v for unit in units for v in lake.read(headers(), [column], dataset=DATASET, unit=unit)[column]]
+        values = [v for rows in read_shards(lake, headers(), [column], dataset=DATASET) for v in rows[column]]
         assert len({value.as_py() for value in values}) == STUDIES * INSTANCES
 
 
@@ -48,7 +49,7 @@ def test_the_build_makes_all_of_it_and_finds_what_is_odd(lake: Lake, files: Path
     built = build(TreeSource(DATASET, files), lake, Settings(engine="serial"), dataset, Engine(), force=True)
     assert (built.units_made, built.studies, built.held) == (2, STUDIES, 0)
     check_built(lake, STUDIES)
-    codes = lake.read(FINDINGS, ["code"], stage="build", dataset=DATASET, unit="sub-0000")["code"].to_pylist()
+    codes = read_unit(lake, FINDINGS, ["code"], stage="build", dataset=DATASET, unit="sub-0000")["code"].to_pylist()
     assert {"values-disagree", "date-stands-in", "body-part-unmapped"} <= set(codes)
 
 

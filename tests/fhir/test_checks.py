@@ -1,10 +1,14 @@
 """Validity: what fhir.resources finds, and what it lets through."""
 
 import copy
+import importlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from dicom_etl.fhir import checks
 from dicom_etl.fhir.checks import errors
 
 CLASS = {"system": "urn:ietf:rfc:3986", "code": "urn:oid:1.2.840.10008.5.1.4.1.1.4"}
@@ -113,3 +117,164 @@ def test_what_fhir_resources_lets_through_is_found(study: dict[str, Any], senten
 def test_a_date_time_without_seconds_or_zone_is_found(started: str) -> None:
     assert len(errors(changed("started", to=started))) == 1
     assert len(errors(changed("series", 0, "started", to=started))) == 1
+
+
+# -- the same as the whole validation ---------------------------------------------------------------------------------
+
+MR = {"system": "http://dicom.nema.org/resources/ontology/DCM", "code": "MR", "display": "Magnetic Resonance"}
+TYPE = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": "ACSN"}], "text": "Accession"}
+LABEL = {"security": [{"system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue", "code": "PSEUDED"}]}
+IDENTIFIERS = [
+    {"use": "official", "system": "urn:dicom:uid", "value": "urn:oid:1.2"},
+    {"use": "usual", "type": TYPE, "value": "A-1", "assigner": {"display": "HIS"}},
+]
+REPEATED = {"meta": LABEL, "identifier": IDENTIFIERS, "endpoint": [{"reference": "Endpoint/e1"}]}
+INSTANCE = {"uid": "1.2.3.1", "sopClass": CLASS, "number": 1, "title": "ORIGINAL"}
+R4_STUDY = {
+    **STUDY,
+    **REPEATED,
+    "modality": [MR],
+    "procedureCode": [{"coding": [MR]}],
+    "reasonCode": [{"text": "ache"}],
+    "note": [{"text": "bodySite from the samples sheet"}],
+    "series": [{**STUDY["series"][0], "modality": MR, "bodySite": MR, "laterality": MR, "instance": [INSTANCE]}],
+}
+R5_SERIES = {"modality": {"coding": [MR]}, "bodySite": {"concept": {"coding": [MR]}}, "laterality": {"coding": [MR]}}
+R5_STUDY = {
+    **STUDY,
+    **REPEATED,
+    "modality": [{"coding": [MR]}],
+    "basedOn": [{"type": "ServiceRequest", "identifier": IDENTIFIERS[1]}],
+    "procedure": [{"concept": {"coding": [MR]}}],
+    "reason": [{"concept": {"text": "ache"}}],
+    "series": [{**STUDY["series"][0], **R5_SERIES, "instance": [INSTANCE]}],
+}
+PATIENT = {
+    "resourceType": "Patient",
+    "id": "p1",
+    "meta": LABEL,
+    "extension": [
+        {"url": "http://example.org/animal", "extension": [{"url": "species", "valueCodeableConcept": TYPE}]}
+    ],
+    "identifier": IDENTIFIERS,
+    "active": True,
+    "name": [{"use": "usual", "family": "Fictional", "given": ["Ada"]}],
+    "telecom": [{"system": "phone", "value": "+49 1"}],
+    "gender": "female",
+    "birthDate": "1966-03-12",
+    "address": [{"text": "Road 1"}],
+}
+RESOURCES = [("R4", R4_STUDY), ("R5", R5_STUDY), ("R4", PATIENT), ("R5", PATIENT)]
+ODD_TEXTS = [
+    "",
+    " ",
+    "\x00",
+    "a b",
+    "a\nb",
+    "é",
+    "x" * 300,
+    "2024-13-01",
+    "2024-01-05T25:00:00Z",
+    "2024-01-05T10:15:00",
+]
+ODD_CODINGS = [{"code": ""}, {"code": " MR"}, {"code": "MR", "display": ""}, {"system": float("nan")}, {"code": "MR"}]
+ODD_CONCEPTS = [
+    {"coding": []},
+    {"coding": [None]},
+    {"coding": [{"code": "MR", "odd": 1}]},
+    {"coding": [{"code": "MR"}]},
+]
+ODD_VALUES: list[Any] = [
+    *ODD_TEXTS,
+    *ODD_CODINGS,
+    *ODD_CONCEPTS,
+    {"concept": {"coding": [{"code": 1}]}},
+    {"concept": {"coding": [{"code": "MR"}]}},
+    {"reference": 1},
+    {"reference": "Patient/1"},
+    {"resourceType": "Coding", "code": "MR"},
+    *(None, 0, -1, 2**31, 1.5, float("nan"), True, {}, (), b"MR"),
+    *(
+        [],
+        [None],
+        [""],
+        ["x"],
+        [[]],
+        [{}],
+        [{"code": "MR"}],
+        [{"coding": [{"code": "MR"}]}],
+        [{"reference": "Patient/1"}],
+    ),
+]
+
+
+def paths(value: Any) -> list[tuple[Any, ...]]:
+    """The path of each element below a value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path for key, part in items for path in [(key,), *((key, *rest) for rest in paths(part))]]
+
+
+def is_compared(path: tuple[Any, ...]) -> bool:
+    """Whether a path may change: not the lists of series and instances, which are always made."""
+    return path not in {("resourceType",), ("series",), ("series", 0), ("series", 0, "instance")} and path[3:] != (0,)
+
+
+def mutations(resource: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The resource with each element removed, beside an unknown one, and with each of the odd values."""
+    for path in filter(is_compared, paths(resource)):
+        for number in range(len(ODD_VALUES) + 2):
+            mutated = copy.deepcopy(resource)
+            here: Any = mutated
+            for key in path[:-1]:
+                here = here[key]
+            if number < len(ODD_VALUES):
+                here[path[-1]] = ODD_VALUES[number]
+            elif number == len(ODD_VALUES):
+                del here[path[-1]]
+            elif isinstance(here, dict):
+                here["odd"] = "x"
+            yield mutated
+
+
+def whole_validation(resource: dict[str, Any], version: str) -> list[str]:
+    """What `fhir.resources` says of all of a resource, and our own checks where it says nothing."""
+    module = "fhir.resources.R4B" if version == "R4" else "fhir.resources"
+    type_ = resource["resourceType"]
+    try:
+        getattr(importlib.import_module(f"{module}.{type_.lower()}"), type_).model_validate(resource)
+    except ValidationError as error:
+        return [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+    return list(checks._study_errors(resource)) if type_ == "ImagingStudy" else []
+
+
+def outcome(check: Callable[[dict[str, Any], str], list[str]], resource: dict[str, Any], version: str) -> Any:
+    """What a check says, or the error that it raises."""
+    try:
+        return check(resource, version)
+    except Exception as error:  # noqa: BLE001  (whatever both raise is compared)
+        return repr(error)
+
+
+@pytest.mark.parametrize(("version", "resource"), RESOURCES)
+def test_a_changed_resource_is_refused_as_by_the_whole_validation(version: str, resource: dict[str, Any]) -> None:
+    assert errors(resource, version) == whole_validation(resource, version) == []
+    changed_resources = list(mutations(resource))
+    refused = 0
+    for mutated in changed_resources:
+        expected = outcome(whole_validation, mutated, version)
+        assert outcome(errors, mutated, version) == expected  # the first time
+        assert outcome(errors, mutated, version) == expected  # and with what was kept from the first
+        refused += expected != []
+    assert 0.5 < refused / len(changed_resources) < 0.95
+
+
+def test_only_elements_that_are_valid_are_kept() -> None:
+    assert checks._valid_object("R4", "Coding", repr(MR)).code == "MR"
+    assert checks._valid_object("R4", "Coding", repr({"code": ""})) is None
+    assert checks._valid_object("R4", "Coding", repr({"code": object()})) is None
+
+
+def test_a_resource_is_not_changed_by_its_validation() -> None:
+    study = copy.deepcopy(R4_STUDY)
+    assert errors(study) == []
+    assert study == R4_STUDY

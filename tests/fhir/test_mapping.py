@@ -1,12 +1,14 @@
 """The mapping table: it is whole, and it means what the rules do."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from dicom_etl.fhir import imaging_study, mapping, patient
 from dicom_etl.findings import codes
 from dicom_etl.headers.catalogue import by_name, catalogue
+from tests.fhir.rows_of import CONTEXT, group, place, told
 
 RULES = {
     "study": imaging_study._RULES,
@@ -19,6 +21,43 @@ def test_every_rule_is_there() -> None:
     named = {(line.level, line.rule) for line in mapping.lines() if line.rule not in ("", mapping.GIVEN)}
     assert {level for level, _ in named} == set(RULES)
     assert [(level, rule) for level, rule in sorted(named) if rule not in RULES[level]] == []
+
+
+def rules_of_version(version: mapping.Version) -> list[tuple[str, mapping.Element]]:
+    return [(level, element) for level in RULES for element in mapping.elements(level, version)]
+
+
+@pytest.mark.parametrize(
+    ("level", "element"),
+    [
+        case
+        for version in ("R4", "R5")
+        for case in rules_of_version(version)  # type: ignore[arg-type]  # both are versions
+        if case[1].rule in mapping.NEED_VALUES
+    ],
+)
+@pytest.mark.parametrize("instances", [1, 3])
+def test_a_rule_that_needs_values_makes_and_finds_nothing_without(
+    level: str, element: mapping.Element, instances: int
+) -> None:
+    sheets = {"sample anatomical location": "knee", "laterality": "left"}
+    context = replace(
+        CONTEXT,
+        staff_names=True,
+        contact_details=True,
+        subject_sheet={"sex": "m", "species": "rat", "date of birth": "1966-03-12"},
+        sample_sheets={"": sheets, "sam-1": sheets},
+    )
+    here = place()
+    made = RULES[level][element.rule](group(*({"sample": "sam-1"},) * instances), element.columns, context, here)
+    assert made is None or made == []
+    assert told(here) == []
+
+
+def test_elements_without_values_are_passed_over_if_their_rule_needs_some() -> None:
+    empty = frozenset({"StudyDescription", "SeriesDescription", "BodyPartExamined", "SeriesNumber"})
+    names = {element.name for element in mapping.elements("series", "R4")}
+    assert names - {e.name for e in mapping.elements_with_values("series", "R4", empty)} == {"description", "number"}
 
 
 def test_every_column_is_one_of_the_header_table() -> None:

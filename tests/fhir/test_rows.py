@@ -2,6 +2,9 @@
 
 import datetime
 
+import pyarrow as pa
+import pytest
+
 from dicom_etl.fhir.rows import Group
 from tests.fhir.rows_of import group, place, told
 
@@ -82,3 +85,40 @@ def test_a_value_that_identifies_is_masked_in_a_finding() -> None:
 
 def test_an_empty_group_has_no_length() -> None:
     assert len(Group({}, ())) == 0
+
+
+# -- a table of many units --------------------------------------------------------------------------------------------
+
+
+def test_columns_without_values_are_known() -> None:
+    table = pa.table({"Modality": ["MR", None], "Laterality": pa.nulls(2, pa.string())})
+    rows = Group.of(table, ("Modality", "Laterality"))
+    assert rows.columns == {"Modality": ["MR", None], "Laterality": [None, None]}
+    assert rows.empty == {"Laterality"}
+    assert rows.part([0]).empty == rows.where(bool).empty == rows.by("Modality")["MR"].empty == {"Laterality"}
+
+
+def test_rows_are_numbered_by_value() -> None:
+    assert group({"sample": "b"}, {}, {"sample": "b"}).indices("sample") == {"b": [0, 2], None: [1]}
+
+
+def test_groups_of_a_table_are_united_in_the_order_of_its_rows() -> None:
+    rows = group({}, {}, {}, {})
+    assert Group.union([rows.part([3, 1]), rows.part([1, 0])]).rows == (0, 1, 3)
+    assert Group.union([rows.part([3, 1])]).rows == (3, 1)
+
+
+def test_a_copy_has_its_own_columns() -> None:
+    rows = group({"Modality": "MR"}, {"Modality": "CT"}, {"Modality": "US"})
+    copied = rows.part([2, 0]).copy()
+    assert (copied.columns["Modality"], copied.rows) == (["US", "MR"], (0, 1))
+    assert rows.columns["Modality"] == ["MR", "CT", "US"]
+
+
+@pytest.mark.parametrize("value", [None, "MR"])
+def test_a_group_of_one_row_is_as_one_of_equal_rows(value: str | None) -> None:
+    one, two = group({"Modality": value}), group({"Modality": value}, {"Modality": value})
+    assert one.distinct("Modality") == two.distinct("Modality")
+    assert one.agreed("Modality", place()) == two.agreed("Modality", place()) == value
+    assert one.combination("Modality", "sample") == two.combination("Modality", "sample") == [(value, None)]
+    assert list(one.by("Modality")) == list(two.by("Modality")) == [value]

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from dicom_etl.lake import schemas
-from dicom_etl.lake.schemas import RESOURCES, Table, headers, place
+from dicom_etl.lake.schemas import ENDPOINT, RESOURCES, Table, headers, place
 
 TABLES = [value for value in vars(schemas).values() if isinstance(value, Table)] + [headers()]
 
@@ -14,16 +14,19 @@ TABLES = [value for value in vars(schemas).values() if isinstance(value, Table)]
     [
         (schemas.INVENTORY, {"dataset": "breast"}, "inventory/breast.parquet"),
         (schemas.SHEETS, {"dataset": "breast"}, "sheets/breast.parquet"),
-        (schemas.TAG_PROFILES, {"dataset": "breast", "unit": "sub-1"}, "tag_profiles/breast/sub-1.parquet"),
-        (schemas.FILES, {"dataset": "breast", "unit": "."}, "files/breast/%2E.parquet"),
-        (headers(), {"dataset": "my data", "unit": "sub/1"}, "headers/my%20data/sub%2F1.parquet"),
+        (schemas.TAG_PROFILES, {"dataset": "breast", "shard": 0}, "tag_profiles/breast/0000.parquet"),
+        (schemas.FILES, {"dataset": ".", "shard": 12345}, "files/%2E/12345.parquet"),
+        (headers(), {"dataset": "my data/1", "shard": 63}, "headers/my%20data%2F1/0063.parquet"),
         (schemas.IDENTITIES, {"dataset": "breast"}, "identities/breast.parquet"),
         (
             schemas.FINDINGS,
-            {"stage": "build", "dataset": "breast", "unit": "sub-1"},
-            "findings/build/breast/sub-1.parquet",
+            {"stage": "build", "dataset": "breast", "shard": 1},
+            "findings/build/breast/0001.parquet",
         ),
-        (schemas.DATASET_FINDINGS, {"stage": "build", "dataset": "breast"}, "findings/build/breast.parquet"),
+        (schemas.DATASET_FINDINGS, {"stage": "build", "dataset": "breast"}, "findings/build/breast/dataset.parquet"),
+        (schemas.FHIR_ELEMENTS, {"dataset": "breast", "shard": 2}, "fhir_elements/breast/0002.parquet"),
+        (schemas.EXTRACT_COMMITS, {"dataset": "breast", "shard": 3}, "commits/extract/breast/0003.parquet"),
+        (schemas.BUILD_COMMITS, {"dataset": "breast", "shard": 3}, "commits/build/breast/0003.parquet"),
         (schemas.ALL_FINDINGS, {"dataset": "breast"}, "quality/breast/findings.parquet"),
         (
             schemas.OUTCOMES,
@@ -35,13 +38,24 @@ TABLES = [value for value in vars(schemas).values() if isinstance(value, Table)]
         (schemas.MEASURES, {"dataset": "breast"}, "quality/breast/measures.parquet"),
     ],
 )
-def test_the_path_of_a_table(table: Table, names: dict[str, str], path: str) -> None:
+def test_the_path_of_a_table(table: Table, names: dict[str, str | int], path: str) -> None:
     assert table.path(**names) == path
 
 
 def test_the_path_of_resources() -> None:
-    path = place(RESOURCES, type="Patient", dataset="breast", unit="sub-1")
-    assert path == "fhir/Patient/breast/sub-1.ndjson"
+    assert place(RESOURCES, type="Patient", dataset="breast", shard=7) == "fhir/Patient/breast/0007.ndjson"
+    assert place(ENDPOINT, dataset="breast") == "fhir/Endpoint/breast/0000.ndjson"
+
+
+def test_which_tables_are_stored_in_shards() -> None:
+    assert {table.name for table in TABLES if "{shard}" in table.place} == {
+        "commits",
+        "fhir_elements",
+        "files",
+        "findings",
+        "headers",
+        "tag_profiles",
+    }
 
 
 def test_a_dataset_cannot_climb_out_of_the_lake() -> None:

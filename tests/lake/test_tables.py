@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dicom_etl.lake.row_groups import SchemaError
 from dicom_etl.lake.schemas import FILES, INVENTORY, SHEETS, TAG_PROFILES, Table
-from dicom_etl.lake.tables import Lake, LakeError, SchemaError
+from dicom_etl.lake.tables import Lake, LakeError
 from tests.corpus import lake_of
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def lake(tmp_path: Path) -> Lake:
     return lake_of(tmp_path)
 
 
-def file_of(lake: Lake, table: Table = SHEETS, **names: str) -> Path:
+def file_of(lake: Lake, table: Table = SHEETS, **names: str | int) -> Path:
     return Path(lake.root) / table.path(**(names or {"dataset": "ds"}))
 
 
@@ -52,7 +53,7 @@ def file_of(lake: Lake, table: Table = SHEETS, **names: str) -> Path:
 
 def test_a_new_lake_says_its_schema_version(tmp_path: Path) -> None:
     Lake(str(tmp_path / "a" / "lake")).open()
-    assert (tmp_path / "a" / "lake" / "lake.json").read_bytes() == b'{"schema":1}'
+    assert (tmp_path / "a" / "lake" / "lake.json").read_bytes() == b'{"schema":2}'
 
 
 def test_a_new_lake_is_open_to_its_owner_alone(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_every_folder_that_holds_a_file_is_open_to_its_owner_alone(tmp_path: Pat
     lake = Lake(str(tmp_path / "lake")).open()
     with lake.lock("ds", "a test"):
         lake.write_rows(SHEETS, [cell(1)], dataset="ds")
-        lake.write_rows(TAG_PROFILES, [], dataset="ds", unit="sub-1")
+        lake.write_rows(TAG_PROFILES, [], dataset="ds", shard=1)
         folders = {path.parent for path in (tmp_path / "lake").rglob("*") if path.is_file()} - {tmp_path / "lake"}
     modes = {folder.relative_to(tmp_path).as_posix(): stat.S_IMODE(folder.stat().st_mode) for folder in folders}
     assert modes == {"lake/sheets": 0o700, "lake/tag_profiles/ds": 0o700, "lake/locks": 0o700}
@@ -101,26 +102,37 @@ def test_a_file_in_the_place_of_the_lake_is_refused(tmp_path: Path) -> None:
 def test_a_lake_whose_making_was_killed_is_made(tmp_path: Path) -> None:
     (tmp_path / "locks").mkdir()
     (tmp_path / ".lake.json.4711.tmp").write_bytes(b'{"sch')
-    assert Lake(str(tmp_path)).open().read_bytes("lake.json") == b'{"schema":1}'
+    assert Lake(str(tmp_path)).open().read_bytes("lake.json") == b'{"schema":2}'
 
 
 def test_a_lake_that_another_run_makes_at_this_moment_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def made_meanwhile(lake: Lake) -> bool:
-        (tmp_path / "lake.json").write_bytes(b'{"schema":1}')
+        (tmp_path / "lake.json").write_bytes(b'{"schema":2}')
         return True
 
     monkeypatch.setattr(Lake, "_holds_something", made_meanwhile)
     assert Lake(str(tmp_path)).open().exists("lake.json")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1"])
+@pytest.mark.parametrize("version", [3, "2"])
 def test_a_lake_of_another_schema_version_is_refused_with_what_to_do(tmp_path: Path, version: object) -> None:
     (tmp_path / "lake.json").write_bytes(orjson.dumps({"schema": version}))
     with pytest.raises(LakeError) as refused:
         Lake(str(tmp_path)).open()
     assert str(refused.value) == (
-        f"the lake {tmp_path} has schema version {version}, and this dicom-etl writes 1: use the dicom-etl that made "
-        "it, or choose a new lake and run everything again"
+        f"the lake {tmp_path} has schema version {version}, and this dicom-etl writes 2: use the dicom-etl that wrote "
+        "it, or choose another lake"
+    )
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_lake_of_an_older_schema_is_refused_with_the_command_that_rebuilds_it(tmp_path: Path, version: int) -> None:
+    (tmp_path / "lake.json").write_bytes(orjson.dumps({"schema": version}))
+    with pytest.raises(LakeError) as refused:
+        Lake(str(tmp_path)).open()
+    assert str(refused.value) == (
+        f"the lake {tmp_path} has schema version {version}, older than 2, which this dicom-etl writes: `dicom-etl run "
+        "--rebuild`, with all of its datasets, builds its tables again from the source files"
     )
 
 
@@ -252,26 +264,26 @@ PATHS = Table("paths", "paths/{dataset}.parquet", (("path", pa.string()),), ("pa
 )
 def test_rows_between_two_values_are_found(lake: Lake, first: str, last: str, found: list[str]) -> None:
     lake.write_rows(PATHS, [{"path": path} for path in "abcdefgh"], dataset="ds")
-    assert lake.read_between(PATHS, first, last, dataset="ds")["path"].to_pylist() == found
+    assert lake.read_between(PATHS, {"path": (first, last)}, dataset="ds")["path"].to_pylist() == found
 
 
 def test_only_row_groups_in_which_such_rows_can_lie_are_read(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     lake.write_rows(PATHS, [{"path": path} for path in "abcdefgh"], dataset="ds")
     groups: list[int] = []
-    read = pq.ParquetFile.iter_batches
+    read = pq.ParquetFile.read_row_group
 
-    def noting(file: pq.ParquetFile, size: int, *, row_groups: list[int], **options: Any) -> Any:
-        groups.extend(row_groups)
-        return read(file, size, row_groups=row_groups, **options)
+    def noting(file: pq.ParquetFile, group: int, *args: Any, **options: Any) -> Any:
+        groups.append(group)
+        return read(file, group, *args, **options)
 
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noting)
-    lake.read_between(PATHS, "e", "e", dataset="ds")
-    lake.read_between(PATHS, "f", "g", dataset="ds")
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noting)
+    lake.read_between(PATHS, {"path": ("e", "e")}, dataset="ds")
+    lake.read_between(PATHS, {"path": ("f", "g")}, dataset="ds")
     assert groups == [1, 1, 2]
 
 
 def test_of_a_table_that_is_not_there_no_rows_are_found(lake: Lake) -> None:
-    assert lake.read_between(PATHS, "a", "z", dataset="none").equals(PATHS.schema.empty_table())
+    assert lake.read_between(PATHS, {"path": ("a", "z")}, dataset="none").equals(PATHS.schema.empty_table())
 
 
 def test_row_groups_are_of_100_000_rows(lake: Lake) -> None:
@@ -282,8 +294,8 @@ def test_row_groups_are_of_100_000_rows(lake: Lake) -> None:
         "creator": [None] * count,
         "status": [2] * count,
     }
-    lake.write(TAG_PROFILES, pa.table(columns, schema=TAG_PROFILES.schema), dataset="ds", unit="u")
-    metadata = pq.read_metadata(file_of(lake, TAG_PROFILES, dataset="ds", unit="u"))
+    lake.write(TAG_PROFILES, pa.table(columns, schema=TAG_PROFILES.schema), dataset="ds", shard=0)
+    metadata = pq.read_metadata(file_of(lake, TAG_PROFILES, dataset="ds", shard=0))
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [100_000, 1]
 
 
@@ -420,10 +432,10 @@ def test_names_are_sorted_and_only_those_of_the_suffix(lake: Lake) -> None:
 
 def test_an_object_store_is_a_lake_too() -> None:
     lake = Lake("memory://test-tables/lake").open()
-    lake.write_rows(FILES, [], fingerprint="f", dataset="ds", unit="sub-1")
+    lake.write_rows(FILES, [], fingerprint="f", dataset="ds", shard=1)
     lake.write_rows(INVENTORY, [], dataset="ds")
-    assert Lake("memory://test-tables/lake").open().fingerprint(FILES, dataset="ds", unit="sub-1") == "f"
-    assert lake.names("files/ds", ".parquet") == ["sub-1"]
+    assert Lake("memory://test-tables/lake").open().fingerprint(FILES, dataset="ds", shard=1) == "f"
+    assert lake.names("files/ds", ".parquet") == ["0001"]
     assert lake.read(INVENTORY, dataset="ds").num_rows == 0
-    lake.remove(FILES.path(dataset="ds", unit="sub-1"))
-    assert lake.fingerprint(FILES, dataset="ds", unit="sub-1") is None
+    lake.remove(FILES.path(dataset="ds", shard=1))
+    assert lake.fingerprint(FILES, dataset="ds", shard=1) is None

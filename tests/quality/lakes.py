@@ -1,33 +1,136 @@
-"""Header rows and tag profiles written by hand, for the tests of this folder."""
+"""Header rows, tag profiles, FHIR elements and whole shards written by hand, for the tests of what is measured."""
 
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
-from dicom_etl.lake.schemas import TAG_PROFILES, headers
-from dicom_etl.quality.states import PLACE_COLUMNS, occurrences
+from dicom_etl.lake.schemas import (
+    BUILD_COMMITS,
+    EXTRACT_COMMITS,
+    FHIR_ELEMENTS,
+    FILES,
+    FINDINGS,
+    IDENTITIES,
+    INVENTORY,
+    SHEETS,
+    STORED_BY_UNIT,
+    TAG_PROFILES,
+    Table,
+    headers,
+)
+from dicom_etl.lake.shard_writer import ShardWriter
+from dicom_etl.lake.shards import row_groups, shard_of
+from dicom_etl.lake.tables import Lake
+from dicom_etl.quality.database import Database, open_database
+from dicom_etl.quality.occurrences import GROUPS, create_occurrences, occurrences
+from dicom_etl.quality.states import create_states
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 NOBODYS_CLASS = "1.2.3.4"
 
+Row = dict[str, Any]
+TagProfiles = Mapping[int, list[tuple[Any, ...]]]
 
-def header_rows(*rows: dict[str, Any]) -> pa.Table:
+
+def table_of(table: Table, rows: Iterable[Row]) -> pa.Table:
+    """Rows of a table in its order; what is not given is null."""
+    schema = table.schema
+    filled = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+    return filled.sort_by([(name, "ascending") for name in table.order])
+
+
+def header_rows(*rows: Row) -> pa.Table:
     """Header rows; what is not given is null."""
-    schema = headers().schema
-    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+    return table_of(headers(), rows)
 
 
-def tag_profile_rows(tag_profiles: dict[int, list[tuple[Any, ...]]]) -> pa.Table:
+def tag_profile_rows(tag_profiles: TagProfiles) -> pa.Table:
     """Tag profiles from lists of (tag, status) or (tag, status, creator)."""
-    rows = [
-        {"tag_profile": tag_profile, "tag": tag, "creator": creator[0] if creator else None, "status": status}
-        for tag_profile, elements in tag_profiles.items()
-        for tag, status, *creator in elements
-    ]
-    return pa.Table.from_pylist(rows, schema=TAG_PROFILES.schema)
+    return table_of(
+        TAG_PROFILES,
+        (
+            {"tag_profile": tag_profile, "tag": tag, "creator": creator[0] if creator else None, "status": status}
+            for tag_profile, elements in tag_profiles.items()
+            for tag, status, *creator in elements
+        ),
+    )
 
 
-def occurrences_of(rows: pa.Table) -> pa.Table:
-    return occurrences(rows.select(list(PLACE_COLUMNS)), [rows])
+@contextmanager
+def database_of(
+    rows: pa.Table, tag_profiles: TagProfiles | None = None, groups: Mapping[str, str] = GROUPS
+) -> Iterator[Database]:
+    """A database with the occurrences and states of header rows, which come in two pieces."""
+    with open_database() as database:
+        half = rows.num_rows // 2
+        create_occurrences(database, (occurrences(piece) for piece in (rows.slice(0, half), rows.slice(half))))
+        create_states(database, tag_profile_rows(tag_profiles or {}), groups)
+        yield database
+
+
+def write_shards(
+    lake: Lake,
+    dataset: str,
+    rows: Iterable[Row],
+    tag_profiles: TagProfiles,
+    *,
+    shards: int = 1,
+    files: Iterable[Row] | None = None,
+    findings: Mapping[str, Iterable[Row]] | None = None,
+    elements: Iterable[Row] = (),
+    built: Iterable[str] | None = None,
+    identities: Iterable[Row] = (),
+    sheets: Iterable[Row] = (),
+) -> None:
+    """The tables of a dataset as extract and build leave them, with their commits.
+
+    Args:
+        lake: takes them.
+        dataset: its name.
+        rows: header rows with their `unit` and `path`; `tag_profiles` are those of all of them.
+        tag_profiles: as in `tag_profile_rows`.
+        shards: how many there are.
+        files: rows of FILES; None: a readable file for each header row.
+        findings: of `extract` and `build`, rows with their `unit`.
+        elements: rows of FHIR_ELEMENTS.
+        built: the units that were built; None: all.
+        identities: rows of IDENTITIES.
+        sheets: rows of SHEETS.
+    """
+    rows = [{"dataset": dataset, **row} for row in rows]
+    files = [{"kind": "dicom", **row} for row in rows] if files is None else [{"dataset": dataset, **f} for f in files]
+    units = sorted({row["unit"] for row in (*rows, *files)})
+    found = {stage: list((findings or {}).get(stage, ())) for stage in ("extract", "build")}
+    ready = set(units if built is None else built)
+    for shard in range(shards):
+        inside = [unit for unit in units if shard_of(unit, shards) == shard]
+
+        def of_shard(table: Table, some: Iterable[Row], inside: list[str] = inside) -> list[pa.Table]:
+            return [table_of(table, [row for row in some if row["unit"] in inside])]
+
+        sizes = {unit: sum(row["unit"] == unit for row in rows) for unit in inside}
+        writer = ShardWriter(lake, "extract", dataset, shard, shards)
+        writer.write_table(headers(), of_shard(headers(), rows), row_groups(list(sizes.values())))
+        writer.write_table(TAG_PROFILES, [tag_profile_rows(tag_profiles)])
+        writer.write_table(FILES, of_shard(FILES, files))
+        writer.write_table(FINDINGS, of_shard(FINDINGS, found["extract"]))
+        writer.commit(
+            table_of(EXTRACT_COMMITS, [{"unit": u, "fingerprint": f"read {u}", "rows": n} for u, n in sizes.items()])
+        )
+        writer = ShardWriter(lake, "build", dataset, shard, shards)
+        writer.write_table(FHIR_ELEMENTS, of_shard(FHIR_ELEMENTS, elements))
+        writer.write_table(FINDINGS, of_shard(FINDINGS, found["build"]))
+        lines = {f"{kind}_{name}": 0 for kind in STORED_BY_UNIT for name in ("offset", "length", "count")}
+        writer.commit(
+            table_of(
+                BUILD_COMMITS,
+                [{"unit": u, "fingerprint": f"built {u}" if u in ready else None, **lines} for u in inside],
+            )
+        )
+    lake.write(IDENTITIES, table_of(IDENTITIES, [{"dataset": dataset, **row} for row in identities]), dataset=dataset)
+    lake.write(SHEETS, table_of(SHEETS, [{"dataset": dataset, **row} for row in sheets]), dataset=dataset)
+    lake.write(INVENTORY, table_of(INVENTORY, files), dataset=dataset)

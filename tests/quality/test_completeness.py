@@ -8,8 +8,8 @@ import pytest
 
 from dicom_etl.lake.schemas import COMPLETENESS
 from dicom_etl.quality.completeness import completeness
-from dicom_etl.quality.states import opened
-from tests.quality.lakes import CT, ENHANCED_MR, MR, NOBODYS_CLASS, header_rows, occurrences_of, tag_profile_rows
+from dicom_etl.quality.occurrences import GROUPS
+from tests.quality.lakes import CT, ENHANCED_MR, MR, NOBODYS_CLASS, database_of, header_rows
 
 NAME, BODY_PART, KVP, ECHO_TIME, LATERALITY = "00100010", "00180015", "00180060", "00180081", "00200060"
 STATION, STUDY_DATE, SERIES_CODE, OVERLAY_ROWS = "00081010", "00080020", "0008103F", "60020010"
@@ -52,8 +52,8 @@ COUNTS = ("applicable", "unknown", "absent", "empty", "unusable", "filled", "som
 
 @pytest.fixture(scope="module")
 def table() -> pa.Table:
-    with opened(occurrences_of(header_rows(*ROWS)), tag_profile_rows(TAG_PROFILES)) as states:
-        return completeness("d", states)
+    with database_of(header_rows(*ROWS), TAG_PROFILES, {**GROUPS, "subject": "subject"}) as database:
+        return completeness("d", database)
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +157,8 @@ def test_groups(found: dict[Any, Any]) -> None:
 
 def test_a_series_counts_in_each_group_that_it_lies_in() -> None:
     rows = [row(2, "S", "A", CT, Manufacturer=maker, PatientName="Doe^J") for maker in ("ONE", "TWO")]
-    with opened(occurrences_of(header_rows(*rows)), tag_profile_rows(TAG_PROFILES)) as states:
-        table = completeness("d", states).to_pylist()
+    with database_of(header_rows(*rows), TAG_PROFILES) as database:
+        table = completeness("d", database).to_pylist()
     names = {
         (r["group_by"], r["group"]): r["n_filled"]
         for r in table
@@ -169,14 +169,14 @@ def test_a_series_counts_in_each_group_that_it_lies_in() -> None:
 
 def test_instances_without_a_series_count_as_instances_alone() -> None:
     rows = [row(2, "S", "A", CT, PatientName="Doe^J") | {"SeriesInstanceUID": None}]
-    with opened(occurrences_of(header_rows(*rows)), tag_profile_rows(TAG_PROFILES)) as states:
-        levels = {r["level"] for r in completeness("d", states).to_pylist()}
+    with database_of(header_rows(*rows), TAG_PROFILES) as database:
+        levels = {r["level"] for r in completeness("d", database).to_pylist()}
     assert levels == {"instance", "study"}
 
 
 def test_a_dataset_without_instances_has_no_rows() -> None:
-    with opened(occurrences_of(header_rows()), tag_profile_rows({})) as states:
-        assert completeness("d", states).num_rows == 0
+    with database_of(header_rows()) as database:
+        assert completeness("d", database).num_rows == 0
 
 
 def test_arithmetic(table: pa.Table) -> None:

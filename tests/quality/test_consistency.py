@@ -1,27 +1,49 @@
 """Folders, sheets and headers against each other."""
 
 import datetime
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pytest
 
+from dicom_etl.lake.schemas import SHEETS
 from dicom_etl.quality.checks import Measure
-from dicom_etl.quality.consistency import Judged, Sheets, consistency, sheets_of
-from dicom_etl.quality.facts import FACT_COLUMNS, by_series, by_study
+from dicom_etl.quality.consistency import consistency
+from dicom_etl.quality.sheets import create_sheets, sample_matches, subject_matches
+from dicom_etl.quality.terms import create_terms
+from tests.quality.lakes import Row, database_of, header_rows, table_of
 
 
-def fact(study: str, series: str, n: int = 1, **values: Any) -> dict[str, Any]:
-    row = dict.fromkeys(FACT_COLUMNS) | {"unit": "sub-1", "subject": "sub-1", "n": n, **values}
-    return row | {"StudyInstanceUID": study, "SeriesInstanceUID": series}
+class Judged(NamedTuple):
+    """Measures and findings, and what the report notes of subjects."""
+
+    measures: list[Measure]
+    findings: list[Row]
+    notes: dict[str, str]
 
 
-NO_SHEETS = Sheets()
+def fact(study: str | None, series: str, n: int = 1, **values: Any) -> list[Row]:
+    """Header rows of `n` instances."""
+    row = {"unit": "sub-1", "subject": "sub-1", "StudyInstanceUID": study, "SeriesInstanceUID": series, **values}
+    return [{**row, "path": str(number)} for number in range(n)]
 
 
-def judge(*rows: Mapping[str, Any], folders: Any = (), sheets: Sheets = NO_SHEETS, as_of: Any = None) -> Judged:
-    studies = by_study(rows)
-    return consistency("d", studies, by_series(studies), folders, sheets, as_of)
+def judge(*facts: list[Row], folders: Any = (), sheets: list[Row] | None = None, as_of: Any = None) -> Judged:
+    places = pa.Table.from_pylist(
+        [{"subject": subject, "sample": sample} for subject, sample in folders],
+        schema=pa.schema([("subject", pa.string()), ("sample", pa.string())]),
+    )
+    with database_of(header_rows(*(row for rows in facts for row in rows))) as database:
+        create_terms(database)
+        create_sheets(database, [places], [table_of(SHEETS, sheets or [])])
+        judgements = (
+            subject_matches(database, "d"),
+            sample_matches(database, "d"),
+            consistency(database, "d", as_of),
+        )
+        notes = {row["subject"]: row["note"] for row in database.rows("FROM subject_notes")}
+    measures = [measure for some, _ in judgements for measure in some]
+    return Judged(measures, [row for _, tables in judgements for found in tables for row in found.to_pylist()], notes)
 
 
 def verdict(judged: Judged, check: str, level: str | None = None) -> tuple[int, int, str]:
@@ -40,40 +62,42 @@ def cell(sheet: str, field: str, value: str, subject: str | None = None, sample:
 
 
 def test_sheets() -> None:
-    sheets = sheets_of(
-        [
-            cell("dataset_description", "title", "x"),
-            cell("subjects", "subject id", "sub-1", "sub-1"),
-            cell("subjects", "pool id", "pool-1", "sub-1"),
-            cell("subjects", "subject id", "sub-2", "sub-2"),
-            cell("subjects", "metadata only", "TRUE", "sub-2"),
-            cell("samples", "sample id", "sam-1", "sub-1", "sam-1"),
-            cell("samples", "metadata only", "FALSE", "sub-1", "sam-1"),
-        ]
-    )
-    assert sheets.subjects == {"sub-1", "sub-2"}
-    assert sheets.pools == {"pool-1"}
-    assert sheets.samples == {("sub-1", "sam-1")}
-    assert sheets.metadata_only == {("sub-2", None)}
-    assert (sheets.has_subjects, sheets.has_samples) == (True, True)
+    cells = [
+        cell("dataset_description", "title", "x"),
+        cell("subjects", "subject id", "sub-1", "sub-1"),
+        cell("subjects", "pool id", "pool-1", "sub-1"),
+        cell("subjects", "subject id", "sub-2", "sub-2"),
+        cell("subjects", "metadata only", "TRUE", "sub-2"),
+        cell("samples", "sample id", "sam-1", "sub-1", "sam-1"),
+        cell("samples", "metadata only", "FALSE", "sub-1", "sam-1"),
+    ]
+    with database_of(header_rows()) as database:
+        create_sheets(database, [], [table_of(SHEETS, cells)])
+        tables = {
+            name: {tuple(row.values()) for row in database.rows(f"FROM {name}")}
+            for name in ("sheet_subjects", "sheet_pools", "sheet_samples", "metadata_only", "sheets")
+        }
+    assert tables["sheet_subjects"] == {("sub-1",), ("sub-2",)}
+    assert tables["sheet_pools"] == {("pool-1",)}
+    assert tables["sheet_samples"] == {("sub-1", "sam-1")}
+    assert tables["metadata_only"] == {("sub-2", None)}
+    assert {("subjects",), ("samples",)} <= tables["sheets"]
 
 
 def test_subjects_of_sheet_and_folders() -> None:
-    sheets = Sheets(
-        subjects=frozenset({"sub-1", "sub-2", "sub-3"}),
-        pools=frozenset({"pool-1"}),
-        metadata_only=frozenset({("sub-3", None)}),
-        has_subjects=True,
-    )
+    sheets = [
+        *(cell("subjects", "subject id", subject, subject) for subject in ("sub-1", "sub-2", "sub-3")),
+        cell("subjects", "pool id", "pool-1", "sub-1"),
+        cell("subjects", "metadata only", "yes", "sub-3"),
+    ]
     judged = judge(folders=[("sub-1", None), ("sub-9", "sam-1"), ("pool-1", None)], sheets=sheets)
     # sub-1, sub-3 (no folder is meant), pool-1 pass; sub-2 has no folder, sub-9 no row
     assert verdict(judged, "subjects-match") == (3, 2, "warn")
-    assert {(f.code, f.subject) for f in judged.findings} == {
+    assert {(f["code"], f["subject"]) for f in judged.findings} == {
         ("subject-not-in-tree", "sub-2"),
         ("subject-not-in-sheet", "sub-9"),
     }
-    own = {m.group: m.reason for m in judged.measures if m.group_by == "subject" and m.reason}
-    assert own == {"sub-2": "row without a folder", "sub-9": "folder without a row in the sheet"}
+    assert judged.notes == {"sub-2": "row without a folder", "sub-9": "folder without a row in the sheet"}
 
 
 def test_without_a_sheet_there_is_nothing_to_judge() -> None:
@@ -84,17 +108,17 @@ def test_without_a_sheet_there_is_nothing_to_judge() -> None:
 
 
 def test_samples_are_those_of_their_subject() -> None:
-    sheets = Sheets(samples=frozenset({("sub-1", "sam-1"), ("sub-2", "sam-2")}), has_samples=True)
+    sheets = [cell("samples", "sample id", f"sam-{n}", f"sub-{n}", f"sam-{n}") for n in (1, 2)]
     judged = judge(folders=[("sub-1", "sam-1"), ("sub-2", "sam-1")], sheets=sheets)
     assert verdict(judged, "samples-match") == (1, 2, "fail")
-    assert {(f.code, f.subject, f.sample) for f in judged.findings} == {
+    assert {(f["code"], f["subject"], f["sample"]) for f in judged.findings} == {
         ("sample-not-in-sheet", "sub-2", "sam-1"),
         ("sample-not-in-tree", "sub-2", "sam-2"),
     }
 
 
 def test_a_sheet_without_subjects_names_samples_of_the_dataset() -> None:
-    sheets = Sheets(samples=frozenset({(None, "sam-1"), (None, "sam-2")}), has_samples=True)
+    sheets = [cell("samples", "sample id", f"sam-{n}", None, f"sam-{n}") for n in (1, 2)]
     judged = judge(folders=[("sub-1", "sam-1")], sheets=sheets)
     assert verdict(judged, "samples-match") == (1, 1, "warn")
 
@@ -108,8 +132,9 @@ def test_numbers_are_compared_with_what_was_counted() -> None:
     assert verdict(judged, "counts-agree", "study") == (1, 0, "pass")
     assert verdict(judged, "counts-agree", "series") == (1, 1, "warn")
     (found,) = judged.findings
-    assert (found.code, found.series_uid, found.value) == ("count-disagrees", "B", "5")
-    assert found.message == "NumberOfSeriesRelatedInstances says 5; 1 counted"
+    assert (found["code"], found["series_uid"], found["value"]) == ("count-disagrees", "B", "5")
+    assert (found["unit"], found["subject"], found["study_uid"]) == ("sub-1", "sub-1", "S")
+    assert found["message"] == "NumberOfSeriesRelatedInstances says 5; 1 counted"
 
 
 def test_modalities_and_body_parts_are_terms() -> None:
@@ -120,7 +145,7 @@ def test_modalities_and_body_parts_are_terms() -> None:
     )
     assert verdict(judged, "modality-known") == (1, 1, "fail")
     assert verdict(judged, "body-part-known") == (1, 1, "warn")
-    assert [f.value for f in judged.findings] == ["XYZ"]
+    assert [f["value"] for f in judged.findings] == ["XYZ"]
     assert {m.reason for m in judged.measures if m.check == "body-part-known"} == {None, "MAMMA"}
 
 
@@ -148,4 +173,30 @@ def test_nobody_is_born_after_the_study() -> None:
 
 
 def test_rows_of_no_study_are_left_out() -> None:
-    assert by_study([fact("S", "A"), {**fact("", "B"), "StudyInstanceUID": None}])[0].instances == 1
+    judged = judge(fact("S", "A", Modality="MR"), fact(None, "B", Modality="XYZ"))
+    assert verdict(judged, "modality-known") == (1, 0, "pass")
+
+
+def test_a_finding_names_the_first_unit_of_its_entity() -> None:
+    rows = [fact("S", "A", unit=unit, subject=unit, Modality="XYZ") for unit in ("sub-2", "sub-1")]
+    (found,) = judge(*rows).findings
+    assert (found["unit"], found["subject"], found["count"]) == ("sub-1", "sub-1", 1)
+
+
+def test_numbers_that_instances_do_not_agree_on_are_named() -> None:
+    rows = [fact("S", "A", NumberOfSeriesRelatedInstances=number) for number in (10, 2)]
+    (found,) = judge(*rows).findings
+    assert found["message"] == "NumberOfSeriesRelatedInstances says 2 and 10; 2 counted"
+
+
+def test_metadata_only_samples_need_no_folder() -> None:
+    sheets = [
+        cell("samples", "sample id", "sam-1", "sub-1", "sam-1"),
+        cell("samples", "metadata only", "1", "sub-1", "sam-1"),
+        cell("samples", "sample id", "sam-2", "sub-2", "sam-2"),
+        cell("subjects", "metadata only", "true", "sub-2"),
+        cell("samples", "sample id", "sam-3", "sub-3", "sam-3"),
+    ]
+    judged = judge(sheets=sheets)
+    assert verdict(judged, "samples-match") == (2, 1, "warn")
+    assert [f["sample"] for f in judged.findings if f["code"] == "sample-not-in-tree"] == ["sam-3"]

@@ -1,4 +1,4 @@
-"""Lakes as the build stage leaves them, written by hand: resources, identities, and the commit of each unit."""
+"""Lakes as the build stage leaves them, written by hand: resources, identities, and the commit of each shard."""
 
 from __future__ import annotations
 
@@ -9,16 +9,31 @@ from typing import Any
 
 import orjson
 
-from dicom_etl.findings import findings_table
+from dicom_etl.construction.assembly import Stored, commit_rows
+from dicom_etl.construction.pieces import UnitLines
 from dicom_etl.identity.ids import resource_id
+from dicom_etl.lake.commits import digest_of
 from dicom_etl.lake.fingerprints import fingerprint
-from dicom_etl.lake.schemas import FINDINGS, IDENTITIES, OUTCOMES, RESOURCES, SHARED_OUTCOMES, place
+from dicom_etl.lake.schemas import (
+    ENDPOINT,
+    FHIR_ELEMENTS,
+    FINDINGS,
+    IDENTITIES,
+    OUTCOMES,
+    RESOURCE_TYPES,
+    SHARED_OUTCOMES,
+    STORED_BY_UNIT,
+    place,
+)
+from dicom_etl.lake.shard_writer import ShardWriter
+from dicom_etl.lake.shards import shard_of
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.naming import server_name
 from dicom_etl.settings import FhirSettings, Settings
 
 Resource = dict[str, Any]
 AUTHORITY = "urn:oid:1.2.3.4"
+SHARDS = 2  # so that the units of a dataset are in several files
 
 
 @dataclass(frozen=True)
@@ -132,31 +147,33 @@ class Site:
         self._clear(lake, dataset)
         rows = [self._identity(dataset, study) for study in studies]
         lake.write_rows(IDENTITIES, rows, dataset=dataset)
-        for unit in sorted({study.unit for study in studies}):
-            mine = [study for study in studies if study.unit == unit and study.state == "ok"]
-            patients = {self.patient_id(dataset, study): self.patient(dataset, study) for study in mine}
-            resources: dict[str, list[Resource]] = {
-                "Patient": list(patients.values()),
-                "Endpoint": [self.endpoint(dataset)] if mine else [],
-                "ImagingStudy": [self.imaging_study(dataset, study) for study in mine],
-            }
-            for kind, content in resources.items():
-                lines = b"".join(orjson.dumps(resource) + b"\n" for resource in content)
-                lake.write_bytes(place(RESOURCES, type=kind, dataset=dataset, unit=unit), lines)
-            lake.write(
-                FINDINGS,
-                findings_table([]),
-                stage="build",
-                dataset=dataset,
-                unit=unit,
-                fingerprint=fingerprint(resources),
-            )
+        served = any(study.state == "ok" for study in studies)
+        if served:
+            lake.write_bytes(place(ENDPOINT, dataset=dataset), orjson.dumps(self.endpoint(dataset)) + b"\n")
+        units = {study.unit: self._lines(dataset, studies, study.unit) for study in studies}
+        for shard in sorted({shard_of(unit, SHARDS) for unit in units}):
+            own = {unit: units[unit] for unit in sorted(units) if shard_of(unit, SHARDS) == shard}
+            writer = ShardWriter(lake, "build", dataset, shard, SHARDS)
+            for kind in STORED_BY_UNIT:
+                writer.write_lines(kind, [lines[kind] for lines in own.values()])
+            for table in (FHIR_ELEMENTS, FINDINGS):
+                writer.write_table(table, [])
+            writer.commit(commit_rows([_stored(unit, lines) for unit, lines in own.items()]))
+
+    def _lines(self, dataset: str, studies: Sequence[Study], unit: str) -> dict[str, bytes]:
+        """The NDJSON of a unit by resource type."""
+        mine = [study for study in studies if study.unit == unit and study.state == "ok"]
+        patients = {self.patient_id(dataset, study): self.patient(dataset, study) for study in mine}
+        resources: dict[str, list[Resource]] = {
+            "Patient": list(patients.values()),
+            "ImagingStudy": [self.imaging_study(dataset, study) for study in mine],
+        }
+        return {kind: b"".join(orjson.dumps(line) + b"\n" for line in lines) for kind, lines in resources.items()}
 
     def _clear(self, lake: Lake, dataset: str) -> None:
-        folders = [f"fhir/{kind}/{dataset}" for kind in ("Patient", "Endpoint", "ImagingStudy")]
-        for folder in (*folders, f"findings/build/{dataset}"):
-            for name in lake.names(folder):
-                lake.remove(f"{folder}/{name}")
+        folders = [f"fhir/{kind}/{dataset}" for kind in RESOURCE_TYPES]
+        for folder in (f"commits/build/{dataset}", *folders, f"fhir_elements/{dataset}", f"findings/build/{dataset}"):
+            lake.remove_folder(folder)
 
     def _identity(self, dataset: str, study: Study) -> dict[str, Any]:
         system, value = self.identifier(dataset, study)
@@ -173,6 +190,11 @@ class Site:
             "owner": study.unit,
             "patient": self.patient_id(dataset, study),
         }
+
+
+def _stored(unit: str, lines: Mapping[str, bytes]) -> Stored:
+    where = {kind: UnitLines(0, len(text), text.count(b"\n"), digest_of(text)) for kind, text in lines.items()}
+    return Stored(unit, fingerprint(list(map(bytes.decode, lines.values()))), False, None, None, where)
 
 
 def new_lake(folder: Path) -> Lake:

@@ -15,6 +15,7 @@ import pydicom
 import pytest
 
 from dicom_etl.lake.schemas import FILES, INVENTORY, headers
+from dicom_etl.lake.shard_reader import read_unit
 from dicom_etl.sources import Entry, Scan, TreeSource, archives
 from tests.corpus import Tree, header, tree_of, write_instance
 from tests.sources.zips import DEFLATED, ENCRYPTED, WRITTEN, Member, write_zip
@@ -288,7 +289,7 @@ def pack(tree: Tree, *members: Member, later: int = 0) -> Path:
 
 
 def rows(tree: Tree) -> dict[str, dict[str, Any]]:
-    table = tree.lake.read(headers(), None, dataset="ds", unit="sub-1")
+    table = read_unit(tree.lake, headers(), dataset="ds", unit="sub-1")
     return {row["path"].removeprefix("primary/sub-1/"): row for row in table.to_pylist()}
 
 
@@ -297,7 +298,7 @@ def inventory(tree: Tree) -> dict[str, dict[str, Any]]:
 
 
 def kinds(tree: Tree) -> dict[str, tuple[str, str | None]]:
-    table = tree.lake.read(FILES, None, dataset="ds", unit="sub-1")
+    table = read_unit(tree.lake, FILES, dataset="ds", unit="sub-1")
     return {row["path"].rpartition("/")[2]: (row["kind"], row["reason"]) for row in table.to_pylist()}
 
 
@@ -328,7 +329,7 @@ def test_what_an_archive_of_zipfile_holds_is_read(tree: Tree, tmp_path: Path) ->
         archive.write(plain, "sam-1/1.dcm")
     tree.crawl()
     tree.extract()
-    (row,) = tree.lake.read(headers(), None, dataset="ds", unit="sub-1").to_pylist()
+    (row,) = read_unit(tree.lake, headers(), dataset="ds", unit="sub-1").to_pylist()
     assert (row["subject"], row["sample"], row["PatientID"]) == ("sub-1", "sam-1", "P-9")
 
 

@@ -24,7 +24,7 @@ def happened(event: str) -> None:
 
 
 def rename(self: Path, target: Path, real=Path.replace) -> Path:
-    place = "/".join(target.parts[-3:])
+    place = "/".join(target.parts[-4:])
     happened(f"before {place}")
     moved = real(self, target)
     happened(f"after {place}")

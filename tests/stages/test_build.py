@@ -1,18 +1,24 @@
 """build: whose the studies of a dataset are, which units are made, and what is made again."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from dicom_etl.engine import Engine
 from dicom_etl.fhir.checks import errors
+from dicom_etl.lake.commits import DamagedShardError, read_commits
 from dicom_etl.lake.locks import LockHeldError
-from dicom_etl.lake.schemas import FILES, FINDINGS, IDENTITIES, RESOURCE_TYPES, RESOURCES, place
+from dicom_etl.lake.schemas import DATASET_FINDINGS, IDENTITIES, RESOURCE_TYPES, STORED_BY_UNIT
+from dicom_etl.lake.shard_writer import ShardWriter
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import FhirSettings, Settings, SettingsError
 from dicom_etl.sources import SourceError
 from dicom_etl.stages.build import build
+from dicom_etl.stages.extract import extract
 from tests.corpus import Tree, tree_of, uid, write_sheet
 
 SITE = "https://dicom-etl.local"
@@ -129,7 +135,7 @@ def test_processes_make_the_same_bytes_as_one(tree: Tree, tmp_path: Path, monkey
     again = Tree(tree.root, Lake(str(tmp_path / "other"), lock_wait=0).open(), tree.name)
     again.crawl()
     again.extract()
-    monkeypatch.setattr("dicom_etl.stages.build._FEW_ROWS", 0)
+    monkeypatch.setattr("dicom_etl.stages.build._SHORT", 0)
     build(again.source, again.lake, again.settings, again.configured, Engine("processes", 2))
     assert content(again.lake) == content(tree.lake)
 
@@ -156,7 +162,7 @@ def test_a_study_with_two_patient_ids_is_held_and_said(tree: Tree) -> None:
     built = tree.run()
     assert (built.studies, built.held) == (1, 1)
     assert rules(tree)["sub-1"][2] == "held"
-    assert [tree.resources(kind, "sub-1") for kind in RESOURCE_TYPES] == [[], [], []]
+    assert [tree.resources(kind, "sub-1") for kind in STORED_BY_UNIT] == [[], []]
     assert [(f["code"], f["study_uid"]) for f in tree.findings("build", "sub-1")] == [
         ("study-two-patients", uid("ds/sub-1"))
     ]
@@ -298,9 +304,9 @@ def test_only_the_subjects_that_are_asked_for_are_made(tree: Tree) -> None:
     tree.crawl()
     tree.extract()
     assert tree.build(subjects=["sub-2"]).units_made == 1
-    assert not tree.lake.exists("fhir/ImagingStudy/ds/sub-1.ndjson")
+    assert tree.resources("ImagingStudy", "sub-1") == []
     assert tree.build().units_made == 1
-    assert tree.lake.exists("fhir/ImagingStudy/ds/sub-1.ndjson")
+    assert len(tree.resources("ImagingStudy", "sub-1")) == 1
 
 
 def test_a_new_file_makes_its_unit_alone(tree: Tree) -> None:
@@ -350,10 +356,10 @@ def test_another_setting_makes_nothing(tree: Tree, change: dict[str, Any]) -> No
     assert tree.build().units_made == 0
 
 
-def test_another_address_of_the_images_makes_all_units(tree: Tree) -> None:
+def test_another_address_of_the_images_makes_the_endpoint_alone(tree: Tree) -> None:
     tree.run()
     tree.dataset_settings = {"endpoint": "https://pacs.example/rs"}
-    assert tree.build().units_made == 2
+    assert tree.build().units_made == 0
     assert tree.resources("Endpoint", "sub-1")[0]["address"] == "https://pacs.example/rs"
 
 
@@ -425,13 +431,11 @@ def test_the_resources_of_a_unit_that_is_gone_vanish(tree: Tree) -> None:
     tree.run()
     (tree.root / "primary/sub-2/sam-1/1.dcm").unlink()
     tree.run(accept_vanished=True)
-    left = [path for path in content(tree.lake) if path.startswith(("fhir/", "findings/build/ds/"))]
-    assert left == [
-        "fhir/Endpoint/ds/sub-1.ndjson",
-        "fhir/ImagingStudy/ds/sub-1.ndjson",
-        "fhir/Patient/ds/sub-1.ndjson",
-        "findings/build/ds/sub-1.parquet",
-    ]
+    (commit,) = read_commits(tree.lake, "build", "ds").values()
+    assert list(commit.rows) == ["sub-1"]
+    assert [tree.resources(kind, "sub-2") for kind in STORED_BY_UNIT] == [[], []]
+    assert len(tree.lake.read_bytes("fhir/ImagingStudy/ds/0000.ndjson").splitlines()) == 1
+    assert tree.findings("build", "sub-2") == []
     assert list(rules(tree)) == ["sub-1"]
 
 
@@ -442,51 +446,140 @@ class _KilledError(BaseException):
     """As a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("last", [*RESOURCE_TYPES, "findings"])
-def test_a_build_that_is_killed_is_completed_by_the_next(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch, last: str
+def changed_zone(tree: Tree, **settings: str) -> Tree:
+    """The same dataset in a new lake, built with these settings."""
+    whole = Tree(tree.root, Lake(f"{tree.lake.root}-2", lock_wait=0).open(), "ds", dataset_settings=settings)
+    whole.run()
+    return whole
+
+
+@pytest.mark.parametrize("moment", ["Patient", "ImagingStudy", "fhir_elements", "findings", "commit"])
+def test_a_build_that_is_killed_before_its_commit_leaves_the_shard_and_is_completed_by_the_next(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     tree.run()
+    before = content(tree.lake)
     tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
-    write = Lake._replacing
 
-    def killed_at(lake: Lake, place_: str) -> Any:
-        if last in place_ and place_.endswith(("sub-1.ndjson", "sub-1.parquet")):
-            raise _KilledError
-        return write(lake, place_)
+    def killed_at(name: str, method: Callable[..., None]) -> Callable[..., None]:
+        def write(writer: ShardWriter, kind: Any, *args: Any) -> None:
+            if moment in (name, kind, getattr(kind, "name", None)):
+                raise _KilledError
+            method(writer, kind, *args)
+
+        return write
+
+    with monkeypatch.context() as patch:
+        for name in ("write_lines", "write_table", "commit"):
+            patch.setattr(ShardWriter, name, killed_at(name, getattr(ShardWriter, name)))
+        with pytest.raises(_KilledError):
+            tree.build()
+    shown = {path: bytes_ for path, bytes_ in content(tree.lake).items() if "/." not in path and path[0] != "."}
+    # the findings of the dataset no longer say that all is of one state
+    stated = "findings/build/ds/dataset.parquet"
+    assert {path: bytes_ for path, bytes_ in shown.items() if path != stated} == {
+        path: bytes_ for path, bytes_ in before.items() if path != stated
+    }
+    assert tree.lake.fingerprint(DATASET_FINDINGS, stage="build", dataset="ds") == ""
+    assert tree.build().units_made == 2
+    assert content(tree.lake) == content(changed_zone(tree, **tree.dataset_settings).lake)
+
+
+@pytest.mark.parametrize("writes", range(1, 6))
+def test_after_a_kill_the_former_settings_give_the_former_resources(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    tree.run()
+    before = content(tree.lake)
+    former = tree.dataset_settings
+    tree.dataset_settings = {"time_zone": "Pacific/Auckland", "endpoint": "https://pacs.example/rs"}
+    write = Lake._replacing
+    written: list[str] = []
+
+    def killed_at(lake: Lake, place_: str, **options: Any) -> Any:
+        if not place_.startswith(".pieces"):
+            if len(written) == writes:
+                raise _KilledError
+            written.append(place_)
+        return write(lake, place_, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Lake, "_replacing", killed_at)
+        with suppress(_KilledError):
+            tree.build()
+    tree.dataset_settings = former
+    tree.build()
+    assert content(tree.lake) == before
+
+
+@pytest.mark.parametrize("renames", range(5))
+def test_a_build_that_is_killed_between_the_renames_of_its_commit_is_completed_by_the_next(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    tree.run()
+    tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
+    replace = Path.replace
+    done: list[Path] = []
+
+    def dying(path: Path, target: Path) -> Path:
+        if path.name.endswith((".new", "0000.parquet.pending")):
+            if len(done) == renames:
+                raise _KilledError
+            done.append(path)
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
         with pytest.raises(_KilledError):
             tree.build()
-    assert not tree.lake.exists(FINDINGS.path(stage="build", dataset="ds", unit="sub-1"))
-    assert tree.build().units_made == 2
-    whole = Tree(
-        tree.root, Lake(f"{tree.lake.root}-2", lock_wait=0).open(), "ds", dataset_settings=tree.dataset_settings
-    )
-    whole.run()
-    assert content(tree.lake) == content(whole.lake)
+    assert tree.build().units_made == 0
+    assert content(tree.lake) == content(changed_zone(tree, **tree.dataset_settings).lake)
 
 
-def test_a_unit_without_the_commit_is_made_again(tree: Tree) -> None:
+def test_units_without_a_commit_are_made_again(tree: Tree) -> None:
     tree.run()
-    tree.lake.remove(FINDINGS.path(stage="build", dataset="ds", unit="sub-2"))
-    assert tree.build().units_made == 1
+    before = content(tree.lake)
+    tree.lake.remove("commits/build/ds/0000.parquet")
+    assert tree.build().units_made == 2
+    assert content(tree.lake) == before
 
 
 @pytest.mark.parametrize("kind", RESOURCE_TYPES)
-def test_a_unit_that_lacks_a_file_of_resources_is_made_again(tree: Tree, kind: str) -> None:
+def test_a_lost_file_of_resources_is_made_again(tree: Tree, kind: str) -> None:
     tree.run()
-    tree.lake.remove(place(RESOURCES, type=kind, dataset="ds", unit="sub-2"))
-    assert tree.build().units_made == 1
-    assert len(tree.resources(kind, "sub-2")) == 1
+    before = content(tree.lake)
+    tree.lake.remove(f"fhir/{kind}/ds/0000.ndjson")
+    tree.build()
+    assert content(tree.lake) == before
 
 
-def test_a_unit_that_has_to_be_extracted_again_keeps_its_resources_and_its_part_in_the_identities(tree: Tree) -> None:
+def test_a_line_that_was_altered_is_named_and_made_again(tree: Tree) -> None:
     tree.run()
-    tree.lake.remove(FILES.path(dataset="ds", unit="sub-2"))  # as an extraction with force that was killed
-    assert (tree.build().units, tree.build().units_made) == (2, 0)
-    assert len(tree.resources("ImagingStudy", "sub-2")) == 1
+    before = content(tree.lake)
+    path = Path(tree.lake.root, "fhir/ImagingStudy/ds/0000.ndjson")
+    path.write_bytes(path.read_bytes().replace(b"2024-01-05", b"2024-01-06", 1))
+    with pytest.raises(
+        DamagedShardError,
+        match=r"^fhir/ImagingStudy/ds/0000\.ndjson.* does not match its commit",
+    ):
+        tree.resources("ImagingStudy", "sub-1")
+    tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")  # its shard is written again
+    assert tree.run().units_made == 2
+    (tree.root / "primary/sub-2/sam-1/2.dcm").unlink()
+    tree.run(accept_vanished=True)
+    assert content(tree.lake) == before
+
+
+def test_a_unit_that_fails_to_be_extracted_again_keeps_its_resources_and_its_part_in_the_identities(tree: Tree) -> None:
+    tree.run()
+    tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")
+    tree.crawl()
+    failing = Mock(wraps=tree.source, dataset="ds", location=tree.source.location)
+    failing.open.side_effect = RuntimeError("something nobody thought of")
+    assert extract(failing, tree.lake, Engine()).units_failed == 1
+    built = tree.build()
+    assert (built.units, built.units_made) == (2, 0)
+    assert study_of(tree, "sub-2")["numberOfInstances"] == 1
     assert set(rules(tree)) == {"sub-1", "sub-2"}
 
 
@@ -543,7 +636,7 @@ def with_corrections(tree: Tree, *lines: dict[str, str]) -> None:
 
 def test_a_body_site_is_added_to_a_whole_dataset_with_a_trace(tree: Tree) -> None:
     tree.run()
-    before = {unit: tree.lake.read_bytes(f"headers/ds/{unit}.parquet") for unit in ("sub-1", "sub-2")}
+    before = tree.lake.read_bytes("headers/ds/0000.parquet")
     with_corrections(tree, {"dataset": "ds", "tag": "BodyPartExamined", "value": "HEART", "why": "all are hearts"})
     assert tree.build().units_made == 2
     for unit in ("sub-1", "sub-2"):
@@ -555,7 +648,7 @@ def test_a_body_site_is_added_to_a_whole_dataset_with_a_trace(tree: Tree) -> Non
         assert "line 2" in told["message"]
         assert "all are hearts" in told["message"]
         assert errors(study) == []
-        assert tree.lake.read_bytes(f"headers/ds/{unit}.parquet") == before[unit]
+    assert tree.lake.read_bytes("headers/ds/0000.parquet") == before
 
 
 def test_a_correction_of_one_subject_makes_that_subject_alone(tree: Tree) -> None:
@@ -678,7 +771,7 @@ def test_one_subject_alone_leaves_what_was_said_of_the_others(tree: Tree, monkey
     tree.crawl()
     tree.extract()
     with monkeypatch.context() as patch:
-        patch.setattr("dicom_etl.stages.resources._tell_persons", _fails_for_sub_1)
+        patch.setattr("dicom_etl.construction.resources._report_persons", _fails_for_sub_1)
         tree.build()
     tree.build(subjects=["sub-2"], force=True)
     assert tree.codes("build") == ["build-failed"]
@@ -689,7 +782,7 @@ def test_a_unit_that_fails_fails_alone_and_keeps_what_it_had(tree: Tree, monkeyp
     before = study_of(tree, "sub-1")
     tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
     with monkeypatch.context() as patch:
-        patch.setattr("dicom_etl.stages.resources._tell_persons", _fails_for_sub_1)
+        patch.setattr("dicom_etl.construction.resources._report_persons", _fails_for_sub_1)
         built = tree.build()
     assert (built.units_made, built.units_failed) == (1, 1)
     assert study_of(tree, "sub-1") == before
@@ -707,7 +800,7 @@ def _fails_for_sub_1(_people: object, here: Any) -> None:
 
 def test_a_resource_that_is_not_valid_is_not_written_and_said(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "dicom_etl.stages.resources.errors",
+        "dicom_etl.construction.resources.errors",
         lambda resource, _version: ["it is odd"] * (resource["resourceType"] == "ImagingStudy"),
     )
     tree.run()
@@ -723,7 +816,7 @@ def test_progress_counts_the_rows_of_the_units_that_are_made(tree: Tree) -> None
     tree.extract()
     seen: list[tuple[str, int, int]] = []
     tree.build(progress=lambda what, done, total: seen.append((what, done, total)))
-    assert seen == [("build ds", 1, 3), ("build ds", 3, 3)]
+    assert seen == [("build ds", 3, 3)]
 
 
 def test_a_series_in_two_studies_is_said(tree: Tree) -> None:

@@ -14,7 +14,10 @@ import pytest
 
 from dicom_etl.engine import Engine
 from dicom_etl.headers.tag_profile import EMPTY, FILLED
+from dicom_etl.lake.commits import read_commits
 from dicom_etl.lake.schemas import FILES, TAG_PROFILES, Table, headers
+from dicom_etl.lake.shard_reader import read_unit
+from dicom_etl.lake.shard_writer import ShardWriter
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Entry, Scan, Source, SourceError
 from dicom_etl.stages.crawl import crawl
@@ -70,12 +73,21 @@ def again(tree: Tree, source: Watched, **options: Any) -> Extracted:
 
 
 def table(tree: Tree, kind: Table, unit: str) -> list[dict[str, Any]]:
-    return tree.lake.read(kind, dataset=tree.name, unit=unit).to_pylist()
+    if kind is not TAG_PROFILES:
+        return read_unit(tree.lake, kind, dataset=tree.name, unit=unit).to_pylist()
+    used = {row["tag_profile"] for row in table(tree, headers(), unit)}
+    return [row for row in whole(tree, TAG_PROFILES) if row["tag_profile"] in used]
+
+
+def whole(tree: Tree, kind: Table) -> list[dict[str, Any]]:
+    """The rows of a table of all shards."""
+    shards = read_commits(tree.lake, "extract", tree.name)
+    return [row for shard in shards for row in tree.lake.read(kind, dataset=tree.name, shard=shard).to_pylist()]
 
 
 def rows(tree: Tree, unit: str = "sub-1") -> dict[str, dict[str, Any]]:
     """The header rows of a unit by path below primary/."""
-    found = rows_by(tree.lake.read(headers(), None, dataset=tree.name, unit=unit), "path")
+    found = rows_by(read_unit(tree.lake, headers(), dataset=tree.name, unit=unit), "path")
     return {path.removeprefix("primary/"): row for path, row in found.items()}
 
 
@@ -92,7 +104,7 @@ def codes(tree: Tree, unit: str | None = "sub-1") -> list[str]:
 def snapshot(lake: Lake, *folders: str) -> dict[str, bytes]:
     """The files of the lake below some folders."""
     root = Path(lake.root)
-    wanted = folders or ("headers", "tag_profiles", "files", "findings/extract")
+    wanted = folders or ("headers", "tag_profiles", "files", "findings/extract", "commits/extract")
     found = (path for folder in wanted for path in sorted((root / folder).rglob("*")) if path.is_file())
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
@@ -408,7 +420,7 @@ def test_of_some_subjects_only_their_files_are_opened(extracted: Tree) -> None:
 
 
 def test_rows_of_another_reader_are_not_taken_over(extracted: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicom_etl.stages.unit.READER_VERSION", -1)
+    monkeypatch.setattr("dicom_etl.extraction.reading.READER_VERSION", -1)
     assert len(run(extracted)[1]) == 4
 
 
@@ -418,55 +430,113 @@ def test_progress_is_told_in_files(tree: Tree) -> None:
     tree.write("sub-2/1.dcm")
     told: list[tuple[str, int, int]] = []
     run(tree, progress=lambda *said: told.append(said))
-    assert told == [("extract ds", 2, 3), ("extract ds", 3, 3)]
+    assert told == [("extract ds", 3, 3), ("write ds", 3, 3)]
 
 
 # -- the commit -------------------------------------------------------------------------------------------------------
 
 
-def test_files_is_written_last(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_of_a_shard_is_written_last(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    write = Lake.write
+    replace = Path.replace
 
-    def noting(lake: Lake, kind: Table, *args: Any, **names: Any) -> str:
-        order.append(kind.name)
-        return write(lake, kind, *args, **names)
+    def noting(path: Path, target: Path) -> Path:
+        order.append(path.name if path.name.endswith(".pending") else target.parent.parent.name)
+        return replace(path, target)
 
     tree.write("sub-1/1.dcm")
     tree.crawl()
-    monkeypatch.setattr(Lake, "write", noting)
+    monkeypatch.setattr(Path, "replace", noting)
     tree.extract()
-    assert order[:4] == ["findings", "tag_profiles", "headers", "files"]
+    shard = order.index(".0000.parquet.pending")
+    assert sorted(order[shard - 4 : shard]) == ["extract", "files", "headers", "tag_profiles"]
 
 
-@pytest.mark.parametrize("last", ["findings", "tag_profiles", "headers"])
-def test_a_run_that_dies_between_two_tables_is_completed_by_the_next(
-    extracted: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+@pytest.mark.parametrize("writes", [1, 2, 3, 4])
+def test_a_run_that_dies_while_it_writes_a_shard_leaves_it_as_it_was(
+    extracted: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
-    write = Lake.write
-
-    def dying(lake: Lake, kind: Table, *args: Any, **names: Any) -> str:
-        if len(written) and written[-1] == last:
-            raise KeyboardInterrupt
-        written.append(kind.name)
-        return write(lake, kind, *args, **names)
-
+    before = snapshot(extracted.lake)
+    write = ShardWriter.write_table
     written: list[str] = []
+
+    def dying(writer: ShardWriter, kind: Table, *args: Any) -> None:
+        write(writer, kind, *args)
+        written.append(kind.name)
+        if len(written) == writes:
+            raise KeyboardInterrupt
+
     touch(extracted.write("sub-1/a/2.dcm", StudyDescription="changed"))
     extracted.crawl()
     with monkeypatch.context() as patched:
-        patched.setattr(Lake, "write", dying)
+        patched.setattr(ShardWriter, "write_table", dying)
         with pytest.raises(KeyboardInterrupt):
             extracted.extract()
-    run(extracted)
+    shown = {name: content for name, content in snapshot(extracted.lake).items() if "/." not in name}
+    assert shown == before
+    assert run(extracted)[1] == []  # what was read is there
     assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
 
 
-def test_a_lost_table_is_made_again(extracted: Tree) -> None:
+@pytest.mark.parametrize("renames", range(6))
+def test_a_run_that_dies_between_the_renames_of_a_shard_is_completed_by_the_next(
+    extracted: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    replace = Path.replace
+    done: list[Path] = []
+
+    def dying(path: Path, target: Path) -> Path:
+        if path.name.endswith((".new", "0000.parquet.pending")):
+            if len(done) == renames:
+                raise KeyboardInterrupt
+            done.append(path)
+        return replace(path, target)
+
+    touch(extracted.write("sub-1/a/2.dcm", StudyDescription="changed"))
+    extracted.crawl()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", dying)
+        if renames < 5:
+            with pytest.raises(KeyboardInterrupt):
+                extracted.extract()
+        else:
+            extracted.extract()
+    assert run(extracted)[1] == []
+    assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["headers", "tag_profiles", "files", "findings/extract", "commits/extract"])
+def test_a_lost_table_is_made_again(extracted: Tree, name: str) -> None:
     before = snapshot(extracted.lake)
-    (Path(extracted.lake.root) / "tag_profiles/ds/sub-1.parquet").unlink()
+    (Path(extracted.lake.root) / name / "ds/0000.parquet").unlink()
     run(extracted)
     assert snapshot(extracted.lake) == before
+
+
+@pytest.mark.parametrize("name", ["headers", "files", "commits/extract"])
+def test_a_table_that_was_cut_off_is_made_again(extracted: Tree, name: str) -> None:
+    before = snapshot(extracted.lake)
+    path = Path(extracted.lake.root) / name / "ds/0000.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    run(extracted)
+    assert snapshot(extracted.lake) == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_a_damaged_shard_among_others_is_read_again(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr("dicom_etl.lake.shards.SHARD_ROWS", 2)
+    for number in range(1, 9):
+        tree.write(f"sub-{number}/1.dcm")
+    run(tree)
+    before = snapshot(tree.lake)
+    path = sorted((Path(tree.lake.root) / "headers/ds").iterdir())[0]
+    content = bytearray(path.read_bytes())
+    content = content[:-50] if damage == "truncate" else content.replace(b"ACME", b"ACMF")
+    path.write_bytes(content)
+    run(tree, force=damage == "flip")
+    assert snapshot(tree.lake) == before
 
 
 # -- the same bytes ---------------------------------------------------------------------------------------------------

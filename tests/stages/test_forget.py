@@ -17,9 +17,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from dicom_etl.identity.ids import resource_id
+from dicom_etl.lake.commits import read_commits
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.locks import LockHeldError
-from dicom_etl.lake.schemas import INVENTORY, OUTCOMES, SHARED_OUTCOMES, SHEETS, WITHDRAWN
+from dicom_etl.lake.schemas import (
+    COMMITS,
+    FHIR_ELEMENTS,
+    FILES,
+    INVENTORY,
+    OUTCOMES,
+    SHARED_OUTCOMES,
+    SHEETS,
+    STORED_BY_UNIT,
+    WITHDRAWN,
+    headers,
+)
+from dicom_etl.lake.shard_reader import read_lines, read_unit
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.naming import server_name
 from dicom_etl.settings import FhirSettings, Settings, SettingsError
@@ -152,6 +165,21 @@ def naming(lake: Lake, *terms: str) -> list[str]:
     return found
 
 
+def rows_of_unit(tree: Tree, unit: str) -> dict[str, Any]:
+    """All that the tables in shards have of a unit, without where it is in a file."""
+    where = {"dataset": tree.name, "unit": unit}
+    rows: dict[str, Any] = {
+        table.name: read_unit(tree.lake, table, **where).to_pylist() for table in (headers(), FILES, FHIR_ELEMENTS)
+    }
+    rows |= {stage: tree.findings(stage, unit) for stage in COMMITS}
+    rows |= {kind: read_lines(tree.lake, kind, **where) for kind in STORED_BY_UNIT}
+    assert all(rows[name] for name in ("headers", "files", "fhir_elements", "extract", *STORED_BY_UNIT))
+    commits = [commit.rows[unit] for stage in COMMITS for commit in read_commits(tree.lake, stage, tree.name).values()]
+    assert len(commits) == len(COMMITS)
+    offsets = {f"{kind}_offset" for kind in STORED_BY_UNIT}
+    return rows | {"commits": [{name: row[name] for name in row.keys() - offsets} for row in commits]}
+
+
 def content(lake: Lake) -> dict[str, str]:
     """The SHA-256 of every file of the lake but locks."""
     files = (path for path in sorted(Path(lake.root).rglob("*")) if path.is_file())
@@ -169,7 +197,7 @@ def test_a_subject_leaves_server_ledger_and_lake_and_nobody_else_does(house: Hou
     his = [house.study(tree, "bob"), house.patient(tree, "ID-BOB"), house.endpoint(tree)]
     assert house.status(*hers, *his) == [200] * 6
     assert len({line.partition(":")[0] for line in naming(house.lake, *of_ada(tree))}) > 15
-    before = content(house.lake)
+    before, his_rows = content(house.lake), rows_of_unit(tree, "sub-bob")
 
     done = house.forget(tree, "sub-ada")
 
@@ -179,11 +207,14 @@ def test_a_subject_leaves_server_ledger_and_lake_and_nobody_else_does(house: Hou
     assert house.status(*hers, *his) == [410] * 3 + [200] * 3
     assert naming(house.lake, *of_ada(tree)) == []
     after = content(house.lake)
-    assert {n for n in before if "sub-bob" in n and after.get(n) != before[n]} == set()
-    assert len([n for n in before if "sub-bob" in n]) > 8
+    assert rows_of_unit(tree, "sub-bob") == his_rows
     changed = {n for n, digest in after.items() if before.get(n) != digest}
     per_dataset = {f"{table}/{tree.name}.parquet" for table in ("inventory", "sheets", "identities", "withdrawn")}
-    assert changed == per_dataset | {f"findings/extract/{tree.name}.parquet"}  # of the UID that both had
+    shard = {f"{table}/{tree.name}/0000.parquet" for table in ("headers", "files", "tag_profiles", "fhir_elements")}
+    shard |= {f"{table}/{stage}/{tree.name}/0000.parquet" for table in ("findings", "commits") for stage in COMMITS}
+    shard |= {f"fhir/{kind}/{tree.name}/0000.ndjson" for kind in STORED_BY_UNIT}
+    of_dataset = {f"findings/extract/{tree.name}/dataset.parquet"}  # of the UID that both had
+    assert changed == per_dataset | shard | of_dataset
 
 
 def test_the_record_names_nobody_and_says_what_was_done(house: House) -> None:
@@ -456,7 +487,7 @@ def test_a_server_that_goes_away_in_the_middle_leaves_the_lake_for_the_next_call
     house.server.rule = goes_away
     cut = forget(tree.name, "sub-ada", house.lake, house.at(house.server.url, retry_seconds=0))
     assert cut.exit_code == 3
-    assert house.lake.exists(f"headers/{tree.name}/sub-ada.parquet")
+    assert read_unit(house.lake, headers(), dataset=tree.name, unit="sub-ada").num_rows == 3
     house.server.rule = lambda _: None
 
     assert house.forget(tree, "sub-ada").exit_code == 0
@@ -476,7 +507,7 @@ def test_a_server_that_forbids_deletions_is_told_and_the_lake_stays(house: House
 
     assert done.exit_code == 1
     assert "HTTP 405" in done.left[0]
-    assert house.lake.exists(f"headers/{tree.name}/sub-ada.parquet")
+    assert read_unit(house.lake, headers(), dataset=tree.name, unit="sub-ada").num_rows == 3
 
 
 def test_another_server_is_told_and_done_when_it_is_the_configured_one(house: House, hapi: HapiServer) -> None:
@@ -576,7 +607,13 @@ MOMENTS: dict[str, Callable[[list[str]], int]] = {
     "before the ledger": lambda events: first(events, "remove outcomes/"),
     "between ledger and record": lambda events: last(events, "before ", "withdrawn/"),
     "before the lake": lambda events: last(events, "after ", "withdrawn/"),
-    "between the unit's files": lambda events: first(events, "remove headers/"),
+    "before the new resources are named": lambda events: first(events, "before commits/build/", ".pending"),
+    "between the files of resources": lambda events: first(events, "before fhir/ImagingStudy/"),
+    "before the commit of resources": lambda events: last(events, "before commits/build/", ""),
+    "between resources and headers": lambda events: first(events, "before commits/extract/", ".pending"),
+    "between the header tables": lambda events: last(events, "before ", "/files/"),
+    "before the commit of headers": lambda events: last(events, "before commits/extract/", ""),
+    "before the inventory": lambda events: first(events, "before ", "inventory/"),
 }
 
 
@@ -627,7 +664,8 @@ def test_a_kill_at_any_moment_is_completed_by_the_next_call(moment: str, house: 
     [row] = house.record(tree)
     assert (row["imaging_studies"], row["patients"], row["left"]) == (2, 1, None)
     # no temporary file is left; the one that says that the dataset is on the server is meant to stay
-    assert {path.name for path in Path(house.lake.root).rglob(".*")} == {".here"}
+    hidden = (path for path in Path(house.lake.root).rglob("*") if "/." in path.as_posix() and path.is_file())
+    assert {path.name for path in hidden} == {".here"}
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 
 from dicom_etl.engine import Engine
-from dicom_etl.lake.schemas import FILES, headers
+from dicom_etl.extraction import pieces
+from dicom_etl.lake.schemas import EXTRACT_COMMITS, FILES, headers
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Entry, Scan, Source
-from dicom_etl.stages import chunks
 from dicom_etl.stages.crawl import crawl
 from dicom_etl.stages.extract import Extracted, extract
 from tests.corpus import Tree, lake_of, touch, tree_of, uid
@@ -27,7 +27,8 @@ from tests.stages.test_extract import Watched, again, raw, rows, run, snapshot
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "CHUNK_FILES", 4)
+    monkeypatch.setattr(pieces, "CHUNK_FILES", 4)
+    monkeypatch.setattr(pieces, "PIECE_FILES", 4)
 
 
 @pytest.fixture
@@ -47,14 +48,16 @@ def in_one_piece(tree: Tree, tmp_path: Path) -> dict[str, bytes]:
     lake = lake_of(tmp_path / "whole")
     crawl(tree.source, lake)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(chunks, "CHUNK_FILES", 5000)
+        patched.setattr(pieces, "CHUNK_FILES", 5000)
+        patched.setattr(pieces, "PIECE_FILES", 5000)
         extract(tree.source, lake, Engine())
     return snapshot(lake)
 
 
 def parts_of(lake: Lake) -> list[str]:
     """What waits, or was forgotten, in hidden places."""
-    return [str(path) for path in Path(lake.root).rglob(".*")]
+    found = (path.relative_to(lake.root) for path in Path(lake.root).rglob("*") if path.is_file())
+    return [str(path) for path in found if any(part.startswith(".") for part in path.parts)]
 
 
 # -- cutting ----------------------------------------------------------------------------------------------------------
@@ -62,7 +65,7 @@ def parts_of(lake: Lake) -> list[str]:
 
 def sizes(*paths: str) -> list[int]:
     entries = pa.table({"path": list(paths)})
-    return [chunk.num_rows for chunk in chunks._cut(entries)]
+    return [chunk.num_rows for chunk in pieces.cut_unit(entries)]
 
 
 def test_a_unit_is_cut_where_a_folder_ends(small_chunks: None) -> None:
@@ -154,10 +157,10 @@ def test_a_lake_that_is_no_folder_takes_large_units_too(tree: Tree) -> None:
     remote = Lake("memory://test-large-units/lake", tell=lambda _: None).open()
     crawl(tree.source, remote)
     extract(tree.source, remote, Engine())
-    for table in (headers(), FILES):
-        where = {"dataset": "ds", "unit": "sub-1"}
-        assert remote.read_bytes(table.path(**where)) == tree.lake.read_bytes(table.path(**where))
-    assert [path.name for path in remote.at("headers/ds").iterdir() if path.name.startswith(".")] == []
+    for table in (headers(), FILES, EXTRACT_COMMITS):
+        path = table.path(dataset="ds", shard=0)
+        assert remote.read_bytes(path) == tree.lake.read_bytes(path)
+    assert remote.names(".pieces/extract/ds") == []
 
 
 # -- incremental ------------------------------------------------------------------------------------------------------
@@ -217,9 +220,8 @@ def test_progress_is_told_per_chunk_and_for_the_join(tree: Tree) -> None:
         ("extract ds", 7, 16),  # b, and the first two of c
         ("extract ds", 11, 16),
         ("extract ds", 14, 16),
-        ("extract ds", 15, 16),  # sub-2
-        ("extract ds", 16, 16),
-        ("join ds", 13, 13),
+        ("extract ds", 16, 16),  # sub-2 and sub-3
+        ("write ds", 15, 15),
     ]
 
 
@@ -228,7 +230,7 @@ def test_progress_is_told_per_chunk_and_for_the_join(tree: Tree) -> None:
 
 def test_a_chunk_that_fails_fails_its_unit_alone_and_leaves_its_tables(tree: Tree, tmp_path: Path) -> None:
     run(tree)
-    before = {name: content for name, content in snapshot(tree.lake).items() if "sub-1" in name}
+    before = rows(tree)
     for name in ("sub-1/a/1", "sub-1/c/6", "sub-2/1"):
         touch(tree.root / f"primary/{name}.dcm")
     tree.crawl()
@@ -238,7 +240,7 @@ def test_a_chunk_that_fails_fails_its_unit_alone_and_leaves_its_tables(tree: Tre
 
     answer = again(tree, Watched(tree.source, before={"sub-1/c/6.dcm": fail}))
     assert (answer.units_made, answer.units_failed) == (1, 1)
-    assert {name: content for name, content in snapshot(tree.lake).items() if "sub-1" in name} == before
+    assert rows(tree) == before
     assert [(f["code"], f["unit"], f["message"]) for f in tree.findings("extract")] == [
         ("unit-failed", "sub-1", "RuntimeError: something nobody thought of")
     ]
@@ -256,7 +258,7 @@ def test_a_file_that_could_not_be_opened_is_tried_again_alone(tree: Tree, tmp_pa
 
 
 def test_parts_that_a_killed_run_left_are_removed_and_never_joined(tree: Tree, tmp_path: Path) -> None:
-    left = Path(tree.lake.root, "headers/ds/.sub-1.0123456789ab.parts/000000.headers.arrow")
+    left = Path(tree.lake.root, ".pieces/extract/ds/0123456789ab.headers")
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half a par")
     run(tree)

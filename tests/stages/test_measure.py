@@ -1,42 +1,99 @@
-"""measure on the example datasets: what it counts, when it does nothing, and that a kill leaves a redo."""
+"""measure: what it counts, over lakes written by hand and over the examples, and when it does nothing."""
 
-import shutil
+import cProfile
+import datetime
+import pstats
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, DATASET_FINDINGS, FINDINGS, MEASURES
+from dicom_etl.findings import finding, findings_table
+from dicom_etl.lake.commits import DamagedShardError
+from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, DATASET_FINDINGS, MEASURES, SHEETS
 from dicom_etl.lake.tables import Lake
+from dicom_etl.quality import header_rows
 from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
 from dicom_etl.stages import measure as stage
 from dicom_etl.stages.measure import measure
-from tests.stages.example_lake import example_lake, prepare
+from tests.quality.lakes import CT, MR, Row, table_of, write_shards
+from tests.stages.example_lake import example_lake
 
 TABLES = (COMPLETENESS, MEASURES, ALL_FINDINGS)
+NAME, KVP, DATE, MODALITY = "00100010", "00180060", "00080020", "00080060"
+EMPTY, FILLED = 1, 2
+TAG_PROFILES: dict[int, list[tuple[Any, ...]]] = {
+    1: [(DATE, FILLED), (MODALITY, FILLED), (NAME, FILLED), (KVP, FILLED)],
+    2: [(DATE, FILLED), (MODALITY, FILLED), (NAME, FILLED)],
+}
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Settings]:
-    lake, settings = example_lake(tmp_path_factory.mktemp("examples"))
-    for dataset in ("breast", "heart"):
-        measure(dataset, lake, settings)
-    return lake, settings
+def instance(number: int, unit: str, series: str = "1", **values: Any) -> Row:
+    """A CT of the one study of a subject."""
+    return {
+        "unit": unit,
+        "subject": unit,
+        "path": f"primary/{unit}/{series}-{number}.dcm",
+        "tag_profile": 1,
+        "SOPClassUID": CT,
+        "Modality": "CT",
+        "StudyDate": datetime.date(2020, 1, 2),
+        "PatientName": "Doe^J",
+        "KVP": 120.0,
+        "StudyInstanceUID": f"study of {unit}",
+        "SeriesInstanceUID": f"{unit}.{series}",
+        **values,
+    }
+
+
+# sub-1: two CT and a copy of one; sub-2: a CT without KVP; sub-3: an MR of an unknown modality
+ROWS = [
+    instance(1, "sub-1"),
+    instance(2, "sub-1"),
+    instance(3, "sub-1", duplicate="same"),
+    instance(1, "sub-2", tag_profile=2, KVP=None),
+    instance(1, "sub-3", tag_profile=2, KVP=None, SOPClassUID=MR, Modality="XYZ"),
+]
+UNREADABLE = {"unit": "sub-2", "subject": "sub-2", "path": "primary/sub-2/x.dcm", "kind": "unreadable", "reason": "cut"}
+SUBJECTS = ("sub-1", "sub-2", "sub-4")  # of the sheet
+
+
+def write(lake: Lake, rows: Iterable[Row] = ROWS, **more: Any) -> Lake:
+    rows = list(rows)
+    write_shards(
+        lake,
+        "d",
+        rows,
+        TAG_PROFILES,
+        files=[
+            *({"kind": "dicom"} | {key: row[key] for key in ("unit", "subject", "path")} for row in rows),
+            UNREADABLE,
+        ],
+        **{
+            "elements": [
+                {"unit": s, "level": "study", "study_uid": f"study of {s}", "started": True, "started_time": False}
+                for s in ("sub-1", "sub-2")
+            ],
+            "findings": {stage: findings_table(of_stage(code)).to_pylist() for stage, code in CODES.items()},
+            "sheets": [{"sheet": "subjects", "subject": s, "field": "subject id", "value": s} for s in SUBJECTS],
+            **more,
+        },
+    )
+    return lake
+
+
+CODES = {"extract": "pixel-data-absent", "build": "no-time-zone"}
+
+
+def of_stage(code: str) -> list[Any]:
+    return [finding(code, "d", unit="sub-1", subject="sub-1", path="primary/sub-1/1-1.dcm")]
 
 
 @pytest.fixture
-def own(measured: tuple[Lake, Settings], tmp_path: Path) -> tuple[Lake, Settings, Path]:
-    """A copy of the example with its lake, to be changed; with the folder of its datasets."""
-    lake, settings = measured
-    tree = Path(settings.datasets["breast"].root).parent
-    shutil.copytree(tree, tmp_path / "tree", dirs_exist_ok=True)
-    datasets = {
-        name: dataset.model_copy(update={"root": str(tmp_path / "tree" / name)})
-        for name, dataset in settings.datasets.items()
-    }
-    copied = Lake(str(tmp_path / "tree" / Path(lake.root).name))
-    return copied, settings.model_copy(update={"datasets": datasets}), tmp_path / "tree"
+def lake(tmp_path: Path) -> Lake:
+    return write(Lake(str(tmp_path / "lake")).open())
 
 
 def verdicts(lake: Lake, dataset: str) -> dict[tuple[str, str], tuple[int, int, str]]:
@@ -47,13 +104,284 @@ def verdicts(lake: Lake, dataset: str) -> dict[tuple[str, str], tuple[int, int, 
     }
 
 
-def content(lake: Lake, dataset: str) -> list[bytes | None]:
+def content(lake: Lake, dataset: str = "d") -> list[bytes | None]:
     return [lake.read_bytes(table.path(dataset=dataset)) for table in TABLES]
 
 
+# -- what is counted --------------------------------------------------------------------------------------------------
+
+
+def test_verdicts_of_a_dataset_counted_by_hand(lake: Lake) -> None:
+    done = measure("d", lake, Settings())
+    assert (done.units, done.instances) == (3, 4)
+    found = verdicts(lake, "d")
+    expected = {
+        ("files-readable", "file"): (5, 1, "fail"),
+        ("instances-once", "instance"): (4, 1, "warn"),
+        ("copies-agree", "instance"): (5, 0, "pass"),
+        ("inventory", "subject"): (3, 0, "info"),
+        ("inventory", "study"): (3, 0, "info"),
+        ("inventory", "series"): (3, 0, "info"),
+        ("modality-known", "series"): (2, 1, "fail"),
+        ("subjects-match", "subject"): (2, 2, "warn"),  # sub-3 has no row, sub-4 no folder
+        ("fhir-built", "study"): (2, 1, "info"),
+        ("fhir-started", "study"): (2, 1, "warn"),
+        ("subjects-listed", "subject"): (4, 0, "info"),
+    }
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_completeness_of_a_dataset_counted_by_hand(lake: Lake) -> None:
+    measure("d", lake, Settings())
+    rows = {
+        (row["level"], row["group_by"], row["group"]): (row["n_filled"], row["n_absent"], row["n_some"])
+        for row in lake.read(COMPLETENESS, dataset="d").to_pylist()
+        if row["tag"] == KVP
+    }
+    assert rows["instance", "all", "all"] == (2, 1, None)  # an MR has no KVP, and a copy counts once
+    assert rows["series", "modality", "CT"] == (1, 1, 0)
+    assert rows["study", "study_year", "2020"] == (1, 1, 0)
+    assert {group_by for _, group_by, _ in rows} == {
+        "all",
+        "modality",
+        "sop_class",
+        "manufacturer",
+        "model",
+        "study_year",
+    }
+
+
+def test_findings_of_all_stages_are_there(lake: Lake) -> None:
+    crawled = findings_table([finding("junk-skipped", "d", path=".DS_Store")])
+    lake.write(DATASET_FINDINGS, crawled, stage="crawl", dataset="d")
+    measure("d", lake, Settings())
+    rows = lake.read(ALL_FINDINGS, dataset="d").to_pylist()
+    assert {row["stage"] for row in rows} == {"crawl", "extract", "build", "measure"}
+    codes = {row["code"] for row in rows}
+    assert {"junk-skipped", *CODES.values(), "modality-unknown", "subject-not-in-tree", "type-2-missing"} <= codes
+    order = [[row[name] or "\U0010ffff" for name in ALL_FINDINGS.order] for row in rows]
+    assert order == sorted(order)
+
+
+def test_subjects_with_their_gaps_files_and_notes(lake: Lake) -> None:
+    measure("d", lake, Settings())
+    rows = [row for row in lake.read(MEASURES, dataset="d").to_pylist() if row["group_by"] == "subject"]
+
+    def of(check: str, level: str) -> dict[str, int]:
+        return {
+            r["group"]: r["n_applicable"] for r in rows if (r["check"], r["level"], r["reason"]) == (check, level, None)
+        }
+
+    assert of("inventory", "instance") == {"sub-1": 2, "sub-2": 1, "sub-3": 1}
+    assert of("files-readable", "file") == {"sub-1": 3, "sub-2": 2, "sub-3": 1}
+    assert of("tags-with-gaps", "tag")["sub-2"] == of("tags-with-gaps", "tag")["sub-1"] + 1  # KVP
+    notes = {row["group"]: row["reason"] for row in rows if row["check"] == "subjects-match" and row["reason"]}
+    assert notes == {"sub-3": "folder without a row in the sheet", "sub-4": "row without a folder"}
+    series = {(row["group"], row["reason"]): row["n_pass"] for row in rows if row["check"] == "series-by-modality"}
+    assert series == {("sub-1", "CT"): 1, ("sub-2", "CT"): 1, ("sub-3", "XYZ"): 1}
+
+
+def test_of_many_subjects_those_with_the_most_that_is_wrong_are_listed(tmp_path: Path) -> None:
+    rows = [instance(1, f"sub-{number:03d}") for number in range(249)]
+    lake = write(Lake(str(tmp_path / "lake")).open(), [*rows, *ROWS], sheets=())
+    measure("d", lake, Settings())
+    assert verdicts(lake, "d")["subjects-listed", "subject"] == (200, 52, "info")
+    measures = lake.read(MEASURES, dataset="d").to_pylist()
+    listed = {row["group"] for row in measures if row["group_by"] == "subject"}
+    assert len(listed) == 200
+    assert {"sub-2", "sub-000"} <= listed
+    assert "sub-248" not in listed
+
+
+@pytest.mark.parametrize("built", [(), ("sub-1",)])
+def test_units_that_are_not_built_are_not_counted_by_readiness(tmp_path: Path, built: tuple[str, ...]) -> None:
+    lake = write(Lake(str(tmp_path / "lake")).open(), built=built)
+    measure("d", lake, Settings())
+    found = verdicts(lake, "d")
+    assert found["fhir-started", "study"][:2] == (len(built), 0)
+    reasons = [r for r in lake.read(MEASURES, dataset="d").to_pylist() if r["check"] == "fhir-built" and r["reason"]]
+    assert {row["reason"]: row["n_fail"] for row in reasons}["not built yet"] == 3 - len(built)
+
+
+def test_a_dataset_that_was_never_built_is_measured(lake: Lake) -> None:
+    lake.remove_folder("commits/build/d")
+    measure("d", lake, Settings())
+    found = verdicts(lake, "d")
+    assert found["fhir-built", "study"] == (0, 3, "info")
+    assert found["fhir-started", "study"] == (0, 0, "info")
+
+
+# -- the same bytes ---------------------------------------------------------------------------------------------------
+
+
+def without_shards(lake: Lake) -> list[list[Row]]:
+    return [lake.read(table, dataset="d").to_pylist() for table in TABLES]
+
+
+def test_the_number_of_shards_does_not_matter(lake: Lake, tmp_path: Path) -> None:
+    measure("d", lake, Settings())
+    in_shards = write(Lake(str(tmp_path / "shards")).open(), shards=4)
+    measure("d", in_shards, Settings())
+    assert without_shards(in_shards) == without_shards(lake)
+
+
+def test_header_rows_read_in_small_pieces_count_the_same(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure("d", lake, Settings())
+    before = content(lake)
+    with monkeypatch.context() as patch:
+        patch.setattr(header_rows, "_ROWS_AT_ONCE", 1)
+        measure("d", lake, Settings(), force=True)
+    assert content(lake) == before
+
+
+def test_force_makes_the_same_bytes(lake: Lake) -> None:
+    measure("d", lake, Settings())
+    before = content(lake)
+    assert measure("d", lake, Settings(), force=True).made
+    assert content(lake) == before
+
+
+def test_a_lake_on_an_object_store(lake: Lake) -> None:
+    measure("d", lake, Settings())
+    stored = write(Lake("memory://measured").open())
+    try:
+        assert measure("d", stored, Settings()).made
+        assert not measure("d", stored, Settings()).made
+        assert without_shards(stored) == without_shards(lake)
+    finally:
+        stored.remove_folder("")
+
+
+# -- whether to measure -----------------------------------------------------------------------------------------------
+
+
+def test_a_second_measurement_does_nothing_and_opens_no_header_table(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measure("d", lake, Settings())
+    before = [lake.at(table.path(dataset="d")).stat().st_mtime_ns for table in TABLES]
+    read = Lake.read
+
+    def read_quality(self: Lake, table: Any, *arguments: Any, **names: Any) -> Any:
+        assert table.path(**names).startswith("quality/")
+        return read(self, table, *arguments, **names)
+
+    monkeypatch.setattr(Lake, "read", read_quality)
+    monkeypatch.delattr(Lake, "read_pieces")
+    again = measure("d", lake, Settings())
+    assert (again.made, again.instances, again.gates, again.findings) == (False, 4, first.gates, first.findings)
+    assert [lake.at(table.path(dataset="d")).stat().st_mtime_ns for table in TABLES] == before
+
+
+def test_a_changed_shard_is_measured_again(lake: Lake) -> None:
+    measure("d", lake, Settings())
+    write(lake, ROWS[:-1])
+    again = measure("d", lake, Settings())
+    assert (again.made, again.instances) == (True, 3)
+
+
+def test_other_resources_are_measured_again(lake: Lake) -> None:
+    measure("d", lake, Settings())
+    write(lake, elements=())
+    assert measure("d", lake, Settings()).made
+
+
+@pytest.mark.parametrize(
+    "change", [{"as_of": "2019-01-01"}, {"time_zone": "Europe/Berlin"}], ids=["as_of", "time zone"]
+)
+def test_a_setting_that_matters_measures_again(lake: Lake, change: dict[str, Any]) -> None:
+    measure("d", lake, Settings())
+    assert measure("d", lake, Settings().model_copy(update=change)).made
+
+
+def test_a_setting_that_does_not_matter_does_not(lake: Lake) -> None:
+    measure("d", lake, Settings())
+    assert not measure("d", lake, Settings().model_copy(update={"workers": 7})).made
+
+
+def test_findings_of_a_later_stage_measure_again(lake: Lake) -> None:
+    measure("d", lake, Settings())
+    lake.write(DATASET_FINDINGS, findings_table(of_stage("upload-rejected")), stage="upload", dataset="d")
+    assert measure("d", lake, Settings()).made
+    assert "upload" in lake.read(ALL_FINDINGS, dataset="d")["stage"].to_pylist()
+
+
+def test_sheets_measure_again(lake: Lake) -> None:
+    measure("d", lake, Settings())
+    lake.write(SHEETS, table_of(SHEETS, []), dataset="d")
+    assert measure("d", lake, Settings()).made
+
+
+def test_a_kill_leaves_a_redo(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure("d", lake, Settings())
+    before = content(lake)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "measures_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            measure("d", lake, Settings(), force=True)
+    assert not lake.exists(ALL_FINDINGS.path(dataset="d"))
+    assert measure("d", lake, Settings()).made
+    assert content(lake) == before
+
+
+def test_a_dataset_that_was_not_extracted_is_refused(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake")).open()
+    with pytest.raises(SourceError, match="extract it first"):
+        measure("nothing", lake, Settings())
+
+
+def test_a_shard_that_lost_a_file_is_refused(lake: Lake) -> None:
+    lake.remove("headers/d/0000.parquet")
+    with pytest.raises(DamagedShardError, match=r"headers/d/0000\.parquet does not match its commit"):
+        measure("d", lake, Settings())
+
+
+def test_progress_counts_rows(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header_rows, "_ROWS_AT_ONCE", 1)
+    write(lake, shards=4)
+    told: list[tuple[str, int, int]] = []
+    measure("d", lake, Settings(), progress=lambda *step: told.append(step))
+    assert told[-1] == ("measure d", 5, 5)
+    assert len(told) > 1
+
+
+def test_no_python_call_is_made_for_each_unit(tmp_path: Path) -> None:
+    calls = []
+    for number in (400, 1200):
+        lake = Lake(str(tmp_path / f"lake-{number}")).open()
+        rows = [instance(1, f"sub-{n:04d}", PatientName=f"Doe^{n}") for n in range(number)]
+        write(
+            lake,
+            [*rows, *ROWS],
+            sheets=(),
+            findings={
+                "build": [
+                    {**row, "code": "no-time-zone", "severity": "info", "stage": "build", "dataset": "d", "count": 1}
+                    for row in rows
+                ]
+            },
+        )
+        measure("d", lake, Settings())  # tables of the standard are loaded once
+        with cProfile.Profile() as profile:
+            measure("d", lake, Settings(), force=True)
+        calls.append(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
+    assert calls[1] < calls[0] + 400
+
+
+# -- the examples -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    lake, settings = example_lake(tmp_path_factory.mktemp("examples"))
+    for dataset in ("breast", "heart"):
+        measure(dataset, lake, settings)
+    return lake
+
+
 @pytest.mark.parametrize("dataset", ["breast", "heart"])
-def test_the_arithmetic_holds(measured: tuple[Lake, Settings], dataset: str) -> None:
-    rows = measured[0].read(COMPLETENESS, dataset=dataset).to_pylist()
+def test_the_arithmetic_holds(measured: Lake, dataset: str) -> None:
+    rows = measured.read(COMPLETENESS, dataset=dataset).to_pylist()
     parts = ("n_unknown", "n_absent", "n_empty", "n_unusable", "n_filled", "n_some")
     assert len(rows) > 1000
     assert [row for row in rows if sum(row[part] or 0 for part in parts) != row["n_applicable"]] == []
@@ -87,15 +415,13 @@ def test_the_arithmetic_holds(measured: tuple[Lake, Settings], dataset: str) -> 
         ),
     ],
 )
-def test_what_the_examples_are_made_to_show(
-    measured: tuple[Lake, Settings], dataset: str, expected: dict[Any, Any]
-) -> None:
-    found = verdicts(measured[0], dataset)
+def test_what_the_examples_are_made_to_show(measured: Lake, dataset: str, expected: dict[Any, Any]) -> None:
+    found = verdicts(measured, dataset)
     assert {key: found[key] for key in expected} == expected
 
 
-def test_reasons_add_up_to_the_failures(measured: tuple[Lake, Settings]) -> None:
-    rows = measured[0].read(MEASURES, dataset="breast").to_pylist()
+def test_reasons_add_up_to_the_failures(measured: Lake) -> None:
+    rows = measured.read(MEASURES, dataset="breast").to_pylist()
     untagged = [
         row for row in rows if row["tag"] is None and row["check"] not in ("series-by-modality", "files-by-kind")
     ]
@@ -107,111 +433,8 @@ def test_reasons_add_up_to_the_failures(measured: tuple[Lake, Settings]) -> None
     assert {key for key, (verdict, reasons) in with_reasons.items() if verdict != reasons} == set()
 
 
-def test_findings_of_all_stages_are_there(measured: tuple[Lake, Settings]) -> None:
-    rows = measured[0].read(ALL_FINDINGS, dataset="breast").to_pylist()
+def test_findings_of_the_examples(measured: Lake) -> None:
+    rows = measured.read(ALL_FINDINGS, dataset="breast").to_pylist()
     codes = {row["code"] for row in rows}
     assert {"junk-skipped", "duplicate-same", "body-part-unmapped", "subject-not-in-tree"} <= codes
     assert {row["stage"] for row in rows} == {"crawl", "extract", "build", "measure"}
-
-
-def test_a_second_measurement_does_nothing(measured: tuple[Lake, Settings]) -> None:
-    lake, settings = measured
-    before = [lake.at(table.path(dataset="heart")).stat().st_mtime_ns for table in TABLES]
-    again = measure("heart", lake, settings)
-    assert (again.made, again.instances) == (False, 47)
-    assert [lake.at(table.path(dataset="heart")).stat().st_mtime_ns for table in TABLES] == before
-
-
-def test_force_makes_the_same_bytes(own: tuple[Lake, Settings, Path]) -> None:
-    lake, settings, _ = own
-    before = content(lake, "breast")
-    assert measure("breast", lake, settings, force=True).made
-    assert content(lake, "breast") == before
-
-
-def test_a_changed_unit_is_measured_again(own: tuple[Lake, Settings, Path]) -> None:
-    lake, settings, tree = own
-    assert not measure("breast", lake, settings).made
-    (tree / "breast" / "primary" / "sub-3" / "sam-2" / "seg.dcm").unlink()
-    prepare("breast", lake, settings)
-    again = measure("breast", lake, settings)
-    assert (again.made, again.instances) == (True, 78)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"as_of": "2019-01-01"}, {"datasets": {}}],
-    ids=["as_of", "time zone"],
-)
-def test_a_setting_that_matters_measures_again(own: tuple[Lake, Settings, Path], change: dict[str, Any]) -> None:
-    lake, settings, _ = own
-    assert measure("breast", lake, settings.model_copy(update=change)).made
-
-
-def test_a_setting_that_does_not_matter_does_not(own: tuple[Lake, Settings, Path]) -> None:
-    lake, settings, _ = own
-    assert not measure("breast", lake, settings.model_copy(update={"workers": 7})).made
-
-
-def test_findings_of_a_later_stage_measure_again(own: tuple[Lake, Settings, Path]) -> None:
-    lake, settings, _ = own
-    found = lake.read(FINDINGS, stage="build", dataset="breast", unit="sub-3")
-    lake.write(FINDINGS, found, stage="upload", dataset="breast", unit="sub-3")
-    assert measure("breast", lake, settings).made
-
-
-def test_a_kill_leaves_a_redo(own: tuple[Lake, Settings, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    lake, settings, _ = own
-    before = content(lake, "breast")
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "measures_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            measure("breast", lake, settings, force=True)
-    assert not lake.exists(ALL_FINDINGS.path(dataset="breast"))
-    assert measure("breast", lake, settings).made
-    assert content(lake, "breast") == before
-
-
-def test_it_needs_no_build(own: tuple[Lake, Settings, Path]) -> None:
-    lake, settings, _ = own
-    shutil.rmtree(Path(lake.root) / "findings" / "build")
-    shutil.rmtree(Path(lake.root) / "fhir")
-    built = verdicts(lake, "heart")
-    assert measure("heart", lake, settings).made
-    without = verdicts(lake, "heart")
-    # what the headers could give is what the build made of them
-    assert {key: without[key] for key in built if key[0].startswith("fhir-")} == {
-        key: built[key] for key in built if key[0].startswith("fhir-")
-    }
-
-
-def test_values_read_in_small_blocks_count_the_same(
-    own: tuple[Lake, Settings, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lake, settings, _ = own
-    before = content(lake, "breast")
-    monkeypatch.setattr(stage, "_VALUES_AT_ONCE", 1)
-    measure("breast", lake, settings, force=True)
-    assert content(lake, "breast") == before
-
-
-def test_a_dataset_that_was_not_extracted_is_refused(tmp_path: Path) -> None:
-    lake = Lake(str(tmp_path / "lake")).open()
-    with pytest.raises(SourceError, match="extract it first"):
-        measure("nothing", lake, Settings())
-
-
-def test_progress_counts_rows(own: tuple[Lake, Settings, Path]) -> None:
-    lake, settings, _ = own
-    told: list[tuple[str, int, int]] = []
-    measure("breast", lake, settings, force=True, progress=lambda *step: told.append(step))
-    assert told[-1] == ("measure breast", 80, 80)
-    assert len(told) == 4
-
-
-def test_findings_of_the_dataset_are_read_too(own: tuple[Lake, Settings, Path]) -> None:
-    lake, settings, _ = own
-    found = lake.read(DATASET_FINDINGS, stage="crawl", dataset="breast")
-    lake.write(DATASET_FINDINGS, found.slice(0, 0), stage="crawl", dataset="breast")
-    assert measure("breast", lake, settings).made
-    assert "crawl" not in lake.read(ALL_FINDINGS, dataset="breast")["stage"].to_pylist()

@@ -16,6 +16,7 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.quality.checks import Measure, measures_table
 from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
+from dicom_etl.stages import report as stage
 from dicom_etl.stages.measure import measure
 from dicom_etl.stages.report import report
 from tests.stages.example_lake import example_lake
@@ -87,7 +88,7 @@ def completeness_row(**given: object) -> dict[str, object]:
     return row | given
 
 
-def hostile_lake(folder: Path) -> Lake:
+def hostile_lake(folder: Path, fingerprint: str = "") -> Lake:
     """Quality tables in which every text that a file or a folder can set is hostile."""
     lake = Lake(str(folder)).open()
     tags = [completeness_row(level=level) for level in ("instance", "series", "study")]
@@ -103,6 +104,7 @@ def hostile_lake(folder: Path) -> Lake:
             Measure("inventory", *counted, group_by="modality", group=text),
             Measure("inventory", *counted, group_by="subject", group=text),
             Measure("series-by-modality", *counted, group_by="subject", group=text, reason=text),
+            Measure("subjects-match", "consistency", "subject", 1, 0, 1, "fail", "subject", text, reason=text),
             Measure("files-by-kind", "files", "file", 1, 1, 0, "info", group_by="kind", group=text, reason=text),
             Measure("body-part-known", "conformance", "series", 4, 3, 1, "warn", reason=text),
         ]
@@ -111,7 +113,7 @@ def hostile_lake(folder: Path) -> Lake:
     measures.append(Measure("body-part-known", "conformance", "series", 4, 3, 1, "warn"))
     lake.write(COMPLETENESS, pa.Table.from_pylist(tags, schema=COMPLETENESS.schema), dataset="d")
     lake.write(MEASURES, measures_table("d", measures), dataset="d")
-    lake.write(ALL_FINDINGS, findings_table(findings), dataset="d")
+    lake.write(ALL_FINDINGS, findings_table(findings), fingerprint=fingerprint, dataset="d")
     return lake
 
 
@@ -248,6 +250,7 @@ def test_the_same_tables_give_the_same_bytes(reported: tuple[Lake, Settings]) ->
     lake, settings = reported
     first = report("breast", lake, settings)
     before = [lake.read_bytes(file) for file in first.files]
+    lake.remove("quality/breast/summary.json")
     assert report("breast", lake, settings) == first
     assert [lake.read_bytes(file) for file in first.files] == before
     assert [Path(file).name for file in first.files] == [
@@ -256,6 +259,106 @@ def test_the_same_tables_give_the_same_bytes(reported: tuple[Lake, Settings]) ->
         "completeness.csv",
         "findings.csv",
     ]
+
+
+def test_an_unchanged_report_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = hostile_lake(tmp_path / "lake", "first")
+    first = report("d", lake, Settings())
+    with monkeypatch.context() as patch:
+        for name in ("read", "read_pieces", "write_bytes"):
+            patch.delattr(Lake, name)
+        assert report("d", lake, Settings()) == first
+
+
+@pytest.mark.parametrize("name", ["report.html", "summary.json", "completeness.csv", "findings.csv"])
+def test_a_file_that_is_gone_is_written_again(tmp_path: Path, name: str) -> None:
+    lake = hostile_lake(tmp_path / "lake", "first")
+    report("d", lake, Settings())
+    lake.remove(f"quality/d/{name}")
+    report("d", lake, Settings())
+    assert lake.exists(f"quality/d/{name}")
+
+
+def test_other_tables_make_another_report(tmp_path: Path) -> None:
+    lake = hostile_lake(tmp_path / "lake", "first")
+    report("d", lake, Settings())
+    lake.write(ALL_FINDINGS, ALL_FINDINGS.schema.empty_table(), fingerprint="second", dataset="d")
+    report("d", lake, Settings())
+    assert "Nothing was found." in page(lake, "d")
+
+
+def test_a_report_that_was_cut_off_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = hostile_lake(tmp_path / "lake", "first")
+    first = report("d", lake, Settings())
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "render", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            report("d", lake, Settings(as_of="2024-02-01"))
+    assert not lake.exists("quality/d/summary.json")
+    assert report("d", lake, Settings()) == first
+
+
+def test_a_lake_on_an_object_store(tmp_path: Path) -> None:
+    local, stored = hostile_lake(tmp_path / "lake", "first"), Lake("memory://reported").open()
+    try:
+        for table in (COMPLETENESS, MEASURES, ALL_FINDINGS):
+            stored.write(table, local.read(table, dataset="d"), fingerprint="first", dataset="d")
+        assert report("d", stored, Settings()) == report("d", local, Settings())
+        assert stored.read_bytes("quality/d/report.html") == local.read_bytes("quality/d/report.html")
+    finally:
+        stored.remove_folder("")
+
+
+# -- large tables -----------------------------------------------------------------------------------------------------
+
+
+def test_a_table_that_is_too_long_for_a_spreadsheet_is_written_by_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = hostile_lake(tmp_path / "lake", "first")
+    report("d", lake, Settings())
+    monkeypatch.setattr(stage, "MOST_CSV_ROWS", 4)
+    done = report("d", lake, Settings())
+    assert [Path(file).name for file in done.files] == ["report.html", "summary.json", "findings.csv"]
+    assert not lake.exists("quality/d/completeness.csv")  # that of the former report is gone
+    command = "dicom-etl completeness d --output completeness.csv"
+    assert command in Page(page(lake, "d")).text
+    summary = json.loads(lake.read_bytes("quality/d/summary.json") or b"")
+    assert summary["tables"]["completeness.csv"]["command"] == command
+
+
+def test_subjects_that_are_not_listed_are_counted(tmp_path: Path) -> None:
+    lake = hostile_lake(tmp_path / "lake")
+    counted = [
+        Measure("subjects-listed", "files", "subject", 1500, 1, 1499, "info"),
+        Measure("subjects-listed", "files", "subject", 1500, 1, 1499, "info", reason="not listed"),
+        Measure("inventory", "files", "instance", 5, 5, 0, "info", "subject", "sub-7"),
+        Measure("tags-with-gaps", "completeness", "tag", 3, 3, 0, "info", "subject", "sub-7"),
+    ]
+    lake.write(MEASURES, measures_table("d", counted), dataset="d")
+    found = [
+        finding("other-file", "d", subject=subject, path=str(n)) for n, subject in enumerate(["sub-7"] * 2 + ["x"])
+    ]
+    lake.write(ALL_FINDINGS, findings_table(found), dataset="d")
+    report("d", lake, Settings())
+    text = page(lake, "d")
+    (row,) = re.findall(r"<tr><th scope=\"row\">sub-7</th>.*?</tr>", text)
+    assert re.findall(r">(\d+|–)</td>", row)[-4:] == ["5", "0", "3", "2"]  # instances, not read, gaps, findings
+    assert "1\N{NARROW NO-BREAK SPACE}499 are not" in text
+
+
+def test_a_code_with_many_findings_has_a_few_examples_the_most_frequent_first(tmp_path: Path) -> None:
+    lake = hostile_lake(tmp_path / "lake")
+    found = [finding("other-file", "d", path=f"file-{n:04d}", count=9 if n == 700 else 1) for n in range(900)]
+    lake.write(ALL_FINDINGS, findings_table(found), dataset="d")
+    report("d", lake, Settings())
+    examples = re.findall(r"<li>(.*?)</li>", page(lake, "d"))
+    assert examples == ["file-0700 · × 9", "file-0000", "file-0001", "file-0002", "file-0003"]
+    summary = json.loads(lake.read_bytes("quality/d/summary.json") or b"")
+    assert summary["codes"]["other-file"] == {"findings": 900, "occurrences": 908}
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_date_that_counts_as_today_is_shown_if_it_is_set(reported: tuple[Lake, Settings]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from dicom_etl.construction.assembly import remove_units
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.naming import server_name
 from dicom_etl.stages.upload import upload
@@ -325,7 +326,7 @@ def test_a_study_that_leaves_a_unit_that_is_being_built_is_still_guarded(lake: L
     path = study_path(site, "A", "1")
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
     site.build(lake, "A", [changed(ONE, unit="sub-2", series={"1": 3}), stays])
-    lake.remove("findings/build/A/sub-1.parquet")
+    remove_units(lake, "A", {"sub-1"})
 
     load(lake, server, "A")
 
@@ -343,7 +344,7 @@ def test_a_study_that_moves_to_a_unit_that_is_being_built_is_guarded_and_counted
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
     moved = [changed(ONE, unit="sub-9", series={"1": 3}), stays]
     site.build(lake, "A", moved)
-    lake.remove("findings/build/A/sub-9.parquet")
+    remove_units(lake, "A", {"sub-9"})
 
     [between] = load(lake, server, "A")
     site.build(lake, "A", moved)
@@ -563,7 +564,7 @@ def test_a_study_that_was_gone_and_comes_back_in_a_unit_that_is_being_built_is_n
     site.build(lake, "A", [stays])
     load(lake, server, "A")
     site.build(lake, "A", [changed(ONE, unit="sub-9"), stays])
-    lake.remove("findings/build/A/sub-9.parquet")
+    remove_units(lake, "A", {"sub-9"})
 
     [done] = load(lake, server, "A", prune=True)
 

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from dicom_etl.lake.locks import LockHeldError
+from dicom_etl.lake.shard_reader import read_lines
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server import capability
 from dicom_etl.server.searching import next_page
@@ -330,8 +331,8 @@ def test_the_command_tells_what_is_missing_and_repairs_it(
     where = ("--lake", tmp_path / "lake", "--fhir-url", server.url)
     assert said("run", tmp_path / site.name, *where)[0] == 0
     assert said("verify", *where)[0] == 0
-    resources = (tmp_path / "lake/fhir/ImagingStudy").glob("*/sub-1.ndjson")
-    path = f"ImagingStudy/{json.loads(next(resources).read_text())['id']}"
+    lines = read_lines(Lake(str(tmp_path / "lake")), "ImagingStudy", dataset=site.name, unit="sub-1")
+    path = f"ImagingStudy/{json.loads(lines)['id']}"
     _send(f"{server.target}/{path}", "DELETE")
 
     code, out, _ = said("verify", site.name, *where)

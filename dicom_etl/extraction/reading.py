@@ -1,24 +1,26 @@
-"""Part of extract: one unit, in a worker. Reads its files that are new or changed, and writes its tables.
+"""Reading a piece, in a worker: its files that are new or changed, and the former rows of all others.
 
-A unit of very many files is read in chunks (`stages.chunks`), each by the same functions.
+What the piece gave is written as Arrow files (`pieces`); the last one says that all are there.
 """
 
 from __future__ import annotations
 
 import errno
 import gc
+import hashlib
 import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import cache
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dicom_etl.extraction.pieces import KINDS, Piece
 from dicom_etl.findings import Finding, counted, finding, findings_table
 from dicom_etl.headers.batch import Batch
 from dicom_etl.headers.catalogue import catalogue
@@ -27,9 +29,7 @@ from dicom_etl.headers.reader import READER_VERSION, ColumnProblem, NotRead
 from dicom_etl.headers.tag_profile import table_of, tag_text
 from dicom_etl.identity.masking import shown
 from dicom_etl.lake.fingerprints import fingerprint, version_of
-from dicom_etl.lake.schemas import FILES, FINDINGS, SCHEMA_VERSION, TAG_PROFILES, headers
-from dicom_etl.lake.tables import Lake
-from dicom_etl.sources import Source
+from dicom_etl.lake.schemas import FILES, FINDINGS, SCHEMA_VERSION, TAG_PROFILES, Table, headers
 from dicom_etl.sources.ahead import Opening, opened
 
 _OBJECTS = 100_000  # between two collections of garbage: what pydicom makes of some hundred files
@@ -38,50 +38,25 @@ _TO_RETRY = frozenset({"file-changed", "file-gone", "unreadable"})
 _COUNTED = frozenset({"other-file", "pixel-data-absent"})  # one finding for many files
 
 
-class UnitTask(NamedTuple):
-    """A unit to be extracted, or a chunk of it; travels to a worker."""
-
-    source: Source
-    lake: Lake
-    unit: str
-    entries: pa.Table
-    fingerprint: str  # of the whole unit
-    chunk: int | None = None  # its number; None: the whole unit
-
-    def __reduce__(self) -> tuple[type[UnitTask], tuple[object, ...]]:
-        """Entries get buffers of their own: else a slice travels with the whole inventory."""
-        alone = self.entries.take(pa.array(np.arange(self.entries.num_rows)))
-        return UnitTask, tuple(self._replace(entries=alone))
-
-    @property
-    def where(self) -> dict[str, str]:
-        """The names of the unit's tables."""
-        return {"dataset": self.source.dataset, "unit": self.unit}
-
-
-class UnitDone(NamedTuple):
-    """What a worker did with a unit or a chunk."""
+class PieceRead(NamedTuple):
+    """What became of a piece."""
 
     files_opened: int
-    rows: int
-    to_retry: bool
+    rows: dict[str, int]  # of the header table, by unit
+    files: dict[str, int]  # rows of the table of files, by unit
+    to_retry: dict[str, str]  # units of which a file could not be opened, with a digest of what could be read
+    uid_hashes: np.ndarray  # 8 bytes for each SOPInstanceUID, in the order of the rows
 
 
-class FilesRead(NamedTuple):
-    """What the files of a unit or a chunk gave."""
+class _FilesRead(NamedTuple):
+    """What the files of a piece gave."""
 
     rows: pa.Table
     files: pa.Table
     tag_profiles: pa.Table
-    file_findings: list[Finding]
-    value_findings: list[Finding]  # all of them
+    findings: list[Finding]
     opened: int
-    to_retry: bool
-
-    @property
-    def done(self) -> UnitDone:
-        """The figures."""
-        return UnitDone(self.opened, self.rows.num_rows, self.to_retry)
+    to_retry: frozenset[str]
 
 
 def reader_mark() -> str:
@@ -89,24 +64,55 @@ def reader_mark() -> str:
     return fingerprint(READER_VERSION, SCHEMA_VERSION, version_of("dicom_etl.headers:catalogue.csv"))[:8]
 
 
-def made_mark(mark: str, *, to_retry: bool) -> str:
-    """The fingerprint of the tables of a unit.
+def read_piece(piece: Piece) -> PieceRead:
+    """Read the files of a piece that are new or changed, and put aside what it gives.
 
-    A file that could not be opened may be whole: without the true mark the unit is extracted again next time.
+    A piece that was read before is taken as it is, but not one with files that could not be opened.
     """
-    return mark + "!" * to_retry
+    if _is_there(piece):
+        rows, files = (piece.lake.read_part(piece.path(kind)) for kind in ("headers", "files"))
+        return _summary(rows, files, 0, frozenset())
+    read = _read_files(piece)
+    rows, files = (
+        part.sort_by([("unit", "ascending"), ("path", "ascending")]).combine_chunks()
+        for part in (read.rows, read.files)
+    )
+    parts = {
+        "findings": findings_table(read.findings if piece.is_chunk else most_frequent(read.findings)),
+        "tag_profiles": read.tag_profiles.combine_chunks(),
+        "headers": rows,
+        "files": files,
+    }
+    sizes = {kind: piece.lake.write_part(piece.path(kind), parts[kind]) for kind in KINDS}
+    if not read.to_retry:
+        piece.lake.write_part_marker(piece.path("done"), orjson.dumps(sizes))
+    summary = _summary(rows, files, read.opened, read.to_retry)
+    del read, parts, rows, files
+    pa.default_memory_pool().release_unused()  # it keeps what a piece took, as if the next one took it elsewhere
+    return summary
 
 
-def extract_unit(task: UnitTask) -> UnitDone:
-    """Read the files of a unit that are new or changed, and write its tables; `files` last, as the commit."""
-    read = read_files(task)
-    lake, where, mark = task.lake, task.where, made_mark(task.fingerprint, to_retry=read.to_retry)
-    findings = findings_table([*read.file_findings, *most_frequent(read.value_findings)])
-    lake.write(FINDINGS, findings, stage="extract", fingerprint=mark, **where)
-    lake.write(TAG_PROFILES, read.tag_profiles, fingerprint=mark, **where)
-    lake.write(headers(), read.rows, fingerprint=mark, **where)
-    lake.write(FILES, read.files, fingerprint=mark, **where)
-    return read.done
+def _is_there(piece: Piece) -> bool:
+    marker = piece.lake.read_bytes(piece.path("done"))
+    return marker is not None and orjson.loads(marker) == {kind: piece.lake.size(piece.path(kind)) for kind in KINDS}
+
+
+def _summary(rows: pa.Table, files: pa.Table, files_opened: int, to_retry: frozenset[str]) -> PieceRead:
+    digests = {}
+    for unit in sorted(to_retry):
+        own = files.filter(pc.equal(files["unit"], unit)).select(["path", "kind", "reason"])
+        digests[unit] = fingerprint([column.to_pylist() for column in own.itercolumns()])[:8]
+    return PieceRead(files_opened, _counts(rows), _counts(files), digests, uid_hashes(rows["SOPInstanceUID"]))
+
+
+def _counts(rows: pa.Table) -> dict[str, int]:
+    return {count["values"]: count["counts"] for count in pc.value_counts(rows["unit"]).to_pylist()}
+
+
+def uid_hashes(uids: pa.ChunkedArray) -> np.ndarray:
+    """8 bytes for each UID, so that ten million instances take 80 MB."""
+    digests = [hashlib.blake2b((uid or "").encode(), digest_size=8).digest() for uid in uids.to_pylist()]
+    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 @contextmanager
@@ -124,41 +130,37 @@ def _seldom_collected() -> Iterator[None]:
 
 
 @_seldom_collected()
-def read_files(task: UnitTask) -> FilesRead:
+def _read_files(piece: Piece) -> _FilesRead:
     """Read the files that are new or changed, and take over the rows of the others."""
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what it warns of becomes findings
-    kept_rows, kept_files = _unchanged(task)
+    kept_rows, kept_files = _unchanged(piece)
     known = set(kept_files["path"].to_pylist())
-    reading = _Reading(task)
+    reading = _Reading(piece.entries)
     numbers = [number for number, path in enumerate(reading.paths) if path not in known]
-    openings = opened(task.source.open, [reading.paths[number] for number in numbers])
+    openings = opened(piece.source.open, [reading.paths[number] for number in numbers])
     with closing(openings):
         for number, opening in zip(numbers, openings, strict=True):
             reading.read(number, opening)
-    rows = _joined(_relocated(kept_rows, task.entries), reading.headers())
+    rows = _joined(_relocated(kept_rows, piece.entries), reading.headers())
     files = _joined(kept_files, reading.files())
-    tag_profiles = _tag_profiles(task, reading, rows)
-    file_findings, value_findings = _file_findings(files), list(_value_findings(task, reading.problems))
-    return FilesRead(rows, files, tag_profiles, file_findings, value_findings, reading.opened, reading.to_retry)
+    tag_profiles = _tag_profiles(piece, reading, kept_rows)
+    findings = [*_file_findings(files), *_value_findings(piece, reading.problems)]
+    return _FilesRead(rows, files, tag_profiles, findings, reading.opened, frozenset(reading.to_retry))
 
 
 # -- what is taken over -----------------------------------------------------------------------------------------------
 
 
-def _unchanged(task: UnitTask) -> tuple[pa.Table, pa.Table]:
+def _unchanged(piece: Piece) -> tuple[pa.Table, pa.Table]:
     """Header rows and file rows that can be taken over from the last extraction."""
-    lake, where = task.lake, task.where
-    marks = {(lake.fingerprint(table, **where) or "").split("+")[0] for table in (FILES, headers(), TAG_PROFILES)}
-    if len(marks) != 1 or not marks.pop().startswith(reader_mark()):
-        return _nothing()
-    first, last = (task.entries["path"][place].as_py() for place in (0, -1))
-    files, rows = (lake.read_between(table, first, last, **where) for table in (FILES, headers()))
+    files, rows, findings = (_former(piece, table) for table in (FILES, headers(), FINDINGS))
+    if not files.num_rows:
+        return rows.slice(0, 0), files
     # value findings are counted per series: a series that has some is read again, so that they can be counted again
-    findings = lake.read(FINDINGS, ["series_uid"], stage="extract", **where)
     troubled = pc.unique(findings["series_uid"].drop_null())
     counted_anew = pc.or_(pc.is_null(rows["SeriesInstanceUID"]), pc.is_in(rows["SeriesInstanceUID"], troubled))
     rows = rows.filter(pc.invert(counted_anew))
-    now = {(e["path"], e["size"], e["mtime"]) for e in task.entries.select(["path", "size", "mtime"]).to_pylist()}
+    now = {(e["path"], e["size"], e["mtime"]) for e in piece.entries.select(["path", "size", "mtime"]).to_pylist()}
     readable = set(rows["path"].to_pylist())
     same = [
         (f["path"], f["size"], f["mtime"]) in now
@@ -167,37 +169,42 @@ def _unchanged(task: UnitTask) -> tuple[pa.Table, pa.Table]:
         for f in files.to_pylist()
     ]
     files = files.filter(pa.array(same, pa.bool_()))
-    return rows.filter(pc.is_in(rows["path"], files["path"].combine_chunks())), files
+    return rows.filter(pc.is_in(rows["path"], pc.unique(files["path"]))), files
 
 
-@cache
-def _nothing() -> tuple[pa.Table, pa.Table]:
-    return headers().schema.empty_table(), FILES.schema.empty_table()
+def _former(piece: Piece, table: Table) -> pa.Table:
+    """The rows of a table that the units of a piece had; of a chunk those between its first and last path."""
+    ranges = {"unit": (piece.units[0], piece.units[-1])}
+    if piece.is_chunk and table is not FINDINGS:
+        paths = piece.entries["path"]
+        ranges["path"] = paths[0].as_py(), paths[-1].as_py()
+    where = {"dataset": piece.dataset, "stage": "extract"}
+    parts = [piece.lake.read_between(table, ranges, shard=shard, **where) for shard in piece.former_shards]
+    rows = pa.concat_tables([table.schema.empty_table(), *parts])
+    return rows.filter(pc.is_in(rows["unit"], pa.array(piece.units)))
 
 
 def _relocated(rows: pa.Table, entries: pa.Table) -> pa.Table:
     """Rows taken over, with subject, sample and role as the inventory says them now, and no duplicate mark yet."""
     if rows.num_rows == 0:
         return rows
-    places = {e["path"]: e for e in entries.select(["path", "subject", "sample", "role"]).to_pylist()}
-    paths = rows["path"].to_pylist()
+    places = pc.index_in(rows["path"], entries["path"].combine_chunks())
     for column in ("subject", "sample", "role"):
-        values = pa.array([places[path][column] for path in paths], pa.string())
-        rows = rows.set_column(rows.column_names.index(column), column, values)
-    marks = pa.nulls(len(paths), pa.string())
-    return rows.set_column(rows.column_names.index("duplicate"), "duplicate", marks)
+        rows = rows.set_column(rows.column_names.index(column), column, entries[column].take(places))
+    return rows.set_column(rows.column_names.index("duplicate"), "duplicate", pa.nulls(rows.num_rows, pa.string()))
 
 
-def _tag_profiles(task: UnitTask, reading: _Reading, rows: pa.Table) -> pa.Table:
+def _tag_profiles(piece: Piece, reading: _Reading, kept_rows: pa.Table) -> pa.Table:
     """The tag profiles of the rows: those read now, and of the former ones those that rows taken over still have."""
-    new = reading.tag_profiles()
-    former = task.lake.read(TAG_PROFILES, None, **task.where)
-    if former.num_rows == 0:
-        return new
-    needed = pc.unique(rows["tag_profile"])
-    known = pc.is_in(former["tag_profile"], pc.unique(new["tag_profile"]))
-    former = former.filter(pc.and_(pc.is_in(former["tag_profile"], needed), pc.invert(known)))
-    return _joined(former, new)
+    profiles = reading.tag_profiles()
+    if not kept_rows.num_rows:
+        return profiles
+    for shard in piece.former_shards:
+        former = piece.lake.read(TAG_PROFILES, dataset=piece.dataset, shard=shard)
+        needed = pc.is_in(former["tag_profile"], pc.unique(kept_rows["tag_profile"]))
+        known = pc.is_in(former["tag_profile"], pc.unique(profiles["tag_profile"]))
+        profiles = _joined(former.filter(pc.and_not(needed, known)), profiles)
+    return profiles
 
 
 def _joined(former: pa.Table, new: pa.Table) -> pa.Table:
@@ -215,14 +222,14 @@ class _Problem(NamedTuple):
 
 
 class _Reading:
-    """The files of a unit while they are read: their outcomes, and the rows as they come."""
+    """The files of a piece while they are read: their outcomes, and the rows as they come."""
 
-    def __init__(self, task: UnitTask) -> None:
-        self._entries = task.entries
-        self.paths: list[str] = task.entries["path"].to_pylist()
-        self._sizes: list[int] = task.entries["size"].to_pylist()
-        self._mtimes: list[int] = task.entries["mtime"].cast(pa.int64()).to_pylist()
-        self.to_retry = False
+    def __init__(self, entries: pa.Table) -> None:
+        self._entries = entries
+        self.paths: list[str] = entries["path"].to_pylist()
+        self._sizes: list[int] = entries["size"].to_pylist()
+        self._mtimes: list[int] = entries["mtime"].cast(pa.int64()).to_pylist()
+        self.to_retry: set[str] = set()  # units
         self.problems: list[_Problem] = []
         self._reader, self._batch = FastReader(), Batch()
         self._numbers: list[int] = []
@@ -249,7 +256,8 @@ class _Reading:
             kind, reason = "unreadable", "file-gone"
         except OSError as error:
             kind, reason, message = "unreadable", "unreadable", error.strerror
-            self.to_retry |= error.errno != errno.EINVAL  # what is damaged for good is not tried again
+            if error.errno != errno.EINVAL:  # what is damaged for good is not tried again
+                self.to_retry.add(self._entries["unit"][number].as_py())
         if changed:  # what else is wrong with it may come of that
             reason, message = "file-changed", None
         self._numbers.append(number)
@@ -327,14 +335,15 @@ def _file_findings(files: pa.Table) -> list[Finding]:
     return findings
 
 
-def _value_findings(task: UnitTask, problems: list[_Problem]) -> Iterator[Finding]:
+def _value_findings(piece: Piece, problems: list[_Problem]) -> Iterator[Finding]:
     """Values that are not in their columns: one finding each."""
-    entries = _taken(task.entries, [problem.number for problem in problems]).select(["subject", "sample"]).to_pylist()
+    numbers = [problem.number for problem in problems]
+    entries = _taken(piece.entries, numbers).select(["unit", "subject", "sample"]).to_pylist()
     for ((column, problem), _, study_uid, series_uid), entry in zip(problems, entries, strict=True):
         yield finding(
             problem.code,
-            task.source.dataset,
-            unit=task.unit,
+            piece.dataset,
+            unit=entry["unit"],
             subject=entry["subject"],
             sample=entry["sample"],
             study_uid=study_uid,
@@ -346,11 +355,18 @@ def _value_findings(task: UnitTask, problems: list[_Problem]) -> Iterator[Findin
 
 
 def most_frequent(findings: Iterable[Finding]) -> list[Finding]:
-    """Value findings, of each series and column those of the most frequent values, and one for all others."""
+    """Of the value findings of each unit, series and column those of the most frequent values, and one for all others.
+
+    Findings without a tag, those of files, stay as they are.
+    """
     by_place: dict[tuple[str | None, ...], list[Finding]] = defaultdict(list)
+    kept = []
     for found in findings:
-        by_place[found.series_uid, found.message, found.code].append(found)  # the message names the column
-    return [found for findings in by_place.values() for found in _most_frequent(counted(findings))]
+        if found.tag is None:
+            kept.append(found)
+        else:  # the message names the column
+            by_place[found.unit, found.series_uid, found.message, found.code].append(found)
+    return [*kept, *(found for findings in by_place.values() for found in _most_frequent(counted(findings)))]
 
 
 def _most_frequent(findings: list[Finding]) -> list[Finding]:

@@ -1,0 +1,140 @@
+"""Assembling a shard of resources: the lines of units that did not change, copied as bytes, and those of pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dicom_etl.construction.pieces import UnitLines, piece_path
+from dicom_etl.lake.commits import Commit, damaged_file, read_commits, remove_other_shards, remove_shard
+from dicom_etl.lake.schemas import BUILD_COMMITS, FHIR_ELEMENTS, FINDINGS, RESOURCES, STORED_BY_UNIT, Table, place
+from dicom_etl.lake.shard_writer import ShardWriter
+from dicom_etl.lake.tables import Lake
+
+
+class Stored(NamedTuple):
+    """A unit of the shard: its fingerprint, and where its lines are: in a piece, or in a former shard."""
+
+    unit: str
+    fingerprint: str | None
+    to_retry: bool
+    piece: str | None  # the name of a piece
+    former_shard: int | None
+    lines: Mapping[str, UnitLines]  # by resource type; none where it was never built
+
+
+class ShardTask(NamedTuple):
+    """A shard to be written; travels to a worker."""
+
+    lake: Lake
+    dataset: str
+    shard: int
+    shards: int
+    new_folders: bool
+    units: tuple[Stored, ...]  # sorted
+
+    @property
+    def weight(self) -> int:
+        """Its bytes."""
+        return sum(lines.length for unit in self.units for lines in unit.lines.values())
+
+
+def assemble_shard(task: ShardTask) -> None:
+    """Write the NDJSON files and tables of a shard, and its commit."""
+    writer = ShardWriter(task.lake, "build", task.dataset, task.shard, task.shards, new_folders=task.new_folders)
+    for kind in STORED_BY_UNIT:
+        writer.write_lines(kind, _chunks(task, kind))
+    writer.write_table(FHIR_ELEMENTS, [_rows(task, FHIR_ELEMENTS, "elements")])
+    writer.write_table(FINDINGS, [_rows(task, FINDINGS, "findings")])
+    writer.commit(commit_rows(task.units))
+    pa.default_memory_pool().release_unused()
+
+
+def commit_rows(units: Sequence[Stored]) -> pa.Table:
+    """The rows of a commit: lines are stored in the order of the units."""
+    offsets = dict.fromkeys(STORED_BY_UNIT, 0)
+    rows: list[dict[str, Any]] = []
+    for unit in units:
+        row: dict[str, Any] = {"unit": unit.unit, "fingerprint": unit.fingerprint, "to_retry": unit.to_retry}
+        for kind in STORED_BY_UNIT:
+            lines = unit.lines.get(kind, UnitLines(0, 0, 0, ""))
+            row |= {f"{kind}_{name}": value for name, value in lines._replace(offset=offsets[kind])._asdict().items()}
+            offsets[kind] += lines.length
+        rows.append(row)
+    columns = [pa.array([row[field.name] for row in rows], field.type) for field in BUILD_COMMITS.schema]
+    return pa.table(columns, schema=BUILD_COMMITS.schema)
+
+
+def _chunks(task: ShardTask, kind: str) -> Iterator[bytes]:
+    """The lines of all units; those of neighbours that are neighbours where they come from are copied at once."""
+    path, start, end = "", 0, 0
+    for unit in task.units:
+        if not (lines := unit.lines.get(kind)) or not lines.length:
+            continue
+        source = _path(task, unit, kind)
+        if source != path or lines.offset != end:
+            if end > start:
+                yield task.lake.read_slice(path, start, end - start)
+            path, start = source, lines.offset
+        end = lines.offset + lines.length
+    if end > start:
+        yield task.lake.read_slice(path, start, end - start)
+
+
+def _path(task: ShardTask, unit: Stored, kind: str) -> str:
+    if unit.piece is not None:
+        return piece_path(task.dataset, unit.piece, kind)
+    return place(RESOURCES, type=kind, dataset=task.dataset, shard=unit.former_shard or 0)
+
+
+def _rows(task: ShardTask, table: Table, kind: str) -> pa.Table:
+    kept: dict[int, list[str]] = {}
+    pieces: dict[str, None] = {}
+    for unit in task.units:
+        if unit.piece is not None:
+            pieces[unit.piece] = None
+        elif unit.former_shard is not None:
+            kept.setdefault(unit.former_shard, []).append(unit.unit)
+    new = (task.lake.read_part(piece_path(task.dataset, key, kind)) for key in pieces)
+    return pa.concat_tables([table.schema.empty_table(), *_former(task, table, kept), *new])
+
+
+def _former(task: ShardTask, table: Table, kept: Mapping[int, Iterable[str]]) -> Iterator[pa.Table]:
+    for shard, units in kept.items():
+        rows = task.lake.read(table, stage="build", dataset=task.dataset, shard=shard)
+        yield rows.filter(pc.is_in(rows["unit"], pa.array(list(units))))
+
+
+def stored_units(commit: Commit) -> dict[str, Stored]:
+    """The units of a shard, as they are to be taken over from it."""
+    return {
+        unit: Stored(
+            unit,
+            row["fingerprint"],
+            row["to_retry"],
+            None,
+            commit.shard,
+            {kind: UnitLines(*(row[f"{kind}_{name}"] for name in UnitLines._fields)) for kind in STORED_BY_UNIT},
+        )
+        for unit, row in commit.rows.items()
+    }
+
+
+def remove_units(lake: Lake, dataset: str, units: Collection[str]) -> None:
+    """Take the resources of units out of the shards of a dataset (the caller holds its lock).
+
+    A shard that is damaged is removed as a whole: the next run builds its other units again.
+    """
+    commits = read_commits(lake, "build", dataset)
+    remove_other_shards(lake, "build", dataset, commits.keys())  # files without a commit may hold any unit
+    for shard, commit in commits.items():
+        kept = tuple(stored for unit, stored in stored_units(commit).items() if unit not in units)
+        if len(kept) == commit.units.num_rows:
+            continue
+        if kept and not damaged_file(lake, commit, digests=True):
+            assemble_shard(ShardTask(lake, dataset, shard, commit.shards, False, kept))
+        else:
+            remove_shard(lake, commit)

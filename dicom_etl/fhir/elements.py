@@ -1,0 +1,65 @@
+"""Which data-dependent elements a resource has: the rows of the table `fhir_elements`, which FHIR readiness counts.
+
+Not here: why an element is missing; the headers say that (`quality.readiness`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# the columns of `fhir_elements`, in their order; null where they do not apply
+_COLUMNS: dict[str, Any] = dict.fromkeys(
+    """dataset unit level study_uid series_uid patient started started_time accession description body_site laterality
+    birth_date gender""".split()
+)
+
+
+def element_rows(resource: Mapping[str, Any], dataset: str, unit: str) -> Iterator[dict[str, Any]]:
+    """The rows of a Patient, or of an ImagingStudy and its series, of either version of FHIR."""
+    if resource["resourceType"] == "Patient":
+        yield _COLUMNS | {
+            "dataset": dataset,
+            "unit": unit,
+            "level": "patient",
+            "patient": resource["id"],
+            "birth_date": bool(resource.get("birthDate")),
+            "gender": bool(resource.get("gender")),
+        }
+    else:
+        yield from _study_rows(resource, dataset, unit)
+
+
+def _study_rows(study: Mapping[str, Any], dataset: str, unit: str) -> Iterator[dict[str, Any]]:
+    identifiers = study["identifier"]
+    uid = next(i["value"] for i in identifiers if i["system"] == "urn:dicom:uid").removeprefix("urn:oid:")
+    started = study.get("started", "")
+    common = _COLUMNS | {"dataset": dataset, "unit": unit, "study_uid": uid}
+    yield common | {
+        "level": "study",
+        "started": bool(started),
+        "started_time": len(started) > len("YYYY-MM-DD"),
+        "accession": _has_accession(study),
+        "description": bool(study.get("description")),
+    }
+    for series in study["series"]:
+        yield common | {
+            "level": "series",
+            "series_uid": series["uid"],
+            "description": bool(series.get("description")),
+            "body_site": _has_coded_site(series),
+            "laterality": bool(series.get("laterality")),
+        }
+
+
+def _has_accession(study: Mapping[str, Any]) -> bool:
+    """Whether the accession number is among the identifiers, or in R5 that of the order."""
+    identifiers = [*study["identifier"], *(order["identifier"] for order in study.get("basedOn", ()))]
+    codings = [coding for one in identifiers for coding in one.get("type", {}).get("coding", ())]
+    return any(coding.get("code") == "ACSN" for coding in codings)
+
+
+def _has_coded_site(series: Mapping[str, Any]) -> bool:
+    """Whether the body site has a code: as Coding, or in R5 as a concept of a CodeableReference."""
+    site = series.get("bodySite", {})
+    return bool(site.get("code") or site.get("concept", {}).get("coding"))

@@ -1,0 +1,178 @@
+"""Commits: what the files of a shard are, and how they change together.
+
+A shard of a stage is several files: tables, NDJSON. Its commit (`commits/<stage>/<dataset>/<shard>.parquet`) has one
+row per unit and, in its footer, the size and SHA-256 of each of these files. It is written last. Local lakes:
+
+1. All files are written and synced under hidden, stable names (`.0003.parquet.new`), then a pending commit is.
+2. The files are renamed, the commit last.
+
+A run that is killed before the pending commit leaves the shard as before; one that is killed after it leaves a shard
+that `recover` completes. Where the number of shards changes, all files are written into hidden folders, which
+are exchanged in the same way (`exchange_folders`). A lake on an object store has no renames: there the commit is
+removed first, files are copied out of hidden folders, and a shard without a commit is made again.
+
+Not here: which units are in which shard (`lake.shards`), reading rows (`lake.shard_reader`) and writing them
+(`lake.shard_writer`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dicom_etl.identity.names import encode_name
+from dicom_etl.lake import recovery
+from dicom_etl.lake.row_groups import read_parquet
+from dicom_etl.lake.schemas import COMMITS
+from dicom_etl.lake.tables import Lake, LakeError
+
+_DAMAGED = ".damaged"
+
+
+class DamagedShardError(LakeError):
+    """A file of a shard does not match the size or digest in its commit; the text names it."""
+
+    @classmethod
+    def of(cls, path: str) -> DamagedShardError:
+        """The error of a file."""
+        return cls(f"{path} does not match its commit: run `dicom-etl run` or `audit` again, which rebuilds it")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What is stored in a shard of a stage.
+
+    `units` has the columns of the stage's table of commits; `files` the size and SHA-256 of each file by its path.
+    """
+
+    stage: str
+    dataset: str
+    shard: int
+    shards: int
+    units: pa.Table
+    files: Mapping[str, tuple[int, str]]
+
+    @property
+    def unit_names(self) -> list[str]:
+        """Its units, sorted."""
+        names: list[str] = self.units["unit"].to_pylist()
+        return names
+
+    @cached_property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The rows of its units, by unit."""
+        return {row["unit"]: row for row in self.units.to_pylist()}
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_commits(lake: Lake, stage: str, dataset: str) -> dict[int, Commit]:
+    """The commits of a dataset by shard. No commit at all where they disagree about the number of shards."""
+    commits: dict[int, Commit] = {}
+    for name in lake.names(f"commits/{stage}/{encode_name(dataset)}", ".parquet"):
+        if name.isdecimal() and (commit := read_commit(lake, stage, dataset, int(name))):
+            commits[commit.shard] = commit
+    counts = {commit.shards for commit in commits.values()}
+    return commits if len(counts) < 2 else {}
+
+
+def read_commit(lake: Lake, stage: str, dataset: str, shard: int) -> Commit | None:
+    """The commit of a shard; None where there is none that can be read."""
+    content = lake.read_bytes(COMMITS[stage].path(dataset=dataset, shard=shard))
+    if content is None:
+        return None
+    try:
+        file = pq.ParquetFile(io.BytesIO(content))
+        known = orjson.loads((file.metadata.metadata or {})[recovery.COMMIT_KEY])
+        if (known["stage"], known["dataset"], known["shard"]) != (stage, dataset, shard):
+            return None  # another shard's file in its place
+        units = read_parquet(io.BytesIO(content))
+        files = {path: (size, digest) for path, (size, digest) in known["files"].items()}
+        return Commit(stage, dataset, shard, known["shards"], units.cast(COMMITS[stage].schema), files)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):  # OSError: checksums, not the disk
+        return None
+
+
+def shard_total(lake: Lake, stage: str, dataset: str) -> int:
+    """The number of shards of a dataset, from one of its commits; 0 where there is none."""
+    for name in lake.names(f"commits/{stage}/{encode_name(dataset)}", ".parquet"):
+        if name.isdecimal() and (commit := read_commit(lake, stage, dataset, int(name))):
+            return commit.shards
+    return 0
+
+
+def damaged_file(lake: Lake, commit: Commit, *, digests: bool = False) -> str | None:
+    """The first file that is missing, has another size than in the commit, or (with `digests`) another SHA-256."""
+    for path, (size, digest) in sorted(commit.files.items()):
+        if lake.size(path) != size:
+            return path
+        if digests and hashlib.sha256(lake.read_bytes(path) or b"").hexdigest() != digest:
+            return path
+    return None
+
+
+def find_damage(lake: Lake, commit: Commit, *, digests: bool = False) -> str | None:
+    """As `damaged_file`, and tells the user that the units of the shard are read or built again."""
+    path = damaged_file(lake, commit, digests=digests)
+    if path:
+        lake.tell(f"{path} does not match its commit: the {commit.units.num_rows} units of its shard are rebuilt")
+    return path
+
+
+def require_whole(lake: Lake, stage: str, dataset: str, commits: Iterable[Commit], *, digests: bool) -> None:
+    """Check the shards of a stage before another one reads them; the caller holds the lock of their dataset.
+
+    Args:
+        lake, stage, dataset: identify the shards.
+        commits: all of them.
+        digests: check the bytes too, not the sizes alone.
+
+    Raises:
+        DamagedShardError: a file is not what its commit says. Its shard is discarded: the next run rebuilds it.
+    """
+    for commit in commits:
+        if path := damaged_file(lake, commit, digests=digests):
+            lake.write_bytes(damage_marker(stage, dataset, commit.shard), b"")
+            lake.remove(COMMITS[stage].path(dataset=dataset, shard=commit.shard))
+            raise DamagedShardError.of(path)
+    folder = lake.at(f"commits/{stage}/{encode_name(dataset)}")
+    for name in [child.name for child in folder.iterdir()] if folder.is_dir() else []:
+        if name.startswith(".") and name.endswith(_DAMAGED):
+            table = COMMITS[stage].path(dataset=dataset, shard=int(name[1:].removesuffix(_DAMAGED)))
+            raise DamagedShardError.of(table)
+
+
+def damage_marker(stage: str, dataset: str, shard: int) -> str:
+    """The path of a marker: a shard was damaged and is not rebuilt yet."""
+    return f"commits/{stage}/{encode_name(dataset)}/.{shard:04d}{_DAMAGED}"
+
+
+def remove_shard(lake: Lake, commit: Commit) -> None:
+    """Remove a shard that has no unit any more; its commit first."""
+    lake.remove(COMMITS[commit.stage].path(dataset=commit.dataset, shard=commit.shard))
+    for path in commit.files:
+        lake.remove(path)
+
+
+def remove_other_shards(lake: Lake, stage: str, dataset: str, shards: Collection[int]) -> None:
+    """Remove the shards of a dataset that have no unit any more; their commits first."""
+    for folder in reversed(recovery.stage_folders(stage, dataset)):
+        for name in lake.names(folder):
+            number = name.partition(".")[0]
+            if number.isdecimal() and int(number) not in shards:
+                lake.remove(f"{folder}/{name}")
+                lake.remove(damage_marker(stage, dataset, int(number)))
+
+
+def digest_of(lines: bytes) -> str:
+    """The digest of the lines of a unit."""
+    return hashlib.sha256(lines).hexdigest()[:32]

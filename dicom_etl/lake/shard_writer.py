@@ -1,0 +1,171 @@
+"""Writing shards: the files of a shard change together (`lake.commits` explains how).
+
+Not here: what becomes of a change that a kill cut off (`lake.recovery`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import orjson
+import pyarrow as pa
+
+from dicom_etl.lake import recovery
+from dicom_etl.lake.commits import damage_marker, remove_other_shards
+from dicom_etl.lake.row_groups import write_row_groups
+from dicom_etl.lake.schemas import COMMITS, RESOURCES, Table, place
+from dicom_etl.lake.tables import Lake
+
+
+class ShardWriter:
+    """The files of one shard, written aside and put in place together by `commit`."""
+
+    def __init__(
+        self, lake: Lake, stage: str, dataset: str, shard: int, shards: int, *, new_folders: bool = False
+    ) -> None:
+        """Begin a shard.
+
+        Args:
+            lake: holds it.
+            stage: `extract` or `build`.
+            dataset: its dataset, whose lock the run holds.
+            shard: its number.
+            shards: how many there are.
+            new_folders: write into the folders that `exchange_folders` puts in place.
+        """
+        self._lake, self._stage, self._dataset = lake, stage, dataset
+        self._shard, self._shards = shard, shards
+        self._new_folders = new_folders
+        self._files: dict[str, tuple[int, str]] = {}
+        if not (lake.local or new_folders):
+            lake.remove(COMMITS[stage].path(dataset=dataset, shard=shard))
+
+    def write_table(self, table: Table, pieces: Iterable[pa.Table], groups: Sequence[int] | None = None) -> None:
+        """Write a table of the shard from pieces in the order of its rows; `groups` are the sizes of row groups."""
+        with self._file(self._path(table)) as sink:
+            write_row_groups(sink, table, pieces, groups, metadata={})
+
+    def write_lines(self, kind: str, chunks: Iterable[bytes]) -> None:
+        """Write the NDJSON file of a resource type."""
+        with self._file(place(RESOURCES, type=kind, dataset=self._dataset, shard=self._shard)) as sink:
+            for chunk in chunks:
+                sink.write(chunk)
+
+    def commit(self, units: pa.Table) -> None:
+        """Write the commit and put all files in place."""
+        self._put_in_place(units)
+        self._lake.remove(damage_marker(self._stage, self._dataset, self._shard))
+
+    def _put_in_place(self, units: pa.Table) -> None:
+        table = COMMITS[self._stage]
+        known = orjson.dumps(
+            {
+                "stage": self._stage,
+                "dataset": self._dataset,
+                "shard": self._shard,
+                "shards": self._shards,
+                "files": self._files,
+            },
+            option=orjson.OPT_SORT_KEYS,
+        )
+        content = io.BytesIO()
+        write_row_groups(content, table, [units], metadata={recovery.COMMIT_KEY: known})
+        path = self._path(table)
+        if self._new_folders or not self._lake.local:
+            with self._file(path) as sink:
+                sink.write(content.getvalue())
+            return
+        target = Path(self._lake.root, path)
+        for folder in {Path(self._lake.root, file).parent for file in self._files}:
+            recovery.sync_folder(folder)
+        self._lake.write_bytes(str(recovery.hidden(PurePosixPath(path), recovery.PENDING)), content.getvalue())
+        recovery.complete(Path(self._lake.root), recovery.hidden(target, recovery.PENDING), target, self._files)
+
+    def _path(self, table: Table) -> str:
+        return table.path(stage=self._stage, dataset=self._dataset, shard=self._shard)
+
+    @contextmanager
+    def _file(self, path: str) -> Iterator[IO[bytes]]:
+        if not self._lake.local:
+            buffer = io.BytesIO()
+            yield buffer
+            content = buffer.getvalue()
+            written_to = recovery.new_folder(path) if self._new_folders else path
+            self._lake.write_bytes(str(written_to), content)
+            self._files[path] = len(content), hashlib.sha256(content).hexdigest()
+            return
+        target = Path(self._lake.root, path)
+        hidden = recovery.hidden(target, recovery.NEW)
+        written = Path(self._lake.root, recovery.new_folder(path)) if self._new_folders else hidden
+        written.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with written.open("wb") as file:
+            sink = _HashedFile(file)
+            yield sink  # type: ignore[misc]  # it has of a file what pyarrow asks for
+            file.flush()
+            os.fsync(file.fileno())
+        self._files[path] = sink.size, sink.digest
+
+
+class _HashedFile(io.RawIOBase):
+    """A file whose size and SHA-256 are known when all is written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._sha256 = file, hashlib.sha256()
+        self.size = 0
+
+    def write(self, content: Any) -> int:
+        self._sha256.update(content)
+        written = self._file.write(content)
+        self.size += written
+        return written
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size
+
+    @property
+    def digest(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def exchange_folders(lake: Lake, stage: str, dataset: str) -> None:
+    """Put the new folders of a dataset in the place of the old ones, after all of its shards were written there."""
+    folders = recovery.stage_folders(stage, dataset)
+    if not lake.local:
+        _copy_new_folders(lake, stage, dataset)
+        return
+    for folder in folders:
+        _keep_other_files(Path(lake.root, folder), Path(lake.root, recovery.new_folder(folder)))
+    marker = recovery.exchange_marker(stage, dataset)
+    lake.write_bytes(marker, orjson.dumps(folders))
+    recovery.exchange(Path(lake.root), folders, Path(lake.root, marker))
+
+
+def _copy_new_folders(lake: Lake, stage: str, dataset: str) -> None:
+    """Copy the files of new folders to their places on an object store; there is no commit until all of them are."""
+    remove_other_shards(lake, stage, dataset, ())
+    for folder in recovery.stage_folders(stage, dataset):
+        new = recovery.new_folder(folder)
+        for name in lake.names(new):
+            lake.write_bytes(f"{folder}/{name}", lake.read_bytes(f"{new}/{name}") or b"")
+    lake.remove_new_folders(dataset)
+
+
+def _keep_other_files(folder: Path, new: Path) -> None:
+    """Copy what is no shard (the findings of the dataset) into the new folder."""
+    new.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if not file.name.startswith(".") and not file.name.split(".")[0].isdecimal():
+            with (new / file.name).open("wb") as copy:
+                copy.write(file.read_bytes())
+                copy.flush()
+                os.fsync(copy.fileno())
+    recovery.sync_folder(new)

@@ -1,0 +1,108 @@
+"""Shards of the stage build, written by hand: every file of a generation holds its name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from dicom_etl.construction.assembly import Stored, commit_rows
+from dicom_etl.construction.pieces import UnitLines
+from dicom_etl.findings import finding, findings_table
+from dicom_etl.lake.commits import Commit, digest_of
+from dicom_etl.lake.schemas import FHIR_ELEMENTS, FINDINGS, RESOURCES, STORED_BY_UNIT, place
+from dicom_etl.lake.shard_reader import read_consistently
+from dicom_etl.lake.shard_writer import ShardWriter, exchange_folders
+from dicom_etl.lake.shards import shard_of
+from dicom_etl.lake.tables import Lake
+
+UNITS = ("sub-1", "sub-2", "sub-3", "sub-4")  # of four shards: 3, 1, 2, 0
+
+
+def line(kind: str, unit: str, generation: str) -> bytes:
+    return f'{{"resourceType":"{kind}","id":"{unit}","generation":"{generation}"}}\n'.encode()
+
+
+def write_shard(
+    lake: Lake,
+    generation: str,
+    units: Sequence[str] = UNITS,
+    *,
+    shard: int = 0,
+    shards: int = 1,
+    new_folders: bool = False,
+) -> None:
+    """Write a shard of units, each with a line of each type and a finding."""
+    writer = ShardWriter(lake, "build", "ds", shard, shards, new_folders=new_folders)
+    for kind in STORED_BY_UNIT:
+        writer.write_lines(kind, [line(kind, unit, generation) for unit in units])
+    writer.write_table(FHIR_ELEMENTS, [])
+    writer.write_table(
+        FINDINGS, [findings_table(finding("study-held", "ds", unit=unit, message=generation) for unit in units)]
+    )
+    lines = {unit: {kind: line(kind, unit, generation) for kind in STORED_BY_UNIT} for unit in units}
+    writer.commit(commit_rows([_stored(unit, generation, lines[unit]) for unit in units]))
+
+
+def _stored(unit: str, generation: str, lines: dict[str, bytes]) -> Stored:
+    where = {kind: UnitLines(0, len(text), 1, digest_of(text)) for kind, text in lines.items()}
+    return Stored(unit, generation, False, None, None, where)
+
+
+def write_dataset(lake: Lake, generation: str, shards: int) -> None:
+    """Write all units into so many shards, in new folders, and exchange them for the old ones."""
+    for shard in range(shards):
+        units = [unit for unit in UNITS if shard_of(unit, shards) == shard]
+        write_shard(lake, generation, units, shard=shard, shards=shards, new_folders=True)
+    exchange_folders(lake, "build", "ds")
+
+
+def generations(lake: Lake, shard: int = 0) -> set[str] | None:
+    """The generations of all that a reader finds in a shard at once; None where there is none."""
+
+    def read(commit: Commit) -> set[str]:
+        rows = lake.read(FINDINGS, ["message"], stage="build", dataset="ds", shard=shard)
+        paths = (place(RESOURCES, type=kind, dataset="ds", shard=shard) for kind in STORED_BY_UNIT)
+        lines = b"".join(lake.read_bytes(path) or b"" for path in paths).splitlines()
+        said = {text.rpartition(b":")[2].strip(b'"}').decode() for text in lines}
+        return {*rows["message"].to_pylist(), *commit.units["fingerprint"].to_pylist(), *said}
+
+    return read_consistently(lake, "build", "ds", shard, read)
+
+
+def files_of(lake: Lake) -> dict[str, bytes]:
+    """All files of the lake but locks, hidden ones too."""
+    root = Path(lake.root)
+    found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith("locks/")}
+
+
+class KilledError(BaseException):
+    """As a kill: nothing catches it."""
+
+
+@contextlib.contextmanager
+def killed_at(rename: int) -> Iterator[list[str]]:
+    """Die at the n-th rename (from 0); what was renamed before is noted."""
+    done: list[str] = []
+    replace, move = Path.replace, Path.rename
+
+    def noting(path: Path, target: Path) -> None:
+        if len(done) == rename:
+            raise KilledError
+        done.append(f"{path.name} -> {target.name}")
+
+    def replacing(path: Path, target: Path) -> Path:
+        noting(path, target)
+        return replace(path, target)
+
+    def renaming(path: Path, target: Path) -> Path:
+        noting(path, target)
+        return move(path, target)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "replace", replacing)
+        patched.setattr(Path, "rename", renaming)
+        yield done
