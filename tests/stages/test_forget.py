@@ -213,7 +213,8 @@ def test_a_subject_leaves_server_ledger_and_lake_and_nobody_else_does(house: Hou
     shard = {f"{table}/{tree.name}/0000.parquet" for table in ("headers", "files", "tag_profiles", "fhir_elements")}
     shard |= {f"{table}/{stage}/{tree.name}/0000.parquet" for table in ("findings", "commits") for stage in COMMITS}
     shard |= {f"fhir/{kind}/{tree.name}/0000.ndjson" for kind in STORED_BY_UNIT}
-    of_dataset = {f"findings/extract/{tree.name}/dataset.parquet"}  # of the UID that both had
+    # of the UID that both had, and what says that all is of one state
+    of_dataset = {f"findings/{stage}/{tree.name}/dataset.parquet" for stage in COMMITS}
     assert changed == per_dataset | shard | of_dataset
 
 
