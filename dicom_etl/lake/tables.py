@@ -12,7 +12,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -335,6 +335,13 @@ class Lake:
         """
         with self._opened(place) as source:
             return pa.ipc.open_file(source).read_all()
+
+    def remove_other_parts(self, folder: str, keys: Collection[str]) -> None:
+        """Remove the parts in a hidden folder that killed runs left, but those of the given keys."""
+        self.sweep(folder)
+        for name in self.names(folder):
+            if name.partition(".")[0] not in keys:
+                self.remove(f"{folder}/{name}")
 
     def remove_folder(self, place: str) -> None:
         """Remove a folder of the lake with all that it holds; no error where there is none."""

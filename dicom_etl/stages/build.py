@@ -271,12 +271,8 @@ def _make(job: _Job, inputs: Inputs, changed: list[str], commits: Mapping[int, C
     """Make the resources of units and write the shards that change; returns the errors of units."""
     lake, name = job.lake, job.dataset
     folder = pieces_folder(name)
-    lake.sweep(folder)
     pieces = list(_pieces(job, inputs, changed))
-    keys = {piece.key for piece in pieces}
-    for left in lake.names(folder):
-        if left.partition(".")[0] not in keys:
-            lake.remove(f"{folder}/{left}")
+    lake.remove_other_parts(folder, {piece.key for piece in pieces})
     built, errors = _build_pieces(job, inputs, pieces)
     errors |= _write_shards(job, inputs, built, errors, commits)
     lake.remove_folder(folder)

@@ -165,7 +165,7 @@ def _read_units(source: Source, lake: Lake, engine: Engine, todo: Plan, progress
         for shard, usable, units in groups
         for piece in cut_pieces(source, lake, inventory, units, todo.former_shards(shard) if usable else ())
     ]
-    _remove_other_pieces(lake, source.dataset, pieces)
+    lake.remove_other_parts(pieces_folder(source.dataset), {piece.key for piece in pieces})
     counter = _Counter(f"extract {source.dataset}", sum(map(_files, pieces)), progress)
     read = _Read()
     alone: list[Piece] = []
@@ -217,16 +217,6 @@ class _Counter:
 
 def _files(piece: Piece) -> int:
     return int(piece.entries.num_rows)
-
-
-def _remove_other_pieces(lake: Lake, dataset: str, pieces: Iterable[Piece]) -> None:
-    """Remove what killed runs put aside of another inventory."""
-    folder = pieces_folder(dataset)
-    lake.sweep(folder)
-    wanted = {piece.key for piece in pieces}
-    for name in lake.names(folder):
-        if name.partition(".")[0] not in wanted:
-            lake.remove(f"{folder}/{name}")
 
 
 # -- duplicates -------------------------------------------------------------------------------------------------------
