@@ -121,7 +121,7 @@ def unit_lines(lake: Lake, commit: Commit, kind: str, unit: str) -> bytes:
 
 
 def read_consistently(
-    lake: Lake, stage: str, dataset: str, shard: int, read: Callable[[Commit], Value], *, locked: bool = False
+    lake: Lake, stage: str, dataset: str, shard: int, read: Callable[[Commit], Value]
 ) -> Value | None:
     """The result of `read` over the files of a shard, all of one generation; None where the shard was never written.
 
@@ -130,14 +130,13 @@ def read_consistently(
     Args:
         lake, stage, dataset, shard: identify the shard.
         read: may be called several times.
-        locked: the caller holds the dataset's lock, so that no other run writes.
 
     Raises:
         DamagedShardError: a file of the shard is not what its commit says.
     """
     path = COMMITS[stage].path(dataset=dataset, shard=shard)
     reason, commit = "", None
-    for _ in range(1 if locked else _TRIES):
+    for _ in range(_TRIES):
         before = lake.identity(path)
         commit = read_commit(lake, stage, dataset, shard)
         if commit is None and before is None and not _is_pending(lake, stage, dataset, path) and not lake.exists(path):
@@ -156,8 +155,7 @@ def read_consistently(
                 reason = f"{path} changes again and again"
         else:
             reason = f"{damaged if commit else path}{_MISMATCH}"
-        if not locked:
-            time.sleep(_PAUSE)
+        time.sleep(_PAUSE)
     if commit and (damaged := damaged_file(lake, commit, digests=True)) and damaged not in reason:
         reason = f"{damaged}{_MISMATCH}"
     raise DamagedShardError(f"{reason}: run `dicom-etl run` or `audit` again, which rebuilds it")
