@@ -5,12 +5,10 @@ Nothing here knows pytest: the fixtures, and what makes all workers of a run sha
 """
 
 import hashlib
-import http.client
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -24,6 +22,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from tests.servers import server_process
+from tests.servers.server_process import ServerUnavailableError, answers, launch, run_build, wait_until_ready
+
 __all__ = ["HapiServer", "ServerUnavailableError", "build", "running_hapi", "start", "stop", "validate"]
 
 HAPI = Path(__file__).with_name("hapi")
@@ -33,23 +34,16 @@ CLASS_PATH = TARGET / "cp.txt"
 STAMP = TARGET / "stamp"
 ARCHIVE = TARGET / "app.jsa"
 
+NAME = "FHIR test server"
 MINIMUM_JAVA = 17
 HEAP = "1500m"  # R5 does not fit into half of it; H2 keeps the tests' resources in the heap as well
 LONG_LIVED_HEAP = "5g"
 BUILD_TIMEOUT = 1200.0
 START_TIMEOUT = 150.0  # R4 takes 6 to 10 s on two idle cores, R5 twice that, and cores may be shared
-STOP_TIMEOUT = 20.0
 REQUEST_TIMEOUT = 120.0  # the first $validate loads the definitions of FHIR
 
 # A proxy of the environment must not see requests for 127.0.0.1.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-# Servers that this process started: waiting for a child reaps it, and keeps its id from being used again.
-_children: dict[int, subprocess.Popen[bytes]] = {}
-
-
-class ServerUnavailableError(RuntimeError):
-    """The server cannot be built or started; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -124,35 +118,12 @@ def _is_built(wanted: str) -> bool:
 
 
 def _compile() -> None:
-    _run(["mvn", "--batch-mode", "--no-transfer-progress", "-Dstyle.color=never", "--quiet", "compile"])
+    maven = ["mvn", "--batch-mode", "--no-transfer-progress", "-Dstyle.color=never", "--quiet", "compile"]
+    run_build(NAME, maven, timeout=BUILD_TIMEOUT, cwd=HAPI)
     # Class data can be archived from jars alone, not from a folder of classes.
-    _run(["jar", "--create", "--file", f"{JAR}.new", "-C", str(TARGET / "classes"), "."])
+    jar = ["jar", "--create", "--file", f"{JAR}.new", "-C", str(TARGET / "classes"), "."]
+    run_build(NAME, jar, timeout=BUILD_TIMEOUT, cwd=HAPI)
     Path(f"{JAR}.new").replace(JAR)
-
-
-def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            cwd=HAPI,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=BUILD_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ServerUnavailableError(
-            f"Building the FHIR test server: `{' '.join(command)}` did not end within {BUILD_TIMEOUT:.0f} s."
-        ) from error
-    if done.returncode:
-        raise ServerUnavailableError(
-            f"The FHIR test server could not be built: `{' '.join(command)}` in {HAPI} ended with "
-            f"{done.returncode}. `make setup-test` installs what it needs. The end of its output:\n"
-            f"{_end_of(done.stdout)}"
-        )
 
 
 def _archive_classes() -> None:
@@ -238,99 +209,24 @@ def _launch(folder: Path, flags: Mapping[str, str], **environment: str) -> HapiS
     log_path = folder / "server.log"
     # Port 0: the server takes a free port itself, where a port that is looked for first could be lost again.
     properties = {"port": "0", "java.io.tmpdir": str(temporary), **flags}
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            ["sh", str(HAPI / "run.sh"), *(f"-D{name}={value}" for name, value in properties.items())],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "HEAP": HEAP, **environment},
-        )
-    _children[process.pid] = process
-    try:
-        base_url = _wait_until_ready(process, log_path)
-    except BaseException:
-        _stop_child(process, STOP_TIMEOUT)
-        raise
+    process = launch(
+        ["sh", str(HAPI / "run.sh"), *(f"-D{name}={value}" for name, value in properties.items())],
+        log_path,
+        env={**os.environ, "HEAP": HEAP, **environment},
+    )
+    base_url = wait_until_ready(NAME, process, log_path, _base_url, START_TIMEOUT)
     return HapiServer(base_url, process.pid, log_path)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], log_path: Path) -> str:
-    deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ServerUnavailableError(
-                f"The FHIR test server ended with {process.returncode} at its start; {_end_of_log(log_path)}"
-            )
-        base_url = _base_url(log_path)
-        if base_url is not None and _answers(base_url):
-            return base_url
-        time.sleep(0.1)
-    raise ServerUnavailableError(
-        f"The FHIR test server did not answer GET /fhir/metadata within {START_TIMEOUT:.0f} s; {_end_of_log(log_path)}"
-    )
+def _base_url(log: str) -> str | None:
+    found = re.search(r"^listening on port (\d+),", log, re.MULTILINE)
+    base_url = f"http://127.0.0.1:{found[1]}/fhir" if found else None
+    return base_url if base_url and answers(f"{base_url}/metadata") else None
 
 
-def _base_url(log_path: Path) -> str | None:
-    found = re.search(r"^listening on port (\d+),", log_path.read_text(errors="replace"), re.MULTILINE)
-    return f"http://127.0.0.1:{found[1]}/fhir" if found else None
-
-
-def _answers(base_url: str) -> bool:
-    try:
-        with _OPENER.open(f"{base_url}/metadata", timeout=30) as response:
-            return bool(response.status == 200)
-    except (OSError, http.client.HTTPException):  # URLError and HTTPError are OSErrors
-        return False
-
-
-def _end_of_log(log_path: Path) -> str:
-    return f"the end of its log:\n{_end_of(log_path.read_text(errors='replace'))}"
-
-
-def _end_of(text: str, lines: int = 40) -> str:
-    return "\n".join(text.splitlines()[-lines:])
-
-
-def stop(server: HapiServer, *, timeout: float = STOP_TIMEOUT) -> None:
+def stop(server: HapiServer, *, timeout: float = server_process.STOP_TIMEOUT) -> None:
     """End the server, by force after ``timeout`` seconds; a server that is gone already is no error."""
-    child = _children.get(server.pid)
-    if child is not None:
-        _stop_child(child, timeout)
-    else:
-        _stop_other(server.pid, timeout)
-
-
-def _stop_child(process: subprocess.Popen[bytes], timeout: float) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    _children.pop(process.pid, None)
-
-
-def _stop_other(pid: int, timeout: float) -> None:
-    for number, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, 5.0)):
-        if not _runs(pid):
-            return
-        os.kill(pid, number)
-        deadline = time.monotonic() + patience
-        while _runs(pid) and time.monotonic() < deadline:
-            time.sleep(0.1)
-
-
-def _runs(pid: int) -> bool:
-    """Whether ``pid`` is one of these servers: not ended but unreaped, and not another program by now."""
-    proc = Path("/proc", str(pid))
-    try:
-        if Path("/proc/self").exists():
-            return b"FhirServer" in (proc / "cmdline").read_bytes()
-        os.kill(pid, 0)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return True
+    server_process.stop(server.pid, "FhirServer", timeout=timeout)
 
 
 # --- asking -------------------------------------------------------------------------------------------------
