@@ -19,7 +19,7 @@ help: ## List the targets
 
 setup: $(INSTALLED) ## Make .venv with the package and all that it needs (PYTHON=python3.12 picks another Python)
 
-setup-test: system-packages setup ## setup, and what the tests need: Java, Maven, Chromium (apt), the FHIR server
+setup-test: system-packages setup ## setup, and what the tests need: Java, Maven, Chromium, PostgreSQL (apt), the FHIR server
 	@$(BIN)/python -m tests.servers.hapi_server
 
 demo: setup ## Load an example dataset, with nothing to install or configure
@@ -78,7 +78,7 @@ check-python:
 
 # The stamp comes last: an installation that was cut off starts again.
 $(INSTALLED): pyproject.toml constraints.txt | check-python
-	@echo "Installing into $(VENV); the first time this fetches about 200 MB ..."
+	@echo "Installing into $(VENV); the first time this fetches about 250 MB ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dagster,dask,dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dagster,dask,postgres,dev]'
 	@touch $@

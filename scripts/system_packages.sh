@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need from the system, with apt, and only what is missing: a JDK >= 17 and Maven for
-# the FHIR server, Chromium for the report and the Dagster UI, and Python's venv. Running it again does nothing.
+# the FHIR server, Chromium for the report and the Dagster UI, PostgreSQL's server programs, and Python's venv.
+# Running it again does nothing.
 set -euo pipefail
 
 PYTHON=${PYTHON:-python3}
@@ -23,10 +24,16 @@ has_venv() {
   "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null
 }
 
+has_postgres() {
+  # Debian installs the server's programs beside the PATH.
+  compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || command -v postgres >/dev/null
+}
+
 missing() {
   has_java || echo "java"
   command -v mvn >/dev/null || echo "maven"
   command -v chromium >/dev/null || echo "chromium"
+  has_postgres || echo "postgresql"
   has_venv || echo "venv"
 }
 
@@ -58,7 +65,7 @@ first_known_to_apt() {
 package_for() {
   case $1 in
     java) first_known_to_apt openjdk-17-jdk-headless openjdk-21-jdk-headless openjdk-25-jdk-headless ;;
-    maven | chromium) first_known_to_apt "$1" ;;
+    maven | chromium | postgresql) first_known_to_apt "$1" ;;
     venv) first_known_to_apt "$(venv_of_this_python)" python3-venv ;;
   esac
 }
@@ -72,7 +79,8 @@ mapfile -t wanted < <(missing)
 
 if ! command -v apt-get >/dev/null; then
   echo "The tests need from the system: ${wanted[*]}. This system has no apt, so install by hand" \
-    "a JDK >= $MINIMUM_JAVA, Maven (mvn), Chromium (chromium) and Python's venv, as far as they are missing." >&2
+    "a JDK >= $MINIMUM_JAVA, Maven (mvn), Chromium (chromium), PostgreSQL's server (postgres) and Python's venv," \
+    "as far as they are missing." >&2
   exit 1
 fi
 if [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null; then
@@ -89,6 +97,14 @@ for need in "${wanted[@]}"; do
   package=$(package_for "$need")
   packages+=("$package")
 done
+# The tests start PostgreSQL servers of their own: the package must not make one and let it run, now or at boot. This
+# setting is read at the package's first installation alone.
+if ! has_postgres; then
+  no_cluster=/etc/postgresql-common/createcluster.d/dicom-etl-tests.conf
+  trap 'as_root rm -f "$no_cluster"' EXIT
+  as_root mkdir -p "${no_cluster%/*}"
+  echo "create_main_cluster = false" | as_root tee "$no_cluster" >/dev/null
+fi
 # Through env: sudo drops the variable.
 as_root env DEBIAN_FRONTEND="$DEBIAN_FRONTEND" \
   apt-get install --yes --no-install-recommends -q "${packages[@]}"

@@ -1,17 +1,16 @@
 """The pytest plugin that gives tests their servers; loaded by ``tests/conftest.py``.
 
-Session fixtures run once per xdist worker, a server of each FHIR version is wanted once per run. So the
-process that controls the run (the only one, without xdist) makes a folder and hands its path to the workers.
-The first worker that needs a server takes the version's lock in that folder, starts the server and writes down
-where it is; the others read that. The controller stops it when all is done. How a server is built and started
-belongs in its own module.
+Session fixtures run once per xdist worker, a server of each kind is wanted once per run. So the process that
+controls the run (the only one, without xdist) makes a folder and hands its path to the workers. The first worker
+that needs a server takes the kind's lock in that folder, starts the server and writes down where it is; the others
+read that. The controller stops it when all is done. How a server is built and started belongs in its own module.
 """
 
-import json
 import os
+import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,27 @@ from typing import Any, Protocol
 import pytest
 from filelock import FileLock
 
-from tests.servers import hapi_server
-from tests.servers.hapi_server import HapiServer, ServerUnavailableError
+from tests.servers import hapi_server, postgres_server
+from tests.servers.hapi_server import HapiServer
+from tests.servers.postgres_server import PostgresServer
+from tests.servers.server_process import ServerUnavailableError
 
 _WORKER_INPUT = "dicom_etl_servers"
-_SHARED = ("R4", "R5")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a server that the run shares is started (in a folder, until the process `owner` ends) and stopped."""
+
+    start: Callable[[Path, int], Any]
+    stop: Callable[[Any], None]
+
+
+_SHARED = {
+    "hapi-r4": _Kind(lambda folder, owner: hapi_server.start(folder, owner=owner), hapi_server.stop),
+    "hapi-r5": _Kind(lambda folder, owner: hapi_server.start(folder, version="R5", owner=owner), hapi_server.stop),
+    "postgres": _Kind(lambda _, owner: postgres_server.start(owner=owner), postgres_server.stop),
+}
 
 
 @dataclass(frozen=True)
@@ -73,25 +88,38 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     run = config.stash.get(_RUN, None)
     if run is None or hasattr(config, "workerinput"):
         return
-    for version in _SHARED:
+    for name, kind in _SHARED.items():
         # The lock: a worker that was told to stop may still be starting the server.
-        with FileLock(run.folder / f"{version}.lock"):
-            state = _read_state(run.folder, version)
-            if state is not None and "failure" not in state:
-                hapi_server.stop(_server(state))
+        with FileLock(run.folder / f"{name}.lock"):
+            server = _read_state(run.folder, name)
+            if server is not None and not isinstance(server, str):
+                kind.stop(server)
     shutil.rmtree(run.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def hapi(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> HapiServer:
     """The strict R4 server that all tests of the run share: use identifiers that no other test uses."""
-    return _shared("R4", pytestconfig.stash[_RUN], tmp_path_factory)
+    return _shared("hapi-r4", pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def hapi_r5(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> HapiServer:
     """The same in R5, started when a test asks for it: it takes 16 s and 1.4 GB more."""
-    return _shared("R5", pytestconfig.stash[_RUN], tmp_path_factory)
+    return _shared("hapi-r5", pytestconfig, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def postgres(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> PostgresServer:
+    """The PostgreSQL server that all tests of the run share; `postgres_url` gives a test its own database on it."""
+    return _shared("postgres", pytestconfig, tmp_path_factory)
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """The SQLAlchemy URL of an empty PostgreSQL database that only this test sees."""
+    with postgres_server.fresh_database(postgres) as url:
+        yield url
 
 
 @pytest.fixture
@@ -116,34 +144,27 @@ def _plain_failure() -> Iterator[None]:
         pytest.fail(str(error), pytrace=False)
 
 
-def _shared(version: str, run: _Run, tmp_path_factory: pytest.TempPathFactory) -> HapiServer:
-    with FileLock(run.folder / f"{version}.lock"):
-        state = _read_state(run.folder, version)
-        if state is None:
-            state = _start_shared(version, run, tmp_path_factory)
-            _write_state(run.folder, version, state)
-    if "failure" in state:
-        pytest.fail(state["failure"], pytrace=False)
-    return _server(state)
+def _shared(name: str, config: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    run = config.stash[_RUN]
+    with FileLock(run.folder / f"{name}.lock"):
+        server = _read_state(run.folder, name)
+        if server is None:
+            server = _start_shared(_SHARED[name], tmp_path_factory.mktemp(name), run.controller)
+            (run.folder / f"{name}.pickle").write_bytes(pickle.dumps(server))
+    if isinstance(server, str):
+        pytest.fail(server, pytrace=False)
+    return server
 
 
-def _start_shared(version: str, run: _Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Start the server, or say why not: the other workers need not wait to fail in the same way."""
+def _start_shared(kind: _Kind, folder: Path, owner: int) -> Any:
+    """The started server, or why there is none: the other workers need not wait to fail in the same way."""
     try:
-        server = hapi_server.start(tmp_path_factory.mktemp("hapi"), version=version, owner=run.controller)
+        return kind.start(folder, owner)
     except ServerUnavailableError as error:
-        return {"failure": str(error)}
-    return {"base_url": server.base_url, "pid": server.pid, "log_path": str(server.log_path)}
+        return str(error)
 
 
-def _server(state: dict[str, Any]) -> HapiServer:
-    return HapiServer(state["base_url"], state["pid"], Path(state["log_path"]))
-
-
-def _read_state(folder: Path, version: str) -> dict[str, Any] | None:
-    path = folder / f"{version}.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
-
-
-def _write_state(folder: Path, version: str, state: dict[str, Any]) -> None:
-    (folder / f"{version}.json").write_text(json.dumps(state), encoding="utf-8")
+def _read_state(folder: Path, name: str) -> Any:
+    """The server that a process of this run started, why it could not, or None."""
+    path = folder / f"{name}.pickle"
+    return pickle.loads(path.read_bytes()) if path.exists() else None
