@@ -19,8 +19,9 @@ help: ## List the targets
 
 setup: $(INSTALLED) ## Make .venv with the package and all that it needs (PYTHON=python3.12 picks another Python)
 
-setup-test: system-packages setup ## setup, and what the tests need: Java, Maven, Chromium, PostgreSQL (apt), the FHIR server
+setup-test: system-packages setup ## setup, and what the tests need: Java, Maven, Chromium, PostgreSQL (apt), the FHIR servers
 	@$(BIN)/python -m tests.servers.hapi_server
+	@$(BIN)/python -m tests.servers.medplum_server
 
 demo: setup ## Load an example dataset, with nothing to install or configure
 	@$(BIN)/python scripts/demo.py
@@ -57,7 +58,7 @@ bench-upload: setup-test ## Measure the upload beside fhirpy's save() on the tes
 
 clean: ## Remove all that make has made; .dagster, the history of runs, stays
 	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -rf tests/servers/hapi/target
+	rm -rf tests/servers/hapi/target tests/servers/medplum/target tests/servers/medplum/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 system-packages:

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 import pytest
 from filelock import FileLock
 
-from tests.servers import hapi_server, postgres_server
+from tests.servers import hapi_server, medplum_server, postgres_server
 from tests.servers.hapi_server import HapiServer
+from tests.servers.medplum_server import MedplumServer
 from tests.servers.postgres_server import PostgresServer
 from tests.servers.server_process import ServerUnavailableError
 
@@ -38,6 +39,7 @@ class _Kind:
 _SHARED = {
     "hapi-r4": _Kind(lambda folder, owner: hapi_server.start(folder, owner=owner), hapi_server.stop),
     "hapi-r5": _Kind(lambda folder, owner: hapi_server.start(folder, version="R5", owner=owner), hapi_server.stop),
+    "medplum": _Kind(lambda folder, owner: medplum_server.start(folder, owner=owner), medplum_server.stop),
     "postgres": _Kind(lambda _, owner: postgres_server.start(owner=owner), postgres_server.stop),
 }
 
@@ -66,6 +68,12 @@ class HapiFactory(Protocol):
         client_ids: bool = True,
         db: Path | None = None,
     ) -> HapiServer: ...
+
+
+class MedplumFactory(Protocol):
+    """Starts an empty server that only this test sees; the flag is that of ``running_medplum``."""
+
+    def __call__(self, *, client_ids: bool = True) -> MedplumServer: ...
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -110,6 +118,12 @@ def hapi_r5(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def medplum(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> MedplumServer:
+    """The Medplum server (R4) that all tests of the run share: use identifiers that no other test uses."""
+    return _shared("medplum", pytestconfig, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def postgres(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> PostgresServer:
     """The PostgreSQL server that all tests of the run share; `postgres_url` gives a test its own database on it."""
     return _shared("postgres", pytestconfig, tmp_path_factory)
@@ -131,6 +145,19 @@ def hapi_factory(tmp_path: Path) -> Iterator[HapiFactory]:
             folder = tmp_path / f"hapi-{len(list(tmp_path.glob('hapi-*')))}"
             with _plain_failure():
                 return servers.enter_context(hapi_server.running_hapi(folder=folder, **flags))
+
+        yield start
+
+
+@pytest.fixture
+def medplum_factory(tmp_path: Path) -> Iterator[MedplumFactory]:
+    """Starts Medplum servers of one's own (empty, without client ids) and stops them."""
+    with ExitStack() as servers:
+
+        def start(**flags: Any) -> MedplumServer:
+            folder = tmp_path / f"medplum-{len(list(tmp_path.glob('medplum-*')))}"
+            with _plain_failure():
+                return servers.enter_context(medplum_server.running_medplum(folder=folder, **flags))
 
         yield start
 
