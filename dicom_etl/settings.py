@@ -1,7 +1,7 @@
 """The settings: one TOML file, environment variables over it, command line over both.
 
-Secrets are no settings: `FhirSettings.secret` reads them from the environment, or from a file named there, at the
-moment they are needed, so that no dump of the settings can hold one.
+Secrets are not settings: `FhirSettings.secret` and `Settings.resource_ids` read them from the environment, or from a
+file that a setting names, at the moment they are needed, so that no dump of the settings can hold one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableVariableError
+
+from dicom_etl.identity.ids import ResourceIds
 
 DEFAULT_FILE = "dicom-etl.toml"
 URI = r"[A-Za-z][A-Za-z0-9+.-]*:\S+"  # FHIR asks that the system of an identifier is an absolute one
@@ -41,6 +43,9 @@ SECRETS = {
     "client_secret": SecretPlace("DICOM_ETL_FHIR_CLIENT_SECRET", "client_secret_file"),
     "api_key": SecretPlace("DICOM_ETL_FHIR_API_KEY", "api_key_file"),
 }
+ID_KEY_VARIABLE = "DICOM_ETL_ID_KEY"
+NEW_ID_KEY = "openssl rand -hex 32"  # the command that makes a key
+_ID_KEY_BYTES = 32  # at least; as long as the digests of HMAC-SHA-256 (RFC 2104, section 3)
 _FHIR_FILES = (*(place.setting for place in SECRETS.values()), "ca_file")
 _HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # a token of RFC 9110, 5.6.2
 
@@ -180,6 +185,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DICOM_ETL_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
     site: str = Field("https://dicom-etl.local", description="namespace of the ids and identifiers we make")
+    id_key_file: str | None = Field(
+        None,
+        description="file that holds the secret key of resource ids; the environment variable `DICOM_ETL_ID_KEY` "
+        "counts before it; default: a key derived from `site`, with which ids can be guessed",
+    )
     lake: str = Field("lake", description="folder or URL of the tables")
     time_zone: str | None = Field(None, description="IANA zone of datasets that name none")
     crosswalk: str | None = Field(None, description="CSV file: dataset, subject, system, value")
@@ -221,6 +231,14 @@ class Settings(BaseSettings):
     def _day(cls, day: str | None) -> str | None:
         return None if day is None else datetime.date.fromisoformat(day).isoformat()
 
+    def resource_ids(self) -> ResourceIds:
+        """What makes resource ids: in the namespace `site`, with the configured key or one that is derived from it.
+
+        Raises:
+            SettingsError: the key is too short, or its file cannot be read.
+        """
+        return ResourceIds.of(self.site, _id_key(self.id_key_file))
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -232,6 +250,23 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment over the file; the file comes as arguments of the constructor."""
         return env_settings, init_settings
+
+
+def _id_key(file: str | None) -> bytes | None:
+    """The key of resource ids, from the environment or a file; None where there is neither."""
+    if key := os.fsencode(os.environ.get(ID_KEY_VARIABLE, "")).strip():
+        source = ID_KEY_VARIABLE
+    elif file is None:
+        return None
+    else:
+        source = f"id_key_file {file}"
+        try:
+            key = Path(file).read_bytes().strip()
+        except OSError as error:
+            raise SettingsError(f"{source} cannot be read: {error.strerror}") from None
+    if len(key) < _ID_KEY_BYTES:
+        raise SettingsError(f"{source} holds a key of less than {_ID_KEY_BYTES} bytes: make one with `{NEW_ID_KEY}`")
+    return key
 
 
 def _web_address(url: str | None) -> str | None:
@@ -354,6 +389,7 @@ def _absolute(settings: Settings, folder: Path, *, overridden: bool) -> Settings
     return settings.model_copy(
         update={
             "lake": at(settings.lake, Path.cwd() if overridden else folder),
+            "id_key_file": at(settings.id_key_file, folder) if settings.id_key_file else None,
             "crosswalk": at(settings.crosswalk, folder) if settings.crosswalk else None,
             "corrections": at(settings.corrections, folder) if settings.corrections else None,
             "watch": tuple(at(path, folder) for path in settings.watch),

@@ -15,7 +15,7 @@ ALLOWED = {
     "headers": {"identity"},
     "lake": {"headers", "identity"},
     "findings": {"lake"},
-    "settings": set(),
+    "settings": {"identity"},  # `identity.ids`, a leaf: the key of ids is configured
     "csv_files": {"settings"},
     "engine": set(),
     "sources": {"findings", "settings", "lake"},

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.settings import SECRETS, DatasetSettings, FhirSettings, Settings, SettingsError, load_settings
 
 FHIR_FILES = ("token_file", "password_file", "client_secret_file", "api_key_file", "ca_file")
@@ -113,12 +114,13 @@ def test_datasets_are_registered_in_the_file(tmp_path: Path) -> None:
 def test_paths_of_the_file_are_relative_to_the_file(tmp_path: Path) -> None:
     file = written(
         tmp_path,
-        'lake = "lake"\ncrosswalk = "../who.csv"\nwatch = ["data", "/abs"]\n'
+        'lake = "lake"\nid_key_file = "key"\ncrosswalk = "../who.csv"\nwatch = ["data", "/abs"]\n'
         '[datasets.ds]\nroot = "./ds"\n[fhir]\n' + "".join(f'{name} = "{name}"\n' for name in FHIR_FILES),
     )
     settings = load_settings(file)
     assert settings.lake == str(tmp_path / "conf" / "lake")
     assert settings.crosswalk == str(tmp_path / "who.csv")
+    assert settings.id_key_file == str(tmp_path / "conf" / "key")
     assert settings.watch == (str(tmp_path / "conf" / "data"), "/abs")
     assert settings.datasets["ds"].root == str(tmp_path / "conf" / "ds")
     for name in FHIR_FILES:
@@ -310,6 +312,77 @@ def test_a_file_that_holds_no_secret_is_one_sentence(
         FhirSettings(**{f"{name}_file": str(file)}).secret(name)
     assert str(refused.value) == f"fhir.{name}_file {file} {said}"
     assert TOKEN not in str(refused.value)
+
+
+# -- the key of resource ids ------------------------------------------------------------------------------------------
+
+KEY = "0f" * 32
+SITE = "https://dicom-etl.local"
+
+
+def test_without_a_key_it_is_derived_from_the_namespace() -> None:
+    assert load_settings().resource_ids() == ResourceIds.of(SITE, None)
+    assert Settings(site="https://a.example").resource_ids() == ResourceIds.of("https://a.example", None)
+
+
+@pytest.mark.parametrize("value", [KEY, f" {KEY}\n"])
+def test_the_key_comes_from_the_environment_and_stays_out_of_every_dump(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("DICOM_ETL_ID_KEY", value)
+    settings = load_settings()
+    assert settings.resource_ids() == ResourceIds.of(SITE, KEY.encode())
+    assert not any(KEY in dump for dump in [*dumps_of(settings), repr(settings.resource_ids())])
+
+
+@pytest.mark.parametrize("key", [KEY.encode(), bytes(range(128, 160))], ids=["text", "bytes"])
+def test_the_key_comes_from_a_file_at_the_moment_it_is_needed(tmp_path: Path, key: bytes) -> None:
+    settings = load_settings(written(tmp_path, 'id_key_file = "key"'))
+    (tmp_path / "conf" / "key").write_bytes(b"\n" + key + b" \r\n")
+    assert settings.resource_ids() == ResourceIds.of(SITE, key)
+    assert not any(key.decode("latin-1") in dump for dump in dumps_of(settings))
+
+
+def test_the_environments_key_counts_before_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(written(tmp_path, 'id_key_file = "key"'))
+    (tmp_path / "conf" / "key").write_text("1e" * 32)
+    monkeypatch.setenv("DICOM_ETL_ID_KEY", KEY)
+    assert settings.resource_ids() == ResourceIds.of(SITE, KEY.encode())
+    monkeypatch.setenv("DICOM_ETL_ID_KEY", " ")
+    assert settings.resource_ids() == ResourceIds.of(SITE, b"1e" * 32)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"", "holds a key of less than 32 bytes: make one with `openssl rand -hex 32`"),
+        (b" " * 32 + b"x" * 31 + b"\n", "holds a key of less than 32 bytes: make one with `openssl rand -hex 32`"),
+    ],
+)
+def test_a_file_that_holds_no_key_is_one_sentence(tmp_path: Path, content: bytes | None, said: str) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SettingsError) as refused:
+        Settings(id_key_file=str(file)).resource_ids()
+    assert str(refused.value) == f"id_key_file {file} {said}"
+
+
+def test_a_short_key_in_the_environment_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICOM_ETL_ID_KEY", TOKEN)
+    with pytest.raises(SettingsError) as refused:
+        load_settings().resource_ids()
+    assert str(refused.value) == (
+        "DICOM_ETL_ID_KEY holds a key of less than 32 bytes: make one with `openssl rand -hex 32`"
+    )
+
+
+def test_a_key_in_the_settings_file_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    assert KEY not in refusal(written(tmp_path, f'id_key = "{KEY}"'))
+
+
+# -- other secrets of the server --------------------------------------------------------------------------------------
 
 
 def test_a_secret_of_two_lines_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 from dicom_etl.construction.header_units import HeaderUnits
 from dicom_etl.construction.pieces import PERSON_COLUMNS
 from dicom_etl.construction.runs import rows_of_runs
-from dicom_etl.identity.ids import resource_id
+from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.identity.persons import PERSONS_VERSION, Claim, CrosswalkLine, Person, Scope, persons
 from dicom_etl.lake.fingerprints import fingerprint, run_digests
 from dicom_etl.lake.schemas import IDENTITIES, headers
 from dicom_etl.lake.tables import Lake
-from dicom_etl.settings import DatasetSettings, Settings
+from dicom_etl.settings import DatasetSettings
 
 _CLAIM = (
     "StudyInstanceUID",
@@ -74,17 +74,18 @@ class Identities:
 
 
 def matching_mark(
-    settings: Settings, dataset: DatasetSettings, crosswalk: list[CrosswalkLine], units: HeaderUnits
+    ids: ResourceIds, dataset: DatasetSettings, crosswalk: list[CrosswalkLine], units: HeaderUnits
 ) -> str:
     """What patient matching depends on."""
     lines = [list(line) for line in sorted(crosswalk)]
-    return fingerprint(PERSONS_VERSION, settings.site, dataset.assigning_authority, lines, units.mark)
+    made_with = (ids.namespace, ids.key_fingerprint)
+    return fingerprint(PERSONS_VERSION, made_with, dataset.assigning_authority, lines, units.mark)
 
 
 def match_patients(
     lake: Lake,
     name: str,
-    settings: Settings,
+    ids: ResourceIds,
     dataset: DatasetSettings,
     crosswalk: list[CrosswalkLine],
     units: HeaderUnits,
@@ -93,17 +94,17 @@ def match_patients(
     """The patients of the studies of a dataset; decided again when something that they depend on has changed."""
     if lake.fingerprint(IDENTITIES, dataset=name) != mark:
         decided = {line.subject: (line.system, line.value) for line in crosswalk}
-        scope = Scope(name, settings.site, dataset.assigning_authority, decided)
-        rows = _identity_rows(settings.site, name, persons(_claims(lake, name, units), scope))
+        scope = Scope(name, ids.namespace, dataset.assigning_authority, decided)
+        rows = _identity_rows(ids, name, persons(_claims(lake, name, units), scope))
         lake.write(IDENTITIES, rows, fingerprint=mark, dataset=name)
     return Identities(lake.read(IDENTITIES, dataset=name))
 
 
-def _identity_rows(site: str, dataset: str, people: list[Person]) -> pa.Table:
+def _identity_rows(ids: ResourceIds, dataset: str, people: list[Person]) -> pa.Table:
     columns: dict[str, Any] = {name: [getattr(p, name) for p in people] for name in Person.__dataclass_fields__}
     columns["dataset"] = [dataset] * len(people)
     columns["patient"] = [
-        resource_id(site, "Patient", person.system, person.value) if person.state == "ok" else None for person in people
+        ids.resource_id("Patient", person.system, person.value) if person.state == "ok" else None for person in people
     ]
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in IDENTITIES.schema})
 

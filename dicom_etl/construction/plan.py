@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
@@ -97,7 +97,7 @@ class Inputs:
 
     @cached_property
     def _constant(self) -> str:
-        return fingerprint(mapping_mark(), asdict(self.context) | {"zone": str(self.context.zone)})
+        return fingerprint(mapping_mark(), self.context.values())
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

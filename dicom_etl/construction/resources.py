@@ -20,7 +20,6 @@ from dicom_etl.fhir.corrections import Correction, corrected
 from dicom_etl.fhir.elements import element_rows
 from dicom_etl.fhir.rows import Group, Place
 from dicom_etl.findings import Finding
-from dicom_etl.identity.ids import resource_id
 from dicom_etl.identity.persons import Person
 
 __all__ = ["COLUMNS", "UnitPlan", "UnitResources", "make_resources"]
@@ -82,7 +81,7 @@ def _make_unit(plan: UnitPlan, batch: Group, studies: Mapping[str, Sequence[int]
     _report_series(rows, place)
     groups = rows.by("StudyInstanceUID")
     people = _group_persons(own)
-    ids = {key: resource_id(context.site, "Patient", *key) for key in people}
+    ids = {key: context.ids.resource_id("Patient", *key) for key in people}
     patients, faults = _make_patients(people, ids, groups, context, place)
     studies_made = _make_studies(own, ids, faults, groups, context, place)
     made = {"Patient": patients, "ImagingStudy": studies_made}
@@ -197,7 +196,7 @@ def _make_study(
 ) -> tuple[Resource | None, str | None]:
     """The ImagingStudy of a person, and why it may not be written."""
     before = len(place.found)
-    identifier = resource_id(context.site, "ImagingStudy", context.dataset, person.study_uid)
+    identifier = context.ids.resource_id("ImagingStudy", context.dataset, person.study_uid)
     resource = imaging_study.imaging_study(identifier, patient_id, rows, context, place)
     if resource is None:
         return None, "none of its instances can stand in FHIR"

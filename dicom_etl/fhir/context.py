@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
+
+from dicom_etl.identity.ids import ResourceIds
 
 Sheet = Mapping[str, str]  # what a sheet says of one subject or sample: field -> value
 SUBJECT_FIELDS = ("sex", "species", "date of birth")
@@ -28,7 +30,7 @@ class Context:
     """The settings of one dataset, and what the sheets say of one unit's subject and samples."""
 
     dataset: str
-    site: str
+    ids: ResourceIds
     zone: ZoneInfo | None
     endpoint_id: str
     version: Literal["R4", "R5"] = "R4"
@@ -40,3 +42,12 @@ class Context:
     study_system: str = "urn:sparc_study:uid"
     subject_sheet: Sheet = field(default_factory=dict)
     sample_sheets: Mapping[str, Sheet] = field(default_factory=dict)  # by sample
+
+    @property
+    def site(self) -> str:
+        """The namespace of the identifiers that the mapping makes."""
+        return self.ids.namespace
+
+    def values(self) -> dict[str, Any]:
+        """All of it as values that JSON holds, for fingerprints; of the key of ids its fingerprint alone."""
+        return asdict(self) | {"zone": str(self.zone), "ids": [self.ids.namespace, self.ids.key_fingerprint]}

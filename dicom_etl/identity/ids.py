@@ -1,24 +1,82 @@
-"""Resource ids: the same thing has the same id in every run, on every machine.
+"""Resource ids: the same thing has the same id in every run, on every machine, and nobody else can compute it.
 
-An id is a UUIDv5 (RFC 9562) of (site, resource type, key). `site` is a setting, so that two sites that load the same
-public dataset into one server do not write over each other.
+An id is a UUIDv8 (RFC 9562, section 5.8) whose bits are from an HMAC-SHA-256 of (namespace, resource type, key parts)
+under a secret key. Without the key, who knows a PatientID does not know the id of the Patient. Without a configured key
+the key is derived from the namespace, and ids can be computed by anyone who knows the namespace.
+
+Not here: where the key is configured (`settings`).
 """
 
 from __future__ import annotations
 
+import hmac
 import uuid
-from functools import cache
+from dataclasses import dataclass, field, replace
 
-import orjson
-
-
-def resource_id(site: str, resource_type: str, *key: str) -> str:
-    """The id of the resource of `resource_type` with this `key` (its parts in order), as 36 characters."""
-    # JSON keeps ("a", "b|c") and ("a|b", "c") apart, which a plain join would not
-    name = orjson.dumps([resource_type, *key]).decode()
-    return str(uuid.uuid5(_namespace(site), name))
+_DERIVATION = b"dicom-etl"  # public: a key derived from a namespace is not a secret
+_FINGERPRINT_DIGITS = 16
 
 
-@cache
-def _namespace(site: str) -> uuid.UUID:
-    return uuid.uuid5(uuid.NAMESPACE_URL, site)
+class _Key:
+    """A secret key. A plain class, so that neither `repr` nor `dataclasses.asdict` can show its bytes."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, key: bytes) -> None:
+        self._bytes = key
+
+    def __repr__(self) -> str:
+        return "<key>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and hmac.compare_digest(self._bytes, other._bytes)
+
+    def __hash__(self) -> int:
+        return hash(self._bytes)
+
+    def digest(self, *parts: str) -> bytes:
+        """The HMAC-SHA-256 of parts, each as its length in bytes (four bytes, big-endian) and its UTF-8."""
+        return hmac.digest(self._bytes, b"".join(map(_with_length, parts)), "sha256")
+
+    def subkey(self, label: str) -> _Key:
+        """The key for one purpose: nothing that is made with one says anything about another."""
+        return _Key(hmac.digest(self._bytes, label.encode("utf-8", "surrogatepass"), "sha256"))
+
+
+def _with_length(part: str) -> bytes:
+    encoded = part.encode("utf-8", "surrogatepass")  # file names may hold bytes that are not UTF-8
+    return len(encoded).to_bytes(4, "big") + encoded
+
+
+@dataclass(frozen=True)
+class ResourceIds:
+    """Makes resource ids, and the digests that represent withdrawn subjects, in one namespace with one key."""
+
+    namespace: str
+    is_guessable: bool  # the key is derived from the namespace
+    key_fingerprint: str  # tells keys apart, and says nothing else about them
+    _ids: _Key = field(repr=False)
+    _withdrawals: _Key = field(repr=False)
+
+    @classmethod
+    def of(cls, namespace: str, key: bytes | None) -> ResourceIds:
+        """The ids of a namespace under a key; None derives the key from the namespace."""
+        secret = _Key(_DERIVATION).subkey(namespace) if key is None else _Key(key)
+        fingerprint = secret.subkey("dicom-etl key fingerprint").digest().hex()[:_FINGERPRINT_DIGITS]
+        ids, withdrawals = secret.subkey("dicom-etl resource ids"), secret.subkey("dicom-etl withdrawal digests")
+        return cls(namespace, key is None, fingerprint, ids, withdrawals)
+
+    def in_namespace(self, namespace: str) -> ResourceIds:
+        """The ids of another namespace: under the same key, or under the one that is derived from that namespace."""
+        return ResourceIds.of(namespace, None) if self.is_guessable else replace(self, namespace=namespace)
+
+    def resource_id(self, resource_type: str, *key: str) -> str:
+        """The id of the resource of `resource_type` with this `key` (its parts in order), as 36 characters."""
+        bits = bytearray(self._ids.digest(self.namespace, resource_type, *key)[:16])
+        bits[6] = bits[6] & 0x0F | 0x80  # version 8
+        bits[8] = bits[8] & 0x3F | 0x80  # the variant of RFC 9562
+        return str(uuid.UUID(bytes=bytes(bits)))
+
+    def withdrawal_digest(self, dataset: str, subject: str) -> str:
+        """What represents a withdrawn subject in the record of withdrawals, as 64 hexadecimal digits."""
+        return self._withdrawals.digest(self.namespace, dataset, subject).hex()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -42,7 +42,7 @@ from dicom_etl.fhir.corrections import Correction, read_corrections
 from dicom_etl.fhir.endpoint import endpoint
 from dicom_etl.findings import Finding, describe_error, finding, findings_table
 from dicom_etl.identity.crosswalk import read_crosswalk
-from dicom_etl.identity.ids import resource_id
+from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.identity.persons import CrosswalkLine
 from dicom_etl.lake.commits import Commit, find_damage, read_commits, remove_other_shards, require_whole
 from dicom_etl.lake.fingerprints import fingerprint
@@ -107,9 +107,9 @@ def build(
 
     Raises:
         SourceError: there are no header tables.
-        SettingsError: the crosswalk or the corrections file cannot be read.
+        SettingsError: the crosswalk, the corrections file or the key of resource ids cannot be used.
     """
-    name = source.dataset
+    name, ids = source.dataset, settings.resource_ids()
     with lake.lock(name, f"build of {name}"):
         extracted = read_commits(lake, "extract", name)
         require_whole(lake, "extract", name, extracted.values(), digests=False)
@@ -118,14 +118,14 @@ def build(
             raise SourceError(f"dataset {name}: there are no header tables; extract it first")
         crosswalk = [line for line in read_crosswalk(settings.crosswalk) if line.dataset == name]
         lines = [line for line in read_corrections(settings.corrections) if line.dataset == name]
-        context = _context(name, settings, dataset_settings)
+        context = _context(name, settings, dataset_settings, ids)
         served = endpoint(context, dataset_settings.endpoint, source.location)
-        matched_by = matching_mark(settings, dataset_settings, crosswalk, units)
+        matched_by = matching_mark(ids, dataset_settings, crosswalk, units)
         commits = _whole_commits(lake, name)
         state = fingerprint(
             matched_by,
             mapping_mark(),
-            asdict(context) | {"zone": str(context.zone)},
+            context.values(),
             [list(line) for line in lines],
             lake.digest(SHEETS.path(dataset=name)),
             sorted(row["digest"] or "" for row in Withdrawn.of(lake, name).rows),
@@ -138,7 +138,7 @@ def build(
         _forget_state(lake, name)
         require_whole(lake, "extract", name, extracted.values(), digests=True)
         job = _Job(lake, name, engine, progress)
-        identities = match_patients(lake, name, settings, dataset_settings, crosswalk, units, matched_by)
+        identities = match_patients(lake, name, ids, dataset_settings, crosswalk, units, matched_by)
         _write_endpoint(lake, name, served if _builds_some(identities) else None)
         touched = corrections_by_unit(lake, name, sorted(set(units.shard_of.values())), lines)
         sheets = MappedSheets(lake.read(SHEETS, dataset=name))
@@ -146,7 +146,7 @@ def build(
         changed = _changed(job, inputs, commits, subjects=subjects, force=force)
         errors = _make(job, inputs, changed, commits)
         useless = [*_useless_crosswalk_lines(name, crosswalk, identities), *_useless_corrections(name, lines, touched)]
-        useless = findings_kept(useless, Withdrawn.of(lake, name))  # they would name who was withdrawn
+        useless = findings_kept(useless, Withdrawn.of(lake, name, ids))  # they would name who was withdrawn
         failures = [finding("build-failed", name, unit=unit, message=text) for unit, text in sorted(errors.items())]
         skipped = frozenset() if subjects is None else frozenset(units.marks.keys() - set(subjects))
         found = _findings(lake, name, [*failures, *useless], skipped)
@@ -163,13 +163,13 @@ def _whole_commits(lake: Lake, dataset: str) -> dict[int, Commit]:
     return {shard: commit for shard, commit in commits.items() if not find_damage(lake, commit)}
 
 
-def _context(name: str, settings: Settings, dataset: DatasetSettings) -> Context:
+def _context(name: str, settings: Settings, dataset: DatasetSettings, ids: ResourceIds) -> Context:
     zone = dataset.time_zone or settings.time_zone
     return Context(
         dataset=name,
-        site=settings.site,
+        ids=ids,
         zone=ZoneInfo(zone) if zone else None,
-        endpoint_id=resource_id(settings.site, "Endpoint", name),
+        endpoint_id=ids.resource_id("Endpoint", name),
         version=settings.fhir.version,
         strict=settings.fhir.strict,
         staff_names=settings.staff_names,

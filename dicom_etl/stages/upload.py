@@ -64,7 +64,7 @@ def upload(
 async def _upload(
     names: Sequence[str], lake: Lake, settings: Settings, options: Options, progress: Progress
 ) -> list[Uploaded]:
-    fhir, url = settings.fhir, settings.fhir.url or ""
+    fhir, url, ids = settings.fhir, settings.fhir.url or "", settings.resource_ids()
     built = [Built.of(lake, name) for name in names]
     async with Client.of(fhir, connections=fhir.in_flight + 2) as client:
         client_ids = None if fhir.client_ids == "auto" else fhir.client_ids == "yes"
@@ -75,7 +75,7 @@ async def _upload(
             client, fhir.retry_seconds, in_flight=in_flight, alone_bytes=fhir.alone_bytes
         )
         system = settings.sds_dataset_system
-        run = Run(lake, fhir, options, progress, client, sender, server_name(url), addressing, system)
+        run = Run(lake, fhir, options, progress, client, sender, server_name(url), addressing, ids, system)
         shared = Shared(run, built)
         await shared.bring()
         uploads = [DatasetUpload(run, one, shared) for one in built]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.schemas import Table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.server.addressing import Addressing
@@ -39,6 +40,7 @@ class Run:
     sender: Sender
     server: str
     addressing: Addressing
+    ids: ResourceIds
     dataset_system: str  # of the identifier by which what we make names its dataset
     removed: set[Key] = field(default_factory=set)  # places of what this run deleted, or would
 

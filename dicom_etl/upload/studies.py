@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dicom_etl.identity.ids import resource_id
 from dicom_etl.server.transactions import Key, canonical
 from dicom_etl.upload.adopting import adopted, datasets_of, studies_of
 from dicom_etl.upload.ledger import Row, on_server
@@ -59,10 +58,7 @@ async def look_up(run: Run, bundle: Sequence[Candidate]) -> dict[Key, There]:
 
 def _is_foreign(study: Resource, uid: str, run: Run) -> bool:
     """Whether a study is somebody else's: no dataset that it names is one of ours that would have it under that id."""
-    ours = [
-        resource_id(run.addressing.site, "ImagingStudy", dataset, uid)
-        for dataset in datasets_of(study, run.dataset_system)
-    ]
+    ours = [run.ids.resource_id("ImagingStudy", dataset, uid) for dataset in datasets_of(study, run.dataset_system)]
     return not any(study["id"] == identity or run.addressing.is_ours(study, identity) for identity in ours)
 
 

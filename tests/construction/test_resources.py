@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ from dicom_etl.construction import resources
 from dicom_etl.construction.resources import COLUMNS, UnitPlan, UnitResources, make_resources
 from dicom_etl.fhir.context import Context
 from dicom_etl.fhir.corrections import Correction
+from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.identity.persons import Person
 from dicom_etl.lake.schemas import FHIR_ELEMENTS, headers
 
@@ -22,7 +22,8 @@ SITE = "https://site.example"
 PATIENT_ID = f"{SITE}/ds/patient-id"
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 DCM = "http://dicom.nema.org/resources/ontology/DCM"
-CONTEXT = Context("ds", SITE, ZoneInfo("Europe/Berlin"), "endpoint-1")
+IDS = ResourceIds.of(SITE, None)
+CONTEXT = Context("ds", IDS, ZoneInfo("Europe/Berlin"), "endpoint-1")
 ROW: dict[str, Any] = {
     "unit": "sub-1",
     "subject": "sub-1",
@@ -80,9 +81,9 @@ def codes(made: UnitResources) -> list[str]:
     return sorted(found.code for found in made.findings)
 
 
-def id_of(*name: str) -> str:
-    """UUIDv5 of the name (RFC 9562) in the namespace of the site."""
-    return str(uuid.uuid5(uuid.uuid5(uuid.NAMESPACE_URL, SITE), json.dumps(name, separators=(",", ":"))))
+def id_of(kind: str, *key: str) -> str:
+    """The id of a resource (`tests/identity/test_ids.py` has known ones)."""
+    return IDS.resource_id(kind, *key)
 
 
 # -- one unit ---------------------------------------------------------------------------------------------------------

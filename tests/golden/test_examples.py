@@ -112,7 +112,7 @@ def test_a_person_of_both_datasets_is_one_and_all_others_are_not(built: Built) -
     ids = {kind: {one["id"] for one in built.written if one["resourceType"] == kind} for kind in RESOURCE_TYPES}
     assert {kind: len(found) for kind, found in ids.items()} == {"Patient": 7, "Endpoint": 2, "ImagingStudy": 17}
     assert {str(uuid.UUID(one)) for found in ids.values() for one in found} == set().union(*ids.values())
-    assert {uuid.UUID(one).version for found in ids.values() for one in found} == {5}
+    assert {uuid.UUID(one).version for found in ids.values() for one in found} == {8}
 
 
 @pytest.mark.parametrize("dataset", GOLDEN)

@@ -45,7 +45,7 @@ def test_golden(name: str, tmp_path: Path) -> None:
     units = sorted(set(tree.lake.read(INVENTORY, ["unit"], dataset=DATASET)["unit"].to_pylist()))
     resources = [one for unit in units for kind in RESOURCE_TYPES for one in tree.resources(kind, unit)]
     for resource in resources:
-        assert uuid.UUID(resource["id"]).version == 5
+        assert uuid.UUID(resource["id"]).version == 8
         assert str(uuid.UUID(resource["id"])) == resource["id"]
     readable = _readable(resources, tree.root)
     for kind, expected in case["expected"].items():

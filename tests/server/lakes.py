@@ -11,7 +11,7 @@ import orjson
 
 from dicom_etl.construction.assembly import Stored, commit_rows
 from dicom_etl.construction.pieces import UnitLines
-from dicom_etl.identity.ids import resource_id
+from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.commits import digest_of
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import (
@@ -58,6 +58,11 @@ class Site:
     name: str  # unique per test
 
     @property
+    def ids(self) -> ResourceIds:
+        """What makes the ids of Patients and Endpoints."""
+        return ResourceIds.of(self.name, None)
+
+    @property
     def authority(self) -> str:
         """The system of identifiers that datasets share."""
         return f"{AUTHORITY}.{int.from_bytes(self.name.encode(), 'big')}"
@@ -73,15 +78,15 @@ class Site:
 
     def patient_id(self, dataset: str, study: Study) -> str:
         """The id of the study's Patient."""
-        return resource_id(self.name, "Patient", *self.identifier(dataset, study))
+        return self.ids.resource_id("Patient", *self.identifier(dataset, study))
 
     def study_id(self, dataset: str, number: str) -> str:
         """The id of an ImagingStudy."""
-        return resource_id(Settings().site, "ImagingStudy", dataset, self.uid(number))
+        return Settings().resource_ids().resource_id("ImagingStudy", dataset, self.uid(number))
 
     def endpoint_id(self, dataset: str) -> str:
         """The id of the dataset's Endpoint."""
-        return resource_id(self.name, "Endpoint", dataset)
+        return self.ids.resource_id("Endpoint", dataset)
 
     def patient(self, dataset: str, study: Study) -> Resource:
         """The Patient resource of a study."""

@@ -36,10 +36,11 @@ from tests.servers.hapi_server import HapiServer
 TOKEN, PASSWORD = "tok-Zanzibarium-4711", "pw:Quetzalcoatl & 0815"
 CLIENT_SECRET, API_KEY = "cs-Xylophonique/1312", "ak-Brobdingnag-2718"
 GIVEN_TOKEN = "at-Llanfairpwll-3141"
-SECRETS = (TOKEN, PASSWORD, CLIENT_SECRET, API_KEY, GIVEN_TOKEN)
+ID_KEY = "ik-Chimborazonian-1618-of-thirty-two-bytes-or-more"
+SECRETS = (TOKEN, PASSWORD, CLIENT_SECRET, API_KEY, GIVEN_TOKEN, ID_KEY)
 # parts of secrets and of names; compared without case
 PLANTED = (
-    *("zanzibarium", "quetzalcoatl", "xylophonique", "brobdingnag", "llanfairpwll"),
+    *("zanzibarium", "quetzalcoatl", "xylophonique", "brobdingnag", "llanfairpwll", "chimborazonian"),
     *("ossianowicz", "thessalonia", "kalypso", "19370519", "1937-05-19", "pythagora", "xanaduweg", "rumpelstilz"),
 )
 HEADER = {
@@ -112,6 +113,7 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     for name, secret in zip(("TOKEN", "PASSWORD", "CLIENT_SECRET", "API_KEY"), SECRETS, strict=False):
         monkeypatch.setenv(f"DICOM_ETL_FHIR_{name}", secret)
+    monkeypatch.setenv("DICOM_ETL_ID_KEY", ID_KEY)
     monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
     monkeypatch.setenv("DICOM_ETL_FHIR__FOREIGN_STUDIES", "beside")  # other tests have the same studies on the server
     monkeypatch.setenv("COLUMNS", "500")
