@@ -12,8 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from dicom_etl.engine import Engine, EngineError, Progress
+from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.locks import LockHeldError
-from dicom_etl.lake.migration import clear, is_outdated
+from dicom_etl.lake.migration import clear, must_be_rebuilt
 from dicom_etl.lake.schemas import INVENTORY
 from dicom_etl.lake.tables import Lake, LakeError
 from dicom_etl.lake.withdrawn import admitted
@@ -56,13 +57,18 @@ class Pipeline:
     extra: Mapping[str, DatasetSettings] = field(default_factory=dict)
     progress: Progress = lambda *_: None
     tell: Callable[[str], None] = print
-    rebuild: bool = False  # also of a lake of an older schema
+    rebuild: bool = False  # also of a lake of an older schema, or of another key of resource ids
+
+    @cached_property
+    def ids(self) -> ResourceIds:
+        """What makes resource ids."""
+        return self.settings.resource_ids()
 
     @cached_property
     def lake(self) -> Lake:
         """The lake, made if it is not there."""
         lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell)
-        return lake.open(rebuild=self.rebuild)
+        return lake.open(rebuild=self.rebuild, id_key=self.ids.key_fingerprint)
 
     @property
     def engine(self) -> Engine:
@@ -86,7 +92,7 @@ class Pipeline:
 
     def crawl(self, dataset: str, options: Options = Options()) -> Crawled:
         """The crawl stage."""
-        return crawl(self.source(dataset), self.lake, accept_vanished=options.accept_vanished)
+        return crawl(self.source(dataset), self.lake, self.ids, accept_vanished=options.accept_vanished)
 
     def extract(self, dataset: str, options: Options = Options()) -> Extracted:
         """The extract stage."""
@@ -199,13 +205,14 @@ def run(
 
 
 def _clear(pipeline: Pipeline, datasets: Collection[str], left: list[str], outcome: Outcome) -> list[str]:
-    """Remove the tables of the datasets that were crawled, of an outdated lake only if all were; returns those left."""
-    if is_outdated(pipeline.lake) and len(left) < len(datasets):
+    """Remove the tables of the datasets that were crawled, or none where all have to be; returns those left."""
+    id_key = pipeline.ids.key_fingerprint
+    if must_be_rebuilt(pipeline.lake, id_key) and len(left) < len(datasets):
         text = "nothing was removed of the lake, since not all of its datasets could be crawled"
         outcome.stopped |= dict.fromkeys(left, text)
         return []
     try:
-        clear(pipeline.lake, left)
+        clear(pipeline.lake, left, id_key)
     except LockHeldError as error:
         outcome.stopped |= dict.fromkeys(left, str(error))
         return []

@@ -10,7 +10,7 @@ from dicom_etl import inspect
 from dicom_etl.cli.session import Session
 from dicom_etl.cli.showing import show_outcome
 from dicom_etl.console import ProgressDisplay, table
-from dicom_etl.lake.migration import is_outdated
+from dicom_etl.lake.migration import must_be_rebuilt
 from dicom_etl.lake.withdrawn import admitted
 from dicom_etl.pipeline import Options, Outcome, Pipeline, run
 from dicom_etl.settings import DatasetSettings, SettingsError
@@ -34,13 +34,14 @@ def go(session: Session, named: list[str] | None, stages: Collection[str], optio
 
 
 def _require_all(session: Session, chosen: Collection[str]) -> None:
-    """Refuse to rebuild an outdated lake without all of its datasets: the tables of all of them are removed."""
+    """Refuse to rebuild some datasets of a lake where the tables of all of them are removed."""
     lake = session.lake()
-    missing = sorted(set(inspect.datasets_of(lake)) - set(chosen)) if is_outdated(lake) else []
+    is_whole = must_be_rebuilt(lake, session.settings.resource_ids().key_fingerprint)
+    missing = sorted(set(inspect.datasets_of(lake)) - set(chosen)) if is_whole else []
     if missing:
         raise SettingsError(
-            f"the lake {lake.root} is of an older schema and also holds {', '.join(missing)}: name all of its "
-            "datasets, since their tables are rebuilt together; nothing was removed"
+            f"the lake {lake.root} has an older schema or another id key and also holds {', '.join(missing)}: name all "
+            "of its datasets, since their tables are rebuilt together; nothing was removed"
         )
 
 

@@ -54,8 +54,9 @@ class Session:
         return exit_code
 
     def lake(self) -> Lake:
-        """The lake, opened."""
-        return Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell).open(rebuild=self.rebuild)
+        """The lake, opened to be written."""
+        lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell)
+        return lake.open(rebuild=self.rebuild, id_key=self.settings.resource_ids().key_fingerprint)
 
     def existing(self) -> Lake:
         """The lake, which must be there."""

@@ -1,7 +1,7 @@
 """Removal of derived tables, so that the next run rebuilds them from the source files.
 
-Never removed: the record of withdrawals, the upload's ledger, locks and `lake.json`. Inventory and sheets stay too:
-they are how the next crawl knows that a subject is missing.
+Never removed: the record of withdrawals, the upload's ledger, locks and the id of the lake. Inventory and sheets stay
+too: they are how the next crawl knows that a subject is missing.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import ExitStack
 
-import orjson
-
 from dicom_etl.identity.names import encode_name
+from dicom_etl.lake.description import FILE, LakeDescription
 from dicom_etl.lake.recovery import STAGES
-from dicom_etl.lake.schemas import IDENTITIES, SCHEMA_VERSION
+from dicom_etl.lake.schemas import IDENTITIES
 from dicom_etl.lake.tables import Lake
 
 _BY_DATASET = ("headers", "tag_profiles", "files", "fhir_elements", "quality")
@@ -21,17 +20,24 @@ _BY_KIND = {"fhir": ("Patient", "Endpoint", "ImagingStudy"), "findings": ("extra
 _OF_FORMER_SCHEMAS = ("layouts",)
 
 
-def is_outdated(lake: Lake) -> bool:
-    """Whether a lake was written under an older schema."""
-    content = lake.read_bytes("lake.json")
-    try:
-        return content is not None and int(orjson.loads(content)["schema"]) < SCHEMA_VERSION
-    except (ValueError, KeyError, TypeError):
-        return False
+def must_be_rebuilt(lake: Lake, id_key: str | None) -> bool:
+    """Whether all datasets of a lake have to be rebuilt together: its schema is older, or its ids have another key.
+
+    Args:
+        lake: exists.
+        id_key: the fingerprint of the key with which resource ids are made.
+    """
+    description = lake.describe()
+    return description.is_outdated or description.has_other_key(id_key)
 
 
-def clear(lake: Lake, datasets: Collection[str]) -> None:
-    """Remove the derived tables of datasets; of an outdated lake those of all, and say that it is of this schema.
+def clear(lake: Lake, datasets: Collection[str], id_key: str | None = None) -> None:
+    """Remove the derived tables of datasets; those of all, and a new `lake.json`, where all must be rebuilt.
+
+    Args:
+        lake: exists.
+        datasets: their names.
+        id_key: the fingerprint of the key with which resource ids are made; None: that of the lake.
 
     Raises:
         LockHeldError: a run writes one of the datasets; nothing was removed.
@@ -39,10 +45,12 @@ def clear(lake: Lake, datasets: Collection[str]) -> None:
     with ExitStack() as held:
         for name in sorted(datasets):
             held.enter_context(lake.lock(name, f"rebuild of {name}"))
-        if is_outdated(lake):
+        if must_be_rebuilt(lake, id_key):
+            former = lake.describe()
             for folder in (*reversed(_folders()), ".pieces", "identities", *_OF_FORMER_SCHEMAS):
                 lake.remove_folder(folder)
-            lake.write_bytes("lake.json", orjson.dumps({"schema": SCHEMA_VERSION}))
+            # last: a lake that was cleared in part is still refused
+            lake.write_bytes(FILE, LakeDescription.new(id_key or former.id_key, former.lake_id).dump())
         for name in datasets:
             _clear_dataset(lake, name)
 

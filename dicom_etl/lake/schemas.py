@@ -14,7 +14,7 @@ import pyarrow as pa
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.identity.names import encode_name
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STRING, COUNT, FLAG = pa.string(), pa.int64(), pa.bool_()
 # Whole microseconds: what pandas, Spark and DuckDB all read as they are.
 INSTANT = pa.timestamp("us", tz="UTC")
@@ -259,7 +259,8 @@ MEASURES = Table(
     ("check", "level", "group_by", "group", "tag", "reason"),
 )
 
-# Who was withdrawn, as a digest; `time` says when. Not remade from anything: this and the ledger alone read the clock.
+# Who was withdrawn, as a digest under the key of the fingerprint `id_key`; `time` says when. Not remade from anything:
+# this and the ledger alone read the clock.
 WITHDRAWN = Table(
     "withdrawn",
     "withdrawn/{dataset}.parquet",
@@ -267,6 +268,7 @@ WITHDRAWN = Table(
         ("dataset", STRING),
         ("site", STRING),
         ("digest", STRING),
+        ("id_key", STRING),
         ("files", COUNT),
         ("studies", COUNT),
         ("patients", COUNT),

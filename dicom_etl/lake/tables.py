@@ -12,13 +12,14 @@ import io
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ from upath import UPath
 
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake import locks, recovery
+from dicom_etl.lake.description import FILE, LakeDescription
 from dicom_etl.lake.row_groups import empty, groups_between, read_parquet, write_row_groups
 from dicom_etl.lake.schemas import SCHEMA_VERSION, Table
 
@@ -74,37 +76,90 @@ class Lake:
 
     # -- the lake as a whole ----------------------------------------------------------------------------------------
 
-    def open(self, *, rebuild: bool = False) -> Lake:
-        """Make the lake if it is not there, and check its schema version.
+    def open(self, *, rebuild: bool = False, id_key: str | None = None) -> Lake:
+        """Create the lake if there is none; check its schema version and the key of its resource ids.
 
         Args:
-            rebuild: its derived tables are about to be removed, so that an older schema is accepted.
+            rebuild: its derived tables are about to be removed: an older schema and another key are accepted.
+            id_key: the fingerprint of the key with which resource ids are made; None: not compared, and a lake that is
+                created has none to compare with.
 
         Raises:
-            LakeError: the folder holds something else, or a lake of another schema version, or cannot be made.
+            LakeError: the folder holds something else, or a lake of another schema version or another key, or it
+                cannot be created.
         """
-        marker = self.at("lake.json")
-        if not marker.exists():
-            self._create()
-            return self
-        try:
-            version = orjson.loads(marker.read_bytes())["schema"]
-        except (ValueError, KeyError, TypeError):
-            raise LakeError(f"{marker} cannot be read: restore it, or choose another lake") from None
-        is_older = isinstance(version, int) and version < SCHEMA_VERSION
-        if version != SCHEMA_VERSION and not (rebuild and is_older):
+        if not self.exists(FILE):
+            self._create(id_key)
+        description = self.describe()
+        if description.is_outdated and self._has_former_ledgers():
+            raise LakeError(
+                f"the lake {self.root} has schema version {description.schema} and ledgers of uploads, and resource "
+                "ids change with this dicom-etl: delete its resources from the FHIR server (with `forget` of the "
+                f"dicom-etl that wrote it, or empty the server), remove the folder {self.at('outcomes')}, then "
+                "`dicom-etl run --rebuild`"
+            )
+        if not description.is_current and not (rebuild and description.is_outdated):
+            version = description.schema
             raise LakeError(f"the lake {self.root} has schema version {version}, {_advice(version)}")
+        if not rebuild:
+            self.check_id_key(id_key)
         return self
 
-    def _create(self) -> None:
-        if self._holds_something() and not self.at("lake.json").exists():  # another run may have made it just now
+    def describe(self) -> LakeDescription:
+        """What `lake.json` says.
+
+        Raises:
+            LakeError: it cannot be read.
+        """
+        try:
+            return LakeDescription.parse(self.read_bytes(FILE) or b"")
+        except ValueError:
+            raise LakeError(f"{self.at(FILE)} cannot be read: restore it, or choose another lake") from None
+
+    @cached_property
+    def lake_id(self) -> str:
+        """The random id of the lake, by which a server's records tell lakes apart.
+
+        Raises:
+            LakeError: it has none, since it has an older schema.
+        """
+        lake_id = self.describe().lake_id
+        if lake_id is None:
+            raise LakeError(f"the lake {self.root} has no id: open it first")
+        return lake_id
+
+    def check_id_key(self, id_key: str | None) -> None:
+        """Compare the key of resource ids, given by its fingerprint, with that of the lake; None is not compared.
+
+        Raises:
+            LakeError: they differ.
+        """
+        description = self.describe()
+        if description.has_other_key(id_key):
+            raise LakeError(
+                f"the resource ids of the lake {self.root} were made with the key {description.id_key}, not with the "
+                f"configured key {id_key} (fingerprints): set DICOM_ETL_ID_KEY or id_key_file to the lake's key "
+                "(without either, `site` decides), or rebuild all of its datasets with the configured key by "
+                "`dicom-etl run --rebuild`; resources on a FHIR server keep their old ids, so delete them there first"
+            )
+
+    def _create(self, id_key: str | None) -> None:
+        if self._holds_something() and not self.exists(FILE):  # another run may have made it just now
             raise LakeError(f"{self.root} is not empty and is no lake: choose an empty or a new folder")
+        content = LakeDescription.new(id_key).dump()
         try:
             if self.local:
                 Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.write_bytes("lake.json", orjson.dumps({"schema": SCHEMA_VERSION}))
+                _write_if_absent(Path(self.root) / FILE, content)
+            else:
+                self.write_bytes(FILE, content)
         except OSError as error:
             raise LakeError(f"the lake {self.root} cannot be made: {error.strerror or error}") from None
+
+    def _has_former_ledgers(self) -> bool:
+        """Whether there are ledgers of uploads, in the form that older schemas have."""
+        folder = self.at("outcomes")
+        return folder.exists() and any(any(folder.glob(name)) for name in ("*/shared.parquet", "*/*/*.parquet"))
 
     def _holds_something(self) -> bool:
         """Whether the root holds more than locks and what runs that make it leave on their way."""
@@ -392,6 +447,25 @@ class Lake:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _write_if_absent(path: Path, content: bytes) -> None:
+    """Write a file whole, or leave the one that another process wrote first."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as sink:
+            sink.write(content)
+            sink.flush()
+            os.fsync(sink.fileno())
+        try:
+            path.hardlink_to(temporary)  # unlike a rename, it fails where there is a file
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            with suppress(FileExistsError), path.open("xb") as sink:
+                sink.write(content)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _new_file(path: Path) -> IO[bytes]:

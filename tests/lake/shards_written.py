@@ -73,10 +73,10 @@ def generations(lake: Lake, shard: int = 0) -> set[str] | None:
 
 
 def files_of(lake: Lake) -> dict[str, bytes]:
-    """All files of the lake but locks, hidden ones too."""
+    """All files of the lake but locks and `lake.json`, which has a random id; hidden ones too."""
     root = Path(lake.root)
     found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if not name.startswith("locks/")}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(("locks/", "lake.json"))}
 
 
 class KilledError(BaseException):

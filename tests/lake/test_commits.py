@@ -84,7 +84,7 @@ def test_a_commit_has_a_row_per_unit_that_says_where_its_lines_are(lake: Lake) -
 
 def test_nothing_else_is_left_of_writing_a_shard(lake: Lake) -> None:
     write_shard(lake, "first")
-    assert sorted(files_of(lake)) == sorted([*FILES, "commits/build/ds/0000.parquet", "lake.json"])
+    assert sorted(files_of(lake)) == sorted([*FILES, "commits/build/ds/0000.parquet"])
 
 
 def test_the_same_rows_give_the_same_bytes(lake: Lake, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_other_shards_are_removed_with_all_their_files(lake: Lake) -> None:
     assert [name for name in files_of(lake) if "0001." in name or "0003." in name] == []
     for commit in read_commits(lake, "build", "ds").values():
         remove_shard(lake, commit)
-    assert list(files_of(lake)) == ["findings/build/ds/dataset.parquet", "lake.json"]
+    assert list(files_of(lake)) == ["findings/build/ds/dataset.parquet"]
 
 
 # -- damage -----------------------------------------------------------------------------------------------------------

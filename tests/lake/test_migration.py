@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from dicom_etl.lake.locks import LockHeldError
-from dicom_etl.lake.migration import clear, is_outdated
+from dicom_etl.lake.migration import clear, must_be_rebuilt
 from dicom_etl.lake.tables import Lake
 from tests.corpus import Tree, tree_of
 
@@ -51,15 +51,57 @@ def test_an_outdated_lake_is_cleared_but_for_ledger_withdrawals_locks_inventory_
     lake = outdated(tree.lake)
     lake.write_bytes("withdrawn/ds.parquet", b"a record")
     before = content(lake)
-    assert is_outdated(lake)
-    clear(lake, ["ds"])
+    assert must_be_rebuilt(lake, None)
+    clear(lake, ["ds"], "aaaa")
     after = content(lake)
     assert set(after) == {*KEPT, *CRAWLED, "lake.json"}
     assert {name: after[name] for name in after if name != "lake.json"} == {
         name: before[name] for name in after if name != "lake.json"
     }
-    assert orjson.loads(lake.read_bytes("lake.json") or b"") == {"schema": 2}
-    assert not is_outdated(lake)
+    description = lake.describe()
+    assert (description.schema, description.lake_id, description.id_key) == (3, lake.lake_id, "aaaa")
+    assert not must_be_rebuilt(lake, "aaaa")
+
+
+def test_a_lake_of_another_key_is_cleared_as_a_whole_and_keeps_its_id(tree: Tree, tmp_path: Path) -> None:
+    other = tree_of(tmp_path, "other", lake=tree.lake)
+    other.write("sub-1/1.dcm")
+    other.run()
+    lake = Lake(tree.lake.root).open(id_key="aaaa")
+    identity = lake.lake_id
+    assert [must_be_rebuilt(lake, id_key) for id_key in (None, "aaaa", "bbbb")] == [False, False, True]
+    clear(lake, ["ds", "other"], "bbbb")
+    assert {name for name in content(lake) if "/other" in name or "/ds" in name} == {
+        *KEPT[:2],
+        *CRAWLED,
+        *(name.replace("ds", "other") for name in CRAWLED),
+        "locks/ds.lock",
+        "locks/other.lock",
+    }
+    assert Lake(lake.root).open(id_key="bbbb").lake_id == identity
+
+
+def test_a_lake_keeps_its_key_where_datasets_are_cleared(tree: Tree) -> None:
+    lake = Lake(tree.lake.root).open(id_key="aaaa")
+    before = lake.describe()
+    clear(lake, ["ds"], "aaaa")
+    clear(lake, ["ds"])
+    assert lake.describe() == before
+
+
+def test_a_lake_that_was_cleared_in_part_is_still_refused(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake(tree.lake.root).open(id_key="aaaa")
+    removed: list[str] = []
+
+    def remove(_: Lake, place: str) -> None:
+        removed.append(place)
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Lake, "remove_folder", remove)
+    with pytest.raises(KeyboardInterrupt):
+        clear(lake, ["ds"], "bbbb")
+    assert Lake(lake.root).describe().id_key == "aaaa"
 
 
 def test_a_cleared_lake_is_built_to_the_same_bytes(tree: Tree) -> None:
@@ -67,7 +109,7 @@ def test_a_cleared_lake_is_built_to_the_same_bytes(tree: Tree) -> None:
     lake = outdated(tree.lake)
     clear(lake, ["ds"])
     assert tree.run().units_made == 2
-    assert content(lake) == before
+    assert content(lake) | {"lake.json": ""} == before | {"lake.json": ""}
 
 
 def test_a_dataset_is_cleared_and_the_others_stay(tree: Tree, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_first_shard_that_is_killed_is_not_there_or_completed(lake: Lake, tmp_
         write_shard(lake, "first")
     recover_all(lake)
     after = lake_at(tmp_path / "fresh", lambda fresh: write_shard(fresh, "first"))
-    assert files_of(lake) == ({"lake.json": after["lake.json"]} if rename == 0 else after)
+    assert files_of(lake) == ({} if rename == 0 else after)
     assert generations(lake) == (None if rename == 0 else {"first"})
 
 
@@ -283,4 +283,5 @@ def test_on_an_object_store_new_files_are_copied_to_their_places(lake: Lake, sha
         for written in (remote, lake):
             write_dataset(written, "second", shards)
     held = {path.path.removeprefix(remote.base.path).lstrip("/"): path for path in remote.base.rglob("*")}
+    del held["lake.json"]
     assert {name: path.read_bytes() for name, path in held.items() if path.is_file()} == files_of(lake)

@@ -1,11 +1,15 @@
 """The lake: written atomically, deterministically, in the described schema, for its owner alone."""
 
+import errno
 import hashlib
 import os
+import pickle
+import re
 import signal
 import stat
 import subprocess
 import sys
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dicom_etl.lake.description import LakeDescription
 from dicom_etl.lake.row_groups import SchemaError
 from dicom_etl.lake.schemas import FILES, INVENTORY, SHEETS, TAG_PROFILES, Table
 from dicom_etl.lake.tables import Lake, LakeError
 from tests.corpus import lake_of
 
 ROOT = Path(__file__).parents[2]
+LAKE_ID = "6f0d6a62-6a3c-4f0e-9a57-0d4d6d4f6a11"
+CONTENT = orjson.dumps({"schema": 3, "lake_id": LAKE_ID, "id_key": None})
 
 
 def cell(row: int, field: str = "sex", value: str | None = "Female") -> dict[str, Any]:
@@ -51,9 +58,12 @@ def file_of(lake: Lake, table: Table = SHEETS, **names: str | int) -> Path:
 # -- the lake as a whole ----------------------------------------------------------------------------------------------
 
 
-def test_a_new_lake_says_its_schema_version(tmp_path: Path) -> None:
-    Lake(str(tmp_path / "a" / "lake")).open()
-    assert (tmp_path / "a" / "lake" / "lake.json").read_bytes() == b'{"schema":2}'
+def test_a_new_lake_says_its_schema_version_its_id_and_the_key_of_its_resource_ids(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "a" / "lake")).open(id_key="0123456789abcdef")
+    content = (tmp_path / "a" / "lake" / "lake.json").read_text()
+    assert re.fullmatch(r'\{"schema":3,"lake_id":"[0-9a-f-]{36}","id_key":"0123456789abcdef"\}', content)
+    assert content[23:59] == lake.lake_id
+    assert uuid.UUID(lake.lake_id).version == 4
 
 
 def test_a_new_lake_is_open_to_its_owner_alone(tmp_path: Path) -> None:
@@ -102,41 +112,152 @@ def test_a_file_in_the_place_of_the_lake_is_refused(tmp_path: Path) -> None:
 def test_a_lake_whose_making_was_killed_is_made(tmp_path: Path) -> None:
     (tmp_path / "locks").mkdir()
     (tmp_path / ".lake.json.4711.tmp").write_bytes(b'{"sch')
-    assert Lake(str(tmp_path)).open().read_bytes("lake.json") == b'{"schema":2}'
+    assert Lake(str(tmp_path)).open().describe().schema == 3
 
 
 def test_a_lake_that_another_run_makes_at_this_moment_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def made_meanwhile(lake: Lake) -> bool:
-        (tmp_path / "lake.json").write_bytes(b'{"schema":2}')
+        (tmp_path / "lake.json").write_bytes(CONTENT)
         return True
 
     monkeypatch.setattr(Lake, "_holds_something", made_meanwhile)
-    assert Lake(str(tmp_path)).open().exists("lake.json")
+    assert Lake(str(tmp_path)).open().lake_id == LAKE_ID
 
 
-@pytest.mark.parametrize("version", [3, "2"])
+def test_a_lake_that_another_run_makes_before_it_is_written_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_meanwhile(id_key: str | None) -> LakeDescription:
+        (tmp_path / "lake.json").write_bytes(CONTENT)
+        return LakeDescription(3, "another", id_key)
+
+    monkeypatch.setattr(LakeDescription, "new", made_meanwhile)
+    assert Lake(str(tmp_path)).open().lake_id == LAKE_ID
+    assert [path.name for path in tmp_path.iterdir()] == ["lake.json"]
+
+
+def test_a_lake_is_made_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path, __: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    lake = Lake(str(tmp_path)).open()
+    assert Lake(str(tmp_path)).open().lake_id == lake.lake_id
+    assert [path.name for path in tmp_path.iterdir()] == ["lake.json"]
+
+
+def test_processes_that_create_a_lake_at_once_agree_on_its_id(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from dicom_etl.lake.tables import Lake\n"
+        "print('ready', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    print(Lake(line.strip()).open().lake_id, flush=True)\n"
+    )
+    command = [sys.executable, "-c", code]
+    creators = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(4)
+    ]
+    streams = [(creator.stdin, creator.stdout) for creator in creators]
+    try:
+        for _, answers in streams:
+            assert answers is not None
+            assert answers.readline() == "ready\n"
+        for number in range(50):
+            for asked, _ in streams:
+                assert asked is not None
+                asked.write(f"{tmp_path}/{number}\n")
+            for asked, _ in streams:
+                assert asked is not None
+                asked.flush()
+            told = {answers.readline().strip() for _, answers in streams if answers is not None}
+            assert told == {Lake(f"{tmp_path}/{number}").lake_id}
+    finally:
+        for creator in creators:
+            creator.communicate(timeout=10)
+
+
+def test_the_id_of_a_lake_is_the_same_in_workers_and_on_object_stores(tmp_path: Path) -> None:
+    for root in (str(tmp_path / "lake"), "memory://test-tables/with-id"):
+        lake = Lake(root).open()
+        assert pickle.loads(pickle.dumps(lake)).lake_id == lake.lake_id == Lake(root).open().lake_id
+    assert Lake(str(tmp_path / "other")).open().lake_id != Lake(str(tmp_path / "lake")).open().lake_id
+
+
+def test_a_lake_of_another_key_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    root = tmp_path / "lake"
+    Lake(str(root)).open(id_key="aaaa")
+    before = (root / "lake.json").read_bytes()
+    with pytest.raises(LakeError) as refused:
+        Lake(str(root)).open(id_key="bbbb")
+    assert str(refused.value) == (
+        f"the resource ids of the lake {root} were made with the key aaaa, not with the configured key bbbb "
+        "(fingerprints): set DICOM_ETL_ID_KEY or id_key_file to the lake's key (without either, `site` decides), or "
+        "rebuild all of its datasets with the configured key by `dicom-etl run --rebuild`; resources on a FHIR server "
+        "keep their old ids, so delete them there first"
+    )
+    assert Lake(str(root)).open().open(id_key="aaaa").open(id_key="bbbb", rebuild=True).describe().id_key == "aaaa"
+    assert (root / "lake.json").read_bytes() == before
+
+
+def test_a_lake_that_was_made_without_a_key_takes_any(tmp_path: Path) -> None:
+    before = Lake(str(tmp_path)).open().describe()
+    assert before.id_key is None
+    assert Lake(str(tmp_path)).open(id_key="aaaa").open(id_key="bbbb").describe() == before
+
+
+@pytest.mark.parametrize("version", [4, "2", "3"])
 def test_a_lake_of_another_schema_version_is_refused_with_what_to_do(tmp_path: Path, version: object) -> None:
     (tmp_path / "lake.json").write_bytes(orjson.dumps({"schema": version}))
     with pytest.raises(LakeError) as refused:
         Lake(str(tmp_path)).open()
     assert str(refused.value) == (
-        f"the lake {tmp_path} has schema version {version}, and this dicom-etl writes 2: use the dicom-etl that wrote "
+        f"the lake {tmp_path} has schema version {version}, and this dicom-etl writes 3: use the dicom-etl that wrote "
         "it, or choose another lake"
     )
 
 
-@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("version", [0, 1, 2])
 def test_a_lake_of_an_older_schema_is_refused_with_the_command_that_rebuilds_it(tmp_path: Path, version: int) -> None:
     (tmp_path / "lake.json").write_bytes(orjson.dumps({"schema": version}))
     with pytest.raises(LakeError) as refused:
         Lake(str(tmp_path)).open()
     assert str(refused.value) == (
-        f"the lake {tmp_path} has schema version {version}, older than 2, which this dicom-etl writes: `dicom-etl run "
+        f"the lake {tmp_path} has schema version {version}, older than 3, which this dicom-etl writes: `dicom-etl run "
         "--rebuild`, with all of its datasets, builds its tables again from the source files"
+    )
+    lake = Lake(str(tmp_path)).open(rebuild=True, id_key="aaaa")
+    assert lake.describe().schema == version
+    with pytest.raises(LakeError, match="has no id"):
+        _ = lake.lake_id
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+@pytest.mark.parametrize("ledger", ["server/shared.parquet", "server/ds/sub-1.parquet"])
+@pytest.mark.parametrize("store", ["local", "memory"])
+def test_a_lake_of_an_older_schema_that_has_ledgers_is_refused_with_what_to_do(
+    tmp_path: Path, rebuild: bool, ledger: str, store: str
+) -> None:
+    root = str(tmp_path) if store == "local" else f"memory://ledgers/{rebuild}/{ledger}"
+    lake = Lake(root)
+    lake.base.mkdir(parents=True, exist_ok=True)
+    lake.write_bytes("lake.json", b'{"schema":2}')
+    lake.at("outcomes/server/ds").mkdir(parents=True)
+    assert Lake(root).open(rebuild=True).describe().is_outdated
+    lake.write_bytes(f"outcomes/{ledger}", b"a ledger")
+    with pytest.raises(LakeError) as refused:
+        Lake(root).open(rebuild=rebuild, id_key="aaaa")
+    assert str(refused.value) == (
+        f"the lake {root} has schema version 2 and ledgers of uploads, and resource ids change with this dicom-etl: "
+        "delete its resources from the FHIR server (with `forget` of the dicom-etl that wrote it, or empty the "
+        f"server), remove the folder {lake.at('outcomes')}, then `dicom-etl run --rebuild`"
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"{}", b"null", b'{"schema":3}', b'{"schema":3,"lake_id":"a","id_key":7}'],
+)
 def test_a_damaged_marker_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "lake.json").write_bytes(content)
     with pytest.raises(LakeError, match=r"lake\.json cannot be read: restore it, or choose another lake"):

@@ -61,9 +61,10 @@ def with_crosswalk(tree: Tree, *lines: tuple[str, str, str, str]) -> None:
 
 
 def content(lake: Lake) -> dict[str, bytes]:
-    """What the lake holds, by place."""
+    """What the lake holds, by place; without `lake.json`, which has a random id."""
     root = Path(lake.root)
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    files = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name != "lake.json")
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 # -- what is made -----------------------------------------------------------------------------------------------------

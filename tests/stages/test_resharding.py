@@ -67,13 +67,14 @@ def remove(tree: Tree, numbers: Iterable[int]) -> None:
         (tree.root / f"primary/{name(number)}/1.dcm").unlink()
 
 
+NOT_COMPARED = ("locks/", "lake.json", "findings/crawl")  # the second has a random id, the last is of the last crawl
+
+
 def content(lake: Lake) -> dict[str, bytes]:
-    """All files of the lake but locks, and what only the last crawl has to say."""
+    """All files of the lake but those that need not be the same in each lake."""
     root = Path(lake.root)
     found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-    return {
-        path: file.read_bytes() for path, file in found.items() if not path.startswith(("locks/", "findings/crawl"))
-    }
+    return {path: file.read_bytes() for path, file in found.items() if not path.startswith(NOT_COMPARED)}
 
 
 def in_a_new_lake(tree: Tree, tmp_path: Path, number: Iterator[int] = itertools.count()) -> dict[str, bytes]:  # noqa: B008
@@ -148,9 +149,7 @@ def remote_content(lake: Lake) -> dict[str, bytes]:
     found = {
         path.path.removeprefix(lake.base.path).lstrip("/"): path for path in lake.base.rglob("*") if path.is_file()
     }
-    return {
-        path: found[path].read_bytes() for path in sorted(found) if not path.startswith(("locks/", "findings/crawl"))
-    }
+    return {path: found[path].read_bytes() for path in sorted(found) if not path.startswith(NOT_COMPARED)}
 
 
 def test_an_object_store_grows_and_shrinks_to_the_bytes_of_a_new_lake(tree: Tree, tmp_path: Path) -> None:
