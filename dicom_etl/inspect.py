@@ -59,7 +59,7 @@ def plan(pipeline: Pipeline, dataset: str) -> Plan:
     before = dict(zip(inventory["path"].to_pylist(), known, strict=True))
     files = new = changed = 0
     units: set[str] = set()
-    withdrawn = Withdrawn.of(pipeline.lake, dataset)
+    withdrawn = Withdrawn.of(pipeline.lake, dataset, pipeline.ids)
     for entry in pipeline.source(dataset).scan(Scan()):
         if withdrawn.has(entry.unit):
             continue

@@ -51,7 +51,7 @@ def _readmit(session: Session, dataset: str, subject: str | None, *, dry_run: bo
     lake = session.lake()
     if dry_run:
         raise SettingsError("--readmit takes a record back and has no --dry-run")
-    stage.readmit(dataset, subject, lake)
+    stage.readmit(dataset, subject, lake, session.settings.resource_ids())
     session.tell(f"{_what(dataset, subject)} is no longer withdrawn; the next run loads what lies in the tree")
     return 0
 

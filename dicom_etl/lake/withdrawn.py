@@ -1,8 +1,9 @@
 """The record of what was withdrawn: it keeps a subject, or a whole dataset, out of the lake, and names nobody.
 
-A subject stands there as the SHA-256 of site, dataset and subject. Whoever has a list of names can try them: that is
-what the crawl does, and why the record is no anonymous one. The site of a row is the one that was set when it was
-written, so that another site brings nobody back.
+A subject is represented by a digest of namespace, dataset and subject under a key (`ResourceIds.withdrawal_digest`).
+Who has the key and a list of names can try them: that is what the crawl does, and why the record is not anonymous. A
+row has the namespace and the fingerprint of the key that were configured when it was written. So another namespace
+brings nobody back; under another key it is not known who was withdrawn, and the crawl is refused.
 
 Not here: what is removed, and from where (`stages.forget`).
 """
@@ -18,32 +19,39 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.schemas import WITHDRAWN
-from dicom_etl.lake.tables import Lake
+from dicom_etl.lake.tables import Lake, LakeError
 
 Row = dict[str, Any]
 T = TypeVar("T")
 _ARCHIVE = re.compile(r"(\.zip)?!?$", re.IGNORECASE)
 
 
-def digest_of(site: str, dataset: str, subject: str) -> str:
-    """What stands for a subject."""
-    return hashlib.sha256(orjson.dumps([site, dataset, subject])).hexdigest()
+def _unkeyed_digest(namespace: str, dataset: str, subject: str) -> str:
+    """The digest of a subject in rows that name no key: lakes of schema 2 had none."""
+    return hashlib.sha256(orjson.dumps([namespace, dataset, subject])).hexdigest()
 
 
 class Withdrawn:
-    """The record of one dataset."""
+    """The record of one dataset.
 
-    def __init__(self, dataset: str, rows: Sequence[Row]) -> None:
-        self.dataset, self.rows = dataset, list(rows)
-        self._sites = {row["site"] for row in rows}
+    Args:
+        dataset: its name.
+        rows: of the record.
+        ids: the configured ones; without them rows are understood whose key is derived from their namespace.
+    """
+
+    def __init__(self, dataset: str, rows: Sequence[Row], ids: ResourceIds | None = None) -> None:
+        self.dataset, self.rows, self._ids = dataset, list(rows), ids
         self._digests = {row["digest"] for row in rows} - {None}
+        self._makers = {(row["site"], row.get("id_key")) for row in rows if row["digest"] is not None}
         self._known: dict[str, bool] = {}
 
     @classmethod
-    def of(cls, lake: Lake, dataset: str) -> Withdrawn:
+    def of(cls, lake: Lake, dataset: str, ids: ResourceIds | None = None) -> Withdrawn:
         """Read the record; empty where there is none."""
-        return cls(dataset, lake.read(WITHDRAWN, dataset=dataset).to_pylist())
+        return cls(dataset, lake.read(WITHDRAWN, dataset=dataset).to_pylist(), ids)
 
     @staticmethod
     def path_of(dataset: str) -> str:
@@ -63,11 +71,15 @@ class Withdrawn:
         return next((row for row in self.rows if self._is_of(row, subject)), None)
 
     def has(self, subject: str | None) -> bool:
-        """Whether a subject was withdrawn."""
+        """Whether a subject was withdrawn.
+
+        Raises:
+            LakeError: the key of a row is not the configured one.
+        """
         if subject is None or not self._digests:
             return False
         if subject not in self._known:
-            digests = {digest_of(site, self.dataset, subject) for site in self._sites}
+            digests = {self._digest(namespace, id_key, subject) for namespace, id_key in self._makers}
             self._known[subject] = not self._digests.isdisjoint(digests)
         return self._known[subject]
 
@@ -82,11 +94,11 @@ class Withdrawn:
 
     def with_row(self, row: Row, subject: str | None) -> Withdrawn:
         """The record with a row in the place of the subject's."""
-        return Withdrawn(self.dataset, [*self.without_row(subject).rows, row])
+        return Withdrawn(self.dataset, [*self.without_row(subject).rows, row], self._ids)
 
     def without_row(self, subject: str | None) -> Withdrawn:
         """The record without a subject's row."""
-        return Withdrawn(self.dataset, [row for row in self.rows if not self._is_of(row, subject)])
+        return Withdrawn(self.dataset, [row for row in self.rows if not self._is_of(row, subject)], self._ids)
 
     def write(self, lake: Lake) -> None:
         """Write the record (the caller holds the dataset's lock)."""
@@ -98,7 +110,24 @@ class Withdrawn:
     def _is_of(self, row: Row, subject: str | None) -> bool:
         if subject is None or row["digest"] is None:
             return subject is None and row["digest"] is None
-        return bool(row["digest"] == digest_of(row["site"], self.dataset, subject))
+        return bool(row["digest"] == self._digest(row["site"], row.get("id_key"), subject))
+
+    def _digest(self, namespace: str, id_key: str | None, subject: str) -> str:
+        """The digest of a subject as rows of this namespace and key have it."""
+        if id_key is None:
+            return _unkeyed_digest(namespace, self.dataset, subject)
+        return self._ids_of(namespace, id_key).withdrawal_digest(self.dataset, subject)
+
+    def _ids_of(self, namespace: str, id_key: str) -> ResourceIds:
+        candidates = [ResourceIds.of(namespace, None), *([self._ids.in_namespace(namespace)] if self._ids else [])]
+        for ids in candidates:
+            if ids.key_fingerprint == id_key:
+                return ids
+        raise LakeError(
+            f"who was withdrawn from {self.dataset} is recorded under the id key {id_key} (fingerprint), which is not "
+            "the configured one: set DICOM_ETL_ID_KEY or id_key_file to that key; or remove the files of its withdrawn "
+            f"subjects from its folder, then {self.path_of(self.dataset)} from the lake"
+        )
 
 
 def admitted(lake: Lake, datasets: Mapping[str, T]) -> dict[str, T]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl.findings import Finding, finding, findings_table
+from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import DATASET_FINDINGS, INVENTORY, SHEETS
 from dicom_etl.lake.tables import Lake
@@ -40,15 +41,22 @@ class Crawled:
     findings: int
 
 
-def crawl(source: Source, lake: Lake, *, accept_vanished: bool = False) -> Crawled:
+def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_vanished: bool = False) -> Crawled:
     """Write the inventory of a dataset and what its sheets say.
 
+    Args:
+        source: of the dataset.
+        lake: to be written.
+        ids: the configured ones, by which withdrawn subjects are recognized; None: no key is configured.
+        accept_vanished: missing subjects or files were removed on purpose.
+
     Raises:
+        LakeError: who was withdrawn is recorded under another key.
         SourceError: there is no file at all, or the dataset was withdrawn.
         DatasetStoppedError: the vanish guard; the finding is in `findings/crawl`.
     """
     with lake.lock(source.dataset, f"crawl of {source.dataset}"):
-        withdrawn = Withdrawn.of(lake, source.dataset)
+        withdrawn = Withdrawn.of(lake, source.dataset, ids)
         _refuse_withdrawn(withdrawn)
         scan = Scan(former_cells=_former_cells(lake, source.dataset))
         before = withdrawn.without(lake.read(INVENTORY, dataset=source.dataset))

@@ -17,9 +17,10 @@ from datetime import UTC, datetime
 
 from dicom_etl.fhir.corrections import read_corrections
 from dicom_etl.identity.crosswalk import read_crosswalk
+from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.schemas import WITHDRAWN
 from dicom_etl.lake.tables import Lake
-from dicom_etl.lake.withdrawn import Row, Withdrawn, digest_of, left_of, left_text
+from dicom_etl.lake.withdrawn import Row, Withdrawn, left_of, left_text
 from dicom_etl.server.addressing import Addressing
 from dicom_etl.server.capability import first_contact
 from dicom_etl.server.client import Client
@@ -68,13 +69,13 @@ def forget(dataset: str, subject: str | None, lake: Lake, settings: Settings, *,
     if subject == "":  # an empty variable of a script must not mean everything
         raise SettingsError("the name of the subject is empty")
     if not dry_run:
-        _check_known(lake, dataset, subject)  # before a lock of that name is made
+        _check_known(lake, dataset, subject, settings.resource_ids())  # before a lock of that name is made
         with lake.lock(dataset, f"forget in {dataset}"):
             return _Forgetting(lake, settings, dataset, subject).do()
     return _Forgetting(lake, settings, dataset, subject).plan()
 
 
-def readmit(dataset: str, subject: str | None, lake: Lake) -> None:
+def readmit(dataset: str, subject: str | None, lake: Lake, ids: ResourceIds | None = None) -> None:
     """Take the record of a withdrawal back: the next run loads again what lies in the tree.
 
     Raises:
@@ -83,7 +84,7 @@ def readmit(dataset: str, subject: str | None, lake: Lake) -> None:
     if not lake.exists(WITHDRAWN.path(dataset=dataset)):
         raise SettingsError(f"nothing of {dataset} was withdrawn")
     with lake.lock(dataset, f"readmission to {dataset}"):
-        record = Withdrawn.of(lake, dataset)
+        record = Withdrawn.of(lake, dataset, ids)
         if record.row(subject) is None:
             raise SettingsError(
                 f"{subject} of {dataset} was not withdrawn" if subject else f"{dataset} was not withdrawn"
@@ -91,8 +92,8 @@ def readmit(dataset: str, subject: str | None, lake: Lake) -> None:
         record.without_row(subject).write(lake)
 
 
-def _check_known(lake: Lake, dataset: str, subject: str | None) -> None:
-    record = Withdrawn.of(lake, dataset)
+def _check_known(lake: Lake, dataset: str, subject: str | None, ids: ResourceIds) -> None:
+    record = Withdrawn.of(lake, dataset, ids)
     if record.row(subject) or is_known(lake, dataset, subject):
         return
     if subject is None or not (record or is_known(lake, dataset, None)):
@@ -105,9 +106,10 @@ class _Forgetting:
 
     def __init__(self, lake: Lake, settings: Settings, dataset: str, subject: str | None) -> None:
         self._lake, self._settings, self._dataset, self._subject = lake, settings, dataset, subject
-        _check_known(lake, dataset, subject)
+        self._ids = settings.resource_ids()
+        _check_known(lake, dataset, subject, self._ids)
         self._known = known = known_of(lake, dataset, subject)
-        self._record = Withdrawn.of(lake, dataset)
+        self._record = Withdrawn.of(lake, dataset, self._ids)
         self._ours = server_name(settings.fhir.url) if settings.fhir.url else ""
         leaving = Leaving(dataset, subject, known.studies, known.patients, known.needed, known.is_all)
         self._ledgers = {name: Ledgers(lake, name, leaving) for name in servers(lake)}
@@ -216,11 +218,11 @@ class _Forgetting:
         self._record.write(self._lake)
 
     def _new_row(self) -> Row:
-        site = self._settings.site
-        digest = digest_of(site, self._dataset, self._subject) if self._subject else None
+        digest = self._ids.withdrawal_digest(self._dataset, self._subject) if self._subject else None
+        id_key = self._ids.key_fingerprint if self._subject else None
         counts = dict.fromkeys(("files", "studies", *_COLUMNS.values()), 0)
-        rest = {"digest": digest, "servers": None, "left": None, "time": datetime.now(UTC)}
-        return {"dataset": self._dataset, "site": site, **counts, **rest}
+        rest = {"digest": digest, "id_key": id_key, "servers": None, "left": None, "time": datetime.now(UTC)}
+        return {"dataset": self._dataset, "site": self._ids.namespace, **counts, **rest}
 
     # -- what is said
 

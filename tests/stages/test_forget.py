@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from dicom_etl.identity.ids import resource_id
+from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.commits import read_commits
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.locks import LockHeldError
@@ -67,6 +67,10 @@ class House:
     crosswalk: Path | None = None
 
     @property
+    def ids(self) -> ResourceIds:
+        return self.settings.resource_ids()
+
+    @property
     def settings(self) -> Settings:
         return self.at(self.server.url)
 
@@ -95,17 +99,17 @@ class House:
 
     def study(self, tree: Tree, name: str) -> str:
         """The place of a study on the server."""
-        return f"ImagingStudy/{resource_id(self.site, 'ImagingStudy', tree.name, uid(f'{tree.name}/{name}'))}"
+        return f"ImagingStudy/{self.ids.resource_id('ImagingStudy', tree.name, uid(f'{tree.name}/{name}'))}"
 
     def patient(self, tree: Tree, value: str) -> str:
         """The place of a Patient of the dataset's own."""
-        return f"Patient/{resource_id(self.site, 'Patient', f'{self.site}/{tree.name}/patient-id', value)}"
+        return f"Patient/{self.ids.resource_id('Patient', f'{self.site}/{tree.name}/patient-id', value)}"
 
     def shared_patient(self, value: str) -> str:
-        return f"Patient/{resource_id(self.site, 'Patient', AUTHORITY, value)}"
+        return f"Patient/{self.ids.resource_id('Patient', AUTHORITY, value)}"
 
     def endpoint(self, tree: Tree) -> str:
-        return f"Endpoint/{resource_id(self.site, 'Endpoint', tree.name)}"
+        return f"Endpoint/{self.ids.resource_id('Endpoint', tree.name)}"
 
     def status(self, *places: str) -> list[int]:
         """What the server says of them."""
@@ -230,6 +234,7 @@ def test_the_record_names_nobody_and_says_what_was_done(house: House) -> None:
         "dataset": tree.name,
         "site": house.site,
         "digest": row["digest"],
+        "id_key": ResourceIds.of(house.site, None).key_fingerprint,
         "files": 3,
         "studies": 2,
         "patients": 1,
@@ -767,6 +772,41 @@ def test_a_record_that_is_not_there_cannot_be_taken_back(loaded: Tree) -> None:
     forget("ds", "sub-ada", loaded.lake, Settings())
     with pytest.raises(SettingsError, match="sub-bob of ds was not withdrawn"):
         readmit("ds", "sub-bob", loaded.lake)
+
+
+def test_a_key_of_resource_ids_brings_nobody_back(
+    loaded: Tree, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = tmp_path / "keyed"
+    said("run", loaded.root, "--lake", lake)
+    assert said("forget", "ds", "sub-ada", "--yes", "--lake", lake)[0] == 0
+    monkeypatch.setenv("DICOM_ETL_ID_KEY", "first key " * 4)
+    assert said("run", loaded.root, "--lake", lake, "--rebuild")[0] == 0
+    assert units_of(lake) == ["sub-bob"]
+    assert said("forget", "ds", "sub-ada", "--readmit", "--lake", lake)[0] == 0
+    assert said("run", loaded.root, "--lake", lake)[0] == 0
+    assert units_of(lake) == ["sub-ada", "sub-bob"]
+
+
+def test_a_lake_is_not_rebuilt_where_withdrawn_subjects_would_come_back(
+    loaded: Tree, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = tmp_path / "keyed"
+    monkeypatch.setenv("DICOM_ETL_ID_KEY", "first key " * 4)
+    said("run", loaded.root, "--lake", lake)
+    assert said("forget", "ds", "sub-ada", "--yes", "--lake", lake)[0] == 0
+    assert said("run", loaded.root, "--lake", lake)[0] == 0
+    assert units_of(lake) == ["sub-bob"]
+    before = content(Lake(str(lake)))
+    monkeypatch.setenv("DICOM_ETL_ID_KEY", "other key " * 4)
+    code, out, _ = said("run", loaded.root, "--lake", lake, "--rebuild")
+    assert (code, "who was withdrawn from ds is recorded under the id key" in " ".join(out.split())) == (1, True)
+    assert content(Lake(str(lake))) == before
+
+
+def units_of(lake: Path) -> list[str]:
+    """The units of the only dataset of a lake."""
+    return sorted(set(Lake(str(lake)).read(INVENTORY, dataset="ds")["unit"].to_pylist()))
 
 
 def test_another_site_brings_nobody_back(loaded: Tree) -> None:
