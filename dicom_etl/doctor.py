@@ -20,7 +20,15 @@ from dicom_etl.server.auth import authorization_of, chosen_method, login_of
 from dicom_etl.server.capability import first_contact
 from dicom_etl.server.client import Client
 from dicom_etl.server.errors import FhirError
-from dicom_etl.settings import SECRETS, DatasetSettings, FhirSettings, Settings, SettingsError
+from dicom_etl.settings import (
+    ID_KEY_VARIABLE,
+    NEW_ID_KEY,
+    SECRETS,
+    DatasetSettings,
+    FhirSettings,
+    Settings,
+    SettingsError,
+)
 from dicom_etl.sources import SourceError, open_source
 from dicom_etl.sources.registry import known_datasets
 
@@ -41,6 +49,8 @@ def examine(settings: Settings) -> list[Check]:
         Check("Python", sys.version_info >= (3, 11), version),
         *_dataset_checks(settings),
         _tried("crosswalk", lambda: f"{len(read_crosswalk(settings.crosswalk))} lines"),
+        _tried("resource ids", partial(_describe_ids, settings)),
+        *_secret_checks(settings),
         _lake_check(settings),
         *_server_checks(settings.fhir),
     ]
@@ -71,6 +81,16 @@ def _location(name: str, dataset: DatasetSettings) -> str:
     return open_source(name, dataset).location
 
 
+def _describe_ids(settings: Settings) -> str:
+    ids = settings.resource_ids()
+    if ids.is_guessable:
+        return (
+            "warning: the key is derived from `site`, so that who knows a PatientID can compute the id of its Patient: "
+            f"make a key with `{NEW_ID_KEY}`, keep it, and set {ID_KEY_VARIABLE} or id_key_file before the first upload"
+        )
+    return f"key {ids.key_fingerprint} (fingerprint); all lakes of the namespace {ids.namespace} must share this key"
+
+
 def _lake_check(settings: Settings) -> Check:
     def look() -> str:
         if "://" not in settings.lake:
@@ -81,7 +101,10 @@ def _lake_check(settings: Settings) -> Check:
             probe.write_bytes(b"")
             probe.unlink()
         lake = Lake(settings.lake)
-        return f"{settings.lake}: {'there' if lake.exists('lake.json') and lake.open() else 'will be made'}"
+        if not lake.exists("lake.json"):
+            return f"{settings.lake}: will be made"
+        lake.open().check_id_key(settings.resource_ids().key_fingerprint)
+        return f"{settings.lake}: there"
 
     return _tried("lake", look)
 
@@ -91,7 +114,6 @@ def _server_checks(fhir: FhirSettings) -> Iterator[Check]:
         yield Check("FHIR server", True, "none: the NDJSON files of the lake are the result")
         return
     yield _tried("authorization", lambda: _authorization(fhir))
-    yield from (Check("secrets", True, f"warning: {said}") for said in _careless(fhir))
 
     async def look() -> str:
         async with Client.of(fhir) as client:
@@ -107,12 +129,17 @@ def _authorization(fhir: FhirSettings) -> str:
     return "none is sent" if method == "none" else f"{method}: all that it needs is there"
 
 
-def _careless(fhir: FhirSettings) -> Iterator[str]:
+def _secret_checks(settings: Settings) -> Iterator[Check]:
+    yield from (Check("secrets", True, f"warning: {said}") for said in _careless(settings))
+
+
+def _careless(settings: Settings) -> Iterator[str]:
     """Ways in which a secret is easier to come by than it need be."""
-    for place in SECRETS.values():
-        file = getattr(fhir, place.setting)
+    fhir = settings.fhir
+    files = {f"fhir.{place.setting}": getattr(fhir, place.setting) for place in SECRETS.values() if fhir.url}
+    for setting, file in {"id_key_file": settings.id_key_file, **files}.items():
         if file and Path(file).is_file() and Path(file).stat().st_mode & stat.S_IROTH:
-            yield f"fhir.{place.setting} {file} can be read by everybody: chmod o-r"
+            yield f"{setting} {file} can be read by everybody: chmod o-r"
     if login_of(fhir.url or ""):
         yield f"fhir.url holds a password: set fhir.user, and the password by {SECRETS['password'].places}"
 

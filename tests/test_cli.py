@@ -309,7 +309,89 @@ def test_an_old_lake_is_not_rebuilt_without_all_of_its_datasets(said, small, tmp
     assert units(lake) == {"sub-1", "sub-2"}
     code, _, _ = said("run", small, tmp_path / "other", "--lake", lake, "--rebuild")
     assert code in (0, 1)
-    assert json.loads((lake / "lake.json").read_text()) == {"schema": 2}
+    assert json.loads((lake / "lake.json").read_text())["schema"] == 3
+
+
+def test_another_key_of_resource_ids_is_refused_until_the_lake_is_rebuilt(said, small, tmp_path, monkeypatch):
+    lake = tmp_path / "lake"
+    said("run", small, "--lake", lake)
+    before, ids = json.loads((lake / "lake.json").read_text()), resource_ids(lake)
+    monkeypatch.setenv("DICOM_ETL_ID_KEY", "k" * 32)
+    code, _, err = said("run", small, "--lake", lake)
+    assert (code, "the resource ids of the lake" in err, "`dicom-etl run --rebuild`" in err) == (2, True, True)
+    assert said("status", "--lake", lake)[0] == 0
+    assert said("run", small, "--lake", lake, "--rebuild")[0] == 0
+    after = json.loads((lake / "lake.json").read_text())
+    assert after["lake_id"] == before["lake_id"]
+    assert after["id_key"] != before["id_key"]
+    assert len(resource_ids(lake)) == len(ids) == 5
+    assert not resource_ids(lake) & ids
+    written = {path: path.stat().st_mtime_ns for path in (lake / "fhir").rglob("*.ndjson")}
+    assert said("run", small, "--lake", lake)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (lake / "fhir").rglob("*.ndjson")} == written
+
+
+def test_a_lake_of_another_key_is_not_rebuilt_without_all_of_its_datasets(said, small, tmp_path, monkeypatch):
+    lake = tmp_path / "lake"
+    shutil.copytree(small, tmp_path / "other")
+    said("run", small, tmp_path / "other", "--lake", lake)
+    before = (lake / "lake.json").read_bytes()
+    monkeypatch.setenv("DICOM_ETL_ID_KEY", "k" * 32)
+    code, out, err = said("run", small, "--lake", lake, "--rebuild")
+    assert (code, "also holds other: name all of its datasets" in " ".join((out + err).split())) == (2, True)
+    assert (lake / "lake.json").read_bytes() == before
+    said("run", small, tmp_path / "other", "--lake", lake, "--rebuild")
+    assert (lake / "lake.json").read_bytes() != before
+    assert not {path.name for path in (lake / "fhir/Patient").iterdir()} ^ {"ds", "other"}
+
+
+def resource_ids(lake):
+    """The ids of all resources of the lake."""
+    lines = [line for path in lake.glob("fhir/*/ds/*.ndjson") for line in path.read_text().splitlines()]
+    return {json.loads(line)["id"] for line in lines}
+
+
+def test_a_key_that_is_too_short_is_one_sentence(said, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("DICOM_ETL_ID_KEY", "zanzibar")
+    code, out, err = said("run", small, "--lake", tmp_path / "lake")
+    assert (code, out) == (2, "")
+    assert err == (
+        "dicom-etl: DICOM_ETL_ID_KEY holds a key of less than 32 bytes: make one with `openssl rand -hex 32`\n"
+    )
+    assert not (tmp_path / "lake").exists()
+
+
+def test_doctor_says_whether_ids_can_be_guessed_and_whether_the_lake_has_the_key(said, small, tmp_path, monkeypatch):
+    file = tmp_path / "id-key"
+    (tmp_path / "s.toml").write_text("lake = 'lake'\nid_key_file = 'id-key'\n")
+
+    def checks(*arguments):
+        code, out, _ = said("doctor", "--json", *arguments)
+        return code, {check["what"]: (check["ok"], check["said"]) for check in json.loads(out)}
+
+    code, told = checks("--lake", tmp_path / "lake")
+    assert (code, told["resource ids"][0]) == (0, True)
+    assert told["resource ids"][1].startswith("warning: the key is derived from `site`, so that who knows a PatientID")
+    assert "`openssl rand -hex 32`" in told["resource ids"][1]
+    said("run", small, "--lake", tmp_path / "lake")
+
+    code, told = checks("--settings", tmp_path / "s.toml")
+    assert (code, told["resource ids"]) == (1, (False, f"id_key_file {file} cannot be read: No such file or directory"))
+    file.write_bytes(b"k" * 32)
+    file.chmod(0o640)
+    code, told = checks("--settings", tmp_path / "s.toml")
+    assert told["resource ids"] == (
+        True,
+        "key 82faad1c93751e3c (fingerprint); all lakes of the namespace https://dicom-etl.local must share this key",
+    )
+    assert (code, told["lake"][0]) == (1, False)
+    assert "were made with the key 577b5d77c4253d5d, not with the configured key 82faad1c93751e3c" in told["lake"][1]
+    assert "secrets" not in told
+    file.chmod(0o644)
+    assert checks("--settings", tmp_path / "s.toml")[1]["secrets"] == (
+        True,
+        f"warning: id_key_file {file} can be read by everybody: chmod o-r",
+    )
 
 
 def test_a_rebuild_of_some_subjects_is_refused(said, small, tmp_path):
