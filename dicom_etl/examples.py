@@ -611,8 +611,9 @@ SETTINGS = (
 #   dicom-etl run breast heart       everything up to the FHIR resources
 # Paths are relative to this file.
 
-# The namespace of the ids that are made here: each id is a UUID of (site, type, key). Choose one for your
-# institution and never change it, for another site means other ids.
+# The namespace of the ids that are made here: an id is a UUID from (site, type, key) and
+# from the secret key that DICOM_ETL_ID_KEY or id_key_file gives. Choose both for your institution and never change
+# them, for other ones mean other ids.
 site = "https://imaging.demo"
 
 # Where header tables, resources, findings and reports go.

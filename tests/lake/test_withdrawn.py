@@ -77,9 +77,9 @@ def test_under_another_key_nobody_is_taken_for_present(configured: ResourceIds |
         with pytest.raises(LakeError) as refused:
             ask("sub-bob")
         assert str(refused.value) == (
-            f"who was withdrawn from ds is recorded under the id key {KEYED.key_fingerprint} (fingerprint), which is "
-            "not the configured one: set DICOM_ETL_ID_KEY or id_key_file to that key; or remove the files of its withdrawn "
-            "subjects from its folder, then withdrawn/ds.parquet from the lake"
+            f"who was withdrawn from ds is recorded under the id key {KEYED.key_fingerprint} (fingerprint), which "
+            "is not the configured one: set DICOM_ETL_ID_KEY or id_key_file to that key; or remove the files of its "
+            "withdrawn subjects from its folder, then withdrawn/ds.parquet from the lake"
         )
 
 
