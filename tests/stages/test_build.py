@@ -1,5 +1,7 @@
 """build: whose the studies of a dataset are, which units are made, and what is made again."""
 
+import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -129,6 +131,29 @@ def test_the_same_input_gives_the_same_bytes_in_another_lake(tree: Tree, tmp_pat
     again = Tree(tree.root, Lake(str(tmp_path / "other"), lock_wait=0).open(), tree.name)
     again.run()
     assert content(again.lake) == content(tree.lake)
+
+
+def test_another_key_of_resource_ids_makes_all_resources_again(tree: Tree, tmp_path: Path) -> None:
+    tree.run()
+    before = ids_of(tree)
+    (tmp_path / "key").write_text("0f" * 32)
+    tree.settings = Settings(id_key_file=str(tmp_path / "key"))
+    assert tree.build().units_made == 2
+    assert len(ids_of(tree)) == len(before)
+    assert ids_of(tree) & before == set()
+    assert tree.build().units_made == 0
+    tree.settings = Settings()
+    tree.build()
+    assert ids_of(tree) == before
+
+
+def ids_of(tree: Tree) -> set[str]:
+    """All ids of resources that the lake has for a dataset, and those to which its tables and resources refer."""
+    lines = [
+        json.dumps(one) for kind in RESOURCE_TYPES for unit in ("sub-1", "sub-2") for one in tree.resources(kind, unit)
+    ]
+    patients = tree.lake.read(IDENTITIES, ["patient"], dataset=tree.name)["patient"].to_pylist()
+    return {*re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", "\n".join(lines)), *patients}
 
 
 def test_processes_make_the_same_bytes_as_one(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
