@@ -125,7 +125,7 @@ class Lake:
         """
         lake_id = self.describe().lake_id
         if lake_id is None:
-            raise LakeError(f"the lake {self.root} has no id: open it first")
+            raise LakeError(f"the lake {self.root} has no id, since it has an older schema")
         return lake_id
 
     def check_id_key(self, id_key: str | None) -> None:
