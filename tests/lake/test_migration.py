@@ -8,6 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from dicom_etl.lake.description import LakeDescription
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.migration import clear, must_be_rebuilt
 from dicom_etl.lake.tables import Lake
@@ -47,6 +48,12 @@ def outdated(lake: Lake) -> Lake:
     return lake
 
 
+def with_key(lake: Lake, id_key: str) -> Lake:
+    """The same lake as if it had been created with a key of this fingerprint."""
+    lake.write_bytes("lake.json", LakeDescription.new(id_key, lake.lake_id).dump())
+    return lake
+
+
 def test_an_outdated_lake_is_cleared_but_for_ledger_withdrawals_locks_inventory_and_sheets(tree: Tree) -> None:
     lake = outdated(tree.lake)
     lake.write_bytes("withdrawn/ds.parquet", b"a record")
@@ -67,7 +74,7 @@ def test_a_lake_of_another_key_is_cleared_as_a_whole_and_keeps_its_id(tree: Tree
     other = tree_of(tmp_path, "other", lake=tree.lake)
     other.write("sub-1/1.dcm")
     other.run()
-    lake = Lake(tree.lake.root).open(id_key="aaaa")
+    lake = with_key(tree.lake, "aaaa")
     identity = lake.lake_id
     assert [must_be_rebuilt(lake, id_key) for id_key in (None, "aaaa", "bbbb")] == [False, False, True]
     clear(lake, ["ds", "other"], "bbbb")
@@ -82,7 +89,7 @@ def test_a_lake_of_another_key_is_cleared_as_a_whole_and_keeps_its_id(tree: Tree
 
 
 def test_a_lake_keeps_its_key_where_datasets_are_cleared(tree: Tree) -> None:
-    lake = Lake(tree.lake.root).open(id_key="aaaa")
+    lake = with_key(tree.lake, "aaaa")
     before = lake.describe()
     clear(lake, ["ds"], "aaaa")
     clear(lake, ["ds"])
@@ -90,7 +97,7 @@ def test_a_lake_keeps_its_key_where_datasets_are_cleared(tree: Tree) -> None:
 
 
 def test_a_lake_that_was_cleared_in_part_is_still_refused(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    lake = Lake(tree.lake.root).open(id_key="aaaa")
+    lake = with_key(tree.lake, "aaaa")
     removed: list[str] = []
 
     def remove(_: Lake, place: str) -> None:
