@@ -53,7 +53,7 @@ bench-shapes: setup ## Measure all stages for few large and many small subjects 
 bench-fhir: setup ## Measure the making of FHIR resources beside dicom2fhir, some minutes (ARGS='--studies 200 --no-peer')
 	@$(BIN)/python -m benchmarks.fhir_resources $(ARGS)
 
-bench-upload: setup-test ## Measure the upload beside fhirpy's save() on the test server, some minutes (ARGS='--studies 60 --in-flight 4')
+bench-upload: setup-test ## Measure the upload beside fhirpy's save() on the test server, some minutes (ARGS='--studies 60 --max-concurrent-requests 4')
 	@$(BIN)/python -m benchmarks.upload $(ARGS)
 
 clean: ## Remove all that make has made; .dagster, the history of runs, stays

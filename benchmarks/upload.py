@@ -1,6 +1,6 @@
 """How fast studies come onto a FHIR server: our upload beside fhirpy's save(), in one run against HAPI.
 
-    python -m benchmarks.upload [--studies N] [--repeat N] [--in-flight N] [--bundle N]
+    python -m benchmarks.upload [--studies N] [--repeat N] [--max-concurrent-requests N] [--bundle N]
 
 Prints a plain text table. Seconds differ from machine to machine, and from minute to minute; the ratios of one run are
 what counts. Client and server share the machine, so both have their processor time told. Contenders take turns in each
@@ -316,7 +316,7 @@ def _total(search: str) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     given = _options(arguments)
-    fhir = FhirSettings(in_flight=given.in_flight, bundle_resources=given.bundle)
+    fhir = FhirSettings(max_concurrent_requests=given.max_concurrent_requests, max_bundle_entries=given.bundle)
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     rows = {step.label: Row(step.label, given.studies) for steps in CONTENDERS for step in steps}
     per_server = max(1, (_HOLDS - len(CONTENDERS) * _WARM) // (len(CONTENDERS) * given.studies))
@@ -337,8 +337,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.upload", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--studies", type=int, default=300, help="studies of each turn (default 300)")
     parser.add_argument("--repeat", type=int, default=5, help="repetitions; the median is shown (default 5)")
-    parser.add_argument("--in-flight", type=int, default=fields["in_flight"].default, help="as fhir.in_flight")
-    parser.add_argument("--bundle", type=int, default=fields["bundle_resources"].default, help="fhir.bundle_resources")
+    parser.add_argument(
+        "--max-concurrent-requests",
+        type=int,
+        default=fields["max_concurrent_requests"].default,
+        help="as fhir.max_concurrent_requests",
+    )
+    parser.add_argument(
+        "--bundle", type=int, default=fields["max_bundle_entries"].default, help="fhir.max_bundle_entries"
+    )
     given = parser.parse_args(arguments)
     most = _HOLDS // len(CONTENDERS) - _WARM
     if not 0 < given.studies <= most:
@@ -362,7 +369,8 @@ def _print(rows: Sequence[Row], given: argparse.Namespace, fhir: FhirSettings) -
     base = next(row.rate for row in rows if row.label == SEQUENTIAL)
     print(
         f"\n{given.studies} studies of {SERIES} series of {LENGTH} instances, a Patient each; "
-        f"median of {given.repeat}; ours: {fhir.in_flight} requests at once, small resources by {fhir.bundle_resources}"
+        f"median of {given.repeat}; "
+        f"ours: {fhir.max_concurrent_requests} requests at once, small resources by {fhir.max_bundle_entries}"
     )
     print(
         f"{'':36}{'studies/s':>10}{'from - to':>16}{'x save()':>10}{'requests':>10}{'client CPU':>12}{'server CPU':>12}"

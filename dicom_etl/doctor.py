@@ -141,7 +141,7 @@ def _careless(settings: Settings) -> Iterator[str]:
         if file and Path(file).is_file() and Path(file).stat().st_mode & stat.S_IROTH:
             yield f"{setting} {file} can be read by everybody: chmod o-r"
     if login_of(fhir.url or ""):
-        yield f"fhir.url holds a password: set fhir.user, and the password by {SECRETS['password'].places}"
+        yield f"fhir.url holds a password: set fhir.username, and the password by {SECRETS['password'].places}"
 
 
 def settings_help() -> list[tuple[str, str, str]]:

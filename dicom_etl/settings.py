@@ -92,19 +92,19 @@ class FhirSettings(_Strict):
     chest_code: Literal["816094009", "43799004"] = Field(
         "816094009", description="SNOMED CT code of CHEST and THORAX; 43799004 is what the German MII profiles ask for"
     )
-    client_ids: Literal["auto", "yes", "no"] = Field(
+    client_assigned_ids: Literal["auto", "yes", "no"] = Field(
         "auto", description="whether the server lets us choose ids; auto: unless it says that it does not"
     )
-    foreign_studies: Literal["hold", "adopt", "beside"] = Field(
+    existing_study: Literal["hold", "merge", "duplicate"] = Field(
         "hold",
         description="where the server has a study of somebody else under the same StudyInstanceUID: hold ours, add our "
         "series and instances to theirs, or put ours beside it",
     )
-    in_flight: int = Field(4, ge=1, le=16, description="requests on their way at once")
-    bundle_resources: int = Field(25, ge=1, le=500, description="resources in a transaction, at most")
-    bundle_bytes: int = Field(4_000_000, ge=10_000, description="bytes of a transaction, about")
+    max_concurrent_requests: int = Field(4, ge=1, le=16, description="requests on their way at once")
+    max_bundle_entries: int = Field(25, ge=1, le=500, description="resources in a transaction, at most")
+    max_bundle_bytes: int = Field(4_000_000, ge=10_000, description="bytes of a transaction, about")
     # a PUT of a study of 100 instances takes HAPI a tenth less time than its share of a transaction, and less memory
-    alone_bytes: int = Field(
+    single_request_bytes: int = Field(
         16_000, ge=0, description="a resource of more bytes goes by a request of its own, outside of transactions"
     )
     retry_seconds: float = Field(600, ge=0, description="total time for retries of one request")
@@ -112,13 +112,13 @@ class FhirSettings(_Strict):
     timeout_seconds: float = Field(
         600, gt=0, description="longest time for one try of one request, the answer included"
     )
-    authorization: Literal["none", "bearer", "basic", "oauth2", "api-key"] | None = Field(
+    auth: Literal["none", "bearer", "basic", "oauth2", "api-key"] | None = Field(
         None,
         description="how the server is told who asks: `none`, `bearer`, `basic`, `oauth2` or `api-key`; default: "
         "bearer where there is a token, basic where the address holds a user, else none",
     )
     token_file: str | None = Field(None, description="bearer: file that holds the token")
-    user: str | None = Field(None, description="basic: the user")
+    username: str | None = Field(None, description="basic: the user")
     password_file: str | None = Field(None, description="basic: file that holds the password")
     token_url: str | None = Field(None, description="oauth2: address that gives tokens for client credentials")
     client_id: str | None = Field(None, description="oauth2: the client")

@@ -195,7 +195,7 @@ def test_the_settings_are_listed_for_machines_too(said):
 
     listed = {row["setting"]: row for row in json.loads(out)}
     assert (code, err) == (0, "")
-    assert listed["fhir.in_flight"]["default"] == "4"
+    assert listed["fhir.max_concurrent_requests"]["default"] == "4"
     assert listed["datasets.NAME.root"]["meaning"]
 
 

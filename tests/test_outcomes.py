@@ -157,7 +157,7 @@ def test_a_state_that_there_is_not_is_one_sentence(said: Said, lake: Lake) -> No
 def test_what_was_rejected_goes_with_failed_and_nothing_else_does(
     said: Said, tmp_path: Path, server: Proxy, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DICOM_ETL_FHIR__FOREIGN_STUDIES", "beside")  # another test's site has the same studies there
+    monkeypatch.setenv("DICOM_ETL_FHIR__EXISTING_STUDY", "duplicate")  # another test's site has the same studies there
     name = f"outcomes-{fingerprint(request.node.name)[:16]}"
     for subject in (1, 2):
         write_instance(

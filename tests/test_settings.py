@@ -67,10 +67,10 @@ def test_an_option_that_was_not_given_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_nested_setting_comes_from_three_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DICOM_ETL_FHIR__URL", "http://environment/fhir")
-    monkeypatch.setenv("DICOM_ETL_FHIR__IN_FLIGHT", "5")
-    file = written(tmp_path, '[fhir]\nurl = "http://file/fhir"\nin_flight = 4\nbundle_resources = 7\n')
+    monkeypatch.setenv("DICOM_ETL_FHIR__MAX_CONCURRENT_REQUESTS", "5")
+    file = written(tmp_path, '[fhir]\nurl = "http://file/fhir"\nmax_concurrent_requests = 4\nmax_bundle_entries = 7\n')
     fhir = load_settings(file, fhir={"url": "http://option/fhir"}).fhir
-    assert (fhir.url, fhir.in_flight, fhir.bundle_resources) == ("http://option/fhir", 5, 7)
+    assert (fhir.url, fhir.max_concurrent_requests, fhir.max_bundle_entries) == ("http://option/fhir", 5, 7)
 
 
 def test_the_file_of_this_folder_is_taken(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_namespace_that_is_no_uri_is_one_sentence(tmp_path: Path, content: str
     [
         "workers = 0",
         'engine = "threads"',
-        "[fhir]\nin_flight = 99",
+        "[fhir]\nmax_concurrent_requests = 99",
         '[fhir]\nversion = "R3"',
         'as_of = "yesterday"',
         "[datasets.ds]\nkind = 'tree'",
@@ -212,7 +212,7 @@ def test_a_value_that_is_not_allowed_is_one_sentence(tmp_path: Path, content: st
         ({"workers": 0}, "workers"),
         ({"engine": "threads"}, "engine"),
         ({"time_zone": "Berlin"}, "time_zone"),
-        ({"fhir": {"in_flight": 0}}, "fhir.in_flight"),
+        ({"fhir": {"max_concurrent_requests": 0}}, "fhir.max_concurrent_requests"),
         ({"colour": "red"}, "colour"),
     ],
 )
@@ -402,8 +402,8 @@ def test_a_secret_of_two_lines_in_the_environment_is_refused(monkeypatch: pytest
         (f'token_url = "https://me:{TOKEN}@host/"', "token_url", "holds a user: give fhir.client_id and the client"),
         ('api_key_header = "X Key"', "api_key_header", "is no name of a header"),
         (
-            'authorization = "digest"',
-            "authorization",
+            'auth = "digest"',
+            "auth",
             "Input should be 'none', 'bearer', 'basic', 'oauth2' or 'api-key'",
         ),
     ],

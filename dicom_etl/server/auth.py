@@ -53,7 +53,7 @@ class Send(Protocol):
 class Authorization:
     """No authorization; the others are kinds of it. `advice` is what to do about a 401."""
 
-    advice = f"no authorization was sent: set fhir.authorization, or check the token ({SECRETS['token'].places})"
+    advice = f"no authorization was sent: set fhir.auth, or check the token ({SECRETS['token'].places})"
 
     async def headers(self, send: Send) -> dict[str, str]:  # noqa: ARG002
         """The headers of a request. What is needed first is asked for by `send`."""
@@ -188,13 +188,13 @@ def authorization_of(fhir: FhirSettings) -> Authorization:
 
 
 def chosen_method(fhir: FhirSettings) -> str:
-    """`fhir.authorization`, or what follows from what there is.
+    """`fhir.auth`, or what follows from what there is.
 
     Raises:
         SettingsError: there is something for an authorization that is not asked for.
     """
-    if fhir.authorization:
-        return fhir.authorization
+    if fhir.auth:
+        return fhir.auth
     if fhir.secret("token"):
         return "bearer"
     if login_of(fhir.url or ""):
@@ -203,12 +203,12 @@ def chosen_method(fhir: FhirSettings) -> str:
         given = [f"fhir.{name}" for name in names if getattr(fhir, name)]
         given += [SECRETS[secret].variable] if fhir.secret(secret) else []
         if given:
-            raise SettingsError(f'{given[0]} is set and would not be used: set fhir.authorization = "{method}"')
+            raise SettingsError(f'{given[0]} is set and would not be used: set fhir.auth = "{method}"')
     return "none"
 
 
 _NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "basic": (("user",), "password"),
+    "basic": (("username",), "password"),
     "oauth2": (("token_url", "client_id"), "client_secret"),
     "api-key": ((), "api_key"),
     "bearer": ((), "token"),
@@ -223,7 +223,7 @@ def _needed(fhir: FhirSettings, method: str) -> str:
     if value is None:
         missing.append(f"the {secret.replace('_', ' ')} ({SECRETS[secret].places})")
     if missing or value is None:
-        raise SettingsError(f'fhir.authorization is "{method}": set {" and ".join(missing)}')
+        raise SettingsError(f'fhir.auth is "{method}": set {" and ".join(missing)}')
     return value
 
 
@@ -235,7 +235,7 @@ def _of_bearer(fhir: FhirSettings) -> Authorization:
 
 def _of_basic(fhir: FhirSettings) -> Authorization:
     login = login_of(fhir.url or "")
-    return basic(*login) if login and not fhir.user else basic(fhir.user or "", _needed(fhir, "basic"))
+    return basic(*login) if login and not fhir.username else basic(fhir.username or "", _needed(fhir, "basic"))
 
 
 def basic(user: str, password: str) -> Authorization:
@@ -245,9 +245,9 @@ def basic(user: str, password: str) -> Authorization:
         SettingsError: the user holds a colon.
     """
     if ":" in user:
-        raise SettingsError("fhir.user holds a colon, which Basic authorization cannot send")
+        raise SettingsError("fhir.username holds a colon, which Basic authorization cannot send")
     pair, places = _pair(user, password), SECRETS["password"].places
-    return FixedHeader("Authorization", f"Basic {pair}", f"check fhir.user and the password ({places})", password)
+    return FixedHeader("Authorization", f"Basic {pair}", f"check fhir.username and the password ({places})", password)
 
 
 def _of_key(fhir: FhirSettings) -> Authorization:

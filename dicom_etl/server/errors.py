@@ -17,13 +17,13 @@ from fhirpy.base.exceptions import BaseFHIRError
 _LONGEST_REASON = 400
 _NO_IDS = "client-assigned IDs are not enabled"  # HAPI-0959
 _ADVICE = {
-    401: "check fhir.authorization and its secret",
+    401: "check fhir.auth and its secret",
     403: "this account may not do that: ask the server's administrator",
     404: "check fhir.url",
     405: "check fhir.url",
     408: "the server is slow: run again",
     409: "something else changes or needs the resource: run again",
-    413: "lower fhir.bundle_bytes, or raise the server's limit",
+    413: "lower fhir.max_bundle_bytes, or raise the server's limit",
     429: "the server is busy: run again later",
 }
 
@@ -70,7 +70,7 @@ class ServerError(FhirError):
 
 def _advice(status: int, reason: str) -> str:
     if _NO_IDS in reason:
-        return 'the server gives ids itself: set fhir.client_ids = "no"'
+        return 'the server gives ids itself: set fhir.client_assigned_ids = "no"'
     return _ADVICE.get(status, "see the server's log" if status >= 500 else "")
 
 

@@ -171,7 +171,7 @@ class _Forgetting:
         """
         fhir, ours = self._settings.fhir, self._ours
         async with Client.of(fhir) as client:
-            client_ids = None if fhir.client_ids == "auto" else fhir.client_ids == "yes"
+            client_ids = None if fhir.client_assigned_ids == "auto" else fhir.client_assigned_ids == "yes"
             takes_ids = await first_contact(client, fhir.version, client_ids=client_ids)
             addressing, sender = Addressing(self._settings.site, takes_ids), Sender(client, fhir.retry_seconds)
             known = self._ledgers[ours].keys() if ours in self._ledgers else set()

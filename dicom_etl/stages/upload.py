@@ -66,13 +66,13 @@ async def _upload(
 ) -> list[Uploaded]:
     fhir, url, ids = settings.fhir, settings.fhir.url or "", settings.resource_ids()
     built = [Built.of(lake, name) for name in names]
-    async with Client.of(fhir, connections=fhir.in_flight + 2) as client:
-        client_ids = None if fhir.client_ids == "auto" else fhir.client_ids == "yes"
+    async with Client.of(fhir, connections=fhir.max_concurrent_requests + 2) as client:
+        client_ids = None if fhir.client_assigned_ids == "auto" else fhir.client_assigned_ids == "yes"
         takes_ids = await first_contact(client, fhir.version, client_ids=client_ids)
         addressing = Addressing(settings.site, takes_ids)
-        in_flight = addressing.in_flight(fhir.in_flight)
+        in_flight = addressing.in_flight(fhir.max_concurrent_requests)
         sender = (DrySender if options.dry_run else Sender)(
-            client, fhir.retry_seconds, in_flight=in_flight, alone_bytes=fhir.alone_bytes
+            client, fhir.retry_seconds, in_flight=in_flight, alone_bytes=fhir.single_request_bytes
         )
         system = settings.sds_dataset_system
         run = Run(lake, fhir, options, progress, client, sender, server_name(url), addressing, ids, system)

@@ -133,7 +133,7 @@ class DatasetUpload:
 
     async def _bring_units(self, work: Sequence[str]) -> None:
         """Patients before the studies that refer to them; those of the next units go while studies are on their way."""
-        size = self._run.fhir.in_flight * self._run.fhir.bundle_resources
+        size = self._run.fhir.max_concurrent_requests * self._run.fhir.max_bundle_entries
         slabs = [work[start : start + size] for start in range(0, len(work), size)]
         async with Flow(self._run, self._check_and_send) as studies:
             ahead = [asyncio.ensure_future(self._patients(slab)) for slab in slabs[:1]]

@@ -29,8 +29,8 @@ class Flow:
 
     def __init__(self, run: Run, job: Callable[[list[Candidate]], Awaitable[None]]) -> None:
         fhir = run.fhir
-        self._packer: Packer[Candidate] = Packer(fhir.bundle_resources, fhir.bundle_bytes)
-        self._limit, self._job = run.addressing.in_flight(fhir.in_flight), job
+        self._packer: Packer[Candidate] = Packer(fhir.max_bundle_entries, fhir.max_bundle_bytes)
+        self._limit, self._job = run.addressing.in_flight(fhir.max_concurrent_requests), job
         self._running: set[asyncio.Task[None]] = set()
 
     async def add(self, candidate: Candidate) -> None:

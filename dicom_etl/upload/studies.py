@@ -1,7 +1,7 @@
 """Whether a study may be sent, from what the server has of it.
 
 Held, with the code of a finding: what would take series or instances away, what somebody else changed since we sent it,
-and what the server has of somebody else. `prune`, `overwrite` and the setting `foreign_studies` decide otherwise.
+and what the server has of somebody else. `prune`, `overwrite` and the setting `existing_study` decide otherwise.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def judge(candidate: Candidate, there: There, run: Run) -> Candidate | None:
         return _adopting(candidate, there.own)
     if there.own is not None:
         return _restoring(candidate, there.own, run) or updating(candidate, there.own, row, run)
-    if there.foreign and run.fhir.foreign_studies != "beside":
+    if there.foreign and run.fhir.existing_study != "duplicate":
         return _beside_foreign(candidate, there.foreign, run)
     return replace(candidate, is_new=True)
 
@@ -98,7 +98,7 @@ def _restoring(candidate: Candidate, own: Resource, run: Run) -> Candidate | Non
 
 def _beside_foreign(candidate: Candidate, foreign: Sequence[Resource], run: Run) -> Candidate | None:
     names = ", ".join(sorted(f"ImagingStudy/{study['id']}" for study in foreign))
-    if run.fhir.foreign_studies == "adopt" and len(foreign) == 1:
+    if run.fhir.existing_study == "merge" and len(foreign) == 1:
         return _adopting(candidate, foreign[0])
     several = "" if len(foreign) == 1 else ": several, so that none can be added to"
     candidate.part.hold(candidate, "study-on-server", f"{names} of somebody else has its StudyInstanceUID{several}")

@@ -18,7 +18,7 @@ STEPS = {step.label: step for steps in CONTENDERS for step in steps}
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    return Load.new(tmp_path, STUDIES, Settings(fhir=FhirSettings(bundle_resources=2)))
+    return Load.new(tmp_path, STUDIES, Settings(fhir=FhirSettings(max_bundle_entries=2)))
 
 
 def saves(endpoints: int) -> Counter[str]:

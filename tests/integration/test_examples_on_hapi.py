@@ -21,7 +21,7 @@ AUTHORITY = "urn:oid:2.25.323467493119269171179165005637713612697"
 
 def pipeline(settings_file: Path, url: str, lake: str, **overrides) -> Pipeline:
     # the tests share a server: the same studies of another test's site are there, and are somebody else's
-    fhir = {"url": url, "foreign_studies": "beside"}
+    fhir = {"url": url, "existing_study": "duplicate"}
     settings = load_settings(settings_file, lake=lake, fhir=fhir, engine="serial", **overrides)
     return Pipeline(settings, tell=lambda _: None)
 

@@ -67,10 +67,10 @@ class World:
         chance = self.chance
         return settings_for(
             url,
-            in_flight=chance.randint(2, 4),
-            bundle_resources=chance.randint(1, 4),
+            max_concurrent_requests=chance.randint(2, 4),
+            max_bundle_entries=chance.randint(1, 4),
             retry_seconds=chance.choice([0.2, 1.0, 3.0]),
-            alone_bytes=chance.choice([0, 700, 16_000]),
+            single_request_bytes=chance.choice([0, 700, 16_000]),
         )
 
     def change(self) -> None:

@@ -81,15 +81,15 @@ def only(*tokens: str) -> Callable[[Asked], Reply]:
     [
         ({}, {}, "Authorization", None),
         ({}, {"TOKEN": "t"}, "Authorization", "Bearer t"),
-        ({"authorization": "bearer"}, {"TOKEN": "t"}, "Authorization", "Bearer t"),
-        ({"authorization": "none"}, {"TOKEN": "t"}, "Authorization", None),
-        ({"authorization": "basic", "user": "Jörg"}, {"PASSWORD": "p:ä"}, "Authorization", "Basic SsO2cmc6cDrDpA=="),
-        ({"authorization": "api-key"}, {"API_KEY": "k"}, "X-API-Key", "k"),
-        ({"authorization": "api-key", "api_key_header": "Ocp-Key"}, {"API_KEY": "k"}, "Ocp-Key", "k"),
-        ({"authorization": "basic"}, {"LOGIN": "u:p%40ss"}, "Authorization", "Basic dTpwQHNz"),
+        ({"auth": "bearer"}, {"TOKEN": "t"}, "Authorization", "Bearer t"),
+        ({"auth": "none"}, {"TOKEN": "t"}, "Authorization", None),
+        ({"auth": "basic", "username": "Jörg"}, {"PASSWORD": "p:ä"}, "Authorization", "Basic SsO2cmc6cDrDpA=="),
+        ({"auth": "api-key"}, {"API_KEY": "k"}, "X-API-Key", "k"),
+        ({"auth": "api-key", "api_key_header": "Ocp-Key"}, {"API_KEY": "k"}, "Ocp-Key", "k"),
+        ({"auth": "basic"}, {"LOGIN": "u:p%40ss"}, "Authorization", "Basic dTpwQHNz"),
         ({}, {"LOGIN": "u:p%40ss"}, "Authorization", "Basic dTpwQHNz"),
         ({}, {"LOGIN": "u:p", "TOKEN": "t"}, "Authorization", "Bearer t"),
-        ({"authorization": "none"}, {"LOGIN": "u:p"}, "Authorization", None),
+        ({"auth": "none"}, {"LOGIN": "u:p"}, "Authorization", None),
     ],
 )
 def test_each_authorization_is_one_header(
@@ -111,27 +111,26 @@ def test_each_authorization_is_one_header(
     ("fhir", "said"),
     [
         (
-            {"authorization": "bearer"},
-            'fhir.authorization is "bearer": set the token (DICOM_ETL_FHIR_TOKEN, or the file that fhir.token_file '
-            "names)",
+            {"auth": "bearer"},
+            'fhir.auth is "bearer": set the token (DICOM_ETL_FHIR_TOKEN, or the file that fhir.token_file names)',
         ),
         (
-            {"authorization": "basic"},
-            'fhir.authorization is "basic": set fhir.user and the password (DICOM_ETL_FHIR_PASSWORD, or the file that '
+            {"auth": "basic"},
+            'fhir.auth is "basic": set fhir.username and the password (DICOM_ETL_FHIR_PASSWORD, or the file that '
             "fhir.password_file names)",
         ),
         (
-            {"authorization": "oauth2", "client_id": "etl"},
-            'fhir.authorization is "oauth2": set fhir.token_url and the client secret (DICOM_ETL_FHIR_CLIENT_SECRET, '
+            {"auth": "oauth2", "client_id": "etl"},
+            'fhir.auth is "oauth2": set fhir.token_url and the client secret (DICOM_ETL_FHIR_CLIENT_SECRET, '
             "or the file that fhir.client_secret_file names)",
         ),
         (
-            {"authorization": "api-key"},
-            'fhir.authorization is "api-key": set the api key (DICOM_ETL_FHIR_API_KEY, or the file that '
+            {"auth": "api-key"},
+            'fhir.auth is "api-key": set the api key (DICOM_ETL_FHIR_API_KEY, or the file that '
             "fhir.api_key_file names)",
         ),
-        ({"user": "u"}, 'fhir.user is set and would not be used: set fhir.authorization = "basic"'),
-        ({"client_id": "c"}, 'fhir.client_id is set and would not be used: set fhir.authorization = "oauth2"'),
+        ({"username": "u"}, 'fhir.username is set and would not be used: set fhir.auth = "basic"'),
+        ({"client_id": "c"}, 'fhir.client_id is set and would not be used: set fhir.auth = "oauth2"'),
     ],
 )
 def test_what_is_missing_is_one_sentence(fhir: Any, said: str) -> None:
@@ -142,25 +141,23 @@ def test_what_is_missing_is_one_sentence(fhir: Any, said: str) -> None:
 
 def test_a_key_that_would_not_be_sent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DICOM_ETL_FHIR_API_KEY", "k")
-    with pytest.raises(
-        SettingsError, match=r'API_KEY is set and would not be used: set fhir.authorization = "api-key"'
-    ):
+    with pytest.raises(SettingsError, match=r'API_KEY is set and would not be used: set fhir.auth = "api-key"'):
         chosen_method(FhirSettings(url=URL))
 
 
 def test_a_colon_in_the_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DICOM_ETL_FHIR_PASSWORD", "p")
-    with pytest.raises(SettingsError, match=r"fhir\.user holds a colon"):
-        authorization_of(FhirSettings(url=URL, authorization="basic", user="a:b"))
+    with pytest.raises(SettingsError, match=r"fhir\.username holds a colon"):
+        authorization_of(FhirSettings(url=URL, auth="basic", username="a:b"))
 
 
 @pytest.mark.parametrize(
     ("fhir", "words"),
     [
-        ({}, "set fhir.authorization, or check the token (DICOM_ETL_FHIR_TOKEN, or"),
-        ({"authorization": "bearer"}, "check the token (DICOM_ETL_FHIR_TOKEN, or the file that fhir.token_file names)"),
-        ({"authorization": "basic", "user": "u"}, "check fhir.user and the password (DICOM_ETL_FHIR_PASSWORD"),
-        ({"authorization": "api-key"}, "check fhir.api_key_header and the API key (DICOM_ETL_FHIR_API_KEY"),
+        ({}, "set fhir.auth, or check the token (DICOM_ETL_FHIR_TOKEN, or"),
+        ({"auth": "bearer"}, "check the token (DICOM_ETL_FHIR_TOKEN, or the file that fhir.token_file names)"),
+        ({"auth": "basic", "username": "u"}, "check fhir.username and the password (DICOM_ETL_FHIR_PASSWORD"),
+        ({"auth": "api-key"}, "check fhir.api_key_header and the API key (DICOM_ETL_FHIR_API_KEY"),
     ],
 )
 def test_a_401_says_what_to_look_at(monkeypatch: pytest.MonkeyPatch, fhir: Any, words: str) -> None:
@@ -372,7 +369,7 @@ def test_a_guarded_server_behind_tls_takes_an_upload(
 
     with proxy(hapi.base_url, tls=tls) as server, proxy(rule=tokens.rule, tls=tls) as endpoint:
         common: dict[str, Any] = {"url": server.url, "ca_file": authority.ca_file, "retry_seconds": 0}
-        by_oauth2 = {"authorization": "oauth2", "token_url": endpoint.url, "client_id": CLIENT}
+        by_oauth2 = {"auth": "oauth2", "token_url": endpoint.url, "client_id": CLIENT}
 
         def load(**fhir: Any) -> Any:
             [done] = upload(["A"], lake, Settings(fhir=FhirSettings(**common, **fhir)))
@@ -383,7 +380,7 @@ def test_a_guarded_server_behind_tls_takes_an_upload(
         stored = load(**by_oauth2)
         site.build(lake, "A", [Study("1", "P1", series={"1": 3})])
         monkeypatch.setenv("DICOM_ETL_FHIR_TOKEN", token)
-        changed = load(authorization="bearer")
+        changed = load(auth="bearer")
 
     assert refused.counts["ImagingStudy"] == {"gave-up": 1}
     assert "HTTP 401" in refused.stopped
@@ -417,7 +414,7 @@ def test_doctor_warns_of_a_secret_that_everybody_can_read(tmp_path: Path) -> Non
         told = []
         for mode in (0o644, 0o640):
             file.chmod(mode)
-            told.append(said_by_doctor(server, tmp_path, authorization="api-key", api_key_file=str(file)))
+            told.append(said_by_doctor(server, tmp_path, auth="api-key", api_key_file=str(file)))
     assert told[0]["secrets"] == (True, f"warning: fhir.api_key_file {file} can be read by everybody: chmod o-r")
     assert "secrets" not in told[1]
     assert told[0]["authorization"] == (True, "api-key: all that it needs is there")
@@ -425,11 +422,11 @@ def test_doctor_warns_of_a_secret_that_everybody_can_read(tmp_path: Path) -> Non
 
 def test_doctor_says_what_is_missing_and_shows_no_password(tmp_path: Path) -> None:
     with proxy(rule=lambda _: Reply(404)) as server:
-        lacking = said_by_doctor(server, tmp_path, authorization="basic", user="u")
+        lacking = said_by_doctor(server, tmp_path, auth="basic", username="u")
         server.url = server.url.replace("://", "://u:wombat@")
         told = said_by_doctor(server, tmp_path)
     assert lacking["authorization"][0] is False
     assert "set the password (DICOM_ETL_FHIR_PASSWORD" in lacking["authorization"][1]
     assert told["authorization"] == (True, "basic: all that it needs is there")
-    assert told["secrets"][1].startswith("warning: fhir.url holds a password: set fhir.user")
+    assert told["secrets"][1].startswith("warning: fhir.url holds a password: set fhir.username")
     assert "wombat" not in str(told)

@@ -36,7 +36,7 @@ from tests.server.lakes import settings_for
 print("ready", flush=True)
 sys.stdin.readline()
 # each study by a request of its own, the Patients in transactions
-settings = settings_for(sys.argv[2], bundle_resources=4, alone_bytes=700, retry_seconds=60)
+settings = settings_for(sys.argv[2], max_bundle_entries=4, single_request_bytes=700, retry_seconds=60)
 done = upload(sys.argv[3:], Lake(sys.argv[1]), settings)
 states = {state for one in done for counts in one.counts.values() for state in counts}
 sys.exit(f"{done}" if states - {"stored", "unchanged", "linked"} else 0)
@@ -210,7 +210,7 @@ def _killed_at(number: int, run: Sequence[subprocess.Popen[str]], *, answered: b
 
 
 def _upload(world: World, lake: Lake, server: Faults) -> None:
-    upload(DATASETS, lake, settings_for(server.url, bundle_resources=4))
+    upload(DATASETS, lake, settings_for(server.url, max_bundle_entries=4))
 
 
 def _wrong_after_kill(number: int, hapi: HapiServer, folder: Path, *, answered: bool) -> list[str]:

@@ -51,7 +51,7 @@ def test_bundles_of_which_all_is_held_do_not_stop_the_others(hapi: HapiServer, t
         upload(["A"], lake, settings_for(server.url))
         shrunk = [changed(study, series={"1": 1}) for study in studies]
         site.build(lake, "A", [*shrunk, Study("new", "P2", unit="sub-9")])
-        [done] = upload(["A"], lake, settings_for(server.url, bundle_resources=1, in_flight=1))
+        [done] = upload(["A"], lake, settings_for(server.url, max_bundle_entries=1, max_concurrent_requests=1))
 
     assert done.counts["ImagingStudy"] == {"held": 5, "stored": 1}
     assert done.stopped is None

@@ -54,7 +54,7 @@ HEADER = {
 }
 AUTHORIZATIONS: Mapping[str, Mapping[str, str]] = {
     "bearer": {},
-    "basic": {"user": "me"},
+    "basic": {"username": "me"},
     "oauth2": {"client_id": CLIENT},
     "api-key": {},
 }
@@ -115,7 +115,7 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"DICOM_ETL_FHIR_{name}", secret)
     monkeypatch.setenv("DICOM_ETL_ID_KEY", ID_KEY)
     monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
-    monkeypatch.setenv("DICOM_ETL_FHIR__FOREIGN_STUDIES", "beside")  # other tests have the same studies on the server
+    monkeypatch.setenv("DICOM_ETL_FHIR__EXISTING_STUDY", "duplicate")  # other tests have the same studies on the server
     monkeypatch.setenv("COLUMNS", "500")
     monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
 
@@ -140,7 +140,7 @@ def settings_of(tmp_path: Path, giver: str) -> Callable[..., Path]:
     site = uuid.uuid4()  # on a server that tests share
 
     def write(url: str, authorization: str) -> Path:
-        login = {"authorization": authorization, **AUTHORIZATIONS[authorization]}
+        login = {"auth": authorization, **AUTHORIZATIONS[authorization]}
         login |= {"token_url": giver} if authorization == "oauth2" else {}
         lines = [f'lake = "lake-{authorization}"', "contact_details = true", "staff_names = true"]
         lines += [f'site = "urn:uuid:{site}"', "[fhir]"]
@@ -314,8 +314,8 @@ def test_no_planted_value_is_in_an_exception_or_its_chain(rule: Any, hapi: HapiS
     bundle["note"] = "Pythagora-55"
 
     async def ask(url: str, authorization: str) -> list[Any]:
-        more = {"user": "me", "client_id": CLIENT, "token_url": giver}
-        async with Client.of(FhirSettings(url=url, authorization=authorization, **more)) as client:
+        more = {"username": "me", "client_id": CLIENT, "token_url": giver}
+        async with Client.of(FhirSettings(url=url, auth=authorization, **more)) as client:
             requests = [
                 client.execute("", data=bundle),
                 client.resources("Patient").search(identifier="urn:x|MRN-Kalypso-90210").fetch_raw(),

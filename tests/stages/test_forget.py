@@ -409,7 +409,7 @@ def test_somebody_else_s_patient_stays_and_somebody_else_s_study_is_told(house: 
     tree.write("sub-1/2.dcm", PatientID=person, study=f"{tree.name}/ours")
     tree.settings = house.settings
     tree.run()
-    settings = house.at(house.server.url, foreign_studies="adopt")
+    settings = house.at(house.server.url, existing_study="merge")
     upload([tree.name], house.lake, settings)
     assert uid(f"{tree.name}/sub-1/1.dcm") in house.text(f"ImagingStudy/{study}")
 
@@ -429,7 +429,7 @@ def test_a_dry_run_tells_of_somebody_else_s_study_that_series_stand_in(lake: Lak
     theirs = their_study(site)
     put(server.url, theirs)
     site.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
-    settings = settings_for(server.url, foreign_studies="adopt")
+    settings = settings_for(server.url, existing_study="merge")
     upload(["A"], lake, settings)
 
     planned = forget("A", "sub-1", lake, settings, dry_run=True)
@@ -445,7 +445,7 @@ def test_somebody_else_s_study_is_told_until_our_series_are_out_of_it(lake: Lake
     place = f"ImagingStudy/{theirs['id']}"
     put(server.url, theirs)
     site.build(lake, "A", [ONE, stays])
-    settings = settings_for(server.url, foreign_studies="adopt")
+    settings = settings_for(server.url, existing_study="merge")
     upload(["A"], lake, settings)
     site.build(lake, "A", [stays])
 
@@ -560,7 +560,7 @@ def test_on_a_server_that_gives_ids_the_server_s_own_are_deleted(house: House) -
     tree = two_subjects(house)
     tree.settings = house.settings
     tree.run()
-    settings = house.at(house.server.url, client_ids="no")
+    settings = house.at(house.server.url, client_assigned_ids="no")
     upload([tree.name], house.lake, settings)
     name = server_name(house.server.url)
     rows = house.lake.read(OUTCOMES, server=name, dataset=tree.name, unit="sub-ada").to_pylist()

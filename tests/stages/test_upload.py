@@ -117,7 +117,7 @@ def test_patients_go_a_little_ahead_of_the_studies_and_before_those_that_refer_t
 ) -> None:
     """Units go by fours here; persons have studies in several, also beyond such a border."""
     site.build(lake, "A", [Study(str(n), f"P{n // 3}", unit=f"sub-{n:02}") for n in range(20)])
-    settings = settings_for(server.url, in_flight=2, bundle_resources=2)
+    settings = settings_for(server.url, max_concurrent_requests=2, max_bundle_entries=2)
 
     [done] = upload(["A"], lake, settings)
     kinds = [b'"url":"Patient' in asked.body for asked in server.posted()[1:]]  # after the Endpoint's
@@ -169,7 +169,7 @@ def test_a_busy_server_gets_fewer_requests_at_once_and_more_again_when_it_is_cal
     busy = iter([Reply(429, headers={"Retry-After": "0"})] * 4)
     server.rule = lambda asked: next(busy, None) if asked.is_posted else None
 
-    [done] = upload(["A"], lake, settings_for(server.url, in_flight=4, bundle_resources=2))
+    [done] = upload(["A"], lake, settings_for(server.url, max_concurrent_requests=4, max_bundle_entries=2))
 
     assert done.counts["ImagingStudy"] == {"stored": 40}
     assert outcomes(lake, server.url, "A", "sub-39")[study_path(site, "A", "39")]["version"] == "1"
@@ -366,7 +366,7 @@ def test_a_dry_run_counts_the_studies_of_units_after_that_of_their_patient(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     site.build(lake, "A", [Study(str(n), "P1", unit=f"sub-{n}") for n in range(6)])
-    settings = settings_for(server.url, in_flight=1, bundle_resources=1)
+    settings = settings_for(server.url, max_concurrent_requests=1, max_bundle_entries=1)
 
     [dry] = upload(["A"], lake, settings, dry_run=True)
 
@@ -405,7 +405,7 @@ def test_one_invalid_study_among_a_thousand_is_rejected_and_the_others_are_store
     studies[617] = changed(studies[617], status="nonsense")
     site.build(lake, "A", studies)
 
-    [done] = upload(["A"], lake, settings_for(server.url, bundle_resources=50))
+    [done] = upload(["A"], lake, settings_for(server.url, max_bundle_entries=50))
 
     assert done.counts["ImagingStudy"] == {"rejected": 1, "stored": 999}
     row = outcomes(lake, server.url, "A", "sub-6")[study_path(site, "A", "617")]
@@ -473,7 +473,9 @@ def test_a_server_that_goes_away_in_the_middle_gets_the_rest_in_the_next_run(
         return Reply(503) if len(bundles) > 5 else None
 
     server.rule = goes_away
-    [cut] = upload(["A"], lake, settings_for(server.url, in_flight=2, bundle_resources=10, retry_seconds=0))
+    [cut] = upload(
+        ["A"], lake, settings_for(server.url, max_concurrent_requests=2, max_bundle_entries=10, retry_seconds=0)
+    )
     told = set(codes(lake, "A"))
     server.rule = lambda _: None
     [rest] = load(lake, server, "A")
@@ -534,7 +536,7 @@ import sys
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from tests.server.lakes import settings_for
-upload(["A"], Lake(sys.argv[1]), settings_for(sys.argv[2], in_flight=1, bundle_resources=10))
+upload(["A"], Lake(sys.argv[1]), settings_for(sys.argv[2], max_concurrent_requests=1, max_bundle_entries=10))
 """
 
 

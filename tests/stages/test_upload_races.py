@@ -40,15 +40,15 @@ APART = Study("2", "P2", unit="sub-2")
 # -- another lake is quicker ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("alone_bytes", [0, 1_000_000])
+@pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
 def test_a_study_that_another_lake_made_between_the_look_and_the_write_is_not_lost(
-    lake: Lake, server: Proxy, site: Site, alone_bytes: int
+    lake: Lake, server: Proxy, site: Site, single_request_bytes: int
 ) -> None:
     site.build(lake, "A", [ONE])
     path = study_path(site, "A", "1")
     theirs = site.imaging_study("A", changed(ONE, series={"1": 2, "2": 3}))
     server.rule = quicker(server, path, theirs)
-    settings = settings_for(server.url, alone_bytes=alone_bytes)
+    settings = settings_for(server.url, single_request_bytes=single_request_bytes)
 
     done = [upload(["A"], lake, settings)[0] for _ in range(2)]
 
@@ -95,7 +95,7 @@ def test_what_ours_replaced_is_put_back_by_the_next_run_if_that_failed(
     theirs = site.imaging_study("A", MORE)
     race = quicker(server, path, theirs)
     server.rule = lambda asked: Reply(status) if FAILS[fails](asked) else race(asked)
-    settings = settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    settings = settings_for(server.url, single_request_bytes=0, retry_seconds=0)
 
     [failed] = upload(["A"], lake, settings)
     assert failed.counts["ImagingStudy"].keys() <= {"gave-up", "rejected"}
@@ -195,7 +195,7 @@ def test_of_a_study_that_was_never_ours_the_right_reason_is_told_and_nothing_is_
 def test_a_study_of_another_lake_that_grew_before_our_write_does_not_go_when_ours_leaves(
     lake: Lake, server: Proxy, site: Site, held_before: bool
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0)
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0)
     put(server, foreign_made(site, ONE))
     if held_before:
         site.build(lake, "A", [changed(ONE, series={"1": 1}), APART])
@@ -216,7 +216,7 @@ def test_a_study_of_another_lake_that_grew_before_our_write_does_not_go_when_our
 def test_a_study_that_another_lake_made_where_ours_never_arrived_does_not_go_when_ours_leaves(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
     site.build(lake, "A", [ONE, APART])
     server.rule = lambda asked: Reply(503) if asked.method == "PUT" and asked.path == path else None
     upload(["A"], lake, settings)
@@ -244,7 +244,7 @@ def test_a_study_that_was_adopted_stays_adopted_when_nothing_could_be_sent(
     put(server, theirs)
     person = changed(ONE, rule="authority")
     site.build(lake, "A", [person])
-    settings = settings_for(server.url, foreign_studies="adopt", retry_seconds=0)
+    settings = settings_for(server.url, existing_study="merge", retry_seconds=0)
     upload(["A"], lake, settings)
     twins = [
         {"resourceType": "Patient", "id": f"{site.name}-{n}", "identifier": [{"system": site.authority, "value": "P9"}]}
@@ -285,7 +285,7 @@ def test_what_arrived_without_an_answer_is_known_as_ours_also_after_another_fail
         person = {"gender": ("female", "male")[number % 2], "birthDate": f"19{number}0-01-01"}
         site.build(lake, "A", [changed(ONE, series={"1": number}, patient=person)])
 
-    settings = settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    settings = settings_for(server.url, single_request_bytes=0, retry_seconds=0)
     rules: list[Callable[[Asked], Reply | None]] = [
         lambda _: None,
         lambda asked: Reply(cut=True) if asked.is_posted or asked.method == "PUT" else None,
@@ -360,7 +360,7 @@ def test_a_study_that_moves_to_a_unit_that_is_being_built_is_guarded_and_counted
 def test_a_study_that_is_as_before_what_arrived_without_an_answer_is_sent_again(
     lake: Lake, server: Proxy, site: Site, meanwhile: str
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
     site.build(lake, "A", [ONE, APART])
     upload(["A"], lake, settings)
     site.build(lake, "A", [changed(ONE, status="registered"), APART])
@@ -421,7 +421,7 @@ def test_a_server_that_knows_no_versions_is_guarded_by_the_content(lake: Lake, s
         return None
 
     server.rule = silent
-    settings = settings_for(server.url, alone_bytes=0)
+    settings = settings_for(server.url, single_request_bytes=0)
     site.build(lake, "A", [ONE])
     upload(["A"], lake, settings)
     site.build(lake, "A", [changed(ONE, series={"1": 3})])
@@ -504,7 +504,7 @@ def test_a_patient_to_whom_a_study_on_the_server_refers_is_not_asked_to_go(
 def test_what_ours_replaced_unseen_does_not_go_with_ours_and_its_version_is_told(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
     site.build(lake, "A", [ONE, APART])
     race = quicker(server, path, foreign_made(site, MORE))
     server.rule = lambda asked: Reply(500) if "/_history/" in asked.path else race(asked)
@@ -522,7 +522,7 @@ def test_what_ours_replaced_unseen_does_not_go_with_ours_and_its_version_is_told
 def test_a_study_whose_answer_was_lost_stays_when_its_person_becomes_undecided(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
     site.build(lake, "A", [ONE, APART])
     server.rule = lost_answer(path)
     upload(["A"], lake, settings)
@@ -538,7 +538,7 @@ def test_a_study_whose_answer_was_lost_stays_when_its_person_becomes_undecided(
 def test_what_arrived_without_an_answer_and_may_not_shrink_goes_when_it_leaves_the_lake(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
     site.build(lake, "A", [ONE, APART])
     server.rule = lost_answer(path)
     upload(["A"], lake, settings)
@@ -576,7 +576,7 @@ def test_a_study_that_was_gone_and_comes_back_in_a_unit_that_is_being_built_is_n
 def test_what_ours_replaced_is_forgotten_once_somebody_has_seen_to_it(
     lake: Lake, server: Proxy, site: Site, then: str
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, alone_bytes=0, retry_seconds=0)
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
     other, theirs = Study("2", "P2", unit="sub-2"), foreign_made(site, MORE)
     site.build(lake, "A", [ONE, other])
     race = quicker(server, path, theirs)

@@ -29,7 +29,7 @@ def server(hapi_factory: HapiFactory) -> Iterator[Proxy]:
 def load(
     lake: Lake, server: Proxy, site: Site, *names: str, retry_seconds: float = 20, **options: Any
 ) -> list[Uploaded]:
-    settings = settings_for(server.url, in_flight=4, retry_seconds=retry_seconds).model_copy(
+    settings = settings_for(server.url, max_concurrent_requests=4, retry_seconds=retry_seconds).model_copy(
         update={"site": f"https://{site.name}"}
     )
     return upload(names, lake, settings, **options)
@@ -101,13 +101,13 @@ def test_a_server_that_hides_that_it_gives_ids_is_found_out_and_the_setting_is_n
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     site.build(lake, "A", [ONE])
-    settings = settings_for(server.url, client_ids="yes")
+    settings = settings_for(server.url, client_assigned_ids="yes")
 
     [done] = upload(["A"], lake, settings)
 
     assert done.counts["Endpoint"] == {"rejected": 1}
     row = shared_outcomes(lake, server.url)[f"Endpoint/{site.endpoint_id('A')}"]
-    assert 'set fhir.client_ids = "no"' in row["error"]
+    assert 'set fhir.client_assigned_ids = "no"' in row["error"]
 
 
 def test_a_patient_that_no_ledger_knows_is_joined_and_its_studies_go_in(

@@ -127,7 +127,7 @@ def test_a_server_that_names_no_version_in_its_answers_is_guarded_by_the_content
         return Reply(200)
 
     site.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
-    settings = settings_for(server.url, alone_bytes=0)
+    settings = settings_for(server.url, single_request_bytes=0)
     server.rule = silent
     upload(["A"], lake, settings)
     path = study_path(site, "A", "1")
@@ -189,7 +189,7 @@ def test_a_study_that_was_adopted_is_known_again(lake: Lake, server: Proxy, site
     theirs = their_study(site)
     put(server, theirs)
     site.build(lake, "A", [ONE])
-    settings = settings_for(server.url, foreign_studies="adopt", alone_bytes=0)
+    settings = settings_for(server.url, existing_study="merge", single_request_bytes=0)
     lost = iter([Reply(cut=True)] if how == "the answer is lost" else [])
     server.rule = lambda asked: next(lost, None) if asked.path.endswith("-theirs") else None
     upload(["A"], lake, settings)
@@ -233,7 +233,7 @@ def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(lake: Lake, s
     assert {patient, f"Endpoint/{site.endpoint_id('B')}"} <= shared_outcomes(lake, server.url).keys()
 
 
-@pytest.mark.parametrize("setting", ["hold", "adopt"])
+@pytest.mark.parametrize("setting", ["hold", "merge"])
 def test_a_study_of_another_site_whose_dataset_has_the_same_name_is_somebody_elses(
     lake: Lake, server: Proxy, site: Site, setting: str
 ) -> None:
@@ -241,7 +241,7 @@ def test_a_study_of_another_site_whose_dataset_has_the_same_name_is_somebody_els
     put(server, theirs)
     site.build(lake, "A", [ONE])
 
-    [done] = upload(["A"], lake, settings_for(server.url, foreign_studies=setting))
+    [done] = upload(["A"], lake, settings_for(server.url, existing_study=setting))
 
     assert done.counts["ImagingStudy"] == ({"held": 1} if setting == "hold" else {"linked": 1})
     assert codes(lake, "A") == ["study-on-server" if setting == "hold" else "study-adopted"]
@@ -267,7 +267,7 @@ def test_a_study_that_one_dataset_adopted_is_somebody_elses_to_another(
     put(server, theirs)
     for dataset in order:
         site.build(lake, dataset, [ONE])
-        upload([dataset], lake, settings_for(server.url, foreign_studies="adopt"))
+        upload([dataset], lake, settings_for(server.url, existing_study="merge"))
 
     assert [status_of(server, study_path(site, dataset, "1")) for dataset in order] == [404, 404]
     named = [i["value"] for i in get(server, f"ImagingStudy/{theirs['id']}")["identifier"][1:]]
@@ -277,7 +277,7 @@ def test_a_study_that_one_dataset_adopted_is_somebody_elses_to_another(
 def test_what_is_told_of_an_adopted_study_is_told_in_every_run(lake: Lake, server: Proxy, site: Site) -> None:
     put(server, their_study(site))
     site.build(lake, "A", [ONE])
-    settings = settings_for(server.url, foreign_studies="adopt")
+    settings = settings_for(server.url, existing_study="merge")
 
     told = [(upload(["A"], lake, settings)[0].counts["ImagingStudy"], codes(lake, "A")) for _ in range(3)]
 
@@ -316,7 +316,7 @@ def test_ours_beside_theirs_if_that_is_wanted(lake: Lake, server: Proxy, site: S
     put(server, their_study(site))
     site.build(lake, "A", [ONE])
 
-    [done] = upload(["A"], lake, settings_for(server.url, foreign_studies="beside"))
+    [done] = upload(["A"], lake, settings_for(server.url, existing_study="duplicate"))
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
     assert status_of(server, study_path(site, "A", "1")) == 200
@@ -326,7 +326,7 @@ def test_our_instances_go_into_their_study_and_what_we_do_not_know_stays(lake: L
     theirs = their_study(site)
     put(server, theirs)
     site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
-    settings = settings_for(server.url, foreign_studies="adopt")
+    settings = settings_for(server.url, existing_study="merge")
 
     [done] = upload(["A"], lake, settings)
 

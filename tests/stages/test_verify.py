@@ -320,7 +320,7 @@ def test_a_dry_run_tells_a_machine_what_would_be_read_and_what_would_be_sent(
 def test_the_command_tells_what_is_missing_and_repairs_it(
     said: Said, tmp_path: Path, server: Proxy, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DICOM_ETL_FHIR__FOREIGN_STUDIES", "beside")  # another test's site has the same studies there
+    monkeypatch.setenv("DICOM_ETL_FHIR__EXISTING_STUDY", "duplicate")  # another test's site has the same studies there
     for subject in (1, 2):
         write_instance(
             tmp_path / site.name / f"primary/sub-{subject}/sam-1/1.dcm",

@@ -12,7 +12,9 @@ from dicom_etl.upload.flowing import Flow
 from dicom_etl.upload.ledger import Ledger
 from dicom_etl.upload.parts import Candidate, Part, candidate_of
 
-RUN: Any = SimpleNamespace(fhir=FhirSettings(bundle_resources=1, in_flight=2), addressing=Addressing("https://s"))
+RUN: Any = SimpleNamespace(
+    fhir=FhirSettings(max_bundle_entries=1, max_concurrent_requests=2), addressing=Addressing("https://s")
+)
 
 
 def candidate(identity: str) -> Candidate:
