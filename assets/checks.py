@@ -46,7 +46,7 @@ def _server_has_all(status: Status) -> tuple[bool, dict[str, int]]:
     states: dict[str, int] = {}
     for _server, state, count in status.uploads:
         states[state] = states.get(state, 0) + count
-    return not any(states.get(state) for state in ("rejected", "gave-up", "retrying", "held")), states
+    return not any(states.get(state) for state in ("rejected", "failed", "unconfirmed", "held")), states
 
 
 CHECKS = [

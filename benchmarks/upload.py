@@ -1,6 +1,6 @@
 """How fast studies come onto a FHIR server: our upload beside fhirpy's save(), in one run against HAPI.
 
-    python -m benchmarks.upload [--studies N] [--repeat N] [--max-concurrent-requests N] [--bundle N]
+    python -m benchmarks.upload [--against CHECKOUT] [--studies N] [--repeat N] [--bundle N]
 
 Prints a plain text table. Seconds differ from machine to machine, and from minute to minute; the ratios of one run are
 what counts. Client and server share the machine, so both have their processor time told. Contenders take turns in each
@@ -18,6 +18,8 @@ import os
 import platform
 import secrets
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -37,8 +39,8 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import FhirSettings, Settings
 from dicom_etl.stages.upload import upload
 from dicom_etl.stages.verify import verify
-from tests.server.lakes import Resource, Site, Study, new_lake
 from tests.servers.hapi_server import HapiServer, running_hapi
+from tests.upload.lakes import Resource, Site, Study, new_lake
 
 SERIES, LENGTH = 4, 50  # of each study: series, and instances of a series
 SEQUENTIAL = "save() one by one"
@@ -316,6 +318,9 @@ def _total(search: str) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     given = _options(arguments)
+    if given.against:
+        _compare_versions(given)
+        return
     fhir = FhirSettings(max_concurrent_requests=given.max_concurrent_requests, max_bundle_entries=given.bundle)
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     rows = {step.label: Row(step.label, given.studies) for steps in CONTENDERS for step in steps}
@@ -346,11 +351,37 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--bundle", type=int, default=fields["max_bundle_entries"].default, help="fhir.max_bundle_entries"
     )
+    parser.add_argument("--against", metavar="CHECKOUT", help="measure another version of the project in the same run")
     given = parser.parse_args(arguments)
     most = _HOLDS // len(CONTENDERS) - _WARM
     if not 0 < given.studies <= most:
         parser.error(f"--studies: from 1 to {most}, which the server's memory holds")
     return given
+
+
+def _compare_versions(given: argparse.Namespace) -> None:
+    """Measure this version and another one in turn, each in processes of its own, against the same server."""
+    here = Path(__file__).resolve().parent.parent
+    versions = {"this version": here, "the other version": Path(given.against).resolve()}
+    turns: dict[str, list[dict[str, list[float]]]] = {name: [] for name in versions}
+    with running_hapi(long_lived=True) as server:
+        for number in range(given.repeat + 1):  # the first turn warms the server up
+            order = list(versions.items())[:: 1 if number % 2 else -1]
+            for name, checkout in order:
+                command = [sys.executable, str(here / "benchmarks/upload_version.py")]
+                command += [server.base_url, str(given.studies), str(server.pid)]
+                environment = os.environ | {"PYTHONPATH": str(checkout)}
+                done = subprocess.run(
+                    command, cwd=checkout, env=environment, capture_output=True, text=True, check=True
+                )
+                turns[name] += [json.loads(done.stdout.splitlines()[-1])] if number else []
+    print(f"{given.studies} studies, median of {given.repeat}; CPU in ms per study")
+    print(f"{'':20}{'studies/s':>10}{'client CPU':>12}{'server CPU':>12}{'unchanged: client CPU':>24}")
+    for name, figures in turns.items():
+        seconds, client, jvm = (statistics.median(one["upload"][column] for one in figures) for column in range(3))
+        again = statistics.median(one["again"][1] for one in figures)
+        values = [1e3 * value / given.studies for value in (client, jvm, again)]
+        print(f"{name:20}{given.studies / seconds:>10.1f}{values[0]:>12.2f}{values[1]:>12.1f}{values[2]:>24.2f}")
 
 
 def _turn(

@@ -14,12 +14,11 @@ import orjson
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from dicom_etl.fhir_client import FhirError, check_server, parse_credentials
+from dicom_etl.fhir_connection import choose_authentication, chosen_method, open_client
 from dicom_etl.identity.crosswalk import read_crosswalk
+from dicom_etl.lake import database
 from dicom_etl.lake.tables import Lake, LakeError
-from dicom_etl.server.auth import authorization_of, chosen_method, login_of
-from dicom_etl.server.capability import first_contact
-from dicom_etl.server.client import Client
-from dicom_etl.server.errors import FhirError
 from dicom_etl.settings import (
     ID_KEY_VARIABLE,
     NEW_ID_KEY,
@@ -52,6 +51,7 @@ def examine(settings: Settings) -> list[Check]:
         _tried("resource ids", partial(_describe_ids, settings)),
         *_secret_checks(settings),
         _lake_check(settings),
+        _tried("upload ledger", partial(_describe_ledger, settings)),
         *_server_checks(settings.fhir),
     ]
 
@@ -100,7 +100,7 @@ def _lake_check(settings: Settings) -> Check:
             probe = folder / ".dicom-etl-probe"
             probe.write_bytes(b"")
             probe.unlink()
-        lake = Lake(settings.lake)
+        lake = Lake(settings.lake, ledger_url=settings.database)
         if not lake.exists("lake.json"):
             return f"{settings.lake}: will be made"
         lake.open().check_id_key(settings.resource_ids().key_fingerprint)
@@ -109,24 +109,34 @@ def _lake_check(settings: Settings) -> Check:
     return _tried("lake", look)
 
 
+def _describe_ledger(settings: Settings) -> str:
+    lake = Lake(settings.lake, ledger_url=settings.database)
+    url = database.database_url(lake)
+    if url.get_backend_name() == "sqlite":
+        return f"{url.database}: {'there' if database.exists(lake) else 'will be created'}"
+    database.check_connection(lake)
+    return f"PostgreSQL, database {url.database} on {url.host or 'this machine'}: there"
+
+
 def _server_checks(fhir: FhirSettings) -> Iterator[Check]:
     if not fhir.url:
         yield Check("FHIR server", True, "none: the NDJSON files of the lake are the result")
         return
-    yield _tried("authorization", lambda: _authorization(fhir))
+    yield _tried("authentication", lambda: _describe_authentication(fhir))
 
     async def look() -> str:
-        async with Client.of(fhir) as client:
-            await first_contact(client, fhir.version)
-            return f"{client.url}: FHIR {fhir.version}, takes transactions and our ids"
+        async with open_client(fhir) as client:
+            ours = await check_server(client, fhir.version, fhir.client_assigned)
+            ids = "our ids" if ours else "its own ids"
+            return f"{client.url}: FHIR {fhir.version}, accepts transactions, resources have {ids}"
 
     yield _tried("FHIR server", lambda: asyncio.run(look()))
 
 
-def _authorization(fhir: FhirSettings) -> str:
-    authorization_of(fhir)  # raises, if anything is missing
+def _describe_authentication(fhir: FhirSettings) -> str:
+    choose_authentication(fhir)  # raises, if anything is missing
     method = chosen_method(fhir)
-    return "none is sent" if method == "none" else f"{method}: all that it needs is there"
+    return "no credentials are sent" if method == "none" else f"{method}: all that it needs is there"
 
 
 def _secret_checks(settings: Settings) -> Iterator[Check]:
@@ -140,7 +150,7 @@ def _careless(settings: Settings) -> Iterator[str]:
     for setting, file in {"id_key_file": settings.id_key_file, **files}.items():
         if file and Path(file).is_file() and Path(file).stat().st_mode & stat.S_IROTH:
             yield f"{setting} {file} can be read by everybody: chmod o-r"
-    if login_of(fhir.url or ""):
+    if parse_credentials(fhir.url or ""):
         yield f"fhir.url holds a password: set fhir.username, and the password by {SECRETS['password'].places}"
 
 

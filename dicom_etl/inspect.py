@@ -12,7 +12,6 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.row_groups import read_parquet
 from dicom_etl.lake.schemas import (
     ALL_FINDINGS,
@@ -22,7 +21,6 @@ from dicom_etl.lake.schemas import (
     FINDINGS,
     IDENTITIES,
     INVENTORY,
-    OUTCOMES,
     STORED_BY_UNIT,
     headers,
 )
@@ -32,11 +30,10 @@ from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.pipeline import Pipeline
 from dicom_etl.settings import SettingsError
 from dicom_etl.sources import Scan
-from dicom_etl.upload.built import rows_at
-from dicom_etl.upload.ledger import Row
+from dicom_etl.upload.ledger import ResourceRow, State, count_resources, read_resources
 
 _STAGES = ("crawl", "extract", "build", "upload")
-STATES = ("stored", "rejected", "retrying", "gave-up", "held", "gone")  # of a resource in a ledger
+STATES = tuple(map(str, State))  # of a resource in a ledger
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,11 @@ def status_of(lake: Lake, dataset: str) -> Status:
         unreadable,
         severities["error"],
         severities["warning"],
-        tuple(_uploads(lake, dataset, units)),
+        tuple(
+            (server, str(state), count)
+            for (name, server, state), count in sorted(count_resources(lake).items())
+            if name == dataset
+        ),
     )
 
 
@@ -156,29 +157,6 @@ def _severities(lake: Lake, dataset: str) -> Iterator[pa.Table]:
         yield lake.read(DATASET_FINDINGS, ["severity"], stage=stage, dataset=dataset)
         if stage in COMMITS:
             yield from read_shards(lake, FINDINGS, ["severity"], stage=stage, dataset=dataset)
-
-
-def _uploads(lake: Lake, dataset: str, units: list[str]) -> Iterator[tuple[str, str, int]]:
-    for server in lake.names("outcomes"):
-        states = Counter(
-            state for unit in units for state in _outcomes(lake, server, dataset, unit)["state"].to_pylist()
-        )
-        states.update(row["state"] for row in _shared_outcomes(lake, server) if row["dataset"] == dataset)
-        yield from ((server, state, count) for state, count in sorted(states.items()))
-
-
-def _shared_outcomes(lake: Lake, server: str) -> list[Row]:
-    content = lake.read_bytes(f"outcomes/{server}/shared.parquet")
-    return rows_at(content) if content else []
-
-
-def _outcomes(lake: Lake, server: str, dataset: str, unit: str) -> pa.Table:
-    """The ledger of a unit on a server, whose name comes encoded from the lake's own folder."""
-    file = lake.at(f"outcomes/{server}/{encode_name(dataset)}/{encode_name(unit)}.parquet")
-    if not file.exists():
-        return OUTCOMES.schema.empty_table()
-    with file.open("rb") as opened:
-        return read_parquet(opened)
 
 
 @dataclass(frozen=True)
@@ -224,29 +202,28 @@ def sendings(lake: Lake, dataset: str, states: Collection[str] = ()) -> Sendings
 
 def _sent(lake: Lake, dataset: str) -> Iterator[Sent]:
     """All rows of a dataset, also those of units that it no longer has, and those of what it shares."""
-    for server in lake.names("outcomes"):
-        folder = f"outcomes/{server}/{encode_name(dataset)}"
-        files = [f"{folder}/{unit}.parquet" for unit in lake.names(folder, ".parquet")]
-        for file in (*files, f"outcomes/{server}/shared.parquet"):
-            content = lake.read_bytes(file)
-            for row in rows_at(content) if content else ():
-                if row["dataset"] == dataset:
-                    yield _sent_of(server, row)
+    for server, row in read_resources(lake, dataset):
+        yield _sent_of(server, row)
 
 
-def _sent_of(server: str, row: Row) -> Sent:
+def _sent_of(server: str, row: ResourceRow) -> Sent:
     return Sent(
         server,
-        row["dataset"],
-        row["unit"],
-        row["subject"],
-        f"{row['type']}/{row['id_on_server'] or row['id']}",
-        row["state"],
-        row["status"],
-        row["attempts"] or 0,
-        row["error"],
-        row["time"],
+        row.dataset,
+        row.unit,
+        row.subject,
+        "/".join(row.place),
+        str(row.state),
+        row.http_status,
+        row.attempts,
+        reason_of(row),
+        row.time,
     )
+
+
+def reason_of(row: ResourceRow) -> str | None:
+    """Why a resource is not as it should be, beginning with the code of the finding."""
+    return ": ".join(filter(None, (row.reason, row.reason_text))) or None
 
 
 @dataclass(frozen=True)
@@ -278,7 +255,7 @@ def explain(lake: Lake, dataset: str, subject: str) -> list[Section]:
             _series(lake, where),
         ),
         Section(
-            "Whose the studies are",
+            "Patient matching",
             ("study", "rule", "state", "reason", "system", "patient"),
             [
                 (r["study_uid"], r["rule"], r["state"], r["reason"], r["system"], r["patient"])
@@ -294,11 +271,10 @@ def explain(lake: Lake, dataset: str, subject: str) -> list[Section]:
         Section("Resources", ("type", "id", "started", "series", "instances"), _resources(lake, where)),
         Section(
             "On servers",
-            ("server", "type", "id", "state", "version", "error"),
+            ("server", "type", "id", "state", "version", "reason"),
             [
-                (server, r["type"], r["id_on_server"] or r["id"], r["state"], r["version"], r["error"])
-                for server in lake.names("outcomes")
-                for r in _outcomes(lake, server, dataset, subject).to_pylist()
+                (server, row.type, row.place[1], str(row.state), row.version, reason_of(row))
+                for server, row in read_resources(lake, dataset, unit=subject)
             ],
         ),
     ]

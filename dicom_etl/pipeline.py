@@ -12,14 +12,15 @@ from functools import cached_property
 from typing import Any
 
 from dicom_etl.engine import Engine, EngineError, Progress
+from dicom_etl.fhir_client import UnreachableError, UnsuitableServerError
+from dicom_etl.fhir_connection import open_client
 from dicom_etl.identity.ids import ResourceIds
+from dicom_etl.lake.database import check_connection
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.migration import clear, must_be_rebuilt
 from dicom_etl.lake.schemas import INVENTORY
 from dicom_etl.lake.tables import Lake, LakeError
 from dicom_etl.lake.withdrawn import admitted
-from dicom_etl.server.client import Client
-from dicom_etl.server.errors import UnreachableError, UnsuitableServerError
 from dicom_etl.settings import DatasetSettings, Settings, SettingsError
 from dicom_etl.sources import Source, SourceError, open_source
 from dicom_etl.sources.registry import known_datasets
@@ -30,8 +31,8 @@ from dicom_etl.stages.measure import Measured, measure
 from dicom_etl.stages.report import Reported, report
 from dicom_etl.stages.upload import NotBuiltError, Uploaded, upload
 from dicom_etl.stages.verify import Verified, verify
+from dicom_etl.upload.ledger import TROUBLE
 
-_TROUBLE = ("rejected", "gave-up", "retrying", "held")  # states of a resource that somebody must look at
 STAGES = ("crawl", "extract", "build", "upload", "measure", "report")
 
 
@@ -67,7 +68,7 @@ class Pipeline:
     @cached_property
     def lake(self) -> Lake:
         """The lake, made if it is not there."""
-        lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell)
+        lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell, self.settings.database)
         return lake.open(rebuild=self.rebuild, id_key=self.ids.key_fingerprint)
 
     @property
@@ -170,7 +171,7 @@ class Outcome:
 
 def _troubled(summary: Any) -> bool:
     if isinstance(summary, Uploaded):
-        return any(states.get(state) for states in summary.counts.values() for state in _TROUBLE)
+        return any(states.get(state) for states in summary.counts.values() for state in TROUBLE)
     return any(getattr(summary, name, 0) for name in ("units_failed", "held"))
 
 
@@ -185,9 +186,12 @@ def run(
     Raises:
         SettingsError: the upload cannot work with these settings, or none of the datasets has a subject that is
             asked for; nothing was done but, in the second case, the crawl.
+        DatabaseError: the upload ledger cannot be used; nothing was done.
     """
     if "upload" in stages and pipeline.settings.fhir.url:
-        Client.of(pipeline.settings.fhir)  # what its settings lack is said now, not after hours of work
+        # what its settings lack is said now, not after hours of work
+        open_client(pipeline.settings.fhir)
+        check_connection(pipeline.lake)
     outcome = Outcome()
     left = list(datasets)
     for stage in STAGES:
@@ -260,5 +264,5 @@ def _upload(pipeline: Pipeline, datasets: list[str], options: Options, outcome: 
         outcome.unreachable = str(error)
     except NotBuiltError as error:
         outcome.nothing |= dict.fromkeys(datasets, str(error))
-    except LockHeldError as error:
+    except (LockHeldError, LakeError) as error:
         outcome.stopped |= dict.fromkeys(datasets, str(error))

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableVariableError
 
@@ -97,8 +97,8 @@ class FhirSettings(_Strict):
     )
     existing_study: Literal["hold", "merge", "duplicate"] = Field(
         "hold",
-        description="where the server has a study of somebody else under the same StudyInstanceUID: hold ours, add our "
-        "series and instances to theirs, or put ours beside it",
+        description="where the server has a study of another client under the same StudyInstanceUID: hold ours, add "
+        "our series and instances to that one, or put ours beside it",
     )
     max_concurrent_requests: int = Field(4, ge=1, le=16, description="requests on their way at once")
     max_bundle_entries: int = Field(25, ge=1, le=500, description="resources in a transaction, at most")
@@ -129,6 +129,11 @@ class FhirSettings(_Strict):
     ca_file: str | None = Field(
         None, description="PEM file of certificate authorities to trust beside those that the system knows"
     )
+
+    @property
+    def client_assigned(self) -> bool | None:
+        """Whether we choose the ids of resources; None: the server says it."""
+        return None if self.client_assigned_ids == "auto" else self.client_assigned_ids == "yes"
 
     @field_validator("url", "token_url")
     @classmethod
@@ -191,6 +196,11 @@ class Settings(BaseSettings):
         "counts before it; default: a key derived from `site`, with which ids can be guessed",
     )
     lake: str = Field("lake", description="folder or URL of the tables")
+    ledger_url: SecretStr | None = Field(
+        None,
+        description="database of the upload ledger: `postgresql://user@host/name`, which several lakes and machines "
+        "may share, or `sqlite:////path` of a file on a local disk; default: `ledger.sqlite` in the lake",
+    )
     time_zone: str | None = Field(None, description="IANA zone of datasets that name none")
     crosswalk: str | None = Field(None, description="CSV file: dataset, subject, system, value")
     corrections: str | None = Field(
@@ -230,6 +240,11 @@ class Settings(BaseSettings):
     @classmethod
     def _day(cls, day: str | None) -> str | None:
         return None if day is None else datetime.date.fromisoformat(day).isoformat()
+
+    @property
+    def database(self) -> str | None:
+        """The address of the database, with its password."""
+        return self.ledger_url.get_secret_value() if self.ledger_url else None
 
     def resource_ids(self) -> ResourceIds:
         """What makes resource ids: in the namespace `site`, with the configured key or one that is derived from it.

@@ -23,8 +23,9 @@ ALLOWED = {
     "fhir": {"findings", "headers", "identity", "settings", "csv_files"},
     "extraction": {"lake", "headers", "findings", "identity", "sources"},
     "construction": {"lake", "fhir", "findings", "identity", "headers", "settings"},
-    "server": {"settings", "identity"},
-    "upload": {"server", "settings", "findings", "lake", "identity"},
+    "fhir_client": {"identity"},
+    "fhir_connection": {"fhir_client", "settings"},
+    "upload": {"fhir_client", "findings", "lake", "identity"},
     "quality": {"findings", "headers", "identity", "lake", "fhir", "settings"},
     "examples": set(),
 }
@@ -69,6 +70,14 @@ def test_a_package_imports_only_what_lies_below_it(package):
     checked = files(f"dicom_etl/{package}") if place.is_dir() else files(f"dicom_etl/{package}.py")
     used = {n.split(".")[1] for f in checked for n in imported(f) if n.startswith("dicom_etl.")} - {"__version__"}
     assert used - {package} <= ALLOWED[package]
+
+
+@pytest.mark.parametrize("module", ["transport", "auth", "session", "retry", "limit", "urls"])
+def test_what_other_http_clients_use_knows_no_fhir(module):
+    shared = {f"dicom_etl.fhir_client.{name}" for name in ("errors", "transport", "auth", "session", "urls")}
+    used = {name for name in imported(ROOT / f"dicom_etl/fhir_client/{module}.py") if name.startswith("dicom_etl.")}
+    assert {name.rpartition(".")[0] for name in used} <= shared
+    assert not any(name.startswith("fhirpy") for name in imported(ROOT / f"dicom_etl/fhir_client/{module}.py"))
 
 
 def test_dicom_etl_and_its_command_need_no_dagster():

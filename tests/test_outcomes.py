@@ -1,4 +1,4 @@
-"""What did not go onto the server, and how it goes there: `outcomes`, and `upload --failed`."""
+"""What is not on the server as it should be: `outcomes`, and `upload --failed`, which sends it again."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import pytest
 
 from dicom_etl.inspect import sendings, status_of
 from dicom_etl.lake.fingerprints import fingerprint
-from dicom_etl.lake.schemas import INVENTORY, OUTCOMES, SHARED_OUTCOMES
+from dicom_etl.lake.schemas import INVENTORY
 from dicom_etl.lake.tables import Lake
 from dicom_etl.pipeline import Outcome
 from dicom_etl.stages.upload import Uploaded
-from dicom_etl.stages.verify import DIFFERENCES, Compared, Verified
+from dicom_etl.stages.verify import DIFFERENCES, Comparison, Verified
+from dicom_etl.upload.ledger import Ledger, ResourceRow, State
 from tests.command import Said
 from tests.corpus import write_instance
-from tests.server.lakes import new_lake
-from tests.server.proxy import Asked, Proxy, Reply, proxy
 from tests.servers.hapi_server import HapiServer
+from tests.upload.lakes import new_lake
+from tests.upload.proxy import Asked, Proxy, Reply, proxy
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -33,26 +34,24 @@ def server(hapi: HapiServer) -> Iterator[Proxy]:
         yield counted
 
 
-def row(kind: str, identity: str, state: str, hours: int = 0, **more: Any) -> dict[str, Any]:
+def row(kind: str, identity: str, state: str, hours: int = 0, **more: Any) -> ResourceRow:
+    is_shared = kind == "Endpoint"
     known = {
         "dataset": "A",
-        "unit": None if kind == "Endpoint" else "sub-1",
-        "subject": None if kind == "Endpoint" else "sub-1",
-        "type": kind,
-        "key": identity,
-        "id": identity,
-        "id_on_server": identity,
-        "linked": False,
-        "hash": "0",
-        "version": "1" if state in ("stored", "gone") else None,
-        "state": state,
-        "status": 201 if state == "stored" else None,
+        "unit": None if is_shared else "sub-1",
+        "subject": None if is_shared else "sub-1",
+        "server_id": identity if state in ("stored", "orphaned") else None,
+        "version": "1" if state in ("stored", "orphaned") else None,
+        "http_status": 201 if state == "stored" else None,
         "attempts": 1,
-        "error": None,
         "time": NOON + timedelta(hours=hours),
-        "content": None,
     }
-    return known | more
+    return ResourceRow(kind, identity, **known | more, state=State(state))
+
+
+def note(lake: Lake, *rows: ResourceRow) -> None:
+    with Ledger.of(lake, "s") as ledger:
+        ledger.write_rows(rows)
 
 
 @pytest.fixture
@@ -62,19 +61,21 @@ def lake(tmp_path: Path) -> Lake:
     file = {"subject": "sub-1", "sample": None, "role": "primary", "path": "a.dcm", "size": 1, "mtime": NOON}
     for name in ("A", "B"):
         lake.write_rows(INVENTORY, [file | {"dataset": name, "unit": "sub-1"}], dataset=name)
-    rows = [
+    unknown_code = {"reason": "upload-rejected", "reason_text": "HTTP 400: invalid: Unknown code"}
+    unavailable = {"reason": "upload-failed", "reason_text": "HTTP 503: Service Unavailable"}
+    no_answer = {"reason": "upload-unconfirmed", "reason_text": "no answer within 600 s"}
+    note(
+        lake,
         row("ImagingStudy", "s1", "stored"),
-        row("ImagingStudy", "s2", "rejected", 1, status=400, error="HTTP 400: invalid: Unknown code"),
-        row("ImagingStudy", "s3", "retrying", 4, attempts=3, error="HTTP 503: Service Unavailable"),
-        row("ImagingStudy", "s4", "gave-up", 2, error="HTTP 503: Service Unavailable"),
-        row("Patient", "p1", "held", 3, error="patient-ambiguous: several"),
-    ]
-    lake.write_rows(OUTCOMES, rows, server="s", dataset="A", unit="sub-1")
-    # a unit that the dataset no longer has
-    gone = row("ImagingStudy", "s5", "gone", 5, unit="sub-9", subject="sub-9")
-    lake.write_rows(OUTCOMES, [gone], server="s", dataset="A", unit="sub-9")
-    shared = [row("Endpoint", "e1", "stored"), row("Endpoint", "e2", "rejected", dataset="C")]
-    lake.write_rows(SHARED_OUTCOMES, shared, server="s")
+        row("ImagingStudy", "s2", "rejected", 1, http_status=400, **unknown_code),
+        row("ImagingStudy", "s3", "unconfirmed", 4, attempts=3, **no_answer),
+        row("ImagingStudy", "s4", "failed", 2, http_status=503, **unavailable),
+        row("Patient", "p1", "held", 3, reason="patient-ambiguous", reason_text="Patient/x, Patient/y"),
+        # a unit that the dataset no longer has
+        row("ImagingStudy", "s5", "orphaned", 5, unit="sub-9", subject="sub-9"),
+        row("Endpoint", "e1", "stored"),
+        row("Endpoint", "e2", "rejected", dataset="C"),
+    )
     return lake
 
 
@@ -82,45 +83,45 @@ def test_what_is_not_as_it_should_be_comes_newest_first(lake: Lake) -> None:
     found = sendings(lake, "A")
 
     assert [(sent.state, sent.resource) for sent in found.listed] == [
-        ("gone", "ImagingStudy/s5"),
-        ("retrying", "ImagingStudy/s3"),
+        ("orphaned", "ImagingStudy/s5"),
+        ("unconfirmed", "ImagingStudy/s3"),
         ("held", "Patient/p1"),
-        ("gave-up", "ImagingStudy/s4"),
+        ("failed", "ImagingStudy/s4"),
         ("rejected", "ImagingStudy/s2"),
     ]
-    assert found.counts == {"stored": 2, "rejected": 1, "retrying": 1, "gave-up": 1, "held": 1, "gone": 1}
+    assert found.counts == {"stored": 2, "unconfirmed": 1, "rejected": 1, "failed": 1, "held": 1, "orphaned": 1}
     last = found.listed[-1]
     assert (last.server, last.unit, last.subject, last.status, last.attempts) == ("s", "sub-1", "sub-1", 400, 1)
-    assert last.reason == "HTTP 400: invalid: Unknown code"
+    assert last.reason == "upload-rejected: HTTP 400: invalid: Unknown code"
     assert last.time == NOON + timedelta(hours=1)
 
 
 def test_the_status_counts_what_datasets_share_too(lake: Lake) -> None:
-    shared = [row("Endpoint", "e1", "held"), row("Endpoint", "e2", "rejected", dataset="C")]
-    lake.write_rows(SHARED_OUTCOMES, shared, server="s")
+    note(lake, row("Endpoint", "e1", "held"))
 
     assert status_of(lake, "A").uploads == (
-        ("s", "gave-up", 1),
+        ("s", "failed", 1),
         ("s", "held", 2),
+        ("s", "orphaned", 1),
         ("s", "rejected", 1),
-        ("s", "retrying", 1),
         ("s", "stored", 1),
+        ("s", "unconfirmed", 1),
     )
 
 
-def test_what_was_being_tried_when_a_run_was_killed_is_trouble() -> None:
-    uploaded = Uploaded("A", "s", {"ImagingStudy": {"retrying": 1, "stored": 5}})
+def test_an_unconfirmed_resource_is_trouble() -> None:
+    uploaded = Uploaded("A", "s", {"ImagingStudy": {"unconfirmed": 1, "stored": 5}})
     outcome = Outcome()
     outcome.add("upload", "A", uploaded)
 
     assert outcome.exit_code == 1
-    same = Compared("A", dict.fromkeys(DIFFERENCES, 0))
+    same = Comparison("A", dict.fromkeys(DIFFERENCES, 0))
     assert Verified("s", (same,), {}, (uploaded,)).exit_code == 1
 
 
 @pytest.mark.parametrize(
     ("states", "ids"),
-    [(["stored"], ["e1", "s1"]), (["rejected", "gave-up"], ["s4", "s2"]), (["unchanged"], [])],
+    [(["stored"], ["e1", "s1"]), (["rejected", "failed"], ["s4", "s2"]), (["unchanged"], [])],
     ids=str,
 )
 def test_only_the_states_that_are_asked_for(lake: Lake, states: list[str], ids: list[str]) -> None:
@@ -137,7 +138,7 @@ def test_the_command_lists_them_and_says_how_they_go_again(said: Said, lake: Lak
         "dicom-etl upload --failed",
     ):
         assert words in out
-    assert "A: 2 stored, 1 rejected, 1 retrying, 1 gave-up, 1 held, 1 gone" in out
+    assert "A: 2 stored, 1 unconfirmed, 1 rejected, 1 failed, 1 held, 1 orphaned" in out
     assert "B: nothing was sent" in out
 
     code, out, _ = said("outcomes", "A", "--state", "rejected", "--lake", lake.root, "--json")
@@ -151,7 +152,7 @@ def test_the_command_lists_them_and_says_how_they_go_again(said: Said, lake: Lak
 def test_a_state_that_there_is_not_is_one_sentence(said: Said, lake: Lake) -> None:
     code, out, err = said("outcomes", "--state", "lost", "--lake", lake.root)
     assert (code, out) == (2, "")
-    assert err == "dicom-etl: lost is no state; there are stored, rejected, retrying, gave-up, held, gone\n"
+    assert err == "dicom-etl: lost is no state; there are stored, unconfirmed, rejected, failed, held, orphaned\n"
 
 
 def test_what_was_rejected_goes_with_failed_and_nothing_else_does(

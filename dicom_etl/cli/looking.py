@@ -80,12 +80,12 @@ def _sending(sent: inspect.Sent) -> tuple[Any, ...]:
 def _advice(listed: set[str]) -> list[str]:
     """What a person can do about the states that were listed."""
     told = []
-    if listed & {"rejected", "retrying", "gave-up"}:
-        told.append("once the cause is mended, `dicom-etl upload --failed` sends them again")
+    if listed & {"rejected", "failed", "unconfirmed"}:
+        told.append("once the cause is fixed, `dicom-etl upload --failed` sends them again")
     if "held" in listed:
         told.append("what is held waits for a decision: its reason begins with the code of the finding")
-    if "gone" in listed:
-        told.append("what is gone stays on the server until `dicom-etl upload --prune`")
+    if "orphaned" in listed:
+        told.append("what is orphaned stays on the server until `dicom-etl upload --prune`")
     return told
 
 

@@ -29,7 +29,7 @@ Rebuild = Annotated[
 Accept = Annotated[bool, typer.Option("--accept-vanished", help="subjects or files that are gone are meant to be")]
 Prune = Annotated[bool, typer.Option("--prune", help="let the server lose what the lake no longer has")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="replace what somebody else changed of ours on the server")
+    bool, typer.Option("--overwrite", help="replace resources of ours that another client changed on the server")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="do not wait for another run of the same dataset")]

@@ -55,12 +55,12 @@ class Session:
 
     def lake(self) -> Lake:
         """The lake, opened to be written."""
-        lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell)
+        lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell, self.settings.database)
         return lake.open(rebuild=self.rebuild, id_key=self.settings.resource_ids().key_fingerprint)
 
     def existing(self) -> Lake:
         """The lake, which must be there."""
-        lake = Lake(self.settings.lake)
+        lake = Lake(self.settings.lake, ledger_url=self.settings.database)
         if not lake.exists("lake.json"):
             raise SettingsError(f"there is no lake at {self.settings.lake}; name it with --lake, or run first")
         return lake.open()

@@ -28,7 +28,7 @@ def show_outcome(session: Session, outcome: Outcome, **more: Any) -> None:
                 session.tell(f"report of {reported.dataset} ({_said(reported)}): {place}")
         elif summaries:
             _show_stage(session.console, stage, summaries)
-    for sentence in [*outcome.stopped.values(), *outcome.nothing.values()]:
+    for sentence in dict.fromkeys([*outcome.stopped.values(), *outcome.nothing.values()]):
         session.tell(sentence)
     if outcome.unreachable:
         session.tell(f"{outcome.unreachable}; everything else is done, and the next run sends it")

@@ -13,9 +13,9 @@ from dicom_etl.cli.options import Datasets, FhirUrl, Json, LakeRoot, NoWait, Set
 from dicom_etl.cli.session import Session
 from dicom_etl.cli.showing import show_upload
 from dicom_etl.console import ProgressDisplay, table
+from dicom_etl.fhir_client import FhirError
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.pipeline import Pipeline
-from dicom_etl.server.errors import FhirError
 from dicom_etl.stages.verify import DIFFERENCES, Verified
 
 _SHOWN = 20  # differences on a console
@@ -26,11 +26,11 @@ def verify(
     settings: SettingsFile = None,
     lake: LakeRoot = None,
     fhir_url: FhirUrl = None,
-    repair: Annotated[bool, typer.Option("--repair", help="send what the server does not have")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="upload what the server does not have")] = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
-    """Compare the FHIR server with lake and ledger: what is missing, changed, foreign or unsent.
+    """Compare the FHIR server with lake and ledger: what is missing, changed, external or unsent.
 
     With no dataset named, all of the lake.
     """
@@ -67,11 +67,11 @@ def _machine(verified: Verified) -> dict[str, Any]:
 
 def _show(console: Console, verified: Verified) -> None:
     names = {one.dataset: one.dataset or "(shared)" for one in verified.compared}
-    columns = ["ok", *DIFFERENCES, "left"]
+    columns = ["ok", *DIFFERENCES, "orphaned"]
     counted = [[names[one.dataset], *(one.counts[column] for column in columns)] for one in verified.compared]
     table(console, verified.server, ["dataset", *columns], counted)
     found = [
-        (d.what, names[one.dataset], d.unit, d.resource, d.said) for one in verified.compared for d in one.differences
+        (d.what, names[one.dataset], d.unit, d.resource, d.text) for one in verified.compared for d in one.differences
     ]
     if found:
         table(console, "Differences", ["what", "dataset", "unit", "resource", "more"], found[:_SHOWN])
@@ -85,8 +85,8 @@ def _advice(verified: Verified, *, repaired: bool) -> list[str]:
     """What each kind of difference means for the person."""
     said = {
         "missing": "missing: `dicom-etl verify --repair` sends them again",
-        "changed": "changed: somebody else has changed them on the server; they are left as they are",
-        "foreign": "foreign: another lake or program has sent them; they are left as they are",
+        "changed": "changed: another client has changed them on the server; they are left as they are",
+        "external": "external: another lake or program has sent them; they are left as they are",
         "unsent": "unsent: `dicom-etl outcomes` says why; `dicom-etl upload` sends what can be sent",
     }
     if repaired:

@@ -192,29 +192,31 @@ IDENTITIES = Table(
     ("study_uid", "unit"),
 )
 
-_OUTCOME: tuple[tuple[str, pa.DataType], ...] = (
-    ("dataset", STRING),
-    ("unit", STRING),
-    ("subject", STRING),
-    ("type", STRING),
-    ("key", STRING),
-    ("id", STRING),
-    ("id_on_server", STRING),
-    ("linked", FLAG),
-    ("hash", STRING),
-    ("tried", STRING),
-    ("version", STRING),
-    ("state", STRING),
-    ("status", pa.int32()),
-    ("attempts", pa.int32()),
-    ("error", STRING),
-    ("time", INSTANT),
-    ("content", STRING),
-    ("tried_content", STRING),
-    ("replaced", STRING),
+# The upload ledger as a table, for people who query it; written after each run and never read back.
+OUTCOMES = Table(
+    "outcomes",
+    "outcomes/{server}/{dataset}.parquet",
+    (
+        ("server", STRING),
+        ("dataset", STRING),
+        ("unit", STRING),  # null: datasets share it
+        ("subject", STRING),
+        ("type", STRING),
+        ("id", STRING),
+        ("business_key", STRING),
+        ("server_id", STRING),  # null: not on the server
+        ("is_external", FLAG),
+        ("hash", STRING),
+        ("version", STRING),
+        ("state", STRING),
+        ("reason", STRING),
+        ("reason_text", STRING),
+        ("http_status", pa.int32()),
+        ("attempts", pa.int32()),
+        ("time", INSTANT),
+    ),
+    ("type", "id"),
 )
-OUTCOMES = Table("outcomes", "outcomes/{server}/{dataset}/{unit}.parquet", _OUTCOME, ("type", "id"), is_synced=False)
-SHARED_OUTCOMES = Table("outcomes", "outcomes/{server}/shared.parquet", _OUTCOME, ("type", "id"), is_synced=False)
 
 COMPLETENESS = Table(
     "completeness",

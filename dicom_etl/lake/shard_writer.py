@@ -58,7 +58,12 @@ class ShardWriter:
                 sink.write(chunk)
 
     def commit(self, units: pa.Table) -> None:
-        """Write the commit and put all files in place."""
+        """Write the commit and put all files in place.
+
+        Raises:
+            LakeError: the lock of the dataset was lost.
+        """
+        self._lake.require_locks()
         self._put_in_place(units)
         self._lake.remove(damage_marker(self._stage, self._dataset, self._shard))
 

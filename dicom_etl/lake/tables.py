@@ -55,6 +55,8 @@ class Lake:
     root: str
     lock_wait: float = 3600.0
     tell: Any = field(default=print, compare=False, repr=False)
+    ledger_url: str | None = field(default=None, compare=False, repr=False)  # it may contain a password
+    _advisory_locks: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[type[Lake], tuple[str, float]]:
         """A lake travels to workers without the console of the process that sends it."""
@@ -172,7 +174,35 @@ class Lake:
 
     @contextmanager
     def lock(self, name: str, doing: str) -> Iterator[None]:
-        """Hold the lock of a dataset (or of what datasets share) while a stage writes it."""
+        """Hold the lock of a dataset (or of what datasets share) while a stage writes it.
+
+        It is in PostgreSQL where `ledger_url` names one, so that runs on several machines exclude each other, and a
+        lock of the file system otherwise.
+
+        Raises:
+            LockHeldError: another run holds it for longer than `lock_wait`.
+            LakeError: it cannot be taken.
+        """
+        with ExitStack() as held:
+            lock = self._database_lock if self._locks_in_database else self._file_lock
+            held.enter_context(lock(name, doing))
+            self._sweep_dataset(encode_name(name))
+            if self.local:
+                recovery.recover(Path(self.root), name)
+            else:
+                self.remove_new_folders(name)
+            yield
+
+    @cached_property
+    def _locks_in_database(self) -> bool:
+        if not self.ledger_url:
+            return False
+        from dicom_etl.lake.database import is_postgresql  # noqa: PLC0415 - workers need no database
+
+        return is_postgresql(self)
+
+    @contextmanager
+    def _file_lock(self, name: str, doing: str) -> Iterator[None]:
         folder = locks.lock_folder(self.root, local=self.local)
         with ExitStack() as held:
             lock = locks.hold(folder, encode_name(name), doing, wait=self.lock_wait, tell=self.tell)
@@ -180,12 +210,33 @@ class Lake:
                 held.enter_context(lock)
             except OSError as error:
                 raise LakeError(f"the lake {self.root} cannot be written: {error.strerror or error}") from None
-            self._sweep_dataset(encode_name(name))
-            if self.local:
-                recovery.recover(Path(self.root), name)
-            else:
-                self.remove_new_folders(name)
             yield
+
+    @contextmanager
+    def _database_lock(self, name: str, doing: str) -> Iterator[None]:
+        from dicom_etl.lake import advisory_locks  # noqa: PLC0415
+
+        with advisory_locks.hold(self, name, doing, wait=self.lock_wait, tell=self.tell) as lock:
+            self._advisory_locks.append(lock)
+            try:
+                yield
+            finally:
+                self._advisory_locks.remove(lock)
+
+    def require_locks(self, connection: Any = None) -> None:
+        """Make sure that this run still holds its locks: asked before each commit.
+
+        Args:
+            connection: one to the database, whose transaction depends on the locks; None: each lock's own.
+
+        Raises:
+            LakeError: a lock in PostgreSQL was lost with its connection.
+        """
+        for lock in self._advisory_locks:
+            if connection is None:
+                lock.require()
+            else:
+                lock.require_on(connection)
 
     def remove_new_folders(self, dataset: str) -> None:
         """Remove the hidden folders into which a run writes where the number of shards changes."""
@@ -228,6 +279,7 @@ class Lake:
         Raises:
             SchemaError: a column of a piece is missing, unknown or of another type; a piece is out of order.
         """
+        self.require_locks()
         place = table.path(**names)
         with self._replacing(place, sync=table.is_synced) as sink:
             write_row_groups(sink, table, pieces, metadata={_FINGERPRINT: fingerprint.encode()})
@@ -318,6 +370,7 @@ class Lake:
 
     def write_bytes(self, place: str, content: bytes) -> str:
         """Write a file of the lake; returns its place."""
+        self.require_locks()
         with self._replacing(place) as sink:
             sink.write(content)
         return place

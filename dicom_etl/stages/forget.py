@@ -4,7 +4,7 @@ The record comes first: from then on the crawl leaves the subject out, and it sa
 Then the server, the ledger, and the lake. Killed at any moment, the same call does the rest. What a server does not let
 go, or a server that is not the configured one, stays in the record until it is forgotten there too.
 
-Not here: what of the server goes (`server.withdrawing`), what of the lake goes (`stages.forgetting`).
+Not here: what of the server goes (`upload.deletion`), what of the lake goes (`stages.forgetting`).
 """
 
 from __future__ import annotations
@@ -16,21 +16,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from dicom_etl.fhir.corrections import read_corrections
+from dicom_etl.fhir_client import FhirError, UnreachableError, UnsuitableServerError, check_server
+from dicom_etl.fhir_connection import open_client, server_name
 from dicom_etl.identity.crosswalk import read_crosswalk
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.schemas import WITHDRAWN
 from dicom_etl.lake.tables import Lake
 from dicom_etl.lake.withdrawn import Row, Withdrawn, left_of, left_text
-from dicom_etl.server.addressing import Addressing
-from dicom_etl.server.capability import first_contact
-from dicom_etl.server.client import Client
-from dicom_etl.server.errors import ServerError, UnreachableError, UnsuitableServerError
-from dicom_etl.server.naming import server_name
-from dicom_etl.server.sending import Sender
 from dicom_etl.settings import Settings, SettingsError
 from dicom_etl.stages.forgetting import clear, is_known, known_of, sharing
-from dicom_etl.upload.locating import located
-from dicom_etl.upload.withdrawing import Deleted, Holding, Leaving, Ledgers, deleted, servers
+from dicom_etl.upload.deletion import Deleted, ServerContent, Withdrawal, WithdrawnLedger, delete_places, locate
+from dicom_etl.upload.export import export_ledger
+from dicom_etl.upload.items import IdStrategy
+from dicom_etl.upload.ledger import Key, Ledger, read_servers
 
 _COLUMNS = {"Patient": "patients", "ImagingStudy": "imaging_studies", "Endpoint": "endpoints"}
 Places = dict[str, set[str]]  # by server, Type/id there
@@ -111,9 +109,11 @@ class _Forgetting:
         self._known = known = known_of(lake, dataset, subject)
         self._record = Withdrawn.of(lake, dataset, self._ids)
         self._ours = server_name(settings.fhir.url) if settings.fhir.url else ""
-        leaving = Leaving(dataset, subject, known.studies, known.patients, known.needed, known.is_all)
-        self._ledgers = {name: Ledgers(lake, name, leaving) for name in servers(lake)}
-        self._holding = {name: ledgers.holding() for name, ledgers in self._ledgers.items()}
+        self._withdrawal = Withdrawal(dataset, subject, known.studies, known.patients, known.needed, known.is_all)
+        self._content: dict[str, ServerContent] = {}
+        for name in read_servers(lake):
+            with Ledger.of(lake, name) as ledger:
+                self._content[name] = WithdrawnLedger(ledger, self._withdrawal).content()
         self._left = self._planned()
         self._told = [*self._of_shared_patients(), *self._of_written_lists()]
 
@@ -122,17 +122,17 @@ class _Forgetting:
         before = left_of(self._record.row(self._subject))
         needed = {f"Patient/{patient}" for patient in self._known.needed}
         places: Places = defaultdict(set)
-        for name in sorted({*before, *self._holding}):
-            places[name] = (before.get(name, set()) - needed) | self._held_by(name).places
+        for name in sorted({*before, *self._content}):
+            places[name] = (before.get(name, set()) - needed) | _texts(self._content_of(name).places)
         return places
 
-    def _held_by(self, server: str) -> Holding:
-        return self._holding.get(server) or Holding()
+    def _content_of(self, server: str) -> ServerContent:
+        return self._content.get(server) or ServerContent()
 
     def plan(self) -> Forgotten:
         """What would be done."""
         left = (*self._of_foreign(), *self._of_others())
-        self._left[self._ours] |= {"/".join(key) for key in self._held_by(self._ours).unsure}
+        self._left[self._ours] |= _texts(self._content_of(self._ours).unsure)
         return self._forgotten(self._left, left, dry_run=True)
 
     def do(self) -> Forgotten:
@@ -149,18 +149,17 @@ class _Forgetting:
         gone = asyncio.run(self._delete()) if asks else Deleted(set(), set())
         if gone.refused:
             return self._broken_off(gone)
-        self._left[self._ours] = gone.needed
-        self._note(gone.done)
+        self._left[self._ours] = _texts(gone.needed)
+        self._note(_texts(gone.done))
         clear(self._lake, self._known, self._record)
         left = (*self._of_needed(), *self._of_foreign(), *self._of_others())
-        return self._forgotten({self._ours: gone.done}, left, cleared=True)
+        return self._forgotten({self._ours: _texts(gone.done)}, left, cleared=True)
 
     # -- the configured server
 
     def _asks(self) -> bool:
         """Whether the configured server has, or may have, anything of it."""
-        ledgers = self._ledgers.get(self._ours)
-        return bool(self._left[self._ours]) or (ledgers is not None and ledgers.knows_dataset())
+        return bool(self._left[self._ours]) or self._content_of(self._ours).knows_dataset
 
     async def _look(self) -> int:
         """See that the server answers, and look for what the ledger is not sure of; returns how many it does not know.
@@ -170,32 +169,35 @@ class _Forgetting:
             UnsuitableServerError: it is none of ours.
         """
         fhir, ours = self._settings.fhir, self._ours
-        async with Client.of(fhir) as client:
-            client_ids = None if fhir.client_assigned_ids == "auto" else fhir.client_assigned_ids == "yes"
-            takes_ids = await first_contact(client, fhir.version, client_ids=client_ids)
-            addressing, sender = Addressing(self._settings.site, takes_ids), Sender(client, fhir.retry_seconds)
-            known = self._ledgers[ours].keys() if ours in self._ledgers else set()
+        content = self._content_of(ours)
+        async with open_client(fhir) as client:
+            strategy = IdStrategy(self._settings.site, await check_server(client, fhir.version, fhir.client_assigned))
             try:
-                strangers = await located(client, sender, addressing, self._known.made - known)
-                self._left[ours] |= await located(client, sender, addressing, self._held_by(ours).unsure)
-            except ServerError as error:
+                unknown = await locate(client, strategy, self._known.made - content.known)
+                self._left[ours] |= _texts(
+                    await locate(client, strategy, content.unsure | content.replaced, by_id=True)
+                )
+            except FhirError as error:
                 raise UnreachableError(f"{client.url}: {error}") from None
-        return len(strangers - self._left[ours])
+        return len(_texts(unknown) - self._left[ours])
 
     async def _delete(self) -> Deleted:
         """Delete, then forget in the ledger: under one lock, so that no upload relies on a Patient that goes."""
         fhir = self._settings.fhir
-        async with Client.of(fhir) as client:
+        places: set[Key] = {(kind, identity) for kind, _, identity in map(_partition, self._left[self._ours])}
+        async with open_client(fhir) as client:
             with self._lake.lock(f"shared of {self._ours}", f"forget in {self._dataset}"):
-                gone = await deleted(Sender(client, fhir.retry_seconds), self._left[self._ours])
-                if not gone.refused and self._ours in self._ledgers:
-                    self._ledgers[self._ours].drop()
+                gone = await delete_places(client, places)
+                if not gone.refused and self._ours in self._content:
+                    with Ledger.of(self._lake, self._ours) as ledger:
+                        WithdrawnLedger(ledger, self._withdrawal).drop()
+                        await export_ledger(self._lake, ledger, self._dataset)
         return gone
 
     def _broken_off(self, gone: Deleted) -> Forgotten:
         """The server stopped in the middle: the lake keeps all, so that the next call knows what is to be deleted."""
         text = f"{self._ours}: not everything was deleted, and the lake has it still; run this again: {gone.refused}"
-        places = {self._ours: gone.done}
+        places = {self._ours: _texts(gone.done)}
         if gone.is_unreachable:
             return self._forgotten(places, unreachable=text)
         return self._forgotten(places, (text,))
@@ -240,12 +242,12 @@ class _Forgetting:
             )
 
     def _of_foreign(self) -> Iterator[str]:
-        for place in sorted(self._held_by(self._ours).foreign):
-            yield f"{place} on {self._ours} is somebody else's and has series of it: take them out there"
+        for place in sorted(self._content_of(self._ours).external):
+            yield f"{place} on {self._ours} is another client's and has series of it: remove them there"
 
     def _of_others(self) -> Iterator[str]:
         for name, places in sorted(self._left.items()):
-            count = len(places) + len(self._held_by(name).unsure)
+            count = len(places) + len(self._content_of(name).unsure)
             if count and name != self._ours:
                 yield (
                     f"{name} has {count} resources of it and is not the configured server: run this again with "
@@ -253,7 +255,7 @@ class _Forgetting:
                 )
 
     def _of_shared_patients(self) -> Iterator[str]:
-        count = max((holding.stays for holding in self._holding.values()), default=0)
+        count = max((content.kept for content in self._content.values()), default=0)
         if count:
             names = ", ".join(sharing(self._lake, self._known))
             yield (
@@ -282,6 +284,15 @@ class _Forgetting:
         files, studies = (self._known.files, len(self._known.studies)) if cleared or dry_run else (0, 0)
         told = tuple(self._told) if places or not (left or unreachable) else ()
         return Forgotten(self._dataset, files, studies, _by_type(places), told, left, unreachable, dry_run)
+
+
+def _texts(places: Collection[Key]) -> set[str]:
+    """Places as `Type/id`, as the record has them."""
+    return {"/".join(place) for place in places}
+
+
+def _partition(place: str) -> tuple[str, str, str]:
+    return place.partition("/")
 
 
 def _by_type(places: Mapping[str, Collection[str]]) -> dict[str, dict[str, int]]:

@@ -18,6 +18,7 @@ from dicom_etl.construction import assembly as construction
 from dicom_etl.extraction import assembly as extraction
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake.commits import Commit, read_commits
+from dicom_etl.lake.row_groups import read_parquet
 from dicom_etl.lake.schemas import (
     COMMITS,
     DATASET_FINDINGS,
@@ -33,7 +34,8 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.sources.base import SheetCell
 from dicom_etl.stages.left_out import cells_kept
-from dicom_etl.upload.built import SHARED_RULES, rows_at
+from dicom_etl.upload.items import SHARED_RULES
+from dicom_etl.upload.ledger import read_resources
 
 Row = dict[str, Any]
 _OURS = ("code", "severity", "stage", "dataset")  # columns of findings that no file has a say in
@@ -98,14 +100,13 @@ def _studies_of(lake: Lake, dataset: str, unit: str | None) -> Iterator[str]:
 
 
 def _has_files(lake: Lake, dataset: str, unit: str | None) -> bool:
-    """Whether there is a file of it anywhere in the lake, ledgers included."""
-    name, servers = encode_name(dataset), lake.names("outcomes")
+    """Whether there is a row of it in a ledger, or a file anywhere in the lake."""
+    name = encode_name(dataset)
+    if read_resources(lake, dataset, unit=unit):
+        return True
     if unit is None:
-        return any(lake.names(f"{folder}/{name}") for folder in (*_folders(lake), *(f"outcomes/{s}" for s in servers)))
-    ledgers = (f"outcomes/{server}/{name}/{encode_name(unit)}.parquet" for server in servers)
-    return any(map(lake.exists, ledgers)) or any(
-        unit in commit.rows for stage in COMMITS for commit in read_commits(lake, stage, dataset).values()
-    )
+        return any(lake.names(f"{folder}/{name}") for folder in _folders(lake))
+    return any(unit in commit.rows for stage in COMMITS for commit in read_commits(lake, stage, dataset).values())
 
 
 def _patients_beside(lake: Lake, dataset: str, unit: str | None) -> Iterator[str]:
@@ -117,8 +118,8 @@ def _patients_beside(lake: Lake, dataset: str, unit: str | None) -> Iterator[str
 
 def _all_persons(lake: Lake) -> Iterator[Row]:
     for name in lake.names("identities", ".parquet"):
-        if content := lake.read_bytes(f"identities/{name}.parquet"):
-            yield from rows_at(content)
+        with lake.at(f"identities/{name}.parquet").open("rb") as file:
+            yield from read_parquet(file).to_pylist()
 
 
 def _made(lake: Lake, dataset: str, unit: str | None, shared: set[str]) -> Iterator[tuple[str, str]]:

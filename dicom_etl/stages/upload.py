@@ -1,8 +1,8 @@
-"""upload: resources of the lake -> the FHIR server -> `outcomes`, which is also the ledger.
+"""upload: resources of the lake -> the FHIR server, noted in the ledger; `outcomes` is the ledger as a table.
 
 First, under one lock, what datasets share: Endpoints, and Patients whose identifiers mean the same everywhere, merged
 over the datasets. Then each dataset under its own lock: its own Patients, then its ImagingStudies. What the ledger
-says to be there is not sent again. Nothing shrinks or disappears on the server unless `prune` says that it is meant.
+knows to be stored is not sent again. No content is removed from the server unless `prune` says that it is meant.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from dicom_etl.lake.locks import LockHeldError
+from dicom_etl.fhir_client import check_server
+from dicom_etl.fhir_connection import open_client, server_name
 from dicom_etl.lake.tables import Lake
-from dicom_etl.server.addressing import Addressing
-from dicom_etl.server.capability import first_contact
-from dicom_etl.server.client import Client
-from dicom_etl.server.naming import server_name
-from dicom_etl.server.sending import DrySender, Sender
 from dicom_etl.settings import Settings
-from dicom_etl.upload.built import Built, NotBuiltError
-from dicom_etl.upload.dataset import DatasetUpload
-from dicom_etl.upload.run import Options, Progress, Run, Uploaded
-from dicom_etl.upload.shared import Shared
+from dicom_etl.upload.items import DatasetResources, IdStrategy, NotBuiltError, Options
+from dicom_etl.upload.ledger import Ledger
+from dicom_etl.upload.run import Limits, Progress, Run, Uploaded, upload_datasets
+from dicom_etl.upload.studies import Namespace
+from dicom_etl.upload.transfer import Target
 
 __all__ = ["NotBuiltError", "Uploaded", "upload"]
 
@@ -37,63 +34,43 @@ def upload(
     overwrite: bool = False,
     progress: Progress = lambda *_: None,
 ) -> list[Uploaded]:
-    """Bring the resources of some datasets onto the server of the settings; one summary per dataset.
+    """Upload the resources of some datasets to the server of the settings; one summary per dataset.
 
     Args:
         datasets: their names; what they share is merged over all of them.
         lake: holds the resources and the ledger.
         settings: name the server.
-        prune: let studies shrink, and delete what the lake no longer makes.
+        prune: let updates remove content, and delete what the lake no longer produces.
         failed_only: only what failed the last time.
         dry_run: ask the server, change nothing there and in the lake.
-        overwrite: replace studies and Endpoints of ours that somebody else changed on the server.
+        overwrite: replace studies and Endpoints of ours that another client changed on the server.
         progress: called with ("upload NAME", units done, units to do).
 
     Raises:
         NotBuiltError: a dataset has no resources yet.
         UnreachableError: the server did not answer at all (later on, that is in the summary).
         UnsuitableServerError: it cannot do what is needed; nothing was sent.
+        DatabaseError: the ledger cannot be used.
     """
     names = list(dict.fromkeys(datasets))
     if not settings.fhir.url:
         return [Uploaded(name, None) for name in names]
-    options = Options(prune, failed_only, dry_run, overwrite)
+    options = Options(prune, failed_only, dry_run, overwrite, settings.fhir.existing_study)
     return asyncio.run(_upload(names, lake, settings, options, progress))
 
 
 async def _upload(
     names: Sequence[str], lake: Lake, settings: Settings, options: Options, progress: Progress
 ) -> list[Uploaded]:
-    fhir, url, ids = settings.fhir, settings.fhir.url or "", settings.resource_ids()
-    built = [Built.of(lake, name) for name in names]
-    async with Client.of(fhir, connections=fhir.max_concurrent_requests + 2) as client:
-        client_ids = None if fhir.client_assigned_ids == "auto" else fhir.client_assigned_ids == "yes"
-        takes_ids = await first_contact(client, fhir.version, client_ids=client_ids)
-        addressing = Addressing(settings.site, takes_ids)
-        in_flight = addressing.in_flight(fhir.max_concurrent_requests)
-        sender = (DrySender if options.dry_run else Sender)(
-            client, fhir.retry_seconds, in_flight=in_flight, alone_bytes=fhir.single_request_bytes
-        )
-        system = settings.sds_dataset_system
-        run = Run(lake, fhir, options, progress, client, sender, server_name(url), addressing, ids, system)
-        shared = Shared(run, built)
-        await shared.bring()
-        uploads = [DatasetUpload(run, one, shared) for one in built]
-        for one in uploads:
-            try:
-                await one.bring()
-            except (NotBuiltError, LockHeldError) as error:  # forgotten meanwhile, or being written: the others go on
-                if len(uploads) == 1:
-                    raise
-                one.stopped = str(error)
-        if options.prune:
-            await _prune(shared, uploads)
-        return [one.summary() for one in uploads]
-
-
-async def _prune(shared: Shared, uploads: Sequence[DatasetUpload]) -> None:
-    try:
-        await shared.prune()
-    except LockHeldError as error:  # what the datasets brought is there, and is told; the rest goes in the next run
-        for one in uploads:
-            one.stopped = one.stopped or str(error)
+    fhir = settings.fhir
+    resources = [DatasetResources.of(lake, name) for name in names]
+    async with open_client(fhir) as client:
+        with Ledger.of(lake, server_name(fhir.url or ""), is_dry_run=options.dry_run) as ledger:
+            is_client_assigned = await check_server(client, fhir.version, fhir.client_assigned)
+            strategy = IdStrategy(settings.site, is_client_assigned)
+            namespace = Namespace(settings.resource_ids(), strategy, settings.sds_dataset_system)
+            target = Target(client, ledger, namespace, options, fhir.single_request_bytes)
+            # two conditional updates at once could create two resources
+            batches = fhir.max_concurrent_requests + 1 if is_client_assigned else 1
+            limits = Limits(fhir.max_bundle_entries, fhir.max_bundle_bytes, batches)
+            return await upload_datasets(Run(lake, target, limits, progress), resources)

@@ -1,7 +1,7 @@
-"""verify: lake, ledger and server -> what is missing, changed, foreign or unsent; what is not there is sent, if wanted.
+"""verify: lake, ledger and server -> what is missing, changed, external or unsent; what is missing is sent, if wanted.
 
 First what datasets share, then each dataset, each under its lock. Without `repair` nothing is written. With it, the
-ledger forgets what the server does not have, and the ordinary upload sends it: Patients and Endpoints before studies.
+ledger notes what the server does not have, and the ordinary upload sends it: Patients and Endpoints before studies.
 """
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dicom_etl.fhir_client import check_server
+from dicom_etl.fhir_connection import open_client, server_name
 from dicom_etl.lake.tables import Lake
-from dicom_etl.server.capability import first_contact
-from dicom_etl.server.client import Client
-from dicom_etl.server.naming import server_name
-from dicom_etl.server.sending import Sender
 from dicom_etl.settings import Settings, SettingsError
 from dicom_etl.stages.upload import Uploaded, upload
-from dicom_etl.upload.built import Built, NotBuiltError
+from dicom_etl.upload.items import DatasetResources, NotBuiltError
+from dicom_etl.upload.ledger import TROUBLE, Ledger
 from dicom_etl.upload.run import Progress
-from dicom_etl.upload.verifying import DIFFERENCES, Compared, Verifier
+from dicom_etl.upload.verification import DIFFERENCES, Comparison, Verifier
 
-__all__ = ["DIFFERENCES", "Compared", "Verified", "verify"]
+__all__ = ["DIFFERENCES", "Comparison", "Verified", "verify"]
 
-_REMAINING = ("changed", "foreign")  # what a repair leaves as it is
-_TROUBLE = ("rejected", "gave-up", "retrying", "held")
+_REMAINING = ("changed", "external")  # what a repair leaves as it is
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Verified:
     """
 
     server: str
-    compared: tuple[Compared, ...]
+    compared: tuple[Comparison, ...]
     nothing: dict[str, str]
     uploads: tuple[Uploaded, ...] = ()
 
@@ -49,7 +47,7 @@ class Verified:
             return 3
         left = _REMAINING if self.uploads else DIFFERENCES
         differs = any(one.counts[what] for one in self.compared for what in left)
-        failed = any(states.get(word) for up in self.uploads for states in up.counts.values() for word in _TROUBLE)
+        failed = any(states.get(word) for up in self.uploads for states in up.counts.values() for word in TROUBLE)
         stopped = any(uploaded.stopped for uploaded in self.uploads)
         return int(differs or failed or stopped or bool(self.nothing))
 
@@ -68,7 +66,7 @@ def verify(
         datasets: their names.
         lake: holds the resources and the ledger.
         settings: name the server.
-        repair: send again what is missing, and what was not sent. What somebody else changed is left alone.
+        repair: send again what is missing, and what was not sent. What another client changed is left alone.
         progress: called with ("verify NAME", resources asked for, resources to ask for).
 
     Raises:
@@ -78,11 +76,11 @@ def verify(
     """
     if not settings.fhir.url:
         raise SettingsError("no FHIR server is set to compare with: set fhir.url, or give --fhir-url")
-    built: dict[str, Built] = {}
+    built: dict[str, DatasetResources] = {}
     nothing: dict[str, str] = {}
     for name in dict.fromkeys(datasets):
         try:
-            built[name] = Built.of(lake, name)
+            built[name] = DatasetResources.of(lake, name)
         except NotBuiltError as error:
             nothing[name] = str(error)
     server = server_name(settings.fhir.url)
@@ -98,13 +96,13 @@ def verify(
 
 
 async def _compare(
-    datasets: dict[str, Built], lake: Lake, settings: Settings, *, repair: bool, progress: Progress
-) -> tuple[Compared, ...]:
+    datasets: dict[str, DatasetResources], lake: Lake, settings: Settings, *, repair: bool, progress: Progress
+) -> tuple[Comparison, ...]:
     fhir = settings.fhir
-    async with Client.of(fhir) as client:
-        await first_contact(client, fhir.version)
-        sender = Sender(client, fhir.retry_seconds)
-        verifier = Verifier(lake, client, sender, server_name(fhir.url or ""), repair=repair, progress=progress)
-        shared = await verifier.shared(list(datasets.values()))
-        found = [await verifier.dataset(name, settings.sds_dataset_system) for name in datasets]
-        return (*found, shared)
+    async with open_client(fhir) as client:
+        await check_server(client, fhir.version, fhir.client_assigned)
+        with Ledger.of(lake, server_name(fhir.url or ""), is_dry_run=not repair) as ledger:
+            verifier = Verifier(lake, client, ledger, repair=repair, progress=progress)
+            shared = await verifier.compare_shared(list(datasets.values()))
+            found = [await verifier.compare_dataset(name, settings.sds_dataset_system) for name in datasets]
+            return (*found, shared)

@@ -1,158 +1,777 @@
-"""The ledger: what is known of each of our resources on one server.
+"""The upload ledger: what is known of each resource on one server, and what is being sent.
 
-A row's `version` says that the server has the resource (empty where it names no version). `hash` is that of what was
-stored last; none of a study that is held and was never ours to store. `tried` are the hashes of what was sent since and
-may have arrived or not; of Patients, `content` and `tried_content` are that itself. `replaced` is the version that a
-write of ours replaced though the server had been seen to have nothing: it is still to be judged. `state`:
+Two tables of the lake's database (`lake.database`). `resources` has a row per resource with its state, what the server
+has of it, and why it is not as it should be. `attempts` is a journal: what is about to be sent is committed before the
+request, and taken out by the answer. After a kill the attempts that are still open are exactly what must be looked up
+on the server. A third table, `units`, has the fingerprint of each unit of which everything is stored.
 
-- stored: the server has it as sent;
-- rejected, gave-up: the last try failed; it is sent again;
-- retrying: it is being tried again just now, or the run was killed then; it is sent again;
-- held: not sent, until somebody decides; `error` begins with the code of the finding;
-- gone: the server has it, and the lake no longer makes it.
-
-`linked` says that the server's resource, under `id_on_server`, is somebody else's and is only referred to or added to.
+All statements run in one thread, in transactions that hold what came together: never on the event loop, and no
+transaction is open across a request. Only `TRANSITIONS` says how a state changes. Not here: what is decided from rows.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
-from typing import Any
+import queue
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from dicom_etl.server.transactions import Key
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
-Row = dict[str, Any]
-Write = Callable[[list[Row], str], None]
+from dicom_etl.lake import database
+from dicom_etl.lake.database import DatabaseError
+from dicom_etl.lake.tables import Lake
 
-# what is known of a resource of which nothing is known
-UNKNOWN: Row = dict.fromkeys(("hash", "tried", "version", "content", "tried_content", "replaced"))
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine, RowMapping
 
-_SMALL = 5_000  # rows: some 50 ms
-_MOST_TRIED = 10  # of the newest; each run whose answer is lost adds one where the content changed
-_WRITING_SHARE = 10  # between two writes passes this many times what a write takes
+Key = tuple[str, str]  # resource type, our id
+T = TypeVar("T")
+
+_NEVER = datetime(1, 1, 1, tzinfo=UTC)
+_FORMAT = 1  # of the tables; another one is refused
+_AT_ONCE = 400  # values in one IN (...)
+_TOGETHER = 200  # jobs in one transaction
+
+
+# -- states -----------------------------------------------------------------------------------------------------------
+
+
+class State(StrEnum):
+    """What became of a resource."""
+
+    STORED = "stored"  # the server has it as sent
+    UNCONFIRMED = "unconfirmed"  # sent, answer unknown
+    REJECTED = "rejected"  # refused for good, until it or the server changes
+    FAILED = "failed"  # the last attempt failed after all retries
+    HELD = "held"  # not sent until somebody decides
+    ORPHANED = "orphaned"  # on the server, no longer produced by the lake
+
+
+class Event(StrEnum):
+    """What happens to a resource."""
+
+    SENT = "sent"  # it is about to be sent
+    STORED = "stored"  # the server has it as it should be
+    REFUSED = "refused"
+    FAILED = "failed"  # it was not sent, or not taken, after all retries
+    UNANSWERED = "unanswered"  # it was sent, and whether it arrived is not known
+    HELD = "held"
+    DROPPED = "dropped"  # the lake no longer produces it
+    PRODUCED = "produced"  # the lake produces it again as it was stored
+    MISSING = "missing"  # the server no longer has it
+
+
+_ANY = (None, *State)
+TRANSITIONS: dict[tuple[State | None, Event], State] = {
+    **{(state, Event.SENT): State.UNCONFIRMED for state in _ANY},
+    **{(state, Event.STORED): State.STORED for state in _ANY},
+    **{(state, Event.REFUSED): State.REJECTED for state in _ANY},
+    **{(state, Event.FAILED): State.FAILED for state in _ANY},
+    **{(state, Event.UNANSWERED): State.UNCONFIRMED for state in _ANY},
+    **{(state, Event.HELD): State.HELD for state in _ANY},
+    **{(state, Event.DROPPED): State.ORPHANED for state in State},
+    (State.ORPHANED, Event.PRODUCED): State.STORED,
+    **{(state, Event.MISSING): state for state in State if state is not State.STORED},
+    (State.STORED, Event.MISSING): State.FAILED,
+}
+FAILED_STATES = (State.REJECTED, State.FAILED, State.UNCONFIRMED)  # sent again by --failed
+TROUBLE = (*FAILED_STATES, State.HELD)  # somebody must look at it
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRow:
+    """What is known of a resource. `server_id` is None until the server is known to have it.
+
+    What the server has (`server_id` to `contribution`) and what became of the last attempt (`state` to `time`) are
+    separate: a failure takes nothing away from what is known.
+    """
+
+    type: str
+    id: str
+    dataset: str
+    unit: str | None = None
+    subject: str | None = None
+    business_key: str | None = None  # StudyInstanceUID, identifier of a Patient, address of an Endpoint
+    server_id: str | None = None
+    is_external: bool = False  # another client owns what the server has: it is referred to, or added to
+    hash: str | None = None  # of the resource as stored last; None where nothing of ours was
+    server_hash: str | None = None  # of what the server has then, without references (`items.content_hash`)
+    version: str | None = None  # as the server names it: opaque
+    etag: str | None = None  # of that version, as it came
+    contribution: str | None = None  # of Patients: what we said last
+    is_indexed: bool = True  # False: created by us, and no search has found it yet
+    state: State = State.FAILED
+    reason: str | None = None  # code of a finding
+    reason_text: str | None = None
+    http_status: int | None = None
+    attempts: int = 0
+    time: datetime = _NEVER
+
+    @property
+    def key(self) -> Key:
+        """Type and our id."""
+        return self.type, self.id
+
+    @property
+    def place(self) -> Key:
+        """Type and the id on the server."""
+        return self.type, self.server_id or self.id
+
+    @property
+    def is_on_server(self) -> bool:
+        """Whether the server has it, as far as is known."""
+        return self.server_id is not None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether what the server has was stored by us; else another client's was merely seen there."""
+        return self.is_on_server and self.hash is not None and not self.is_external
+
+    def after(self, event: Event, **changes: Any) -> ResourceRow:
+        """The row after an event: the state by `TRANSITIONS`, the reason only where `changes` names one.
+
+        Raises:
+            KeyError: the event cannot happen in this state.
+        """
+        state = TRANSITIONS[self.state, event]
+        if event not in (Event.SENT, Event.MISSING):
+            changes = {"reason": None, "reason_text": None, "http_status": None} | changes
+        return replace(self, state=state, time=datetime.now(UTC), **changes)
+
+    def with_changes(self, **changes: Any) -> ResourceRow:
+        """The row with other values, though nothing happened to the resource; its time is new if one differs."""
+        changed = replace(self, **changes)
+        return self if changed == self else replace(changed, time=datetime.now(UTC))
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What is about to be sent. `number` is given by the database."""
+
+    type: str
+    id: str
+    hash: str  # as `ResourceRow.hash` once it is stored
+    server_hash: str
+    if_match: str  # empty: no version was asked for
+    contribution: str | None = None
+    server_id: str | None = None
+    number: int | None = None
+    time: datetime = _NEVER
+
+    @property
+    def key(self) -> Key:
+        """Type and our id."""
+        return self.type, self.id
+
+
+class _Instant(sa.TypeDecorator[datetime]):
+    """A time in UTC, also in SQLite, which keeps no zone, and in PostgreSQL, which answers in that of the session."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return value.astimezone(UTC).replace(tzinfo=None) if value and dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+_METADATA = sa.MetaData()
+_KEY = ("lake_id", "server", "type", "id")
+
+
+def _key_columns(*, primary: bool) -> list[sa.Column[Any]]:
+    return [sa.Column(name, sa.Text, primary_key=primary, nullable=False) for name in _KEY]
+
+
+_RESOURCES = sa.Table(
+    "resources",
+    _METADATA,
+    *_key_columns(primary=True),
+    sa.Column("dataset", sa.Text, nullable=False),
+    sa.Column("unit", sa.Text),
+    sa.Column("subject", sa.Text),
+    sa.Column("business_key", sa.Text),
+    sa.Column("server_id", sa.Text),
+    sa.Column("is_external", sa.Boolean, nullable=False),
+    sa.Column("hash", sa.Text),
+    sa.Column("server_hash", sa.Text),
+    sa.Column("version", sa.Text),
+    sa.Column("etag", sa.Text),
+    sa.Column("contribution", sa.Text),
+    sa.Column("is_indexed", sa.Boolean, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("reason_text", sa.Text),
+    sa.Column("http_status", sa.Integer),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("time", _Instant, nullable=False),
+    sa.Index("resources_of_unit", "lake_id", "server", "dataset", "unit"),
+)
+_ATTEMPTS = sa.Table(
+    "attempts",
+    _METADATA,
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    *_key_columns(primary=False),
+    sa.Column("server_id", sa.Text),
+    sa.Column("hash", sa.Text, nullable=False),
+    sa.Column("server_hash", sa.Text, nullable=False),
+    sa.Column("if_match", sa.Text, nullable=False),
+    sa.Column("contribution", sa.Text),
+    sa.Column("time", _Instant, nullable=False),
+    sa.Index("attempts_of_resource", *_KEY),
+)
+_UNITS = sa.Table(
+    "units",
+    _METADATA,
+    sa.Column("lake_id", sa.Text, primary_key=True),
+    sa.Column("server", sa.Text, primary_key=True),
+    sa.Column("dataset", sa.Text, primary_key=True),
+    sa.Column("unit", sa.Text, primary_key=True),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+)
+_FORMATS = sa.Table("ledger_format", _METADATA, sa.Column("format", sa.Integer, primary_key=True))
+
+_ROW_FIELDS = tuple(field.name for field in fields(ResourceRow))
+_ATTEMPT_FIELDS = tuple(field.name for field in fields(Attempt))
+
+
+# -- the ledger -------------------------------------------------------------------------------------------------------
+
+
+class LedgerError(DatabaseError):
+    """The ledger cannot be read or written; nothing more is sent."""
+
+
+Job = Callable[["Connection"], T]
 
 
 class Ledger:
-    """The rows of one ledger by (type, id); `write` saves them, with the mark that says that nothing is to do."""
+    """The ledger of one server, of the lake `lake_id`. Use it as a context manager: the end waits for all writes.
+
+    Every method that begins with `read_` or `write_` runs its statements in the ledger's thread and returns a Future;
+    statements run in the order of the calls, so that what was written is read. A write that fails makes all later
+    calls fail: `write_attempts` must have succeeded before anything is sent.
+    """
 
     def __init__(
-        self, rows: Iterable[Row], write: Write, mark: str = "", *, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: Engine,
+        lake_id: str,
+        server: str,
+        *,
+        require_lock: Callable[[Connection], None] = lambda _: None,
     ) -> None:
-        self.rows: dict[Key, Row] = {(row["type"], row["id"]): _whole(row) for row in rows}
-        self._write, self._mark, self._clock = write, mark, clock
-        self._changed = False
-        self._next_write = float("-inf")
+        """A ledger that is not open yet.
 
-    def get(self, key: Key) -> Row | None:
-        """The row of a resource, or None."""
-        return self.rows.get(key)
-
-    def note(self, row: Row) -> None:
-        """Take a row; one that says nothing new leaves the old with its time."""
-        key = row["type"], row["id"]
-        before = self.rows.get(key)
-        if before is None or _timeless(before) != _timeless(row):
-            self.rows[key] = row
-            self._changed = True
-
-    def drop(self, key: Key) -> None:
-        """Forget a resource."""
-        self._changed |= self.rows.pop(key, None) is not None
-
-    def save(self, mark: str = "") -> None:
-        """Write, if anything changed."""
-        if self._changed or mark != self._mark:
-            self._write(list(self.rows.values()), mark)
-            self._changed, self._mark = False, mark
-
-    def save_soon(self) -> None:
-        """Write, unless that was done just now: a large ledger is not written after each small bundle.
-
-        What a kill takes with it is sent again, and changes nothing on the server.
+        Args:
+            engine: of the lake's database.
+            lake_id: of the lake.
+            server: its name.
+            require_lock: asked in each transaction whether this run may still write.
         """
-        began = self._clock()
-        if self._changed and began >= self._next_write:
-            self.save()
-            ended = self._clock()
-            self._next_write = ended + _WRITING_SHARE * (ended - began)
+        self.server = server
+        self._engine, self._lake_id, self._require_lock = engine, lake_id, require_lock
+        self._jobs: queue.SimpleQueue[tuple[Job[Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._failure: LedgerError | None = None
+        self._resources = ExitStack()
 
-    def save_before_sending(self) -> None:
-        """Write at once, if that is quick; of a large ledger a kill may take what was not written yet."""
-        if len(self.rows) <= _SMALL:
-            self.save()
+    @classmethod
+    def of(cls, lake: Lake, server: str, *, is_dry_run: bool = False) -> Self:
+        """The ledger of a server in a lake; of a dry run, a copy that goes when it is closed.
+
+        Raises:
+            DatabaseError: the lake has no database that can be used.
+        """
+        try:
+            if not is_dry_run:
+                engine = database.open_engine(lake)
+                prepare(engine)
+                return cls(engine, lake.lake_id, server, require_lock=lake.require_locks)
+            folder = tempfile.TemporaryDirectory(prefix="dicom-etl-")
+            ledger = cls(_copy(lake, Path(folder.name), server), lake.lake_id, server)
+        except sa.exc.SQLAlchemyError as error:
+            raise LedgerError(f"the upload ledger cannot be opened: {database.explain(error)}") from None
+        ledger._resources.enter_context(folder)
+        return ledger
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._run_jobs, name="ledger", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._jobs.put(None)
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._resources.close()
+        if kind is None and self._failure is not None:
+            raise self._failure
+
+    # -- reading
+
+    def read_rows(self, keys: Iterable[Key]) -> Future[dict[Key, ResourceRow]]:
+        """The rows of some resources; those that have none are left out."""
+        wanted = list(keys)
+        return self._submit(lambda connection: self._rows_of(connection, wanted))
+
+    def read_units(self, dataset: str, units: Collection[str]) -> Future[dict[Key, ResourceRow]]:
+        """The rows of some units of a dataset."""
+
+        def read(connection: Connection) -> dict[Key, ResourceRow]:
+            found = [
+                row
+                for some in _batches(units)
+                for row in self._select(connection, _RESOURCES.c.dataset == dataset, _RESOURCES.c.unit.in_(some))
+            ]
+            return {row.key: row for row in found}
+
+        return self._submit(read)
+
+    def read_where(
+        self,
+        *,
+        dataset: str | None = None,
+        states: Collection[State] = (),
+        is_shared: bool | None = None,
+        is_notable: bool = False,
+        is_indexed: bool | None = None,
+    ) -> Future[list[ResourceRow]]:
+        """The rows that all of the given conditions choose, by type and id.
+
+        Args:
+            dataset: of this dataset.
+            states: in one of these states; empty: in any.
+            is_shared: True: of what datasets share (no unit); False: of units.
+            is_notable: only those that a finding or a person must hear of: not stored, external, or with a reason.
+            is_indexed: whether a search has found it since it was created.
+        """
+        columns = _RESOURCES.c
+        conditions = [columns.dataset == dataset] if dataset is not None else []
+        conditions += [columns.state.in_([str(state) for state in states])] if states else []
+        if is_shared is not None:
+            conditions.append(columns.unit.is_(None) if is_shared else columns.unit.is_not(None))
+        if is_indexed is not None:
+            conditions.append(columns.is_indexed.is_(is_indexed))
+        if is_notable:
+            conditions.append(
+                sa.or_(columns.state != str(State.STORED), columns.is_external, columns.reason.is_not(None))
+            )
+
+        def read(connection: Connection) -> list[ResourceRow]:
+            rows = {row.key: row for row in self._select(connection, *conditions)}
+            return [rows[key] for key in sorted(rows)]
+
+        return self._submit(read)
+
+    def read_unit_names(self, dataset: str) -> Future[set[str]]:
+        """The units of a dataset of which there are rows."""
+        query = sa.select(_RESOURCES.c.unit).where(*self._mine(_RESOURCES), _RESOURCES.c.dataset == dataset)
+        query = query.where(_RESOURCES.c.unit.is_not(None)).distinct()
+        return self._submit(lambda connection: set(connection.execute(query).scalars()))
+
+    def read_datasets(self) -> Future[set[str]]:
+        """The datasets of which there are rows."""
+        query = sa.select(_RESOURCES.c.dataset).where(*self._mine(_RESOURCES)).distinct()
+        return self._submit(lambda connection: set(connection.execute(query).scalars()))
+
+    def read_counts(self, dataset: str) -> Future[dict[tuple[str, State, bool], int]]:
+        """How many resources of the units of a dataset there are by type, state, and whether they are external."""
+        columns = _RESOURCES.c
+        query = sa.select(columns.type, columns.state, columns.is_external, sa.func.count())
+        query = query.where(*self._mine(_RESOURCES), columns.dataset == dataset, columns.unit.is_not(None))
+        query = query.group_by(columns.type, columns.state, columns.is_external)
+
+        def read(connection: Connection) -> dict[tuple[str, State, bool], int]:
+            return {(kind, State(state), bool(ext)): n for kind, state, ext, n in connection.execute(query)}
+
+        return self._submit(read)
+
+    def read_other_ids(self) -> Future[dict[Key, str]]:
+        """The ids on the server of the Patients that have another one there than ours."""
+        columns = _RESOURCES.c
+        query = sa.select(columns.type, columns.id, columns.server_id).where(*self._mine(_RESOURCES))
+        query = query.where(columns.type == "Patient", columns.server_id != columns.id)
+        return self._submit(lambda connection: {(kind, one): other for kind, one, other in connection.execute(query)})
+
+    def read_page(self, dataset: str, after: Key, most: int) -> Future[list[ResourceRow]]:
+        """The next rows of a dataset after a key, in the order of their keys' bytes."""
+
+        def read(connection: Connection) -> list[ResourceRow]:
+            names: list[sa.ColumnElement[str]] = [_RESOURCES.c.type, _RESOURCES.c.id]
+            if connection.dialect.name == "postgresql":  # other collations have other orders
+                names = [sa.collate(name, "C") for name in names]
+            query = sa.select(_RESOURCES).where(*self._mine(_RESOURCES), _RESOURCES.c.dataset == dataset)
+            query = query.where(sa.tuple_(*names) > sa.tuple_(*after)).order_by(*names).limit(most)
+            return [_row_of(found) for found in connection.execute(query).mappings()]
+
+        return self._submit(read)
+
+    def read_generation(self, dataset: str) -> Future[str]:
+        """What changes when a row of a dataset does."""
+        query = sa.select(sa.func.count(), sa.func.max(_RESOURCES.c.time))
+        query = query.where(*self._mine(_RESOURCES), _RESOURCES.c.dataset == dataset)
+
+        def read(connection: Connection) -> str:
+            count, newest = connection.execute(query).one()
+            return f"{count} {newest}"
+
+        return self._submit(read)
+
+    def read_fingerprints(self, dataset: str) -> Future[dict[str, str]]:
+        """The fingerprints of the units of which everything was stored."""
+        query = sa.select(_UNITS.c.unit, _UNITS.c.fingerprint).where(*self._mine(_UNITS), _UNITS.c.dataset == dataset)
+        return self._submit(lambda connection: {row.unit: row.fingerprint for row in connection.execute(query)})
+
+    def read_known(self, keys: Iterable[Key]) -> Future[tuple[dict[Key, ResourceRow], dict[Key, list[Attempt]]]]:
+        """The rows and the open attempts of some resources, as `read_rows` and `read_attempts` give them."""
+        wanted = list(keys)
+        return self._submit(
+            lambda connection: (self._rows_of(connection, wanted), self._attempts_of(connection, wanted))
+        )
+
+    def read_attempts(self, keys: Iterable[Key]) -> Future[dict[Key, list[Attempt]]]:
+        """The open attempts of some resources, oldest first; those that have none are left out."""
+        wanted = list(keys)
+
+        return self._submit(lambda connection: self._attempts_of(connection, wanted))
+
+    # -- writing
+
+    def write_attempts(
+        self, attempts: Sequence[Attempt], rows: Sequence[ResourceRow], *, closed: Sequence[int] = ()
+    ) -> Future[list[int]]:
+        """Open attempts, close others, and write the rows that say so; returns the numbers of those that are open now.
+
+        To be waited for before anything is sent.
+        """
+        now = datetime.now(UTC)
+        values = [
+            self._identified({name: getattr(one, name) for name in _ATTEMPT_FIELDS if name != "number"} | {"time": now})
+            for one in attempts
+        ]
+
+        def write(connection: Connection) -> list[int]:
+            self._upsert(connection, rows)
+            self._close(connection, closed)
+            if not values:
+                return []
+            insert = sa.insert(_ATTEMPTS).returning(_ATTEMPTS.c.number, sort_by_parameter_order=True)
+            return list(connection.execute(insert, values).scalars())
+
+        return self._submit(write)
+
+    def write_rows(self, rows: Sequence[ResourceRow], *, closed: Sequence[int] = ()) -> Future[None]:
+        """Write rows, and close the attempts that an answer, or a look at the server, has completed."""
+
+        def write(connection: Connection) -> None:
+            self._upsert(connection, rows)
+            self._close(connection, closed)
+
+        return self._submit(write)
+
+    def delete_rows(self, keys: Collection[Key]) -> Future[None]:
+        """Forget resources, with their open attempts."""
+
+        def write(connection: Connection) -> None:
+            for table in (_ATTEMPTS, _RESOURCES):
+                for kind, ids in _by_type(keys):
+                    connection.execute(
+                        sa.delete(table).where(*self._mine(table), table.c.type == kind, table.c.id.in_(ids))
+                    )
+
+        return self._submit(write)
+
+    def write_fingerprints(self, dataset: str, marks: dict[str, str | None]) -> Future[None]:
+        """Note that everything of units is stored as of a fingerprint; or (None) that it is not."""
+        mine = {"lake_id": self._lake_id, "server": self.server, "dataset": dataset}
+        values = [mine | {"unit": unit, "fingerprint": mark} for unit, mark in marks.items() if mark is not None]
+
+        def write(connection: Connection) -> None:
+            for units in _batches([unit for unit, mark in marks.items() if mark is None]):
+                where = (*self._mine(_UNITS), _UNITS.c.dataset == dataset, _UNITS.c.unit.in_(units))
+                connection.execute(sa.delete(_UNITS).where(*where))
+            if values:
+                self._upsert_into(connection, _UNITS, values)
+
+        return self._submit(write)
+
+    def delete_fingerprints(self, dataset: str) -> Future[None]:
+        """Forget the fingerprints of all units of a dataset."""
+        where = (*self._mine(_UNITS), _UNITS.c.dataset == dataset)
+
+        def write(connection: Connection) -> None:
+            connection.execute(sa.delete(_UNITS).where(*where))
+
+        return self._submit(write)
+
+    def flush(self) -> None:
+        """Wait until all that was written is committed.
+
+        Raises:
+            LedgerError: something could not be written.
+        """
+        self._submit(lambda _: None).result()
+
+    def erase_deleted(self) -> None:
+        """Remove what was deleted from the files of the database, too: SQLite's log has it until it is emptied.
+
+        Raises:
+            LedgerError: the database cannot be used.
+        """
+        self.flush()
+        if self._engine.dialect.name != "sqlite":
+            return
+        try:
+            with closing(self._engine.raw_connection()) as connection:  # a checkpoint is not part of a transaction
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sa.exc.SQLAlchemyError as error:
+            raise LedgerError(f"the upload ledger cannot be used: {database.explain(error)}") from None
+
+    # -- statements
+
+    def _mine(self, table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
+        return table.c.lake_id == self._lake_id, table.c.server == self.server
+
+    def _identified(self, values: dict[str, Any]) -> dict[str, Any]:
+        return values | {"lake_id": self._lake_id, "server": self.server}
+
+    def _select(self, connection: Connection, *conditions: sa.ColumnElement[bool]) -> list[ResourceRow]:
+        query = sa.select(_RESOURCES).where(*self._mine(_RESOURCES), *conditions)
+        return [_row_of(found) for found in connection.execute(query).mappings()]
+
+    def _rows_of(self, connection: Connection, keys: Iterable[Key]) -> dict[Key, ResourceRow]:
+        return {row.key: row for row in map(_row_of, self._chosen(connection, _RESOURCES, keys))}
+
+    def _attempts_of(self, connection: Connection, keys: Iterable[Key]) -> dict[Key, list[Attempt]]:
+        attempts: dict[Key, list[Attempt]] = {}
+        for values in self._chosen(connection, _ATTEMPTS, keys):
+            attempt = Attempt(**{name: values[name] for name in _ATTEMPT_FIELDS})
+            attempts.setdefault(attempt.key, []).append(attempt)
+        return {key: sorted(found, key=lambda attempt: attempt.number or 0) for key, found in attempts.items()}
+
+    def _chosen(self, connection: Connection, table: sa.Table, keys: Iterable[Key]) -> Iterator[RowMapping]:
+        for kind, ids in _by_type(keys):
+            query = sa.select(table).where(*self._mine(table), table.c.type == kind, table.c.id.in_(ids))
+            yield from connection.execute(query).mappings()
+
+    def _close(self, connection: Connection, numbers: Sequence[int]) -> None:
+        for some in _batches(numbers):
+            connection.execute(sa.delete(_ATTEMPTS).where(_ATTEMPTS.c.number.in_(some)))
+
+    def _upsert(self, connection: Connection, rows: Sequence[ResourceRow]) -> None:
+        if rows:
+            self._upsert_into(connection, _RESOURCES, [self._identified(_values_of(row)) for row in rows])
+
+    def _upsert_into(self, connection: Connection, table: sa.Table, values: list[dict[str, Any]]) -> None:
+        insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+        keys = [column.name for column in table.primary_key]
+        others = {column.name: insert.excluded[column.name] for column in table.c if column.name not in keys}
+        connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=others), values)
+
+    # -- the thread
+
+    def _submit(self, job: Job[T]) -> Future[T]:
+        future: Future[T] = Future()
+        if self._failure is not None:
+            future.set_exception(self._failure)
         else:
-            self.save_soon()
+            self._jobs.put((job, future))
+        return future
+
+    def _run_jobs(self) -> None:
+        """Run jobs until the end; those that wait at the same time share a transaction."""
+        jobs: list[tuple[Job[Any], Future[Any]]] = []
+        try:
+            with self._engine.connect() as connection:
+                while waiting := self._waiting():
+                    # one that was cancelled is not run; one that runs can no longer be cancelled
+                    jobs = [job for job in waiting if job[1].set_running_or_notify_cancel()]
+                    self._run_together(connection, jobs)
+                    jobs = []
+        except sa.exc.SQLAlchemyError as error:
+            self._fail(jobs, LedgerError(f"the upload ledger cannot be used: {database.explain(error)}"))
+        except DatabaseError as error:
+            self._fail(jobs, LedgerError(str(error)))
+        except Exception as error:  # noqa: BLE001 - whoever waits for a future must hear of every failure
+            self._fail(jobs, LedgerError(f"the upload ledger cannot be used: {type(error).__name__}"))
+        finally:
+            self._engine.dispose()
+
+    def _waiting(self) -> list[tuple[Job[Any], Future[Any]]]:
+        """The jobs that wait now, at least one; none at the end."""
+        jobs = []
+        job = self._jobs.get()
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) >= _TOGETHER or self._jobs.empty():
+                return jobs
+            job = self._jobs.get()
+        self._jobs.put(None)  # for the next turn
+        return jobs
+
+    def _run_together(self, connection: Connection, jobs: Sequence[tuple[Job[Any], Future[Any]]]) -> None:
+        with connection.begin():
+            self._require_lock(connection)
+            results = [job(connection) for job, _ in jobs]
+        for (_, future), result in zip(jobs, results, strict=True):
+            future.set_result(result)
+
+    def _fail(self, jobs: Sequence[tuple[Job[Any], Future[Any]]], failure: LedgerError) -> None:
+        """Let all jobs fail, those that wait and those that are still to come."""
+        self._failure = failure
+        for _, future in jobs:
+            future.set_exception(failure)
+        while (job := self._jobs.get()) is not None:
+            if job[1].set_running_or_notify_cancel():
+                job[1].set_exception(failure)
 
 
-def stored(digest: str, content: str | None, version: str | None) -> Row:
-    """What is known of a resource once the server is known to have it."""
-    return UNKNOWN | {"hash": digest, "content": content, "version": version}
+def prepare(engine: Engine) -> None:
+    """Create the tables where they are not there yet.
+
+    Raises:
+        LedgerError: they were written by another version of dicom-etl.
+    """
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":  # two runs may begin at the same moment
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(6277101735386680763)"))
+        _METADATA.create_all(connection)
+        if not _has_format(connection):
+            connection.execute(sa.insert(_FORMATS).values(format=_FORMAT))
 
 
-def tried(row: Row, digest: str, content: str | None) -> Row:
-    """What is known of a resource once something was sent that may have arrived."""
-    return {
-        "tried": _with(row["tried"], digest),
-        "tried_content": _with(row["tried_content"], content) if content else row["tried_content"],
+def _has_format(connection: Connection) -> bool:
+    """Whether the database has the format of this version; False where it has none yet.
+
+    Raises:
+        LedgerError: it has another one.
+    """
+    formats = list(connection.execute(sa.select(_FORMATS.c.format)).scalars())
+    if formats not in ([], [_FORMAT]):
+        raise LedgerError(
+            f"the upload ledger has format {formats[0]}, and this dicom-etl writes {_FORMAT}: use the dicom-etl that "
+            "wrote it"
+        )
+    return bool(formats)
+
+
+def _row_of(values: RowMapping) -> ResourceRow:
+    row = {name: values[name] for name in _ROW_FIELDS}
+    return ResourceRow(**row | {"state": State(row["state"])})
+
+
+def _values_of(row: ResourceRow) -> dict[str, Any]:
+    values = {name: getattr(row, name) for name in _ROW_FIELDS}
+    # PostgreSQL keeps no NUL in a text
+    values |= {
+        name: value.replace("\0", "\ufffd") for name, value in values.items() if type(value) is str and "\0" in value
     }
+    return values | {"state": str(row.state)}
 
 
-def refused(row: Row, digest: str, content: str | None) -> Row:
-    """What is known of a resource once something was refused: that one has not arrived."""
-    return {"tried": _without(row["tried"], digest), "tried_content": _without(row["tried_content"], content)}
+def _by_type(keys: Iterable[Key]) -> Iterator[tuple[str, list[str]]]:
+    """The ids of each type, as many at once as a statement takes."""
+    ids: dict[str, list[str]] = {}
+    for kind, identity in sorted(set(keys)):
+        ids.setdefault(kind, []).append(identity)
+    for kind, of_type in ids.items():
+        for some in _batches(of_type):
+            yield kind, some
 
 
-def lines(text: str | None) -> list[str]:
-    """The lines of a column that holds several; JSON may hold what str.splitlines takes for an end."""
-    return text.split("\n") if text else []
+def _batches(values: Collection[T]) -> Iterator[list[T]]:
+    """As many values at once as a statement takes."""
+    every = list(values)
+    for start in range(0, len(every), _AT_ONCE):
+        yield every[start : start + _AT_ONCE]
 
 
-def _with(text: str | None, line: str) -> str:
-    kept = [one for one in lines(text) if one != line]
-    return "\n".join([*kept[-_MOST_TRIED + 1 :], line])
+def _copy(lake: Lake, folder: Path, server: str) -> Engine:
+    """A database in `folder` with the rows of one server; empty where the lake has no ledger yet."""
+    url = sa.URL.create("sqlite", database=str(folder / database.DATABASE_FILE))
+    copy = database.make_engine(url)
+    _METADATA.create_all(copy)
+    if not database.exists(lake):
+        return copy
+    engine = database.open_engine(lake, to_write=False)
+    with engine.connect() as source, copy.begin() as target:
+        if not sa.inspect(source).has_table(_FORMATS.name) or not _has_format(source):
+            return copy
+        for table in (_RESOURCES, _ATTEMPTS, _UNITS):
+            query = sa.select(table).where(table.c.lake_id == lake.lake_id, table.c.server == server)
+            for rows in source.execution_options(yield_per=1000).execute(query).mappings().partitions():
+                target.execute(sa.insert(table), [dict(row) for row in rows])
+    engine.dispose()
+    return copy
 
 
-def _without(text: str | None, line: str | None) -> str | None:
-    return "\n".join(one for one in lines(text) if one != line) or None
+# -- looking into the ledgers of all servers, without a server ---------------------------------------------------------
 
 
-def on_server(row: Row | None) -> bool:
-    """Whether the server has the resource, as far as we know."""
-    return row is not None and row["version"] is not None
+def count_resources(lake: Lake) -> dict[tuple[str, str, State], int]:
+    """How many resources there are by dataset, server and state."""
+    columns = _RESOURCES.c
+    query = sa.select(columns.dataset, columns.server, columns.state, sa.func.count())
+    query = query.where(columns.lake_id == lake.lake_id).group_by(columns.dataset, columns.server, columns.state)
+    return {(row[0], row[1], State(row[2])): int(row[3]) for row in _query(lake, query)}
 
 
-def may_be_there(row: Row) -> bool:
-    """Whether something was sent of which we do not know whether the server has it."""
-    return not on_server(row) and row["tried"] is not None
+def read_resources(
+    lake: Lake, dataset: str, *, unit: str | None = None, states: Collection[State] = ()
+) -> list[tuple[str, ResourceRow]]:
+    """The rows of a dataset, or of a unit of it, with their server; in some states, or in all."""
+    columns = _RESOURCES.c
+    query = sa.select(_RESOURCES).where(columns.lake_id == lake.lake_id, columns.dataset == dataset)
+    if unit is not None:
+        query = query.where(columns.unit == unit)
+    if states:
+        query = query.where(columns.state.in_([str(state) for state in states]))
+    rows = [(found.server, _row_of(found._mapping)) for found in _query(lake, query)]
+    return sorted(rows, key=lambda one: (one[0], one[1].key))
 
 
-def is_never_ours(row: Row) -> bool:
-    """Whether all that is known to be there is of another lake: it was seen, and ours was held."""
-    return on_server(row) and row["hash"] is None and row["tried"] is None
+def read_servers(lake: Lake) -> list[str]:
+    """The servers of which the lake has a ledger."""
+    query = sa.select(_RESOURCES.c.server).where(_RESOURCES.c.lake_id == lake.lake_id).distinct()
+    return sorted(str(row[0]) for row in _query(lake, query))
 
 
-def up_to_date(row: Row | None, digest: str) -> bool:
-    """Whether the server has the resource as it would be sent."""
-    if row is None or not on_server(row) or row["tried"] is not None:
-        return False
-    return row["hash"] == digest and row["state"] in ("stored", "held", "gone")
+def _query(lake: Lake, query: sa.Select[Any]) -> Sequence[Any]:
+    """The rows of a query; none where there is no ledger yet.
 
-
-def failed(row: Row | None) -> bool:
-    """Whether the last try failed."""
-    return row is not None and row["state"] in ("rejected", "gave-up", "retrying")
-
-
-def _whole(row: Row) -> Row:
-    """A row with what ledgers of before did not have: there, another id meant another's resource."""
-    row = {"tried_content": None, "replaced": None} | row
-    if "tried" not in row:
-        row = row | {"tried": row["hash"] if row["state"] in ("gave-up", "retrying") else None}
-    if row.get("linked") is None:
-        row = row | {"linked": row.get("id_on_server") not in (None, row["id"])}
-    return row
-
-
-def _timeless(row: Row) -> Row:
-    return {name: value for name, value in row.items() if name != "time"}
+    Raises:
+        LedgerError: the database cannot be read.
+    """
+    if not database.exists(lake):
+        return []
+    engine = database.open_engine(lake, to_write=False)
+    try:
+        with engine.connect() as connection:
+            if not sa.inspect(connection).has_table(_RESOURCES.name):
+                return []
+            return connection.execute(query).all()
+    except sa.exc.SQLAlchemyError as error:
+        raise LedgerError(f"the upload ledger cannot be read: {database.explain(error)}") from None
+    finally:
+        engine.dispose()

@@ -12,15 +12,15 @@ from dicom_etl.lake.schemas import ALL_FINDINGS
 from dicom_etl.pipeline import Options, Pipeline, run
 from dicom_etl.settings import load_settings
 from tests.corpus import write_instance
-from tests.server.proxy import Reply, proxy
 from tests.servers.hapi_server import validate
+from tests.upload.proxy import Reply, proxy
 
 DOCS = Path(__file__).parents[2] / "docs"
 AUTHORITY = "urn:oid:2.25.323467493119269171179165005637713612697"
 
 
 def pipeline(settings_file: Path, url: str, lake: str, **overrides) -> Pipeline:
-    # the tests share a server: the same studies of another test's site are there, and are somebody else's
+    # the tests share a server: the same studies of another test's site are there, as another client's
     fhir = {"url": url, "existing_study": "duplicate"}
     settings = load_settings(settings_file, lake=lake, fhir=fhir, engine="serial", **overrides)
     return Pipeline(settings, tell=lambda _: None)
@@ -142,7 +142,7 @@ def test_the_documented_questions_have_answers(hapi_factory, examples, tmp_path)
     assert said["study"]["id"] == said["studies"][0]["id"]
 
 
-def test_a_new_subject_that_reuses_a_patient_id_changes_whose_the_studies_are(hapi_factory, tmp_path):
+def test_a_new_subject_that_reuses_a_patient_id_changes_the_patient_matching(hapi_factory, tmp_path):
     server = hapi_factory()
     client = SyncFHIRClient(server.base_url)
     (tmp_path / "s.toml").write_text("[datasets.ds]\nroot = 'ds'\n")
@@ -164,10 +164,10 @@ def test_a_new_subject_that_reuses_a_patient_id_changes_whose_the_studies_are(ha
         ("https://reuse.test/ds/subject", "sub-2"),
     }
     assert studies[before["id"]]["meta"]["versionId"] == "2"
-    # the person that nobody is any more stays, and is told
+    # the Patient of no study stays, as a finding
     assert old["id"] in patients
     findings = etl.lake.read(ALL_FINDINGS, dataset="ds").to_pylist()
-    assert [f["unit"] for f in findings if f["code"] == "left-on-server"] == ["sub-1"]
+    assert [f["unit"] for f in findings if f["code"] == "orphaned-on-server"] == ["sub-1"]
     assert sorted(f["unit"] for f in findings if f["code"] == "patient-id-shared") == ["sub-1", "sub-2"]
 
 

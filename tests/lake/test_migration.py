@@ -11,10 +11,10 @@ import pytest
 from dicom_etl.lake.description import LakeDescription
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.migration import clear, must_be_rebuilt
-from dicom_etl.lake.tables import Lake
+from dicom_etl.lake.tables import Lake, LakeError
 from tests.corpus import Tree, tree_of
 
-KEPT = ("outcomes/server/ds/sub-1.parquet", "outcomes/server/ds/.here", "withdrawn/ds.parquet", "locks/ds.lock")
+KEPT = ("ledger.sqlite", "outcomes/server/ds.parquet", "withdrawn/ds.parquet", "locks/ds.lock")
 
 CRAWLED = ("inventory/ds.parquet", "sheets/ds.parquet", "findings/crawl/ds/dataset.parquet")
 
@@ -38,6 +38,20 @@ def content(lake: Lake) -> dict[str, str]:
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
+
+
+def test_a_lake_with_the_ledgers_of_an_older_version_is_refused_also_for_a_rebuild(tree: Tree) -> None:
+    lake = outdated(tree.lake)
+    for place in ("outcomes/server/shared.parquet", "outcomes/server/ds/sub-1.parquet"):
+        lake.write_bytes(place, b"of schema 1")
+        before = content(lake)
+        for rebuild in (False, True):
+            with pytest.raises(LakeError, match="has schema version 1 and ledgers of uploads") as refused:
+                Lake(lake.root).open(rebuild=rebuild)
+            assert "delete its resources from the FHIR server" in str(refused.value)
+        assert content(lake) == before
+        lake.remove(place)
+    assert Lake(lake.root).open(rebuild=True).describe().is_outdated
 
 
 def outdated(lake: Lake) -> Lake:
@@ -79,7 +93,7 @@ def test_a_lake_of_another_key_is_cleared_as_a_whole_and_keeps_its_id(tree: Tree
     assert [must_be_rebuilt(lake, id_key) for id_key in (None, "aaaa", "bbbb")] == [False, False, True]
     clear(lake, ["ds", "other"], "bbbb")
     assert {name for name in content(lake) if "/other" in name or "/ds" in name} == {
-        *KEPT[:2],
+        KEPT[1],
         *CRAWLED,
         *(name.replace("ds", "other") for name in CRAWLED),
         "locks/ds.lock",
@@ -127,7 +141,8 @@ def test_a_dataset_is_cleared_and_the_others_stay(tree: Tree, tmp_path: Path) ->
     clear(tree.lake, ["ds"])
     left = content(tree.lake)
     assert {name for name in before if "/other" in name} <= set(left)
-    assert {name for name in left if "/ds" in name} == {*KEPT, *CRAWLED} - {"withdrawn/ds.parquet"}
+    assert {name for name in left if "/ds" in name} == {*KEPT, *CRAWLED} - {"ledger.sqlite", "withdrawn/ds.parquet"}
+    assert left["ledger.sqlite"] == before["ledger.sqlite"]
     tree.run()
     assert content(tree.lake) == before
 

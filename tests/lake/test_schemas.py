@@ -30,10 +30,9 @@ TABLES = [value for value in vars(schemas).values() if isinstance(value, Table)]
         (schemas.ALL_FINDINGS, {"dataset": "breast"}, "quality/breast/findings.parquet"),
         (
             schemas.OUTCOMES,
-            {"server": "http://h/fhir", "dataset": "breast", "unit": "sub-1"},
-            "outcomes/http%3A%2F%2Fh%2Ffhir/breast/sub-1.parquet",
+            {"server": "http://h/fhir", "dataset": "breast"},
+            "outcomes/http%3A%2F%2Fh%2Ffhir/breast.parquet",
         ),
-        (schemas.SHARED_OUTCOMES, {"server": "s"}, "outcomes/s/shared.parquet"),
         (schemas.COMPLETENESS, {"dataset": "breast"}, "quality/breast/completeness.parquet"),
         (schemas.MEASURES, {"dataset": "breast"}, "quality/breast/measures.parquet"),
     ],

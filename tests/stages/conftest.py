@@ -7,12 +7,12 @@ import pytest
 
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.tables import Lake
-from tests.server.lakes import (
+from tests.servers.hapi_server import HapiServer
+from tests.upload.lakes import (
     Site,
     new_lake,
 )
-from tests.server.proxy import Proxy, proxy
-from tests.servers.hapi_server import HapiServer
+from tests.upload.proxy import Proxy, proxy
 
 
 @pytest.fixture

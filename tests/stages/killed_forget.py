@@ -1,6 +1,6 @@
 """Runs the stage forget and kills itself (SIGKILL) at the n-th event: before or after a rename in the lake, a removal,
-a deletion on the server. Without n (-1) it writes the list of events. Usage: killed_forget.py EVENTS N LAKE URL SITE
-DATASET SUBJECT
+a deletion on the server or in the ledger. Without n (-1) it writes the list of events. Usage: killed_forget.py EVENTS N
+LAKE URL SITE DATASET SUBJECT
 """
 
 import os
@@ -8,10 +8,11 @@ import signal
 import sys
 from pathlib import Path
 
+from dicom_etl.fhir_client import FhirClient
 from dicom_etl.lake.tables import Lake
-from dicom_etl.server.sending import Sender
 from dicom_etl.settings import FhirSettings, Settings
 from dicom_etl.stages.forget import forget
+from dicom_etl.upload.deletion import WithdrawnLedger
 
 WHEN = int(sys.argv[2])
 seen: list[str] = []
@@ -36,15 +37,22 @@ def remove(self: Lake, place: str, real=Lake.remove) -> None:
     real(self, place)
 
 
-async def delete(self: Sender, kind: str, identity: str, real=Sender.delete):
+async def delete(self: FhirClient, kind: str, identity: str, real=FhirClient.delete):
     happened(f"delete {kind}")
     return await real(self, kind, identity)
+
+
+def drop(self: WithdrawnLedger, real=WithdrawnLedger.drop) -> None:
+    happened("before the ledger")
+    real(self)
+    happened("after the ledger")
 
 
 if __name__ == "__main__":
     Path.replace = rename  # type: ignore[method-assign]
     Lake.remove = remove  # type: ignore[method-assign]
-    Sender.delete = delete  # type: ignore[method-assign]
+    FhirClient.delete = delete  # type: ignore[method-assign]
+    WithdrawnLedger.drop = drop  # type: ignore[method-assign]
     _, events, _, root, url, site, dataset, subject = sys.argv
     forget(dataset, subject, Lake(root), Settings(site=site, fhir=FhirSettings(url=url)))
     Path(events).write_text("\n".join(seen))

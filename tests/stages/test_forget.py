@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from dicom_etl.fhir_connection import server_name
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.commits import read_commits
 from dicom_etl.lake.fingerprints import fingerprint
@@ -25,8 +28,6 @@ from dicom_etl.lake.schemas import (
     FHIR_ELEMENTS,
     FILES,
     INVENTORY,
-    OUTCOMES,
-    SHARED_OUTCOMES,
     SHEETS,
     STORED_BY_UNIT,
     WITHDRAWN,
@@ -34,7 +35,6 @@ from dicom_etl.lake.schemas import (
 )
 from dicom_etl.lake.shard_reader import read_lines, read_unit
 from dicom_etl.lake.tables import Lake
-from dicom_etl.server.naming import server_name
 from dicom_etl.settings import FhirSettings, Settings, SettingsError
 from dicom_etl.sources import SourceError
 from dicom_etl.stages.crawl import DatasetStoppedError
@@ -44,11 +44,11 @@ from dicom_etl.stages.report import report
 from dicom_etl.stages.upload import upload
 from tests.command import Said
 from tests.corpus import Tree, lake_of, tree_of, uid, write_sheet
-from tests.server.holdings import get, put, status
-from tests.server.lakes import Site, Study, settings_for
-from tests.server.proxy import Proxy, Reply, proxy
 from tests.servers.hapi_server import HapiServer
 from tests.stages.uploads import ONE, codes, findings, their_study
+from tests.upload.holdings import get, put, status
+from tests.upload.lakes import Site, Study, outcomes, query_ledger, settings_for, shared_outcomes
+from tests.upload.proxy import Proxy, Reply, proxy
 
 ROOT = Path(__file__).parents[2]
 KILLED = Path(__file__).parent / "killed_forget.py"
@@ -158,6 +158,18 @@ def of_ada(tree: Tree) -> list[str]:
     return ["sub-ada", "ID-ADA", "Lovelace", *map(uid, uids)]
 
 
+def stored_of(house: House, tree: Tree, unit: str) -> dict[str, tuple[str, str, str]]:
+    """State, hash and version of each resource of a unit, as the ledger has them."""
+    rows = outcomes(house.lake, house.server.url, tree.name, unit)
+    assert rows
+    return {name: (row["state"], row["hash"], row["version"]) for name, row in rows.items()}
+
+
+def change_ledger(lake: Lake, statement: str) -> None:
+    with closing(sqlite3.connect(Path(lake.root, "ledger.sqlite"))) as connection, connection:
+        assert connection.execute(statement).rowcount > 0
+
+
 def naming(lake: Lake, *terms: str) -> list[str]:
     """The files of the lake that hold one of some terms: in their bytes, in their names, or in a column."""
     found = []
@@ -185,16 +197,22 @@ def rows_of_unit(tree: Tree, unit: str) -> dict[str, Any]:
 
 
 def content(lake: Lake) -> dict[str, str]:
-    """The SHA-256 of every file of the lake but locks."""
+    """The SHA-256 of every file of the lake but locks, and of every row of the ledger by its table and dataset."""
     files = (path for path in sorted(Path(lake.root).rglob("*")) if path.is_file())
     names = {path.relative_to(lake.root).as_posix(): path for path in files}
-    return {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in names.items() if not n.startswith("locks/")}
+    names = {n: p for n, p in names.items() if not n.startswith(("locks/", "ledger.sqlite"))}
+    digests = {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in names.items()}
+    for table in ("resources", "units"):
+        for row in query_ledger(lake, f"SELECT * FROM {table}"):
+            key = "/".join(str(row.get(name)) for name in ("server", "dataset", "unit", "type", "id"))
+            digests[f"ledger {table} {key}"] = repr(row)
+    return digests
 
 
 # -- a subject --------------------------------------------------------------------------------------------------------
 
 
-def test_a_subject_leaves_server_ledger_and_lake_and_nobody_else_does(house: House) -> None:
+def test_a_subject_leaves_server_ledger_and_lake_and_no_other_does(house: House) -> None:
     tree = two_subjects(house)
     house.run(tree, quality=True)
     hers = [house.study(tree, "one"), house.study(tree, "two"), house.patient(tree, "ID-ADA")]
@@ -219,7 +237,10 @@ def test_a_subject_leaves_server_ledger_and_lake_and_nobody_else_does(house: Hou
     shard |= {f"fhir/{kind}/{tree.name}/0000.ndjson" for kind in STORED_BY_UNIT}
     # of the UID that both had, and what says that all is of one state
     of_dataset = {f"findings/{stage}/{tree.name}/dataset.parquet" for stage in COMMITS}
-    assert changed == per_dataset | shard | of_dataset
+    exported = {f"outcomes/{name}/{tree.name}.parquet"}
+    assert changed == per_dataset | shard | of_dataset | exported
+    ledger = outcomes(house.lake, house.server.url, tree.name, "sub-bob")
+    assert ledger.keys() == {house.study(tree, "bob"), house.patient(tree, "ID-BOB")}
 
 
 def test_the_record_names_nobody_and_says_what_was_done(house: House) -> None:
@@ -249,7 +270,7 @@ def test_the_record_names_nobody_and_says_what_was_done(house: House) -> None:
 def test_the_next_run_does_not_bring_it_back_and_readmission_does(house: House) -> None:
     tree = two_subjects(house)
     house.run(tree)
-    his = tree.lake.fingerprint(OUTCOMES, server=server_name(house.server.url), dataset=tree.name, unit="sub-bob")
+    his = stored_of(house, tree, "sub-bob")
     house.forget(tree, "sub-ada")
     hers = [house.study(tree, "one"), house.study(tree, "two"), house.patient(tree, "ID-ADA")]
 
@@ -260,7 +281,9 @@ def test_the_next_run_does_not_bring_it_back_and_readmission_does(house: House) 
     [left_out] = [row for row in tree.findings("crawl") if row["code"] == "subject-withdrawn"]
     assert (left_out["count"], left_out["severity"]) == (3, "info")
     assert house.status(house.study(tree, "bob")) == [200]
-    assert his
+    now = stored_of(house, tree, "sub-bob")
+    assert now.keys() == his.keys()
+    assert now[house.patient(tree, "ID-BOB")] == his[house.patient(tree, "ID-BOB")]
 
     readmit(tree.name, "sub-ada", house.lake)
     house.run(tree)
@@ -329,7 +352,7 @@ def test_a_dataset_all_of_whose_subjects_are_withdrawn_loses_its_endpoint(house:
 # -- what others need -------------------------------------------------------------------------------------------------
 
 
-def test_a_patient_whom_another_dataset_shares_stays(house: House) -> None:
+def test_a_patient_that_another_dataset_shares_stays(house: House) -> None:
     a, b = (house.tree(name, assigning_authority=AUTHORITY) for name in "ab")
     person = f"P-{house.site[-8:]}"
     a.write("sub-1/1.dcm", PatientID=person, PatientName="Married^Ada")
@@ -355,7 +378,7 @@ def test_a_patient_whom_another_dataset_shares_stays(house: House) -> None:
     assert house.status(shared) == [410]
 
 
-def test_a_study_that_lies_in_two_subjects_is_made_again_of_what_stays(house: House) -> None:
+def test_a_study_of_two_subjects_is_rebuilt_of_what_stays(house: House) -> None:
     tree = house.tree("ds")
     house.crosswalk = house.folder / "crosswalk.csv"
     lines = [
@@ -378,7 +401,7 @@ def test_a_study_that_lies_in_two_subjects_is_made_again_of_what_stays(house: Ho
     assert uid(f"{tree.name}/sub-b/1.dcm") not in house.text(house.study(tree, "both"))
 
 
-def test_a_patient_to_whom_others_refer_is_told_and_goes_later(house: House) -> None:
+def test_a_patient_that_others_refer_to_is_reported_and_deleted_later(house: House) -> None:
     tree = two_subjects(house)
     house.run(tree)
     patient = house.patient(tree, "ID-ADA")
@@ -397,7 +420,7 @@ def test_a_patient_to_whom_others_refer_is_told_and_goes_later(house: House) -> 
     assert (house.record(tree)[0]["patients"], house.record(tree)[0]["left"]) == (1, None)
 
 
-def test_somebody_else_s_patient_stays_and_somebody_else_s_study_is_told(house: House) -> None:
+def test_an_external_patient_stays_and_an_external_study_is_reported(house: House) -> None:
     tree = house.tree("ds", assigning_authority=AUTHORITY)
     person, theirs, study = (f"{kind}-{house.site[-8:]}" for kind in ("P", "theirs", "study"))
     identifier = [{"system": AUTHORITY, "value": person}]
@@ -425,7 +448,7 @@ def test_somebody_else_s_patient_stays_and_somebody_else_s_study_is_told(house: 
     assert naming(house.lake, "sub-1", person, theirs, uid(f"{tree.name}/sub-1")) == []
 
 
-def test_a_dry_run_tells_of_somebody_else_s_study_that_series_stand_in(lake: Lake, server: Proxy, site: Site) -> None:
+def test_a_dry_run_reports_an_external_study_that_has_series_of_ours(lake: Lake, server: Proxy, site: Site) -> None:
     theirs = their_study(site)
     put(server.url, theirs)
     site.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
@@ -440,7 +463,9 @@ def test_a_dry_run_tells_of_somebody_else_s_study_that_series_stand_in(lake: Lak
     assert planned.exit_code == done.exit_code == 1
 
 
-def test_somebody_else_s_study_is_told_until_our_series_are_out_of_it(lake: Lake, server: Proxy, site: Site) -> None:
+def test_an_external_study_is_reported_until_our_series_are_removed_from_it(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
     theirs, stays = their_study(site), Study("2", "P2", unit="sub-2")
     place = f"ImagingStudy/{theirs['id']}"
     put(server.url, theirs)
@@ -451,9 +476,9 @@ def test_somebody_else_s_study_is_told_until_our_series_are_out_of_it(lake: Lake
 
     for prune in (False, True):
         [left] = upload(["A"], lake, settings, prune=prune)
-        assert left.counts["ImagingStudy"] == {"gone": 1, "unchanged": 1}
+        assert left.counts["ImagingStudy"] == {"orphaned": 1, "unchanged": 1}
         [told] = [row["message"] for row in findings(lake, "A") if "ImagingStudy/" in row["message"]]
-        assert f"{place} is somebody else's; take our series out of it there" in told
+        assert f"{place} is another client's; remove our series from it there" in told
         assert [one.partition(" on ")[0] for one in forget("A", None, lake, settings, dry_run=True).left] == [place]
     put(server.url, theirs)
     [done] = upload(["A"], lake, settings, prune=True)
@@ -528,8 +553,12 @@ def test_another_server_is_told_and_done_when_it_is_the_configured_one(house: Ho
         assert done.exit_code == 1
         [told] = done.left
         assert told.startswith(f"{name} has 3 resources of it and is not the configured server")
-        assert house.lake.row_count(OUTCOMES, server=name, dataset=tree.name, unit="sub-ada") == 3
-        assert {line.split("/")[1] for line in naming(house.lake, *of_ada(tree))} == {name}
+        assert len(outcomes(house.lake, other.url, tree.name, "sub-ada")) == 3
+        assert outcomes(house.lake, house.server.url, tree.name, "sub-ada") == {}
+        files = {line.partition(":")[0] for line in naming(house.lake, *of_ada(tree))}
+        assert {file for file in files if not file.startswith("ledger.sqlite")} == {
+            f"outcomes/{name}/{tree.name}.parquet"
+        }
         house.run(tree)
 
         later = forget(tree.name, "sub-ada", house.lake, house.at(other.url))
@@ -543,7 +572,8 @@ def test_what_an_upload_that_was_killed_left_is_not_forgotten_unseen(house: Hous
     tree = two_subjects(house)
     house.run(tree)
     name = server_name(house.server.url)
-    house.lake.remove(OUTCOMES.path(server=name, dataset=tree.name, unit="sub-ada"))
+    change_ledger(house.lake, "DELETE FROM resources WHERE unit = 'sub-ada'")
+    change_ledger(house.lake, "DELETE FROM units WHERE unit = 'sub-ada'")
     before = content(house.lake)
 
     done = house.forget(tree, "sub-ada")
@@ -556,19 +586,26 @@ def test_what_an_upload_that_was_killed_left_is_not_forgotten_unseen(house: Hous
     assert house.status(house.study(tree, "one"), house.patient(tree, "ID-ADA")) == [410, 410]
 
 
-def test_on_a_server_that_gives_ids_the_server_s_own_are_deleted(house: House) -> None:
+def test_on_a_server_that_assigns_ids_resources_are_deleted_under_these(house: House) -> None:
     tree = two_subjects(house)
     tree.settings = house.settings
     tree.run()
     settings = house.at(house.server.url, client_assigned_ids="no")
     upload([tree.name], house.lake, settings)
-    name = server_name(house.server.url)
-    rows = house.lake.read(OUTCOMES, server=name, dataset=tree.name, unit="sub-ada").to_pylist()
-    places = [f"{row['type']}/{row['id_on_server']}" for row in rows]
-    assert all(row["id"] != row["id_on_server"] for row in rows)
+    rows = outcomes(house.lake, house.server.url, tree.name, "sub-ada").values()
+    places = [f"{row['type']}/{row['server_id']}" for row in rows]
+    assert all(row["id"] != row["server_id"] for row in rows)
     # as if the last answer had been lost
-    unsure = [row | {"version": None, "hash": None, "tried": row["hash"], "state": "gave-up"} for row in rows]
-    house.lake.write_rows(OUTCOMES, unsure, server=name, dataset=tree.name, unit="sub-ada")
+    change_ledger(
+        house.lake,
+        "INSERT INTO attempts (lake_id, server, type, id, hash, server_hash, if_match, time) "
+        "SELECT lake_id, server, type, id, hash, server_hash, '', time FROM resources WHERE unit = 'sub-ada'",
+    )
+    change_ledger(
+        house.lake,
+        "UPDATE resources SET server_id = NULL, version = NULL, hash = NULL, server_hash = NULL, "
+        "state = 'unconfirmed' WHERE unit = 'sub-ada'",
+    )
 
     done = forget(tree.name, "sub-ada", house.lake, settings)
 
@@ -594,7 +631,7 @@ def test_a_whole_dataset_goes_and_is_passed_over_until_it_is_readmitted(house: H
         f"withdrawn/{tree.name}.parquet",
     ]
     assert {n: digest for n, digest in content(house.lake).items() if other.name in n} == before
-    shared = house.lake.read(SHARED_OUTCOMES, server=server_name(house.server.url)).to_pylist()
+    shared = shared_outcomes(house.lake, house.server.url).values()
     assert {row["dataset"] for row in shared} == {other.name}
     [row] = house.record(tree)
     assert (row["digest"], row["files"], row["studies"]) == (None, 5, 3)
@@ -610,7 +647,8 @@ def test_a_whole_dataset_goes_and_is_passed_over_until_it_is_readmitted(house: H
 MOMENTS: dict[str, Callable[[list[str]], int]] = {
     "between record and server": lambda events: first(events, "after ", "withdrawn/") + 1,
     "between studies and Patients": lambda events: events.index("delete Patient"),
-    "before the ledger": lambda events: first(events, "remove outcomes/"),
+    "before the ledger": lambda events: events.index("before the ledger"),
+    "after the ledger": lambda events: events.index("after the ledger"),
     "between ledger and record": lambda events: last(events, "before ", "withdrawn/"),
     "before the lake": lambda events: last(events, "after ", "withdrawn/"),
     "before the new resources are named": lambda events: first(events, "before commits/build/", ".pending"),
@@ -659,7 +697,7 @@ def test_a_kill_at_any_moment_is_completed_by_the_next_call(moment: str, house: 
     assert in_a_process(house, tree, MOMENTS[moment](events)) == -signal.SIGKILL
     if moment == "between studies and Patients":  # a nightly run comes in between
         house.run(tree)
-        assert house.lake.row_count(OUTCOMES, server=server_name(house.server.url), dataset=tree.name, unit="sub-ada")
+        assert outcomes(house.lake, house.server.url, tree.name, "sub-ada")
 
     done = house.forget(tree, "sub-ada")
 
@@ -669,9 +707,9 @@ def test_a_kill_at_any_moment_is_completed_by_the_next_call(moment: str, house: 
     assert naming(house.lake, *of_ada(tree)) == []
     [row] = house.record(tree)
     assert (row["imaging_studies"], row["patients"], row["left"]) == (2, 1, None)
-    # no temporary file is left; the one that says that the dataset is on the server is meant to stay
+    # no temporary file is left
     hidden = (path for path in Path(house.lake.root).rglob("*") if "/." in path.as_posix() and path.is_file())
-    assert {path.name for path in hidden} == {".here"}
+    assert list(hidden) == []
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

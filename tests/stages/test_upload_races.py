@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,16 +11,16 @@ import orjson
 import pytest
 
 from dicom_etl.construction.assembly import remove_units
+from dicom_etl.fhir_connection import server_name
 from dicom_etl.lake.tables import Lake
-from dicom_etl.server.naming import server_name
 from dicom_etl.stages.upload import upload
 from dicom_etl.stages.verify import verify
-from tests.server.lakes import Site, Study, changed, outcomes, settings_for
-from tests.server.proxy import Asked, Proxy, Reply
 from tests.stages.uploads import (
     ONE,
     codes,
+    delete,
     findings,
+    forget_rows,
     get,
     hapi_of,
     load,
@@ -32,109 +31,118 @@ from tests.stages.uploads import (
     their_study,
     version,
 )
+from tests.upload.lakes import Site, Study, attempts, changed, outcomes, settings_for
+from tests.upload.proxy import Asked, Proxy, Reply
 
 MORE = changed(ONE, series={"1": 2, "2": 3})
 APART = Study("2", "P2", unit="sub-2")
 
 
-# -- another lake is quicker ------------------------------------------------------------------------------------------
+# -- concurrent overwrites --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
-def test_a_study_that_another_lake_made_between_the_look_and_the_write_is_not_lost(
-    lake: Lake, server: Proxy, site: Site, single_request_bytes: int
+@pytest.mark.parametrize("series", [{"1": 2, "2": 3}, {"1": 1}], ids=["with more", "with less"])
+def test_what_ours_replaced_stays_in_the_history_and_the_finding_names_both_versions(
+    lake: Lake, server: Proxy, site: Site, single_request_bytes: int, series: dict[str, int]
 ) -> None:
     site.build(lake, "A", [ONE])
     path = study_path(site, "A", "1")
-    theirs = site.imaging_study("A", changed(ONE, series={"1": 2, "2": 3}))
-    server.rule = quicker(server, path, theirs)
+    external = site.imaging_study("A", changed(ONE, series=series))
+    server.rule = quicker(server, path, external)
     settings = settings_for(server.url, single_request_bytes=single_request_bytes)
 
-    done = [upload(["A"], lake, settings)[0] for _ in range(2)]
+    for state in ("stored", "unchanged"):
+        [done] = upload(["A"], lake, settings)
 
-    assert [one.counts["ImagingStudy"] for one in done] == [{"held": 1}] * 2
-    assert [row["code"] for row in findings(lake, "A")] == ["upload-shrinks"]
-    assert "1 of 2 series and 3 of 5 instances" in findings(lake, "A")[0]["message"]
-    assert without_meta(get(server, path)) == theirs
-    assert version(server, path) == "3"  # theirs, ours, theirs again
-    assert outcomes(lake, server.url, "A")[path]["version"] == "3"
-
-    [meant] = upload(["A"], lake, settings, prune=True)
-    assert meant.counts["ImagingStudy"] == {"stored": 1}
-    assert get(server, path)["numberOfSeries"] == 1
-
-
-def test_a_study_with_less_that_another_lake_made_between_the_look_and_the_write_is_replaced(
-    lake: Lake, server: Proxy, site: Site
-) -> None:
-    site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
-    path = study_path(site, "A", "1")
-    server.rule = quicker(server, path, site.imaging_study("A", ONE))
-
-    load(lake, server, "A")
-
-    assert get(server, path)["numberOfSeries"] == 2
-    assert outcomes(lake, server.url, "A")[path]["version"] == version(server, path) == "2"
-    assert outcomes(lake, server.url, "A")[path]["state"] == "stored"
-    assert codes(lake, "A") == []
-
-
-FAILS: dict[str, Callable[[Asked], bool]] = {
-    "its version cannot be read": lambda asked: "/_history/" in asked.path,
-    "it cannot be put back": lambda asked: asked.method == "PUT" and "If-Match" in asked.headers,
-}
+        assert done.counts["ImagingStudy"] == {state: 1}
+        [found] = findings(lake, "A")
+        assert found["code"] == "concurrent-overwrite"
+        assert "our version 2 replaced version 1 of another client" in found["message"]
+        assert f"{server.url}/{path}/_history" in found["message"]
+    assert without_meta(get(server, f"{path}/_history/1")) == external
+    assert without_meta(get(server, path)) == site.imaging_study("A", ONE)
+    assert version(server, path) == outcomes(lake, server.url, "A")[path]["version"] == "2"
+    assert attempts(lake) == []
 
 
 @pytest.mark.parametrize("status", [422, 503])
-@pytest.mark.parametrize("fails", FAILS)
-def test_what_ours_replaced_is_put_back_by_the_next_run_if_that_failed(
-    lake: Lake, server: Proxy, site: Site, fails: str, status: int
+def test_what_ours_replaced_is_a_finding_of_the_next_run_if_the_history_could_not_be_read(
+    lake: Lake, server: Proxy, site: Site, status: int
 ) -> None:
     site.build(lake, "A", [ONE])
     path = study_path(site, "A", "1")
-    theirs = site.imaging_study("A", MORE)
-    race = quicker(server, path, theirs)
-    server.rule = lambda asked: Reply(status) if FAILS[fails](asked) else race(asked)
+    race = quicker(server, path, site.imaging_study("A", MORE))
+    server.rule = lambda asked: Reply(status) if is_history(asked) else race(asked)
     settings = settings_for(server.url, single_request_bytes=0, retry_seconds=0)
 
     [failed] = upload(["A"], lake, settings)
-    assert failed.counts["ImagingStudy"].keys() <= {"gave-up", "rejected"}
-    assert get(server, path)["numberOfSeries"] == 1
+    told = codes(lake, "A")
     server.rule = lambda _: None
     [done] = upload(["A"], lake, settings)
 
-    assert done.counts["ImagingStudy"] == {"held": 1}
-    assert codes(lake, "A") == ["upload-shrinks"]
-    assert without_meta(get(server, path)) == theirs
+    assert (failed.counts["ImagingStudy"], told) == ({"unconfirmed": 1}, ["upload-unconfirmed"])
+    assert done.counts["ImagingStudy"] == {"unchanged": 1}
+    assert codes(lake, "A") == ["concurrent-overwrite"]
+    assert "our version 2 replaced version 1 of another client" in findings(lake, "A")[0]["message"]
+    assert version(server, path) == "2"
+    assert attempts(lake) == []
 
 
-def test_what_ours_replaced_is_put_back_with_its_labels(lake: Lake, server: Proxy, site: Site) -> None:
-    """A server keeps labels over an update, so that what stands there is not quite what was sent."""
+def test_what_ours_replaced_unseen_stays_known_while_the_next_update_is_held(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
+    site.build(lake, "A", [ONE, APART])
+    race, lost = quicker(server, path, foreign_made(site, MORE)), lost_answer(path)
+    server.rule = lambda asked: race(asked) or lost(asked)
+    upload(["A"], lake, settings)
+    server.rule = lambda _: None
+    site.build(lake, "A", [changed(ONE, series={"1": 1}), APART])
+
+    for _ in range(2):
+        [held] = upload(["A"], lake, settings)
+        [found] = findings(lake, "A")
+        assert held.counts["ImagingStudy"] == {"held": 1, "unchanged": 1}
+        assert found["code"] == "update-removes-content"
+        assert "our version 2 replaced version 1 of another client" in found["message"]
+    site.build(lake, "A", [APART])
+    [pruned] = upload(["A"], lake, settings, prune=True)
+
+    assert (pruned.removed, status_of(server, path)) == ((), 200)
+    assert "concurrent-overwrite" in codes(lake, "A")
+
+
+def test_what_ours_replaced_is_found_where_the_server_keeps_its_labels(lake: Lake, server: Proxy, site: Site) -> None:
+    """A server keeps labels over an update, so that what it has then is not quite what was sent."""
     site.build(lake, "A", [ONE])
     path = study_path(site, "A", "1")
     labels = {"tag": [{"system": "https://tags.example", "code": "teaching"}]}
     server.rule = quicker(server, path, site.imaging_study("A", MORE) | {"meta": labels})
 
     [done] = load(lake, server, "A")
+    [again] = load(lake, server, "A")
 
-    assert done.counts["ImagingStudy"] == {"held": 1}
-    assert get(server, path)["numberOfSeries"] == 2
+    assert (done.counts["ImagingStudy"], again.counts["ImagingStudy"]) == ({"stored": 1}, {"unchanged": 1})
+    assert codes(lake, "A") == ["concurrent-overwrite"]
+    assert get(server, path)["numberOfSeries"] == 1
     assert get(server, path)["meta"]["tag"] == labels["tag"]
 
 
-def test_what_a_server_without_history_has_lost_is_told(lake: Lake, server: Proxy, site: Site) -> None:
+def test_what_ours_replaced_on_a_server_without_history_is_a_finding(lake: Lake, server: Proxy, site: Site) -> None:
     site.build(lake, "A", [ONE])
     race = quicker(server, study_path(site, "A", "1"), site.imaging_study("A", MORE))
-    server.rule = lambda asked: Reply(405) if "/_history/" in asked.path else race(asked)
+    server.rule = lambda asked: Reply(405) if is_history(asked) else race(asked)
 
     for state in ("stored", "unchanged"):
         [done] = load(lake, server, "A")
         assert done.counts["ImagingStudy"] == {state: 1}
-        assert codes(lake, "A") == ["written-over"]
+        assert codes(lake, "A") == ["concurrent-overwrite"]
+    assert any(is_history(asked) for asked in server.asked)
 
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
-def test_words_that_ours_replaced_are_joined_by_the_next_run_if_they_could_not_be_read(
+def test_a_patient_that_ours_replaced_is_merged_by_the_next_run_if_it_could_not_be_read(
     lake: Lake, server: Proxy, site: Site, rule: str
 ) -> None:
     person = changed(ONE, rule=rule, patient={"gender": "male"})
@@ -143,20 +151,22 @@ def test_words_that_ours_replaced_are_joined_by_the_next_run_if_they_could_not_b
     theirs = site.patient("A", person) | {"telecom": [{"system": "phone", "value": "1"}], "birthDate": "1980-01-01"}
     theirs.pop("gender")
     race = quicker(server, path, theirs)
-    server.rule = lambda asked: Reply(500) if "/_history/" in asked.path else race(asked)
+    server.rule = lambda asked: Reply(500) if is_history(asked) else race(asked)
     settings = settings_for(server.url, retry_seconds=0)
 
     [failed] = upload(["A"], lake, settings)
     server.rule = lambda _: None
     [done] = upload(["A"], lake, settings)
 
-    assert failed.counts["Patient"] == {"gave-up": 1}
+    assert failed.counts["Patient"] == {"unconfirmed": 1}
     assert done.counts == {"Endpoint": {"unchanged": 1}, "ImagingStudy": {"stored": 1}, "Patient": {"stored": 1}}
     assert without_meta(get(server, path)) == theirs | {"gender": "male"}
 
 
-def test_a_study_that_another_lake_made_anew_stays_held(lake: Lake, server: Proxy, site: Site) -> None:
-    """The server had lost ours: what stands there then is not what the ledger once knew as stored."""
+def test_a_study_that_another_lake_created_after_ours_was_deleted_is_a_concurrent_overwrite(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    """The server had lost ours: what is there then is not what the ledger once knew as stored."""
     site.build(lake, "A", [ONE])
     settings = settings_for(server.url)
     upload(["A"], lake, settings)
@@ -166,11 +176,13 @@ def test_a_study_that_another_lake_made_anew_stays_held(lake: Lake, server: Prox
     verify(["A"], lake, settings, repair=True)
 
     for _ in range(2):
-        assert load(lake, server, "A")[0].counts["ImagingStudy"] == {"held": 1}
-        assert codes(lake, "A") == ["upload-shrinks"]
+        assert load(lake, server, "A")[0].counts["ImagingStudy"] == {"unchanged": 1}
+        [found] = findings(lake, "A")
+        assert found["code"] == "concurrent-overwrite"
+        assert "our version 5 replaced version 4" in found["message"]  # HAPI gives a deletion two numbers
 
 
-def test_of_a_study_that_was_never_ours_the_right_reason_is_told_and_nothing_is_deleted(
+def test_a_study_that_was_never_ours_is_held_for_its_content_and_never_deleted(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     path, other = study_path(site, "A", "1"), Study("2", "P1")
@@ -180,7 +192,7 @@ def test_of_a_study_that_was_never_ours_the_right_reason_is_told_and_nothing_is_
     put(server, foreign_made(site, changed(ONE, series={"1": 2, "2": 3, "3": 1})))
 
     [held] = load(lake, server, "A")
-    assert codes(lake, "A") == ["upload-shrinks"]
+    assert codes(lake, "A") == ["update-removes-content"]
     assert "2 of 3 series" in findings(lake, "A")[0]["message"]
     site.build(lake, "A", [other])
     [pruned] = load(lake, server, "A", prune=True)
@@ -192,7 +204,7 @@ def test_of_a_study_that_was_never_ours_the_right_reason_is_told_and_nothing_is_
 
 
 @pytest.mark.parametrize("held_before", [False, True])
-def test_a_study_of_another_lake_that_grew_before_our_write_does_not_go_when_ours_leaves(
+def test_a_study_of_another_lake_that_grew_before_our_write_is_not_deleted_with_ours(
     lake: Lake, server: Proxy, site: Site, held_before: bool
 ) -> None:
     path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0)
@@ -208,13 +220,14 @@ def test_a_study_of_another_lake_that_grew_before_our_write_does_not_go_when_our
     site.build(lake, "A", [APART])
     [pruned] = upload(["A"], lake, settings, prune=True)
 
-    assert told == ["upload-shrinks"]
+    assert told == ["update-removes-content"]
     assert pruned.removed == (patient_path(site, "A", ONE),)
     assert get(server, path)["numberOfSeries"] == 2
 
 
-def test_a_study_that_another_lake_made_where_ours_never_arrived_does_not_go_when_ours_leaves(
-    lake: Lake, server: Proxy, site: Site
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_a_study_that_another_lake_created_where_ours_never_arrived_is_held_and_not_deleted_with_ours(
+    lake: Lake, server: Proxy, site: Site, looked_at: bool
 ) -> None:
     path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
     site.build(lake, "A", [ONE, APART])
@@ -223,21 +236,25 @@ def test_a_study_that_another_lake_made_where_ours_never_arrived_does_not_go_whe
     server.rule = lambda _: None
     put(server, foreign_made(site, MORE))
 
-    upload(["A"], lake, settings)
-    told = codes(lake, "A")
+    if looked_at:
+        [held] = upload(["A"], lake, settings)
+        [found] = findings(lake, "A")
+        assert held.counts["ImagingStudy"] == {"held": 1, "unchanged": 1}
+        assert found["code"] == "changed-on-server"
+        assert "is not what we sent, which did not arrive" in found["message"]
     site.build(lake, "A", [APART])
     [pruned] = upload(["A"], lake, settings, prune=True)
 
-    assert told == ["upload-shrinks"]
     assert pruned.removed == (patient_path(site, "A", ONE),)
-    assert status_of(server, path) == 200
+    assert get(server, path)["numberOfSeries"] == 2
+    assert codes(lake, "A") == []
 
 
 # -- requests that fail -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["a look fails", "the person is held"])
-def test_a_study_that_was_adopted_stays_adopted_when_nothing_could_be_sent(
+@pytest.mark.parametrize("how", ["a look fails", "the patient is held"])
+def test_a_merged_study_stays_merged_when_nothing_could_be_sent(
     lake: Lake, server: Proxy, site: Site, how: str
 ) -> None:
     theirs = their_study(site)
@@ -252,7 +269,7 @@ def test_a_study_that_was_adopted_stays_adopted_when_nothing_could_be_sent(
     ]
     if how == "a look fails":
         site.build(lake, "A", [changed(person, series={"1": 3})])
-        server.rule = lambda asked: Reply(500) if asked.path.startswith("ImagingStudy?") else None
+        server.rule = lambda asked: Reply(500) if asked.method == "GET" and "ImagingStudy" in asked.path else None
     else:
         for one in twins:
             put(server, one)
@@ -264,15 +281,17 @@ def test_a_study_that_was_adopted_stays_adopted_when_nothing_could_be_sent(
         delete(server, f"Patient/{twins[0]['id']}")
     [done] = upload(["A"], lake, settings)
 
-    assert left.counts["ImagingStudy"] in ({"gave-up": 1}, {"held": 1})
-    assert done.counts["ImagingStudy"] == {"linked": 1}
+    assert left.counts["ImagingStudy"] == ({"failed": 1} if how == "a look fails" else {"held": 1})
+    assert done.counts["ImagingStudy"] == {"external": 1}
     assert status_of(server, study_path(site, "A", "1")) == 404
-    assert outcomes(lake, server.url, "A")[study_path(site, "A", "1")]["id_on_server"] == theirs["id"]
+    assert outcomes(lake, server.url, "A")[study_path(site, "A", "1")]["server_id"] == theirs["id"]
 
 
 SECOND: dict[str, Callable[[Asked], Reply | None]] = {
-    "cannot be looked at": lambda asked: Reply(500) if asked.path.startswith(("ImagingStudy?", "Patient?")) else None,
-    "is not taken": lambda asked: Reply(503) if asked.is_posted or asked.method == "PUT" else None,
+    "cannot be looked at": lambda asked: (
+        Reply(500) if asked.method == "GET" and asked.path.startswith(("ImagingStudy", "Patient")) else None
+    ),
+    "is not stored": lambda asked: Reply(503) if asked.is_posted or asked.method == "PUT" else None,
     "is refused": lambda asked: Reply(422) if asked.is_posted or asked.method == "PUT" else None,
 }
 
@@ -303,7 +322,7 @@ def test_what_arrived_without_an_answer_is_known_as_ours_also_after_another_fail
 
 
 @pytest.mark.parametrize("status", [409, 412])
-def test_a_study_that_the_server_always_calls_stale_keeps_no_other_back(
+def test_a_study_in_constant_conflict_does_not_keep_others_from_the_server(
     lake: Lake, server: Proxy, site: Site, status: int
 ) -> None:
     studies = [Study(str(number), "P1") for number in range(4)]
@@ -315,7 +334,7 @@ def test_a_study_that_the_server_always_calls_stale_keeps_no_other_back(
 
     [done] = upload(["A"], lake, settings_for(server.url, retry_seconds=0))
 
-    assert done.counts["ImagingStudy"] == {"gave-up": 1, "stored": 3}
+    assert done.counts["ImagingStudy"] == {"failed": 1, "stored": 3}
     assert f"HTTP {status}" in findings(lake, "A")[0]["message"]
 
 
@@ -356,7 +375,7 @@ def test_a_study_that_moves_to_a_unit_that_is_being_built_is_guarded_and_counted
     assert get(server, path)["description"] == "read by Dr. Roe"
 
 
-@pytest.mark.parametrize("meanwhile", ["held", "gone"])
+@pytest.mark.parametrize("meanwhile", ["held", "orphaned"])
 def test_a_study_that_is_as_before_what_arrived_without_an_answer_is_sent_again(
     lake: Lake, server: Proxy, site: Site, meanwhile: str
 ) -> None:
@@ -379,7 +398,7 @@ def test_a_study_that_is_as_before_what_arrived_without_an_answer_is_sent_again(
     assert get(server, path)["status"] == "available"
 
 
-def test_a_study_that_was_deleted_and_that_a_hospital_has_is_not_made_a_second_time(
+def test_a_study_that_was_deleted_and_that_another_client_has_is_not_created_again(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     site.build(lake, "A", [ONE])
@@ -391,20 +410,22 @@ def test_a_study_that_was_deleted_and_that_a_hospital_has_is_not_made_a_second_t
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"held": 1}
-    assert codes(lake, "A") == ["study-on-server"]
+    assert codes(lake, "A") == ["study-exists-on-server"]
     assert status_of(server, study_path(site, "A", "1")) == 410
 
 
-def test_a_look_for_patients_that_fails_leaves_the_endpoint_alone(lake: Lake, server: Proxy, site: Site) -> None:
+def test_a_search_for_patients_that_fails_does_not_concern_the_endpoint(lake: Lake, server: Proxy, site: Site) -> None:
     site.build(lake, "A", [changed(ONE, rule="authority")])
     settings = settings_for(server.url, retry_seconds=0)
     upload(["A"], lake, settings)
-    lake.remove(f"outcomes/{server_name(server.url)}/shared.parquet")
+    forget_rows(lake, f"Endpoint/{site.endpoint_id('A')}", patient_path(site, "A", changed(ONE, rule="authority")))
     server.rule = lambda asked: Reply(500) if asked.path.startswith("Patient") else None
 
     [done] = upload(["A"], lake, settings)
 
-    assert done.counts == {"Endpoint": {"unchanged": 1}, "ImagingStudy": {"unchanged": 1}, "Patient": {"gave-up": 1}}
+    assert done.counts["Endpoint"] == {"unchanged": 1}
+    assert done.counts["Patient"] == {"failed": 1}
+    assert done.counts["ImagingStudy"] == {"unchanged": 1}  # the ledger knows that the server has it as it is
 
 
 def test_a_server_that_knows_no_versions_is_guarded_by_the_content(lake: Lake, server: Proxy, site: Site) -> None:
@@ -414,10 +435,10 @@ def test_a_server_that_knows_no_versions_is_guarded_by_the_content(lake: Lake, s
         if asked.method == "PUT" and asked.path == path:
             put(hapi_of(server), orjson.loads(asked.body))
             return Reply(200)
-        if asked.path.startswith("ImagingStudy?_id="):
+        if asked.method == "GET" and asked.path == path and status_of(hapi_of(server), path) == 200:
             study = get(hapi_of(server), path)
             study["meta"].pop("versionId")
-            return Reply(200, orjson.dumps({"resourceType": "Bundle", "entry": [{"resource": study}]}))
+            return Reply(200, orjson.dumps(study), {"Content-Type": "application/fhir+json"})
         return None
 
     server.rule = silent
@@ -439,12 +460,12 @@ _KILLED = """
 import sys
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
-from tests.server.lakes import settings_for
+from tests.upload.lakes import settings_for
 upload(["A"], Lake(sys.argv[1]), settings_for(sys.argv[2]))
 """
 
 
-def test_what_was_being_tried_when_a_run_was_killed_is_told_and_ends_no_other_run(
+def test_what_was_being_sent_when_a_run_was_killed_is_a_finding_and_stops_no_other_run(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     site.build(lake, "A", [ONE])
@@ -469,16 +490,16 @@ def test_what_was_being_tried_when_a_run_was_killed_is_told_and_ends_no_other_ru
     site.build(lake, "B", [ONE])
     done = load(lake, server, "A", "B")
 
-    assert (left["state"], left["error"][:8]) == ("retrying", "HTTP 503")
+    assert (left["state"], left["server_id"]) == ("unconfirmed", None)
     assert done[1].counts["ImagingStudy"] == {"stored": 1}
-    assert "upload-gave-up" in codes(lake, "A")
+    assert "upload-unconfirmed" in codes(lake, "A")
 
 
 # -- removal ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
-def test_a_patient_to_whom_a_study_on_the_server_refers_is_not_asked_to_go(
+def test_a_patient_that_a_study_on_the_server_refers_to_is_not_deleted(
     lake: Lake, server: Proxy, site: Site, rule: str
 ) -> None:
     """Not every server would refuse that."""
@@ -491,7 +512,7 @@ def test_a_patient_to_whom_a_study_on_the_server_refers_is_not_asked_to_go(
 
     [refused] = load(lake, server, "A", prune=True)
     asked = server.sent("DELETE")
-    [told] = [row for row in findings(lake, "A") if row["code"] == "left-on-server"]
+    [told] = [row for row in findings(lake, "A") if row["code"] == "orphaned-on-server"]
     server.rule = lambda _: None
     [done] = load(lake, server, "A", prune=True)
 
@@ -501,25 +522,32 @@ def test_a_patient_to_whom_a_study_on_the_server_refers_is_not_asked_to_go(
     assert done.removed == (patient_path(site, "A", studies[0]),)
 
 
-def test_what_ours_replaced_unseen_does_not_go_with_ours_and_its_version_is_told(
-    lake: Lake, server: Proxy, site: Site
+@pytest.mark.parametrize("how", ["the history could not be read", "the answer was lost"])
+def test_what_ours_replaced_unseen_is_not_deleted_with_ours_and_the_finding_names_its_version(
+    lake: Lake, server: Proxy, site: Site, how: str
 ) -> None:
     path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
     site.build(lake, "A", [ONE, APART])
-    race = quicker(server, path, foreign_made(site, MORE))
-    server.rule = lambda asked: Reply(500) if "/_history/" in asked.path else race(asked)
+    race, lost = quicker(server, path, foreign_made(site, MORE)), lost_answer(path)
+    if how == "the answer was lost":
+        server.rule = lambda asked: race(asked) or lost(asked)
+    else:
+        server.rule = lambda asked: Reply(500) if is_history(asked) else race(asked)
     upload(["A"], lake, settings)
     server.rule = lambda _: None
     site.build(lake, "A", [APART])
 
-    [pruned] = upload(["A"], lake, settings, prune=True)
+    for _ in range(2):
+        [pruned] = upload(["A"], lake, settings, prune=True)
 
-    assert (pruned.removed, status_of(server, path)) == ((), 200)
-    [told] = [row["message"] for row in findings(lake, "A") if path in row["message"]]
-    assert "it replaced version 1 of another lake" in told
+        assert (pruned.removed, status_of(server, path)) == ((), 200)
+        assert pruned.counts["ImagingStudy"] == {"orphaned": 1, "unchanged": 1}
+        [found] = [row for row in findings(lake, "A") if path in row["message"]]
+        assert found["code"] == "concurrent-overwrite"
+        assert "our version 2 replaced version 1 of another client" in found["message"]
 
 
-def test_a_study_whose_answer_was_lost_stays_when_its_person_becomes_undecided(
+def test_a_study_whose_answer_was_lost_stays_when_its_patient_becomes_undecided(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
@@ -535,7 +563,7 @@ def test_a_study_whose_answer_was_lost_stays_when_its_person_becomes_undecided(
     assert (pruned.removed, status_of(server, path)) == ((), 200)
 
 
-def test_what_arrived_without_an_answer_and_may_not_shrink_goes_when_it_leaves_the_lake(
+def test_what_arrived_without_an_answer_and_is_held_is_deleted_when_it_leaves_the_lake(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
@@ -550,12 +578,12 @@ def test_what_arrived_without_an_answer_and_may_not_shrink_goes_when_it_leaves_t
 
     [pruned] = upload(["A"], lake, settings, prune=True)
 
-    assert told == ["upload-shrinks"]
+    assert told == ["update-removes-content"]
     assert pruned.removed == (path, patient_path(site, "A", ONE))
     assert status_of(server, path) == 410
 
 
-def test_a_study_that_was_gone_and_comes_back_in_a_unit_that_is_being_built_is_not_deleted(
+def test_an_orphaned_study_that_comes_back_in_a_unit_that_is_being_built_is_not_deleted(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     stays = Study("2", "P2")
@@ -572,34 +600,34 @@ def test_a_study_that_was_gone_and_comes_back_in_a_unit_that_is_being_built_is_n
     assert status_of(server, study_path(site, "A", "1")) == 200
 
 
-@pytest.mark.parametrize("then", ["put back", "deleted there"])
-def test_what_ours_replaced_is_forgotten_once_somebody_has_seen_to_it(
+@pytest.mark.parametrize("then", ["restored", "deleted"])
+def test_a_concurrent_overwrite_that_is_orphaned_is_forgotten_once_its_version_changed_on_the_server(
     lake: Lake, server: Proxy, site: Site, then: str
 ) -> None:
     path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
-    other, theirs = Study("2", "P2", unit="sub-2"), foreign_made(site, MORE)
+    other, external = Study("2", "P2", unit="sub-2"), foreign_made(site, MORE)
     site.build(lake, "A", [ONE, other])
-    race = quicker(server, path, theirs)
-    server.rule = lambda asked: Reply(500) if "/_history/" in asked.path else race(asked)
+    server.rule = quicker(server, path, external)
     upload(["A"], lake, settings)
     server.rule = lambda _: None
     site.build(lake, "A", [other])
     [left] = upload(["A"], lake, settings, prune=True)
     told = [row["message"] for row in findings(lake, "A") if row["message"].startswith("ImagingStudy")]
-    if then == "put back":
-        put(server, theirs)
+    if then == "restored":
+        put(server, external)
     else:
         delete(server, path)
 
     [done] = upload(["A"], lake, settings, prune=True)
 
-    assert left.counts["ImagingStudy"] == {"gone": 1, "unchanged": 1}
-    assert ["replaced version 1" in message for message in told] == [True]
+    assert left.counts["ImagingStudy"] == {"orphaned": 1, "unchanged": 1}
+    assert ["not deleted: our version 2 replaced version 1" in message for message in told] == [True]
     assert done.counts["ImagingStudy"] == {"unchanged": 1}
-    assert status_of(server, path) == (200 if then == "put back" else 410)
+    assert status_of(server, path) == (200 if then == "restored" else 410)
+    assert outcomes(lake, server.url, "A") == {}
 
 
-def test_a_lock_that_is_held_at_the_end_of_a_prune_is_told_with_what_was_done(
+def test_a_lock_that_is_held_at_the_end_of_a_prune_is_reported_with_what_was_done(
     lake: Lake, server: Proxy, site: Site, tmp_path: Path
 ) -> None:
     gone = Study("2", "P2", rule="authority")
@@ -624,7 +652,7 @@ def test_a_lock_that_is_held_at_the_end_of_a_prune_is_told_with_what_was_done(
 
 
 def quicker(server: Proxy, path: str, theirs: dict[str, Any]) -> Callable[[Asked], None]:
-    """A rule by which another lake makes a resource just before ours arrives."""
+    """A rule by which another lake creates a resource just before ours arrives."""
     late: list[Asked] = []
 
     def rule(asked: Asked) -> None:
@@ -634,6 +662,10 @@ def quicker(server: Proxy, path: str, theirs: dict[str, Any]) -> Callable[[Asked
             put(hapi_of(server), theirs)
 
     return rule
+
+
+def is_history(asked: Asked) -> bool:
+    return asked.path.partition("?")[0].endswith("/_history")
 
 
 def lost_answer(path: str) -> Callable[[Asked], Reply | None]:
@@ -646,13 +678,7 @@ def without_meta(resource: dict[str, Any]) -> dict[str, Any]:
 
 
 def foreign_made(site: Site, study: Study) -> dict[str, Any]:
-    """A study of ours as another lake makes it, whose Patient and Endpoint this server does not have."""
+    """A study of ours as another lake builds it, whose Patient and Endpoint this server does not have."""
     made = site.imaging_study("A", study) | {"subject": {"display": "somebody"}}
     made.pop("endpoint")
     return made
-
-
-def delete(server: Proxy, path: str) -> None:
-    request = urllib.request.Request(f"{server.target}/{path}", method="DELETE")
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-        answer.read()

@@ -1,4 +1,4 @@
-"""The upload to a server that gives ids itself: conditional PUTs, one at a time."""
+"""The upload to a server that assigns ids itself: conditional PUTs, one at a time."""
 
 import json
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from fhirpy import SyncFHIRClient
 
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import Uploaded, upload
-from tests.server import holdings
-from tests.server.lakes import Site, Study, changed, new_lake, outcomes, settings_for, shared_outcomes
-from tests.server.proxy import Asked, Proxy, Reply, proxy
 from tests.servers.plugin import HapiFactory
 from tests.stages.uploads import Moved, codes
+from tests.upload import holdings
+from tests.upload.lakes import Site, Study, changed, new_lake, outcomes, settings_for, shared_outcomes
+from tests.upload.proxy import Asked, Proxy, Reply, proxy
 
 ONE = Study("1", "P1", rule="authority")
 TWO = Study("2", "P2", unit="sub-2")
@@ -44,7 +44,7 @@ def versions(server: Proxy) -> dict[str, str]:
     return {f"{kind}/{one['id']}": one["meta"]["versionId"] for kind in kinds for one in resources(server, kind)}
 
 
-def test_everything_is_there_once_and_refers_to_what_the_server_calls_it(
+def test_everything_is_there_once_and_refers_to_ids_of_the_server(
     lake: Lake, server: Proxy, site: Site, tmp_path: Path
 ) -> None:
     site.build(lake, "A", [ONE, TWO, Study("3", "P2", unit="sub-2")])
@@ -77,11 +77,11 @@ def test_everything_is_there_once_and_refers_to_what_the_server_calls_it(
     load(lake, server, site, "A")
     after = versions(server)
     row = outcomes(lake, server.url, "A")[f"ImagingStudy/{site.study_id('A', '1')}"]
-    key = f"ImagingStudy/{row['id_on_server']}"
+    key = f"ImagingStudy/{row['server_id']}"
     assert {one for one in after if after[one] != before[one]} == {key}
     assert after[key] == "2"
 
-    # and what is gone is deleted under the server's id
+    # and what is orphaned is deleted under the server's id
     site.build(lake, "A", [ONE])
     [done] = load(lake, server, site, "A", prune=True)
     assert len(resources(server, "ImagingStudy")) == 1
@@ -97,7 +97,7 @@ def test_only_one_bundle_is_on_its_way(lake: Lake, server: Proxy, site: Site) ->
     assert {one.path.partition("?")[0] for one in server.asked if one.is_posted} == {""}
 
 
-def test_a_server_that_hides_that_it_gives_ids_is_found_out_and_the_setting_is_named(
+def test_a_server_that_does_not_say_that_it_assigns_ids_is_recognised_and_the_setting_is_named(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     site.build(lake, "A", [ONE])
@@ -107,10 +107,10 @@ def test_a_server_that_hides_that_it_gives_ids_is_found_out_and_the_setting_is_n
 
     assert done.counts["Endpoint"] == {"rejected": 1}
     row = shared_outcomes(lake, server.url)[f"Endpoint/{site.endpoint_id('A')}"]
-    assert 'set fhir.client_assigned_ids = "no"' in row["error"]
+    assert 'set fhir.client_assigned_ids = "no"' in row["reason_text"]
 
 
-def test_a_patient_that_no_ledger_knows_is_joined_and_its_studies_go_in(
+def test_a_patient_that_no_ledger_knows_is_merged_and_its_studies_are_stored(
     lake: Lake, server: Proxy, site: Site, tmp_path: Path
 ) -> None:
     site.build(lake, "A", [Study("1", "P1")])
@@ -163,3 +163,43 @@ def test_an_endpoint_whose_answer_was_lost_is_known_as_ours(lake: Lake, server: 
     assert (endpoint["address"], endpoint["meta"]["versionId"]) == ("https://new.example", "2")
     assert done.counts["Endpoint"] == {"unchanged": 1}
     assert codes(lake, "A") == []
+
+
+def test_a_study_whose_answer_was_lost_is_known_as_ours_when_the_next_one_differs(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    site.build(lake, "A", [TWO])
+    load(lake, server, site, "A")
+    site.build(lake, "A", [changed(TWO, series={"1": 3})])
+    server.rule = lambda asked: Reply(cut=True) if asked.is_posted and b"ImagingStudy" in asked.body else None
+    load(lake, server, site, "A", retry_seconds=0)
+    server.rule = lambda _: None
+    [arrived] = resources(server, "ImagingStudy")
+    site.build(lake, "A", [changed(TWO, series={"1": 4})])
+
+    [done] = load(lake, server, site, "A")
+
+    [study] = resources(server, "ImagingStudy")
+    assert (arrived["numberOfInstances"], study["numberOfInstances"]) == (3, 4)
+    assert done.counts["ImagingStudy"] == {"stored": 1}
+    assert codes(lake, "A") == []
+
+
+def test_a_study_that_no_ledger_knew_and_whose_version_moved_without_a_change_is_updated(
+    lake: Lake, server: Proxy, site: Site, tmp_path: Path
+) -> None:
+    site.build(lake, "A", [TWO])
+    load(lake, server, site, "A")
+    other = new_lake(tmp_path / "other")
+    site.build(other, "A", [TWO])
+    load(other, server, site, "A")  # it is there as it should be
+    [study] = resources(server, "ImagingStudy")
+    plain = json.loads(json.dumps(study))
+    holdings.put(str(server.target), plain | {"description": "a note"})
+    holdings.put(str(server.target), plain)
+    site.build(other, "A", [changed(TWO, series={"1": 3})])
+
+    [done] = load(other, server, site, "A")
+
+    assert done.counts["ImagingStudy"] == {"stored": 1}
+    assert codes(other, "A") == []

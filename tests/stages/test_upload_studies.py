@@ -1,6 +1,7 @@
-"""Studies and Endpoints that somebody else changed or made, on a real server."""
+"""Studies and Endpoints that another client changed or created, on a real server."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -8,15 +9,6 @@ import pytest
 
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
-from tests.server.lakes import (
-    Site,
-    Study,
-    changed,
-    outcomes,
-    settings_for,
-    shared_outcomes,
-)
-from tests.server.proxy import Asked, Proxy, Reply
 from tests.stages.uploads import (
     ONE,
     Moved,
@@ -32,11 +24,20 @@ from tests.stages.uploads import (
     their_study,
     version,
 )
+from tests.upload.lakes import (
+    Site,
+    Study,
+    changed,
+    outcomes,
+    settings_for,
+    shared_outcomes,
+)
+from tests.upload.proxy import Asked, Proxy, Reply
 
-# -- studies that somebody else changed or made -----------------------------------------------------------------------
+# -- studies that another client changed or created --------------------------------------------------------------------
 
 
-def test_a_study_that_somebody_changed_is_held_until_that_may_be_replaced(
+def test_a_study_that_another_client_changed_is_held_until_it_may_be_overwritten(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     site.build(lake, "A", [ONE, Study("2", "P1")])
@@ -57,7 +58,7 @@ def test_a_study_that_somebody_changed_is_held_until_that_may_be_replaced(
     assert codes(lake, "A") == []
 
 
-def test_an_endpoint_that_somebody_changed_stays_until_it_may_be_replaced_and_the_studies_go(
+def test_an_endpoint_that_another_client_changed_stays_until_it_may_be_overwritten_and_the_studies_are_sent(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     site.build(lake, "A", [ONE])
@@ -81,7 +82,7 @@ def test_an_endpoint_that_somebody_changed_stays_until_it_may_be_replaced_and_th
     assert codes(lake, "A") == []
 
 
-def test_a_version_that_moved_without_a_change_is_no_conflict(lake: Lake, server: Proxy, site: Site) -> None:
+def test_a_new_version_with_the_content_that_we_sent_is_not_a_conflict(lake: Lake, server: Proxy, site: Site) -> None:
     site.build(lake, "A", [ONE])
     load(lake, server, "A")
     path = study_path(site, "A", "1")
@@ -96,7 +97,7 @@ def test_a_version_that_moved_without_a_change_is_no_conflict(lake: Lake, server
     assert version(server, path) == "4"
 
 
-def test_a_change_between_the_look_and_the_write_is_not_written_over(lake: Lake, server: Proxy, site: Site) -> None:
+def test_a_change_between_the_look_and_the_write_is_not_overwritten(lake: Lake, server: Proxy, site: Site) -> None:
     site.build(lake, "A", [ONE])
     load(lake, server, "A")
     path = study_path(site, "A", "1")
@@ -117,9 +118,7 @@ def test_a_change_between_the_look_and_the_write_is_not_written_over(lake: Lake,
     assert get(server, path)["description"] == "just now"
 
 
-def test_a_server_that_names_no_version_in_its_answers_is_guarded_by_the_content(
-    lake: Lake, server: Proxy, site: Site
-) -> None:
+def test_where_the_answer_names_no_version_the_resource_is_read_back(lake: Lake, server: Proxy, site: Site) -> None:
     def silent(asked: Asked) -> Reply | None:
         if asked.method != "PUT" or not asked.path.startswith("ImagingStudy"):
             return None
@@ -131,14 +130,14 @@ def test_a_server_that_names_no_version_in_its_answers_is_guarded_by_the_content
     server.rule = silent
     upload(["A"], lake, settings)
     path = study_path(site, "A", "1")
-    unknown = outcomes(lake, server.url, "A")[path]["version"]
+    read_back = outcomes(lake, server.url, "A")[path]["version"]
     server.rule = lambda _: None
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
     site.build(lake, "A", [changed(ONE, series={"1": 3}), Study("2", "P2", unit="sub-2", series={"1": 3})])
 
     [done] = upload(["A"], lake, settings)
 
-    assert unknown == ""
+    assert read_back == "1"
     assert done.counts["ImagingStudy"] == {"held": 1, "stored": 1}
     assert codes(lake, "A") == ["changed-on-server"]
     assert get(server, path)["description"] == "read by Dr. Roe"
@@ -150,19 +149,20 @@ def test_a_study_that_is_held_stays_held_after_a_run_in_which_the_server_failed(
     site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
     load(lake, server, "A")
     site.build(lake, "A", [changed(ONE, series={"1": 2})])
-    server.rule = lambda asked: Reply(500) if asked.path.startswith("ImagingStudy?") else None
+    path = study_path(site, "A", "1")
+    server.rule = lambda asked: Reply(500) if asked.method == "GET" and asked.path == path else None
     [failed] = upload(["A"], lake, settings_for(server.url, retry_seconds=0))
     server.rule = lambda _: None
 
     held = [load(lake, server, "A")[0].counts["ImagingStudy"] for _ in range(3)]
 
-    assert failed.counts["ImagingStudy"] == {"gave-up": 1}
+    assert failed.counts["ImagingStudy"] == {"failed": 1}
     assert held == [{"held": 1}] * 3
-    assert codes(lake, "A") == ["upload-shrinks"]
-    assert get(server, study_path(site, "A", "1"))["numberOfInstances"] == 5
+    assert codes(lake, "A") == ["update-removes-content"]
+    assert get(server, path)["numberOfInstances"] == 5
 
 
-def test_a_study_that_somebody_changed_is_held_also_when_its_folder_is_renamed(
+def test_a_study_that_another_client_changed_is_held_also_when_its_folder_is_renamed(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     site.build(lake, "A", [changed(ONE, patient={"gender": "male"})])
@@ -178,14 +178,16 @@ def test_a_study_that_somebody_changed_is_held_also_when_its_folder_is_renamed(
     assert done.counts == {"Endpoint": {"unchanged": 1}, "ImagingStudy": {"held": 1}, "Patient": {"stored": 1}}
     assert codes(lake, "A") == ["changed-on-server"]
     assert get(server, path)["description"] == "read by Dr. Roe"
-    # what we said of the person is known as ours, and corrected
+    # what we said of the patient is known as ours, and corrected
     assert get(server, patient_path(site, "A", ONE))["gender"] == "female"
     assert outcomes(lake, server.url, "A", "sub-2").keys() == {path, patient_path(site, "A", ONE)}
     assert outcomes(lake, server.url, "A", "sub-1") == {}
 
 
 @pytest.mark.parametrize("how", ["the answer is lost", "the folder is renamed", "the ledger is lost"])
-def test_a_study_that_was_adopted_is_known_again(lake: Lake, server: Proxy, site: Site, how: str) -> None:
+def test_an_existing_study_that_ours_was_merged_into_is_known_again(
+    lake: Lake, server: Proxy, site: Site, how: str
+) -> None:
     theirs = their_study(site)
     put(server, theirs)
     site.build(lake, "A", [ONE])
@@ -196,11 +198,11 @@ def test_a_study_that_was_adopted_is_known_again(lake: Lake, server: Proxy, site
     if how == "the folder is renamed":
         site.build(lake, "A", [changed(ONE, unit="sub-2")])
     if how == "the ledger is lost":
-        lake.remove_folder("outcomes")
+        Path(lake.root, "ledger.sqlite").unlink()
 
     [done] = upload(["A"], lake, settings)
 
-    assert done.counts["ImagingStudy"] in ({"linked": 1}, {"unchanged": 1})
+    assert done.counts["ImagingStudy"] in ({"external": 1}, {"unchanged": 1})
     assert status_of(server, study_path(site, "A", "1")) == 404
     made = get(server, f"ImagingStudy/{theirs['id']}")
     assert (made["meta"]["versionId"], made["description"], made["subject"]) == (
@@ -209,7 +211,7 @@ def test_a_study_that_was_adopted_is_known_again(lake: Lake, server: Proxy, site
         {"display": "somebody"},
     )
     unit = "sub-2" if how == "the folder is renamed" else "sub-1"
-    assert outcomes(lake, server.url, "A", unit)[study_path(site, "A", "1")]["linked"]
+    assert outcomes(lake, server.url, "A", unit)[study_path(site, "A", "1")]["is_external"]
 
 
 def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(lake: Lake, server: Proxy, site: Site) -> None:
@@ -234,7 +236,7 @@ def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(lake: Lake, s
 
 
 @pytest.mark.parametrize("setting", ["hold", "merge"])
-def test_a_study_of_another_site_whose_dataset_has_the_same_name_is_somebody_elses(
+def test_a_study_of_another_namespace_whose_dataset_has_the_same_name_is_external(
     lake: Lake, server: Proxy, site: Site, setting: str
 ) -> None:
     theirs = their_study(site, identifier=site.imaging_study("A", ONE)["identifier"])
@@ -243,8 +245,8 @@ def test_a_study_of_another_site_whose_dataset_has_the_same_name_is_somebody_els
 
     [done] = upload(["A"], lake, settings_for(server.url, existing_study=setting))
 
-    assert done.counts["ImagingStudy"] == ({"held": 1} if setting == "hold" else {"linked": 1})
-    assert codes(lake, "A") == ["study-on-server" if setting == "hold" else "study-adopted"]
+    assert done.counts["ImagingStudy"] == ({"held": 1} if setting == "hold" else {"external": 1})
+    assert codes(lake, "A") == ["study-exists-on-server" if setting == "hold" else "study-merged"]
     assert status_of(server, study_path(site, "A", "1")) == 404
     made = get(server, f"ImagingStudy/{theirs['id']}")
     assert (made["meta"]["versionId"], made["subject"]) == ("1" if setting == "hold" else "2", {"display": "somebody"})
@@ -260,7 +262,7 @@ def test_the_same_study_in_two_datasets_of_ours_is_two_resources(lake: Lake, ser
 
 
 @pytest.mark.parametrize("order", ["AB", "BA"])
-def test_a_study_that_one_dataset_adopted_is_somebody_elses_to_another(
+def test_an_existing_study_that_one_dataset_was_merged_into_is_external_to_another(
     lake: Lake, server: Proxy, site: Site, order: str
 ) -> None:
     theirs = their_study(site)
@@ -274,14 +276,14 @@ def test_a_study_that_one_dataset_adopted_is_somebody_elses_to_another(
     assert sorted(named) == ["urn:uid:A", "urn:uid:B"]
 
 
-def test_what_is_told_of_an_adopted_study_is_told_in_every_run(lake: Lake, server: Proxy, site: Site) -> None:
+def test_a_merged_study_is_a_finding_of_every_run(lake: Lake, server: Proxy, site: Site) -> None:
     put(server, their_study(site))
     site.build(lake, "A", [ONE])
     settings = settings_for(server.url, existing_study="merge")
 
     told = [(upload(["A"], lake, settings)[0].counts["ImagingStudy"], codes(lake, "A")) for _ in range(3)]
 
-    assert told == [({"linked": 1}, ["study-adopted"])] * 3
+    assert told == [({"external": 1}, ["study-merged"])] * 3
 
 
 def test_a_dataset_that_is_being_written_does_not_keep_the_others_from_the_server(
@@ -299,7 +301,7 @@ def test_a_dataset_that_is_being_written_does_not_keep_the_others_from_the_serve
     assert "build of B" in str(done[1].stopped)
 
 
-def test_somebody_elses_study_is_left_alone_and_ours_is_held(lake: Lake, server: Proxy, site: Site) -> None:
+def test_an_existing_study_is_not_changed_and_ours_is_held(lake: Lake, server: Proxy, site: Site) -> None:
     theirs = their_study(site)
     put(server, theirs)
     site.build(lake, "A", [ONE])
@@ -307,12 +309,12 @@ def test_somebody_elses_study_is_left_alone_and_ours_is_held(lake: Lake, server:
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"held": 1}
-    assert codes(lake, "A") == ["study-on-server"]
+    assert codes(lake, "A") == ["study-exists-on-server"]
     assert status_of(server, study_path(site, "A", "1")) == 404
     assert version(server, f"ImagingStudy/{theirs['id']}") == "1"
 
 
-def test_ours_beside_theirs_if_that_is_wanted(lake: Lake, server: Proxy, site: Site) -> None:
+def test_an_existing_study_is_duplicated_if_that_is_set(lake: Lake, server: Proxy, site: Site) -> None:
     put(server, their_study(site))
     site.build(lake, "A", [ONE])
 
@@ -322,7 +324,9 @@ def test_ours_beside_theirs_if_that_is_wanted(lake: Lake, server: Proxy, site: S
     assert status_of(server, study_path(site, "A", "1")) == 200
 
 
-def test_our_instances_go_into_their_study_and_what_we_do_not_know_stays(lake: Lake, server: Proxy, site: Site) -> None:
+def test_our_instances_are_merged_into_an_existing_study_and_its_content_stays(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
     theirs = their_study(site)
     put(server, theirs)
     site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
@@ -330,8 +334,8 @@ def test_our_instances_go_into_their_study_and_what_we_do_not_know_stays(lake: L
 
     [done] = upload(["A"], lake, settings)
 
-    assert done.counts["ImagingStudy"] == {"linked": 1}
-    assert codes(lake, "A") == ["study-adopted"]
+    assert done.counts["ImagingStudy"] == {"external": 1}
+    assert codes(lake, "A") == ["study-merged"]
     path = f"ImagingStudy/{theirs['id']}"
     made = get(server, path)
     assert (made["description"], made["subject"]) == ("of the hospital", {"display": "somebody"})
@@ -352,7 +356,7 @@ def test_our_instances_go_into_their_study_and_what_we_do_not_know_stays(lake: L
     assert {one["uid"]: one["numberOfInstances"] for one in get(server, path)["series"]}[site.uid("1", "1")] == 4
     assert version(server, path) == "3"
 
-    # it is not ours to delete
+    # what another client owns is not deleted
     site.build(lake, "A", [])
     upload(["A"], lake, settings, prune=True)
     assert status_of(server, path) == 200

@@ -1,8 +1,11 @@
 """What the tests of the upload ask the server and the lake."""
 
 import json
+import sqlite3
 import urllib.error
 import urllib.request
+from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +14,12 @@ import orjson
 from dicom_etl.lake.schemas import DATASET_FINDINGS
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import Uploaded, upload
-from tests.server.lakes import (
+from tests.upload.lakes import (
     Site,
     Study,
     settings_for,
 )
-from tests.server.proxy import Proxy
+from tests.upload.proxy import Proxy
 
 _PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -65,6 +68,22 @@ def put(server: Proxy, resource: dict[str, Any]) -> None:
         answer.read()
 
 
+def delete(server: Proxy, path: str) -> None:
+    """Delete as another client would; the proxy does not see it."""
+    request = urllib.request.Request(f"{server.target}/{path}", method="DELETE")
+    with _PLAIN.open(request, timeout=60) as answer:
+        answer.read()
+
+
+def forget_rows(lake: Lake, *paths: str) -> None:
+    """Take resources (Type/id), and what is known of finished units, out of the ledger, as if they were never in it."""
+    with closing(sqlite3.connect(Path(lake.root, "ledger.sqlite"))) as connection, connection:
+        for path in paths:
+            deleted = connection.execute("DELETE FROM resources WHERE type = ? AND id = ?", path.split("/"))
+            assert deleted.rowcount == 1
+        connection.execute("DELETE FROM units")
+
+
 def version(server: Proxy, path: str) -> str:
     return str(get(server, path)["meta"]["versionId"])
 
@@ -91,7 +110,7 @@ def shared_person(**patient: Any) -> Study:
 
 
 def their_study(site: Site, **more: Any) -> dict[str, Any]:
-    """A study of somebody else with the StudyInstanceUID of ONE: another series, and one instance of ours."""
+    """A study of another client with the StudyInstanceUID of ONE: another series, and one instance of ours."""
     made = site.imaging_study("A", ONE)
     series = [
         {**made["series"][0], "description": "theirs", "numberOfInstances": 1},

@@ -1,69 +1,302 @@
-"""One Patient of what several datasets say."""
+"""One Patient of what several contributors say and of what the server has."""
 
+from copy import deepcopy
 from itertools import permutations
+from typing import Any
 
-from dicom_etl.upload.merging import Contradiction, Contribution, merged
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom_etl.upload.items import canonical, is_same_content
+from dicom_etl.upload.patients import Conflict, Contribution, merge_patient
+from tests.upload.test_items import ODD, odd_resources
+
+BASE = {"resourceType": "Patient", "id": "p"}
+HOME = {"system": "phone", "value": "1"}
 
 
-def patient(**more: object) -> dict[str, object]:
-    return {"resourceType": "Patient", "id": "p", **more}
+def patient(**elements: Any) -> dict[str, Any]:
+    return BASE | elements
 
 
-def test_lists_are_united_and_single_values_taken_from_who_has_them():
-    one = Contribution("A", patient(identifier=[{"value": "2"}], birthDate="1980-05-01"))
-    other = Contribution("B", patient(identifier=[{"value": "1"}, {"value": "2"}], gender="female"))
+def merge_contributions(*contributions: Contribution, stored: dict[str, Any] | None = None) -> Any:
+    return merge_patient([stored] if stored else [], contributions, None)
 
-    whole = merged([one, other])
 
-    assert whole.patient == patient(
+def merge_with_server(
+    ours: dict[str, Any], base: list[dict[str, Any]], server: dict[str, Any] | None, replaced: Any = None
+) -> Any:
+    return merge_patient(base, [Contribution("", ours)], server, replaced)
+
+
+# -- several contributors ---------------------------------------------------------------------------------------------
+
+
+def test_lists_are_united_and_single_values_taken_from_who_has_them() -> None:
+    merged = merge_contributions(
+        Contribution("A", patient(identifier=[{"value": "2"}], birthDate="1980-05-01")),
+        Contribution("B", patient(identifier=[{"value": "1"}, {"value": "2"}], gender="female")),
+    )
+    assert merged.patient == patient(
         identifier=[{"value": "1"}, {"value": "2"}], birthDate="1980-05-01", gender="female"
     )
-    assert whole.contradictions == ()
+    assert merged.ours == merged.patient
+    assert merged.conflicts == ()
 
 
-def test_the_order_of_loading_does_not_matter():
-    said = [
+def test_the_order_of_contributors_does_not_matter() -> None:
+    contributions = [
         Contribution("C", patient(name=[{"family": "Zeta"}], gender="unknown")),
         Contribution("A", patient(name=[{"family": "Beta"}, {"family": "Alpha"}], birthDate="1980")),
         Contribution("B", patient(birthDate="1980-05-01", gender="male")),
+        Contribution("A", patient(birthDate="1980-05")),
     ]
-
-    results = [merged(order) for order in permutations(said)]
-
+    results = [merge_contributions(*order) for order in permutations(contributions)]
     assert results[0].patient == patient(
         name=[{"family": "Alpha"}, {"family": "Beta"}, {"family": "Zeta"}], birthDate="1980-05-01", gender="male"
     )
     assert all(result == results[0] for result in results)
-    assert results[0].contradictions == ()
+    assert results[0].conflicts == ()
 
 
-def test_where_they_contradict_the_first_by_name_counts_and_it_is_told():
-    said = [Contribution("B", patient(gender="male")), Contribution("A", patient(gender="female"))]
-
-    whole = merged(said)
-
-    assert whole.patient["gender"] == "female"
-    assert whole.contradictions == (Contradiction("gender", ("A", "B")),)
+def test_of_different_values_the_first_by_name_counts_as_a_conflict() -> None:
+    merged = merge_contributions(Contribution("B", patient(gender="male")), Contribution("A", patient(gender="female")))
+    assert merged.patient["gender"] == "female"
+    assert merged.conflicts == (Conflict("gender", ("A", "B")),)
 
 
-def test_what_the_server_has_stays_while_somebody_says_it():
-    said = [Contribution("A", patient(birthDate="1980-01-01")), Contribution("B", patient(birthDate="1981-01-01"))]
-
-    assert merged(said, patient(birthDate="1981-01-01")).patient["birthDate"] == "1981-01-01"
-    assert merged(said, patient(birthDate="1999-01-01")).patient["birthDate"] == "1980-01-01"
-
-
-def test_a_choice_element_keeps_one_form():
-    said = [
-        Contribution("A", patient(deceasedBoolean=True)),
-        Contribution("B", patient(deceasedDateTime="2001-01-01")),
+@pytest.mark.parametrize(("stored", "chosen"), [("1981-01-01", "1981-01-01"), ("1999-01-01", "1980-01-01")])
+def test_what_we_said_last_counts_while_it_is_still_said(stored: str, chosen: str) -> None:
+    contributions = [
+        Contribution("A", patient(birthDate="1980-01-01")),
+        Contribution("B", patient(birthDate="1981-01-01")),
     ]
-
-    whole = merged(said)
-
-    assert whole.patient == patient(deceasedBoolean=True)
-    assert whole.contradictions == (Contradiction("deceased", ("A", "B")),)
+    merged = merge_contributions(*contributions, stored=patient(birthDate=stored))
+    assert merged.patient["birthDate"] == chosen
+    assert merged.conflicts == (Conflict("birthDate", ("A", "B")),)
 
 
-def test_nobody_knows_is_said_when_nobody_knows():
-    assert merged([Contribution("A", patient(gender="unknown"))]).patient == patient(gender="unknown")
+def test_a_choice_element_keeps_one_form() -> None:
+    merged = merge_contributions(
+        Contribution("A", patient(deceasedBoolean=True)), Contribution("B", patient(deceasedDateTime="2001-01-01"))
+    )
+    assert merged.patient == patient(deceasedBoolean=True)
+    assert merged.conflicts == (Conflict("deceased", ("A", "B")),)
+
+
+def test_unknown_is_said_where_nobody_knows() -> None:
+    assert merge_contributions(Contribution("A", patient(gender="unknown"))).patient == patient(gender="unknown")
+
+
+# -- the server -------------------------------------------------------------------------------------------------------
+
+CASES = [
+    # ours, what we said before (None: not known), the server's, merged, conflicts
+    ({"gender": "male"}, None, {}, {"gender": "male"}, ()),
+    ({}, None, {"gender": "male"}, {"gender": "male"}, ()),  # another client's
+    ({}, {"gender": "male"}, {"gender": "male"}, {}, ()),  # we said it, and no longer do
+    ({}, {"gender": "male"}, {"gender": "female"}, {"gender": "female"}, ()),  # another client changed it
+    ({"gender": "female"}, {"gender": "male"}, {"gender": "male"}, {"gender": "female"}, ()),
+    ({"gender": "female"}, None, {"gender": "male"}, {"gender": "male"}, ("gender",)),
+    ({"gender": "female"}, {"gender": "other"}, {"gender": "male"}, {"gender": "male"}, ("gender",)),
+    ({"gender": "female"}, {"gender": "female"}, {}, {"gender": "female"}, ()),  # another client removed it
+    ({"birthDate": "1980-05-01"}, None, {"birthDate": "1980"}, {"birthDate": "1980-05-01"}, ()),
+    ({"birthDate": "1980"}, None, {"birthDate": "1980-05-01"}, {"birthDate": "1980-05-01"}, ()),
+    ({"birthDate": "1980-05"}, None, {"birthDate": "1980-06"}, {"birthDate": "1980-06"}, ("birthDate",)),
+    ({"active": True}, None, {"active": False}, {"active": False}, ("active",)),
+    ({}, {"active": False}, {"active": False}, {}, ()),
+    (
+        {"name": [{"family": "A"}]},
+        None,
+        {"name": [{"family": "B"}]},
+        {"name": [{"family": "A"}, {"family": "B"}]},
+        (),
+    ),
+    (
+        {"name": [{"family": "A"}]},
+        {"name": [{"family": "C"}]},
+        {"name": [{"family": "C"}]},
+        {"name": [{"family": "A"}]},
+        (),
+    ),
+    ({}, {"name": [{"family": "A"}]}, {"telecom": [HOME], "name": [{"family": "A"}]}, {"telecom": [HOME]}, ()),
+    # in the order of the server, where it has all of them
+    (
+        {"name": [{"family": "A"}]},
+        None,
+        {"name": [{"family": "B"}, {"family": "A"}]},
+        {"name": [{"family": "B"}, {"family": "A"}]},
+        (),
+    ),
+    # one of two forms
+    ({"deceasedBoolean": True}, None, {"deceasedDateTime": "2001"}, {"deceasedDateTime": "2001"}, ("deceasedBoolean",)),
+    (
+        {"deceasedBoolean": True},
+        {"deceasedDateTime": "2001"},
+        {"deceasedDateTime": "2001"},
+        {"deceasedBoolean": True},
+        (),
+    ),
+    ({"multipleBirthInteger": 2}, None, {"multipleBirthInteger": 2}, {"multipleBirthInteger": 2}, ()),
+]
+
+
+@pytest.mark.parametrize(("ours", "before", "server", "expected", "conflicts"), CASES)
+def test_what_is_sent(ours: Any, before: Any, server: Any, expected: Any, conflicts: Any) -> None:
+    merged = merge_with_server(BASE | ours, [] if before is None else [BASE | before], BASE | server)
+    assert merged.patient == BASE | expected
+    assert merged.ours == BASE | ours
+    assert merged.conflicts == tuple(Conflict(element) for element in conflicts)
+
+
+def test_what_was_stored_last_and_what_may_have_arrived_since_are_both_ours() -> None:
+    stored = patient(gender="male", name=[{"family": "A"}], birthDate="1980-01-01")
+    attempted = patient(gender="other", name=[{"family": "B"}])
+    ours = patient(gender="female", name=[{"family": "C"}])
+    for server in (stored, attempted):
+        merged = merge_with_server(ours, [stored, attempted], server)
+        assert (merged.patient, merged.conflicts) == (ours, ())
+
+
+@pytest.mark.parametrize("status", ["generated", "extensions", "empty"])
+def test_a_narrative_that_repeats_the_elements_is_not_kept(status: str) -> None:
+    server = patient(text={"status": status, "div": "<div>male</div>"})
+    assert merge_with_server(patient(gender="female"), [], server).patient == patient(gender="female")
+
+
+def test_a_narrative_that_says_more_than_the_elements_stays() -> None:
+    server = patient(text={"status": "additional", "div": "<div>allergic to gadolinium</div>"})
+    assert merge_with_server(patient(gender="female"), [], server).patient == server | {"gender": "female"}
+
+
+def test_labels_of_both_stay() -> None:
+    ours = patient(meta={"security": [{"code": "PSEUDED"}]})
+    server = patient(meta={"versionId": "1", "tag": [{"code": "t"}], "security": [{"code": "R"}]})
+    assert merge_with_server(ours, [], server).patient["meta"] == {
+        "tag": [{"code": "t"}],
+        "security": [{"code": "PSEUDED"}, {"code": "R"}],
+    }
+
+
+def test_a_version_that_a_write_of_ours_replaced_is_merged_in() -> None:
+    replaced = patient(meta={"versionId": "1"}, name=[{"family": "B"}], telecom=[HOME], gender="male")
+    server = patient(meta={"versionId": "2"}, name=[{"family": "A"}], gender="female")
+    merged = merge_with_server(patient(name=[{"family": "A"}], gender="female"), [], server, replaced)
+    assert merged.patient == patient(name=[{"family": "A"}, {"family": "B"}], telecom=[HOME], gender="female")
+    assert merged.conflicts == (Conflict("gender"),)
+
+
+# -- odd shapes -------------------------------------------------------------------------------------------------------
+
+OURS = patient(
+    identifier=[{"system": "s", "value": "1"}],
+    name=[{"family": "A"}],
+    birthDate="1980-05-01",
+    gender="female",
+    meta={"tag": [{"code": "t"}], "security": [{"code": "R"}]},
+)
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("element", ["identifier", "name", "birthDate", "gender", "meta", "text", "link", "extra"])
+def test_a_server_may_have_anything_in_the_place_of_an_element(element: str, odd: Any) -> None:
+    for before in ([], [OURS], [{}]):
+        merged = merge_with_server(OURS, before, OURS | {element: odd})
+        canonical(merged.patient)
+        if element in ("identifier", "name"):
+            assert all(item in merged.patient[element] for item in OURS[element])
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_labels_may_be_anything(odd: Any) -> None:
+    merged = merge_with_server(OURS, [], OURS | {"meta": {"tag": odd, "versionId": odd}})
+    assert {"code": "t"} in merged.patient["meta"]["tag"]
+    assert merged.patient["meta"]["security"] == [{"code": "R"}]
+
+
+@pytest.mark.parametrize("birth", [1980, 1980.5, True, ["1980"], {}])
+def test_a_birth_date_of_another_type_is_kept_or_replaced_but_does_not_raise(birth: Any) -> None:
+    merged = merge_with_server(patient(birthDate="1980-05-01"), [], patient(birthDate=birth))
+    assert "birthDate" in merged.patient
+
+
+@given(server=odd_resources, replaced=st.none() | odd_resources)
+def test_no_shape_of_a_server_raises(server: dict[str, Any], replaced: dict[str, Any] | None) -> None:
+    merged = merge_with_server(OURS, [OURS], server, replaced)
+    assert merged.ours["name"] == OURS["name"]
+
+
+# -- properties -------------------------------------------------------------------------------------------------------
+
+families = st.lists(st.sampled_from("ABCDE"), unique=True, max_size=3).map(
+    lambda letters: [{"family": letter, "use": "usual"} for letter in letters]
+)
+patients = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": families,
+        "identifier": families,
+        "gender": st.sampled_from(["male", "female", "unknown"]),
+        "birthDate": st.sampled_from(["1980", "1980-05", "1980-05-01", "1981", "1980-06"]),
+        "active": st.booleans(),
+        "maritalStatus": st.sampled_from([{"text": "a"}, {"text": "b"}]),
+    },
+).map(lambda elements: BASE | {name: value for name, value in elements.items() if value != []})
+several = st.lists(st.builds(Contribution, st.sampled_from("ABC"), patients), min_size=1, max_size=4)
+
+
+@given(contributions=several, base=st.lists(patients, max_size=2), server=st.none() | patients, data=st.data())
+def test_any_order_of_contributors_gives_the_same(contributions: Any, base: Any, server: Any, data: Any) -> None:
+    shuffled = data.draw(st.permutations(contributions))
+    one, other = merge_patient(base, contributions, server), merge_patient(base, shuffled, server)
+    assert canonical(one.patient) == canonical(other.patient)
+    assert one.conflicts == other.conflicts
+
+
+@given(contributions=several, base=st.lists(patients, max_size=2), server=st.none() | patients)
+def test_merging_again_changes_nothing(contributions: Any, base: Any, server: Any) -> None:
+    first = merge_patient(base, contributions, server)
+    again = merge_patient([first.ours], contributions, first.patient)
+    assert canonical(again.ours) == canonical(first.ours)
+    assert canonical(again.patient) == canonical(first.patient)
+    assert is_same_content(first.patient, again.patient)
+
+
+@given(contributions=several, base=st.lists(patients, max_size=2), server=patients)
+def test_what_another_client_added_is_never_lost(contributions: Any, base: Any, server: Any) -> None:
+    merged = merge_patient(base, contributions, server).patient
+    for name, value in server.items():
+        if isinstance(value, list):
+            was_ours = [item for one in base for item in one.get(name, [])]
+            assert all(item in merged.get(name, []) for item in value if item not in was_ours)
+        elif all(one.get(name) != value for one in base):
+            kept = str(merged[name])
+            assert kept.startswith(str(value)) if name == "birthDate" else merged[name] == value
+
+
+@given(contributions=several, base=st.lists(patients, max_size=2), server=patients)
+def test_what_we_said_and_withdrew_goes(contributions: Any, base: Any, server: Any) -> None:
+    merged = merge_patient(base, contributions, server).patient
+    for name in ("name", "identifier"):
+        still = [item for _, one in contributions for item in one.get(name, [])]
+        withdrawn = [item for one in base for item in one.get(name, []) if item not in still]
+        assert not [item for item in merged.get(name, []) if item in withdrawn]
+    for name in ("gender", "active", "maritalStatus"):
+        if all(name not in one for _, one in contributions) and any(one.get(name) == server.get(name) for one in base):
+            assert name not in merged
+
+
+@given(contributions=several, base=st.lists(patients, max_size=2), server=st.none() | patients)
+def test_what_we_say_is_there(contributions: Any, base: Any, server: Any) -> None:
+    merged = merge_patient(base, contributions, server).patient
+    for _, one in contributions:
+        for name in ("name", "identifier"):
+            assert all(item in merged[name] for item in one.get(name, []))
+
+
+@given(contributions=several, base=st.lists(patients, max_size=2), server=st.none() | patients)
+def test_nothing_that_was_given_is_changed(contributions: Any, base: Any, server: Any) -> None:
+    before = deepcopy((contributions, base, server))
+    merge_patient(base, contributions, server)
+    assert (contributions, base, server) == before

@@ -1,0 +1,218 @@
+"""The database of a lake: SQLite in its folder, or PostgreSQL that the setting `ledger_url` names.
+
+It holds what is not derived from the source files. Not here: its tables (`upload.ledger`), and who may write (`locks`,
+`advisory_locks`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from dicom_etl.lake.tables import Lake, LakeError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL, Connection, Engine
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+
+DATABASE_FILE = "ledger.sqlite"
+_LOGGING_NAME = "dicom-etl"
+BUSY_SECONDS = 30.0  # how long SQLite waits for another process that writes
+
+_ADVICE = {  # by how the words of a driver begin
+    "database is locked": "another process writes it: run again when that has ended",
+    "file is not a database": "restore the file from a backup",
+    "connection failed": "check ledger_url, and that PostgreSQL is running",
+}
+
+# SQLite in WAL mode shares memory between processes through the file system, which these do not do
+# (https://www.sqlite.org/wal.html, "does not work over a network filesystem")
+_SHARED_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "afs", "ceph", "lustre", "beegfs", "gpfs", "glusterfs")
+_LOCAL_FUSE = ("fuseblk",)  # a local disk, NTFS for one
+_OCTAL = re.compile(r"\\([0-7]{3})")  # a blank and its like in /proc/mounts (fstab(5))
+
+
+class DatabaseError(LakeError):
+    """The database of the lake cannot be used; the text says what to do."""
+
+
+def database_url(lake: Lake) -> URL:
+    """The address of the lake's database.
+
+    Raises:
+        DatabaseError: it can be neither SQLite nor PostgreSQL as set, or SQLite cannot be where the lake is.
+    """
+    if lake.ledger_url:
+        return _configured_url(lake.ledger_url)
+    if not lake.local:
+        raise DatabaseError(
+            f"the lake {lake.root} is on an object store, where the upload ledger cannot be: set ledger_url to a "
+            "PostgreSQL database, or to sqlite:////path of a file on a local disk"
+        )
+    file = Path(lake.root).resolve() / DATABASE_FILE
+    kind = file_system_of(file.parent)
+    if is_shared_file_system(kind):
+        raise DatabaseError(
+            f"the lake {lake.root} is on a shared file system ({kind}), where SQLite could lose the upload ledger: set "
+            "ledger_url to a PostgreSQL database, or to sqlite:////path of a file on a local disk"
+        )
+    return sa.URL.create("sqlite", database=str(file))
+
+
+def _configured_url(text: str) -> URL:
+    try:
+        url = sa.make_url(text)
+    except (sa.exc.ArgumentError, ValueError):  # ValueError: the port is not a number
+        raise DatabaseError(
+            "ledger_url is not the address of a database, such as postgresql://user@host/name"
+        ) from None
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        if not url.database or url.database == ":memory:":
+            raise DatabaseError("ledger_url names no file: write sqlite:////path/to/ledger.sqlite")
+        kind = file_system_of(Path(url.database).parent)
+        if is_shared_file_system(kind):
+            raise DatabaseError(f"ledger_url names a file on a shared file system ({kind}): choose a local disk")
+        return url.set(drivername="sqlite", query={})  # options of a URI could put it into memory
+    if backend in ("postgresql", "postgres"):
+        return url.set(drivername="postgresql+psycopg")
+    raise DatabaseError(f"ledger_url names a database of kind {backend}; there are sqlite and postgresql")
+
+
+def is_postgresql(lake: Lake) -> bool:
+    """Whether the setting `ledger_url` names a PostgreSQL database."""
+    return bool(lake.ledger_url) and _configured_url(str(lake.ledger_url)).get_backend_name() == "postgresql"
+
+
+def open_engine(lake: Lake, *, to_write: bool = True) -> Engine:
+    """The engine of the lake's database. Its connections are not pooled.
+
+    Args:
+        lake: whose database it is.
+        to_write: transactions of SQLite take the write lock when they begin (BEGIN IMMEDIATE), so that none fails in
+            its middle because another process was faster.
+
+    Raises:
+        DatabaseError: see `database_url`; or the driver of PostgreSQL is not installed.
+    """
+    url = database_url(lake)
+    try:
+        engine = make_engine(url, poolclass=NullPool, connect_args=_connect_args(url))
+    except ModuleNotFoundError:
+        raise DatabaseError("ledger_url needs the driver of PostgreSQL: pip install 'dicom-etl[postgres]'") from None
+    if url.get_backend_name() == "sqlite":
+        _make_file(Path(str(url.database)))
+        sa.event.listen(engine, "connect", _configure_sqlite)
+        sa.event.listen(engine, "begin", _begin_immediate if to_write else _begin)
+    return engine
+
+
+def make_engine(url: URL, **options: Any) -> Engine:
+    """An engine whose messages and logs have no parameters and no rows: those are of patients."""
+    engine = sa.create_engine(url, hide_parameters=True, logging_name=_LOGGING_NAME, **options)
+    # at DEBUG, SQLAlchemy logs each row that it reads, whatever hide_parameters says
+    logging.getLogger(f"sqlalchemy.engine.Engine.{_LOGGING_NAME}").setLevel(logging.INFO)
+    return engine
+
+
+def exists(lake: Lake) -> bool:
+    """Whether there is a database to look into: a file, or (unasked) a server."""
+    if not lake.ledger_url and not lake.local:
+        return False
+    url = database_url(lake)
+    return url.get_backend_name() != "sqlite" or Path(str(url.database)).exists()
+
+
+def check_connection(lake: Lake) -> None:
+    """Connect to the database once.
+
+    Raises:
+        DatabaseError: it cannot be reached.
+    """
+    engine = open_engine(lake, to_write=False)
+    try:
+        with engine.connect() as connection:
+            connection.execute(sa.text("SELECT 1"))
+    except sa.exc.SQLAlchemyError as error:
+        raise DatabaseError(f"the upload ledger cannot be used: {explain(error)}") from None
+    finally:
+        engine.dispose()
+
+
+def explain(error: sa.exc.SQLAlchemyError) -> str:
+    """One line of the driver's words for an error, and what to do; without statement and parameters."""
+    cause = getattr(error, "orig", None) or error
+    lines = str(cause).strip().splitlines()
+    words = lines[0] if lines else type(cause).__name__
+    advice = next((text for start, text in _ADVICE.items() if words.startswith(start)), None)
+    return f"{words}; {advice}" if advice else words
+
+
+def _connect_args(url: URL) -> dict[str, object]:
+    if url.get_backend_name() == "sqlite":
+        return {"timeout": BUSY_SECONDS}
+    # a connection whose other end has gone silently is noticed within half a minute
+    alive = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+    return alive | {"connect_timeout": 30, "application_name": "dicom-etl"}
+
+
+def _make_file(file: Path) -> None:
+    """An empty file that its owner alone can read; SQLite gives the same mode to `-wal` and `-shm`."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise DatabaseError(f"the upload ledger {file} cannot be written: {error.strerror}") from None
+
+
+def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:
+    connection.isolation_level = None  # the driver would begin transactions by itself, and too late
+    cursor = connection.cursor()
+    # secure_delete: what is withdrawn must not stay in free pages of the file
+    for pragma in (
+        f"busy_timeout={int(BUSY_SECONDS * 1000)}",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "secure_delete=ON",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+# -- file systems -----------------------------------------------------------------------------------------------------
+
+
+def is_shared_file_system(kind: str) -> bool:
+    """Whether a file system, by the name of its type, may be used by several machines at once."""
+    return kind.startswith(_SHARED_FILE_SYSTEMS) and kind not in _LOCAL_FUSE
+
+
+def file_system_of(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
+    """The type of the file system of a folder; empty where the system does not say (other than Linux)."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    except OSError:
+        return ""
+    path = os.path.realpath(folder)
+    kind, longest = "", -1
+    for line in filter(None, lines):
+        fields = line.split(" ")
+        point = _OCTAL.sub(lambda escape: chr(int(escape[1], 8)), fields[1])
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= longest:  # of two mounts at one point the later counts
+            kind, longest = fields[2], len(point)
+    return kind

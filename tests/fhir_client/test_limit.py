@@ -1,0 +1,89 @@
+"""How many requests are admitted at once."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from dicom_etl.fhir_client import FhirError, RejectedError, ServerFailureError, TimedOutError, UnreachableError
+from dicom_etl.fhir_client.errors import make_error
+from dicom_etl.fhir_client.limit import ConcurrencyLimit
+
+BUSY = make_error(429, "busy")
+
+
+def run(limit: ConcurrencyLimit, *errors: FhirError | None) -> int:
+    """The limit after requests with these results, one after the other."""
+
+    async def whole() -> int:
+        for error in errors:
+            with contextlib.suppress(FhirError):
+                async with limit:
+                    if error:
+                        raise error
+        return limit.limit
+
+    return asyncio.run(whole())
+
+
+@pytest.mark.parametrize("error", [BUSY, make_error(503, "busy"), TimedOutError("slow")])
+def test_it_halves_when_the_server_is_busy(error: FhirError) -> None:
+    assert run(ConcurrencyLimit(8), error) == 4
+    assert run(ConcurrencyLimit(8), error, error, error, error) == 1
+
+
+@pytest.mark.parametrize("error", [RejectedError("no"), ServerFailureError("oops"), UnreachableError("gone")])
+def test_other_errors_say_nothing_of_the_load(error: FhirError) -> None:
+    assert run(ConcurrencyLimit(8), error) == 8
+
+
+def test_it_grows_again_one_by_one_and_not_beyond_its_maximum() -> None:
+    assert run(ConcurrencyLimit(4), BUSY, *[None] * 7) == 2
+    assert run(ConcurrencyLimit(4), BUSY, *[None] * 8) == 3
+    assert run(ConcurrencyLimit(4), BUSY, *[None] * 100) == 4
+
+
+def test_no_more_than_the_limit_are_admitted_and_in_their_order() -> None:
+    async def whole() -> tuple[int, list[int]]:
+        limit, running, most, order = ConcurrencyLimit(4), 0, 0, []
+
+        async def request(number: int) -> None:
+            nonlocal running, most
+            async with limit:
+                running += 1
+                most = max(most, running)
+                order.append(number)
+                await asyncio.sleep(0)
+                running -= 1
+
+        with contextlib.suppress(FhirError):
+            async with limit:
+                raise BUSY
+        await asyncio.gather(*map(request, range(9)))
+        return most, order
+
+    assert asyncio.run(whole()) == (2, list(range(9)))
+
+
+@pytest.mark.parametrize("turn_came", [False, True])
+def test_a_cancelled_request_leaves_its_place_to_others(turn_came: bool) -> None:
+    async def whole() -> list[str]:
+        limit, order = ConcurrencyLimit(1), []
+
+        async def request(name: str) -> None:
+            async with limit:
+                order.append(name)
+
+        async with limit:
+            waiting = asyncio.create_task(request("cancelled"))
+            after = asyncio.create_task(request("after"))
+            await asyncio.sleep(0)
+            if not turn_came:
+                waiting.cancel()
+        if turn_came:
+            waiting.cancel()  # its turn has come, and it has not run yet
+        await asyncio.gather(waiting, after, return_exceptions=True)
+        await request("last")
+        return order
+
+    assert asyncio.run(asyncio.wait_for(whole(), 5)) == ["after", "last"]

@@ -1,0 +1,145 @@
+"""Redaction: what is kept of a server's words, and what identifies and is masked."""
+
+import time
+from dataclasses import replace
+
+import orjson
+import pytest
+
+from dicom_etl.fhir_client import RejectedError
+from dicom_etl.fhir_client.redaction import redact
+from tests.fhir_client.answering import fail, json_reply, outcome, write
+from tests.upload.proxy import Asked, Reply, proxy
+
+PATIENT = {
+    "resourceType": "Patient",
+    "id": "6f1c0c3e-1111-5222-8333-123456789abc",
+    "identifier": [{"system": "urn:oid:1.2.3", "value": "MRN-77"}],
+    "name": [{"family": "Müller-Lüdenscheidt", "given": ["Eva"]}],
+    "birthDate": "1961-02-03",
+    "gender": "nonsense",
+}
+STUDY = {
+    "resourceType": "ImagingStudy",
+    "status": "also-nonsense",
+    "description": "failed knee of the left",
+    "identifier": [{"type": {"text": "accession"}, "value": "ACC9"}],
+    "series": [{"uid": "2.25.1234567890", "modality": {"code": "MR"}}],
+}
+
+
+BUNDLE = orjson.dumps({"resourceType": "Bundle", "entry": [{"resource": PATIENT}, {"resource": STUDY}]})
+
+
+def redacted(text: str, *secrets: str, path: str = "", body: bytes | None = BUNDLE) -> str:
+    return redact(text, secrets, f"http://host/fhir/{path}", body)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'HAPI-1821: [element="gender"] Invalid value "nonsense": Unknown AdministrativeGender code \'nonsense\'',
+        "HAPI-1094: Resource Endpoint/e1 not found, specified in path: ImagingStudy.endpoint",
+        "HAPI-0989: can't update Patient/6f1c0c3e-1111-5222-8333-123456789abc: version 2 is not 3",
+        "series 2.25.1234567890 has no instance; 1.2.840.10008.5.1.4.1.1.4 is unknown at `ImagingStudy.series[0].uid`",
+        "the update of the left hand failed",  # words of a description are words of any sentence
+    ],
+)
+def test_what_explains_a_refusal_is_kept(text: str) -> None:
+    assert redacted(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Patient Eva Müller-Lüdenscheidt is there", "Patient (masked) (masked) is there"),
+        ("index holds (MULLER, EVA) twice", "index holds ((masked), (masked)) twice"),
+        ("name=LÜDENSCHEIDTEVA", "name=(masked)"),
+        ("born 1961-02-03, 19610203, 03.02.1961 or 3/2/1961", "born (masked), (masked), (masked) or (masked)"),
+        ("MRN-77, mrn-77 and urn%3Aoid%3A1.2.3%7CMRN-77", "(masked), (masked) and urn:oid:1.2.3|(masked)"),
+        ("of 'M&#252;ller-L&#252;denscheidt' or “Eva”", "of '…' or “…”"),
+        ("somebody else: 'Jane Doe', 4711085, 1970-01-01", "somebody else: '…', (masked), (masked)"),
+        ("about ACC9: failed knee of the left", "about (masked): (masked)"),
+        ("it's 'Eva' who isn't 'female'", "it's '…' who isn't '…'"),
+    ],
+)
+def test_what_identifies_is_masked(text: str, told: str) -> None:
+    assert redacted(text) == told
+
+
+def test_a_request_that_comes_back_as_a_whole_is_empty() -> None:
+    told = redacted(f"cannot parse {orjson.dumps(PATIENT).decode()}")
+    assert told.startswith('cannot parse {"resourceType":"Patient","id":"6f1c0c3e')
+    for value in ("Eva", "ller", "denscheidt", "1961", "77"):
+        assert value not in told
+
+
+def test_what_was_searched_for_is_masked() -> None:
+    path = "Patient?identifier=urn%3Aoid%3A1.2.3%7COssian%5C%2C12&_count=2"
+    told = redacted('HAPI-0539: Invalid value Ossian of "identifier" in "Patient"', path=path, body=None)
+    assert told == 'HAPI-0539: Invalid value (masked) of "identifier" in "Patient"'
+
+
+def test_other_scripts_are_found_inside_a_word() -> None:
+    body = orjson.dumps({"resourceType": "Patient", "name": [{"family": "山田", "given": ["太郎"]}]})
+    assert redacted("患者山田太郎 は", body=body) == "(masked) は"
+
+
+def test_a_word_that_explains_and_identifies_is_masked() -> None:
+    body = orjson.dumps({"resourceType": "Patient", "gender": "male", "name": [{"family": "Male"}]})
+    assert redacted("code 'male' of male", body=body) == "code '…' of (masked)"
+
+
+def test_words_of_a_refusal_are_freed_from_values_of_the_request() -> None:
+    def echo(asked: Asked) -> Reply:
+        return json_reply(outcome("invalid", f"HAPI-1821: Invalid code in {asked.body.decode()}"), 400)
+
+    request = replace(write(), body=orjson.dumps(PATIENT))
+    with proxy(rule=echo) as server:
+        error = fail(server.url, lambda client: client.put(request))
+    assert type(error) is RejectedError
+    assert str(error).startswith('HTTP 400: invalid: HAPI-1821: Invalid code in {"resourceType":"Patient"')
+    assert "Eva" not in str(error)
+
+
+SECRET = "wombat-quokka-numbat"
+
+
+@pytest.mark.parametrize("before", [0, 1, 17, 3_900, 3_990, 4_000, 4_150, 100_000])
+@pytest.mark.parametrize(
+    "text", [SECRET, "wombat%2Dquokka%2Dnumbat", "&#x77;ombat&#x2d;quokka&#x2d;numbat", "Müller-Lüdenscheidt"]
+)
+def test_no_value_is_cut_so_that_its_beginning_remains(before: int, text: str) -> None:
+    """Where the words are cut, and what is replaced before makes them shorter."""
+    for filler in ("x ", f"{SECRET} ", "Eva "):
+        told = redacted(filler * (before // len(filler)) + text + " and so on" * 500, SECRET).casefold()
+        assert [part for part in ("womb", "quok", "&#x77", "müll", "lüde") if part in told] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'a 'b " * 50_000,
+        "'" * 300_000,
+        "%" * 300_000,
+        "&#" * 150_000,
+        "a-" * 150_000,
+        "1-1-" * 90_000,
+        "\ud800" * 9_000,
+        "\0" * 9_000,
+    ],
+    ids=range(8),
+)
+def test_hostile_words_take_no_time(text: str) -> None:
+    began = time.process_time()
+    redacted(text, SECRET)
+    assert time.process_time() - began < 5  # a bound for what would take minutes; it takes some milliseconds
+
+
+def test_a_request_that_is_nested_deeply_is_no_recursion() -> None:
+    body = b'{"resourceType":"Patient","a":' + b'{"a":' * 900 + b'"Ossian"' + b"}" * 901
+    assert redacted("of Ossian", body=body) == "of (masked)"
+
+
+def test_a_request_that_is_no_json_is_masked_as_a_whole() -> None:
+    assert redacted("of Ossian", body=b"family=Ossian") == "of (masked)"

@@ -1,0 +1,125 @@
+"""A database that cannot be used is one sentence and an exit code, whichever command needs it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from dicom_etl.fhir_connection import server_name
+from dicom_etl.lake import database
+from dicom_etl.lake.tables import Lake
+from dicom_etl.upload.ledger import Ledger, ResourceRow
+from tests.command import Said
+from tests.corpus import write_instance
+from tests.fhir_client.answering import STATEMENT, json_reply
+from tests.upload.proxy import Proxy, proxy
+
+LEDGER_COMMANDS = (
+    ["run"],
+    ["upload"],
+    ["verify"],
+    ["status"],
+    ["outcomes"],
+    ["explain", "ds", "sub-1"],
+    ["forget", "ds", "sub-1", "--yes"],
+)
+PASSWORD = "Zanzibarium"
+
+
+@pytest.fixture
+def server() -> Iterator[Proxy]:
+    """A server that says what it can do; nothing is to be asked of it here."""
+    with proxy(rule=lambda _: json_reply(STATEMENT)) as running:
+        yield running
+
+
+@pytest.fixture
+def lake(said: Said, server: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    """Two datasets that are built, and the server has something of one of them."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("ds", "other")):
+        write_instance(tmp_path / name / "primary/sub-1/sam-1/1.dcm", study=f"1{number}", series=f"1{number}")
+    Path("dicom-etl.toml").write_text(
+        f'lake = "lake"\n[fhir]\nurl = "{server.url}"\nretry_seconds = 0\n'
+        '[datasets.ds]\nroot = "ds"\n[datasets.other]\nroot = "other"\n'
+    )
+    for stage in ("crawl", "extract", "build"):
+        assert said(stage)[0] == 0
+    lake = Lake(str(tmp_path / "lake"))
+    with Ledger.of(lake, server_name(server.url)) as ledger:
+        ledger.write_rows([ResourceRow("ImagingStudy", "s1", "ds", "sub-1", server_id="s1", hash="0")])
+    return lake
+
+
+def assert_one_sentence(result: tuple[int, str, str], words: str) -> None:
+    code, out, err = result
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("dicom-etl: ")
+    assert words in err
+    assert PASSWORD not in err
+
+
+@pytest.mark.parametrize("command", LEDGER_COMMANDS, ids=lambda command: command[0])
+def test_a_ledger_that_cannot_be_used_is_one_sentence_and_exit_code_2(
+    command: list[str], said: Said, lake: Lake, server: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as shared:
+        shared.setattr(database, "file_system_of", lambda _: "nfs4")
+        assert_one_sentence(said(*command), "is on a shared file system (nfs4)")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("DICOM_ETL_LEDGER_URL", f"postgresql://me:{PASSWORD}@127.0.0.1:1/ledger")
+        assert_one_sentence(said(*command), "check ledger_url, and that PostgreSQL is running")
+    for file in Path(lake.root).glob("ledger.sqlite*"):
+        file.unlink()
+    Path(lake.root, "ledger.sqlite").write_bytes(b"not a database" * 1000)
+    assert_one_sentence(said(*command), "file is not a database; restore the file from a backup")
+    assert [asked for asked in server.asked if asked.path != "metadata"] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [(["run"], 1), (["upload"], 1), (["verify", "--repair"], 2), (["forget", "ds", "sub-1", "--yes"], 2)],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_ledger_that_another_process_writes_all_the_time_is_one_sentence(
+    command: list[str], expected: int, said: Said, lake: Lake, server: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    with locked(lake):
+        code, out, err = said(*command)
+        as_json = said(*command, "--json")
+
+    sentence = "database is locked; another process writes it: run again when that has ended"
+    assert code == expected
+    assert (out + err).count(sentence) == 1
+    assert "Traceback" not in out + err
+    assert sentence in as_json[1] + as_json[2]
+    if expected == 1:
+        assert [sentence in text for text in json.loads(as_json[1])["stopped"].values()] == [True, True]
+    assert [asked for asked in server.asked if asked.path != "metadata"] == []
+
+
+@pytest.mark.parametrize("command", [["status"], ["outcomes"], ["explain", "ds", "sub-1"]], ids=lambda one: one[0])
+def test_a_ledger_that_another_process_writes_can_be_read(
+    command: list[str], said: Said, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    with locked(lake):
+        code, out, err = said(*command)
+
+    assert (code, err) == (0, "")
+    assert "failed" in out
+
+
+@contextmanager
+def locked(lake: Lake) -> Iterator[None]:
+    """The SQLite ledger while another process has a transaction that writes."""
+    with closing(sqlite3.connect(Path(lake.root, "ledger.sqlite"), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield

@@ -1,0 +1,198 @@
+"""Runs of the upload under odd answers, and what must be true afterwards; used by a test and by `make soak`.
+
+A real server is behind the proxy, and has what an earlier run stored, and what another client did since: a note in one
+of our studies, a telephone number in our Patients, a study and a Patient that are the same as new ones of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dicom_etl.fhir_client import FhirError
+from dicom_etl.fhir_connection import server_name
+from dicom_etl.lake.tables import Lake
+from dicom_etl.settings import Settings
+from dicom_etl.stages.upload import upload
+from tests.servers.hapi_server import running_hapi
+from tests.stages.uploads import their_study
+from tests.upload.holdings import get, plain, put, status, version
+from tests.upload.lakes import Site, Study, attempts, changed, new_lake, query_ledger, settings_for
+from tests.upload.odd_answers import Grammar, changing
+
+NOTE, PHONE = [{"text": "seen by the radiologist"}], [{"system": "phone", "value": "1"}]
+SECONDS = 150.0  # bound on a run, on a busy machine too; each request is tried for half a second
+MAX_BYTES = 300_000_000  # of memory
+# prints the largest resident set of the process, in kB, as the last word of standard output; that of `resource` would
+# begin with the size of the parent
+_MEASURED = """
+from dicom_etl.__main__ import main
+try:
+    main()
+finally:
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+NOTED, SHARED = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
+GROWING, SAME = Study("3", "P3", unit="sub-3"), Study("4", "P4", unit="sub-4")
+BEFORE = [NOTED, SHARED, GROWING, SAME]
+AFTER = [
+    changed(NOTED, series={"1": 2, "2": 1}, patient={"gender": "male"}),
+    changed(SHARED, series={"1": 4}, patient={"gender": "female"}),
+    changed(GROWING, series={"1": 2, "2": 2}),
+    SAME,
+    Study("5", "P5", unit="sub-5"),  # another client has a study of this UID
+    Study("6", "P6", unit="sub-6", rule="authority"),  # another client has a Patient of this identifier
+    Study("7", "P7", unit="sub-7"),
+    Study("8", "P8", unit="sub-8", series={"1": 150}),  # goes by a request of its own
+]
+EXISTING, KNOWN = AFTER[4], AFTER[5]
+
+
+def run_seed(url: str, folder: Path, seed: int, *, is_command: bool = False, only: str = "") -> list[str]:
+    """Upload under the odd answers of a seed (`only`: of this name, with status 200), then honestly; returns them.
+
+    Raises:
+        AssertionError: something that must be true is not.
+    """
+    site = Site(f"odd-{seed}-{os.urandom(4).hex()}")
+    lake = new_lake(folder / f"lake-{site.name}")
+    site.build(lake, "A", BEFORE)
+    grammar = Grammar(seed, is_honest=True, only=only)
+    with changing(url, grammar.change) as proxied:
+        settings = settings_for(proxied, retry_seconds=0.5, timeout_seconds=20, max_bundle_entries=4)
+        upload(["A"], lake, settings)
+        external = change_as_another_client(url, site)
+        site.build(lake, "A", AFTER)
+        grammar.is_honest = False
+        began = time.monotonic()
+        if is_command:
+            _run_command(lake, proxied)
+        else:
+            with suppress(FhirError):  # the server cannot be used at all
+                upload(["A"], lake, settings)
+        assert time.monotonic() - began < SECONDS
+        check_kept(url, external)
+        check_ledger(url, lake, settings, site)
+        grammar.is_honest = True
+        upload(["A"], lake, settings)
+        check_kept(url, external)
+        check_final(url, lake, site, external)
+    return grammar.made
+
+
+def change_as_another_client(url: str, site: Site) -> dict[str, dict[str, Any]]:
+    """What another client does; returns what must stay as it is, by Type/id."""
+    noted = site.imaging_study("A", NOTED) | {"note": NOTE}
+    for study in (NOTED, SHARED):
+        put(url, site.patient("A", study) | {"telecom": PHONE})
+    external_study = their_study(site) | {"identifier": site.imaging_study("A", EXISTING)["identifier"][:1]}
+    external_patient = site.patient("A", KNOWN) | {"id": f"{site.name}-p", "telecom": PHONE}
+    external = {f"{one['resourceType']}/{one['id']}": one for one in (noted, external_study, external_patient)}
+    for resource in external.values():
+        put(url, resource)
+    return external
+
+
+def _run_command(lake: Lake, url: str) -> None:
+    """Run `dicom-etl upload` in a process of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
+    environment |= {"DICOM_ETL_FHIR__RETRY_SECONDS": "0.5", "DICOM_ETL_FHIR__TIMEOUT_SECONDS": "20", "NO_COLOR": "1"}
+    environment |= {"DICOM_ETL_FHIR__MAX_BUNDLE_ENTRIES": "4"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    folder = Path(lake.root).parent
+    (folder / "A").mkdir(exist_ok=True)
+    (folder / "dicom-etl.toml").write_text('[datasets.A]\nroot = "A"\n')
+    command = [sys.executable, "-c", _MEASURED, "upload", "A", "--lake", str(lake.root), "--fhir-url", url]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    assert done.returncode in (0, 1, 2, 3), (done.returncode, done.stderr)
+    assert "no registered dataset" not in done.stderr, done.stderr  # it has been to the server
+    if done.returncode:
+        assert done.stderr.strip() or done.stdout.strip()
+    assert int(done.stdout.split()[-1]) * 1024 < MAX_BYTES, done.stdout.split()[-1]
+
+
+def check_kept(url: str, external: dict[str, dict[str, Any]]) -> None:
+    """Nothing of another client is overwritten or lost."""
+    for path, resource in external.items():
+        assert plain(get(url, path)) == resource, path
+    for path in external:
+        assert status(url, path) == 200
+
+
+def check_ledger(url: str, lake: Lake, settings: Settings, site: Site) -> None:
+    """Nothing is called stored that the server does not have as sent; what another client changed since is aside."""
+    sent: dict[str, dict[str, Any]] = {}  # by digest
+    for study in BEFORE + AFTER:
+        for resource in (site.imaging_study("A", study), site.patient("A", study)):
+            sent[_digest(resource)] = resource
+    may_differ = {site.study_id("A", "1"), site.patient_id("A", NOTED), site.patient_id("A", SHARED)}
+    name = server_name(settings.fhir.url or "")
+    for row in query_ledger(lake, "SELECT * FROM resources WHERE server = ? AND state = 'stored'", name):
+        if row["is_external"] or row["type"] == "Endpoint" or row["id"] in may_differ:
+            continue
+        resource = get(url, f"{row['type']}/{row['server_id']}")
+        assert version(resource) == row["version"]
+        if row["hash"] in sent:  # else a study that refers to the Patient of another client
+            assert plain(resource) == sent[row["hash"]]
+
+
+def _digest(resource: dict[str, Any]) -> str:
+    text = json.dumps(resource, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_final(url: str, lake: Lake, site: Site, external: dict[str, dict[str, Any]]) -> None:
+    """After an honest run the server has what the lake says."""
+    assert attempts(lake) == []
+    external_patient = next(one for path, one in external.items() if path.startswith("Patient/"))
+    for study in AFTER:
+        path, expected = f"ImagingStudy/{site.study_id('A', study.number)}", site.imaging_study("A", study)
+        patient = f"Patient/{site.patient_id('A', study)}"
+        if study.number == "1":
+            continue  # held, as `check_kept` has seen
+        if study is EXISTING and status(url, path) != 200:
+            continue  # held: it was found
+        if study is KNOWN and status(url, patient) != 200:
+            expected = expected | {"subject": {"reference": f"Patient/{external_patient['id']}"}}
+        else:
+            phone = {"telecom": PHONE} if study.number == "2" else {}
+            assert plain(get(url, patient)) == site.patient("A", study) | phone
+        assert plain(get(url, path)) == expected
+    states = {row["id"]: row["state"] for row in query_ledger(lake, "SELECT id, state FROM resources")}
+    not_stored = {identity for identity, state in states.items() if state != "stored"}
+    assert not_stored <= {site.study_id("A", "1"), site.study_id("A", "5")}
+
+
+def main() -> None:
+    """Run seeds against a server of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=300)
+    parser.add_argument("--first", type=int, default=0)
+    options = parser.parse_args()
+    failed = []
+    with tempfile.TemporaryDirectory() as folder, running_hapi(folder=Path(folder) / "hapi") as server:
+        for seed in range(options.first, options.first + options.seeds):
+            try:
+                run_seed(server.base_url, Path(folder), seed, is_command=seed % 10 == 0)
+            except AssertionError as error:
+                failed.append(seed)
+                print(f"seed {seed}: {error}", flush=True)
+    print(f"{options.seeds} seeds of odd answers, {len(failed)} failed: {failed}", flush=True)
+    raise SystemExit(int(bool(failed)))
+
+
+if __name__ == "__main__":
+    main()

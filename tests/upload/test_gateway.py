@@ -1,0 +1,336 @@
+"""A gateway before the server that answers every search itself: with nothing found, or 200 and an error.
+
+Another client has added a note to one of our studies and a telephone number to our Patients before; it also has a study
+and a Patient under other ids that are the same as new ones of ours. However the searches fail: nothing of it is lost,
+what the ledger knows is brought up to date, and what a search did not show is reported once searches are right again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from dicom_etl.fhir_client import FhirError
+from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.tables import Lake
+from dicom_etl.stages.upload import Uploaded, upload
+from dicom_etl.stages.verify import verify
+from tests.servers.hapi_server import HapiServer
+from tests.servers.medplum_server import MedplumServer
+from tests.servers.plugin import HapiFactory, MedplumFactory
+from tests.stages.uploads import codes, patient_path, study_path, their_study
+from tests.upload import holdings
+from tests.upload.holdings import get, plain, put, status, version
+from tests.upload.lakes import Site, Study, attempts, changed, new_lake, outcomes, settings_for, shared_outcomes
+from tests.upload.proxy import Asked, Proxy, Reply, proxy
+
+NOTE, PHONE = [{"text": "seen by the radiologist"}], [{"system": "phone", "value": "1"}]
+SEARCH = re.compile(r"(Patient|Endpoint|ImagingStudy)(\?.*|/_search.*)?")
+
+
+def answer(content: Any) -> Reply:
+    return Reply(200, orjson.dumps(content), {"Content-Type": "application/fhir+json"})
+
+
+ANSWERS = {
+    "nothing found": answer({"resourceType": "Bundle", "type": "searchset", "total": 0}),
+    "error object": answer({"error": {"code": 502, "message": "upstream request failed"}}),
+    "OperationOutcome": answer(
+        {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "exception"}]}
+    ),
+}
+both = pytest.mark.parametrize("server", ["hapi", "medplum"], indirect=True)
+each_assigning = pytest.mark.parametrize("server", ["hapi_factory", "medplum_factory"], indirect=True)
+each_answer = pytest.mark.parametrize("kind", ANSWERS)
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest) -> Site:
+    return Site(f"site-{fingerprint(request.node.nodeid)[:16]}")
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return new_lake(tmp_path / "lake")
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[Proxy]:
+    """A shared server; of a factory, an empty one that assigns ids itself."""
+    source: HapiServer | MedplumServer | HapiFactory | MedplumFactory = request.getfixturevalue(request.param)
+    running = source(client_ids=False) if callable(source) else source
+    with proxy(running.base_url) as counted:
+        yield counted
+
+
+def is_search(asked: Asked) -> bool:
+    return asked.method in ("GET", "POST") and SEARCH.fullmatch(asked.path) is not None
+
+
+def gateway(reply: Reply, after: int = 0) -> Callable[[Asked], Reply | None]:
+    """A rule that answers all searches but the first ones."""
+    passed = 0
+
+    def rule(asked: Asked) -> Reply | None:
+        nonlocal passed
+        if not is_search(asked):
+            return None
+        passed += 1
+        return reply if passed > after else None
+
+    return rule
+
+
+def load(lake: Lake, server: Proxy, site: Site, *, is_assigning: bool = False, **fhir: Any) -> Uploaded:
+    fhir = {"retry_seconds": 0.5, "max_bundle_entries": 3} | fhir
+    settings = settings_for(server.url, client_assigned_ids="no" if is_assigning else "auto", **fhir)
+    [done] = upload(["A"], lake, settings.model_copy(update={"site": f"https://{site.name}"}))
+    return done
+
+
+def behind(server: Proxy) -> str:
+    assert server.target is not None
+    return server.target
+
+
+def on_server(server: Proxy, path: str) -> dict[str, Any]:
+    return plain(get(behind(server), path))
+
+
+def add_to(server: Proxy, path: str, **elements: Any) -> dict[str, Any]:
+    put(behind(server), plain(get(behind(server), path)) | elements)
+    return on_server(server, path)
+
+
+# -- the lake before and after ----------------------------------------------------------------------------------------
+
+NOTED = Study("1", "P1")
+SHARED = Study("2", "P2", unit="sub-2", rule="authority")
+GROWING = Study("3", "P3", unit="sub-3", series={"1": 2, "2": 2})
+GROWN = [
+    changed(NOTED, series={"1": 2, "2": 1}, patient={"gender": "male"}),
+    changed(SHARED, series={"1": 4}, patient={"gender": "female"}),
+    changed(GROWING, series={"1": 2, "2": 2, "3": 1}),
+]
+EXISTING = Study("5", "P5", unit="sub-5")  # another client has a study of this UID
+KNOWN = Study("6", "P6", unit="sub-6", rule="authority")  # another client has a Patient of this identifier
+NEW = Study("7", "P7", unit="sub-7")
+
+
+@both
+@each_answer
+@pytest.mark.parametrize("after", [0, 1, 2, 4])
+def test_whatever_searches_answer_nothing_is_lost_and_all_is_reported(
+    lake: Lake, server: Proxy, site: Site, kind: str, after: int
+) -> None:
+    site.build(lake, "A", [NOTED, SHARED, GROWING])
+    load(lake, server, site)
+    noted = add_to(server, study_path(site, "A", "1"), note=NOTE)
+    for study in (NOTED, SHARED):
+        add_to(server, patient_path(site, "A", study), telecom=PHONE)
+    external_study = their_study(site) | {"identifier": site.imaging_study("A", EXISTING)["identifier"][:1]}
+    external_patient = site.patient("A", KNOWN) | {"id": f"{site.name}-p", "telecom": PHONE}
+    for resource in (external_study, external_patient):
+        put(behind(server), resource)
+    site.build(lake, "A", [*GROWN, EXISTING, KNOWN, NEW])
+
+    server.rule = gateway(ANSWERS[kind], after)
+    load(lake, server, site)
+    load(lake, server, site)
+    # what the ledger knew needs no search
+    for study in GROWN[1:]:
+        assert on_server(server, study_path(site, "A", study.number)) == site.imaging_study("A", study)
+    server.rule = lambda _: None
+    for _ in range(2):
+        load(lake, server, site)
+
+        assert on_server(server, study_path(site, "A", "1")) == noted
+        for study in GROWN[:2]:
+            path = patient_path(site, "A", study)
+            assert on_server(server, path) == site.patient("A", study) | {"telecom": PHONE}
+        for study in (*GROWN[1:], NEW):
+            assert on_server(server, study_path(site, "A", study.number)) == site.imaging_study("A", study)
+        assert on_server(server, f"ImagingStudy/{external_study['id']}") == external_study
+        assert on_server(server, f"Patient/{external_patient['id']}") == external_patient
+        is_beside = status(behind(server), patient_path(site, "A", KNOWN)) == 200
+        patient = site.patient_id("A", KNOWN) if is_beside else external_patient["id"]
+        study = site.imaging_study("A", KNOWN) | {"subject": {"reference": f"Patient/{patient}"}}
+        assert on_server(server, study_path(site, "A", "6")) == study
+        assert sorted(codes(lake, "A")) == sorted(
+            [
+                "changed-on-server",
+                "study-exists-on-server",
+                "duplicate-patient-on-server" if is_beside else "external-patient-used",
+            ]
+        )
+        assert attempts(lake) == []
+        rows = {**shared_outcomes(lake, server.url)}
+        for unit in ("sub-1", "sub-2", "sub-3", "sub-5", "sub-6", "sub-7"):
+            rows |= outcomes(lake, server.url, "A", unit)
+        for row in rows.values():
+            if row["state"] == "stored" and not row["is_external"]:
+                assert version(get(behind(server), f"{row['type']}/{row['server_id']}")) == row["version"]
+        assert {key for key, row in rows.items() if row["state"] != "stored"} <= {
+            study_path(site, "A", "1"),
+            study_path(site, "A", "5"),
+        }
+
+
+# -- what a search hid ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hidden(server: Proxy, site: Site) -> dict[str, dict[str, Any]]:
+    """A study and a Patient of another client; the gateway says that there are none."""
+    resources = {
+        "ImagingStudy": their_study(site) | {"identifier": site.imaging_study("A", KNOWN)["identifier"][:1]},
+        "Patient": site.patient("A", KNOWN) | {"id": f"{site.name}-p"},
+    }
+    for resource in resources.values():
+        put(behind(server), resource)
+    server.rule = gateway(ANSWERS["nothing found"])
+    return resources
+
+
+BOTH_REPORTED = ["duplicate-patient-on-server", "study-exists-on-server"]
+
+
+@both
+@pytest.mark.usefixtures("hidden")
+def test_what_was_hidden_is_reported_also_where_ours_has_changed_since(lake: Lake, server: Proxy, site: Site) -> None:
+    for study in (KNOWN, changed(KNOWN, series={"1": 3}, patient={"gender": "male"})):
+        site.build(lake, "A", [study])
+        load(lake, server, site)
+        assert codes(lake, "A") == []
+    server.rule = lambda _: None
+
+    load(lake, server, site)
+
+    assert sorted(codes(lake, "A")) == BOTH_REPORTED
+
+
+@both
+@pytest.mark.usefixtures("hidden")
+@pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
+def test_what_was_hidden_is_reported_also_where_the_answer_to_ours_was_lost(
+    lake: Lake, server: Proxy, site: Site, single_request_bytes: int
+) -> None:
+    site.build(lake, "A", [KNOWN])
+    search = server.rule
+    writes = {"PUT", "POST"}
+    server.rule = lambda asked: search(asked) or (Reply(cut=True) if asked.method in writes else None)
+    for _ in range(3):  # the Endpoint, the Patient, the study
+        load(lake, server, site, retry_seconds=0, single_request_bytes=single_request_bytes)
+    assert status(behind(server), study_path(site, "A", "6")) == 200
+    server.rule = lambda _: None
+
+    load(lake, server, site)
+
+    assert sorted(codes(lake, "A")) == BOTH_REPORTED
+    assert attempts(lake) == []
+
+
+@both
+def test_what_was_found_beside_ours_is_reported_as_long_as_it_is_there(
+    lake: Lake, server: Proxy, site: Site, hidden: dict[str, dict[str, Any]]
+) -> None:
+    site.build(lake, "A", [KNOWN])
+    load(lake, server, site)
+    server.rule = lambda _: None
+    load(lake, server, site)
+    assert sorted(codes(lake, "A")) == BOTH_REPORTED
+
+    # also when ours changes, and when the gateway fails again
+    for number, kind in enumerate([None, "nothing found", "error object", None]):
+        server.rule = gateway(ANSWERS[kind]) if kind else lambda _: None
+        site.build(lake, "A", [changed(KNOWN, series={"1": 3 + number}, patient={"birthDate": f"198{number}-01-01"})])
+        load(lake, server, site)
+        assert on_server(server, study_path(site, "A", "6"))["numberOfInstances"] == 3 + number
+        assert sorted(codes(lake, "A")) == BOTH_REPORTED
+
+    for resource in hidden.values():
+        holdings.delete(behind(server), f"{resource['resourceType']}/{resource['id']}")
+    load(lake, server, site)
+    assert codes(lake, "A") == []
+
+
+@both
+@each_answer
+def test_verify_calls_nothing_missing_that_is_there(lake: Lake, server: Proxy, site: Site, kind: str) -> None:
+    site.build(lake, "A", [NOTED, SHARED])
+    load(lake, server, site)
+    before = version(get(behind(server), study_path(site, "A", "1")))
+    server.rule = gateway(ANSWERS[kind])
+    settings = settings_for(server.url, retry_seconds=0.5)
+
+    if kind == "nothing found":
+        verified = verify(["A"], lake, settings, repair=True)
+        assert [one.counts["missing"] + one.counts["changed"] for one in verified.compared] == [0, 0]
+        assert [one.counts["ok"] for one in verified.compared] == [3, 2]
+    else:
+        with pytest.raises(FhirError, match="answer"):
+            verify(["A"], lake, settings, repair=True)
+
+    assert version(get(behind(server), study_path(site, "A", "1"))) == before
+    server.rule = lambda _: None
+    load(lake, server, site)
+    assert version(get(behind(server), study_path(site, "A", "1"))) == before
+
+
+# -- servers that assign ids ------------------------------------------------------------------------------------------
+
+
+def all_of(server: Proxy, kind: str) -> list[dict[str, Any]]:
+    return [plain(one) for one in holdings.found(behind(server), f"{kind}?_count=200")]
+
+
+@each_assigning
+@each_answer
+def test_a_server_that_assigns_ids_has_everything_once_whatever_searches_answer(
+    lake: Lake, server: Proxy, site: Site, kind: str
+) -> None:
+    site.build(lake, "A", [NOTED, SHARED, GROWING])
+    load(lake, server, site, is_assigning=True)
+    noted = next(one for one in all_of(server, "ImagingStudy") if site.uid("1") in str(one["identifier"]))
+    put(behind(server), noted | {"note": NOTE})
+    site.build(lake, "A", [*GROWN, NEW])
+    server.rule = gateway(ANSWERS[kind])
+    for _ in range(2):
+        load(lake, server, site, is_assigning=True)
+    server.rule = lambda _: None
+
+    load(lake, server, site, is_assigning=True)
+
+    studies = all_of(server, "ImagingStudy")
+    sizes = {one["identifier"][0]["value"]: (one["numberOfInstances"], one.get("note")) for one in studies}
+    assert sizes == {
+        f"urn:oid:{site.uid('1')}": (2, NOTE),
+        f"urn:oid:{site.uid('2')}": (4, None),
+        f"urn:oid:{site.uid('3')}": (5, None),
+        f"urn:oid:{site.uid('7')}": (2, None),
+    }
+    assert (len(studies), len(all_of(server, "Patient")), len(all_of(server, "Endpoint"))) == (4, 4, 1)
+    assert codes(lake, "A") == ["changed-on-server"]
+    assert attempts(lake) == []
+
+
+@each_assigning
+def test_what_a_conditional_update_replaced_is_reported(lake: Lake, server: Proxy, site: Site, tmp_path: Path) -> None:
+    """The server finds by itself what a gateway hides from a lake without a ledger."""
+    site.build(lake, "A", [NOTED])
+    load(lake, server, site, is_assigning=True)
+    [study] = all_of(server, "ImagingStudy")
+    put(behind(server), study | {"note": NOTE})
+    server.rule = gateway(ANSWERS["nothing found"])
+    fresh = new_lake(tmp_path / "fresh")
+    site.build(fresh, "A", [NOTED])
+
+    load(fresh, server, site, is_assigning=True)
+
+    assert len(all_of(server, "ImagingStudy")) == 1
+    assert codes(fresh, "A") == ["concurrent-overwrite"]

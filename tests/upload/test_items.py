@@ -1,0 +1,269 @@
+"""Upload items: comparing resources, ids on the server, and references; without a server."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom_etl.identity.ids import ResourceIds
+from dicom_etl.upload.items import (
+    IdStrategy,
+    UploadItem,
+    content_hash,
+    datasets_of,
+    identifiers,
+    is_of_namespace,
+    is_same_content,
+    refer_to,
+    referenced_id,
+    strip_server_elements,
+    study_uids,
+)
+
+CLIENT = IdStrategy("https://site.example/")
+SERVER = IdStrategy("https://site.example/", is_client_assigned=False)
+MARK = {"system": "https://site.example/resource-id", "value": "p"}
+PATIENT = {"resourceType": "Patient", "id": "p", "gender": "female", "name": [{"family": "A"}, {"family": "B"}]}
+
+# values of every type, in the place of any element
+ODD = [None, True, 0, -1.5, "", "text", [], ["text"], [None], [[]], {}, {"a": 1}, [{"a": []}], [{}]]
+ELEMENTS = (
+    "id meta text identifier link name subject endpoint series modality birthDate gender active status "
+    "numberOfSeries numberOfInstances note basedOn"
+).split()
+anything = st.recursive(
+    st.sampled_from([None, True, 0, "", "x"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["system", "value", "uid", "instance", "reference", "tag", "type"]), inner)
+    ),
+    max_leaves=8,
+)
+odd_resources = st.dictionaries(st.sampled_from(ELEMENTS), anything, max_size=8)
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"meta": {"versionId": "3", "lastUpdated": "2026-01-01", "source": "#x"}}, True),
+        ({"meta": {"tag": [{"code": "t"}]}}, True),  # a label that the server adds
+        ({"meta": None}, True),
+        ({"meta": ["x"]}, True),
+        ({"text": {"status": "generated", "div": "<div>A</div>"}}, True),
+        ({"text": None}, True),
+        ({"text": {"status": "additional", "div": "<div>A</div>"}}, False),
+        ({"name": [{"family": "B"}, {"family": "A"}]}, True),
+        ({"name": [{"family": "A"}]}, False),
+        ({"name": [{"family": "A"}, {"family": "B"}, {"family": "B"}]}, False),
+        ({"gender": "male"}, False),
+        ({"active": True}, False),
+        ({"id": "q"}, False),
+    ],
+)
+def test_what_counts_as_the_same(change: dict[str, Any], same: bool) -> None:
+    assert is_same_content(PATIENT | change, PATIENT) is same
+
+
+def test_neither_the_order_of_lists_nor_that_of_keys_counts() -> None:
+    ours = {"identifier": [{"system": "x", "value": "1"}, {"system": "y", "value": "0"}]}
+    server = {"identifier": [{"value": "0", "system": "y"}, {"value": "1", "system": "x"}]}
+    assert is_same_content(server, ours)
+
+
+@pytest.mark.parametrize(
+    ("labels", "same"),
+    [
+        ([{"code": "a"}], True),
+        ([{"code": "b"}, {"code": "a"}], True),
+        ([{"code": "b"}], False),
+        ([], False),
+        (None, False),
+        ("a", False),
+        ({"code": "a"}, False),
+        (7, False),
+    ],
+)
+def test_our_labels_must_be_there(labels: Any, same: bool) -> None:
+    ours = PATIENT | {"meta": {"tag": [{"code": "a"}]}}
+    assert is_same_content(PATIENT | {"meta": {"tag": labels, "profile": ["p"]}}, ours) is same
+
+
+def test_what_a_server_writes_is_stripped_and_nothing_else() -> None:
+    server = PATIENT | {
+        "meta": {"versionId": "1", "lastUpdated": "x", "source": "y", "profile": ["p"], "tag": [{"code": "t"}]},
+        "text": {"status": "empty"},
+    }
+    before = deepcopy(server)
+    assert strip_server_elements(server) == PATIENT | {"meta": {"profile": ["p"], "tag": [{"code": "t"}]}}
+    assert server == before
+
+
+def test_the_digest_is_that_of_the_content() -> None:
+    study = {"resourceType": "ImagingStudy", "id": "s", "status": "available", "series": [{"uid": "1"}]}
+    same = content_hash(study)
+    for change in (
+        {"id": "other"},
+        {"meta": {"versionId": "9", "tag": [{"code": "t"}]}},
+        {"subject": {"reference": "Patient/survivor"}},
+        {"endpoint": [{"reference": "Endpoint/1"}]},
+        {"text": {"status": "generated"}},
+    ):
+        assert content_hash(study | change) == same
+    for change in ({"status": "cancelled"}, {"series": []}, {"description": "x"}, {"text": {"status": "additional"}}):
+        assert content_hash(study | change) != same
+    assert content_hash(dict(reversed(study.items()))) == same
+
+
+# -- odd shapes -------------------------------------------------------------------------------------------------------
+
+
+@given(server=odd_resources, ours=odd_resources)
+def test_no_shape_of_a_resource_raises(server: dict[str, Any], ours: dict[str, Any]) -> None:
+    assert is_same_content(server, PATIENT) in (True, False)
+    assert is_same_content(server, server)
+    assert strip_server_elements(strip_server_elements(server)) == strip_server_elements(server)
+    assert len(content_hash(server)) == 64
+    assert all(isinstance(one, dict) for one in identifiers(server))
+    assert all(isinstance(uid, str) for uid in study_uids(server))
+    assert all(isinstance(name, str) for name in datasets_of(server, "s"))
+    assert isinstance(referenced_id(server.get("subject")), str)
+    for strategy in (CLIENT, SERVER):
+        assert strategy.is_ours(server, "p") in (True, False)
+        assert strategy.as_produced(server, "p")["id"] == "p"
+        body, _ = strategy.address(ours | {"id": "p"}, "17")
+        assert body["id"] == "17"
+    assert not is_of_namespace(server, "1.2", ResourceIds.of("n", None), CLIENT, "s")
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_identifiers_of_any_type_are_not_ours(odd: Any) -> None:
+    server = {"id": "17", "identifier": odd}
+    assert not SERVER.is_ours(server, "p")
+    assert SERVER.as_produced(server, "p")["id"] == "p"
+
+
+# -- ids on the server ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server_id", [None, "p"])
+def test_a_client_assigned_id_is_ours(server_id: str | None) -> None:
+    assert CLIENT.address(PATIENT, server_id) == (PATIENT, "")
+
+
+def test_under_another_id_a_resource_is_sent_with_that() -> None:
+    assert CLIENT.address(PATIENT, "17") == (PATIENT | {"id": "17"}, "")
+    assert CLIENT.as_produced(PATIENT | {"id": "17"}, "p") == PATIENT
+    assert CLIENT.is_ours({"id": "p"}, "p")
+    assert not CLIENT.is_ours({"id": "17", "identifier": [MARK]}, "p")
+
+
+def test_a_server_that_assigns_ids_gets_an_identifier_and_a_condition() -> None:
+    body, condition = SERVER.address(PATIENT, None)
+    assert body == {name: value for name, value in PATIENT.items() if name != "id"} | {"identifier": [MARK]}
+    assert condition == "identifier=https%3A%2F%2Fsite.example%2Fresource-id%7Cp"
+
+
+def test_once_its_id_is_known_it_is_a_plain_update() -> None:
+    other = {"system": "s", "value": "1"}
+    assert SERVER.address(PATIENT | {"identifier": [other]}, "17") == (
+        PATIENT | {"id": "17", "identifier": [other, MARK]},
+        "",
+    )
+
+
+def test_the_identifier_is_there_once_and_goes_where_the_resource_is_compared() -> None:
+    other = {"system": "s", "value": "1"}
+    body, _ = SERVER.address(PATIENT | {"identifier": [MARK, other]}, "17")
+    assert body["identifier"] == [other, MARK]
+    assert SERVER.is_ours(body, "p")
+    assert not SERVER.is_ours(body, "q")
+    assert SERVER.as_produced(body, "p") == PATIENT | {"identifier": [other]}
+    assert SERVER.as_produced(PATIENT | {"id": "17", "identifier": [MARK]}, "p") == PATIENT
+
+
+def test_what_was_sent_and_what_the_server_has_of_it_have_one_digest() -> None:
+    for strategy in (CLIENT, SERVER):
+        body, _ = strategy.address(PATIENT, "17")
+        assert strategy.content_hash(body | {"meta": {"versionId": "1"}}, "p") == content_hash(PATIENT)
+
+
+@pytest.mark.parametrize(
+    ("ours", "token", "condition"),
+    [
+        ("a|b", r"https://n/resource-id|a\|b", "identifier=https%3A%2F%2Fn%2Fresource-id%7Ca%5C%7Cb"),
+        ("a,b&c", r"https://n/resource-id|a\,b&c", "identifier=https%3A%2F%2Fn%2Fresource-id%7Ca%5C%2Cb%26c"),
+    ],
+)
+def test_no_character_of_an_id_means_another(ours: str, token: str, condition: str) -> None:
+    strategy = IdStrategy("https://n", is_client_assigned=False)
+    assert (strategy.token(ours), strategy.condition(ours)) == (token, condition)
+
+
+# -- references and UIDs ----------------------------------------------------------------------------------------------
+
+
+def test_a_study_refers_to_what_the_server_has() -> None:
+    study = {
+        "resourceType": "ImagingStudy",
+        "id": "s",
+        "subject": {"reference": "Patient/p", "display": "x"},
+        "endpoint": [{"reference": "Endpoint/e"}],
+    }
+    item = UploadItem(study, "ds", references=(("Patient", "p"), ("Endpoint", "e")))
+    moved = refer_to(item, {("Patient", "p"): "17"})
+    assert moved.resource["subject"] == {"reference": "Patient/17", "display": "x"}
+    assert moved.resource["endpoint"] == [{"reference": "Endpoint/e"}]
+    assert refer_to(item, {}).resource == study
+    assert refer_to(item, {}).hash != moved.hash
+    assert item.resource == study
+
+
+@pytest.mark.parametrize(
+    ("reference", "identity"),
+    [
+        ({"reference": "Patient/1"}, "1"),
+        ({"reference": "https://h/fhir/Patient/1"}, "1"),
+        ({"reference": "Patient/1/_history/3"}, "1"),
+        ({"reference": ""}, ""),
+        ({"reference": None}, ""),
+        ({"reference": ["Patient/1"]}, ""),
+        ({"identifier": {"value": "1"}}, ""),
+        ("Patient/1", ""),
+        (["Patient/1"], ""),
+        (None, ""),
+    ],
+)
+def test_the_id_that_a_reference_names(reference: Any, identity: str) -> None:
+    assert referenced_id(reference) == identity
+
+
+def test_studies_of_our_namespace_are_told_by_their_id() -> None:
+    ids = ResourceIds.of("https://site.example", None)
+    ours = ids.resource_id("ImagingStudy", "ds", "1.2")
+    named = {"system": "https://site.example/dataset", "value": "urn:uid:ds"}
+    study = {"id": ours, "identifier": [named]}
+    assert is_of_namespace(study, "1.2", ids, CLIENT, "https://site.example/dataset")
+    assert not is_of_namespace(study | {"id": "x"}, "1.2", ids, CLIENT, "https://site.example/dataset")
+    assert not is_of_namespace(study, "1.3", ids, CLIENT, "https://site.example/dataset")
+    assert not is_of_namespace(study, "1.2", ids, CLIENT, "https://other.example/dataset")
+    assert not is_of_namespace({"id": ours}, "1.2", ids, CLIENT, "https://site.example/dataset")
+
+
+@pytest.mark.parametrize(
+    ("identifier", "uids"),
+    [
+        ([{"system": "urn:dicom:uid", "value": "urn:oid:1.2"}], {"1.2"}),
+        ([{"system": "urn:dicom:uid", "value": "1.2"}], {"1.2"}),
+        ([{"system": "other", "value": "urn:oid:1.2"}], set()),
+        ([{"system": "urn:dicom:uid", "value": "urn:oid:1"}, {"system": "urn:dicom:uid", "value": "2"}], {"1", "2"}),
+        ("1.2", set()),
+        (None, set()),
+    ],
+)
+def test_the_uids_of_a_study(identifier: Any, uids: set[str]) -> None:
+    assert study_uids({"identifier": identifier}) == uids

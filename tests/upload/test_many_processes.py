@@ -1,0 +1,109 @@
+"""Eight processes that upload at once: into the SQLite ledger of one lake, and of two lakes into one PostgreSQL."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dicom_etl.lake.tables import Lake
+from tests.servers.hapi_server import HapiServer
+from tests.upload import holdings
+from tests.upload.kill_checks import LedgerContent, read_ledger
+from tests.upload.killed_uploads import Job, Running
+from tests.upload.lakes import Site, Study, new_lake
+
+DATASETS = tuple(f"D{number}" for number in range(8))
+UNITS = 5
+SETTINGS = {"max_bundle_entries": 4, "max_concurrent_requests": 2}
+
+
+def _site() -> Site:
+    return Site(f"many-{uuid.uuid4().hex[:8]}")
+
+
+def _build(site: Site, lake: Lake, datasets: tuple[str, ...]) -> None:
+    """Per dataset ten studies of five units; each has a Patient of its own and one that all datasets share."""
+    for dataset in datasets:
+        studies = [
+            Study(f"{dataset}-{rule}-{number}", f"P{number}", unit=f"sub-{number}", rule=rule)
+            for number in range(UNITS)
+            for rule in ("authority", "patient-id")
+        ]
+        site.build(lake, dataset, studies)
+
+
+def _upload_all(lakes: Mapping[str, Lake], url: str, ledger_url: str | None, folder: Path) -> list[str]:
+    """Upload each dataset of each lake in a process of its own, all at once; returns what became of them."""
+    runs = [
+        Running(Job(lake.root, ledger_url, url, (dataset,), str(folder / f"{name}-{dataset}.log"), SETTINGS))
+        for name, lake in lakes.items()
+        for dataset in DATASETS
+    ]
+    return [run.wait() for run in runs]
+
+
+def _states(ledger: LedgerContent) -> Counter[tuple[Any, ...]]:
+    """How many rows there are by type, dataset (none: shared by all), state and reason."""
+    return Counter(
+        (row["type"], row["dataset"] if row["unit"] else None, row["state"], row["reason"])
+        for row in ledger.rows.values()
+    )
+
+
+def _expected() -> Counter[tuple[Any, ...]]:
+    per_dataset = {("Patient", dataset, "stored", None): UNITS for dataset in DATASETS}
+    studies = {("ImagingStudy", dataset, "stored", None): 2 * UNITS for dataset in DATASETS}
+    shared = {("Patient", None, "stored", None): UNITS, ("Endpoint", None, "stored", None): len(DATASETS)}
+    return Counter(per_dataset | studies | shared)
+
+
+def _versions(url: str, site: Site) -> Counter[str]:
+    """The versions of the studies on the server."""
+    uids = [
+        ("urn:dicom:uid", f"urn:oid:{site.uid(f'{dataset}-{rule}-{number}')}")
+        for dataset in DATASETS
+        for number in range(UNITS)
+        for rule in ("authority", "patient-id")
+    ]
+    found = [
+        study
+        for start in range(0, len(uids), 20)
+        for study in holdings.with_identifiers(url, "ImagingStudy", uids[start : start + 20])
+    ]
+    return Counter(holdings.version(study) for study in found)
+
+
+def test_eight_processes_upload_eight_datasets_of_one_lake_into_one_sqlite_ledger(
+    hapi: HapiServer, tmp_path: Path
+) -> None:
+    site, lake = _site(), new_lake(tmp_path / "lake")
+    _build(site, lake, DATASETS)
+
+    ended = _upload_all({"lake": lake}, hapi.base_url, None, tmp_path)
+
+    assert ended == ["ended"] * 8
+    ledger = read_ledger(lake.root, None, lake.lake_id)
+    assert _states(ledger) == _expected()
+    assert list(ledger.attempts) == []
+    assert _versions(hapi.base_url, site) == {"1": 8 * 2 * UNITS}
+
+
+def test_two_lakes_upload_eight_datasets_each_at_once_into_one_postgresql_ledger(
+    hapi: HapiServer, tmp_path: Path, postgres_url: str
+) -> None:
+    sites, lakes = {}, {}
+    for name in ("A", "B"):
+        sites[name], lakes[name] = _site(), new_lake(tmp_path / name)
+        _build(sites[name], lakes[name], DATASETS)
+
+    ended = _upload_all(lakes, hapi.base_url, postgres_url, tmp_path)
+
+    assert ended == ["ended"] * 16
+    for name, lake in lakes.items():
+        ledger = read_ledger(lake.root, postgres_url, lake.lake_id)
+        assert _states(ledger) == _expected()
+        assert list(ledger.attempts) == []
+        assert _versions(hapi.base_url, sites[name]) == {"1": 8 * 2 * UNITS}

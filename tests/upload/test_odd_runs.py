@@ -1,0 +1,32 @@
+"""The upload under answers that no server should give; `make soak` runs more of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.servers.hapi_server import HapiServer
+from tests.upload.odd_answers import FIXED
+from tests.upload.odd_runs import run_seed
+
+SEEDS = 40
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_run_under_odd_answers_loses_nothing_and_the_next_one_completes_it(
+    hapi: HapiServer, tmp_path: Path, seed: int
+) -> None:
+    """Every tenth one is the command in a process of its own: no traceback, and less than 300 MB."""
+    assert run_seed(hapi.base_url, tmp_path, seed, is_command=seed % 10 == 0)
+
+
+def test_answers_of_any_size_take_little_memory(hapi: HapiServer, tmp_path: Path) -> None:
+    for name in ("large", "gzip bomb", "endless"):
+        made = run_seed(hapi.base_url, tmp_path, 0, is_command=True, only=name)
+        assert made
+        assert all(name in text for text in made)
+
+
+def test_large_is_what_it_is_called() -> None:
+    assert len(FIXED["large"]()) > 60_000_000

@@ -1,0 +1,79 @@
+"""Another client that writes a study under our id: what ours replaced stays known, and what is not ours stays there."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from dicom_etl.lake.tables import Lake
+from dicom_etl.stages.upload import upload
+from tests.servers.hapi_server import HapiServer
+from tests.upload import holdings
+from tests.upload.lakes import Site, Study, attempts, changed, new_lake, outcomes, settings_for
+from tests.upload.proxy import Asked, Reply, proxy
+
+OTHERS = Study("1", "P1", series={"7": 1})  # what the other client has under the same UID
+KEPT = Study("kept", "P1")
+
+
+def _is_study_write(asked: Asked) -> bool:
+    return asked.is_posted and b'"resourceType":"ImagingStudy"' in asked.body
+
+
+def _reason(lake: Lake, url: str, key: str) -> tuple[str, str | None]:
+    row = outcomes(lake, url, "A")[key]
+    return row["state"], row["reason"]
+
+
+def test_a_concurrent_overwrite_stays_a_finding_after_later_updates(hapi: HapiServer, tmp_path: Path) -> None:
+    site, lake = Site(f"other-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
+    study = Study("1", "P1")
+    key = f"ImagingStudy/{site.study_id('A', '1')}"
+    others = site.imaging_study("A", OTHERS)
+
+    written: list[Asked] = []
+
+    def write_others_before_first(asked: Asked) -> Reply | None:
+        if _is_study_write(asked) and not written:
+            written.append(asked)
+            holdings.put(hapi.base_url, others)
+        return None
+
+    with proxy(hapi.base_url, write_others_before_first) as server:
+        site.build(lake, "A", [study])
+        [first] = upload(["A"], lake, settings_for(server.url))
+        told = _reason(lake, server.url, key)
+        site.build(lake, "A", [changed(study, series={"1": 3})])
+        [second] = upload(["A"], lake, settings_for(server.url))
+        told_later = _reason(lake, server.url, key)
+        holdings.put(hapi.base_url, others)
+        site.build(lake, "A", [changed(study, series={"1": 4})])
+        upload(["A"], lake, settings_for(server.url))
+
+        assert told == told_later == ("stored", "concurrent-overwrite")
+        assert first.findings == second.findings == 1
+        assert second.counts["ImagingStudy"] == {"stored": 1}
+        assert _reason(lake, server.url, key) == ("held", "changed-on-server")
+
+
+def test_a_study_that_never_arrived_and_is_another_clients_now_is_not_pruned(hapi: HapiServer, tmp_path: Path) -> None:
+    site, lake = Site(f"other-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
+    key = f"ImagingStudy/{site.study_id('A', '1')}"
+    others = site.imaging_study("A", OTHERS)
+    with proxy(hapi.base_url, lambda asked: Reply(503) if _is_study_write(asked) else None) as server:
+        site.build(lake, "A", [Study("1", "P1"), KEPT])
+        upload(["A"], lake, settings_for(server.url, retry_seconds=0))
+        sent = outcomes(lake, server.url, "A")[key]["state"]
+        server.rule = lambda _: None
+        holdings.put(hapi.base_url, others)
+        upload(["A"], lake, settings_for(server.url))
+        held = _reason(lake, server.url, key)
+        site.build(lake, "A", [KEPT])
+        [done] = upload(["A"], lake, settings_for(server.url), prune=True)
+
+        assert sent == "unconfirmed"
+        assert held == ("held", "changed-on-server")
+        assert done.removed == ()
+        assert holdings.plain(holdings.get(hapi.base_url, key)) == others
+        assert key not in outcomes(lake, server.url, "A")
+        assert attempts(lake) == []

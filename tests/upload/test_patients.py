@@ -1,0 +1,367 @@
+"""Which Patient is used: decisions by tables, and what the server is asked (of a stub of `FhirClient`)."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom_etl.fhir_client import ServerResource
+from dicom_etl.upload.items import Action, Decision, IdStrategy, UploadItem
+from dicom_etl.upload.ledger import Attempt, ResourceRow, State
+from dicom_etl.upload.patients import (
+    SeenPatient,
+    conflicting_elements,
+    contributions_of,
+    decide_patient,
+    find_patients,
+    is_same_date,
+    look_up_patients,
+)
+from tests.upload.stub_client import StubClient
+from tests.upload.test_items import ODD, odd_resources
+
+CLIENT = IdStrategy("https://site.example")
+SERVER = IdStrategy("https://site.example", is_client_assigned=False)
+MARK = {"system": "https://site.example/resource-id", "value": "p"}
+MRN = {"system": "s", "value": "1"}
+OURS = {
+    "resourceType": "Patient",
+    "id": "p",
+    "identifier": [MRN],
+    "birthDate": "1980-05-01",
+    "gender": "female",
+}
+ITEM = UploadItem(OURS, "ds", "u").with_hash()
+KEY = ("Patient", "p")
+
+
+def patient(identity: str, **elements: Any) -> dict[str, Any]:
+    return {"resourceType": "Patient", "id": identity, "identifier": [MRN]} | elements
+
+
+def merged_into(identity: str, *, link: str = "replaced-by", **elements: Any) -> dict[str, Any]:
+    return {"link": [{"other": {"reference": identity}, "type": link}], "active": False} | elements
+
+
+def decide(seen: SeenPatient, row: ResourceRow | None = None, attempts: Any = ()) -> Decision:
+    return decide_patient(ITEM, seen, row, attempts, CLIENT)
+
+
+def row(**values: Any) -> ResourceRow:
+    return ResourceRow("Patient", "p", "ds", **{"server_id": "p", "hash": "h", "state": State.STORED} | values)
+
+
+# -- conflicts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "elements"),
+    [
+        ({}, []),
+        ({"gender": "female", "birthDate": "1980-05-01"}, []),
+        ({"gender": "unknown", "birthDate": "1980-05"}, []),
+        ({"gender": None, "birthDate": None}, []),
+        ({"birthDate": "1980"}, []),
+        ({"gender": "male"}, ["gender"]),
+        ({"gender": "other"}, ["gender"]),
+        ({"birthDate": "1980-06"}, ["birthDate"]),
+        ({"birthDate": "1979-05-01", "gender": "male"}, ["birthDate", "gender"]),
+        ({"birthDate": ["1980-05-01"]}, ["birthDate"]),
+    ],
+)
+def test_only_what_both_say_can_conflict(other: dict[str, Any], elements: list[str]) -> None:
+    assert conflicting_elements(OURS, other) == elements
+    assert conflicting_elements(other, OURS) == elements
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("1980", "1980-05-01", True),
+        ("1980-05", "1980-05", True),
+        ("1980-05", "1980-06-01", False),
+        ("1980", "1981", False),
+    ],
+)
+def test_dates_that_may_be_the_same_day(one: str, other: str, same: bool) -> None:
+    assert is_same_date(one, other) is same
+    assert is_same_date(other, one) is same
+
+
+# -- decisions --------------------------------------------------------------------------------------------------------
+
+
+def test_a_patient_that_the_server_does_not_have_is_sent() -> None:
+    assert decide(SeenPatient(candidates=())) == Decision(Action.SEND, resource=OURS)
+
+
+def test_ours_as_the_server_has_it_stays() -> None:
+    own = ServerResource(OURS | {"meta": {"versionId": "4"}})
+    assert decide(SeenPatient(own), row()) == Decision(Action.UNCHANGED, server=own)
+
+
+def test_what_another_client_added_stays_and_ours_is_sent() -> None:
+    own = ServerResource(patient("p", birthDate="1980", telecom=[{"value": "1"}]))
+    decision = decide(SeenPatient(own), row())
+    assert decision == Decision(Action.SEND, resource=OURS | {"telecom": [{"value": "1"}]}, server=own)
+
+
+def test_the_server_s_value_stays_as_a_conflict() -> None:
+    own = ServerResource(OURS | {"gender": "male"})
+    assert decide(SeenPatient(own), row()) == Decision(
+        Action.UNCHANGED, "patient-conflict", "gender differs on the server, whose value stays", server=own
+    )
+
+
+def test_what_was_sent_and_has_no_answer_yet_is_ours() -> None:
+    own = ServerResource(OURS | {"gender": "male"})
+    attempt = Attempt("Patient", "p", "h", "s", "", contribution='{"gender":"male"}')
+    assert decide(SeenPatient(own), None, [attempt]) == Decision(Action.SEND, resource=OURS, server=own)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "expected"),
+    [
+        ([patient("x")], (Action.USE_EXTERNAL, None, None)),
+        (
+            [patient("x", gender="male")],
+            (Action.HOLD, "patient-conflict", "gender of Patient/x differs from ours"),
+        ),
+        ([patient("x"), patient("y")], (Action.HOLD, "patient-ambiguous", "Patient/x, Patient/y")),
+    ],
+)
+def test_another_client_s_patient(candidates: list[Any], expected: tuple[Any, ...]) -> None:
+    decision = decide(SeenPatient(candidates=tuple(candidates)))
+    assert (decision.action, decision.reason, decision.text) == expected
+    if decision.action is Action.USE_EXTERNAL:
+        assert decision.server == ServerResource(candidates[0])
+        assert decision.is_external
+
+
+def test_another_beside_ours_is_reported() -> None:
+    decision = decide(SeenPatient(ServerResource(OURS), candidates=(patient("x"),)), row())
+    assert (decision.action, decision.reason, decision.text) == (
+        Action.UNCHANGED,
+        "duplicate-patient-on-server",
+        "Patient/x",
+    )
+
+
+def test_the_external_patient_stays_the_one_that_is_used() -> None:
+    own = ServerResource(patient("x", name=[{"family": "A"}]))
+    external = row(server_id="x", is_external=True)
+    assert decide(SeenPatient(own), external) == Decision(Action.USE_EXTERNAL, server=own, is_external=True)
+    other = ServerResource(patient("x", birthDate="1999"))
+    assert decide(SeenPatient(other), external).reason == "patient-conflict"
+
+
+def test_a_patient_that_was_merged_is_followed() -> None:
+    survivor = ServerResource(patient("x"))
+    decision = decide(SeenPatient(ServerResource(OURS), survivor=survivor), row())
+    assert decision == Decision(
+        Action.USE_EXTERNAL,
+        "patient-merged-on-server",
+        "Patient/p was merged into Patient/x, which is used",
+        server=survivor,
+        is_external=True,
+    )
+
+
+def test_no_study_goes_to_an_inactive_or_deleted_patient() -> None:
+    assert decide(SeenPatient(ServerResource(OURS), is_inactive=True)).reason == "patient-inactive-on-server"
+    decision = decide(SeenPatient(is_gone=True), row())
+    assert (decision.action, decision.reason) == (Action.HOLD, "patient-deleted-on-server")
+    assert "`dicom-etl verify --repair`" in str(decision.text)
+
+
+@pytest.mark.parametrize("strategy", [CLIENT, SERVER])
+@given(own=odd_resources, survivor=st.none() | odd_resources, is_external=st.booleans())
+def test_no_shape_of_a_patient_raises(
+    strategy: IdStrategy, own: dict[str, Any], survivor: dict[str, Any] | None, is_external: bool
+) -> None:
+    candidate = own | {"id": "x"}
+    for seen in (
+        SeenPatient(ServerResource(own), survivor=ServerResource(survivor) if survivor is not None else None),
+        SeenPatient(candidates=(candidate,)),
+        SeenPatient(ServerResource(own), candidates=(candidate, candidate), replaced=survivor),
+    ):
+        assert decide_patient(ITEM, seen, row(is_external=is_external), (), strategy).action in Action
+
+
+# -- what we said before ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "attempts", "contributions"),
+    [
+        (None, [], []),
+        ({"contribution": "a"}, [], ["a"]),
+        ({"contribution": "a"}, ["b", None, "c"], ["a", "b", "c"]),
+        ({"contribution": "a", "is_external": True}, ["b"], ["b"]),
+        ({"contribution": "a", "server_id": None}, ["b"], ["b"]),
+        ({"contribution": "a", "hash": None}, [], []),
+        ({"contribution": None}, [], []),
+    ],
+)
+def test_what_we_said_before_is_what_was_stored_and_what_was_sent(
+    values: dict[str, Any] | None, attempts: list[str | None], contributions: list[str]
+) -> None:
+    sent = [Attempt("Patient", "p", "h", "s", "", contribution=text) for text in attempts]
+    assert contributions_of(row(**values) if values is not None else None, sent) == contributions
+
+
+# -- what the server is asked -----------------------------------------------------------------------------------------
+
+
+def look(
+    client: StubClient,
+    *,
+    known: ResourceRow | None = None,
+    attempts: Any = None,
+    shared: bool = False,
+    strategy: IdStrategy = CLIENT,
+) -> SeenPatient:
+    rows = {KEY: known} if known else {}
+    seen = asyncio.run(
+        look_up_patients(
+            client,  # type: ignore[arg-type]
+            [ITEM],
+            rows,
+            {KEY: attempts} if attempts else {},
+            strategy,
+            {KEY: ("s", "1")} if shared else {},
+        )
+    )
+    return seen[KEY]
+
+
+def test_what_the_ledger_knows_is_read_and_not_searched_for() -> None:
+    client = StubClient()
+    client.store(patient("p"))
+    seen = look(client, known=row(), shared=True)
+    assert seen.own is not None
+    assert client.calls == [("read", ("Patient", "p"))]
+
+
+def test_what_was_sent_without_an_answer_is_read() -> None:
+    client = StubClient()
+    assert look(client, attempts=[Attempt("Patient", "p", "h", "s", "")]) == SeenPatient()
+    assert client.calls == [("read", ("Patient", "p"))]
+
+
+def test_what_is_unknown_is_searched_for_by_id_or_by_its_identifier() -> None:
+    client = StubClient()
+    assert look(client) == SeenPatient()
+    assert look(client, shared=True) == SeenPatient(candidates=())
+    assert look(client, strategy=SERVER) == SeenPatient()
+    assert [what for _, what in client.calls] == [
+        ("Patient", {"_id": "p", "_count": "1"}),
+        ("Patient", {"identifier": "s|1", "_count": "50"}),
+        ("Patient", {"identifier": "https://site.example/resource-id|p", "_count": "1"}),
+    ]
+
+
+def test_what_is_no_longer_there_is_gone() -> None:
+    client = StubClient()
+    assert look(client, known=row()) == SeenPatient(is_gone=True)
+    # also where an index still has it, and another client's may take its place
+    client.store(patient("x"))
+    assert look(client, known=row(), shared=True) == SeenPatient(
+        is_gone=True, candidates=(client.versions["Patient", "x"][0],)
+    )
+
+
+MERGES = [
+    # links of p; of which Patients there are; the survivor's id, or None; inactive
+    ({}, [], None, False),
+    ({"active": False}, [], None, True),
+    (merged_into("Patient/x"), [patient("x")], "x", False),
+    (merged_into("Patient/x/_history/2"), [patient("x")], "x", False),
+    (merged_into("https://server.example/fhir/Patient/x"), [patient("x")], "x", False),
+    (merged_into("Patient/x"), [patient("x", **merged_into("Patient/y")), patient("y")], "y", False),
+    (merged_into("Patient/x"), [patient("x", active=False)], None, True),
+    (merged_into("Patient/x"), [], None, True),  # the survivor is not there
+    (merged_into("Patient/p"), [], None, True),  # into itself
+    (merged_into("Patient/x"), [patient("x", **merged_into("Patient/p"))], None, True),  # in a circle
+    (merged_into("Patient/x", link="replaces", active=True), [patient("x")], None, False),
+    (merged_into("Patient/x", link="seealso", active=True), [patient("x")], None, False),
+    # nothing that is a Patient of this server
+    (merged_into("https://other.example/fhir/Patient/x"), [patient("x")], None, True),
+    (merged_into("RelatedPerson/x"), [patient("x")], None, True),
+    (merged_into("urn:uuid:4f6a"), [], None, True),
+    (merged_into("#x"), [], None, True),
+    (merged_into(""), [], None, True),
+    ({"link": [{"type": "replaced-by", "other": {"identifier": MRN}}]}, [], None, True),
+    ({"link": [{"type": "replaced-by"}]}, [], None, True),
+    # shapes that are not links
+    ({"link": {"type": "replaced-by", "other": {"reference": "Patient/x"}}}, [patient("x")], None, False),
+    ({"link": ["Patient/x"]}, [patient("x")], None, False),
+]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("links", "others", "survivor", "is_inactive"), MERGES)
+def test_merges_on_the_server_are_followed(
+    links: dict[str, Any], others: list[Any], survivor: str | None, is_inactive: bool, shared: bool
+) -> None:
+    client = StubClient()
+    client.store(patient("p", **links))
+    for other in others:
+        client.store(other)
+    for seen in (look(client, known=row(), shared=shared), look(client)):
+        assert (seen.survivor.id if seen.survivor else None) == survivor
+        assert seen.is_inactive is is_inactive
+        assert seen.own is not None
+    assert len(client.methods("read")) < 20
+
+
+def test_of_candidates_those_that_are_alive_count() -> None:
+    client = StubClient()
+    client.store(patient("a", **merged_into("Patient/c")))
+    client.store(patient("b", active=False))
+    client.store(patient("c"))
+    client.store(patient("d"))
+    seen = look(client, shared=True)
+    assert [one["id"] for one in seen.candidates or ()] == ["c", "d"]
+    assert not seen.is_inactive
+
+
+def test_where_no_candidate_is_alive_ours_is_not_created_beside_it() -> None:
+    client = StubClient()
+    client.store(patient("b", active=False))
+    assert look(client, shared=True) == SeenPatient(candidates=(), is_inactive=True)
+
+
+def test_a_search_that_gives_too_much_is_filtered() -> None:
+    client = StubClient()
+    client.store(patient("x", identifier=[{"system": "S", "value": "1"}]))
+    for number, odd in enumerate(ODD):
+        client.store(patient(f"odd{number}", identifier=odd))
+        client.store(patient(f"odd-value{number}", identifier=[{"system": odd, "value": odd}]))
+    client._has_identifier = lambda _resource, _tokens: True  # type: ignore[method-assign]
+    client.store(patient("y"))
+    found = asyncio.run(find_patients(client, [("s", "1")]))  # type: ignore[arg-type]
+    assert [one["id"] for one in found["s", "1"]] == ["y"]
+
+
+def test_many_identifiers_are_asked_for_in_the_body_of_few_searches() -> None:
+    client = StubClient()
+    wanted = [("s", f"{number},|") for number in range(25)]
+    assert asyncio.run(find_patients(client, wanted)) == {one: [] for one in wanted}  # type: ignore[arg-type]
+    searches = client.methods("search")
+    assert len(searches) == 3
+    assert searches[0][1]["identifier"].startswith(r"s|0\,\|,s|1\,\|")
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("element", ["link", "active", "identifier", "meta"])
+def test_what_the_server_has_may_have_any_shape(element: str, odd: Any) -> None:
+    client = StubClient()
+    client.store(patient("p") | {element: odd})
+    client.store(patient("x") | {element: odd})
+    for strategy in (CLIENT, SERVER):
+        assert look(client, known=row(), strategy=strategy).own is not None
+        look(client, shared=True, strategy=strategy)
+        look(client, strategy=strategy)

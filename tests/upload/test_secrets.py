@@ -1,0 +1,319 @@
+"""No secret, and nothing that names a patient, in what is logged, said, raised, stored or shown: planted values.
+
+Header tables, NDJSON, the identities and the columns of a ledger that hold what was sent are the data, and exempt.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import orjson
+import pyarrow.parquet as pq
+import pytest
+
+from definitions import build_defs
+from dicom_etl import cli
+from dicom_etl.lake.tables import Lake
+from dicom_etl.pipeline import Pipeline, run
+from dicom_etl.settings import load_settings
+from resources import PipelineResource
+from tests.corpus import write_instance
+from tests.fhir_client.authorization import CLIENT, AuthorizationServer
+from tests.servers.hapi_server import HapiServer
+from tests.upload.lakes import query_ledger
+from tests.upload.proxy import Asked, Proxy, Reply, proxy
+
+TOKEN, PASSWORD = "tok-Zanzibarium-4711", "pw:Quetzalcoatl & 0815"
+CLIENT_SECRET, API_KEY = "cs-Xylophonique/1312", "ak-Brobdingnag-2718"
+GIVEN_TOKEN = "at-Llanfairpwll-3141"
+ID_KEY = "ik-Chimborazonian-1618-of-thirty-two-bytes-or-more"
+SECRETS = (TOKEN, PASSWORD, CLIENT_SECRET, API_KEY, GIVEN_TOKEN, ID_KEY)
+# parts of secrets and of names; compared without case
+PLANTED = (
+    *("zanzibarium", "quetzalcoatl", "xylophonique", "brobdingnag", "llanfairpwll", "chimborazonian"),
+    *("ossianowicz", "thessalonia", "kalypso", "19370519", "1937-05-19", "pythagora", "xanaduweg", "rumpelstilz"),
+)
+HEADER = {
+    "PatientName": "Ossianowicz^Thessalonia",
+    "PatientID": "MRN-Kalypso-90210",
+    "PatientBirthDate": "19370519",
+    "AccessionNumber": "Pythagora-55",
+    "PatientAddress": "Xanaduweg 7",
+    "OtherPatientIDs": "Kalypso-2",
+    "ReferringPhysicianName": "Rumpelstilz^Ida",
+}
+AUTHORIZATIONS: Mapping[str, Mapping[str, str]] = {
+    "bearer": {},
+    "basic": {"username": "me"},
+    "oauth2": {"client_id": CLIENT},
+    "api-key": {},
+}
+DATA = ("headers/", "fhir/", "identities/")
+DATA_COLUMNS = {"contribution", "business_key"}
+
+
+# -- servers that tell what they were told ----------------------------------------------------------------------------
+
+
+def words(asked: Asked) -> str:
+    """All that a request says, in several ways; of what it does not say, a server can repeat nothing."""
+    body = asked.body.decode()
+    name = "Patient Thessalonia OSSIANOWICZ (MRN-Kalypso-90210, Ossianowicz^Thessalonia), born 1937-05-19 or 19370519"
+    accession = "accession Pythagora-55, 'Pythagora-55'"
+    said = [name] * ("Ossianowicz" in body) + [accession] * ("Pythagora" in body)
+    return f"HAPI-1821: Invalid code: {'; '.join(said)}; {asked.path} {asked.headers} {body}"
+
+
+def outcome(asked: Asked) -> bytes:
+    issue = {"severity": "error", "code": "invalid", "diagnostics": words(asked)}
+    return orjson.dumps({"resourceType": "OperationOutcome", "issue": [issue], "text": {"div": words(asked)}})
+
+
+def accepts(_: Asked) -> Reply | None:
+    return None
+
+
+def refuses_us(asked: Asked) -> Reply | None:
+    return None if asked.path == "metadata" else Reply(401, outcome(asked))
+
+
+def refuses_resources(asked: Asked) -> Reply | None:
+    return Reply(422, outcome(asked)) if asked.is_posted else None
+
+
+def refuses_searches(asked: Asked) -> Reply | None:
+    return Reply(400, outcome(asked)) if re.match(r"Patient(\?|/_search)", asked.path) else None
+
+
+def breaks(asked: Asked) -> Reply | None:
+    page = f"<html><h1>Error</h1><pre>{words(asked)}</pre></html>".encode()
+    return Reply(500, page) if asked.is_posted else None
+
+
+def breaks_in_fhir(asked: Asked) -> Reply | None:
+    return Reply(500, outcome(asked)) if asked.is_posted else None
+
+
+SERVERS = [accepts, refuses_us, refuses_resources, refuses_searches, breaks, breaks_in_fhir]
+
+
+@pytest.fixture(autouse=True)
+def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("DICOM_ETL_")]:
+        monkeypatch.delenv(name)
+    for name, secret in zip(("TOKEN", "PASSWORD", "CLIENT_SECRET", "API_KEY"), SECRETS, strict=False):
+        monkeypatch.setenv(f"DICOM_ETL_FHIR_{name}", secret)
+    monkeypatch.setenv("DICOM_ETL_ID_KEY", ID_KEY)
+    monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
+    monkeypatch.setenv("DICOM_ETL_FHIR__EXISTING_STUDY", "duplicate")  # other tests have the same studies on the server
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
+
+
+@pytest.fixture
+def giver() -> Iterator[str]:
+    """The token endpoint."""
+    with proxy(rule=AuthorizationServer(GIVEN_TOKEN, CLIENT_SECRET).rule) as endpoint:
+        yield endpoint.url
+
+
+@pytest.fixture
+def settings_of(tmp_path: Path, giver: str) -> Callable[..., Path]:
+    """Writes a dataset with planted values, and settings for it."""
+    for number in (1, 2):
+        write_instance(tmp_path / f"ds/primary/sub-1/sam-1/{number}.dcm", **HEADER)
+    broken = HEADER | {"PatientBirthDate": "1937-05-19", "PatientSex": "X-odd", "PatientID": "Kalypso" * 20}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_instance(tmp_path / "ds/primary/sub-2/sam-1/1.dcm", study="2", series="2", **broken)
+
+    site = uuid.uuid4()  # on a server that tests share
+
+    def write(url: str, authorization: str) -> Path:
+        login = {"auth": authorization, **AUTHORIZATIONS[authorization]}
+        login |= {"token_url": giver} if authorization == "oauth2" else {}
+        lines = [f'lake = "lake-{authorization}"', "contact_details = true", "staff_names = true"]
+        lines += [f'site = "urn:uuid:{site}"', "[fhir]"]
+        lines += [f'url = "{url}"', "retry_seconds = 0", *(f'{name} = "{value}"' for name, value in login.items())]
+        lines += ["[datasets.ds]", f'root = "{tmp_path}/ds"', f'assigning_authority = "urn:uuid:{site}"']
+        file = tmp_path / f"{authorization}.toml"
+        file.write_text("\n".join(lines))
+        return file
+
+    return write
+
+
+# -- what is collected ------------------------------------------------------------------------------------------------
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.NOTSET)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name not in ("aiohttp.access", "aiohttp.server"):  # those of the servers of these tests
+            self.said.append(f"{record.name} {self.format(record)} {record.args!r}")
+
+
+@contextmanager
+def listening() -> Iterator[list[str]]:
+    """Everything that any logger says at any level, and every warning."""
+    collector = _Collector()
+    known = [logging.getLogger(name) for name in ("aiohttp.client", "asyncio", "fhirpy", "dicom_etl", "dagster")]
+    known += [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    loggers = [logging.getLogger(), *dict.fromkeys(known)]
+    before = [(one, one.level, one.disabled) for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.DEBUG)
+        one.disabled = False
+        if one is logging.root or not one.propagate:
+            one.addHandler(collector)
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            yield collector.said
+    finally:
+        collector.said += [str(warning.message) for warning in warned]
+        for one, level, disabled in before:
+            one.setLevel(level)
+            one.disabled = disabled
+            one.removeHandler(collector)
+
+
+def lake_texts(lake: Path) -> Iterator[tuple[str, str]]:
+    """Whatever the lake holds beside the data: tables without the columns that are data, reports, logs."""
+    for file in sorted(lake.rglob("*")):
+        name = file.relative_to(lake).as_posix()
+        if not file.is_file() or name.startswith(DATA):
+            continue
+        if file.suffix == ".parquet":
+            table = pq.ParquetFile(file).read()
+            kept = [column for column in table.column_names if column not in DATA_COLUMNS]
+            yield name, json.dumps(table.select(kept).to_pylist(), default=str)
+        elif file.suffix == ".sqlite":
+            tables = query_ledger(Lake(str(lake)), "SELECT name FROM sqlite_master WHERE type = 'table'")
+            assert {"resources", "attempts", "units"} <= {table["name"] for table in tables}
+            for table in tables:
+                rows = query_ledger(Lake(str(lake)), f"SELECT * FROM {table['name']}")
+                yield name, json.dumps([{key: row[key] for key in row.keys() - DATA_COLUMNS} for row in rows])
+        elif file.suffix not in (".sqlite-wal", ".sqlite-shm"):  # of the same tables
+            yield name, file.read_text(encoding="utf-8", errors="replace")
+
+
+def leaks(texts: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> list[str]:
+    """Planted values and where they stand, with what stands around them."""
+    return [
+        f"{name}: {text[max(0, at - 80) : at + 60]!r}"
+        for name, text in texts
+        for planted in PLANTED
+        if (at := text.casefold().find(planted)) >= 0
+    ]
+
+
+def commanded(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr("sys.argv", ["dicom-etl", *map(str, arguments)])
+    with pytest.raises(SystemExit):
+        cli.main()
+
+
+def dagster_events(settings_file: Path) -> str:
+    """All that Dagster keeps of a run in process."""
+    defs = build_defs(resource_overrides={"etl": PipelineResource(settings_file=str(settings_file))})
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("dataset", ["ds"])
+        result = defs.resolve_job_def("load_dataset").execute_in_process(
+            partition_key="ds", instance=instance, raise_on_error=False
+        )
+        kept = [instance.get_run_by_id(result.run_id), *instance.all_logs(result.run_id), *result.all_events]
+        assert len(kept) > 20
+        return "\n".join(map(repr, kept))
+
+
+# -- the tests --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_planted_would_be_found() -> None:
+    with listening() as said:
+        logging.getLogger("aiohttp.client").debug("sending %s", HEADER["PatientName"])
+        warnings.warn("Kalypso is too long", stacklevel=1)
+    assert len(leaks([("log", text) for text in said])) == 3
+    assert [secret for secret in SECRETS if not leaks([("", secret)])] == []
+    assert [value for value in HEADER.values() if not leaks([("", value)])] == []
+
+
+@pytest.mark.parametrize(
+    ("authorization", "rule"),
+    [
+        *(("bearer", rule) for rule in SERVERS),
+        *((name, rule) for name in list(AUTHORIZATIONS)[1:] for rule in (refuses_us, breaks_in_fhir)),
+    ],
+)
+def test_no_planted_value_leaves_the_pipeline(
+    rule: Any, authorization: str, hapi: HapiServer, settings_of: Any, capfd: Any, tmp_path: Path
+) -> None:
+    with proxy(hapi.base_url, rule) as server, listening() as said:
+        pipeline = Pipeline(load_settings(settings_of(server.url, authorization)))
+        done = run(pipeline, ["ds"])
+        named = any("Ossianowicz" in one.body.decode() for one in server.asked)
+        assert named == (rule not in (refuses_us, refuses_searches))
+        assert_sent(server, authorization)
+        urls = [("url", one.path) for one in server.asked]  # those that a server logs
+        errors = [row["reason_text"] for row in query_ledger(pipeline.lake, "SELECT reason_text FROM resources")]
+
+    printed = capfd.readouterr()
+    told = [("log", text) for text in said] + [("stdout", printed.out), ("stderr", printed.err), ("result", repr(done))]
+    assert len(said) > 5
+    assert leaks([*told, *urls, *lake_texts(tmp_path / f"lake-{authorization}")]) == []
+    if rule in (refuses_resources, breaks_in_fhir):
+        assert any("HAPI-1821: Invalid code: Patient (masked) (masked)" in (error or "") for error in errors)
+
+
+def assert_sent(server: Proxy, authorization: str) -> None:
+    """The server was really told who asks."""
+    values = " ".join(value for one in server.asked for value in one.headers.values())
+    sent = {"bearer": TOKEN, "basic": "bWU6cHc6UXVldHphbGNvYXRsICYgMDgxNQ==", "oauth2": GIVEN_TOKEN, "api-key": API_KEY}
+    assert sent[authorization] in values
+
+
+@pytest.mark.parametrize("rule", [refuses_resources, breaks_in_fhir, None], ids=["refuses", "breaks", "not there"])
+def test_no_planted_value_leaves_the_command_and_dagster(
+    rule: Any, hapi: HapiServer, settings_of: Any, capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with proxy(hapi.base_url, rule or accepts) as server, listening() as said:
+        settings = settings_of(server.url if rule else "http://127.0.0.1:1/fhir", "bearer")
+        commanded(monkeypatch, "run", "--settings", settings)
+        commanded(monkeypatch, "upload", "--settings", settings, "--json")
+        for command in (["status"], ["status", "--json"], ["explain", "ds", "sub-1"], ["explain", "ds", "sub-2"]):
+            commanded(monkeypatch, *command, "--settings", settings)
+        commanded(monkeypatch, "doctor", "--settings", settings)
+        events = dagster_events(settings)
+
+    printed = capfd.readouterr()
+    assert "Patient matching" in printed.out
+    told = [("log", text) for text in said] + [("stdout", printed.out), ("stderr", printed.err), ("dagster", events)]
+    assert leaks([*told, *lake_texts(tmp_path / "lake-bearer")]) == []
+
+
+def test_settings_that_cannot_be_used_do_not_tell_secrets(
+    settings_of: Any, capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = settings_of("http://127.0.0.1:1/fhir", "basic")
+    file.write_text(file.read_text().replace("http://", f"http://me:{PASSWORD.replace(' ', '')}@[", 1))
+    commanded(monkeypatch, "run", "--settings", file)
+    file.write_text(file.read_text().replace("@[", "@", 1).replace("[fhir]", f'[fhir]\ntoken = "{TOKEN}"'))
+    commanded(monkeypatch, "run", "--settings", file)
+    printed = capfd.readouterr()
+    assert "fhir.url" in printed.err
+    assert "fhir.token" in printed.err
+    assert leaks([("stdout", printed.out), ("stderr", printed.err)]) == []
+    assert sys.exc_info() == (None, None, None)

@@ -1,0 +1,502 @@
+"""Whether a study or an Endpoint may be sent: decisions by tables, and what the server is asked (a stub)."""
+
+import asyncio
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom_etl.fhir_client import ServerResource
+from dicom_etl.identity.ids import ResourceIds
+from dicom_etl.upload.items import Action, Decision, IdStrategy, Options, UploadItem, content_hash, is_same_content
+from dicom_etl.upload.ledger import Attempt, ResourceRow, State
+from dicom_etl.upload.studies import (
+    ContentLoss,
+    Namespace,
+    SeenStudy,
+    content_loss,
+    decide_endpoint,
+    decide_study,
+    find_studies,
+    is_same_version,
+    look_up_studies,
+    merge_into_existing,
+)
+from tests.upload.stub_client import StubClient
+from tests.upload.test_items import ODD, odd_resources
+
+CLIENT = IdStrategy("https://site.example")
+SERVER = IdStrategy("https://site.example", is_client_assigned=False)
+IDS = ResourceIds.of("https://site.example", None)
+SYSTEM = "https://site.example/dataset"
+UID = {"system": "urn:dicom:uid", "value": "urn:oid:1.2"}
+
+
+def series(**instances: list[str]) -> list[dict[str, Any]]:
+    """Series by UID, with their instances."""
+    return [
+        {"uid": uid, "numberOfInstances": len(some), "instance": [{"uid": one} for one in some]}
+        for uid, some in instances.items()
+    ]
+
+
+def study(identity: str = "s", **elements: Any) -> dict[str, Any]:
+    return {
+        "resourceType": "ImagingStudy",
+        "id": identity,
+        "identifier": [UID],
+        "status": "available",
+        "subject": {"reference": "Patient/p"},
+        "series": series(s1=["a", "b"]),
+    } | elements
+
+
+OURS = study(started="2026-01-01")
+ITEM = UploadItem(OURS, "ds", "u", business_key="1.2").with_hash()
+MORE = study(series=series(s1=["a", "b", "c"]))
+FORMER = study(started="2025-01-01")
+
+
+def row(**values: Any) -> ResourceRow:
+    known = {"server_id": "s", "hash": "h", "version": "1", "etag": 'W/"1"', "state": State.STORED}
+    return ResourceRow("ImagingStudy", "s", "ds", **known | values)
+
+
+def attempt(resource: dict[str, Any], **values: Any) -> Attempt:
+    return Attempt("ImagingStudy", "s", "h", content_hash(resource), "", **values)
+
+
+def on_server(resource: dict[str, Any], version: str = "2", etag: str = "") -> ServerResource:
+    return ServerResource(resource | ({"meta": {"versionId": version}} if version else {}), etag)
+
+
+# -- decisions --------------------------------------------------------------------------------------------------------
+
+CHANGED = "version 2 on the server is not the one that we stored"
+REPLACED = "version 2 on the server replaced what we sent"
+NOT_ARRIVED = "version 2 on the server is not what we sent, which did not arrive"
+LOSS = "the update would remove 0 of 1 series and 1 of 3 instances"
+S, U, H = Action.SEND, Action.UNCHANGED, Action.HOLD
+CASES = [
+    # what the server has, the ledger's row, open attempts, whether one arrived, options, action, reason, text
+    ("nothing", None, None, [], None, {}, S, None, None),
+    ("nothing, although it was stored", None, row(), [], None, {}, S, None, None),
+    ("ours", OURS, None, [], None, {}, U, None, None),
+    ("ours, another version", OURS, row(), [], None, {}, U, None, None),
+    ("never stored, no attempt", FORMER, None, [], None, {}, S, None, None),
+    ("as stored, by version", FORMER, row(version="2"), [], None, {}, S, None, None),
+    ("as stored, by content", FORMER, row(server_hash=content_hash(FORMER)), [], None, {}, S, None, None),
+    ("changed", FORMER, row(), [], None, {}, H, "changed-on-server", CHANGED),
+    ("changed, overwritten", FORMER, row(), [], None, {"overwrite": True}, S, None, None),
+    ("only seen there", FORMER, row(hash=None), [], None, {}, S, None, None),
+    ("what was attempted", FORMER, row(), [attempt(FORMER)], True, {}, S, None, None),
+    ("one of what was attempted", FORMER, None, [attempt(OURS), attempt(FORMER)], True, {}, S, None, None),
+    ("arrived and replaced", FORMER, None, [attempt(OURS)], True, {}, H, "changed-on-server", REPLACED),
+    ("not arrived", FORMER, None, [attempt(OURS)], False, {}, H, "changed-on-server", NOT_ARRIVED),
+    ("not arrived, overwritten", FORMER, None, [attempt(OURS)], False, {"overwrite": True}, S, None, None),
+    ("stored last, attempt did not arrive", FORMER, row(version="2"), [attempt(OURS)], False, {}, S, None, None),
+    ("more", MORE, row(version="2"), [], None, {}, H, "update-removes-content", LOSS),
+    ("more, pruned", MORE, row(version="2"), [], None, {"prune": True}, S, None, None),
+    ("more, overwritten", MORE, row(), [], None, {"overwrite": True}, H, "update-removes-content", LOSS),
+    ("more, overwritten and pruned", MORE, row(), [], None, {"overwrite": True, "prune": True}, S, None, None),
+    ("more, changed", MORE, row(), [], None, {"prune": True}, H, "changed-on-server", CHANGED),
+]
+
+
+@pytest.mark.parametrize(
+    ("server", "known", "attempts", "has_arrived", "options", "action", "reason", "text"),
+    [case[1:] for case in CASES],
+    ids=[case[0] for case in CASES],
+)
+def test_a_study_of_ours(
+    server: Any, known: Any, attempts: Any, has_arrived: Any, options: Any, action: Action, reason: Any, text: Any
+) -> None:
+    own = on_server(server) if server else None
+    decision = decide_study(ITEM, SeenStudy(own, has_arrived=has_arrived), known, attempts, Options(**options), CLIENT)
+    assert (decision.action, decision.reason, decision.text) == (action, reason, text)
+    assert decision.server == own
+    assert decision.resource == (OURS if action is S else None)
+    assert not decision.is_external
+
+
+@pytest.mark.parametrize(
+    ("server", "known", "attempts", "has_arrived", "options", "action", "reason", "text"),
+    [case[1:] for case in CASES],
+    ids=[case[0] for case in CASES],
+)
+def test_the_same_holds_where_the_server_assigns_ids(
+    server: Any, known: Any, attempts: Any, has_arrived: Any, options: Any, action: Action, reason: Any, text: Any
+) -> None:
+    own = on_server(SERVER.address(server, "17")[0]) if server else None
+    decision = decide_study(ITEM, SeenStudy(own, has_arrived=has_arrived), known, attempts, Options(**options), SERVER)
+    assert (decision.action, decision.reason, decision.text) == (action, reason, text)
+
+
+def test_an_endpoint_is_decided_in_the_same_way() -> None:
+    endpoint = {"resourceType": "Endpoint", "id": "e", "address": "https://a"}
+    item, other = UploadItem(endpoint, "ds").with_hash(), endpoint | {"address": "https://b"}
+    known = ResourceRow("Endpoint", "e", "ds", server_id="e", hash="h", version="1")
+
+    def decide(server: Any, row: ResourceRow | None, **options: bool) -> Decision:
+        seen = SeenStudy(on_server(server) if server else None)
+        return decide_endpoint(item, seen, row, (), Options(**options), CLIENT)
+
+    assert decide(None, None) == Decision(S, resource=endpoint)
+    assert decide(endpoint, None).action is U
+    assert decide(other, None).action is S
+    assert decide(other, known).reason == "changed-on-server"
+    assert decide(other, known, overwrite=True).action is S
+
+
+def test_another_client_s_study_holds_ours() -> None:
+    seen = SeenStudy(external=(study("x"),))
+    assert decide_study(ITEM, seen, None, (), Options(), CLIENT) == Decision(
+        H, "study-exists-on-server", "ImagingStudy/x of another client has its StudyInstanceUID"
+    )
+    assert decide_study(ITEM, seen, None, (), Options(existing_study="duplicate"), CLIENT).action is S
+
+
+def test_ours_is_merged_into_another_client_s() -> None:
+    external = study("x", series=series(s1=["a"]))
+    decision = decide_study(ITEM, SeenStudy(external=(external,)), None, (), Options(existing_study="merge"), CLIENT)
+    assert (decision.action, decision.reason, decision.is_external) == (S, "study-merged", True)
+    assert decision.text == "our series and instances are in ImagingStudy/x of another client"
+    assert decision.server == ServerResource(external)
+    assert decision.resource is not None
+    assert decision.resource["id"] == "x"
+    again = decide_study(
+        ITEM, SeenStudy(ServerResource(decision.resource)), row(is_external=True), (), Options(), CLIENT
+    )
+    assert (again.action, again.reason, again.is_external) == (U, "study-merged", True)
+
+
+def test_of_several_none_is_merged_into() -> None:
+    seen = SeenStudy(external=(study("y"), study("x")))
+    assert decide_study(ITEM, seen, None, (), Options(existing_study="merge"), CLIENT) == Decision(
+        H,
+        "study-exists-on-server",
+        "ImagingStudy/x, ImagingStudy/y of other clients have its StudyInstanceUID, so that ours cannot be merged into "
+        "one",
+    )
+
+
+@pytest.mark.parametrize(
+    ("known", "server", "same"),
+    [
+        (("1", None), ("1", ""), True),
+        (("1", None), ("2", ""), False),
+        ((None, 'W/"1"'), ("", 'W/"1"'), True),
+        ((None, 'W/"1"'), ("", 'W/"2"'), False),
+        ((None, 'W/"1"'), ("", '"1"'), False),  # opaque: as it is
+        (("9c/Ä=", 'W/"x"'), ("9c/Ä=", 'W/"y"'), True),
+        (("01", None), ("1", ""), False),
+        (("", ""), ("", ""), False),  # nothing is known
+        ((None, None), ("", ""), False),
+        ((None, None), ("1", 'W/"1"'), False),
+        (("1", 'W/"1"'), ("", ""), False),
+        (("", 'W/"1"'), ("1", 'W/"1"'), True),
+    ],
+)
+def test_versions_are_compared_as_they_are(known: Any, server: Any, same: bool) -> None:
+    assert is_same_version(row(version=known[0], etag=known[1]), on_server(OURS, *server)) is same
+
+
+def test_where_the_server_names_no_versions_its_content_tells() -> None:
+    known = row(version="", etag="", server_hash=content_hash(FORMER))
+    seen = SeenStudy(on_server(FORMER, ""))
+    assert decide_study(ITEM, seen, known, (), Options(), CLIENT).action is S
+    seen = SeenStudy(on_server(FORMER | {"description": "x"}, ""))
+    decision = decide_study(ITEM, seen, known, (), Options(), CLIENT)
+    assert decision.text == "version (unnamed) on the server is not the one that we stored"
+
+
+def test_a_study_that_moved_to_the_survivor_of_a_merge_was_not_changed() -> None:
+    moved = FORMER | {"subject": {"reference": "Patient/survivor"}}
+    known = row(server_hash=content_hash(FORMER))
+    assert decide_study(ITEM, SeenStudy(on_server(moved)), known, (), Options(), CLIENT).action is S
+
+
+@pytest.mark.parametrize("strategy", [CLIENT, SERVER])
+@given(server=odd_resources, options=st.sampled_from(["hold", "merge", "duplicate"]), is_external=st.booleans())
+def test_no_shape_of_a_study_raises(
+    strategy: IdStrategy, server: dict[str, Any], options: str, is_external: bool
+) -> None:
+    given_options = Options(existing_study=options)
+    for seen in (SeenStudy(ServerResource(server)), SeenStudy(external=(server | {"id": "x"},))):
+        for known in (None, row(is_external=is_external)):
+            decision = decide_study(ITEM, seen, known, [attempt(OURS)], given_options, strategy)
+            assert decision.action in Action
+    decide_endpoint(ITEM, SeenStudy(ServerResource(server)), row(), (), Options(), strategy)
+
+
+# -- content loss -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("server", "ours", "loss"),
+    [
+        (series(), series(), (0, 0, 0, 0)),
+        (series(s1=["a"]), series(s1=["a", "b"], s2=["c"]), (0, 1, 0, 1)),
+        (series(s1=["a", "b"], s2=["c"]), series(s1=["a"]), (1, 2, 2, 3)),
+        (series(s1=["a", "b"]), series(s1=["a", "c"]), (0, 1, 1, 2)),  # exchanged
+        (series(s1=["a"], s2=["b"]), series(s1=["a", "b"], s2=[]), (0, 2, 0, 2)),  # in another series
+        (series(s1=["a"]), series(s2=["a"]), (1, 1, 0, 1)),
+        ([{"uid": "s1"}], series(), (1, 1, 0, 0)),
+        ([{"instance": [{"uid": "a"}]}], series(s1=["a"]), (1, 1, 0, 1)),
+        (None, series(s1=["a"]), (0, 0, 0, 0)),
+        ("s1", series(s1=["a"]), (0, 0, 0, 0)),
+        ([None, "s1", {"uid": ["s1"], "instance": {"uid": "a"}}], series(s1=["a"]), (1, 1, 0, 0)),
+    ],
+)
+def test_what_an_update_would_remove(server: Any, ours: Any, loss: tuple[int, int, int, int]) -> None:
+    found = content_loss({"series": server}, {"series": ours})
+    assert found == ContentLoss(*loss)
+    assert bool(found) is (loss[0] + loss[2] > 0)
+
+
+def test_the_loss_is_told_in_numbers() -> None:
+    assert str(ContentLoss(1, 2, 2, 3)) == "the update would remove 1 of 2 series and 2 of 3 instances"
+
+
+# -- merging into another client's study ------------------------------------------------------------------------------
+
+TWO = {"series": [{"uid": "1", "instance": [{"uid": "1.1"}, {"uid": "1.2"}]}, {"uid": "2", "instance": []}]}
+
+
+@pytest.mark.parametrize(
+    ("server", "merged", "instances"),
+    [
+        ([{"number": 7}], [{"number": 7}, *TWO["series"]], 2),
+        (
+            [{"uid": "1", "instance": [{"number": 9}, {"uid": "1.1"}]}],
+            [
+                {"uid": "1", "instance": [{"number": 9}, {"uid": "1.1"}, {"uid": "1.2"}], "numberOfInstances": 3},
+                {"uid": "2", "instance": []},
+            ],
+            3,
+        ),
+        (
+            [{"uid": "1", "numberOfInstances": 50, "description": "x"}],
+            [
+                {"uid": "1", "numberOfInstances": 50, "description": "x", "instance": [{"uid": "1.1"}, {"uid": "1.2"}]},
+                {"uid": "2", "instance": []},
+            ],
+            2,
+        ),
+        ([{"uid": "9", "instance": None}], [{"uid": "9", "instance": None}, *TWO["series"]], 2),
+        ([{"uid": "9", "instance": 5}], [{"uid": "9", "instance": 5}, *TWO["series"]], 2),
+        (
+            [{"uid": "1", "instance": [{"uid": ["1.1"]}], "numberOfInstances": True}],
+            [
+                {"uid": "1", "instance": [{"uid": ["1.1"]}, {"uid": "1.1"}, {"uid": "1.2"}], "numberOfInstances": 3},
+                {"uid": "2", "instance": []},
+            ],
+            3,
+        ),
+        (None, TWO["series"], 2),
+        ("1", TWO["series"], 2),
+    ],
+    ids=["series without UID", "instance", "counts", "null", "number", "UID is a list", "no series", "a text"],
+)
+def test_series_and_instances_are_added(server: Any, merged: Any, instances: int) -> None:
+    base = {"resourceType": "ImagingStudy", "id": "x"}
+    assert merge_into_existing(base | {"series": server}, TWO) == base | {
+        "series": merged,
+        "numberOfSeries": len(merged),
+        "numberOfInstances": instances,
+    }
+
+
+def test_values_of_the_other_client_count_before_ours() -> None:
+    server = {
+        "resourceType": "ImagingStudy",
+        "id": "x",
+        "meta": {"versionId": "1", "tag": [{"code": "t"}]},
+        "text": {"status": "generated"},
+        "subject": {"reference": "Patient/theirs"},
+        "status": "registered",
+        "description": "",
+        "modality": [{"code": "CT"}],
+        "numberOfSeries": 10,
+        "numberOfInstances": 100,
+        "series": [],
+    }
+    ours = study(modality=[{"code": "CT"}, {"code": "MR"}], description="ours", started="2026", note=[{"text": "n"}])
+    before = deepcopy((server, ours))
+    assert merge_into_existing(server, ours) == {
+        "resourceType": "ImagingStudy",
+        "id": "x",
+        "meta": {"tag": [{"code": "t"}]},
+        "subject": {"reference": "Patient/theirs"},
+        "status": "registered",
+        "description": "",
+        "started": "2026",
+        "identifier": [UID],
+        "modality": [{"code": "CT"}, {"code": "MR"}],
+        "note": [{"text": "n"}],
+        "numberOfSeries": 10,
+        "numberOfInstances": 100,
+        "series": series(s1=["a", "b"]),
+    }
+    assert (server, ours) == before
+
+
+some_uids = st.lists(st.sampled_from("abcd"), unique=True, max_size=3)
+some_series = st.dictionaries(st.sampled_from(["s1", "s2", "s3"]), some_uids, max_size=3)
+
+
+@given(server=some_series, ours=some_series, further=some_series, count=st.integers(0, 9))
+def test_merging_adds_and_merging_again_changes_nothing(server: Any, ours: Any, further: Any, count: int) -> None:
+    theirs, mine = study("x", series=series(**server), numberOfInstances=count), study(series=series(**ours))
+    merged = merge_into_existing(theirs, mine)
+    assert not content_loss(merged, merge_into_existing(merged, mine))
+    assert merge_into_existing(merged, mine) == merged
+    assert not content_loss(theirs, merged)
+    assert not content_loss(mine, merged)
+    assert merged["numberOfInstances"] >= count
+    third = study(series=series(**further))
+    one = merge_into_existing(merged, third)
+    other = merge_into_existing(merge_into_existing(theirs, third), mine)
+    assert is_same_content(one, other)
+
+
+@given(server=odd_resources)
+def test_no_shape_of_another_client_s_study_raises(server: dict[str, Any]) -> None:
+    merged = merge_into_existing(server, OURS)
+    assert not content_loss(OURS, merged)
+    assert merge_into_existing(merged, OURS) == merged
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("element", ["identifier", "series", "subject", "meta", "numberOfSeries", "note", "text"])
+def test_another_client_s_study_may_have_anything_in_the_place_of_an_element(element: str, odd: Any) -> None:
+    merged = merge_into_existing(study("x") | {element: odd}, OURS)
+    assert not content_loss(OURS, merged)
+    assert isinstance(merged["numberOfSeries"], int)
+    assert not isinstance(merged["numberOfSeries"], bool)
+
+
+# -- what the server is asked -----------------------------------------------------------------------------------------
+
+OUR_ID = IDS.resource_id("ImagingStudy", "ds", "1.2")
+NAMED = {"system": SYSTEM, "value": "urn:uid:ds"}
+MINE = study(OUR_ID, identifier=[UID, NAMED])
+MY_ITEM = UploadItem(MINE, "ds", "u", business_key="1.2").with_hash()
+
+
+def look(
+    client: StubClient,
+    *,
+    known: ResourceRow | None = None,
+    attempts: Any = (),
+    strategy: Any = CLIENT,
+    reads: bool = False,
+) -> SeenStudy:
+    namespace = Namespace(IDS, strategy, SYSTEM)
+    rows = {MY_ITEM.key: known} if known else {}
+    sent = {MY_ITEM.key: list(attempts)} if attempts else {}
+    seen = asyncio.run(look_up_studies(client, [MY_ITEM], rows, sent, namespace, reads_external=reads))  # type: ignore[arg-type]
+    return seen[MY_ITEM.key]
+
+
+def test_a_known_study_is_read_by_its_id() -> None:
+    client = StubClient()
+    client.store(MINE)
+    assert look(client, known=row(server_id=OUR_ID)).own is not None
+    assert client.calls == [("read", ("ImagingStudy", OUR_ID))]
+
+
+def test_an_unknown_study_is_searched_for_by_its_uid() -> None:
+    client = StubClient()
+    assert look(client) == SeenStudy()
+    assert client.calls == [
+        (
+            "search",
+            ("ImagingStudy", {"identifier": "urn:dicom:uid|urn:oid:1.2", "_elements": "identifier", "_count": "100"}),
+        )
+    ]
+
+
+@pytest.mark.parametrize("strategy", [CLIENT, SERVER])
+def test_ours_of_which_the_ledger_knows_nothing_is_found(strategy: IdStrategy) -> None:
+    client = StubClient()
+    client.store(
+        strategy.address(MINE, None if strategy is CLIENT else "17")[0] | {"id": OUR_ID if strategy is CLIENT else "17"}
+    )
+    seen = look(client, strategy=strategy)
+    assert seen.own is not None
+    assert seen.external == ()
+    assert seen.has_arrived is None
+
+
+def test_studies_of_other_datasets_of_ours_are_not_external() -> None:
+    client = StubClient()
+    other = IDS.resource_id("ImagingStudy", "other", "1.2")
+    client.store(study(other, identifier=[UID, {"system": SYSTEM, "value": "urn:uid:other"}]))
+    client.store(study("x"))
+    client.store(study("pretends", identifier=[UID, NAMED]))  # our identifier, not our id
+    assert [one["id"] for one in look(client).external] == ["pretends", "x"]
+
+
+def test_what_a_read_by_id_did_not_find_is_gone_also_where_an_index_has_it() -> None:
+    client = StubClient()
+    client.store(MINE)
+    client.read = lambda *_: asyncio.sleep(0, None)  # type: ignore[method-assign]
+    assert look(client, known=row(server_id=OUR_ID)) == SeenStudy()
+
+
+def test_external_studies_are_read_whole_where_they_are_merged_into() -> None:
+    client = StubClient()
+    client.store(study("x", description="whole"))
+    assert look(client).external[0]["id"] == "x"
+    assert client.methods("read") == []
+    assert look(client, reads=True).external[0]["description"] == "whole"
+    assert client.methods("read") == [("ImagingStudy", "x")]
+
+
+@pytest.mark.parametrize("strategy", [CLIENT, SERVER])
+@pytest.mark.parametrize(
+    ("stored", "keeps_history", "has_arrived"),
+    [
+        ([], True, False),
+        ([MINE], True, True),
+        ([MINE, FORMER], True, True),  # another client's version is after ours
+        ([FORMER], True, False),
+        ([MINE, FORMER], False, False),  # nothing proves it
+        ([MINE, None, FORMER], True, True),
+        ([MINE | {"meta": {"tag": []}, "text": {"status": "generated"}}], True, True),
+    ],
+)
+def test_whether_what_was_sent_has_arrived(
+    strategy: IdStrategy, stored: list[Any], keeps_history: bool, has_arrived: bool
+) -> None:
+    client = StubClient()
+    client.keeps_history = keeps_history
+    identity = OUR_ID if strategy is CLIENT else "17"
+    for one in stored:
+        if one is None:
+            client.versions["ImagingStudy", identity].append(None)
+        else:
+            client.store(strategy.address(one | {"id": OUR_ID}, identity)[0])
+    seen = look(client, attempts=[attempt(MINE)], strategy=strategy)
+    assert seen.has_arrived is has_arrived
+
+
+def test_many_uids_are_asked_for_in_few_searches() -> None:
+    client = StubClient()
+    uids = [f"1.{number}" for number in range(60)]
+    assert asyncio.run(find_studies(client, uids)) == {uid: [] for uid in uids}  # type: ignore[arg-type]
+    assert len(client.methods("search")) == 3
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("element", ["identifier", "meta", "series", "subject", "text"])
+def test_what_the_server_has_may_have_any_shape(element: str, odd: Any) -> None:
+    client = StubClient()
+    client.store(MINE | {element: odd})
+    client.store(study("x") | {element: odd})
+    for strategy in (CLIENT, SERVER):
+        look(client, known=row(server_id=OUR_ID), attempts=[attempt(FORMER)], strategy=strategy)
+        look(client, attempts=[attempt(FORMER)], strategy=strategy, reads=True)
