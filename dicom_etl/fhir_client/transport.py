@@ -29,6 +29,7 @@ from dicom_etl.fhir_client.urls import strip_credentials
 MAX_RESOURCE_BYTES = 32_000_000  # a study of 50,000 instances has 8.4 MB, a page of a search several resources
 MAX_ANSWER_BYTES = 16_000_000
 _MAX_ERROR_BYTES = 1_000_000
+_INFLATED_STEP = 1_000_000  # bytes
 _LARGE_BYTES = 2_000_000  # of more than these, one answer is read at a time: each may grow to its bound
 UNREADABLE = (
     b"(unreadable)"  # the body of a failure that could not be read; it is not empty, which would mean something
@@ -246,15 +247,21 @@ class Body:
         return self._content.getvalue()
 
     def _add_inflated(self, chunk: bytes) -> None:
-        while chunk:
+        """Inflate in steps: zlib needs room for all that it gives at once, beside what is here already."""
+        is_more = bool(chunk)
+        while is_more:
             assert self._inflate is not None
             if self._inflate.eof:  # RFC 1952, 2.2: a gzip file may have several members
                 self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
-            room = self._max_bytes - self._content.tell() + 1
-            self._content.write(self._decompress(chunk, room))
+            step = min(self._max_bytes - self._content.tell() + 1, _INFLATED_STEP)
+            inflated = self._decompress(chunk, step)
+            self._content.write(inflated)
             if self._content.tell() > self._max_bytes:
                 raise self.make_too_large()
-            chunk = self._inflate.unused_data
+            # a full step may leave output in zlib, also where it has taken all of the input
+            is_step_full = len(inflated) == step and not self._inflate.eof
+            chunk = self._inflate.unconsumed_tail if is_step_full else self._inflate.unused_data
+            is_more = is_step_full or bool(chunk)
 
     def _decompress(self, chunk: bytes, room: int) -> bytes:
         assert self._inflate is not None
@@ -267,7 +274,8 @@ class Body:
         return self._inflate.decompress(chunk, room)
 
     def make_too_large(self) -> InvalidAnswerError:
-        """The error of a body that exceeds the bound."""
+        """The error of a body that exceeds the bound; what was read of it is given up at once."""
+        self._content = io.BytesIO()
         return self._make_invalid(f"it has more than {self._max_bytes:,} bytes")
 
     def _make_invalid(self, problem: str) -> InvalidAnswerError:
