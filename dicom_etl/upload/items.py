@@ -118,9 +118,9 @@ class Decision:
 # -- comparing --------------------------------------------------------------------------------------------------------
 
 
-def canonical(resource: Mapping[str, Any]) -> bytes:
-    """The one way to write a resource, whatever the order of its keys."""
-    return orjson.dumps(resource, option=orjson.OPT_SORT_KEYS)
+def canonical(value: Any) -> bytes:
+    """The one way to write a resource, or a part of one, whatever the order of its keys."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def digest(body: bytes) -> str:
@@ -172,12 +172,8 @@ def _sort_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _sort_lists(item) for name, item in value.items()}
     if isinstance(value, list):
-        return sorted((_sort_lists(item) for item in value), key=_canonical_value)
+        return sorted((_sort_lists(item) for item in value), key=canonical)
     return value
-
-
-def _canonical_value(value: Any) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -229,6 +225,16 @@ class IdStrategy:
     def content_hash(self, server: Resource, ours: str) -> str:
         """The content hash of a resource of the server, as that of what was sent for our resource of this id."""
         return content_hash(self.as_produced(server, ours))
+
+    def find_known_id(self, ours: str, server_id: str | None, *, has_attempts: bool) -> str | None:
+        """The id by which a resource of ours is read; None where it has to be searched for.
+
+        Args:
+            ours: our id.
+            server_id: that on the server, as the ledger knows it.
+            has_attempts: whether it was sent without an answer, and so may be there.
+        """
+        return server_id or (ours if has_attempts and self.is_client_assigned else None)
 
     def condition(self, ours: str) -> str:
         """The search that finds our resource; percent-encoded, so that no character of it can mean another."""
@@ -352,6 +358,14 @@ class DatasetResources:
     def shared(self) -> set[str]:
         """The Patients whose identifiers mean the same in every dataset."""
         return {one.patient for one in self.decided if one.is_shared}
+
+    @cached_property
+    def study_uids(self) -> dict[str, set[str]]:
+        """By unit, the StudyInstanceUIDs of the studies that it builds."""
+        uids: dict[str, set[str]] = defaultdict(set)
+        for one in self.decided:
+            uids[one.owner or one.unit].add(one.study_uid)
+        return uids
 
     @cached_property
     def business_keys(self) -> dict[str, str]:

@@ -29,15 +29,13 @@ from dicom_etl.upload.items import (
     strip_server_elements,
 )
 from dicom_etl.upload.ledger import Attempt, Key, ResourceRow
-from dicom_etl.upload.tasks import gather
+from dicom_etl.upload.lookup import find_own, read_known
 
 # elements of which a resource may have one form alone (FHIR R4, 2.1.0.6: choice of data types)
 _CHOICES = ("deceased", "multipleBirth")
 _EMPTY: tuple[Any, ...] = (None, [], {}, "")  # FHIR R4, 2.6.0.3: no element is empty
 _SAYS_NOTHING = {"gender": "unknown"}
 _IDENTIFIERS_AT_ONCE = 10  # in one search
-_IDS_AT_ONCE = 50
-_TOKENS_AT_ONCE = 25  # identifiers of up to 150 characters in one URL
 _PAGE = 50
 _LINKS = 5  # merges that are followed one after the other
 _PATIENT_REFERENCE = re.compile(r"Patient/([A-Za-z0-9.-]{1,64})(?:/_history/[^/]+)?")
@@ -148,7 +146,7 @@ def _different(values: Sequence[_Value]) -> list[_Value]:
     """The different values, first by name first; a date that is part of a more precise one does not count."""
     first: dict[bytes, _Value] = {}
     for one in values:
-        first.setdefault(orjson.dumps([one.element, one.value], option=orjson.OPT_SORT_KEYS), one)
+        first.setdefault(canonical([one.element, one.value]), one)
     different = list(first.values())
     if different[0].element != "birthDate":
         return different
@@ -203,13 +201,9 @@ def _unite(mine: Sequence[Any], before: Sequence[Any], there: Sequence[Any]) -> 
 
     In the server's order where it has them all, else in one that does not depend on who came first.
     """
-
-    def text(item: Any) -> bytes:
-        return orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
-
-    withdrawn = set(map(text, before)) - set(map(text, mine))
-    kept = {text(item): item for item in (*there, *mine) if text(item) not in withdrawn}
-    has_all = len(kept) == len(there) and all(text(item) in kept for item in there)
+    withdrawn = set(map(canonical, before)) - set(map(canonical, mine))
+    kept = {canonical(item): item for item in (*there, *mine) if canonical(item) not in withdrawn}
+    has_all = len(kept) == len(there) and all(canonical(item) in kept for item in there)
     return list(kept.values()) if has_all else [kept[key] for key in sorted(kept)]
 
 
@@ -263,39 +257,23 @@ async def look_up_patients(
     Raises:
         FhirError: the server could not be asked.
     """
-    known = [one for one in items if _is_known(one, rows, attempts, strategy)]
-    unknown = [one for one in items if one not in known]
-    reads = await gather(_look_by_id(client, one, rows.get(one.key)) for one in known)
-    seen = {one.key: found for one, found in zip(known, reads, strict=True)}
-    lost = [one for one in known if seen[one.key].is_gone and one.key in shared]
-    to_match = [one for one in (*unknown, *lost) if one.key in shared]
+    own = await read_known(client, items, rows, attempts, strategy)
+    seen = {}
+    for key, server in own.items():
+        row = rows.get(key)
+        is_gone = server is None and row is not None and row.is_on_server
+        seen[key] = SeenPatient(is_gone=True) if is_gone else await _follow(client, server)
+    unknown = [one for one in items if one.key not in own]
+    lost = {one.key for one in items if one.key in own and seen[one.key].is_gone and one.key in shared}
+    to_match = [one for one in items if one.key in lost or (one.key not in own and one.key in shared)]
     found = await find_patients(client, sorted({shared[one.key] for one in to_match}))
     for one in to_match:
         match = await _match(client, one, found[shared[one.key]], strategy)
         # what a read by id did not find is gone, also where an index still has it
-        seen[one.key] = replace(match, own=None, is_gone=True) if one in lost else match
+        seen[one.key] = replace(match, own=None, is_gone=True) if one.key in lost else match
     own_only = [one for one in unknown if one.key not in shared]
     places = await find_own(client, own_only, strategy)
     return seen | {one.key: await _follow(client, places.get(one.key)) for one in own_only}
-
-
-def _is_known(
-    item: UploadItem,
-    rows: Mapping[Key, ResourceRow],
-    attempts: Mapping[Key, Sequence[Attempt]],
-    strategy: IdStrategy,
-) -> bool:
-    row = rows.get(item.key)
-    if row is not None and row.is_on_server:
-        return True
-    return item.key in attempts and strategy.is_client_assigned
-
-
-async def _look_by_id(client: FhirClient, item: UploadItem, row: ResourceRow | None) -> SeenPatient:
-    own = await client.read("Patient", row.server_id if row and row.server_id else item.id)
-    if own is None:
-        return SeenPatient(is_gone=row is not None and row.is_on_server)
-    return await _follow(client, own)
 
 
 async def _follow(client: FhirClient, own: ServerResource | None) -> SeenPatient:
@@ -367,28 +345,6 @@ async def _match(client: FhirClient, item: UploadItem, found: Sequence[Resource]
     if own is not None:
         return SeenPatient(ServerResource(own), candidates=candidates)
     return SeenPatient(candidates=candidates, is_inactive=is_inactive and not candidates)
-
-
-async def find_own(client: FhirClient, items: Sequence[UploadItem], strategy: IdStrategy) -> dict[Key, ServerResource]:
-    """Resources of ours, all of one type, that no ledger knows and the server has all the same.
-
-    Raises:
-        FhirError: the server could not be asked.
-    """
-    found: dict[Key, ServerResource] = {}
-    most = _IDS_AT_ONCE if strategy.is_client_assigned else _TOKENS_AT_ONCE
-    for start in range(0, len(items), most):
-        some = {one.id: one for one in items[start : start + most]}
-        resource_type = items[start].type
-        if strategy.is_client_assigned:
-            search = {"_id": ",".join(some)}
-        else:
-            search = {"identifier": ",".join(map(strategy.token, some))}
-        for resource in await client.search(resource_type, search | {"_count": str(len(some))}):
-            for identity, item in some.items():
-                if strategy.is_ours(resource, identity):
-                    found[item.key] = ServerResource(resource)
-    return found
 
 
 # -- decisions --------------------------------------------------------------------------------------------------------

@@ -112,12 +112,6 @@ async def _upload_all(run: Run, items: Iterable[UploadItem]) -> None:
             await window.start(upload_items(run.target, batch))
 
 
-async def _read(run: Run, keys: Collection[Key]) -> tuple[dict[Key, ResourceRow], set[Key]]:
-    """The ledger's rows of some resources, and which of them have open attempts."""
-    rows, attempts = await asyncio.wrap_future(run.target.ledger.read_known(keys))
-    return rows, set(attempts)
-
-
 def _settle_known(item: UploadItem, row: ResourceRow | None, *, has_attempts: bool) -> ResourceRow | None:
     """The row of an item that the server has as it would be sent; None where it must be looked at."""
     if row is None or has_attempts or not row.is_on_server or row.hash != item.hash:
@@ -148,8 +142,23 @@ def _waits(item: UploadItem, row: ResourceRow | None, *, failed_only: bool) -> b
     return failed_only and not is_failed and not is_new_reference
 
 
+def _needs_look(run: Run, item: UploadItem, row: ResourceRow | None, waiting: set[Key], *, has_attempts: bool) -> bool:
+    """Whether the server must be asked about an item; of the others the ledger, or `waiting`, notes why not."""
+    settled = _settle_known(item, row, has_attempts=has_attempts)
+    if settled is not None:
+        if settled != row:
+            run.target.ledger.write_rows([settled])
+        return False
+    if _waits(item, row, failed_only=run.target.options.failed_only):
+        waiting.add(item.key)
+        return False
+    return True
+
+
 async def _drop(run: Run, rows: Sequence[ResourceRow]) -> None:
     """Note that the lake no longer produces some resources; what the server never had of ours is forgotten."""
+    if not rows:
+        return
     attempts = await asyncio.wrap_future(run.target.ledger.read_attempts([row.key for row in rows]))
     dropped = [(row, drop_from_lake(row, has_attempts=row.key in attempts)) for row in rows]
     run.target.ledger.write_rows([after for row, after in dropped if after is not None and after is not row])
@@ -298,17 +307,13 @@ class SharedUpload:
                 self.endpoints[endpoint["id"]] = resources.dataset
                 address = endpoint.get("address") or endpoint["id"]
                 items.append(UploadItem(endpoint, resources.dataset, business_key=address).with_hash())
-        rows, attempts = await _read(self._run, [item.key for item in items])
-        wanted = []
-        for item in items:
-            row = rows.get(item.key)
-            settled = _settle_known(item, row, has_attempts=item.key in attempts)
-            if settled is not None:
-                self._run.target.ledger.write_rows([settled] if settled != row else [])
-            elif _waits(item, row, failed_only=self._run.target.options.failed_only):
-                self.waiting.add(item.key)
-            else:
-                wanted.append(item)
+        known = self._run.target.ledger.read_known([item.key for item in items])
+        rows, attempts = await asyncio.wrap_future(known)
+        wanted = [
+            item
+            for item in items
+            if _needs_look(self._run, item, rows.get(item.key), self.waiting, has_attempts=item.key in attempts)
+        ]
         await _upload_all(self._run, wanted)
 
     async def _upload_patients(self) -> None:
@@ -492,12 +497,12 @@ class DatasetUpload:
     async def _upload_studies(self, slab: _Slab, window: TaskWindow) -> None:
         resources, target = self._resources, self._run.target
         ids = target.namespace.ids
-        uids = {one.study_uid for one in resources.decided if (one.owner or one.unit) in slab.produced}
+        uids = {uid for unit in slab.units for uid in resources.study_uids.get(unit, ())}
         keys = [("ImagingStudy", ids.resource_id("ImagingStudy", self._dataset, uid)) for uid in uids]
-        rows, attempts = await _read(self._run, keys)
+        rows, attempts = await asyncio.wrap_future(target.ledger.read_known(keys))
         patients = {("Patient", patient) for unit in slab.units for patient in resources.patients.get(unit, ())}
         endpoints = {("Endpoint", identity) for identity in self._shared.endpoints}
-        slab.references, _ = await _read(self._run, patients | endpoints)
+        slab.references = await asyncio.wrap_future(target.ledger.read_rows(patients | endpoints))
         limits = self._run.limits
         for batch in pack(self._studies_to_send(slab, rows, attempts), limits.max_entries, limits.max_bytes):
             slab.batches += 1
@@ -523,12 +528,9 @@ class DatasetUpload:
                 item = refer_to(built, server_ids)
                 slab.produced[unit].add(item.key)
                 row = rows.get(item.key)
-                settled = _settle_known(item, row, has_attempts=item.key in attempts)
-                if settled is not None:
-                    target.ledger.write_rows([settled] if settled != row else [])
-                elif _waits(item, row, failed_only=target.options.failed_only):
-                    slab.waiting.add(item.key)
-                elif (obstructed := self._obstruct(item, row, slab.references)) is not None:
+                if not _needs_look(self._run, item, row, slab.waiting, has_attempts=item.key in attempts):
+                    continue
+                if (obstructed := self._obstruct(item, row, slab.references)) is not None:
                     target.ledger.write_rows([obstructed])
                 else:
                     yield item

@@ -1,8 +1,8 @@
 """ImagingStudies and Endpoints: whether one of ours may be sent, from what the server has of it.
 
 Held, with the code of a finding: what would remove series or instances, what another client changed since we sent it,
-and a study that another client has under the same UID. Options decide otherwise. `decide_study`, `decide_endpoint` and
-what they use are pure; `look_up_studies` only asks.
+and a study that another client has under the same UID. Options decide otherwise. `decide_study` and what it
+uses are pure; `look_up_studies` only asks.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from dicom_etl.upload.items import (
     uid_token,
 )
 from dicom_etl.upload.ledger import Attempt, Key, ResourceRow
+from dicom_etl.upload.lookup import read_known
 from dicom_etl.upload.tasks import gather
 
 _UIDS_AT_ONCE = 25  # UIDs of up to 64 characters in one search
@@ -116,25 +117,6 @@ async def look_up_studies(
     }
 
 
-async def read_known(
-    client: FhirClient,
-    items: Sequence[UploadItem],
-    rows: Mapping[Key, ResourceRow],
-    attempts: Mapping[Key, Sequence[Attempt]],
-    strategy: IdStrategy,
-) -> dict[Key, ServerResource | None]:
-    """The server's resources of those items that the ledger knows to be there, or that may have arrived; read by id."""
-    places: dict[Key, str] = {}
-    for item in items:
-        row = rows.get(item.key)
-        if row is not None and row.server_id is not None:
-            places[item.key] = row.server_id
-        elif item.key in attempts and strategy.is_client_assigned:
-            places[item.key] = item.id
-    reads = await gather(client.read(key[0], identity) for key, identity in places.items())
-    return dict(zip(places, reads, strict=True))
-
-
 async def find_studies(client: FhirClient, uids: Sequence[str]) -> dict[str, list[Resource]]:
     """The ids and identifiers of the server's ImagingStudies of each StudyInstanceUID.
 
@@ -200,7 +182,7 @@ def decide_study(
     options: Options,
     strategy: IdStrategy,
 ) -> Decision:
-    """What is done with a study of ours, from what the server has of it."""
+    """What is done with a study or an Endpoint of ours, from what the server has of it."""
     if seen.own is not None:
         if row is not None and row.is_external:
             return _merge(item, seen.own)
@@ -214,20 +196,6 @@ def decide_study(
             text = f"{names} of other clients have its StudyInstanceUID, so that ours cannot be merged into one"
         return Decision(Action.HOLD, "study-exists-on-server", text)
     return Decision(Action.SEND, resource=item.resource)
-
-
-def decide_endpoint(
-    item: UploadItem,
-    seen: SeenStudy,
-    row: ResourceRow | None,
-    attempts: Sequence[Attempt],
-    options: Options,
-    strategy: IdStrategy,
-) -> Decision:
-    """What is done with an Endpoint of ours, from what the server has of it."""
-    if seen.own is None:
-        return Decision(Action.SEND, resource=item.resource)
-    return _decide_update(item, seen, row, attempts, options, strategy)
 
 
 def _decide_update(

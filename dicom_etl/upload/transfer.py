@@ -27,15 +27,14 @@ from dicom_etl.upload.confirmation import (
 )
 from dicom_etl.upload.items import Action, Decision, Options, Resource, UploadItem, canonical, content_hash
 from dicom_etl.upload.ledger import Attempt, Event, Key, Ledger, ResourceRow, State
-from dicom_etl.upload.patients import decide_patient, find_own, look_up_patients
+from dicom_etl.upload.lookup import find_own, read_known
+from dicom_etl.upload.patients import decide_patient, look_up_patients
 from dicom_etl.upload.studies import (
     Namespace,
     SeenStudy,
-    decide_endpoint,
     decide_study,
     is_still_replaced,
     look_up_studies,
-    read_known,
 )
 from dicom_etl.upload.tasks import gather
 
@@ -138,8 +137,10 @@ async def _decide(target: Target, batch: _Batch) -> tuple[dict[Key, Decision], d
 
     A search that fails says nothing of what can be read by id.
     """
-    known = [item for item in batch.items if _is_known(target, batch, item)]
-    unknown = [item for item in batch.items if item not in known]
+    known: list[UploadItem] = []
+    unknown: list[UploadItem] = []
+    for item in batch.items:
+        (known if _is_known(target, batch, item) else unknown).append(item)
 
     async def decide(items: list[UploadItem]) -> tuple[dict[Key, Decision], dict[Key, FhirError]]:
         try:
@@ -153,9 +154,9 @@ async def _decide(target: Target, batch: _Batch) -> tuple[dict[Key, Decision], d
 
 def _is_known(target: Target, batch: _Batch, item: UploadItem) -> bool:
     """Whether an item is read by its id: the server has it, or may have it."""
-    row = batch.rows.get(item.key)
-    may_be_there = item.key in batch.attempts and target.namespace.strategy.is_client_assigned
-    return may_be_there or (row is not None and row.is_on_server)
+    row, strategy = batch.rows.get(item.key), target.namespace.strategy
+    server_id = row.server_id if row else None
+    return strategy.find_known_id(item.id, server_id, has_attempts=item.key in batch.attempts) is not None
 
 
 async def _decide_items(target: Target, batch: _Batch, items: list[UploadItem]) -> dict[Key, Decision]:
@@ -204,7 +205,7 @@ async def _decide_endpoints(target: Target, batch: _Batch, items: list[UploadIte
     for item in items:
         row, attempts = batch.rows.get(item.key), batch.attempts.get(item.key, [])
         seen = SeenStudy(own.get(item.key))
-        decisions[item.key] = decide_endpoint(item, seen, row, attempts, target.options, strategy)
+        decisions[item.key] = decide_study(item, seen, row, attempts, target.options, strategy)
     return decisions
 
 
@@ -218,9 +219,9 @@ async def _decide_study(target: Target, batch: _Batch, item: UploadItem, seen: S
         return decision
     overwrite = _overwrite_reason(target, over, seen.own.id)
     if decision.reason is None:
-        return replace(decision, **overwrite)
+        return replace(decision, reason=overwrite["reason"], text=overwrite["reason_text"])
     batch.replaced[item.key] = over  # the attempt stays open, so that the next run knows it, too
-    return replace(decision, text=f"{decision.text}; {overwrite['text']}")
+    return replace(decision, text=f"{decision.text}; {overwrite['reason_text']}")
 
 
 async def _replaced_by(target: Target, batch: _Batch, item: UploadItem, own: ServerResource) -> Replaced | None:
@@ -238,9 +239,9 @@ async def _replaced_by(target: Target, batch: _Batch, item: UploadItem, own: Ser
 
 
 def _overwrite_reason(target: Target, over: Replaced, server_id: str) -> dict[str, Any]:
-    """The finding of a study, or an Endpoint, that replaced another client's version."""
+    """The reason of a study, or an Endpoint, that replaced another client's version."""
     text = describe_replaced(over, target.client.url, server_id)
-    return {"reason": "concurrent-overwrite", "text": text}
+    return {"reason": "concurrent-overwrite", "reason_text": text}
 
 
 # -- noting what was decided ------------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ def _unchanged(target: Target, batch: _Batch, item: UploadItem, decision: Decisi
         hash=item.hash,
         server_hash=_content_hash(target, item, server) if server else None,
         contribution=contribution,
-        is_indexed=decision.is_external or not (_has_duplicates(row) or not row.is_indexed),
+        is_indexed=decision.is_external or (row.is_indexed and not _has_duplicates(row)),
         **_reason(row, item, decision),
     )
 
@@ -447,8 +448,7 @@ async def _confirm(target: Target, batch: _Batch, delivery: Delivery) -> _Stored
     row = _stored(delivery, result, _content_hash(target, item, server) if server else None)
     row = replace(row, version=server.version, etag=server.etag) if server else row
     if over is not None:
-        reason = _overwrite_reason(target, over, result.server_id)
-        row = replace(row, reason=reason["reason"], reason_text=reason["text"])
+        row = replace(row, **_overwrite_reason(target, over, result.server_id))
     return _Stored(row, delivery.attempt)
 
 

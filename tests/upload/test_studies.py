@@ -17,7 +17,6 @@ from dicom_etl.upload.studies import (
     Namespace,
     SeenStudy,
     content_loss,
-    decide_endpoint,
     decide_study,
     find_studies,
     is_same_version,
@@ -141,7 +140,7 @@ def test_an_endpoint_is_decided_in_the_same_way() -> None:
 
     def decide(server: Any, row: ResourceRow | None, **options: bool) -> Decision:
         seen = SeenStudy(on_server(server) if server else None)
-        return decide_endpoint(item, seen, row, (), Options(**options), CLIENT)
+        return decide_study(item, seen, row, (), Options(**options), CLIENT)
 
     assert decide(None, None) == Decision(S, resource=endpoint)
     assert decide(endpoint, None).action is U
@@ -228,7 +227,7 @@ def test_no_shape_of_a_study_raises(
         for known in (None, row(is_external=is_external)):
             decision = decide_study(ITEM, seen, known, [attempt(OURS)], given_options, strategy)
             assert decision.action in Action
-    decide_endpoint(ITEM, SeenStudy(ServerResource(server)), row(), (), Options(), strategy)
+    decide_study(ITEM, SeenStudy(ServerResource(server)), row(), (), Options(), strategy)
 
 
 # -- content loss -----------------------------------------------------------------------------------------------------
