@@ -5,8 +5,6 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -17,6 +15,7 @@ from dicom_etl.fhir_connection import open_client
 from dicom_etl.settings import FhirSettings
 from tests.fhir_client.answering import outcome, searchset, transaction_response
 from tests.fhir_client.authorization import CLIENT, AuthorizationServer
+from tests.log_collection import listening
 from tests.upload.proxy import Asked, Reply, proxy
 
 TOKEN, PASSWORD = "tok-Zanzibarium-4711", "pw:Quetzalcoatl & 0815"
@@ -77,41 +76,6 @@ SERVERS = {
     "has an error among its matches": echo(200, lambda text: searchset(outcome("exception", text))),
     "redirects": lambda asked: Reply(302, headers={"Location": f"http://127.0.0.1:1/{words(asked)[:300].encode()!r}"}),
 }
-
-
-class _Collector(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.NOTSET)
-        self.told: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name not in ("aiohttp.access", "aiohttp.server"):  # those of the servers of these tests
-            self.told.append(f"{record.name} {self.format(record)} {record.args!r}")
-
-
-@contextmanager
-def listening() -> Iterator[list[str]]:
-    """Everything that any logger says at any level, and every warning."""
-    collector = _Collector()
-    known = [logging.getLogger(name) for name in ("aiohttp.client", "asyncio", "fhirpy", "dicom_etl")]
-    known += [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
-    loggers = [logging.getLogger(), *dict.fromkeys(known)]
-    before = [(one, one.level, one.disabled) for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.DEBUG)
-        one.disabled = False
-        if one is logging.root or not one.propagate:
-            one.addHandler(collector)
-    try:
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")
-            yield collector.told
-    finally:
-        collector.told += [str(warning.message) for warning in warned]
-        for one, level, disabled in before:
-            one.setLevel(level)
-            one.disabled = disabled
-            one.removeHandler(collector)
 
 
 def leaks(texts: list[str]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,6 +18,7 @@ from aiohttp import web
 from yarl import URL
 
 from dicom_etl.fhir_client.capabilities import UPLOADED_TYPES
+from tests.serving import serving
 
 REFUSED = (408, 409, 429, 500, 502, 503, 504)
 HIDDEN = (500, 502, 504)
@@ -92,31 +92,16 @@ class Faults:
 @contextmanager
 def faulty(target: str, seed: int = 0, rate: float = 0.4) -> Iterator[Faults]:
     """A server on the loopback that passes on to `target` what its faults leave."""
-    loop = asyncio.new_event_loop()
     faults = Faults(seed, rate)
-    ready, stop = threading.Event(), asyncio.Event()
 
-    async def serve() -> None:
-        async with aiohttp.ClientSession() as session:
-            application = web.Application(client_max_size=2**30)
-            application.router.add_route("*", "/{path:.*}", _Handler(session, target, faults).answer)
-            runner = web.AppRunner(application)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            faults.url = f"http://127.0.0.1:{runner.addresses[0][1]}/fhir"
-            ready.set()
-            await stop.wait()
-            await runner.cleanup()
+    def make_application(session: aiohttp.ClientSession) -> web.Application:
+        application = web.Application(client_max_size=2**30)
+        application.router.add_route("*", "/{path:.*}", _Handler(session, target, faults).answer)
+        return application
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
-    thread.start()
-    assert ready.wait(30)
-    try:
+    with serving(make_application) as address:
+        faults.url = f"{address}/fhir"
         yield faults
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(30)
-        loop.close()
 
 
 @dataclass(frozen=True)

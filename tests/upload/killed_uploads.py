@@ -13,12 +13,12 @@ import multiprocessing
 import os
 import random
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,8 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 from yarl import URL
+
+from tests.serving import serving
 
 AT_REQUEST = ("before", "late", "answered")
 AT_COMMIT = ("commit-before", "commit-inside", "commit-after")
@@ -217,35 +219,17 @@ class Watch:
 
 @contextmanager
 def watched(*watches: Watch) -> Iterator[None]:
-    """A proxy for each lake, all in one thread."""
-    loop = asyncio.new_event_loop()
-    ready, stop = threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        async with aiohttp.ClientSession() as session:
-            runners = []
-            for watch in watches:
-                application = web.Application(client_max_size=2**30)
-                application.router.add_route("*", "/{path:.*}", _Handler(session, watch).answer)
-                runner = web.AppRunner(application)
-                await runner.setup()
-                await web.TCPSite(runner, "127.0.0.1", 0).start()
-                watch.url = f"http://127.0.0.1:{runner.addresses[0][1]}/fhir"
-                runners.append(runner)
-            ready.set()
-            await stop.wait()
-            for runner in runners:
-                await runner.cleanup()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
-    thread.start()
-    assert ready.wait(30)
-    try:
+    """A proxy for each lake."""
+    with ExitStack() as proxies:
+        for watch in watches:
+            watch.url = f"{proxies.enter_context(serving(partial(_make_application, watch)))}/fhir"
         yield
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(30)
-        loop.close()
+
+
+def _make_application(watch: Watch, session: aiohttp.ClientSession) -> web.Application:
+    application = web.Application(client_max_size=2**30)
+    application.router.add_route("*", "/{path:.*}", _Handler(session, watch).answer)
+    return application
 
 
 @dataclass(frozen=True)
@@ -316,9 +300,8 @@ class _Handler:
 
 
 def _lose(request: web.Request) -> web.Response:
-    with suppress(Exception):
-        if request.transport is not None:
-            request.transport.close()
+    if request.transport is not None:
+        request.transport.close()
     return web.Response()
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import random
 import re
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -16,6 +14,8 @@ import aiohttp
 import orjson
 from aiohttp import web
 from yarl import URL
+
+from tests.serving import serving
 
 _PASSED_ON = ("Accept", "Content-Type", "Cache-Control", "Prefer", "If-Match")
 _PASSED_BACK = ("Content-Type", "ETag", "Location")
@@ -84,47 +84,29 @@ def changing(target: str, change: Change, *, if_match: Callable[[str], str] = st
         change: makes each answer.
         if_match: makes what the server gets of an If-Match, and of a transaction.
     """
-    loop = asyncio.new_event_loop()
-    ready, stop = threading.Event(), asyncio.Event()
-    urls: list[str] = []
 
-    async def serve() -> None:
-        async with aiohttp.ClientSession() as session:
+    def make_application(session: aiohttp.ClientSession) -> web.Application:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            path = request.raw_path.removeprefix("/fhir").lstrip("/")
+            asked = Request(request.method, path, await request.read())
+            headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+            if "If-Match" in headers:
+                headers["If-Match"] = if_match(headers["If-Match"])
 
-            async def handle(request: web.Request) -> web.StreamResponse:
-                path = request.raw_path.removeprefix("/fhir").lstrip("/")
-                asked = Request(request.method, path, await request.read())
-                headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
-                if "If-Match" in headers:
-                    headers["If-Match"] = if_match(headers["If-Match"])
+            def pass_on(one: Request) -> Awaitable[Changed]:
+                if one.kind == "transaction":
+                    one = replace(one, body=if_match(one.body.decode()).encode())
+                return _ask(session, target, one, headers)
 
-                def pass_on(one: Request) -> Awaitable[Changed]:
-                    if one.kind == "transaction":
-                        one = replace(one, body=if_match(one.body.decode()).encode())
-                    return _ask(session, target, one, headers)
+            answer = await change(asked, Ask(asked, pass_on))
+            return await _send(request, answer)
 
-                answer = await change(asked, Ask(asked, pass_on))
-                return await _send(request, answer)
+        application = web.Application(client_max_size=2**30)
+        application.router.add_route("*", "/{path:.*}", handle)
+        return application
 
-            application = web.Application(client_max_size=2**30)
-            application.router.add_route("*", "/{path:.*}", handle)
-            runner = web.AppRunner(application, access_log=None)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}/fhir")
-            ready.set()
-            await stop.wait()
-            await runner.cleanup()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
-    thread.start()
-    assert ready.wait(30)
-    try:
-        yield urls[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(30)
-        loop.close()
+    with serving(make_application) as address:
+        yield f"{address}/fhir"
 
 
 async def _ask(session: aiohttp.ClientSession, target: str, asked: Request, headers: dict[str, str]) -> Changed:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +11,8 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 from yarl import URL
+
+from tests.serving import serving
 
 
 @dataclass(frozen=True)
@@ -70,30 +70,10 @@ def proxy(
     target: str | None = None, rule: Rule = lambda _: None, *, tls: ssl.SSLContext | None = None
 ) -> Iterator[Proxy]:
     """A server that applies `rule` and passes what it leaves alone to `target`; with `tls`, it speaks HTTPS itself."""
-    loop = asyncio.new_event_loop()
     started: list[Proxy] = []
-    ready, stop = threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        async with aiohttp.ClientSession() as session:
-            runner = web.AppRunner(_application(session, target, started))
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
-            scheme = "https" if tls else "http"
-            started.append(Proxy(f"{scheme}://127.0.0.1:{runner.addresses[0][1]}/fhir", target, rule=rule))
-            ready.set()
-            await stop.wait()
-            await runner.cleanup()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
-    thread.start()
-    assert ready.wait(30)
-    try:
+    with serving(lambda session: _application(session, target, started), tls=tls) as address:
+        started.append(Proxy(f"{address}/fhir", target, rule=rule))
         yield started[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(30)
-        loop.close()
 
 
 def _application(session: aiohttp.ClientSession, target: str | None, started: Sequence[Proxy]) -> web.Application:

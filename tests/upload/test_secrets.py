@@ -11,7 +11,6 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from dicom_etl.settings import load_settings
 from resources import PipelineResource
 from tests.corpus import write_instance
 from tests.fhir_client.authorization import CLIENT, AuthorizationServer
+from tests.log_collection import listening
 from tests.servers.hapi_server import HapiServer
 from tests.upload.lakes import query_ledger
 from tests.upload.proxy import Asked, Proxy, Reply, proxy
@@ -153,41 +153,6 @@ def settings_of(tmp_path: Path, giver: str) -> Callable[..., Path]:
 
 
 # -- what is collected ------------------------------------------------------------------------------------------------
-
-
-class _Collector(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.NOTSET)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name not in ("aiohttp.access", "aiohttp.server"):  # those of the servers of these tests
-            self.said.append(f"{record.name} {self.format(record)} {record.args!r}")
-
-
-@contextmanager
-def listening() -> Iterator[list[str]]:
-    """Everything that any logger says at any level, and every warning."""
-    collector = _Collector()
-    known = [logging.getLogger(name) for name in ("aiohttp.client", "asyncio", "fhirpy", "dicom_etl", "dagster")]
-    known += [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
-    loggers = [logging.getLogger(), *dict.fromkeys(known)]
-    before = [(one, one.level, one.disabled) for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.DEBUG)
-        one.disabled = False
-        if one is logging.root or not one.propagate:
-            one.addHandler(collector)
-    try:
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")
-            yield collector.said
-    finally:
-        collector.said += [str(warning.message) for warning in warned]
-        for one, level, disabled in before:
-            one.setLevel(level)
-            one.disabled = disabled
-            one.removeHandler(collector)
 
 
 def lake_texts(lake: Path) -> Iterator[tuple[str, str]]:
