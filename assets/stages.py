@@ -18,12 +18,12 @@ class RunConfig(dg.Config):
 
     subjects: list[str] = Field(default_factory=list, description="only these subjects; none: all")
     force: bool = False
-    accept_vanished: bool = False
+    accept_missing: bool = False
     prune: bool = False
 
     def options(self) -> Options:
         """As the pipeline takes them."""
-        return Options(tuple(self.subjects) or None, self.force, self.accept_vanished, self.prune)
+        return Options(tuple(self.subjects) or None, self.force, self.accept_missing, self.prune)
 
 
 def _start(context: dg.AssetExecutionContext, etl: PipelineResource) -> tuple[Pipeline, str]:
@@ -57,7 +57,7 @@ def fhir_upload(context: dg.AssetExecutionContext, config: RunConfig, etl: Pipel
     """The resources on the FHIR server; without a server the NDJSON files are the result."""
     pipeline, name = _start(context, etl)
     [uploaded] = pipeline.upload([name], config.options())
-    folder = f"outcomes/{encode_name(uploaded.server)}" if uploaded.server else "fhir/ImagingStudy"
+    folder = f"upload_ledger/{encode_name(uploaded.server)}" if uploaded.server else "fhir/ImagingStudy"
     return facts(pipeline, f"{folder}/{encode_name(name)}", uploaded)
 
 

@@ -50,7 +50,7 @@ def convert(directory: str | Path, *, contained: bool = False, settings: Setting
     Args:
         directory: holds the files, in folders of any kind; zip archives are looked into.
         contained: each ImagingStudy holds its Patient, for servers that have none.
-        settings: of which `site`, `time_zone`, `fhir`, what may go into resources, and the engine count;
+        settings: of which `namespace`, `time_zone`, `fhir`, what may go into resources, and the engine count;
             None: the defaults (R4).
 
     Raises:

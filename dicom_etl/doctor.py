@@ -85,7 +85,8 @@ def _describe_ids(settings: Settings) -> str:
     ids = settings.resource_ids()
     if ids.is_guessable:
         return (
-            "warning: the key is derived from `site`, so that who knows a PatientID can compute the id of its Patient: "
+            "warning: the key is derived from `namespace`, so that anyone who knows a PatientID can compute "
+            "the id of its Patient: "
             f"make a key with `{NEW_ID_KEY}`, keep it, and set {ID_KEY_VARIABLE} or id_key_file before the first upload"
         )
     return f"key {ids.key_fingerprint} (fingerprint); all lakes of the namespace {ids.namespace} must share this key"

@@ -611,10 +611,10 @@ SETTINGS = (
 #   dicom-etl run breast heart       everything up to the FHIR resources
 # Paths are relative to this file.
 
-# The namespace of the ids that are made here: an id is a UUID from (site, type, key) and
+# The namespace of the ids that are made here: an id is a UUID from (namespace, type, key) and
 # from the secret key that DICOM_ETL_ID_KEY or id_key_file gives. Choose both for your institution and never change
 # them, for other ones mean other ids.
-site = "https://imaging.demo"
+namespace = "https://imaging.demo"
 
 # Where header tables, resources, findings and reports go.
 lake = "lake"

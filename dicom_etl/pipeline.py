@@ -42,7 +42,7 @@ class Options:
 
     subjects: tuple[str, ...] | None = None
     force: bool = False
-    accept_vanished: bool = False
+    accept_missing: bool = False
     prune: bool = False
     failed_only: bool = False
     overwrite: bool = False
@@ -93,7 +93,7 @@ class Pipeline:
 
     def crawl(self, dataset: str, options: Options = Options()) -> Crawled:
         """The crawl stage."""
-        return crawl(self.source(dataset), self.lake, self.ids, accept_vanished=options.accept_vanished)
+        return crawl(self.source(dataset), self.lake, self.ids, accept_missing=options.accept_missing)
 
     def extract(self, dataset: str, options: Options = Options()) -> Extracted:
         """The extract stage."""

@@ -189,11 +189,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DICOM_ETL_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
-    site: str = Field("https://dicom-etl.local", description="namespace of the ids and identifiers we make")
+    namespace: str = Field("https://dicom-etl.local", description="namespace of the ids and identifiers we make")
     id_key_file: str | None = Field(
         None,
         description="file that holds the secret key of resource ids; the environment variable `DICOM_ETL_ID_KEY` "
-        "counts before it; default: a key derived from `site`, with which ids can be guessed",
+        "counts before it; default: a key derived from `namespace`, with which ids can be guessed",
     )
     lake: str = Field("lake", description="folder or URL of the tables")
     ledger_url: SecretStr | None = Field(
@@ -206,7 +206,7 @@ class Settings(BaseSettings):
     corrections: str | None = Field(
         None, description="CSV file: dataset, subject, sample, study, series, tag, value, why"
     )
-    watch: tuple[str, ...] = Field((), description="folders of which every sub-folder is a dataset")
+    watch_folders: tuple[str, ...] = Field((), description="folders of which every sub-folder is a dataset")
     engine: Literal["serial", "processes", "dask"] = Field(
         "processes", description="where units are worked on: `serial`, `processes` or `dask`"
     )
@@ -222,7 +222,7 @@ class Settings(BaseSettings):
     sds_study_system: str = Field("urn:sparc_study:uid", description="system of the subject's study identifier")
     staff_names: bool = Field(False, description="whether names of staff go into FHIR resources")
     contact_details: bool = Field(False, description="whether patients' addresses and telephone numbers go into FHIR")
-    as_of: str | None = Field(None, description="date (YYYY-MM-DD) that counts as today in rules that need one")
+    reference_date: str | None = Field(None, description="date (YYYY-MM-DD) that rules take as today")
     fhir: FhirSettings = FhirSettings()
     datasets: dict[str, DatasetSettings] = Field(default_factory=dict)
 
@@ -231,12 +231,12 @@ class Settings(BaseSettings):
     def _zone(cls, zone: str | None) -> str | None:
         return _known_zone(zone)
 
-    @field_validator("site", "sds_dataset_system", "sds_study_system")
+    @field_validator("namespace", "sds_dataset_system", "sds_study_system")
     @classmethod
     def _systems(cls, uri: str) -> str | None:
         return _absolute_uri(uri)
 
-    @field_validator("as_of")
+    @field_validator("reference_date")
     @classmethod
     def _day(cls, day: str | None) -> str | None:
         return None if day is None else datetime.date.fromisoformat(day).isoformat()
@@ -247,12 +247,12 @@ class Settings(BaseSettings):
         return self.ledger_url.get_secret_value() if self.ledger_url else None
 
     def resource_ids(self) -> ResourceIds:
-        """What makes resource ids: in the namespace `site`, with the configured key or one that is derived from it.
+        """Resource ids in `namespace`, made with the configured key or one that is derived from the namespace.
 
         Raises:
             SettingsError: the key is too short, or its file cannot be read.
         """
-        return ResourceIds.of(self.site, _id_key(self.id_key_file))
+        return ResourceIds.of(self.namespace, _id_key(self.id_key_file))
 
     @classmethod
     def settings_customise_sources(
@@ -407,7 +407,7 @@ def _absolute(settings: Settings, folder: Path, *, overridden: bool) -> Settings
             "id_key_file": at(settings.id_key_file, folder) if settings.id_key_file else None,
             "crosswalk": at(settings.crosswalk, folder) if settings.crosswalk else None,
             "corrections": at(settings.corrections, folder) if settings.corrections else None,
-            "watch": tuple(at(path, folder) for path in settings.watch),
+            "watch_folders": tuple(at(path, folder) for path in settings.watch_folders),
             "datasets": datasets,
             "fhir": fhir.model_copy(update=files),
         }

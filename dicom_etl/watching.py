@@ -25,6 +25,6 @@ def glance(pipeline: Pipeline, dataset: str) -> str:
 def _settings(pipeline: Pipeline, dataset: str) -> list[Any]:
     """What in the settings shapes this dataset, its lines of the crosswalk among it."""
     own = pipeline.datasets().get(dataset)
-    others = {"workers", "engine", "lock_wait_seconds", "datasets", "watch", "crosswalk"}
+    others = {"workers", "engine", "lock_wait_seconds", "datasets", "watch_folders", "crosswalk"}
     lines = sorted(line for line in read_crosswalk(pipeline.settings.crosswalk) if line.dataset == dataset)
     return [pipeline.settings.model_dump(mode="json", exclude=others), own and own.model_dump(mode="json"), lines]

@@ -148,9 +148,9 @@ class Tree:
         """The source of the dataset."""
         return open_source(self.name, self.configured)
 
-    def crawl(self, *, accept_vanished: bool = False) -> Crawled:
+    def crawl(self, *, accept_missing: bool = False) -> Crawled:
         """Crawl the tree."""
-        return crawl(self.source, self.lake, accept_vanished=accept_vanished)
+        return crawl(self.source, self.lake, accept_missing=accept_missing)
 
     def extract(self, **options: Any) -> Extracted:
         """Extract what was crawled."""
@@ -160,9 +160,9 @@ class Tree:
         """Build what was extracted."""
         return build(self.source, self.lake, self.settings, self.configured, Engine(), **options)
 
-    def run(self, *, accept_vanished: bool = False) -> Built:
+    def run(self, *, accept_missing: bool = False) -> Built:
         """Crawl, extract and build."""
-        self.crawl(accept_vanished=accept_vanished)
+        self.crawl(accept_missing=accept_missing)
         self.extract()
         return self.build()
 

@@ -76,7 +76,7 @@ def test_a_lost_subject_stops_the_dataset_and_leaves_its_tables(said, small, tmp
     assert "subject sub-2 was there before and is gone" in " ".join(out.split())
     assert (tmp_path / "lake/inventory/ds.parquet").read_bytes() == before
     assert units(tmp_path / "lake") == {"sub-1", "sub-2"}
-    code, _, _ = said("run", small, "--lake", tmp_path / "lake", "--accept-vanished")
+    code, _, _ = said("run", small, "--lake", tmp_path / "lake", "--accept-missing")
     assert code == 0
     assert units(tmp_path / "lake") == {"sub-1"}
     assert len((tmp_path / "lake/fhir/ImagingStudy/ds/0000.ndjson").read_text().splitlines()) == 1
@@ -96,7 +96,7 @@ def test_one_unreadable_file_and_one_damaged_sheet_leave_the_rest(said, small, t
     _, out, _ = said("explain", "ds", "sub-1", "--lake", tmp_path / "lake", "--json")
     told = json.loads(out)
     assert [row["files"] for row in told["Files"]] == [1, 1]
-    assert {row["code"] for row in told["Findings"]} & {"unreadable", "required-uid-missing", "header-cut"}
+    assert {row["code"] for row in told["Findings"]} & {"header-unreadable", "required-uid-missing", "header-truncated"}
     _, out, _ = said("status", "--lake", tmp_path / "lake", "--json")
     assert json.loads(out)[0]["instances"] == 3
 
@@ -309,7 +309,7 @@ def test_an_old_lake_is_not_rebuilt_without_all_of_its_datasets(said, small, tmp
     assert units(lake) == {"sub-1", "sub-2"}
     code, _, _ = said("run", small, tmp_path / "other", "--lake", lake, "--rebuild")
     assert code in (0, 1)
-    assert json.loads((lake / "lake.json").read_text())["schema"] == 3
+    assert json.loads((lake / "lake.json").read_text())["schema"] == 4
 
 
 def test_another_key_of_resource_ids_is_refused_until_the_lake_is_rebuilt(said, small, tmp_path, monkeypatch):
@@ -371,7 +371,7 @@ def test_doctor_says_whether_ids_can_be_guessed_and_whether_the_lake_has_the_key
 
     code, told = checks("--lake", tmp_path / "lake")
     assert (code, told["resource ids"][0]) == (0, True)
-    assert told["resource ids"][1].startswith("warning: the key is derived from `site`, so that who knows a PatientID")
+    assert told["resource ids"][1].startswith("warning: the key is derived from `namespace`, so that anyone who knows")
     assert "`openssl rand -hex 32`" in told["resource ids"][1]
     said("run", small, "--lake", tmp_path / "lake")
 

@@ -51,7 +51,7 @@ def test_duplicate_instances_are_counted_once(tmp_path):
     write_instance(tmp_path / "2.dcm", instance="x")
     converted = convert(tmp_path)
     assert only(converted.studies)["numberOfInstances"] == 1
-    assert "duplicate-same" in codes(converted)
+    assert "duplicate-identical" in codes(converted)
 
 
 @pytest.mark.parametrize("modality", ["", None])
@@ -60,7 +60,7 @@ def test_a_series_without_a_modality_is_left_out_and_said(tmp_path, modality):
     write_instance(tmp_path / "2.dcm", series="b")
     converted = convert(tmp_path)
     assert [series["uid"] for series in only(converted.studies)["series"]] == [uid("b")]
-    assert "instance-left-out" in codes(converted)
+    assert "instance-excluded" in codes(converted)
 
 
 def test_negative_numbers_are_left_out_and_said(tmp_path):
@@ -69,7 +69,7 @@ def test_negative_numbers_are_left_out_and_said(tmp_path):
     series = only(only(converted.studies)["series"])
     assert "number" not in series
     assert "number" not in series["instance"][0]
-    assert codes(converted).count("value-left-out") == 2
+    assert codes(converted).count("value-omitted") == 2
 
 
 def test_the_offset_of_the_header_counts_before_the_zone_that_is_given(tmp_path):
@@ -135,7 +135,7 @@ def test_a_damaged_file_is_a_finding_and_harms_no_other(tmp_path):
     (tmp_path / "2.dcm").write_bytes((tmp_path / "1.dcm").read_bytes()[:400])
     converted = convert(tmp_path)
     assert only(converted.studies)["numberOfInstances"] == 1
-    assert [(f.path, f.severity) for f in converted.findings if f.code == "header-cut"] == [("2.dcm", "error")]
+    assert [(f.path, f.severity) for f in converted.findings if f.code == "header-truncated"] == [("2.dcm", "error")]
 
 
 def test_a_study_of_two_patients_is_held(tmp_path):
@@ -199,7 +199,7 @@ def test_the_command_says_what_it_left_out(tmp_path):
     (tmp_path / "2.dcm").write_bytes((tmp_path / "1.dcm").read_bytes()[:400])
     done = command(tmp_path, "--contained")
     assert done.returncode == 1
-    assert "header-cut" in done.stderr
+    assert "header-truncated" in done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert header().PatientName.family_name not in done.stderr

@@ -24,7 +24,7 @@ LEDGER_COMMANDS = (
     ["upload"],
     ["verify"],
     ["status"],
-    ["outcomes"],
+    ["uploads"],
     ["explain", "ds", "sub-1"],
     ["forget", "ds", "sub-1", "--yes"],
 )
@@ -105,7 +105,7 @@ def test_a_ledger_that_another_process_writes_all_the_time_is_one_sentence(
     assert [asked for asked in server.asked if asked.path != "metadata"] == []
 
 
-@pytest.mark.parametrize("command", [["status"], ["outcomes"], ["explain", "ds", "sub-1"]], ids=lambda one: one[0])
+@pytest.mark.parametrize("command", [["status"], ["uploads"], ["explain", "ds", "sub-1"]], ids=lambda one: one[0])
 def test_a_ledger_that_another_process_writes_can_be_read(
     command: list[str], said: Said, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

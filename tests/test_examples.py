@@ -426,7 +426,7 @@ def test_the_manifests_name_files_that_exist(example: ExampleTree) -> None:
 def test_the_settings_know_both_datasets_under_one_authority(example: ExampleTree) -> None:
     settings = tomllib.loads(example.settings_file.read_text(encoding="utf-8"))
     assert settings == {
-        "site": "https://imaging.demo",
+        "namespace": "https://imaging.demo",
         "lake": "lake",
         "datasets": {
             name: {"root": name, "time_zone": "Pacific/Auckland", "assigning_authority": AUTHORITY}
@@ -507,7 +507,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, force: bool) -> No
 
 @pytest.mark.parametrize("force", [False, True])
 def test_settings_that_are_not_ours_are_refused(tmp_path: Path, force: bool) -> None:
-    (tmp_path / "dicom-etl.toml").write_text('site = "https://hospital.example"\n')
+    (tmp_path / "dicom-etl.toml").write_text('namespace = "https://hospital.example"\n')
     with pytest.raises(FileExistsError, match="is not an example tree"):
         write_examples(tmp_path, force=force)
     assert _files(tmp_path) == ["dicom-etl.toml"]
@@ -531,7 +531,7 @@ def test_an_unchanged_example_is_left_with_its_lake(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "content"),
     [
-        ("dicom-etl.toml", b"# An example tree of dicom-etl.\nsite = 'https://other.demo'\n"),
+        ("dicom-etl.toml", b"# An example tree of dicom-etl.\nnamespace = 'https://other.demo'\n"),
         ("heart/subjects.csv", b"subject id\n"),
         ("breast/primary/sub-9/new.dcm", b"new"),
     ],

@@ -100,8 +100,8 @@ def test_every_code_of_the_catalogue_is_used(code: str) -> None:
 
 
 def test_severity_stage_and_message_come_from_the_catalogue() -> None:
-    assert finding("laterality-mixed", "ds", unit="sub-1") == Finding(
-        code="laterality-mixed",
+    assert finding("laterality-conflict", "ds", unit="sub-1") == Finding(
+        code="laterality-conflict",
         severity="warning",
         stage="build",
         dataset="ds",
@@ -111,7 +111,7 @@ def test_severity_stage_and_message_come_from_the_catalogue() -> None:
 
 
 def test_a_message_of_its_own_counts() -> None:
-    assert finding("unreadable", "ds", message="because").message == "because"
+    assert finding("header-unreadable", "ds", message="because").message == "because"
 
 
 def test_a_code_that_is_not_catalogued_is_a_mistake() -> None:
@@ -120,8 +120,8 @@ def test_a_code_that_is_not_catalogued_is_a_mistake() -> None:
 
 
 def test_equal_findings_are_one_with_the_sum_of_their_counts() -> None:
-    one, other = finding("other-file", "ds", value=".txt"), finding("other-file", "ds", value=".pdf")
-    found = counted([one, other, one, finding("other-file", "ds", value=".txt", count=3)])
+    one, other = finding("non-dicom-file", "ds", value=".txt"), finding("non-dicom-file", "ds", value=".pdf")
+    found = counted([one, other, one, finding("non-dicom-file", "ds", value=".txt", count=3)])
     assert [(f.value, f.count) for f in found] == [(".pdf", 1), (".txt", 5)]
 
 
@@ -130,11 +130,11 @@ def test_no_findings_are_an_empty_table_with_its_columns() -> None:
 
 
 def test_findings_become_rows_of_the_lakes_table() -> None:
-    table = findings_table([finding("empty-file", "ds", unit="sub-1", path="a.dcm", message="empty")])
+    table = findings_table([finding("file-empty", "ds", unit="sub-1", path="a.dcm", message="empty")])
     assert table.schema.equals(FINDINGS.schema)
     (row,) = table.to_pylist()
     assert {key: value for key, value in row.items() if value is not None} == {
-        "code": "empty-file",
+        "code": "file-empty",
         "severity": "error",
         "stage": "extract",
         "dataset": "ds",

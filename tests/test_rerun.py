@@ -16,7 +16,7 @@ from tests.corpus import write_instance
 
 HERE = Path(__file__).parent
 SERIAL = {"DICOM_ETL_ENGINE": "serial"}
-# what may differ between runs lies elsewhere: locks, and outcomes with their times
+# what may differ between runs lies elsewhere: locks, and the exported ledger with its times
 TABLES = (
     "inventory",
     "sheets",

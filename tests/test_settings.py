@@ -42,9 +42,9 @@ def refusal(file: Path | None = None, **overrides: Any) -> str:
 
 def test_without_anything_there_are_defaults(tmp_path: Path) -> None:
     settings = load_settings()
-    assert (settings.site, settings.lake) == ("https://dicom-etl.local", str(tmp_path / "here" / "lake"))
+    assert (settings.namespace, settings.lake) == ("https://dicom-etl.local", str(tmp_path / "here" / "lake"))
     assert (settings.engine, settings.staff_names, settings.time_zone) == ("processes", False, None)
-    assert (settings.fhir.url, settings.datasets, settings.watch, settings.crosswalk) == (None, {}, (), None)
+    assert (settings.fhir.url, settings.datasets, settings.watch_folders, settings.crosswalk) == (None, {}, (), None)
 
 
 def test_the_file_counts_before_the_defaults(tmp_path: Path) -> None:
@@ -114,14 +114,14 @@ def test_datasets_are_registered_in_the_file(tmp_path: Path) -> None:
 def test_paths_of_the_file_are_relative_to_the_file(tmp_path: Path) -> None:
     file = written(
         tmp_path,
-        'lake = "lake"\nid_key_file = "key"\ncrosswalk = "../who.csv"\nwatch = ["data", "/abs"]\n'
+        'lake = "lake"\nid_key_file = "key"\ncrosswalk = "../who.csv"\nwatch_folders = ["data", "/abs"]\n'
         '[datasets.ds]\nroot = "./ds"\n[fhir]\n' + "".join(f'{name} = "{name}"\n' for name in FHIR_FILES),
     )
     settings = load_settings(file)
     assert settings.lake == str(tmp_path / "conf" / "lake")
     assert settings.crosswalk == str(tmp_path / "who.csv")
     assert settings.id_key_file == str(tmp_path / "conf" / "key")
-    assert settings.watch == (str(tmp_path / "conf" / "data"), "/abs")
+    assert settings.watch_folders == (str(tmp_path / "conf" / "data"), "/abs")
     assert settings.datasets["ds"].root == str(tmp_path / "conf" / "ds")
     for name in FHIR_FILES:
         assert getattr(settings.fhir, name) == str(tmp_path / "conf" / name)
@@ -177,7 +177,7 @@ def test_a_zone_that_is_none_is_one_sentence(tmp_path: Path, content: str, place
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        ('site = "our hospital"', "site"),
+        ('namespace = "our hospital"', "namespace"),
         ('sds_study_system = "studies"', "sds_study_system"),
         ('[datasets.ds]\nroot = "x"\nassigning_authority = "HIS"', "datasets.ds.assigning_authority"),
     ],
@@ -195,7 +195,7 @@ def test_a_namespace_that_is_no_uri_is_one_sentence(tmp_path: Path, content: str
         'engine = "threads"',
         "[fhir]\nmax_concurrent_requests = 99",
         '[fhir]\nversion = "R3"',
-        'as_of = "yesterday"',
+        'reference_date = "yesterday"',
         "[datasets.ds]\nkind = 'tree'",
         "lock_wait_seconds = -1",
     ],
@@ -227,10 +227,10 @@ def test_a_value_of_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_list_in_the_environment_that_is_no_json_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DICOM_ETL_WATCH", "/data")
+    monkeypatch.setenv("DICOM_ETL_WATCH_FOLDERS", "/data")
     said = refusal()
     assert said.startswith("environment variables: ")
-    assert "watch" in said
+    assert "watch_folders" in said
     assert said.endswith("lists and tables are written as JSON")
 
 
@@ -322,7 +322,7 @@ SITE = "https://dicom-etl.local"
 
 def test_without_a_key_it_is_derived_from_the_namespace() -> None:
     assert load_settings().resource_ids() == ResourceIds.of(SITE, None)
-    assert Settings(site="https://a.example").resource_ids() == ResourceIds.of("https://a.example", None)
+    assert Settings(namespace="https://a.example").resource_ids() == ResourceIds.of("https://a.example", None)
 
 
 @pytest.mark.parametrize("value", [KEY, f" {KEY}\n"])

@@ -32,7 +32,7 @@ def status(settings: SettingsFile = None, lake: LakeRoot = None, as_json: Json =
             table(session.console, "Uploads", ["dataset", "server", "state", "resources"], uploads)
 
 
-def outcomes(
+def uploads(
     datasets: Datasets = None,
     settings: SettingsFile = None,
     lake: LakeRoot = None,
@@ -96,7 +96,7 @@ def explain(
     lake: LakeRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Why a subject looks as it does: files, rows, identity, findings, resources, outcomes."""
+    """Why a subject looks as it does: files, rows, identity, findings, resources, uploads."""
     session = Session(as_json, settings, lake)
     sections = inspect.explain(session.existing(), dataset, subject)
     if as_json:

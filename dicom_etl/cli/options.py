@@ -26,7 +26,7 @@ Rebuild = Annotated[
         help="once crawled, remove all tables of these datasets but ledger and withdrawals, and read every file again",
     ),
 ]
-Accept = Annotated[bool, typer.Option("--accept-vanished", help="subjects or files that are gone are meant to be")]
+Accept = Annotated[bool, typer.Option("--accept-missing", help="subjects or files that are gone are meant to be")]
 Prune = Annotated[bool, typer.Option("--prune", help="let the server lose what the lake no longer has")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="replace resources of ours that another client changed on the server")

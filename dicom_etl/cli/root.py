@@ -58,7 +58,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     converting.convert,
     looking.status,
     verifying.verify,
-    looking.outcomes,
+    looking.uploads,
     looking.explain,
     exporting.completeness,
     exporting.findings,

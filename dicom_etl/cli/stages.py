@@ -38,7 +38,7 @@ def run(
     workers: Workers = None,
     engine: EngineKind = None,
     force: Force = False,
-    accept_vanished: Accept = False,
+    accept_missing: Accept = False,
     prune: Prune = False,
     overwrite: Overwrite = False,
     rebuild: Rebuild = False,
@@ -62,7 +62,7 @@ def run(
         subjects=_these(subject),
         rebuild=rebuild,
         force=force,
-        accept_vanished=accept_vanished,
+        accept_missing=accept_missing,
         prune=prune,
         overwrite=overwrite,
         dry_run=dry_run,
@@ -78,7 +78,7 @@ def audit(
     workers: Workers = None,
     engine: EngineKind = None,
     force: Force = False,
-    accept_vanished: Accept = False,
+    accept_missing: Accept = False,
     rebuild: Rebuild = False,
     no_wait: NoWait = False,
     as_json: Json = False,
@@ -87,7 +87,7 @@ def audit(
     _check_rebuild(rebuild=rebuild, dry_run=False, subject=subject)
     session = Session(as_json, settings, lake, workers=workers, engine=engine, no_wait=no_wait, rebuild=rebuild)
     stages = [stage for stage in STAGES if stage != "upload"]
-    options = Options(subjects=_these(subject), force=force, accept_vanished=accept_vanished, rebuild=rebuild)
+    options = Options(subjects=_these(subject), force=force, accept_missing=accept_missing, rebuild=rebuild)
     raise typer.Exit(go(session, datasets, stages, options))
 
 
@@ -95,14 +95,14 @@ def crawl(
     datasets: Datasets = None,
     settings: SettingsFile = None,
     lake: LakeRoot = None,
-    accept_vanished: Accept = False,
+    accept_missing: Accept = False,
     dry_run: DryRun = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
     """List the files of datasets and read their SDS sheets; no DICOM file is opened."""
     session = Session(as_json, settings, lake, no_wait=no_wait)
-    options = Options(accept_vanished=accept_vanished, dry_run=dry_run)
+    options = Options(accept_missing=accept_missing, dry_run=dry_run)
     raise typer.Exit(go(session, datasets, ["crawl"], options))
 
 

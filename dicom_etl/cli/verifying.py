@@ -87,7 +87,7 @@ def _advice(verified: Verified, *, repaired: bool) -> list[str]:
         "missing": "missing: `dicom-etl verify --repair` sends them again",
         "changed": "changed: another client has changed them on the server; they are left as they are",
         "external": "external: another lake or program has sent them; they are left as they are",
-        "unsent": "unsent: `dicom-etl outcomes` says why; `dicom-etl upload` sends what can be sent",
+        "unsent": "unsent: `dicom-etl uploads` says why; `dicom-etl upload` sends what can be sent",
     }
     if repaired:
         said |= dict.fromkeys(("missing", "unsent"), "what was not there: sent, as far as the server has taken it")

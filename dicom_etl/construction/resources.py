@@ -30,7 +30,7 @@ PersonKey = tuple[str, str]  # system and value of its identifier
 _MAPPED = tuple(dict.fromkeys([*imaging_study.COLUMNS, *patient.COLUMNS]))
 COLUMNS: tuple[str, ...] = ("unit", *_MAPPED)
 # what strict mode does not accept: a value that is present and that FHIR cannot represent
-_NOT_STRICT = frozenset({"value-left-out", "instance-left-out"})
+_NOT_STRICT = frozenset({"value-omitted", "instance-excluded"})
 
 
 class UnitPlan(NamedTuple):

@@ -63,7 +63,7 @@ def find_duplicates(source: Source, instances: Sequence[Instances]) -> Duplicate
             found.sums[copy.row["unit"]][copy.path] = copy.sha256
         for copy in summed[1:]:
             is_same = copy.sha256 is not None and copy.sha256 == summed[0].sha256
-            found.marks[copy.row["unit"]][copy.path] = "same" if is_same else "conflict"
+            found.marks[copy.row["unit"]][copy.path] = "identical" if is_same else "conflict"
             found.findings.append(_finding(source.dataset, copy, summed[0], is_same=is_same))
     return found
 
@@ -97,7 +97,7 @@ def _sha256(source: Source, copy: _Copy) -> str | None:
 
 def _finding(dataset: str, copy: _Copy, first: _Copy, *, is_same: bool) -> Finding:
     return finding(
-        "duplicate-same" if is_same else "duplicate-conflict",
+        "duplicate-identical" if is_same else "duplicate-conflict",
         dataset,
         unit=copy.row["unit"],
         subject=copy.row["subject"],

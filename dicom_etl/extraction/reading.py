@@ -34,8 +34,8 @@ from dicom_etl.sources.ahead import Opening, opened
 
 _OBJECTS = 100_000  # between two collections of garbage: what pydicom makes of some hundred files
 _MOST_VALUES = 5  # different unusable values of one tag in one series that are each worth a finding
-_TO_RETRY = frozenset({"file-changed", "file-gone", "unreadable"})
-_COUNTED = frozenset({"other-file", "pixel-data-absent"})  # one finding for many files
+_TO_RETRY = frozenset({"file-changed", "file-missing", "header-unreadable"})
+_COUNTED = frozenset({"non-dicom-file", "pixel-data-absent"})  # one finding for many files
 
 
 class PieceRead(NamedTuple):
@@ -253,9 +253,9 @@ class _Reading:
             kind, message = why.kind, why.message
             reason = None if kind == "dicomdir" else why.code
         except FileNotFoundError:
-            kind, reason = "unreadable", "file-gone"
+            kind, reason = "unreadable", "file-missing"
         except OSError as error:
-            kind, reason, message = "unreadable", "unreadable", error.strerror
+            kind, reason, message = "unreadable", "header-unreadable", error.strerror
             if error.errno != errno.EINVAL:  # what is damaged for good is not tried again
                 self.to_retry.add(self._entries["unit"][number].as_py())
         if changed:  # what else is wrong with it may come of that
@@ -281,7 +281,7 @@ class _Reading:
         if not study or not series:
             return "uid-missing"
         if row.pixel_data_cut:
-            return "pixel-data-cut"
+            return "pixel-data-truncated"
         return "pixel-data-absent" if row.pixel_data_absent else None
 
     def headers(self) -> pa.Table:
@@ -324,7 +324,7 @@ def _file_findings(files: pa.Table) -> list[Finding]:
         where = {key: file[key] for key in ("unit", "subject")}
         if file["reason"] in _COUNTED:
             suffix = os.path.splitext(file["path"])[1].lower() or "(no suffix)"  # noqa: PTH122
-            value = suffix if file["reason"] == "other-file" else None
+            value = suffix if file["reason"] == "non-dicom-file" else None
             many[file["reason"], file["dataset"], file["unit"], file["subject"], value] += 1
         else:
             detail = {"message": file["message"]} if file["message"] else {}
@@ -350,7 +350,7 @@ def _value_findings(piece: Piece, problems: list[_Problem]) -> Iterator[Finding]
             series_uid=series_uid,
             tag=tag_text(column.path[-1]),
             value=shown(column.keyword, problem.raw),
-            message=f"{column.name} is not a {column.kind}" if problem.code == "value-unusable" else column.name,
+            message=f"{column.name} is not a {column.kind}" if problem.code == "value-invalid" else column.name,
         )
 
 

@@ -44,7 +44,7 @@ class Context:
     sample_sheets: Mapping[str, Sheet] = field(default_factory=dict)  # by sample
 
     @property
-    def site(self) -> str:
+    def namespace(self) -> str:
         """The namespace of the identifiers that the mapping makes."""
         return self.ids.namespace
 

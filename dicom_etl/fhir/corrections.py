@@ -155,7 +155,7 @@ def _tell(
     why = f" ({correction.why})" if correction.why else ""
     for study, count in sorted(studies.items()):
         place.within(study_uid=study).add(
-            "corrected",
+            "value-corrected",
             correction.tag,
             correction.value or "(taken away)",
             count=count,

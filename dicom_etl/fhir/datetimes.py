@@ -39,14 +39,14 @@ def moment(date: datetime.date | None, time: str | None, offset: str | None, zon
         return Moment(date.isoformat())
     match = _TIME.fullmatch(time)
     if not match:
-        return Moment(date.isoformat(), "value-left-out")
+        return Moment(date.isoformat(), "value-omitted")
     if match[3] is None:
         return Moment(date.isoformat(), "time-partial")
     leap = match[3] == "60"
     try:
         clock = datetime.time(int(match[1]), int(match[2]), 59 if leap else int(match[3]))
     except ValueError:  # no time of day
-        return Moment(date.isoformat(), "value-left-out")
+        return Moment(date.isoformat(), "value-omitted")
     made = _zoned(datetime.datetime.combine(date, clock), match[4] or "", offset, zone)
     return _leaping(made) if leap else made
 
@@ -61,7 +61,7 @@ def moment_of(text: str | None, offset: str | None, zone: ZoneInfo | None) -> Mo
     except ValueError:
         date = None
     if not match or date is None:
-        return Moment(None, "value-left-out")
+        return Moment(None, "value-omitted")
     if not match[3]:
         return Moment(date.isoformat()[: 7 if match[2] else 4])
     return moment(date, match[4], match[5] or offset, zone)
@@ -90,9 +90,9 @@ def _leaping(made: Moment) -> Moment:
     try:
         after = instant(f"{value[:19]}{value[-6:]}").astimezone(datetime.UTC) + datetime.timedelta(seconds=1)
     except OverflowError:
-        return Moment(value[:10], "value-left-out")
+        return Moment(value[:10], "value-omitted")
     if (after.day, after.hour, after.minute, after.second) != (1, 0, 0, 0):
-        return Moment(value[:10], "value-left-out")
+        return Moment(value[:10], "value-omitted")
     return Moment(f"{value[:17]}60{value[19:]}", made.code)
 
 
@@ -112,9 +112,9 @@ def _zoned(local: datetime.datetime, fraction: str, offset: str | None, zone: Zo
     fixed = offset_of(offset)
     if fixed:
         return Moment(_written(local.replace(tzinfo=fixed), fraction))
-    wrong = "value-left-out" if offset else None
+    wrong = "value-omitted" if offset else None
     if zone is None:
-        return Moment(local.date().isoformat(), wrong or "no-time-zone")
+        return Moment(local.date().isoformat(), wrong or "time-zone-missing")
     early, late = (local.replace(tzinfo=zone, fold=fold) for fold in (0, 1))
     code = "time-ambiguous" if early.utcoffset() != late.utcoffset() else wrong
     return Moment(_written(early, fraction), code)

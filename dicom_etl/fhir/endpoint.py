@@ -30,12 +30,12 @@ def endpoint(context: Context, address: str | None, location: str) -> dict[str, 
     """The Endpoint of a dataset: its DICOMweb address, else its folder.
 
     Args:
-        context: names dataset, id and site, the namespace of the code for a folder: there is no public one.
+        context: names dataset, id and namespace, the namespace of the code for a folder: there is no public one.
         address: of WADO-RS, or None.
         location: URI of the folder.
     """
     folder = {
-        "system": f"{context.site.rstrip('/')}/connection-type",
+        "system": f"{context.namespace.rstrip('/')}/connection-type",
         "code": "file-tree",
         "display": "Folder of DICOM files",
     }

@@ -34,7 +34,7 @@ SHEET_SIDES = {
     **dict.fromkeys(("b", "both", "bilateral", "left and right", "right and left"), "B"),
 }
 # what a note tells of a value that is not the header's own
-_NOTED = {"from-sheet": "from the samples sheet", "corrected": "as corrected by the data's stewards"}
+_NOTED = {"value-from-sheet": "from the samples sheet", "value-corrected": "as corrected by the data's stewards"}
 
 
 # -- rules of a study -------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def _sds(_rows: Group, _columns: tuple[str, ...], context: Context, place: Place
 def _modality(rows: Group, columns: tuple[str, ...], _context: Context, place: Place) -> Concept | None:
     counts = Counter(value for value in rows.values(columns[0]) if shown_text(value))
     if len(counts) > 1:
-        place.add("values-disagree", columns[0], message="Modality differs in a series: the most frequent is taken")
+        place.add("values-conflict", columns[0], message="Modality differs in a series: the most frequent is taken")
     code, _ = min(counts.items(), key=lambda item: (-item[1], item[0]))
     known = terminology.modality(code)
     # a code that CID 33 does not hold is no code of the DICOM ontology
@@ -95,7 +95,7 @@ def _body_site(rows: Group, columns: tuple[str, ...], context: Context, place: P
         return None
     said = _in_sample_sheets(rows, "sample anatomical location", context)
     if said:
-        place.add("from-sheet", columns[-1], said, message="bodySite: the samples sheet says it")
+        place.add("value-from-sheet", columns[-1], said, message="bodySite: the samples sheet says it")
     return _region(said, context, place) if said else None
 
 
@@ -110,12 +110,12 @@ def _laterality(rows: Group, columns: tuple[str, ...], context: Context, place: 
     """R, L and B of CID 244. ImageLaterality U means unpaired (PS3.3 C.8.11.2): nothing. Several: nothing."""
     sides = {side for column in columns for side in rows.distinct(column)}
     if len(sides) > 1:
-        place.add("laterality-mixed", columns[0], ", ".join(sorted(sides)))
+        place.add("laterality-conflict", columns[0], ", ".join(sorted(sides)))
         return None
     side = next(iter(sides), None) or _side_in_sheets(rows, context, place)
     coding = terminology.laterality(side) if side else None
     if side and side != "U" and not coding:
-        place.add("value-left-out", columns[0], side, message="laterality is none of R, L, B")
+        place.add("value-omitted", columns[0], side, message="laterality is none of R, L, B")
     return concept(coding.as_fhir()) if coding else None
 
 
@@ -123,7 +123,7 @@ def _side_in_sheets(rows: Group, context: Context, place: Place) -> str | None:
     said = _in_sample_sheets(rows, "laterality", context)
     side = SHEET_SIDES.get(said.lower()) if said else None
     if side:
-        place.add("from-sheet", "Laterality", side, message="laterality: the samples sheet says it")
+        place.add("value-from-sheet", "Laterality", side, message="laterality: the samples sheet says it")
     return side
 
 
@@ -219,7 +219,7 @@ def _usable(rows: Group, place: Place) -> Group:
             keep.append(row)
     for (series, lacks_what), count in sorted(reasons.items(), key=str):
         place.within(series_uid=series or "").add(
-            "instance-left-out", count=count, message=f"{lacks_what} absent, empty or not valid in FHIR"
+            "instance-excluded", count=count, message=f"{lacks_what} absent, empty or not valid in FHIR"
         )
     return rows.part(keep)
 
@@ -252,7 +252,7 @@ def _instances(rows: Group, place: Place) -> list[dict[str, Any]]:
         instances.append(instance)
     for number, count in sorted(out_of_range.items()):
         place.add(
-            "value-left-out",
+            "value-omitted",
             "InstanceNumber",
             number,
             count=count,

@@ -63,7 +63,7 @@ def _names(rows: Group, columns: tuple[str, ...], _context: Context, place: Plac
     for text in rows.distinct(columns[0]):
         names += [name for name in human_names(text) if name not in names]
     if sum("extension" not in name for name in names) > 1:
-        place.add("values-disagree", columns[0], message=f"{columns[0]} has several values: all are kept")
+        place.add("values-conflict", columns[0], message=f"{columns[0]} has several values: all are kept")
     return names
 
 
@@ -73,7 +73,7 @@ def _gender(rows: Group, columns: tuple[str, ...], context: Context, place: Plac
     sex = rows.agreed(columns[0], place)
     gender = _GENDER.get(sex)
     if sex is not None and gender is None:
-        place.add("value-left-out", columns[0], sex, message="PatientSex is none of M, F, O")
+        place.add("value-omitted", columns[0], sex, message="PatientSex is none of M, F, O")
         return None
     return gender if _header_counts(rows, columns[:1], gender, said, "gender", place) else said
 
@@ -95,10 +95,10 @@ def _header_counts(rows: Group, columns: tuple[str, ...], own: Any, said: Any, e
     if said is None or own == said:
         return True
     if is_silent:
-        place.add("from-sheet", columns[0], message=f"{element}: the subjects sheet says it")
+        place.add("value-from-sheet", columns[0], message=f"{element}: the subjects sheet says it")
         return False
     if own is not None:
-        place.add("sheet-disagrees", columns[0], message=f"{element}: the subjects sheet says something else")
+        place.add("sheet-conflict", columns[0], message=f"{element}: the subjects sheet says something else")
     return True
 
 

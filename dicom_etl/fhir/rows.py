@@ -147,7 +147,7 @@ class Group:
             return self.columns[column][self.rows[0]]
         found = self.distinct(column)
         if len(found) > 1:
-            place.add("values-disagree", column, message=f"{column} has {len(found)} different values")
+            place.add("values-conflict", column, message=f"{column} has {len(found)} different values")
             return None
         return found[0] if found else None
 

@@ -40,7 +40,7 @@ def unsigned(rows: Group, columns: tuple[str, ...], _context: Context, place: Pl
     """A number that is not negative and not too large."""
     number: int | None = rows.agreed(columns[0], place)
     if number is not None and not 0 <= number <= UNSIGNED_INT_MAX:
-        place.add("value-left-out", columns[0], number, message=f"{columns[0]} is no unsignedInt of FHIR")
+        place.add("value-omitted", columns[0], number, message=f"{columns[0]} is no unsignedInt of FHIR")
         return None
     return number
 
@@ -73,7 +73,7 @@ def started(rows: Group, columns: tuple[str, ...], context: Context, place: Plac
     for source in others:
         if value := _earliest(source, originals, context, place):
             message = f"{own[0]} has no value; {' and '.join(source)} of the original images instead"
-            place.add("date-stands-in", own[0], message=message)
+            place.add("date-substituted", own[0], message=message)
             return value
     return None
 
@@ -105,13 +105,13 @@ def _earliest(source: Source, rows: Group, context: Context, place: Place) -> st
     made = [(_moment(parts, context), parts) for parts in found]
     for unusable, parts in made:
         if unusable.value is None:
-            place.add("value-left-out", source[0], parts[0])
+            place.add("value-omitted", source[0], parts[0])
     usable = [(one.value, one.code, parts) for one, parts in made if one.value]
     if not usable:
         return None
     if len(usable) > 1:
         words = " and ".join(source)
-        place.add("values-disagree", source[0], message=f"{words}: the earliest of {len(usable)} is taken")
+        place.add("values-conflict", source[0], message=f"{words}: the earliest of {len(usable)} is taken")
     value, code, parts = min(usable, key=lambda one: (instant(one[0]), one[0]))
     if code:
         place.add(code, source[-1], f"{parts[-2]} {parts[-1] or ''}".strip())
@@ -155,7 +155,7 @@ def _coded(
         return concept(None, shown_text(said) or meaning)
     coding = terminology.coded(value, scheme, meaning)
     if coding is None:
-        place.add("scheme-unknown", column, f"{value} ({scheme})")
+        place.add("coding-scheme-unknown", column, f"{value} ({scheme})")
         coding = terminology.Coding(_local_system(context, scheme), value, meaning)
     return concept(coding.as_fhir(), shown_text(said))
 
@@ -163,7 +163,7 @@ def _coded(
 def _local_system(context: Context, scheme: str) -> str:
     """A URI for a scheme that means something in this dataset alone."""
     parts = (quote(part, safe="") for part in (context.dataset, "coding-scheme", scheme))
-    return "/".join([context.site.rstrip("/"), *parts])
+    return "/".join([context.namespace.rstrip("/"), *parts])
 
 
 # -- people and places ------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def location(rows: Group, columns: tuple[str, ...], _context: Context, place: Pl
     found = rows.combination(*institution)
     named = [line for parts in found if (line := ", ".join(part for part in map(shown_text, parts) if part))]
     if len(named) > 1:
-        place.add("values-disagree", institution[0], message=f"{institution[0]} has {len(named)} different values")
+        place.add("values-conflict", institution[0], message=f"{institution[0]} has {len(named)} different values")
         return None
     display = named[0] if named else shown_text(rows.agreed(performed, place))
     return {"display": display} if display else None

@@ -68,7 +68,7 @@ class Parsed:
         text = text_of("CS", raw, LATIN)[0]
         encodings, are_known = encodings_of(text)
         if not are_known:
-            self._note(place_of("SpecificCharacterSet"), Problem("text-undecodable", text))
+            self._note(place_of("SpecificCharacterSet"), Problem("charset-error", text))
         return encodings
 
     def _values(self) -> tuple[Value, ...]:

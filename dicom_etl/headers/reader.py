@@ -114,14 +114,14 @@ def read_header(file: BinaryIO, name: str, size: int) -> Header:
             # a forged length makes a seek that the system refuses; any other error is the disk's or the network's
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW):
                 raise
-            raise NotRead("unreadable", "unreadable", f"{type(error).__name__}: {error}"[:200]) from error
+            raise NotRead("unreadable", "header-unreadable", f"{type(error).__name__}: {error}"[:200]) from error
 
 
 def _sniff(start: bytes, name: str, size: int) -> None:
     """Whether it can be DICOM at all: DICM at 128 (PS3.10 7.1), or a first element of group 0002 or 0008."""
     expected = PurePosixPath(name).suffix.lower() in _DICOM_SUFFIXES
     if size == 0 or not start:
-        raise NotRead("unreadable", "empty-file") if expected else NotRead("other", "other-file")
+        raise NotRead("unreadable", "file-empty") if expected else NotRead("other", "non-dicom-file")
     if start[128:132] == b"DICM":
         return
     # pydicom's force takes any bytes for a data set of one or two elements: only plausible ones are forced
@@ -133,7 +133,7 @@ def _sniff(start: bytes, name: str, size: int) -> None:
 
 def _no_dicom(name: str) -> NotRead:
     named = PurePosixPath(name).suffix.lower() in _DICOM_SUFFIXES - {""}
-    return NotRead("other", "not-dicom" if named else "other-file")
+    return NotRead("other", "file-not-dicom" if named else "non-dicom-file")
 
 
 class _Bounded:
@@ -172,10 +172,10 @@ def _pixel_data(file: BinaryIO, dataset: FileDataset, size: int) -> str:
     """
     elements = dataset._dict.values()
     if not elements:
-        raise NotRead("unreadable", "header-cut")
+        raise NotRead("unreadable", "header-truncated")
     last = max(elements, key=_value_at)
     if isinstance(last, RawDataElement) and last.length != _UNDEFINED and len(last.value or b"") < last.length:
-        raise NotRead("unreadable", "header-cut")
+        raise NotRead("unreadable", "header-truncated")
     if dataset.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         return "whole"  # a cut in it cannot be inflated
     little = bool(dataset.original_encoding[1])
@@ -184,7 +184,7 @@ def _pixel_data(file: BinaryIO, dataset: FileDataset, size: int) -> str:
         cut = pixels_cut(file, file.read(12), position, size, "<" if little else ">")
         return "cut" if cut else "whole"
     if not _ends_at(file, last, size, "<" if little else ">"):
-        raise NotRead("unreadable", "header-cut")
+        raise NotRead("unreadable", "header-truncated")
     return "absent"
 
 
@@ -208,7 +208,7 @@ def _tag(head: bytes, order: str) -> int:
 def pixels_cut(file: BinaryIO, head: bytes, position: int, size: int, order: str) -> bool:
     """Whether the pixel data element at `position`, which begins with `head` (12 bytes), ends beyond the file."""
     if _tag(head, order) not in _PIXEL_DATA:
-        raise NotRead("unreadable", "unreadable", f"the data set breaks off at byte {position}")
+        raise NotRead("unreadable", "header-unreadable", f"the data set breaks off at byte {position}")
     if head[4:6] in _LONG_VRS:
         begin, length = position + 12, struct.unpack_from(order + "L", head, 8)[0]
     elif head[4:6].isalpha() and head[4:6].isupper():
@@ -271,7 +271,7 @@ def _encodings(dataset: Dataset, inherited: tuple[str, ...]) -> tuple[tuple[str,
     raw = _raw(element)
     text = text_of("CS", raw, inherited)[0] if raw else ""
     encodings, known = encodings_of(text)
-    return encodings, [] if known else [Problem("text-undecodable", text)]
+    return encodings, [] if known else [Problem("charset-error", text)]
 
 
 def _column(dataset: FileDataset, column: Column, encodings: tuple[str, ...], little: bool) -> Decoded:

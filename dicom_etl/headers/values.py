@@ -86,8 +86,8 @@ def decode(kind: Kind, vr: str, raw: bytes, encodings: Sequence[str], little: bo
         return Decoded(None)
     value = _CONVERTERS[kind](text)
     if value is None:
-        return Decoded(None, Problem("value-unusable", text))
-    return Decoded(value, None if sound else Problem("text-undecodable", text))
+        return Decoded(None, Problem("value-invalid", text))
+    return Decoded(value, None if sound else Problem("charset-error", text))
 
 
 def text_of(vr: str, raw: bytes, encodings: Sequence[str]) -> tuple[str, bool]:
@@ -129,7 +129,7 @@ def _numbers(kind: Kind, raw: bytes, code: str, little: bool) -> Decoded:
     try:
         numbers = [n for (n,) in Struct(("<" if little else ">") + code).iter_unpack(raw)]
     except StructError:
-        return Decoded(None, Problem("value-unusable", f"{len(raw)} bytes"))
+        return Decoded(None, Problem("value-invalid", f"{len(raw)} bytes"))
     if kind == "text":
         return Decoded("\\".join(str(n) for n in numbers))
     finite = all(math.isfinite(n) for n in numbers)
@@ -141,7 +141,7 @@ def _numbers(kind: Kind, raw: bytes, code: str, little: bool) -> Decoded:
         number = int(numbers[0])
         if number == numbers[0] and -_INT64 <= number < _INT64:
             return Decoded(number)
-    return Decoded(None, Problem("value-unusable", "\\".join(str(n) for n in numbers)))
+    return Decoded(None, Problem("value-invalid", "\\".join(str(n) for n in numbers)))
 
 
 def _date(text: str) -> datetime.date | None:

@@ -93,18 +93,18 @@ class Scope:
     """What the settings say of a dataset's persons."""
 
     dataset: str
-    site: str
+    namespace: str
     authority: str | None
     crosswalk: Mapping[str, tuple[str, str]]  # subject -> system, value
 
     def system(self, of: str) -> str:
         """The system of identifiers that mean something in this dataset alone."""
-        return _local_system(self.site, self.dataset, of)
+        return _local_system(self.namespace, self.dataset, of)
 
 
 @cache
-def _local_system(site: str, dataset: str, of: str) -> str:
-    return f"{site.rstrip('/')}/{quote(dataset, safe='')}/{of}"  # a URI holds no blanks
+def _local_system(namespace: str, dataset: str, of: str) -> str:
+    return f"{namespace.rstrip('/')}/{quote(dataset, safe='')}/{of}"  # a URI holds no blanks
 
 
 def is_placeholder(patient_id: str) -> bool:
@@ -193,7 +193,7 @@ def _single(
 ) -> tuple[str, str, str, str | None]:
     """(rule, system, value, reason) of a study of one subject with at most one PatientID."""
     subject = claims[0].subject
-    gaps = "patient-id-gaps" if len({bool(claim.patient_id) for claim in claims}) > 1 else None
+    gaps = "patient-id-incomplete" if len({bool(claim.patient_id) for claim in claims}) > 1 else None
     if identifier and (identifier[0] == "authority" or len(local[identifier[2]]) == 1):
         return *identifier, gaps
     if identifier:
@@ -202,4 +202,4 @@ def _single(
         reason = "patient-id-placeholder" if any(claim.patient_id for claim in claims) else None
     if subject:
         return "subject", scope.system("subject"), subject, reason
-    return "study", scope.system("study"), uid, "person-unknown"
+    return "study", scope.system("study"), uid, "patient-unresolved"

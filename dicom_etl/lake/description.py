@@ -15,6 +15,8 @@ from dicom_etl.lake.schemas import SCHEMA_VERSION
 
 FILE = "lake.json"
 
+_FIRST_WITH_DATABASE = 3
+
 
 @dataclass(frozen=True)
 class LakeDescription:
@@ -59,6 +61,11 @@ class LakeDescription:
     def is_outdated(self) -> bool:
         """Whether the lake has an older schema."""
         return isinstance(self.schema, int) and self.schema < SCHEMA_VERSION
+
+    @property
+    def has_no_database(self) -> bool:
+        """Whether the lake is older than the database of the upload ledger: its ledgers are Parquet files."""
+        return self.is_outdated and self.schema < _FIRST_WITH_DATABASE
 
     def has_other_key(self, id_key: str | None) -> bool:
         """Whether resource ids of the lake were made with another key than the one of this fingerprint."""

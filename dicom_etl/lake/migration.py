@@ -17,7 +17,7 @@ from dicom_etl.lake.tables import Lake
 
 _BY_DATASET = ("headers", "tag_profiles", "files", "fhir_elements", "quality")
 _BY_KIND = {"fhir": ("Patient", "Endpoint", "ImagingStudy"), "findings": ("extract", "build", "upload")}
-_OF_FORMER_SCHEMAS = ("layouts",)
+_OF_FORMER_SCHEMAS = ("layouts", "outcomes")  # of schemas 1 and 3
 
 
 def must_be_rebuilt(lake: Lake, id_key: str | None) -> bool:

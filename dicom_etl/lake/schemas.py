@@ -14,7 +14,7 @@ import pyarrow as pa
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.identity.names import encode_name
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 STRING, COUNT, FLAG = pa.string(), pa.int64(), pa.bool_()
 # Whole microseconds: what pandas, Spark and DuckDB all read as they are.
 INSTANT = pa.timestamp("us", tz="UTC")
@@ -193,9 +193,9 @@ IDENTITIES = Table(
 )
 
 # The upload ledger as a table, for people who query it; written after each run and never read back.
-OUTCOMES = Table(
-    "outcomes",
-    "outcomes/{server}/{dataset}.parquet",
+UPLOAD_LEDGER = Table(
+    "upload_ledger",
+    "upload_ledger/{server}/{dataset}.parquet",
     (
         ("server", STRING),
         ("dataset", STRING),
@@ -236,7 +236,7 @@ COMPLETENESS = Table(
         ("n_empty", COUNT),
         ("n_unusable", COUNT),
         ("n_filled", COUNT),
-        ("n_some", COUNT),
+        ("n_partial", COUNT),
     ),
     ("level", "group_by", "group", "tag", "creator"),
 )
@@ -268,7 +268,7 @@ WITHDRAWN = Table(
     "withdrawn/{dataset}.parquet",
     (
         ("dataset", STRING),
-        ("site", STRING),
+        ("namespace", STRING),
         ("digest", STRING),
         ("id_key", STRING),
         ("files", COUNT),
@@ -280,7 +280,7 @@ WITHDRAWN = Table(
         ("left", STRING),
         ("time", INSTANT),
     ),
-    ("digest", "site"),
+    ("digest", "namespace"),
 )
 
 # Which elements the resources have that depend on data: what FHIR readiness counts.

@@ -93,7 +93,7 @@ class Lake:
         if not self.exists(FILE):
             self._create(id_key)
         description = self.describe()
-        if description.is_outdated and self._has_former_ledgers():
+        if description.has_no_database and self._has_former_ledgers():
             raise LakeError(
                 f"the lake {self.root} has schema version {description.schema} and ledgers of uploads, and resource "
                 "ids change with this dicom-etl: delete its resources from the FHIR server (with `forget` of the "
@@ -141,7 +141,7 @@ class Lake:
             raise LakeError(
                 f"the resource ids of the lake {self.root} were made with the key {description.id_key}, not with the "
                 f"configured key {id_key} (fingerprints): set DICOM_ETL_ID_KEY or id_key_file to the lake's key "
-                "(without either, `site` decides), or rebuild all of its datasets with the configured key by "
+                "(without either, `namespace` decides), or rebuild all of its datasets with the configured key by "
                 "`dicom-etl run --rebuild`; resources on a FHIR server keep their old ids, so delete them there first"
             )
 

@@ -45,7 +45,7 @@ class Withdrawn:
     def __init__(self, dataset: str, rows: Sequence[Row], ids: ResourceIds | None = None) -> None:
         self.dataset, self.rows, self._ids = dataset, list(rows), ids
         self._digests = {row["digest"] for row in rows} - {None}
-        self._makers = {(row["site"], row.get("id_key")) for row in rows if row["digest"] is not None}
+        self._makers = {(row["namespace"], row.get("id_key")) for row in rows if row["digest"] is not None}
         self._known: dict[str, bool] = {}
 
     @classmethod
@@ -110,7 +110,7 @@ class Withdrawn:
     def _is_of(self, row: Row, subject: str | None) -> bool:
         if subject is None or row["digest"] is None:
             return subject is None and row["digest"] is None
-        return bool(row["digest"] == self._digest(row["site"], row.get("id_key"), subject))
+        return bool(row["digest"] == self._digest(row["namespace"], row.get("id_key"), subject))
 
     def _digest(self, namespace: str, id_key: str | None, subject: str) -> str:
         """The digest of a subject as rows of this namespace and key have it."""

@@ -25,7 +25,7 @@ _COUNTS = """
                coalesce(sum(n) FILTER (WHERE outcome = 'empty'), 0)::BIGINT AS n_empty,
                coalesce(sum(n) FILTER (WHERE outcome = 'unusable'), 0)::BIGINT AS n_unusable,
                coalesce(sum(n) FILTER (WHERE outcome = 'filled'), 0)::BIGINT AS n_filled,
-               coalesce(sum(n) FILTER (WHERE outcome = 'some'), 0)::BIGINT AS n_some
+               coalesce(sum(n) FILTER (WHERE outcome = 'partial'), 0)::BIGINT AS n_partial
         FROM weights JOIN outcomes USING (profile_set) WHERE {where}
         GROUP BY level, group_by, "group", tag_class
     )
@@ -38,7 +38,7 @@ def completeness(dataset: str, database: Database, where: str = "true") -> pa.Ta
 
     `group` is null for instances that lack the value that they are grouped by. `requirement` is the strictest type
     that the IODs of the group ask (PS3.5 7.4), null where none lists the tag. `n_unusable` is null outside the
-    catalogue, `n_some` for instances.
+    catalogue, `n_partial` for instances.
     """
     counts = database.query(_COUNTS.format(where=where))
     tags = pc.unique(counts["tag"])
@@ -49,7 +49,7 @@ def completeness(dataset: str, database: Database, where: str = "true") -> pa.Ta
         "keyword": keywords.take(pc.index_in(counts["tag"], tags)),
         "requirement": pa.array(REQUIREMENTS).take(counts["rank"]),
         "n_unusable": pc.if_else(counts["own"], counts["n_unusable"], nothing),
-        "n_some": pc.if_else(pc.equal(counts["level"], "instance"), nothing, counts["n_some"]),
+        "n_partial": pc.if_else(pc.equal(counts["level"], "instance"), nothing, counts["n_partial"]),
     }
     schema = COMPLETENESS.schema
     return pa.table(

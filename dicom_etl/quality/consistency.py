@@ -21,7 +21,9 @@ __all__ = ["consistency"]
 _EARLIEST_STUDY = datetime.date(1975, 1, 1)  # the first clinical CT; ACR-NEMA is of 1985
 
 
-def consistency(database: Database, dataset: str, as_of: datetime.date | None) -> tuple[list[Measure], list[pa.Table]]:
+def consistency(
+    database: Database, dataset: str, reference_date: datetime.date | None
+) -> tuple[list[Measure], list[pa.Table]]:
     """Measures and findings of the dataset whose tables `database` has, those of `create_terms` among them."""
     measures, findings = _counts(database, dataset)
     known, unknown = _modalities(database, dataset)
@@ -31,7 +33,7 @@ def consistency(database: Database, dataset: str, as_of: datetime.date | None) -
         *tallied(database, "body-part-known", "series", _BODY_PART),
         *tallied(database, "series-one-sample", "series", _ONE_SAMPLE),
         *tallied(database, "birth-before-study", "study", _BIRTH),
-        *tallied(database, "study-date-range", "study", _study_date(as_of)),
+        *tallied(database, "study-date-range", "study", _study_date(reference_date)),
     ], [*findings, unknown]
 
 
@@ -67,7 +69,7 @@ def _count(database: Database, dataset: str, column: str, level: str, counted: s
         FROM occurrences JOIN numbers USING ({level})
         WHERE lowest <> counted OR highest <> counted GROUP BY {level}, counted
     """
-    return entity_findings(database, "count-disagrees", dataset, level, failing)
+    return entity_findings(database, "count-conflict", dataset, level, failing)
 
 
 def _tag(column: str) -> str:
@@ -120,8 +122,8 @@ _BIRTH = """
 """
 
 
-def _study_date(as_of: datetime.date | None) -> str:
-    is_future = f"last_date > DATE '{as_of.isoformat()}'" if as_of else "false"
+def _study_date(reference_date: datetime.date | None) -> str:
+    is_future = f"last_date > DATE '{reference_date.isoformat()}'" if reference_date else "false"
     return f"""
         SELECT CASE WHEN first_date < DATE '{_EARLIEST_STUDY.isoformat()}' THEN 'before 1975'
                     WHEN {is_future} THEN 'in the future' END AS failure, count(*) AS n

@@ -170,7 +170,7 @@ def _identifying(database: Database) -> Iterator[Measure]:
 
 # -- files and inventory ----------------------------------------------------------------------------------------------
 
-SHOULD_BE_DICOM = "(kind IN ('dicom', 'unreadable') OR reason = 'not-dicom')"  # of a row of `files`
+SHOULD_BE_DICOM = "(kind IN ('dicom', 'unreadable') OR reason = 'file-not-dicom')"  # of a row of `files`
 
 
 def file_measures(database: Database, copies: Mapping[str | None, int]) -> list[Measure]:

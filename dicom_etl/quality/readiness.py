@@ -157,7 +157,7 @@ def _measures(database: Database, level: str, element: _Element) -> Iterator[Mea
     database.run(f"""
         CREATE OR REPLACE TABLE best_states AS
         SELECT profile_set,
-               max(list_position(['unknown', 'absent', 'empty', 'unusable', 'some', 'filled'], outcome)) AS state
+               max(list_position(['unknown', 'absent', 'empty', 'unusable', 'partial', 'filled'], outcome)) AS state
         FROM outcomes JOIN tag_classes USING (tag_class)
         WHERE creator IS NULL AND tag IN ({tags}) GROUP BY profile_set
     """)

@@ -48,20 +48,20 @@ class CsvFile:
         return f"dicom-etl {command} {shlex.quote(dataset)} --output {self.name}"
 
 
-def render(view: View, tables: Mapping[str, CsvFile], *, as_of: str | None = None) -> str:
+def render(view: View, tables: Mapping[str, CsvFile], *, reference_date: str | None = None) -> str:
     """The report of a dataset.
 
     Args:
         view: what it shows.
         tables: the CSV files, by name.
-        as_of: the date that counted as today, where one was set.
+        reference_date: the date that counted as today, where one was set.
     """
     style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     return _template().render(
         view=view,
         tables=tables,
         quoted=shlex.quote(view.dataset),
-        as_of=as_of,
+        reference_date=reference_date,
         version=__version__,
         policy=POLICY,
         style=Markup(style),  # our own file

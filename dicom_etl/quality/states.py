@@ -14,9 +14,9 @@ Per instance and tag, exactly one of
 A tag applies to an instance when its IOD lists it or when it is there. An instance of an unknown SOP class has no IOD:
 only what is there applies. So at every level
 
-    n_filled + n_some + n_unusable + n_empty + n_absent + n_unknown = n_applicable
+    n_filled + n_partial + n_unusable + n_empty + n_absent + n_unknown = n_applicable
 
-where `n_some` is 0 for instances. Series and studies count the instances to which the tag applies: all filled, some
+where `n_partial` is 0 for instances. Series and studies count the instances to which the tag applies: all filled, some
 filled, else the best state among them in the order unusable, empty, absent, unknown.
 """
 
@@ -276,7 +276,7 @@ _OUTCOMES = """
     CREATE TABLE outcomes AS
     SELECT profile_set, tag_class, min(rank) AS rank,
            CASE WHEN min(state) = 4 THEN 'filled'
-                WHEN max(state) = 4 THEN 'some'
+                WHEN max(state) = 4 THEN 'partial'
                 ELSE ['unknown', 'absent', 'empty', 'unusable'][max(state) + 1] END AS outcome
     FROM (SELECT profile_set, unnest(profiles) AS profile FROM profile_sets) JOIN class_states USING (profile)
     GROUP BY profile_set, tag_class

@@ -33,7 +33,7 @@ _MOST_MODALITIES, _MOST_MANUFACTURERS, _MOST_SCANNER_TAGS = 14, 8, 40
 _MOST_REASONS = 5
 _SPREAD = 20  # percentage points between scanners from which a tag is worth a line
 _TYPES = ("1", "1C", "2", "2C", "3", None)
-_STATES = ("some", "unusable", "empty", "absent", "unknown")
+_STATES = ("partial", "unusable", "empty", "absent", "unknown")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def known_datasets(settings: Settings) -> dict[str, DatasetSettings]:
         SettingsError: two roots of one name.
     """
     known = dict(settings.datasets)
-    for watched in settings.watch:
+    for watched in settings.watch_folders:
         for folder in _folders(Path(watched)):
             here = DatasetSettings(root=str(folder))
             if folder.name in known and Path(known[folder.name].root) != folder:

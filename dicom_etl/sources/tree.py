@@ -109,7 +109,7 @@ class _Walk:
             path, role, depth = self.links.pop(0)
             yield from self._linked(path, role, depth)
         for (label, role), count in sorted(self.junk.items()):
-            self._found("junk-skipped", value=label, count=count, message=f"{label}: left out, in {role}")
+            self._found("system-files-skipped", value=label, count=count, message=f"{label}: left out, in {role}")
 
     # -- where to start ---------------------------------------------------------------------------------------------
 
@@ -125,7 +125,7 @@ class _Walk:
             return starts
         sds = starts or any(sheet_kind(entry.name) == "dataset_description" for entry in top)
         if sds or any(name.startswith("sub-") for name in names):
-            self._found("sds-layout", message="no folder primary/: the dataset's root is taken for it")
+            self._found("sds-layout-deviation", message="no folder primary/: the dataset's root is taken for it")
         return [
             *starts,
             ("", "primary", frozenset(roles) | frozenset(grammar()["other_folders"] if sds else ())),
@@ -214,7 +214,7 @@ class _Walk:
             self._unanswered(path, error)
             return
         if not entry.is_file(follow_symlinks=False):
-            self._found("not-a-file", path=path)
+            self._found("special-file-skipped", path=path)
             return
         if self.following:
             self._remember(stat, self.files)
@@ -287,7 +287,7 @@ class _Walk:
         for code, names in (
             ("archive-names-repeated", directory.repeated),
             ("name-undecodable", directory.undecodable),
-            ("not-a-file", directory.special),
+            ("special-file-skipped", directory.special),
         ):
             if names:
                 self._found(code, path=f"{path}{MARK}/{names[0]}", count=len(names))
@@ -304,7 +304,7 @@ class _Walk:
             self._found("link-broken", path=path, message=str(getattr(error, "strerror", error)))
             return
         if not target.is_relative_to(self.source.root.resolve()):
-            self._found("link-outside", path=path)
+            self._found("link-outside-dataset", path=path)
             return
         seen = self.folders if target.is_dir() else self.files
         if (stat.st_dev, stat.st_ino) in seen:
@@ -321,7 +321,7 @@ class _Walk:
         place = self.source.root / path
         if not place.is_symlink() or place.resolve().is_relative_to(self.source.root.resolve()):
             return False
-        self._found("link-outside", path=path)
+        self._found("link-outside-dataset", path=path)
         return True
 
     def _found(self, code: str, **where: object) -> None:

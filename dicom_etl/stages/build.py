@@ -408,14 +408,14 @@ def _useless_corrections(
     for line in lines:
         if line not in used:
             message = f"{line.line} ({line.tag}) speaks of no instance of the dataset"
-            yield finding("correction-useless", dataset, subject=line.subject, message=message)
+            yield finding("correction-unmatched", dataset, subject=line.subject, message=message)
 
 
 def _useless_crosswalk_lines(dataset: str, crosswalk: list[CrosswalkLine], identities: Identities) -> Iterator[Finding]:
     subjects = set(pc.unique(identities.table["subject"]).to_pylist()) if crosswalk else set()
     for line in crosswalk:
         if line.subject not in subjects:
-            yield finding("crosswalk-useless", dataset, subject=line.subject)
+            yield finding("crosswalk-unmatched", dataset, subject=line.subject)
 
 
 def _findings(lake: Lake, dataset: str, found: list[Finding], skipped: Collection[str]) -> pa.Table:

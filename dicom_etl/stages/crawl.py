@@ -41,14 +41,14 @@ class Crawled:
     findings: int
 
 
-def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_vanished: bool = False) -> Crawled:
+def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_missing: bool = False) -> Crawled:
     """Write the inventory of a dataset and what its sheets say.
 
     Args:
         source: of the dataset.
         lake: to be written.
         ids: the configured ones, by which withdrawn subjects are recognized; None: no key is configured.
-        accept_vanished: missing subjects or files were removed on purpose.
+        accept_missing: missing subjects or files were removed on purpose.
 
     Raises:
         LakeError: who was withdrawn is recorded under another key.
@@ -64,7 +64,7 @@ def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_
         if now.num_rows == 0 and not scan.unread_folders:
             raise SourceError(f"dataset {source.dataset}: {_nothing(source, scan)}")
         gone = _gone(before, now)
-        stops = [] if accept_vanished else _vanished(source.dataset, before, now, gone)
+        stops = [] if accept_missing else _vanished(source.dataset, before, now, gone)
         findings = findings_table([*scan.findings, *stops])
         lake.write(DATASET_FINDINGS, findings, stage="crawl", dataset=source.dataset)
         if now.num_rows == 0:
@@ -149,16 +149,16 @@ def _vanished(dataset: str, before: pa.Table, now: pa.Table, gone: pa.Table) -> 
     lost = sorted(set(pc.unique(before["unit"]).to_pylist()) - set(pc.unique(now["unit"]).to_pylist()))
     findings = [
         finding(
-            "subject-vanished",
+            "subject-missing",
             dataset,
             unit=unit,
-            message=f"subject {unit} was there before and is gone; run with --accept-vanished if that was meant",
+            message=f"subject {unit} was there before and is gone; run with --accept-missing if that was meant",
         )
         for unit in lost
     ]
     if gone.num_rows > VANISHED_SHARE * before.num_rows:
-        text = f"{gone.num_rows} of {before.num_rows} files are gone; run with --accept-vanished if that was meant"
-        findings.append(finding("files-vanished", dataset, count=gone.num_rows, message=text))
+        text = f"{gone.num_rows} of {before.num_rows} files are gone; run with --accept-missing if that was meant"
+        findings.append(finding("files-missing", dataset, count=gone.num_rows, message=text))
     return findings
 
 

@@ -171,7 +171,9 @@ class _Forgetting:
         fhir, ours = self._settings.fhir, self._ours
         content = self._content_of(ours)
         async with open_client(fhir) as client:
-            strategy = IdStrategy(self._settings.site, await check_server(client, fhir.version, fhir.client_assigned))
+            strategy = IdStrategy(
+                self._settings.namespace, await check_server(client, fhir.version, fhir.client_assigned)
+            )
             try:
                 unknown = await locate(client, strategy, self._known.made - content.known)
                 self._left[ours] |= _texts(
@@ -224,7 +226,7 @@ class _Forgetting:
         id_key = self._ids.key_fingerprint if self._subject else None
         counts = dict.fromkeys(("files", "studies", *_COLUMNS.values()), 0)
         rest = {"digest": digest, "id_key": id_key, "servers": None, "left": None, "time": datetime.now(UTC)}
-        return {"dataset": self._dataset, "site": self._ids.namespace, **counts, **rest}
+        return {"dataset": self._dataset, "namespace": self._ids.namespace, **counts, **rest}
 
     # -- what is said
 

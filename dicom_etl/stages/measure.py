@@ -148,7 +148,7 @@ def _fingerprint(lake: Lake, dataset: str, shards: _Shards, settings: Settings) 
         MEASURE_VERSION,
         version_of(*_TABLES),
         _zone(settings, dataset),
-        settings.as_of,
+        settings.reference_date,
         [
             (stage, shard, lake.digest(COMMITS[stage].path(dataset=dataset, shard=shard)))
             for stage, commits in (("extract", shards.extract), ("build", shards.build))
@@ -232,11 +232,11 @@ def _read_tables(database: Database, lake: Lake, dataset: str, shards: _Shards) 
 def _judge(database: Database, dataset: str, copies: Mapping[str | None, int], settings: Settings) -> list[Measure]:
     """The measures; the findings of this stage go into the table of findings."""
     create_terms(database)
-    as_of = datetime.date.fromisoformat(settings.as_of) if settings.as_of else None
+    reference_date = datetime.date.fromisoformat(settings.reference_date) if settings.reference_date else None
     standard, of_tags = standard_measures(dataset, database)
     of_subjects, unmatched_subjects = subject_matches(database, dataset)
     of_samples, unmatched_samples = sample_matches(database, dataset)
-    consistent, inconsistencies = consistency(database, dataset, as_of)
+    consistent, inconsistencies = consistency(database, dataset, reference_date)
     for found in (findings_table(of_tags), *unmatched_subjects, *unmatched_samples, *inconsistencies):
         database.append("findings", found)
     return [

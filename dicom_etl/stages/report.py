@@ -78,7 +78,9 @@ def _fingerprint(measured: str, settings: Settings) -> str | None:
     """The fingerprint of all that a report is made from; None where the tables have none."""
     if not measured:
         return None
-    return fingerprint(REPORT_VERSION, __version__, version_of(*_TABLES), measured, settings.as_of, MOST_CSV_ROWS)
+    return fingerprint(
+        REPORT_VERSION, __version__, version_of(*_TABLES), measured, settings.reference_date, MOST_CSV_ROWS
+    )
 
 
 def _former(lake: Lake, dataset: str, mark: str | None) -> dict[str, Any] | None:
@@ -103,9 +105,9 @@ def _make(lake: Lake, dataset: str, settings: Settings, mark: str | None) -> dic
     findings = count_findings(lake.read_pieces(ALL_FINDINGS, COLUMNS, dataset=dataset), listed_subjects(rows))
     content = view(dataset, _shown(lake.read(COMPLETENESS, dataset=dataset)).to_pylist(), rows, findings)
     tables = {name: _write_csv(lake, dataset, name, table) for name, table in _CSV.items()}
-    page = render(content, tables, as_of=settings.as_of)
+    page = render(content, tables, reference_date=settings.reference_date)
     lake.write_bytes(report_file(dataset, "report.html"), page.encode())
-    summary = _summary(content, rows, settings.as_of) | {
+    summary = _summary(content, rows, settings.reference_date) | {
         "fingerprint": mark,
         "files": ["report.html", "summary.json", *(name for name, file in tables.items() if file.is_written)],
         "tables": {name: {"rows": file.rows, "command": file.command(dataset)} for name, file in tables.items()},
@@ -135,7 +137,7 @@ def _shown(completeness: pa.Table) -> pa.Table:
     return completeness.filter(pc.or_(wide, makers))
 
 
-def _summary(content: View, rows: Sequence[Mapping[str, Any]], as_of: str | None) -> dict[str, Any]:
+def _summary(content: View, rows: Sequence[Mapping[str, Any]], reference_date: str | None) -> dict[str, Any]:
     """The verdicts, counts and findings for machines."""
     verdicts = [
         {key: row[key] for key in ("check", "category", "level", "n_applicable", "n_pass", "n_fail", "status")}
@@ -145,7 +147,7 @@ def _summary(content: View, rows: Sequence[Mapping[str, Any]], as_of: str | None
     return {
         "dataset": content.dataset,
         "version": __version__,
-        "as_of": as_of,
+        "reference_date": reference_date,
         "counts": dict(content.counts),
         "verdicts": dict(content.verdicts),
         "checks": verdicts,

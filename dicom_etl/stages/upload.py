@@ -1,4 +1,4 @@
-"""upload: resources of the lake -> the FHIR server, noted in the ledger; `outcomes` is the ledger as a table.
+"""upload: resources of the lake -> the FHIR server, noted in the ledger; `upload_ledger` is the ledger as a table.
 
 First, under one lock, what datasets share: Endpoints, and Patients whose identifiers mean the same everywhere, merged
 over the datasets. Then each dataset under its own lock: its own Patients, then its ImagingStudies. What the ledger
@@ -67,7 +67,7 @@ async def _upload(
     async with open_client(fhir) as client:
         with Ledger.of(lake, server_name(fhir.url or ""), is_dry_run=options.dry_run) as ledger:
             is_client_assigned = await check_server(client, fhir.version, fhir.client_assigned)
-            strategy = IdStrategy(settings.site, is_client_assigned)
+            strategy = IdStrategy(settings.namespace, is_client_assigned)
             namespace = Namespace(settings.resource_ids(), strategy, settings.sds_dataset_system)
             target = Target(client, ledger, namespace, options, fhir.single_request_bytes)
             # two conditional updates at once could create two resources

@@ -595,7 +595,7 @@ class DatasetUpload:
             fate = self._fate(row)
             if fate == "held":
                 text = "the study is on hold now; the server has its former state"
-                held = row.after(Event.HELD, reason="held-on-server", reason_text=text)
+                held = row.after(Event.HELD, reason="held-study-on-server", reason_text=text)
                 self._run.target.ledger.write_rows([held])
             elif fate == "gone":
                 gone.append(row)

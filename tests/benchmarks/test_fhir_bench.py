@@ -50,7 +50,7 @@ def test_the_build_makes_all_of_it_and_finds_what_is_odd(lake: Lake, files: Path
     assert (built.units_made, built.studies, built.held) == (2, STUDIES, 0)
     check_built(lake, STUDIES)
     codes = read_unit(lake, FINDINGS, ["code"], stage="build", dataset=DATASET, unit="sub-0000")["code"].to_pylist()
-    assert {"values-disagree", "date-stands-in", "body-part-unmapped"} <= set(codes)
+    assert {"values-conflict", "date-substituted", "body-part-unmapped"} <= set(codes)
 
 
 def test_what_was_not_made_is_no_figure(lake: Lake) -> None:

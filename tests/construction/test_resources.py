@@ -249,7 +249,7 @@ def test_the_owner_makes_a_study_also_of_the_rows_in_other_units() -> None:
 
 def test_a_study_of_which_fhir_can_represent_nothing_is_on_hold() -> None:
     (made,) = make([plan(person(1))], row_of(1, Modality=None))
-    assert codes(made) == ["instance-left-out", "study-held"]
+    assert codes(made) == ["instance-excluded", "study-held"]
     assert made.counts == {"Patient": 1, "ImagingStudy": 0}
     assert [row["level"] for row in made.elements] == ["patient"]
 
@@ -269,7 +269,7 @@ def test_a_patient_that_is_not_valid_holds_its_studies(monkeypatch: pytest.Monke
 def test_strict_mode_holds_a_study_with_a_value_that_fhir_cannot_represent() -> None:
     context = replace(CONTEXT, strict=True)
     (made,) = make([plan(person(1), context=context)], row_of(1, SeriesNumber=-1))
-    assert codes(made) == ["study-held", "value-left-out"]
+    assert codes(made) == ["study-held", "value-omitted"]
     assert made.counts == {"Patient": 1, "ImagingStudy": 0}
 
 
@@ -307,7 +307,7 @@ def test_a_correction_changes_its_unit_alone() -> None:
     plans = [plan(person(1), corrections=[line]), *PLANS[1:]]
     first, *others = make(plans, *BATCH)
     assert parsed(first, "ImagingStudy")[0]["description"] == "corrected"
-    assert codes(first) == ["corrected"]
+    assert codes(first) == ["value-corrected"]
     assert others == make(PLANS, *BATCH)[1:]
 
 

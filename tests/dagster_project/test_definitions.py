@@ -118,7 +118,7 @@ def test_a_dataset_without_dicom_fails_the_run_with_its_sentence(settings_file):
 
 def test_a_partition_key_leads_back_to_its_dataset(tmp_path):
     (tmp_path / "in/heart, left").mkdir(parents=True)
-    (tmp_path / "s.toml").write_text(f"watch = ['{tmp_path}/in']\n")
+    (tmp_path / "s.toml").write_text(f"watch_folders = ['{tmp_path}/in']\n")
     pipeline = Pipeline(load_settings(tmp_path / "s.toml"))
     assert dataset_of(pipeline, "heart%2C%20left") == "heart, left"
     with pytest.raises(dg.Failure, match="no registered dataset"):

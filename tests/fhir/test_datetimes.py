@@ -56,7 +56,7 @@ def test_the_zone_of_the_dataset_is_that_of_the_day(day: datetime.date, value: s
 
 
 def test_with_no_zone_the_date_stands_alone() -> None:
-    assert moment(DAY, "101530", None, None) == ("2024-01-05", "no-time-zone")
+    assert moment(DAY, "101530", None, None) == ("2024-01-05", "time-zone-missing")
 
 
 @pytest.mark.parametrize("time", ["10", "1015", "10:15"])
@@ -85,7 +85,7 @@ def test_a_fraction_is_kept_as_it_is_and_the_legacy_form_is_read(time: str, writ
     ["240000", "106000", "235960", "101530.1234567", "101530.", "1", "101", "10153", "noon", "-101530", "１０１５３０"],
 )
 def test_what_is_no_time_of_day_gives_the_date_alone(time: str) -> None:
-    assert moment(DAY, time, "+0100", None) == ("2024-01-05", "value-left-out")
+    assert moment(DAY, time, "+0100", None) == ("2024-01-05", "value-omitted")
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_what_is_no_time_of_day_gives_the_date_alone(time: str) -> None:
 )
 def test_an_offset_that_is_none_is_left_out_and_said(offset: str) -> None:
     assert offset_of(offset) is None
-    assert moment(DAY, "101530", offset, None) == ("2024-01-05", "value-left-out")
-    assert moment(DAY, "101530", offset, BERLIN) == ("2024-01-05T10:15:30+01:00", "value-left-out")
+    assert moment(DAY, "101530", offset, None) == ("2024-01-05", "value-omitted")
+    assert moment(DAY, "101530", offset, BERLIN) == ("2024-01-05T10:15:30+01:00", "value-omitted")
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_a_leap_second_is_kept(day: datetime.date, time: str, offset: str, value
     ],
 )
 def test_a_second_60_where_no_leap_second_can_be_gives_the_date_alone(day: datetime.date, time: str) -> None:
-    assert moment(day, time, "+0000", None) == (day.isoformat(), "value-left-out")
+    assert moment(day, time, "+0000", None) == (day.isoformat(), "value-omitted")
 
 
 def test_a_leap_second_of_unknown_zone_gives_the_date_alone() -> None:
-    assert moment(datetime.date(2016, 12, 31), "235960", None, None) == ("2016-12-31", "no-time-zone")
+    assert moment(datetime.date(2016, 12, 31), "235960", None, None) == ("2016-12-31", "time-zone-missing")
 
 
 @pytest.mark.parametrize(
@@ -141,13 +141,13 @@ def test_a_leap_second_of_unknown_zone_gives_the_date_alone() -> None:
         ("20240105101530", "+0100", ("2024-01-05T10:15:30+01:00", None)),
         ("20240105101530.123456", "+0100", ("2024-01-05T10:15:30.123456+01:00", None)),
         ("20240105101530-0500", "+0100", ("2024-01-05T10:15:30-05:00", None)),
-        ("20240105101530", None, ("2024-01-05", "no-time-zone")),
+        ("20240105101530", None, ("2024-01-05", "time-zone-missing")),
         ("20161231235960+0000", None, ("2016-12-31T23:59:60+00:00", None)),
-        ("20241301", None, (None, "value-left-out")),
-        ("20240230", None, (None, "value-left-out")),
-        ("00000101", None, (None, "value-left-out")),
-        ("20240105 101530", None, (None, "value-left-out")),
-        ("2024-01-05", None, (None, "value-left-out")),
+        ("20241301", None, (None, "value-omitted")),
+        ("20240230", None, (None, "value-omitted")),
+        ("00000101", None, (None, "value-omitted")),
+        ("20240105 101530", None, (None, "value-omitted")),
+        ("2024-01-05", None, (None, "value-omitted")),
     ],
 )
 def test_a_date_time_in_one_value(
@@ -255,7 +255,7 @@ def test_every_value_is_a_date_time_of_fhir(
 )
 def test_every_value_of_a_date_time_in_one_is_a_date_time_of_fhir(text: str, zone: ZoneInfo | None) -> None:
     value, code = moment_of(text, None, zone)
-    assert value is not None or not text or code == "value-left-out"
+    assert value is not None or not text or code == "value-omitted"
     assert value is None or FHIR_DATE_TIME.fullmatch(value)
 
 

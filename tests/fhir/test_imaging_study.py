@@ -200,7 +200,7 @@ def test_study_values_that_disagree_are_left_out_and_said(column: str, tag: str,
     resource = made(instances({column: "one"}, {column: "two"}), at=here)
     assert element not in resource
     assert len(resource["identifier"]) == 3
-    assert told(here) == [("values-disagree", tag)]
+    assert told(here) == [("values-conflict", tag)]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_series_values_that_disagree_are_left_out_and_said(
 ) -> None:
     here = place()
     assert element not in made(instances({column: one}, {column: other}), at=here)["series"][0]
-    assert told(here) == [("values-disagree", tag)]
+    assert told(here) == [("values-conflict", tag)]
 
 
 def test_no_finding_shows_an_accession_number() -> None:
@@ -235,7 +235,7 @@ def test_a_description_of_blanks_is_none(text: str) -> None:
 def test_a_series_number_that_is_no_unsigned_int_is_left_out_and_said(number: int) -> None:
     here = place()
     assert "number" not in series_with(here, SeriesNumber=number)
-    assert told(here) == [("value-left-out", "00200011")]
+    assert told(here) == [("value-omitted", "00200011")]
 
 
 @pytest.mark.parametrize("number", [0, 2_147_483_647])
@@ -270,7 +270,7 @@ def test_a_code_of_a_private_scheme_stands_under_a_uri_of_the_dataset() -> None:
     )
     system = "https://site.example/breast/coding-scheme/99ACME"
     assert resource["procedureCode"] == [{"coding": [{"system": system, "code": "X1", "display": "MR Breast"}]}]
-    assert told(here) == [("scheme-unknown", "00081032")]
+    assert told(here) == [("coding-scheme-unknown", "00081032")]
 
 
 # -- started ----------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_the_zone_of_the_dataset_makes_a_time_an_instant() -> None:
 def test_without_a_zone_the_day_is_given_and_it_is_said() -> None:
     here = place()
     assert study_with(here, StudyDate=DAY, StudyTime="101500")["started"] == "2024-01-05"
-    assert told(here) == [("no-time-zone", "00080030")]
+    assert told(here) == [("time-zone-missing", "00080030")]
 
 
 def test_a_time_without_a_date_gives_nothing() -> None:
@@ -301,7 +301,7 @@ def test_the_earliest_of_several_is_taken_and_said() -> None:
         TimezoneOffsetFromUTC="+0100",
     )
     assert made(rows, at=here)["started"] == "2024-01-05T23:59:00+01:00"
-    assert told(here) == [("values-disagree", "00080020")]
+    assert told(here) == [("values-conflict", "00080020")]
 
 
 def test_date_time_and_zone_are_those_of_one_instance() -> None:
@@ -330,14 +330,14 @@ def test_the_acquisition_of_original_images_stands_in_for_a_study_without_a_date
         {"AcquisitionDateTime": "20200101", "ImageType": DERIVED},
     )
     assert made(rows, at=here)["started"] == "2024-01-05T10:15:00.5+01:00"
-    assert ("date-stands-in", "00080020") in told(here)
+    assert ("date-substituted", "00080020") in told(here)
 
 
 def test_the_date_of_the_study_counts_before_that_of_an_acquisition() -> None:
     here = place()
     rows = instances({"StudyDate": DAY, "AcquisitionDateTime": "20230101", "ImageType": ORIGINAL})
     assert made(rows, at=here)["started"] == "2024-01-05"
-    assert ("date-stands-in", "00080020") not in told(here)
+    assert ("date-substituted", "00080020") not in told(here)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_the_dates_of_original_images_stand_in_for_a_series_without_one(dates: d
     here = place()
     (series,) = made(instances({"ImageType": ORIGINAL, **dates}), at=here)["series"]
     assert series["started"] == "2024-01-05T10:15:00+01:00"
-    assert ("date-stands-in", "00080021") in told(here)
+    assert ("date-substituted", "00080021") in told(here)
 
 
 def test_the_date_on_which_a_derived_object_was_made_stands_in_for_nothing() -> None:
@@ -365,7 +365,7 @@ def test_the_date_on_which_a_derived_object_was_made_stands_in_for_nothing() -> 
 def test_an_acquisition_date_time_that_is_none_is_left_out_and_said() -> None:
     here = place()
     assert "started" not in made(instances({"AcquisitionDateTime": "last week", "ImageType": ORIGINAL}), at=here)
-    assert ("value-left-out", "0008002A") in told(here)
+    assert ("value-omitted", "0008002A") in told(here)
 
 
 def test_an_instance_that_lacks_the_time_of_the_others_contradicts_nobody() -> None:
@@ -408,14 +408,14 @@ def test_of_several_modalities_in_a_series_the_most_frequent_is_taken_and_said()
     here = place()
     rows = instances({"Modality": "CT"}, {"Modality": "MR"}, {"Modality": "MR"})
     assert made(rows, at=here)["series"][0]["modality"] == MR
-    assert told(here) == [("values-disagree", "00080060")]
+    assert told(here) == [("values-conflict", "00080060")]
 
 
 def test_a_series_without_a_modality_is_left_out_and_said() -> None:
     here = place()
     assert imaging_study("s1", "p1", instances({}, {}, Modality=None), CONTEXT, here) is None
     assert [(found.code, found.count, found.series_uid) for found in here.found] == [
-        ("instance-left-out", 2, "1.2.3.1")
+        ("instance-excluded", 2, "1.2.3.1")
     ]
 
 
@@ -476,19 +476,19 @@ def test_images_of_different_sides_give_no_laterality_and_both_is_never_inferred
     here = place()
     series = made(instances({"ImageLaterality": one}, {"ImageLaterality": other}), at=here)["series"][0]
     assert "laterality" not in series
-    assert told(here) == [("laterality-mixed", "00200060")]
+    assert told(here) == [("laterality-conflict", "00200060")]
 
 
 def test_series_and_image_that_contradict_give_no_laterality() -> None:
     here = place()
     assert "laterality" not in series_with(here, Laterality="R", ImageLaterality="L")
-    assert told(here) == [("laterality-mixed", "00200060")]
+    assert told(here) == [("laterality-conflict", "00200060")]
 
 
 def test_another_side_is_left_out_and_said() -> None:
     here = place()
     assert "laterality" not in series_with(here, Laterality="RIGHT")
-    assert told(here) == [("value-left-out", "00200060")]
+    assert told(here) == [("value-omitted", "00200060")]
 
 
 # -- series and instances ---------------------------------------------------------------------------------------------
@@ -541,7 +541,7 @@ def test_an_instance_number_that_is_no_unsigned_int_is_left_out_and_counted() ->
     here = place()
     rows = instances({"InstanceNumber": -3}, {"InstanceNumber": -3}, {"InstanceNumber": 7})
     assert [i.get("number") for i in made(rows, at=here)["series"][0]["instance"]] == [7, None, None]
-    assert [(found.code, found.value, found.count) for found in here.found] == [("value-left-out", "-3", 2)]
+    assert [(found.code, found.value, found.count) for found in here.found] == [("value-omitted", "-3", 2)]
 
 
 @pytest.mark.parametrize(
@@ -559,7 +559,7 @@ def test_an_instance_without_what_fhir_asks_for_is_left_out_and_said(column: str
     rows = instances({}, {column: value})
     assert made(rows, at=here)["numberOfInstances"] == 1
     assert [(found.code, found.message) for found in here.found] == [
-        ("instance-left-out", f"{column} absent, empty or not valid in FHIR")
+        ("instance-excluded", f"{column} absent, empty or not valid in FHIR")
     ]
 
 

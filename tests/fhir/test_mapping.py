@@ -78,8 +78,15 @@ def test_every_line_that_is_left_out_says_why() -> None:
 def test_every_finding_that_is_named_exists() -> None:
     text = " ".join(" ".join((line.how, line.absent, line.invalid)) for line in mapping.lines())
     named = set(re.findall(r"\b[a-z]+(?:-[a-z]+)+\b", text))
-    assert named & codes().keys() >= {"value-left-out", "from-sheet", "laterality-mixed", "scheme-unknown"}
-    assert {word for word in named if word.endswith(("-out", "-mixed", "-unmapped", "-disagree"))} <= codes().keys()
+    assert named & codes().keys() >= {
+        "value-omitted",
+        "value-from-sheet",
+        "laterality-conflict",
+        "coding-scheme-unknown",
+    }
+    assert {
+        word for word in named if word.endswith(("-omitted", "-excluded", "-unmapped", "-conflict"))
+    } <= codes().keys()
 
 
 @pytest.mark.parametrize(

@@ -156,19 +156,19 @@ def test_the_sexes_of_dicom(sex: str, gender: str) -> None:
 def test_another_sex_is_left_out_and_said(sex: str) -> None:
     here = place()
     assert "gender" not in made(group({"PatientSex": sex}), at=here)
-    assert told(here) == [("value-left-out", "00100040")]
+    assert told(here) == [("value-omitted", "00100040")]
 
 
 def test_the_sheet_says_the_sex_where_the_header_does_not() -> None:
     here = place()
     assert made(group({}), sheet={"sex": "Female"}, at=here)["gender"] == "female"
-    assert told(here) == [("from-sheet", "00100040")]
+    assert told(here) == [("value-from-sheet", "00100040")]
 
 
 def test_the_header_counts_where_the_sheet_disagrees() -> None:
     here = place()
     assert made(group({"PatientSex": "M"}), sheet={"sex": "Female"}, at=here)["gender"] == "male"
-    assert told(here) == [("sheet-disagrees", "00100040")]
+    assert told(here) == [("sheet-conflict", "00100040")]
 
 
 def test_a_sheet_that_agrees_is_not_worth_a_finding() -> None:
@@ -180,7 +180,7 @@ def test_a_sheet_that_agrees_is_not_worth_a_finding() -> None:
 def test_the_sheet_does_not_decide_where_headers_disagree() -> None:
     here = place()
     assert "gender" not in made(group({"PatientSex": "F"}, {"PatientSex": "M"}), sheet={"sex": "Female"}, at=here)
-    assert told(here) == [("values-disagree", "00100040")]
+    assert told(here) == [("values-conflict", "00100040")]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_the_sheet_does_not_decide_where_headers_disagree() -> None:
 def test_values_that_disagree_are_left_out_and_said(column: str, one: Any, other: Any, element: str, tag: str) -> None:
     here = place()
     assert element not in made(group({column: one}, {column: other}), at=here)
-    assert told(here) == [("values-disagree", tag)]
+    assert told(here) == [("values-conflict", tag)]
 
 
 def test_a_person_of_two_names_keeps_both() -> None:
@@ -202,7 +202,7 @@ def test_a_person_of_two_names_keeps_both() -> None:
         {"use": "usual", "family": "Doe", "given": ["Jane"]},
         {"use": "usual", "family": "Roe", "given": ["Jane"]},
     ]
-    assert told(here) == [("values-disagree", "00100010")]
+    assert told(here) == [("values-conflict", "00100010")]
 
 
 def test_one_name_written_in_two_ways_is_one() -> None:

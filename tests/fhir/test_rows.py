@@ -47,7 +47,7 @@ def test_what_rows_contradict_each_other_in_is_none_and_a_finding() -> None:
     here = place()
     assert group({"Modality": "MR"}, {"Modality": "CT"}).agreed("Modality", here) is None
     assert [(f.code, f.tag, f.unit, f.study_uid, f.message) for f in here.found] == [
-        ("values-disagree", "00080060", "sub-1", "1.2.3", "Modality has 2 different values")
+        ("values-conflict", "00080060", "sub-1", "1.2.3", "Modality has 2 different values")
     ]
 
 
@@ -78,8 +78,8 @@ def test_a_narrower_place_tells_its_findings_to_the_wider_one() -> None:
 
 def test_a_value_that_identifies_is_masked_in_a_finding() -> None:
     here = place()
-    here.add("value-left-out", "PatientName", "Doe^John")
-    here.add("value-left-out", "Modality", "FOO")
+    here.add("value-omitted", "PatientName", "Doe^John")
+    here.add("value-omitted", "Modality", "FOO")
     assert [(f.tag, f.value) for f in here.found] == [("00100010", "(masked)"), ("00080060", "FOO")]
 
 

@@ -42,9 +42,9 @@ ALWAYS_WALKED = {
 
 REASONS = {
     "row",
-    "other not-dicom",
-    "unreadable empty-file",
-    "unreadable header-cut",
+    "other file-not-dicom",
+    "unreadable file-empty",
+    "unreadable header-truncated",
     "unreadable required-uid-missing",
     "unreadable unreadable",
 }
@@ -172,7 +172,7 @@ def test_a_large_value_at_the_end_that_is_cut_gives_no_row_after_files_like_it()
     for content in (first, second):
         assert said(reader, content) == decided(content)
     for missing in (1, 100, 8999):
-        assert said(reader, third[:-missing]) == Refused("unreadable", "header-cut")
+        assert said(reader, third[:-missing]) == Refused("unreadable", "header-truncated")
     assert said(reader, third) == decided(third)
     assert reader.work.matched == 1
 

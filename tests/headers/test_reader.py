@@ -59,19 +59,19 @@ def shipped_content(name: str) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("1.dcm", b"", ("unreadable", "empty-file")),
-        ("IM0001", b"", ("unreadable", "empty-file")),
-        ("notes.txt", b"", ("other", "other-file")),
-        ("notes.txt", b"The patient was asked to hold her breath.", ("other", "other-file")),
-        ("notes.dcm", b"The patient was asked to hold her breath.", ("other", "not-dicom")),
-        ("notes.IMA", b"The patient was asked to hold her breath.", ("other", "not-dicom")),
-        ("notes", b"The patient was asked to hold her breath.", ("other", "other-file")),
-        ("1.dcm", bytes(1000), ("other", "not-dicom")),
-        ("1.dcm", b"\x08\x00", ("other", "not-dicom")),
-        ("._1.dcm", b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ", ("other", "not-dicom")),
-        ("a.zip", b"PK\x03\x04" + bytes(200), ("other", "other-file")),
-        ("1.dcm", b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100", ("other", "not-dicom")),
-        ("1.dcm", bytes(128) + b"DICM", ("unreadable", "header-cut")),
+        ("1.dcm", b"", ("unreadable", "file-empty")),
+        ("IM0001", b"", ("unreadable", "file-empty")),
+        ("notes.txt", b"", ("other", "non-dicom-file")),
+        ("notes.txt", b"The patient was asked to hold her breath.", ("other", "non-dicom-file")),
+        ("notes.dcm", b"The patient was asked to hold her breath.", ("other", "file-not-dicom")),
+        ("notes.IMA", b"The patient was asked to hold her breath.", ("other", "file-not-dicom")),
+        ("notes", b"The patient was asked to hold her breath.", ("other", "non-dicom-file")),
+        ("1.dcm", bytes(1000), ("other", "file-not-dicom")),
+        ("1.dcm", b"\x08\x00", ("other", "file-not-dicom")),
+        ("._1.dcm", b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ", ("other", "file-not-dicom")),
+        ("a.zip", b"PK\x03\x04" + bytes(200), ("other", "non-dicom-file")),
+        ("1.dcm", b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100", ("other", "file-not-dicom")),
+        ("1.dcm", bytes(128) + b"DICM", ("unreadable", "header-truncated")),
         ("1.dcm", bytes(128) + b"DICMjunk that is no element at all", ("unreadable", None)),
     ],
 )
@@ -182,7 +182,7 @@ def test_an_unusable_plain_value_is_a_problem_and_not_replaced() -> None:
     shared = shared_groups(sequence("PixelMeasuresSequence", item(element("SliceThickness", b"2.5"))))
     header = read(instance(element("SliceThickness", b"thin") + shared))
     assert "SliceThickness" not in values(header)
-    assert problems(header) == [("SliceThickness", "value-unusable", "thin")]
+    assert problems(header) == [("SliceThickness", "value-invalid", "thin")]
 
 
 # -- cut files --------------------------------------------------------------------------------------------------------
@@ -270,8 +270,8 @@ def test_a_report_cut_in_its_last_element_gives_no_row(last: bytes) -> None:
     assert read(content).values
     lengths = range(len(content) - len(last) + 1, len(content))
     assert {refused(content[:length]) for length in lengths} <= {
-        ("unreadable", "header-cut"),
-        ("unreadable", "unreadable"),
+        ("unreadable", "header-truncated"),
+        ("unreadable", "header-unreadable"),
     }
 
 
@@ -304,14 +304,14 @@ def test_of_the_shipped_files_those_that_are_cut_are_known() -> None:
                 if read_header(file, path.name, path.stat().st_size).pixel_data_cut:
                     cut.append(path.name)
         except NotRead as why:
-            if why.code == "header-cut":
+            if why.code == "header-truncated":
                 cut.append(path.name)
     assert cut == ["MR_truncated.dcm", "rtplan_truncated.dcm"]
 
 
 def test_a_data_set_that_ends_before_its_pixel_data_is_not_read() -> None:
     content = instance(*BODY, struct.pack("<HHL", 0xFFFE, 0xE00D, 0), element("SoftwareVersions", b"x"), PIXELS)
-    assert refused(content) == ("unreadable", "unreadable")
+    assert refused(content) == ("unreadable", "header-unreadable")
 
 
 # -- trouble of the disk, and hostile files ---------------------------------------------------------------------------
@@ -356,26 +356,26 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], set[str]]] = {
     "deep nesting of defined length": (lambda: instance(nested(2_000, defined=True)), {"row"}),
     "a length of four gigabytes": (
         lambda: instance(element("PatientID", b"x", "UT", length=UNDEFINED - 1)),
-        {"unreadable header-cut", "unreadable unreadable"},
+        {"unreadable header-truncated", "unreadable unreadable"},
     ),
     "a sequence of four gigabytes": (
         lambda: instance(element("ProcedureCodeSequence", item(b"x"), length=UNDEFINED - 1)),
-        {"unreadable header-cut", "unreadable unreadable"},
+        {"unreadable header-truncated", "unreadable unreadable"},
     ),
     "an item of four gigabytes": (
         lambda: instance(
             sequence("ProcedureCodeSequence", struct.pack("<HHL", 0xFFFE, 0xE000, UNDEFINED - 1), defined=False)
         ),
-        {"unreadable header-cut", "unreadable unreadable"},
+        {"unreadable header-truncated", "unreadable unreadable"},
     ),
     "a meta group of four gigabytes": (
         lambda: bytes(128) + b"DICM" + element(0x00020000, b"\xfe\xff\xff\xff", "UL") + b"".join(uids()),
-        {"row", "unreadable header-cut", "unreadable unreadable", "unreadable required-uid-missing"},
+        {"row", "unreadable header-truncated", "unreadable unreadable", "unreadable required-uid-missing"},
     ),
-    "a value that never ends": (lambda: instance(undefined(0x00291010, "OB")), {"unreadable header-cut"}),
+    "a value that never ends": (lambda: instance(undefined(0x00291010, "OB")), {"unreadable header-truncated"}),
     "an unknown value that never ends": (
         lambda: instance(undefined(0x00291010, "UN")),
-        {"unreadable header-cut", "unreadable unreadable"},
+        {"unreadable header-truncated", "unreadable unreadable"},
     ),
     "pixels that never end": (lambda: instance(PIXELS[:8] + b"\xff" * 4 + bytes(4000)), {"row"}),
     "a bomb": (bomb, {"unreadable unreadable"}),
@@ -403,7 +403,7 @@ def test_a_hostile_file_ends_in_bounded_time_and_memory(tmp_path: Path, case: st
 def test_a_header_of_too_many_elements_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "_MOST_READS", 500)
     many = [element(0x00211000 + number, b"", "LO") for number in range(600)]
-    assert refused(instance(*many, PIXELS)) == ("unreadable", "unreadable")
+    assert refused(instance(*many, PIXELS)) == ("unreadable", "header-unreadable")
 
 
 def test_any_changed_byte_gives_a_row_or_a_reason() -> None:

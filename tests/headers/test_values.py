@@ -199,12 +199,12 @@ def test_text_that_does_not_fit_its_character_set_is_replaced_and_said() -> None
         instance(element("StudyDescription", b"M\xfcller"), early=element("SpecificCharacterSet", b"ISO_IR 192"))
     )
     assert values(header)["StudyDescription"] == "M\ufffdller"
-    assert problems(header) == [("StudyDescription", "text-undecodable", "M\ufffdller")]
+    assert problems(header) == [("StudyDescription", "charset-error", "M\ufffdller")]
 
 
 def test_an_unknown_character_set_is_said_once() -> None:
     header = read(instance(element("StudyID", b"5"), early=element("SpecificCharacterSet", b"ISO_IR 999")))
-    assert problems(header) == [("SpecificCharacterSet", "text-undecodable", "ISO_IR 999")]
+    assert problems(header) == [("SpecificCharacterSet", "charset-error", "ISO_IR 999")]
     assert values(header)["StudyID"] == "5"
 
 
@@ -283,7 +283,7 @@ def test_padding_goes_and_the_rest_of_a_text_stays(keyword: str, raw: bytes, exp
 )
 def test_an_integer_string_is_a_whole_number_or_a_problem(raw: bytes, expected: int | None) -> None:
     decoded = decode("integer", "IS", raw, ("iso8859",))
-    problem = None if expected is not None else Problem("value-unusable", raw.decode("latin-1").strip())
+    problem = None if expected is not None else Problem("value-invalid", raw.decode("latin-1").strip())
     assert decoded == Decoded(expected, problem)
 
 
@@ -305,7 +305,7 @@ def test_an_integer_string_is_a_whole_number_or_a_problem(raw: bytes, expected: 
 )
 def test_a_decimal_string_is_a_finite_number_or_a_problem(raw: bytes, expected: float | None) -> None:
     decoded = decode("number", "DS", raw, ("iso8859",))
-    problem = None if expected is not None else Problem("value-unusable", raw.decode().strip())
+    problem = None if expected is not None else Problem("value-invalid", raw.decode().strip())
     assert decoded == Decoded(expected, problem)
 
 
@@ -347,13 +347,13 @@ def test_a_binary_integer_is_read_in_its_byte_order(vr: str, layout: str, number
 )
 def test_a_binary_value_that_is_no_single_integer_is_a_problem(vr: str, raw: bytes) -> None:
     decoded = decode("integer", vr, raw, ("iso8859",))
-    assert (decoded.value, decoded.problem and decoded.problem.code) == (None, "value-unusable")
+    assert (decoded.value, decoded.problem and decoded.problem.code) == (None, "value-invalid")
 
 
 @pytest.mark.parametrize("kind", ["number", "numbers"])
 def test_a_binary_number_that_is_not_finite_is_a_problem(kind: Any) -> None:
     decoded = decode(kind, "FD", struct.pack("<d", float("nan")), ("iso8859",))
-    assert decoded == Decoded(None, Problem("value-unusable", "nan"))
+    assert decoded == Decoded(None, Problem("value-invalid", "nan"))
 
 
 def test_a_binary_value_in_a_text_column_is_its_text() -> None:
@@ -403,14 +403,14 @@ def test_implicit_vr_is_read_by_the_dictionary() -> None:
     ],
 )
 def test_a_date_is_a_whole_day_of_the_calendar_or_a_problem(raw: bytes, expected: datetime.date | None) -> None:
-    problem = None if expected else Problem("value-unusable", raw.decode())
+    problem = None if expected else Problem("value-invalid", raw.decode())
     assert decode("date", "DA", raw, ("iso8859",)) == Decoded(expected, problem)
 
 
 def test_a_problem_names_its_column_and_the_raw_text() -> None:
     header = read(instance(element("StudyDate", b"20240230")))
     assert "StudyDate" not in values(header)
-    assert problems(header) == [("StudyDate", "value-unusable", "20240230")]
+    assert problems(header) == [("StudyDate", "value-invalid", "20240230")]
 
 
 # -- emptiness --------------------------------------------------------------------------------------------------------

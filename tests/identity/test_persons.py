@@ -117,7 +117,7 @@ def test_a_patient_id_that_is_shared_leaves_others_alone() -> None:
 def test_rule_5_the_study_where_there_is_no_subject_either() -> None:
     person = only(claim(subject=None, patient_id=None))
     assert decided(person) == ("study", "https://site.example/breast/study", "1.1", "ok")
-    assert person.reason == "person-unknown"
+    assert person.reason == "patient-unresolved"
 
 
 def test_without_a_subject_the_patient_id_still_counts() -> None:
@@ -127,7 +127,7 @@ def test_without_a_subject_the_patient_id_still_counts() -> None:
 def test_instances_without_the_patient_id_of_the_others_follow_them() -> None:
     person = only(claim(), claim(patient_id=None))
     assert decided(person) == ("patient-id", "https://site.example/breast/patient-id", "P-1", "ok")
-    assert person.reason == "patient-id-gaps"
+    assert person.reason == "patient-id-incomplete"
 
 
 def test_a_dataset_whose_name_is_no_part_of_a_uri_still_gives_one() -> None:

@@ -114,7 +114,7 @@ def test_every_resource_passes_validate_and_is_taken(request, examples, tmp_path
         lake=str(tmp_path / "lake"),
         fhir={"url": url, "version": version},
         engine="serial",
-        site="https://validate.test",
+        namespace="https://validate.test",
         staff_names=True,
         contact_details=True,
     )
@@ -146,7 +146,7 @@ def test_a_new_subject_that_reuses_a_patient_id_changes_the_patient_matching(hap
     server = hapi_factory()
     client = SyncFHIRClient(server.base_url)
     (tmp_path / "s.toml").write_text("[datasets.ds]\nroot = 'ds'\n")
-    etl = pipeline(tmp_path / "s.toml", server.base_url, str(tmp_path / "lake"), site="https://reuse.test")
+    etl = pipeline(tmp_path / "s.toml", server.base_url, str(tmp_path / "lake"), namespace="https://reuse.test")
     write_instance(tmp_path / "ds/sub-1/1.dcm", study="a", series="a", PatientID="P-77")
     load(etl, "ds")
     [before] = client.resources("ImagingStudy").fetch_all()
@@ -200,12 +200,12 @@ def test_a_held_study_is_not_uploaded_until_the_crosswalk_decides(hapi_factory, 
 def test_a_server_that_was_down_gets_everything_in_the_next_run(hapi, examples, tmp_path):
     with proxy(hapi.base_url) as server:
         server.rule = lambda asked: Reply(status=503)
-        etl = pipeline(examples, server.url, str(tmp_path / "lake"), site="https://down.test")
+        etl = pipeline(examples, server.url, str(tmp_path / "lake"), namespace="https://down.test")
         down = run(etl, ["heart"])
         assert down.exit_code == 3
         assert "127.0.0.1" in down.unreachable
         assert "report" in down.summaries["heart"]
         server.rule = lambda asked: None
-        up = load(pipeline(examples, server.url, str(tmp_path / "lake"), site="https://down.test"), "heart")
+        up = load(pipeline(examples, server.url, str(tmp_path / "lake"), namespace="https://down.test"), "heart")
     assert up.summaries["heart"]["upload"].counts["ImagingStudy"] == {"stored": 9}
     assert up.summaries["heart"]["extract"].files_opened == 0

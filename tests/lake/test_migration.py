@@ -14,7 +14,7 @@ from dicom_etl.lake.migration import clear, must_be_rebuilt
 from dicom_etl.lake.tables import Lake, LakeError
 from tests.corpus import Tree, tree_of
 
-KEPT = ("ledger.sqlite", "outcomes/server/ds.parquet", "withdrawn/ds.parquet", "locks/ds.lock")
+KEPT = ("ledger.sqlite", "upload_ledger/server/ds.parquet", "withdrawn/ds.parquet", "locks/ds.lock")
 
 CRAWLED = ("inventory/ds.parquet", "sheets/ds.parquet", "findings/crawl/ds/dataset.parquet")
 
@@ -80,7 +80,7 @@ def test_an_outdated_lake_is_cleared_but_for_ledger_withdrawals_locks_inventory_
         name: before[name] for name in after if name != "lake.json"
     }
     description = lake.describe()
-    assert (description.schema, description.lake_id, description.id_key) == (3, lake.lake_id, "aaaa")
+    assert (description.schema, description.lake_id, description.id_key) == (4, lake.lake_id, "aaaa")
     assert not must_be_rebuilt(lake, "aaaa")
 
 

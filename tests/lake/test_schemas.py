@@ -29,9 +29,9 @@ TABLES = [value for value in vars(schemas).values() if isinstance(value, Table)]
         (schemas.BUILD_COMMITS, {"dataset": "breast", "shard": 3}, "commits/build/breast/0003.parquet"),
         (schemas.ALL_FINDINGS, {"dataset": "breast"}, "quality/breast/findings.parquet"),
         (
-            schemas.OUTCOMES,
+            schemas.UPLOAD_LEDGER,
             {"server": "http://h/fhir", "dataset": "breast"},
-            "outcomes/http%3A%2F%2Fh%2Ffhir/breast.parquet",
+            "upload_ledger/http%3A%2F%2Fh%2Ffhir/breast.parquet",
         ),
         (schemas.COMPLETENESS, {"dataset": "breast"}, "quality/breast/completeness.parquet"),
         (schemas.MEASURES, {"dataset": "breast"}, "quality/breast/measures.parquet"),

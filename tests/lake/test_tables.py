@@ -29,7 +29,7 @@ from tests.corpus import lake_of
 
 ROOT = Path(__file__).parents[2]
 LAKE_ID = "6f0d6a62-6a3c-4f0e-9a57-0d4d6d4f6a11"
-CONTENT = orjson.dumps({"schema": 3, "lake_id": LAKE_ID, "id_key": None})
+CONTENT = orjson.dumps({"schema": 4, "lake_id": LAKE_ID, "id_key": None})
 
 
 def cell(row: int, field: str = "sex", value: str | None = "Female") -> dict[str, Any]:
@@ -61,7 +61,7 @@ def file_of(lake: Lake, table: Table = SHEETS, **names: str | int) -> Path:
 def test_a_new_lake_says_its_schema_version_its_id_and_the_key_of_its_resource_ids(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "a" / "lake")).open(id_key="0123456789abcdef")
     content = (tmp_path / "a" / "lake" / "lake.json").read_text()
-    assert re.fullmatch(r'\{"schema":3,"lake_id":"[0-9a-f-]{36}","id_key":"0123456789abcdef"\}', content)
+    assert re.fullmatch(r'\{"schema":4,"lake_id":"[0-9a-f-]{36}","id_key":"0123456789abcdef"\}', content)
     assert content[23:59] == lake.lake_id
     assert uuid.UUID(lake.lake_id).version == 4
 
@@ -112,7 +112,7 @@ def test_a_file_in_the_place_of_the_lake_is_refused(tmp_path: Path) -> None:
 def test_a_lake_whose_making_was_killed_is_made(tmp_path: Path) -> None:
     (tmp_path / "locks").mkdir()
     (tmp_path / ".lake.json.4711.tmp").write_bytes(b'{"sch')
-    assert Lake(str(tmp_path)).open().describe().schema == 3
+    assert Lake(str(tmp_path)).open().describe().schema == 4
 
 
 def test_a_lake_that_another_run_makes_at_this_moment_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_a_lake_that_another_run_makes_before_it_is_written_is_taken(
 ) -> None:
     def made_meanwhile(id_key: str | None) -> LakeDescription:
         (tmp_path / "lake.json").write_bytes(CONTENT)
-        return LakeDescription(3, "another", id_key)
+        return LakeDescription(4, "another", id_key)
 
     monkeypatch.setattr(LakeDescription, "new", made_meanwhile)
     assert Lake(str(tmp_path)).open().lake_id == LAKE_ID
@@ -192,9 +192,9 @@ def test_a_lake_of_another_key_is_refused_with_what_to_do(tmp_path: Path) -> Non
         Lake(str(root)).open(id_key="bbbb")
     assert str(refused.value) == (
         f"the resource ids of the lake {root} were made with the key aaaa, not with the configured key bbbb "
-        "(fingerprints): set DICOM_ETL_ID_KEY or id_key_file to the lake's key (without either, `site` decides), or "
-        "rebuild all of its datasets with the configured key by `dicom-etl run --rebuild`; resources on a FHIR server "
-        "keep their old ids, so delete them there first"
+        "(fingerprints): set DICOM_ETL_ID_KEY or id_key_file to the lake's key (without either, `namespace` decides), "
+        "or rebuild all of its datasets with the configured key by `dicom-etl run --rebuild`; resources on a FHIR "
+        "server keep their old ids, so delete them there first"
     )
     assert Lake(str(root)).open().open(id_key="aaaa").open(id_key="bbbb", rebuild=True).describe().id_key == "aaaa"
     assert (root / "lake.json").read_bytes() == before
@@ -206,24 +206,24 @@ def test_a_lake_that_was_made_without_a_key_takes_any(tmp_path: Path) -> None:
     assert Lake(str(tmp_path)).open(id_key="aaaa").open(id_key="bbbb").describe() == before
 
 
-@pytest.mark.parametrize("version", [4, "2", "3"])
+@pytest.mark.parametrize("version", [5, "3", "4"])
 def test_a_lake_of_another_schema_version_is_refused_with_what_to_do(tmp_path: Path, version: object) -> None:
     (tmp_path / "lake.json").write_bytes(orjson.dumps({"schema": version}))
     with pytest.raises(LakeError) as refused:
         Lake(str(tmp_path)).open()
     assert str(refused.value) == (
-        f"the lake {tmp_path} has schema version {version}, and this dicom-etl writes 3: use the dicom-etl that wrote "
+        f"the lake {tmp_path} has schema version {version}, and this dicom-etl writes 4: use the dicom-etl that wrote "
         "it, or choose another lake"
     )
 
 
-@pytest.mark.parametrize("version", [0, 1, 2])
+@pytest.mark.parametrize("version", [0, 1, 2, 3])
 def test_a_lake_of_an_older_schema_is_refused_with_the_command_that_rebuilds_it(tmp_path: Path, version: int) -> None:
     (tmp_path / "lake.json").write_bytes(orjson.dumps({"schema": version}))
     with pytest.raises(LakeError) as refused:
         Lake(str(tmp_path)).open()
     assert str(refused.value) == (
-        f"the lake {tmp_path} has schema version {version}, older than 3, which this dicom-etl writes: `dicom-etl run "
+        f"the lake {tmp_path} has schema version {version}, older than 4, which this dicom-etl writes: `dicom-etl run "
         "--rebuild`, with all of its datasets, builds its tables again from the source files"
     )
     lake = Lake(str(tmp_path)).open(rebuild=True, id_key="aaaa")
@@ -256,7 +256,7 @@ def test_a_lake_of_an_older_schema_that_has_ledgers_is_refused_with_what_to_do(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"{}", b"null", b'{"schema":3}', b'{"schema":3,"lake_id":"a","id_key":7}'],
+    [b"", b"{", b"[]", b"{}", b"null", b'{"schema":4}', b'{"schema":4,"lake_id":"a","id_key":7}'],
 )
 def test_a_damaged_marker_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "lake.json").write_bytes(content)

@@ -31,7 +31,7 @@ def lake(tmp_path: Path) -> Lake:
 def row(digest: str | None, id_key: str | None) -> dict[str, Any]:
     """A row of the record."""
     counts = dict.fromkeys(("files", "studies", "patients", "imaging_studies", "endpoints"), 0)
-    return {"dataset": "ds", "site": NAMESPACE, "digest": digest, "id_key": id_key, **counts}
+    return {"dataset": "ds", "namespace": NAMESPACE, "digest": digest, "id_key": id_key, **counts}
 
 
 def record(*rows: dict[str, Any], ids: ResourceIds | None) -> Withdrawn:

@@ -32,7 +32,7 @@ def row(tag_profile: int, study: str, series: str, sop_class: str, **more: Any) 
 ROWS = [
     row(1, "S1", "A", CT, Modality="CT", Manufacturer="ONE", subject="sub-1", PatientName="Doe^J", KVP=120.0),
     row(2, "S1", "A", CT, Modality="CT", Manufacturer="ONE", subject="sub-1", PatientName="Doe^J"),
-    row(1, "S1", "A", CT, Modality="CT", PatientName="Doe^J", KVP=120.0, subject="sub-1", duplicate="same"),
+    row(1, "S1", "A", CT, Modality="CT", PatientName="Doe^J", KVP=120.0, subject="sub-1", duplicate="identical"),
     row(3, "S1", "B", ENHANCED_MR, Modality="MR", subject="sub-1", EchoTime=30.0),
     row(4, "S2", "C", MR, Modality="MR", subject="sub-2", PatientName="ANONYMOUS"),
     row(5, "S2", "C", MR, Modality="MR", subject="sub-2", PatientName="Anonymous^"),
@@ -47,7 +47,7 @@ TAG_PROFILES = {
     6: [(NAME, FILLED), (STUDY_DATE, FILLED)],
     7: [("00100020", FILLED)],  # of no row: a superset does no harm
 }
-COUNTS = ("applicable", "unknown", "absent", "empty", "unusable", "filled", "some")
+COUNTS = ("applicable", "unknown", "absent", "empty", "unusable", "filled", "partial")
 
 
 @pytest.fixture(scope="module")
@@ -184,5 +184,5 @@ def test_arithmetic(table: pa.Table) -> None:
 
 
 def arithmetic_holds(table: pa.Table) -> bool:
-    parts = ("unknown", "absent", "empty", "unusable", "filled", "some")
+    parts = ("unknown", "absent", "empty", "unusable", "filled", "partial")
     return all(sum(row[f"n_{part}"] or 0 for part in parts) == row["n_applicable"] > 0 for row in table.to_pylist())

@@ -28,7 +28,7 @@ def fact(study: str | None, series: str, n: int = 1, **values: Any) -> list[Row]
     return [{**row, "path": str(number)} for number in range(n)]
 
 
-def judge(*facts: list[Row], folders: Any = (), sheets: list[Row] | None = None, as_of: Any = None) -> Judged:
+def judge(*facts: list[Row], folders: Any = (), sheets: list[Row] | None = None, reference_date: Any = None) -> Judged:
     places = pa.Table.from_pylist(
         [{"subject": subject, "sample": sample} for subject, sample in folders],
         schema=pa.schema([("subject", pa.string()), ("sample", pa.string())]),
@@ -39,7 +39,7 @@ def judge(*facts: list[Row], folders: Any = (), sheets: list[Row] | None = None,
         judgements = (
             subject_matches(database, "d"),
             sample_matches(database, "d"),
-            consistency(database, "d", as_of),
+            consistency(database, "d", reference_date),
         )
         notes = {row["subject"]: row["note"] for row in database.rows("FROM subject_notes")}
     measures = [measure for some, _ in judgements for measure in some]
@@ -132,7 +132,7 @@ def test_numbers_are_compared_with_what_was_counted() -> None:
     assert verdict(judged, "counts-agree", "study") == (1, 0, "pass")
     assert verdict(judged, "counts-agree", "series") == (1, 1, "warn")
     (found,) = judged.findings
-    assert (found["code"], found["series_uid"], found["value"]) == ("count-disagrees", "B", "5")
+    assert (found["code"], found["series_uid"], found["value"]) == ("count-conflict", "B", "5")
     assert (found["unit"], found["subject"], found["study_uid"]) == ("sub-1", "sub-1", "S")
     assert found["message"] == "NumberOfSeriesRelatedInstances says 5; 1 counted"
 
@@ -155,7 +155,7 @@ def test_a_series_lies_in_one_sample() -> None:
 
 
 @pytest.mark.parametrize(
-    ("date", "as_of", "expected"),
+    ("date", "reference_date", "expected"),
     [
         (datetime.date(2020, 1, 1), None, (1, 0, "pass")),
         (datetime.date(1960, 1, 1), None, (0, 1, "warn")),
@@ -163,8 +163,8 @@ def test_a_series_lies_in_one_sample() -> None:
         (None, None, (0, 0, "info")),
     ],
 )
-def test_study_dates(date: Any, as_of: Any, expected: tuple[int, int, str]) -> None:
-    assert verdict(judge(fact("S", "A", StudyDate=date), as_of=as_of), "study-date-range") == expected
+def test_study_dates(date: Any, reference_date: Any, expected: tuple[int, int, str]) -> None:
+    assert verdict(judge(fact("S", "A", StudyDate=date), reference_date=reference_date), "study-date-range") == expected
 
 
 def test_nobody_is_born_after_the_study() -> None:

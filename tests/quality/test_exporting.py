@@ -47,7 +47,7 @@ def row(subject: str | None, number: int, tag_profile: int, **values: Any) -> Ro
 ROWS = [
     row("sub-1", 1, 1, PatientName="Doe^J", KVP=120.0),
     row("sub-1", 2, 2),
-    row("sub-1", 3, 2, duplicate="same"),
+    row("sub-1", 3, 2, duplicate="identical"),
     row("sub-2", 1, 2),
     row(None, 1, 2),
 ]
@@ -64,7 +64,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 def counted(lake: Lake, **chosen: Any) -> dict[tuple[Any, ...], tuple[int, ...]]:
     """(level, subject, tag) -> applicable, filled, empty, absent, some."""
     pieces = completeness_by_subject(lake, "d", read_commits(lake, "extract", "d"), **chosen)
-    names = ("n_applicable", "n_filled", "n_empty", "n_absent", "n_some")
+    names = ("n_applicable", "n_filled", "n_empty", "n_absent", "n_partial")
     rows = [row for piece in pieces for row in piece.to_pylist()]
     return {(row["level"], row["group"], row["tag"]): tuple(row[name] for name in names) for row in rows}
 

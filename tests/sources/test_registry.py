@@ -31,19 +31,20 @@ def roots(datasets: dict[str, DatasetSettings]) -> dict[str, str]:
 
 
 def test_every_folder_of_a_watched_one_is_a_dataset(data: Path) -> None:
-    known = known_datasets(Settings(watch=(str(data),)))
+    known = known_datasets(Settings(watch_folders=(str(data),)))
     assert roots(known) == {"breast": str(data / "breast"), "heart": str(data / "heart")}
 
 
 def test_settings_of_a_watched_dataset_hold(data: Path) -> None:
     settings = Settings(
-        watch=(str(data),), datasets={"heart": DatasetSettings(root=str(data / "heart"), time_zone="Europe/Berlin")}
+        watch_folders=(str(data),),
+        datasets={"heart": DatasetSettings(root=str(data / "heart"), time_zone="Europe/Berlin")},
     )
     assert known_datasets(settings)["heart"].time_zone == "Europe/Berlin"
 
 
 def test_a_watched_folder_with_the_name_of_another_dataset_is_refused(data: Path, tmp_path: Path) -> None:
-    settings = Settings(watch=(str(data),), datasets={"heart": DatasetSettings(root=str(tmp_path))})
+    settings = Settings(watch_folders=(str(data),), datasets={"heart": DatasetSettings(root=str(tmp_path))})
     with pytest.raises(SettingsError, match="two datasets are named heart"):
         known_datasets(settings)
 
@@ -51,16 +52,16 @@ def test_a_watched_folder_with_the_name_of_another_dataset_is_refused(data: Path
 def test_two_watched_folders_with_one_name_are_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "more" / "heart").mkdir(parents=True)
     with pytest.raises(SettingsError, match="two datasets are named heart"):
-        known_datasets(Settings(watch=(str(data), str(tmp_path / "more"))))
+        known_datasets(Settings(watch_folders=(str(data), str(tmp_path / "more"))))
 
 
 def test_a_watched_folder_that_cannot_be_listed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="gone cannot be listed"):
-        known_datasets(Settings(watch=(str(tmp_path / "gone"),)))
+        known_datasets(Settings(watch_folders=(str(tmp_path / "gone"),)))
 
 
 def test_no_name_means_all_known_datasets(data: Path, lake: Lake) -> None:
-    assert list(chosen_datasets(Settings(watch=(str(data),)), lake, [])) == ["breast", "heart"]
+    assert list(chosen_datasets(Settings(watch_folders=(str(data),)), lake, [])) == ["breast", "heart"]
 
 
 def test_no_name_and_no_dataset_is_refused(lake: Lake) -> None:

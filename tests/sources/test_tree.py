@@ -157,7 +157,7 @@ def test_subjects_without_primary_are_read_with_a_remark(root: Path) -> None:
     fill(root, "sub-1/sam-1/1.dcm")
     entries, scan = scanned(root)
     assert (entries["sub-1/sam-1/1.dcm"].subject, entries["sub-1/sam-1/1.dcm"].role) == ("sub-1", "primary")
-    assert [finding.code for finding in scan.findings] == ["sds-layout"]
+    assert [finding.code for finding in scan.findings] == ["sds-layout-deviation"]
 
 
 def test_an_sds_root_without_primary_leaves_out_code_and_docs(root: Path) -> None:
@@ -254,7 +254,7 @@ def test_junk_is_left_out_and_counted_by_class(root: Path) -> None:
     fill(root, "primary/__MACOSX/sub-1/1.dcm", "primary/sub-1/.DS_Store", "primary/sub-1/desktop.ini")
     entries, scan = scanned(root)
     assert set(entries) == {"primary/sub-1/1.dcm"}
-    assert {finding.value: finding.count for finding in found(scan, "junk-skipped")} == {
+    assert {finding.value: finding.count for finding in found(scan, "system-files-skipped")} == {
         "AppleDouble": 2,
         "Windows thumbnails": 1,
         "Windows folder settings": 1,
@@ -270,7 +270,7 @@ def test_the_texts_and_sheets_of_every_version_are_no_files(root: Path) -> None:
     fill(root, *(f"{kind}.tsv" for kind in kinds), "sub-1/plog.xlsx", "sub-1/manifest.xlsx")
     entries, scan = scanned(root)
     assert set(entries) == {"sub-1/1.dcm"}
-    assert {finding.value: finding.count for finding in found(scan, "junk-skipped")} == {
+    assert {finding.value: finding.count for finding in found(scan, "system-files-skipped")} == {
         "SDS standard": 2,
         "text of the dataset": 5,
         "plog": 1,
@@ -292,7 +292,7 @@ def test_a_pipe_is_no_file(root: Path) -> None:
     os.mkfifo(root / "primary/sub-1/pipe.dcm")
     entries, scan = scanned(root)
     assert set(entries) == {"primary/sub-1/1.dcm"}
-    assert [finding.path for finding in found(scan, "not-a-file")] == ["primary/sub-1/pipe.dcm"]
+    assert [finding.path for finding in found(scan, "special-file-skipped")] == ["primary/sub-1/pipe.dcm"]
 
 
 # -- symbolic links ---------------------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_a_link_out_of_the_root_is_not_followed(root: Path, target: str) -> None
     link(root, "primary/sub-1/linked", root.parent / target)
     entries, scan = scanned(root)
     assert set(entries) == {"primary/sub-1/1.dcm"}
-    assert [finding.path for finding in found(scan, "link-outside")] == ["primary/sub-1/linked"]
+    assert [finding.path for finding in found(scan, "link-outside-dataset")] == ["primary/sub-1/linked"]
 
 
 def test_primary_itself_as_a_link_out_of_the_root_is_not_followed(root: Path) -> None:
@@ -344,7 +344,7 @@ def test_primary_itself_as_a_link_out_of_the_root_is_not_followed(root: Path) ->
     link(root, "primary", root.parent / "elsewhere")
     entries, scan = scanned(root)
     assert entries == {}
-    assert [finding.path for finding in found(scan, "link-outside")] == ["primary"]
+    assert [finding.path for finding in found(scan, "link-outside-dataset")] == ["primary"]
 
 
 def test_primary_as_a_link_within_the_root_is_followed(root: Path) -> None:
@@ -358,7 +358,7 @@ def test_a_sheet_that_leads_out_of_the_root_is_not_read(root: Path) -> None:
     link(root, "subjects.csv", root.parent / "private.csv")
     _, scan = scanned(root)
     assert scan.cells == []
-    assert [finding.path for finding in found(scan, "link-outside")] == ["subjects.csv"]
+    assert [finding.path for finding in found(scan, "link-outside-dataset")] == ["subjects.csv"]
 
 
 def test_a_sibling_whose_name_begins_as_the_root_is_outside(root: Path) -> None:
@@ -366,7 +366,7 @@ def test_a_sibling_whose_name_begins_as_the_root_is_outside(root: Path) -> None:
     link(root, "primary/sub-1/1.dcm", root.parent / "ds-other/1.dcm")
     entries, scan = scanned(root)
     assert entries == {}
-    assert [finding.code for finding in scan.findings] == ["link-outside"]
+    assert [finding.code for finding in scan.findings] == ["link-outside-dataset"]
 
 
 def test_hard_links_are_files_of_their_own(root: Path) -> None:

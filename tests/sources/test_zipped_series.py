@@ -166,7 +166,7 @@ def test_odd_members_are_said_once_for_an_archive(root: Path) -> None:
     assert said(scan) == [
         ("archive-names-repeated", "primary/sub-1/a.zip!/1.dcm", 1),
         ("name-undecodable", "primary/sub-1/a.zip!/\N{REPLACEMENT CHARACTER}.dcm", 1),
-        ("not-a-file", "primary/sub-1/a.zip!/link", 1),
+        ("special-file-skipped", "primary/sub-1/a.zip!/link", 1),
     ]
 
 
@@ -214,7 +214,7 @@ def test_a_link_to_an_archive_is_followed_inside_the_root_alone(root: Path) -> N
     (root / "primary/sub-1/out.zip").symlink_to(root.parent / "outside.zip")
     entries, scan = scanned(root)
     assert set(entries) == {"primary/sub-1/in.zip!/1.dcm"}
-    assert said(scan) == [("link-outside", "primary/sub-1/out.zip", 1)]
+    assert said(scan) == [("link-outside-dataset", "primary/sub-1/out.zip", 1)]
 
 
 # -- opening ----------------------------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_a_zipped_series_gives_the_rows_that_its_files_would(tree: Tree) -> None
         packed, plain = found[f"a.zip!/x/{number}.dcm"], found[f"plain/{number}.dcm"]
         differ = {name for name in packed if packed[name] != plain[name]}
         assert differ == {"path", "duplicate"}
-        assert (packed["duplicate"], plain["duplicate"]) == (None, "same")
+        assert (packed["duplicate"], plain["duplicate"]) == (None, "identical")
 
 
 def test_what_an_archive_of_zipfile_holds_is_read(tree: Tree, tmp_path: Path) -> None:
@@ -372,8 +372,8 @@ def test_a_damaged_member_is_a_finding_and_the_others_are_loaded(tree: Tree) -> 
     tree.crawl()
     tree.extract()
     assert kinds(tree) == {
-        "1.dcm": ("unreadable", "unreadable"),
-        "2.dcm": ("unreadable", "unreadable"),
+        "1.dcm": ("unreadable", "header-unreadable"),
+        "2.dcm": ("unreadable", "header-unreadable"),
         "3.dcm": ("dicom", "pixel-data-absent"),
     }
     messages = {(f["path"] or "")[-5:]: f["message"] for f in tree.findings("extract", "sub-1")}
@@ -386,7 +386,7 @@ def test_a_member_that_is_gone_since_the_crawl_is_said(tree: Tree) -> None:
     tree.crawl()
     pack(tree, dicom(1), later=5)
     tree.extract()
-    assert kinds(tree) == {"1.dcm": ("dicom", "pixel-data-absent"), "2.dcm": ("unreadable", "file-gone")}
+    assert kinds(tree) == {"1.dcm": ("dicom", "pixel-data-absent"), "2.dcm": ("unreadable", "file-missing")}
 
 
 @pytest.fixture

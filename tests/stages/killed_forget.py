@@ -54,5 +54,5 @@ if __name__ == "__main__":
     FhirClient.delete = delete  # type: ignore[method-assign]
     WithdrawnLedger.drop = drop  # type: ignore[method-assign]
     _, events, _, root, url, site, dataset, subject = sys.argv
-    forget(dataset, subject, Lake(root), Settings(site=site, fhir=FhirSettings(url=url)))
+    forget(dataset, subject, Lake(root), Settings(namespace=site, fhir=FhirSettings(url=url)))
     Path(events).write_text("\n".join(seen))

@@ -362,7 +362,7 @@ def test_the_time_zone_of_a_dataset_counts_before_that_of_the_settings(tree: Tre
 @pytest.mark.parametrize(
     "change",
     [
-        {"site": "https://other.example"},
+        {"namespace": "https://other.example"},
         {"staff_names": True},
         {"sds_dataset_system": "urn:x:datasets"},
         {"sds_study_system": "urn:x:studies"},
@@ -375,7 +375,7 @@ def test_a_setting_that_the_resources_are_made_from_makes_all_units(tree: Tree, 
     assert tree.build().units_made == 2
 
 
-@pytest.mark.parametrize("change", [{"workers": 1}, {"lock_wait_seconds": 1}, {"as_of": "2024-01-01"}])
+@pytest.mark.parametrize("change", [{"workers": 1}, {"lock_wait_seconds": 1}, {"reference_date": "2024-01-01"}])
 def test_another_setting_makes_nothing(tree: Tree, change: dict[str, Any]) -> None:
     tree.run()
     tree.settings = Settings(**change)
@@ -395,8 +395,8 @@ def test_another_row_of_the_subjects_sheet_makes_its_subject_alone(tree: Tree) -
     tree.run()
     tree.sheet("subjects", {"subject id": "sub-1", "sex": "Male"}, rows[1])
     assert tree.run().units_made == 1
-    assert "sheet-disagrees" in tree.codes("build", "sub-1")
-    assert "sheet-disagrees" not in tree.codes("build", "sub-2")
+    assert "sheet-conflict" in tree.codes("build", "sub-1")
+    assert "sheet-conflict" not in tree.codes("build", "sub-2")
 
 
 def test_another_sheet_makes_nothing(tree: Tree) -> None:
@@ -456,7 +456,7 @@ def test_another_version_of_the_mapping_makes_all_units(tree: Tree, monkeypatch:
 def test_the_resources_of_a_unit_that_is_gone_vanish(tree: Tree) -> None:
     tree.run()
     (tree.root / "primary/sub-2/sam-1/1.dcm").unlink()
-    tree.run(accept_vanished=True)
+    tree.run(accept_missing=True)
     (commit,) = read_commits(tree.lake, "build", "ds").values()
     assert list(commit.rows) == ["sub-1"]
     assert [tree.resources(kind, "sub-2") for kind in STORED_BY_UNIT] == [[], []]
@@ -592,7 +592,7 @@ def test_a_line_that_was_altered_is_named_and_made_again(tree: Tree) -> None:
     tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")  # its shard is written again
     assert tree.run().units_made == 2
     (tree.root / "primary/sub-2/sam-1/2.dcm").unlink()
-    tree.run(accept_vanished=True)
+    tree.run(accept_missing=True)
     assert content(tree.lake) == before
 
 
@@ -624,7 +624,10 @@ def test_the_samples_sheet_says_body_site_and_side_where_the_header_does_not_and
         "bodySite from the samples sheet",
         "laterality from the samples sheet",
     ]
-    assert [f["tag"] for f in tree.findings("build", "sub-3") if f["code"] == "from-sheet"] == ["00180015", "00200060"]
+    assert [f["tag"] for f in tree.findings("build", "sub-3") if f["code"] == "value-from-sheet"] == [
+        "00180015",
+        "00200060",
+    ]
 
 
 def test_the_header_counts_before_the_samples_sheet(tree: Tree) -> None:
@@ -669,7 +672,7 @@ def test_a_body_site_is_added_to_a_whole_dataset_with_a_trace(tree: Tree) -> Non
         study = study_of(tree, unit)
         assert study["series"][0]["bodySite"] == {"system": SCT, "code": "80891009", "display": "Heart"}
         assert study["note"] == [{"text": "bodySite as corrected by the data's stewards"}]
-        (told,) = [f for f in tree.findings("build", unit) if f["code"] == "corrected"]
+        (told,) = [f for f in tree.findings("build", unit) if f["code"] == "value-corrected"]
         assert (told["severity"], told["tag"], told["value"], told["count"]) == ("info", "00180015", "HEART", 1)
         assert "line 2" in told["message"]
         assert "all are hearts" in told["message"]
@@ -719,8 +722,8 @@ def test_a_line_that_speaks_of_nothing_is_said(tree: Tree) -> None:
     with_crosswalk(tree, ("ds", "sub-8", "urn:x:persons", "p8"))
     tree.run()
     assert [(f["code"], f["subject"]) for f in tree.findings("build")] == [
-        ("correction-useless", "sub-9"),
-        ("crosswalk-useless", "sub-8"),
+        ("correction-unmatched", "sub-9"),
+        ("crosswalk-unmatched", "sub-8"),
     ]
 
 
@@ -770,7 +773,7 @@ def test_a_study_of_which_nothing_can_stand_in_fhir_is_held(tree: Tree) -> None:
     tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", Modality="")
     built = tree.run()
     assert (built.studies, built.held) == (1, 1)
-    assert sorted(tree.codes("build", "sub-1")) == ["instance-left-out", "study-held"]
+    assert sorted(tree.codes("build", "sub-1")) == ["instance-excluded", "study-held"]
 
 
 # -- R5 ---------------------------------------------------------------------------------------------------------------

@@ -218,16 +218,16 @@ def test_a_tenth_of_the_files_may_go(known: Tree) -> None:
 
 def test_more_than_a_tenth_of_the_files_stops_the_dataset(known: Tree) -> None:
     remove(known, *(f"sub-1/{number:02}.dcm" for number in range(5)))
-    with pytest.raises(DatasetStoppedError, match=r"dataset ds: 5 of 40 files are gone; run with --accept-vanished"):
+    with pytest.raises(DatasetStoppedError, match=r"dataset ds: 5 of 40 files are gone; run with --accept-missing"):
         known.crawl()
-    assert [(f["code"], f["count"]) for f in known.findings("crawl")] == [("files-vanished", 5)]
+    assert [(f["code"], f["count"]) for f in known.findings("crawl")] == [("files-missing", 5)]
 
 
 def test_a_whole_subject_stops_the_dataset(known: Tree) -> None:
     remove(known, "sub-2/1.dcm", "sub-2/2.dcm")
     with pytest.raises(DatasetStoppedError, match="subject sub-2 was there before and is gone"):
         known.crawl()
-    assert [(f["code"], f["unit"]) for f in known.findings("crawl")] == [("subject-vanished", "sub-2")]
+    assert [(f["code"], f["unit"]) for f in known.findings("crawl")] == [("subject-missing", "sub-2")]
 
 
 def test_a_renamed_subject_is_one_that_vanished(known: Tree) -> None:
@@ -256,7 +256,7 @@ def test_a_stopped_dataset_stays_stopped(known: Tree) -> None:
 
 def test_what_vanished_can_be_accepted(known: Tree) -> None:
     remove(known, "sub-2/1.dcm", "sub-2/2.dcm")
-    assert known.crawl(accept_vanished=True).gone == 2
+    assert known.crawl(accept_missing=True).gone == 2
     assert known.findings("crawl") == []
     assert {row["unit"] for row in inventory(known)} == {"sub-1"}
 
@@ -274,7 +274,7 @@ def test_an_emptied_root_is_refused_even_if_vanishing_is_accepted(known: Tree) -
     before = snapshot(known)
     (known.root / "primary").rename(known.root.parent / "away")
     with pytest.raises(SourceError, match="no file that could be DICOM"):
-        known.crawl(accept_vanished=True)
+        known.crawl(accept_missing=True)
     assert snapshot(known) == before
 
 

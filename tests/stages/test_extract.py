@@ -60,9 +60,9 @@ class Watched:
         return self.source.open(path)
 
 
-def run(tree: Tree, *, accept_vanished: bool = False, **options: Any) -> tuple[Extracted, list[str]]:
+def run(tree: Tree, *, accept_missing: bool = False, **options: Any) -> tuple[Extracted, list[str]]:
     """Crawl and extract; what was done, and the files that were opened."""
-    tree.crawl(accept_vanished=accept_vanished)
+    tree.crawl(accept_missing=accept_missing)
     source = Watched(tree.source)
     return again(tree, source, **options), sorted(source.opened)
 
@@ -187,13 +187,13 @@ def test_files_that_give_no_row_are_told_apart(tree: Tree) -> None:
     run(tree)
     assert files(tree) == {
         "sub-1/1.dcm": ("dicom", "pixel-data-absent"),
-        "sub-1/cut.dcm": ("unreadable", "header-cut"),
-        "sub-1/empty.dcm": ("unreadable", "empty-file"),
-        "sub-1/notes.txt": ("other", "other-file"),
-        "sub-1/text.dcm": ("other", "not-dicom"),
+        "sub-1/cut.dcm": ("unreadable", "header-truncated"),
+        "sub-1/empty.dcm": ("unreadable", "file-empty"),
+        "sub-1/notes.txt": ("other", "non-dicom-file"),
+        "sub-1/text.dcm": ("other", "file-not-dicom"),
     }
     assert list(rows(tree)) == ["sub-1/1.dcm"]
-    assert sorted(codes(tree)) == ["empty-file", "header-cut", "not-dicom", "other-file"]
+    assert sorted(codes(tree)) == ["file-empty", "header-truncated", "file-not-dicom", "non-dicom-file"]
 
 
 def test_a_file_without_study_has_a_row_and_a_finding(tree: Tree) -> None:
@@ -217,7 +217,7 @@ def test_other_files_are_counted_by_suffix(tree: Tree) -> None:
     for name in ("a.txt", "b.TXT", "c.nii.gz", "notes"):
         (tree.root / "primary/sub-1" / name).write_text("no header at all")
     run(tree)
-    found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "other-file"]
+    found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "non-dicom-file"]
     assert {f["value"]: f["count"] for f in found} == {".txt": 2, ".gz": 1, "(no suffix)": 1}
 
 
@@ -225,7 +225,7 @@ def test_an_unusable_value_is_a_finding_per_series_with_a_count(tree: Tree) -> N
     for number in range(3):
         raw(tree.write(f"sub-1/a/{number}.dcm", StudyTime="101500"), b"20240105", b"20240230")
     run(tree)
-    (found,) = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-unusable"]
+    (found,) = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
     assert (found["tag"], found["value"], found["count"]) == ("00080020", "20240230", 3)
     assert found["series_uid"] == uid("ds/sub-1/a")
     assert [row["StudyDate"] for row in rows(tree).values()] == [None] * 3
@@ -236,7 +236,7 @@ def test_of_many_unusable_values_the_most_frequent_are_shown(tree: Tree) -> None
         raw(tree.write(f"sub-1/a/{number}.dcm"), b"20240105", b"202402%d" % (30 + number))
     raw(tree.write("sub-1/a/8.dcm"), b"20240105", b"20240237")
     run(tree)
-    found = [(f["value"], f["count"]) for f in tree.findings("extract", "sub-1") if f["code"] == "value-unusable"]
+    found = [(f["value"], f["count"]) for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
     assert sorted(found) == [
         ("(3 further values)", 3),
         ("20240230", 1),
@@ -250,7 +250,7 @@ def test_of_many_unusable_values_the_most_frequent_are_shown(tree: Tree) -> None
 def test_an_identifying_value_is_masked_in_a_finding(tree: Tree) -> None:
     raw(tree.write("sub-1/1.dcm"), b"19660312", b"19660399")
     run(tree)
-    (found,) = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-unusable"]
+    (found,) = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
     assert (found["tag"], found["value"]) == ("00100030", "(masked)")
     assert b"19660399" not in b"".join(snapshot(tree.lake, "findings").values())
 
@@ -344,7 +344,7 @@ def test_a_changed_file_of_a_series_with_value_findings_reads_that_series_again(
     run(tree)
     touch(tree.root / "primary/sub-1/a/3.dcm")
     assert run(tree)[1] == ["sub-1/a/1.dcm", "sub-1/a/2.dcm", "sub-1/a/3.dcm"]
-    assert codes(tree) == ["value-unusable"]
+    assert codes(tree) == ["value-invalid"]
     assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
 
 
@@ -354,7 +354,7 @@ def test_a_changed_file_of_another_series_leaves_the_value_findings(tree: Tree, 
     run(tree)
     touch(tree.root / "primary/sub-1/b/1.dcm")
     run(tree)
-    assert codes(tree) == ["value-unusable"]
+    assert codes(tree) == ["value-invalid"]
     assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
 
 
@@ -365,7 +365,7 @@ def test_the_value_findings_of_a_file_without_series_are_kept(tree: Tree, tmp_pa
     run(tree)
     touch(tree.root / "primary/sub-1/b/1.dcm")
     run(tree)
-    assert sorted(codes(tree)) == ["uid-missing", "value-unusable"]
+    assert sorted(codes(tree)) == ["uid-missing", "value-invalid"]
     assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
 
 
@@ -379,7 +379,7 @@ def test_a_mended_value_loses_its_finding(tree: Tree) -> None:
 
 def test_a_subject_that_is_gone_has_no_tables(extracted: Tree, tmp_path: Path) -> None:
     shutil.rmtree(extracted.root / "primary/sub-2")
-    answer, opened = run(extracted, accept_vanished=True)
+    answer, opened = run(extracted, accept_missing=True)
     assert (answer.units, opened) == (1, [])
     assert [name for name in snapshot(extracted.lake) if "sub-2" in name] == []
     assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
@@ -387,7 +387,7 @@ def test_a_subject_that_is_gone_has_no_tables(extracted: Tree, tmp_path: Path) -
 
 def test_a_renamed_subject_is_read_under_its_new_name(extracted: Tree, tmp_path: Path) -> None:
     (extracted.root / "primary/sub-2").rename(extracted.root / "primary/sub-9")
-    assert run(extracted, accept_vanished=True)[1] == ["sub-9/1.dcm"]
+    assert run(extracted, accept_missing=True)[1] == ["sub-9/1.dcm"]
     assert rows(extracted, "sub-9")["sub-9/1.dcm"]["subject"] == "sub-9"
     assert rows(extracted, "sub-2") == {}
     assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
@@ -395,7 +395,7 @@ def test_a_renamed_subject_is_read_under_its_new_name(extracted: Tree, tmp_path:
 
 def test_a_file_that_moves_to_another_subject_has_one_row_there(extracted: Tree, tmp_path: Path) -> None:
     (extracted.root / "primary/sub-1/b/1.dcm").rename(extracted.root / "primary/sub-2/moved.dcm")
-    assert run(extracted, accept_vanished=True)[1] == ["sub-2/moved.dcm"]
+    assert run(extracted, accept_missing=True)[1] == ["sub-2/moved.dcm"]
     assert sorted([*rows(extracted), *rows(extracted, "sub-2")]) == [
         "sub-1/a/1.dcm",
         "sub-1/a/2.dcm",
@@ -591,9 +591,9 @@ def test_a_copy_in_another_subject_is_marked_and_the_first_by_path_is_not(tree: 
     shutil.copy2(path, tree.root / "primary/sub-1/z.dcm")
     tree.write("sub-1/a.dcm")
     run(tree)
-    assert marks(tree, "sub-1", "sub-2") == {"sub-1/a.dcm": None, "sub-1/z.dcm": None, "sub-2/1.dcm": "same"}
+    assert marks(tree, "sub-1", "sub-2") == {"sub-1/a.dcm": None, "sub-1/z.dcm": None, "sub-2/1.dcm": "identical"}
     assert [(f["code"], f["unit"], f["path"], f["sop_uid"]) for f in tree.findings("extract")] == [
-        ("duplicate-same", "sub-2", "primary/sub-2/1.dcm", uid("ds/sub-2/1.dcm"))
+        ("duplicate-identical", "sub-2", "primary/sub-2/1.dcm", uid("ds/sub-2/1.dcm"))
     ]
 
 
@@ -629,7 +629,7 @@ def test_when_a_duplicate_goes_no_trace_of_it_is_left(tree: Tree, tmp_path: Path
         tree.write(f"{subject}/2.dcm")
     run(tree)
     (tree.root / "primary" / gone / "1.dcm").unlink()
-    assert run(tree, accept_vanished=True)[1] == []
+    assert run(tree, accept_missing=True)[1] == []
     assert set(marks(tree, "sub-1", "sub-2").values()) == {None}
     assert tree.findings("extract") == []
     assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
@@ -684,7 +684,7 @@ def test_a_file_that_may_not_be_opened_is_a_finding_and_the_rest_is_loaded(tree:
     answer = again(tree, Watched(tree.source, failing={"sub-1/2.dcm": denied()}))
     assert list(rows(tree)) == ["sub-1/1.dcm", "sub-1/3.dcm"]
     assert (answer.units_failed, answer.rows) == (0, 2)
-    found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "unreadable"]
+    found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "header-unreadable"]
     assert [(f["path"], f["message"]) for f in found] == [("primary/sub-1/2.dcm", "Permission denied")]
 
 
@@ -704,7 +704,7 @@ def test_a_damaged_file_is_not_read_again_while_it_stays_the_same(tree: Tree) ->
     whole.write_bytes(whole.read_bytes()[:-3])
     run(tree)
     assert run(tree)[1] == []
-    assert codes(tree) == ["header-cut"]
+    assert codes(tree) == ["header-truncated"]
 
 
 def test_a_file_that_is_gone_since_the_crawl_is_said(tree: Tree) -> None:
@@ -713,7 +713,7 @@ def test_a_file_that_is_gone_since_the_crawl_is_said(tree: Tree) -> None:
     tree.crawl()
     (tree.root / "primary/sub-1/2.dcm").unlink()
     tree.extract()
-    assert (files(tree)["sub-1/2.dcm"], list(rows(tree))) == (("unreadable", "file-gone"), ["sub-1/1.dcm"])
+    assert (files(tree)["sub-1/2.dcm"], list(rows(tree))) == (("unreadable", "file-missing"), ["sub-1/1.dcm"])
 
 
 def test_a_file_that_changed_since_the_crawl_is_read_as_it_is_and_said(tree: Tree) -> None:

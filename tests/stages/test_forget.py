@@ -47,7 +47,7 @@ from tests.corpus import Tree, lake_of, tree_of, uid, write_sheet
 from tests.servers.hapi_server import HapiServer
 from tests.stages.uploads import ONE, codes, findings, their_study
 from tests.upload.holdings import get, put, status
-from tests.upload.lakes import Site, Study, outcomes, query_ledger, settings_for, shared_outcomes
+from tests.upload.lakes import Site, Study, ledger_rows, query_ledger, settings_for, shared_ledger_rows
 from tests.upload.proxy import Proxy, Reply, proxy
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ class House:
 
     def at(self, url: str | None, **fhir: Any) -> Settings:
         settings = FhirSettings(url=url, **({"retry_seconds": 5} | fhir))
-        return Settings(site=self.site, fhir=settings, crosswalk=str(self.crosswalk) if self.crosswalk else None)
+        return Settings(namespace=self.site, fhir=settings, crosswalk=str(self.crosswalk) if self.crosswalk else None)
 
     def tree(self, name: str, **settings: Any) -> Tree:
         """A dataset whose name no other test has: UIDs are made from it."""
@@ -160,7 +160,7 @@ def of_ada(tree: Tree) -> list[str]:
 
 def stored_of(house: House, tree: Tree, unit: str) -> dict[str, tuple[str, str, str]]:
     """State, hash and version of each resource of a unit, as the ledger has them."""
-    rows = outcomes(house.lake, house.server.url, tree.name, unit)
+    rows = ledger_rows(house.lake, house.server.url, tree.name, unit)
     assert rows
     return {name: (row["state"], row["hash"], row["version"]) for name, row in rows.items()}
 
@@ -237,9 +237,9 @@ def test_a_subject_leaves_server_ledger_and_lake_and_no_other_does(house: House)
     shard |= {f"fhir/{kind}/{tree.name}/0000.ndjson" for kind in STORED_BY_UNIT}
     # of the UID that both had, and what says that all is of one state
     of_dataset = {f"findings/{stage}/{tree.name}/dataset.parquet" for stage in COMMITS}
-    exported = {f"outcomes/{name}/{tree.name}.parquet"}
+    exported = {f"upload_ledger/{name}/{tree.name}.parquet"}
     assert changed == per_dataset | shard | of_dataset | exported
-    ledger = outcomes(house.lake, house.server.url, tree.name, "sub-bob")
+    ledger = ledger_rows(house.lake, house.server.url, tree.name, "sub-bob")
     assert ledger.keys() == {house.study(tree, "bob"), house.patient(tree, "ID-BOB")}
 
 
@@ -253,7 +253,7 @@ def test_the_record_names_nobody_and_says_what_was_done(house: House) -> None:
     assert row.pop("time") is not None
     assert row == {
         "dataset": tree.name,
-        "site": house.site,
+        "namespace": house.site,
         "digest": row["digest"],
         "id_key": ResourceIds.of(house.site, None).key_fingerprint,
         "files": 3,
@@ -553,11 +553,11 @@ def test_another_server_is_told_and_done_when_it_is_the_configured_one(house: Ho
         assert done.exit_code == 1
         [told] = done.left
         assert told.startswith(f"{name} has 3 resources of it and is not the configured server")
-        assert len(outcomes(house.lake, other.url, tree.name, "sub-ada")) == 3
-        assert outcomes(house.lake, house.server.url, tree.name, "sub-ada") == {}
+        assert len(ledger_rows(house.lake, other.url, tree.name, "sub-ada")) == 3
+        assert ledger_rows(house.lake, house.server.url, tree.name, "sub-ada") == {}
         files = {line.partition(":")[0] for line in naming(house.lake, *of_ada(tree))}
         assert {file for file in files if not file.startswith("ledger.sqlite")} == {
-            f"outcomes/{name}/{tree.name}.parquet"
+            f"upload_ledger/{name}/{tree.name}.parquet"
         }
         house.run(tree)
 
@@ -592,7 +592,7 @@ def test_on_a_server_that_assigns_ids_resources_are_deleted_under_these(house: H
     tree.run()
     settings = house.at(house.server.url, client_assigned_ids="no")
     upload([tree.name], house.lake, settings)
-    rows = outcomes(house.lake, house.server.url, tree.name, "sub-ada").values()
+    rows = ledger_rows(house.lake, house.server.url, tree.name, "sub-ada").values()
     places = [f"{row['type']}/{row['server_id']}" for row in rows]
     assert all(row["id"] != row["server_id"] for row in rows)
     # as if the last answer had been lost
@@ -631,7 +631,7 @@ def test_a_whole_dataset_goes_and_is_passed_over_until_it_is_readmitted(house: H
         f"withdrawn/{tree.name}.parquet",
     ]
     assert {n: digest for n, digest in content(house.lake).items() if other.name in n} == before
-    shared = shared_outcomes(house.lake, house.server.url).values()
+    shared = shared_ledger_rows(house.lake, house.server.url).values()
     assert {row["dataset"] for row in shared} == {other.name}
     [row] = house.record(tree)
     assert (row["digest"], row["files"], row["studies"]) == (None, 5, 3)
@@ -697,7 +697,7 @@ def test_a_kill_at_any_moment_is_completed_by_the_next_call(moment: str, house: 
     assert in_a_process(house, tree, MOMENTS[moment](events)) == -signal.SIGKILL
     if moment == "between studies and Patients":  # a nightly run comes in between
         house.run(tree)
-        assert outcomes(house.lake, house.server.url, tree.name, "sub-ada")
+        assert ledger_rows(house.lake, house.server.url, tree.name, "sub-ada")
 
     done = house.forget(tree, "sub-ada")
 
@@ -848,7 +848,7 @@ def units_of(lake: Path) -> list[str]:
 
 
 def test_another_site_brings_nobody_back(loaded: Tree) -> None:
-    forget("ds", "sub-ada", loaded.lake, Settings(site="https://one.example"))
-    loaded.settings = Settings(site="https://two.example")
+    forget("ds", "sub-ada", loaded.lake, Settings(namespace="https://one.example"))
+    loaded.settings = Settings(namespace="https://two.example")
     loaded.crawl()
     assert loaded.lake.read(INVENTORY, dataset="ds")["unit"].to_pylist() == ["sub-bob"]

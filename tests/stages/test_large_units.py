@@ -108,7 +108,7 @@ def test_value_findings_are_counted_over_all_chunks(tree: Tree, tmp_path: Path) 
         day = 30 if number == 7 else 29 + number
         raw(tree.root / f"primary/sub-1/c/{number}.dcm", b"20240105", b"202402%d" % day)
     run(tree)
-    found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-unusable"]
+    found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
     assert {f["series_uid"] for f in found} == {uid("ds/sub-1/c")}
     assert {f["value"]: f["count"] for f in found} == {
         "20240230": 2,
@@ -128,9 +128,9 @@ def test_findings_of_files_are_counted_over_all_chunks(tree: Tree, tmp_path: Pat
     run(tree)
     found = {(f["code"], f["value"], f["path"]): f["count"] for f in tree.findings("extract", "sub-1")}
     assert found == {
-        ("other-file", ".txt", None): 5,
+        ("non-dicom-file", ".txt", None): 5,
         ("pixel-data-absent", None, None): 13,
-        ("header-cut", None, "primary/sub-1/b/cut.dcm"): 1,
+        ("header-truncated", None, "primary/sub-1/b/cut.dcm"): 1,
     }
     assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
 
@@ -191,7 +191,7 @@ def test_a_unit_that_grows_large_and_small_again_keeps_its_rows(tree: Tree, tmp_
     assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
     for path in added:
         path.unlink()
-    assert run(tree, accept_vanished=True)[1] == []
+    assert run(tree, accept_missing=True)[1] == []
     shutil.rmtree(tmp_path / "whole")
     assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
 

@@ -52,7 +52,7 @@ def instance(number: int, unit: str, series: str = "1", **values: Any) -> Row:
 ROWS = [
     instance(1, "sub-1"),
     instance(2, "sub-1"),
-    instance(3, "sub-1", duplicate="same"),
+    instance(3, "sub-1", duplicate="identical"),
     instance(1, "sub-2", tag_profile=2, KVP=None),
     instance(1, "sub-3", tag_profile=2, KVP=None, SOPClassUID=MR, Modality="XYZ"),
 ]
@@ -84,7 +84,7 @@ def write(lake: Lake, rows: Iterable[Row] = ROWS, **more: Any) -> Lake:
     return lake
 
 
-CODES = {"extract": "pixel-data-absent", "build": "no-time-zone"}
+CODES = {"extract": "pixel-data-absent", "build": "time-zone-missing"}
 
 
 def of_stage(code: str) -> list[Any]:
@@ -134,7 +134,7 @@ def test_verdicts_of_a_dataset_counted_by_hand(lake: Lake) -> None:
 def test_completeness_of_a_dataset_counted_by_hand(lake: Lake) -> None:
     measure("d", lake, Settings())
     rows = {
-        (row["level"], row["group_by"], row["group"]): (row["n_filled"], row["n_absent"], row["n_some"])
+        (row["level"], row["group_by"], row["group"]): (row["n_filled"], row["n_absent"], row["n_partial"])
         for row in lake.read(COMPLETENESS, dataset="d").to_pylist()
         if row["tag"] == KVP
     }
@@ -152,13 +152,19 @@ def test_completeness_of_a_dataset_counted_by_hand(lake: Lake) -> None:
 
 
 def test_findings_of_all_stages_are_there(lake: Lake) -> None:
-    crawled = findings_table([finding("junk-skipped", "d", path=".DS_Store")])
+    crawled = findings_table([finding("system-files-skipped", "d", path=".DS_Store")])
     lake.write(DATASET_FINDINGS, crawled, stage="crawl", dataset="d")
     measure("d", lake, Settings())
     rows = lake.read(ALL_FINDINGS, dataset="d").to_pylist()
     assert {row["stage"] for row in rows} == {"crawl", "extract", "build", "measure"}
     codes = {row["code"] for row in rows}
-    assert {"junk-skipped", *CODES.values(), "modality-unknown", "subject-not-in-tree", "type-2-missing"} <= codes
+    assert {
+        "system-files-skipped",
+        *CODES.values(),
+        "modality-unknown",
+        "subject-not-in-tree",
+        "type-2-missing",
+    } <= codes
     order = [[row[name] or "\U0010ffff" for name in ALL_FINDINGS.order] for row in rows]
     assert order == sorted(order)
 
@@ -287,7 +293,7 @@ def test_other_resources_are_measured_again(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"as_of": "2019-01-01"}, {"time_zone": "Europe/Berlin"}], ids=["as_of", "time zone"]
+    "change", [{"reference_date": "2019-01-01"}, {"time_zone": "Europe/Berlin"}], ids=["reference_date", "time zone"]
 )
 def test_a_setting_that_matters_measures_again(lake: Lake, change: dict[str, Any]) -> None:
     measure("d", lake, Settings())
@@ -356,7 +362,14 @@ def test_no_python_call_is_made_for_each_unit(tmp_path: Path) -> None:
             sheets=(),
             findings={
                 "build": [
-                    {**row, "code": "no-time-zone", "severity": "info", "stage": "build", "dataset": "d", "count": 1}
+                    {
+                        **row,
+                        "code": "time-zone-missing",
+                        "severity": "info",
+                        "stage": "build",
+                        "dataset": "d",
+                        "count": 1,
+                    }
                     for row in rows
                 ]
             },
@@ -382,7 +395,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 @pytest.mark.parametrize("dataset", ["breast", "heart"])
 def test_the_arithmetic_holds(measured: Lake, dataset: str) -> None:
     rows = measured.read(COMPLETENESS, dataset=dataset).to_pylist()
-    parts = ("n_unknown", "n_absent", "n_empty", "n_unusable", "n_filled", "n_some")
+    parts = ("n_unknown", "n_absent", "n_empty", "n_unusable", "n_filled", "n_partial")
     assert len(rows) > 1000
     assert [row for row in rows if sum(row[part] or 0 for part in parts) != row["n_applicable"]] == []
 
@@ -436,5 +449,5 @@ def test_reasons_add_up_to_the_failures(measured: Lake) -> None:
 def test_findings_of_the_examples(measured: Lake) -> None:
     rows = measured.read(ALL_FINDINGS, dataset="breast").to_pylist()
     codes = {row["code"] for row in rows}
-    assert {"junk-skipped", "duplicate-same", "body-part-unmapped", "subject-not-in-tree"} <= codes
+    assert {"system-files-skipped", "duplicate-identical", "body-part-unmapped", "subject-not-in-tree"} <= codes
     assert {row["stage"] for row in rows} == {"crawl", "extract", "build", "measure"}

@@ -83,7 +83,7 @@ def completeness_row(**given: object) -> dict[str, object]:
         "n_empty": 0,
         "n_unusable": 0,
         "n_filled": 3,
-        "n_some": 0,
+        "n_partial": 0,
     }
     return row | given
 
@@ -109,7 +109,7 @@ def hostile_lake(folder: Path, fingerprint: str = "") -> Lake:
             Measure("body-part-known", "conformance", "series", 4, 3, 1, "warn", reason=text),
         ]
         where = {"path": text, "subject": text, "sample": text, "value": text, "message": text}
-        findings.append(finding("other-file", "d", **where))
+        findings.append(finding("non-dicom-file", "d", **where))
     measures.append(Measure("body-part-known", "conformance", "series", 4, 3, 1, "warn"))
     lake.write(COMPLETENESS, pa.Table.from_pylist(tags, schema=COMPLETENESS.schema), dataset="d")
     lake.write(MEASURES, measures_table("d", measures), dataset="d")
@@ -167,12 +167,12 @@ def test_it_is_small(reported: tuple[Lake, Settings], dataset: str) -> None:
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "＝1"])
 def test_csv_cells_that_a_spreadsheet_would_run_are_defused(tmp_path: Path, cell: str) -> None:
     lake = hostile_lake(tmp_path / "lake")
-    lake.write(ALL_FINDINGS, findings_table([finding("other-file", "d", value=cell, count=2)]), dataset="d")
+    lake.write(ALL_FINDINGS, findings_table([finding("non-dicom-file", "d", value=cell, count=2)]), dataset="d")
     report("d", lake, Settings())
     text = (Path(lake.root) / "quality/d/findings.csv").read_bytes().decode()
     (row,) = csv.DictReader(io.StringIO(text, newline=""))
     assert row["value"] == f"'{cell}"
-    assert (row["code"], row["count"], row["path"]) == ("other-file", "2", "")
+    assert (row["code"], row["count"], row["path"]) == ("non-dicom-file", "2", "")
 
 
 # -- content ----------------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_a_report_that_was_cut_off_is_written_again(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(stage, "render", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            report("d", lake, Settings(as_of="2024-02-01"))
+            report("d", lake, Settings(reference_date="2024-02-01"))
     assert not lake.exists("quality/d/summary.json")
     assert report("d", lake, Settings()) == first
 
@@ -337,7 +337,7 @@ def test_subjects_that_are_not_listed_are_counted(tmp_path: Path) -> None:
     ]
     lake.write(MEASURES, measures_table("d", counted), dataset="d")
     found = [
-        finding("other-file", "d", subject=subject, path=str(n)) for n, subject in enumerate(["sub-7"] * 2 + ["x"])
+        finding("non-dicom-file", "d", subject=subject, path=str(n)) for n, subject in enumerate(["sub-7"] * 2 + ["x"])
     ]
     lake.write(ALL_FINDINGS, findings_table(found), dataset="d")
     report("d", lake, Settings())
@@ -349,13 +349,13 @@ def test_subjects_that_are_not_listed_are_counted(tmp_path: Path) -> None:
 
 def test_a_code_with_many_findings_has_a_few_examples_the_most_frequent_first(tmp_path: Path) -> None:
     lake = hostile_lake(tmp_path / "lake")
-    found = [finding("other-file", "d", path=f"file-{n:04d}", count=9 if n == 700 else 1) for n in range(900)]
+    found = [finding("non-dicom-file", "d", path=f"file-{n:04d}", count=9 if n == 700 else 1) for n in range(900)]
     lake.write(ALL_FINDINGS, findings_table(found), dataset="d")
     report("d", lake, Settings())
     examples = re.findall(r"<li>(.*?)</li>", page(lake, "d"))
     assert examples == ["file-0700 · × 9", "file-0000", "file-0001", "file-0002", "file-0003"]
     summary = json.loads(lake.read_bytes("quality/d/summary.json") or b"")
-    assert summary["codes"]["other-file"] == {"findings": 900, "occurrences": 908}
+    assert summary["codes"]["non-dicom-file"] == {"findings": 900, "occurrences": 908}
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
@@ -364,7 +364,7 @@ def test_a_code_with_many_findings_has_a_few_examples_the_most_frequent_first(tm
 def test_the_date_that_counts_as_today_is_shown_if_it_is_set(reported: tuple[Lake, Settings]) -> None:
     lake, settings = reported
     assert "as of" not in Page(page(lake, "heart")).text
-    report("heart", lake, settings.model_copy(update={"as_of": "2024-02-01"}))
+    report("heart", lake, settings.model_copy(update={"reference_date": "2024-02-01"}))
     assert "as of 2024-02-01" in Page(page(lake, "heart")).text
     report("heart", lake, settings)
 

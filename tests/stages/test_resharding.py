@@ -113,7 +113,7 @@ def test_a_dataset_that_grows_and_shrinks_has_at_each_step_the_bytes_of_a_new_la
     for units, count in [(6, 1), (12, 2), (20, 4), (40, 8), (20, 4), (40, 8), (12, 2), (6, 1), (40, 8), (6, 1)]:
         added = add(tree, range(there, units))
         remove(tree, range(units, there))
-        assert run(tree, accept_vanished=True)[1] == added  # of the others no file is opened
+        assert run(tree, accept_missing=True)[1] == added  # of the others no file is opened
         built = tree.build()
         assert (built.units, built.units_made) == (units, len(added))
         assert shards(tree) == (count, count)
@@ -128,7 +128,7 @@ def test_changes_within_the_shards_of_a_dataset_give_the_bytes_of_a_new_lake(tre
     tree.run()
     changed = add(tree, (3, 17, 30), StudyDescription="changed")
     remove(tree, (5, 21))
-    assert run(tree, accept_vanished=True)[1] == changed
+    assert run(tree, accept_missing=True)[1] == changed
     assert tree.build().units_made == 3
     assert_same(tree, tmp_path)
 
@@ -158,7 +158,7 @@ def test_an_object_store_grows_and_shrinks_to_the_bytes_of_a_new_lake(tree: Tree
     for units, count in [(6, 1), (20, 4), (40, 8), (12, 2), (6, 1)]:
         added = add(tree, range(there, units))
         remove(tree, range(units, there))
-        assert run(tree, accept_vanished=True)[1] == added
+        assert run(tree, accept_missing=True)[1] == added
         assert tree.build().units_made == len(added)
         assert shards(tree) == (count, count)
         assert remote_content(tree.lake) == in_a_new_lake(tree, tmp_path)
@@ -267,7 +267,7 @@ def test_a_unit_that_is_larger_than_a_shard_is_streamed_into_row_groups_of_its_o
     assert_same(tree, tmp_path)
     (tree.root / "primary/sub-03-large/07.dcm").unlink()
     remove(tree, range(6, 40))
-    assert run(tree, accept_vanished=True)[1] == []
+    assert run(tree, accept_missing=True)[1] == []
     tree.build()
     assert_same(tree, tmp_path)
 
@@ -279,7 +279,7 @@ def test_a_unit_that_outgrows_a_shard_and_shrinks_again_has_the_bytes_of_a_new_l
         for path in (tree.root / "primary/sub-03-large").glob("*.dcm"):
             if int(path.stem) >= files:
                 path.unlink()
-        run(tree, accept_vanished=True)
+        run(tree, accept_missing=True)
         tree.build()
         assert_same(tree, tmp_path)
 
@@ -298,7 +298,7 @@ def test_duplicates_across_shards_are_marked_wherever_they_move(tree: Tree, tmp_
         assert_same(tree, tmp_path)
     assert len({shard_of(unit, 8) for unit in copies}) > 1
     (tree.root / f"primary/{name(1)}/2.dcm").unlink()
-    assert run(tree, accept_vanished=True)[1] == []
+    assert run(tree, accept_missing=True)[1] == []
     tree.build()
     assert [rows(tree, unit)[f"{unit}/2.dcm"]["duplicate"] for unit in copies[1:]] == [None, "conflict"]
     assert_same(tree, tmp_path)
@@ -340,7 +340,7 @@ def test_an_extraction_that_is_killed_in_the_exchange_is_completed_by_the_next_r
     tree.run()
     add(tree, range(before, after))
     remove(tree, range(after, before))
-    tree.crawl(accept_vanished=True)
+    tree.crawl(accept_missing=True)
     with killed_in_the_exchange(moment):
         tree.extract()
     assert run(tree)[1] == []  # what was read is there
@@ -370,7 +370,7 @@ def test_on_an_object_store_a_move_that_is_killed_is_made_good_by_the_next_run(
     add(tree, range(12))
     tree.run()
     remove(tree, range(6, 12))
-    tree.crawl(accept_vanished=True)  # which has nothing more to write
+    tree.crawl(accept_missing=True)  # which has nothing more to write
     calls = itertools.count()
 
     def dying(method: Any) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from dicom_etl.fhir_client.errors import UnreachableError, UnsuitableServerError
 from dicom_etl.fhir_connection import server_name
-from dicom_etl.lake.schemas import OUTCOMES
+from dicom_etl.lake.schemas import UPLOAD_LEDGER
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import NotBuiltError, Uploaded, upload
 from dicom_etl.upload import run
@@ -21,11 +21,11 @@ from tests.upload.lakes import (
     Study,
     attempts,
     changed,
+    ledger_rows,
     new_lake,
-    outcomes,
     query_ledger,
     settings_for,
-    shared_outcomes,
+    shared_ledger_rows,
 )
 from tests.upload.proxy import Asked, Proxy, Reply, proxy
 
@@ -63,7 +63,7 @@ def test_the_ledger_says_what_the_server_has(lake: Lake, server: Proxy, site: Si
 
     load(lake, server, "A")
 
-    row = outcomes(lake, server.url, "A")[study_path(site, "A", "1")]
+    row = ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]
     row_time = row.pop("time")
     assert row == {
         "lake_id": lake.lake_id,
@@ -91,7 +91,7 @@ def test_the_ledger_says_what_the_server_has(lake: Lake, server: Proxy, site: Si
     assert len(row["hash"]) == len(row["server_hash"]) == 64
     assert row_time is not None
     assert attempts(lake) == []
-    assert list(shared_outcomes(lake, server.url)) == [f"Endpoint/{site.endpoint_id('A')}"]
+    assert list(shared_ledger_rows(lake, server.url)) == [f"Endpoint/{site.endpoint_id('A')}"]
     assert codes(lake, "A") == []
 
 
@@ -106,7 +106,7 @@ def test_the_version_rises_only_when_the_content_changes(lake: Lake, server: Pro
     assert version(server, study_path(site, "A", "1")) == "2"
     assert version(server, study_path(site, "A", "2")) == "1"
     assert version(server, patient_path(site, "A", ONE)) == "1"
-    assert outcomes(lake, server.url, "A")[study_path(site, "A", "1")]["version"] == "2"
+    assert ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["version"] == "2"
 
 
 def test_many_studies_travel_in_few_requests(lake: Lake, server: Proxy, site: Site) -> None:
@@ -137,7 +137,7 @@ def test_patients_go_a_little_ahead_of_the_studies_and_before_those_that_refer_t
     assert kinds[0]
     assert len(kinds) >= 4 + 10  # seven Patients, twenty studies
     assert any(kinds[kinds.index(False) :])  # not all Patients of a large dataset come first
-    rows = [row for n in range(20) for row in outcomes(lake, server.url, "A", f"sub-{n:02}").values()]
+    rows = [row for n in range(20) for row in ledger_rows(lake, server.url, "A", f"sub-{n:02}").values()]
     assert [row["version"] for row in rows] == ["1"] * (20 + 7)
 
 
@@ -145,7 +145,7 @@ def test_without_a_server_the_files_are_the_result(lake: Lake, site: Site) -> No
     site.build(lake, "A", [ONE])
 
     assert upload(["A"], lake, settings_for(None)) == [Uploaded("A", None)]
-    assert not lake.exists("outcomes")
+    assert not lake.exists("upload_ledger")
 
 
 def test_a_dataset_that_was_not_built_is_an_error(lake: Lake, server: Proxy) -> None:
@@ -181,7 +181,7 @@ def test_a_busy_server_gets_fewer_requests_at_once_and_more_again_when_it_is_cal
     [done] = upload(["A"], lake, settings_for(server.url, max_concurrent_requests=4, max_bundle_entries=2))
 
     assert done.counts["ImagingStudy"] == {"stored": 40}
-    assert outcomes(lake, server.url, "A", "sub-39")[study_path(site, "A", "39")]["version"] == "1"
+    assert ledger_rows(lake, server.url, "A", "sub-39")[study_path(site, "A", "39")]["version"] == "1"
 
 
 # -- no content is lost -----------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_what_is_orphaned_stays_on_the_server_until_prune(lake: Lake, server: Pr
     assert [status_of(server, path) for path in paths] == [410] * 4
     assert status_of(server, study_path(site, "A", "1")) == 200
     assert codes(lake, "A") == []
-    exported = lake.read(OUTCOMES, ["unit"], server=server_name(server.url), dataset="A")["unit"].to_pylist()
+    exported = lake.read(UPLOAD_LEDGER, ["unit"], server=server_name(server.url), dataset="A")["unit"].to_pylist()
     assert sorted(map(str, exported)) == ["None", "sub-1", "sub-1"]  # the Endpoint; the study and its Patient
 
 
@@ -324,7 +324,7 @@ def test_a_study_that_is_held_now_stays_with_its_patient_even_when_pruned(
     assert done.counts["ImagingStudy"] == {"held": 1}
     told = sorted((row["code"], row["message"].partition("/")[0]) for row in findings(lake, "A"))
     assert told == [
-        ("held-on-server", "ImagingStudy"),
+        ("held-study-on-server", "ImagingStudy"),
         ("orphaned-on-server", "Endpoint"),
         ("orphaned-on-server", "Patient"),
     ]
@@ -342,7 +342,7 @@ def test_a_study_that_can_no_longer_be_built_is_held_and_not_orphaned_even_when_
 
     assert done.counts["ImagingStudy"] == {"held": 1}
     assert done.removed == ()
-    assert "held-on-server" in codes(lake, "A")
+    assert "held-study-on-server" in codes(lake, "A")
     assert status_of(server, study_path(site, "A", "1")) == status_of(server, patient_path(site, "A", ONE)) == 200
 
 
@@ -357,8 +357,11 @@ def test_a_study_that_moved_to_another_unit_is_neither_orphaned_nor_new(lake: La
     assert codes(lake, "A") == []
     assert version(server, study_path(site, "A", "1")) == "1"
     assert version(server, patient_path(site, "A", ONE)) == "1"
-    assert outcomes(lake, server.url, "A", "sub-1") == {}
-    assert outcomes(lake, server.url, "A", "sub-9").keys() == {study_path(site, "A", "1"), patient_path(site, "A", ONE)}
+    assert ledger_rows(lake, server.url, "A", "sub-1") == {}
+    assert ledger_rows(lake, server.url, "A", "sub-9").keys() == {
+        study_path(site, "A", "1"),
+        patient_path(site, "A", ONE),
+    }
 
 
 def test_a_dry_run_changes_nothing(lake: Lake, server: Proxy, site: Site) -> None:
@@ -373,7 +376,7 @@ def test_a_dry_run_changes_nothing(lake: Lake, server: Proxy, site: Site) -> Non
     }
     assert server.sent("PUT", "DELETE") == []
     assert server.posted() == []
-    assert not lake.exists("outcomes")
+    assert not lake.exists("upload_ledger")
     assert query_ledger(lake, "SELECT * FROM resources") == query_ledger(lake, "SELECT * FROM units") == []
     assert attempts(lake) == []
     assert not lake.exists("findings/upload")
@@ -407,10 +410,10 @@ def test_one_bad_resource_among_many_is_rejected_alone(lake: Lake, server: Proxy
 
     assert done.counts["ImagingStudy"] == {"rejected": 2, "stored": 8}
     assert done.counts["Patient"] == {"rejected": 1, "stored": 1}
-    row = outcomes(lake, server.url, "A")[study_path(site, "A", "3")]
+    row = ledger_rows(lake, server.url, "A")[study_path(site, "A", "3")]
     assert (row["state"], row["http_status"], row["version"]) == ("rejected", 400, None)
     assert "Unknown ImagingStudyStatus code 'nonsense'" in row["reason_text"]
-    blocked = outcomes(lake, server.url, "A", "sub-7")[study_path(site, "A", "7")]
+    blocked = ledger_rows(lake, server.url, "A", "sub-7")[study_path(site, "A", "7")]
     assert blocked["reason_text"] == f"not sent, since {patient_path(site, 'A', studies[7])} was rejected"
     assert codes(lake, "A") == ["upload-rejected"] * 3
 
@@ -425,7 +428,7 @@ def test_one_invalid_study_among_a_thousand_is_rejected_and_the_others_are_store
     [done] = upload(["A"], lake, settings_for(server.url, max_bundle_entries=50))
 
     assert done.counts["ImagingStudy"] == {"rejected": 1, "stored": 999}
-    row = outcomes(lake, server.url, "A", "sub-6")[study_path(site, "A", "617")]
+    row = ledger_rows(lake, server.url, "A", "sub-6")[study_path(site, "A", "617")]
     assert (row["state"], row["http_status"]) == ("rejected", 400)
     assert "Unknown ImagingStudyStatus code 'nonsense'" in row["reason_text"]
     assert codes(lake, "A") == ["upload-rejected"]
@@ -467,7 +470,7 @@ def test_a_server_that_is_not_there_loses_nothing(lake: Lake, site: Site) -> Non
 
     with pytest.raises(UnreachableError, match="cannot be reached"):
         load(lake, Proxy("http://127.0.0.1:1/fhir"), "A")
-    assert not lake.exists("outcomes")
+    assert not lake.exists("upload_ledger")
 
 
 def test_a_server_of_another_version_gets_nothing(lake: Lake, site: Site) -> None:
@@ -522,7 +525,7 @@ def test_a_busy_server_is_asked_again(lake: Lake, server: Proxy, site: Site) -> 
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
-    assert shared_outcomes(lake, server.url)[f"Endpoint/{site.endpoint_id('A')}"]["attempts"] == 3
+    assert shared_ledger_rows(lake, server.url)[f"Endpoint/{site.endpoint_id('A')}"]["attempts"] == 3
 
 
 def test_an_answer_that_gets_lost_makes_no_second_version(lake: Lake, server: Proxy, site: Site) -> None:
@@ -550,7 +553,7 @@ def test_a_ledger_that_was_lost_after_the_server_stored_makes_no_second_version(
     assert done.counts["ImagingStudy"] == {"unchanged": 2}
     for path in (study_path(site, "A", "1"), patient_path(site, "A", ONE), patient_path(site, "A", two)):
         assert version(server, path) == "1"
-    assert outcomes(lake, server.url, "A")[study_path(site, "A", "1")]["version"] == "1"
+    assert ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["version"] == "1"
 
 
 _KILLED = """
@@ -589,7 +592,7 @@ def test_a_killed_run_is_completed_by_the_next(lake: Lake, server: Proxy, site: 
     # ten of the ledger, ten that the server was found to have
     assert done.counts["ImagingStudy"] == {"stored": 10, "unchanged": 20}
     assert {version(server, study_path(site, "A", str(n))) for n in range(30)} == {"1"}
-    assert lake.names(f"outcomes/{server_name(server.url)}") == ["A.parquet"]
+    assert lake.names(f"upload_ledger/{server_name(server.url)}") == ["A.parquet"]
     assert attempts(lake) == []
 
 
@@ -624,7 +627,7 @@ def test_two_servers_have_two_ledgers(lake: Lake, server: Proxy, site: Site) -> 
     with proxy(server.url) as other:
         [done] = load(lake, other, "A")
         assert done.counts["ImagingStudy"] == {"unchanged": 1}  # the other address is the same server
-        assert lake.names("outcomes") == sorted(server_name(one.url) for one in (server, other))
+        assert lake.names("upload_ledger") == sorted(server_name(one.url) for one in (server, other))
 
 
 def test_progress_counts_units(lake: Lake, server: Proxy, site: Site) -> None:

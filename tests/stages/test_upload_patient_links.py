@@ -7,7 +7,7 @@ import pytest
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.verify import verify
 from tests.stages.uploads import codes, delete, get, load, patient_path, put, status_of, study_path, version
-from tests.upload.lakes import Site, Study, outcomes, settings_for, shared_outcomes
+from tests.upload.lakes import Site, Study, ledger_rows, settings_for, shared_ledger_rows
 from tests.upload.proxy import Proxy
 
 ONE = Study("1", "P1", rule="authority")
@@ -65,7 +65,7 @@ def test_studies_of_an_external_patient_that_was_merged_refer_to_the_survivor(
     assert done.counts["ImagingStudy"] == {"stored": 3}
     assert subjects(server, site, *SHARED) == [f"Patient/{survivor['id']}"] * 3
     assert codes(lake, "A") == ["patient-merged-on-server"]
-    row = shared_outcomes(lake, server.url)[patient_path(site, "A", ONE)]
+    row = shared_ledger_rows(lake, server.url)[patient_path(site, "A", ONE)]
     assert (row["server_id"], row["is_external"]) == (survivor["id"], True)
     # no copy of ours, and nothing of theirs was changed
     assert status_of(server, patient_path(site, "A", ONE)) == 404
@@ -218,4 +218,4 @@ def test_an_external_patient_that_was_deleted_is_replaced_by_the_only_other_of_i
     assert done.counts["Patient"] == {"external": 1}
     assert subjects(server, site, TWO) == [f"Patient/{site.name}-new"]
     assert patients_of(server, site) == [f"{site.name}-new"]
-    assert outcomes(lake, server.url, "A", "sub-2")[study_path(site, "A", "2")]["state"] == "stored"
+    assert ledger_rows(lake, server.url, "A", "sub-2")[study_path(site, "A", "2")]["state"] == "stored"

@@ -27,10 +27,10 @@ from tests.upload.lakes import (
     Study,
     attempts,
     changed,
+    ledger_rows,
     new_lake,
-    outcomes,
     settings_for,
-    shared_outcomes,
+    shared_ledger_rows,
 )
 from tests.upload.proxy import Asked, Proxy, Reply
 
@@ -119,7 +119,7 @@ def test_an_external_patient_is_referred_to_and_not_changed(lake: Lake, server: 
     assert get(server, study_path(site, "A", "1"))["subject"]["reference"] == f"Patient/{theirs['id']}"
     assert version(server, f"Patient/{theirs['id']}") == "1"
     assert status_of(server, patient_path(site, "A", shared_person())) == 404
-    [row] = [r for r in shared_outcomes(lake, server.url).values() if r["type"] == "Patient"]
+    [row] = [r for r in shared_ledger_rows(lake, server.url).values() if r["type"] == "Patient"]
     assert (row["server_id"], row["state"]) == (theirs["id"], "stored")
     assert codes(lake, "A") == ["external-patient-used"]
 
@@ -243,7 +243,7 @@ def test_values_of_ours_that_the_server_stored_without_an_answer_are_known_as_ou
         site.build(lake, "A", [Study("1", "P1", rule=rule, patient={"gender": gender})])
 
     def known() -> list[str | None]:
-        rows = shared_outcomes(lake, server.url) if rule == "authority" else outcomes(lake, server.url, "A")
+        rows = shared_ledger_rows(lake, server.url) if rule == "authority" else ledger_rows(lake, server.url, "A")
         opened = [one["contribution"] for one in attempts(lake) if f"{one['type']}/{one['id']}" == path]
         return [rows[path]["contribution"], *opened]
 

@@ -31,7 +31,7 @@ from tests.stages.uploads import (
     their_study,
     version,
 )
-from tests.upload.lakes import Site, Study, attempts, changed, outcomes, settings_for
+from tests.upload.lakes import Site, Study, attempts, changed, ledger_rows, settings_for
 from tests.upload.proxy import Asked, Proxy, Reply
 
 MORE = changed(ONE, series={"1": 2, "2": 3})
@@ -62,7 +62,7 @@ def test_what_ours_replaced_stays_in_the_history_and_the_finding_names_both_vers
         assert f"{server.url}/{path}/_history" in found["message"]
     assert without_meta(get(server, f"{path}/_history/1")) == external
     assert without_meta(get(server, path)) == site.imaging_study("A", ONE)
-    assert version(server, path) == outcomes(lake, server.url, "A")[path]["version"] == "2"
+    assert version(server, path) == ledger_rows(lake, server.url, "A")[path]["version"] == "2"
     assert attempts(lake) == []
 
 
@@ -284,7 +284,7 @@ def test_a_merged_study_stays_merged_when_nothing_could_be_sent(
     assert left.counts["ImagingStudy"] == ({"failed": 1} if how == "a look fails" else {"held": 1})
     assert done.counts["ImagingStudy"] == {"external": 1}
     assert status_of(server, study_path(site, "A", "1")) == 404
-    assert outcomes(lake, server.url, "A")[study_path(site, "A", "1")]["server_id"] == theirs["id"]
+    assert ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["server_id"] == theirs["id"]
 
 
 SECOND: dict[str, Callable[[Asked], Reply | None]] = {
@@ -484,7 +484,7 @@ def test_what_was_being_sent_when_a_run_was_killed_is_a_finding_and_stops_no_oth
     command = [sys.executable, "-c", _KILLED, str(lake.root), server.url]
     started.append(subprocess.Popen(command, cwd=Path(__file__).parents[2]))
     started[0].wait(60)
-    left = outcomes(lake, server.url, "A")[patient_path(site, "A", ONE)]
+    left = ledger_rows(lake, server.url, "A")[patient_path(site, "A", ONE)]
     server.rule = lambda _: None
     site.build(lake, "A", [changed(ONE, state="unmade")])
     site.build(lake, "B", [ONE])
@@ -624,7 +624,7 @@ def test_a_concurrent_overwrite_that_is_orphaned_is_forgotten_once_its_version_c
     assert ["not deleted: our version 2 replaced version 1" in message for message in told] == [True]
     assert done.counts["ImagingStudy"] == {"unchanged": 1}
     assert status_of(server, path) == (200 if then == "restored" else 410)
-    assert outcomes(lake, server.url, "A") == {}
+    assert ledger_rows(lake, server.url, "A") == {}
 
 
 def test_a_lock_that_is_held_at_the_end_of_a_prune_is_reported_with_what_was_done(

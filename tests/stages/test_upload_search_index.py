@@ -22,7 +22,7 @@ from tests.stages.uploads import (
     their_study,
     version,
 )
-from tests.upload.lakes import Site, Study, changed, new_lake, outcomes, shared_outcomes
+from tests.upload.lakes import Site, Study, changed, ledger_rows, new_lake, shared_ledger_rows
 from tests.upload.proxy import Asked, Proxy, Reply
 
 _NOTHING = Reply(
@@ -126,7 +126,7 @@ def test_a_study_created_beside_a_hidden_study_of_another_client_is_reported_by_
     server.rule = empty_index
     [first] = load(lake, server, "A")
     told = codes(lake, "A")
-    is_indexed = outcomes(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
+    is_indexed = ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
     server.rule = lambda _: None
 
     for _ in range(2):  # the lake has not changed
@@ -136,7 +136,7 @@ def test_a_study_created_beside_a_hidden_study_of_another_client_is_reported_by_
         assert found["code"] == "study-exists-on-server"
         assert f"ImagingStudy/{existing['id']} of another client" in found["message"]
     assert (first.counts["ImagingStudy"], told, is_indexed) == ({"stored": 1}, [], False)
-    assert outcomes(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
+    assert ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
     assert version(server, study_path(site, "A", "1")) == version(server, f"ImagingStudy/{existing['id']}") == "1"
     server.asked.clear()
     load(lake, server, "A")
@@ -162,12 +162,12 @@ def test_a_study_that_is_indexed_late_is_confirmed_by_the_next_run(lake: Lake, s
     server.rule = empty_index
     load(lake, server, "A")
     load(lake, server, "A")
-    still_hidden = outcomes(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
+    still_hidden = ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
     server.rule = lambda _: None
     load(lake, server, "A")
 
     assert not still_hidden
-    assert outcomes(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
+    assert ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
     assert codes(lake, "A") == []
 
 
@@ -193,7 +193,7 @@ def test_a_patient_created_beside_a_hidden_one_of_another_client_is_reported_by_
         assert found["code"] == "duplicate-patient-on-server"
         assert f"Patient/{site.name}-hidden" in found["message"]
     assert (first.counts["Patient"], told) == ({"stored": 1}, [])
-    assert shared_outcomes(lake, server.url)[path]["is_indexed"]
+    assert shared_ledger_rows(lake, server.url)[path]["is_indexed"]
     assert get(server, study_path(site, "A", "1"))["subject"]["reference"] == path
 
 

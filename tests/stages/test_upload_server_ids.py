@@ -13,7 +13,7 @@ from dicom_etl.stages.upload import Uploaded, upload
 from tests.servers.plugin import HapiFactory
 from tests.stages.uploads import Moved, codes
 from tests.upload import holdings
-from tests.upload.lakes import Site, Study, changed, new_lake, outcomes, settings_for, shared_outcomes
+from tests.upload.lakes import Site, Study, changed, ledger_rows, new_lake, settings_for, shared_ledger_rows
 from tests.upload.proxy import Asked, Proxy, Reply, proxy
 
 ONE = Study("1", "P1", rule="authority")
@@ -30,7 +30,7 @@ def load(
     lake: Lake, server: Proxy, site: Site, *names: str, retry_seconds: float = 20, **options: Any
 ) -> list[Uploaded]:
     settings = settings_for(server.url, max_concurrent_requests=4, retry_seconds=retry_seconds).model_copy(
-        update={"site": f"https://{site.name}"}
+        update={"namespace": f"https://{site.name}"}
     )
     return upload(names, lake, settings, **options)
 
@@ -76,7 +76,7 @@ def test_everything_is_there_once_and_refers_to_ids_of_the_server(
     site.build(lake, "A", [changed(ONE, series={"1": 5}), TWO, Study("3", "P2", unit="sub-2")])
     load(lake, server, site, "A")
     after = versions(server)
-    row = outcomes(lake, server.url, "A")[f"ImagingStudy/{site.study_id('A', '1')}"]
+    row = ledger_rows(lake, server.url, "A")[f"ImagingStudy/{site.study_id('A', '1')}"]
     key = f"ImagingStudy/{row['server_id']}"
     assert {one for one in after if after[one] != before[one]} == {key}
     assert after[key] == "2"
@@ -85,7 +85,7 @@ def test_everything_is_there_once_and_refers_to_ids_of_the_server(
     site.build(lake, "A", [ONE])
     [done] = load(lake, server, site, "A", prune=True)
     assert len(resources(server, "ImagingStudy")) == 1
-    assert shared_outcomes(lake, server.url)
+    assert shared_ledger_rows(lake, server.url)
 
 
 def test_only_one_bundle_is_on_its_way(lake: Lake, server: Proxy, site: Site) -> None:
@@ -106,7 +106,7 @@ def test_a_server_that_does_not_say_that_it_assigns_ids_is_recognised_and_the_se
     [done] = upload(["A"], lake, settings)
 
     assert done.counts["Endpoint"] == {"rejected": 1}
-    row = shared_outcomes(lake, server.url)[f"Endpoint/{site.endpoint_id('A')}"]
+    row = shared_ledger_rows(lake, server.url)[f"Endpoint/{site.endpoint_id('A')}"]
     assert 'set fhir.client_assigned_ids = "no"' in row["reason_text"]
 
 
@@ -143,7 +143,7 @@ def test_what_was_sent_without_an_answer_is_pruned_under_the_server_s_id(lake: L
 
     assert sorted(there) == sorted(f"urn:oid:{site.uid(number)}" for number in "12")
     assert [one["identifier"][0]["value"] for one in resources(server, "ImagingStudy")] == [f"urn:oid:{site.uid('2')}"]
-    assert outcomes(lake, server.url, "A") == {}
+    assert ledger_rows(lake, server.url, "A") == {}
 
 
 def test_an_endpoint_whose_answer_was_lost_is_known_as_ours(lake: Lake, server: Proxy, site: Site) -> None:

@@ -28,9 +28,9 @@ from tests.upload.lakes import (
     Site,
     Study,
     changed,
-    outcomes,
+    ledger_rows,
     settings_for,
-    shared_outcomes,
+    shared_ledger_rows,
 )
 from tests.upload.proxy import Asked, Proxy, Reply
 
@@ -130,7 +130,7 @@ def test_where_the_answer_names_no_version_the_resource_is_read_back(lake: Lake,
     server.rule = silent
     upload(["A"], lake, settings)
     path = study_path(site, "A", "1")
-    read_back = outcomes(lake, server.url, "A")[path]["version"]
+    read_back = ledger_rows(lake, server.url, "A")[path]["version"]
     server.rule = lambda _: None
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
     site.build(lake, "A", [changed(ONE, series={"1": 3}), Study("2", "P2", unit="sub-2", series={"1": 3})])
@@ -180,8 +180,8 @@ def test_a_study_that_another_client_changed_is_held_also_when_its_folder_is_ren
     assert get(server, path)["description"] == "read by Dr. Roe"
     # what we said of the patient is known as ours, and corrected
     assert get(server, patient_path(site, "A", ONE))["gender"] == "female"
-    assert outcomes(lake, server.url, "A", "sub-2").keys() == {path, patient_path(site, "A", ONE)}
-    assert outcomes(lake, server.url, "A", "sub-1") == {}
+    assert ledger_rows(lake, server.url, "A", "sub-2").keys() == {path, patient_path(site, "A", ONE)}
+    assert ledger_rows(lake, server.url, "A", "sub-1") == {}
 
 
 @pytest.mark.parametrize("how", ["the answer is lost", "the folder is renamed", "the ledger is lost"])
@@ -211,7 +211,7 @@ def test_an_existing_study_that_ours_was_merged_into_is_known_again(
         {"display": "somebody"},
     )
     unit = "sub-2" if how == "the folder is renamed" else "sub-1"
-    assert outcomes(lake, server.url, "A", unit)[study_path(site, "A", "1")]["is_external"]
+    assert ledger_rows(lake, server.url, "A", unit)[study_path(site, "A", "1")]["is_external"]
 
 
 def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(lake: Lake, server: Proxy, site: Site) -> None:
@@ -232,7 +232,7 @@ def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(lake: Lake, s
     patient = patient_path(site, "A", person)
     assert done.removed == (study_path(site, "A", person.number),)
     assert version(server, patient) == "1"
-    assert {patient, f"Endpoint/{site.endpoint_id('B')}"} <= shared_outcomes(lake, server.url).keys()
+    assert {patient, f"Endpoint/{site.endpoint_id('B')}"} <= shared_ledger_rows(lake, server.url).keys()
 
 
 @pytest.mark.parametrize("setting", ["hold", "merge"])

@@ -22,7 +22,16 @@ from dicom_etl.upload.verification import Comparison, Difference
 from tests.command import Said
 from tests.corpus import write_instance
 from tests.upload import holdings
-from tests.upload.lakes import Site, Study, changed, new_lake, outcomes, query_ledger, settings_for, shared_outcomes
+from tests.upload.lakes import (
+    Site,
+    Study,
+    changed,
+    ledger_rows,
+    new_lake,
+    query_ledger,
+    settings_for,
+    shared_ledger_rows,
+)
 from tests.upload.proxy import Proxy, Reply
 
 _PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -154,7 +163,7 @@ def test_a_repair_that_is_cut_off_is_completed_by_the_next_upload(lake: Lake, se
     server.rule = lambda asked: Reply(503) if asked.is_posted else None
 
     cut = verify([site.name], lake, settings_for(server.url, retry_seconds=0), repair=True)
-    row = outcomes(lake, server.url, site.name)[study_path(site, "1")]
+    row = ledger_rows(lake, server.url, site.name)[study_path(site, "1")]
     server.rule = lambda _: None
     upload([site.name], lake, settings_for(server.url), failed_only=True)
 
@@ -230,7 +239,7 @@ def test_an_external_patient_may_change_and_must_not_disappear(lake: Lake, serve
     assert told(found) == [("missing", study_path(site, "2")), ("missing", f"Patient/{theirs}")]
     assert found.exit_code == 0
     assert holdings.get(url, study_path(site, "2"))["subject"]["reference"] == patient_path(site, TWO)
-    assert shared_outcomes(lake, server.url)[patient_path(site, TWO)]["server_id"] == patient_path(site, TWO)[8:]
+    assert shared_ledger_rows(lake, server.url)[patient_path(site, TWO)]["server_id"] == patient_path(site, TWO)[8:]
 
 
 def test_what_datasets_share_is_sent_for_the_one_that_is_named(lake: Lake, server: Proxy, site: Site) -> None:

@@ -212,12 +212,12 @@ def settings_for(url: str | None, **fhir: Any) -> Settings:
     return Settings(fhir=FhirSettings(url=url, **({"retry_seconds": 20} | fhir)))
 
 
-def outcomes(lake: Lake, url: str, dataset: str, unit: str = "sub-1") -> dict[str, dict[str, Any]]:
+def ledger_rows(lake: Lake, url: str, dataset: str, unit: str = "sub-1") -> dict[str, dict[str, Any]]:
     """The ledger's rows of a unit, by `Type/id`."""
     return {key: row for key, row in _rows(lake, url).items() if (row["dataset"], row["unit"]) == (dataset, unit)}
 
 
-def shared_outcomes(lake: Lake, url: str) -> dict[str, dict[str, Any]]:
+def shared_ledger_rows(lake: Lake, url: str) -> dict[str, dict[str, Any]]:
     """The ledger's rows of what datasets share, by `Type/id`."""
     return {key: row for key, row in _rows(lake, url).items() if row["unit"] is None}
 

@@ -30,7 +30,7 @@ from tests.servers.hapi_server import running_hapi
 from tests.upload import holdings
 from tests.upload.faults import KINDS, Faults, faulty
 from tests.upload.holdings import Resource
-from tests.upload.lakes import Site, Study, attempts, changed, new_lake, outcomes, settings_for, shared_outcomes
+from tests.upload.lakes import Site, Study, attempts, changed, ledger_rows, new_lake, settings_for, shared_ledger_rows
 
 DATASETS = ("A", "B", "C")
 EXTERNAL = "theirs"  # ends the id of a Patient that another client stored
@@ -291,10 +291,10 @@ def _sha256(resource: Resource) -> str:
 
 def ledger(world: World, lake: Lake, url: str) -> dict[str, dict[str, Any]]:
     """All rows of the server's ledger, by Type/id."""
-    rows = shared_outcomes(lake, url)
+    rows = shared_ledger_rows(lake, url)
     for dataset, studies in world.studies.items():
         for unit in {study.unit for study in studies}:
-            rows |= outcomes(lake, url, dataset, unit)
+            rows |= ledger_rows(lake, url, dataset, unit)
     return rows
 
 

@@ -21,7 +21,7 @@ from tests.servers.plugin import HapiFactory
 from tests.upload import holdings
 from tests.upload.faults import Faults, faulty
 from tests.upload.holdings import Resource
-from tests.upload.lakes import Site, Study, attempts, new_lake, outcomes, settings_for
+from tests.upload.lakes import Site, Study, attempts, ledger_rows, new_lake, settings_for
 from tests.upload.soak import DATASETS, World, held_wrong, noted_wrong
 
 ROOT = Path(__file__).parents[2]
@@ -277,6 +277,6 @@ def test_a_change_of_a_killed_run_is_not_taken_for_another_clients(hapi: HapiSer
     assert done.counts["ImagingStudy"] == {"stored": 1}
     held = holdings.get(hapi.base_url, place)
     assert (held["meta"]["versionId"], held["numberOfInstances"]) == ("3", 4)
-    row = outcomes(lake, server.url, "A")[place]
+    row = ledger_rows(lake, server.url, "A")[place]
     assert (row["state"], row["version"]) == ("stored", "3")
     assert attempts(lake) == []

@@ -11,7 +11,7 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import HapiServer
 from tests.upload import holdings
-from tests.upload.lakes import Site, Study, changed, new_lake, outcomes, settings_for
+from tests.upload.lakes import Site, Study, changed, ledger_rows, new_lake, settings_for
 from tests.upload.proxy import Asked, Proxy, Reply, proxy
 
 SHARED = Study("1", "P1", rule="authority")
@@ -102,7 +102,7 @@ def test_an_orphaned_study_that_is_on_hold_in_another_unit_is_not_pruned(site: S
     key = f"ImagingStudy/{site.study_id('A', '2')}"
     assert done.counts["ImagingStudy"] == {"unchanged": 1, "held": 1}
     assert done.removed == ()
-    assert outcomes(lake, server.url, "A")[key]["reason"] == "held-on-server"
+    assert ledger_rows(lake, server.url, "A")[key]["reason"] == "held-study-on-server"
     assert holdings.status(server.target, key) == 200
 
 
@@ -120,4 +120,4 @@ def test_a_patient_that_moved_to_another_unit_while_it_waited_leaves_no_unit_unf
     upload(["A"], lake, settings_for(server.url))
 
     assert paths(server) == ["GET metadata"]
-    assert f"Patient/{site.patient_id('A', OWN)}" in outcomes(lake, server.url, "A", "sub-2")
+    assert f"Patient/{site.patient_id('A', OWN)}" in ledger_rows(lake, server.url, "A", "sub-2")

@@ -26,7 +26,7 @@ from tests.servers.plugin import HapiFactory, MedplumFactory
 from tests.stages.uploads import codes, patient_path, study_path, their_study
 from tests.upload import holdings
 from tests.upload.holdings import get, plain, put, status, version
-from tests.upload.lakes import Site, Study, attempts, changed, new_lake, outcomes, settings_for, shared_outcomes
+from tests.upload.lakes import Site, Study, attempts, changed, ledger_rows, new_lake, settings_for, shared_ledger_rows
 from tests.upload.proxy import Asked, Proxy, Reply, proxy
 
 NOTE, PHONE = [{"text": "seen by the radiologist"}], [{"system": "phone", "value": "1"}]
@@ -89,7 +89,7 @@ def gateway(reply: Reply, after: int = 0) -> Callable[[Asked], Reply | None]:
 def load(lake: Lake, server: Proxy, site: Site, *, is_assigning: bool = False, **fhir: Any) -> Uploaded:
     fhir = {"retry_seconds": 0.5, "max_bundle_entries": 3} | fhir
     settings = settings_for(server.url, client_assigned_ids="no" if is_assigning else "auto", **fhir)
-    [done] = upload(["A"], lake, settings.model_copy(update={"site": f"https://{site.name}"}))
+    [done] = upload(["A"], lake, settings.model_copy(update={"namespace": f"https://{site.name}"}))
     return done
 
 
@@ -169,9 +169,9 @@ def test_whatever_searches_answer_nothing_is_lost_and_all_is_reported(
             ]
         )
         assert attempts(lake) == []
-        rows = {**shared_outcomes(lake, server.url)}
+        rows = {**shared_ledger_rows(lake, server.url)}
         for unit in ("sub-1", "sub-2", "sub-3", "sub-5", "sub-6", "sub-7"):
-            rows |= outcomes(lake, server.url, "A", unit)
+            rows |= ledger_rows(lake, server.url, "A", unit)
         for row in rows.values():
             if row["state"] == "stored" and not row["is_external"]:
                 assert version(get(behind(server), f"{row['type']}/{row['server_id']}")) == row["version"]

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from dicom_etl.lake import database
-from dicom_etl.lake.schemas import OUTCOMES
+from dicom_etl.lake.schemas import UPLOAD_LEDGER
 from dicom_etl.lake.tables import Lake
 from dicom_etl.upload.export import export_ledger
 from dicom_etl.upload.items import UploadItem
@@ -316,7 +316,7 @@ def test_the_exported_table_follows_a_unit_that_moved(sqlite_lake: Lake) -> None
         assert settled is not None
         ledger.write_rows([settled])
         asyncio.run(export_ledger(sqlite_lake, ledger, "ds"))
-    exported = sqlite_lake.read(OUTCOMES, ["id", "unit"], server=SERVER, dataset="ds").to_pylist()
+    exported = sqlite_lake.read(UPLOAD_LEDGER, ["id", "unit"], server=SERVER, dataset="ds").to_pylist()
     assert exported == [{"id": "a", "unit": "after"}]
 
 

@@ -9,7 +9,7 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import HapiServer
 from tests.upload import holdings
-from tests.upload.lakes import Site, Study, attempts, changed, new_lake, outcomes, settings_for
+from tests.upload.lakes import Site, Study, attempts, changed, ledger_rows, new_lake, settings_for
 from tests.upload.proxy import Asked, Reply, proxy
 
 OTHERS = Study("1", "P1", series={"7": 1})  # what the other client has under the same UID
@@ -21,7 +21,7 @@ def _is_study_write(asked: Asked) -> bool:
 
 
 def _reason(lake: Lake, url: str, key: str) -> tuple[str, str | None]:
-    row = outcomes(lake, url, "A")[key]
+    row = ledger_rows(lake, url, "A")[key]
     return row["state"], row["reason"]
 
 
@@ -63,7 +63,7 @@ def test_a_study_that_never_arrived_and_is_another_clients_now_is_not_pruned(hap
     with proxy(hapi.base_url, lambda asked: Reply(503) if _is_study_write(asked) else None) as server:
         site.build(lake, "A", [Study("1", "P1"), KEPT])
         upload(["A"], lake, settings_for(server.url, retry_seconds=0))
-        sent = outcomes(lake, server.url, "A")[key]["state"]
+        sent = ledger_rows(lake, server.url, "A")[key]["state"]
         server.rule = lambda _: None
         holdings.put(hapi.base_url, others)
         upload(["A"], lake, settings_for(server.url))
@@ -75,5 +75,5 @@ def test_a_study_that_never_arrived_and_is_another_clients_now_is_not_pruned(hap
         assert held == ("held", "changed-on-server")
         assert done.removed == ()
         assert holdings.plain(holdings.get(hapi.base_url, key)) == others
-        assert key not in outcomes(lake, server.url, "A")
+        assert key not in ledger_rows(lake, server.url, "A")
         assert attempts(lake) == []

@@ -142,7 +142,7 @@ def settings_of(tmp_path: Path, giver: str) -> Callable[..., Path]:
         login = {"auth": authorization, **AUTHORIZATIONS[authorization]}
         login |= {"token_url": giver} if authorization == "oauth2" else {}
         lines = [f'lake = "lake-{authorization}"', "contact_details = true", "staff_names = true"]
-        lines += [f'site = "urn:uuid:{site}"', "[fhir]"]
+        lines += [f'namespace = "urn:uuid:{site}"', "[fhir]"]
         lines += [f'url = "{url}"', "retry_seconds = 0", *(f'{name} = "{value}"' for name, value in login.items())]
         lines += ["[datasets.ds]", f'root = "{tmp_path}/ds"', f'assigning_authority = "urn:uuid:{site}"']
         file = tmp_path / f"{authorization}.toml"

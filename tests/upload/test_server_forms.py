@@ -22,7 +22,7 @@ from dicom_etl.stages.verify import verify
 from tests.servers.hapi_server import HapiServer
 from tests.stages.uploads import codes, patient_path, study_path
 from tests.upload.holdings import get, plain, put, status, version
-from tests.upload.lakes import Site, Study, attempts, changed, new_lake, outcomes, settings_for
+from tests.upload.lakes import Site, Study, attempts, changed, ledger_rows, new_lake, settings_for
 from tests.upload.odd_answers import Ask, Changed, Request, changing, with_json
 
 ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
@@ -227,7 +227,7 @@ def test_a_version_is_whatever_the_server_names(
             site.build(lake, "A", [study])
             done = load(lake, url, single_request_bytes=single_request_bytes)
             assert done.counts["ImagingStudy"] == {"stored": 1}
-            assert outcomes(lake, url, "A")[path]["version"] == renumber(str(count))
+            assert ledger_rows(lake, url, "A")[path]["version"] == renumber(str(count))
             assert plain(get(hapi.base_url, path)) == site.imaging_study("A", study)
         put(hapi.base_url, site.imaging_study("A", study) | {"note": NOTE})
         site.build(lake, "A", [ONE])

@@ -32,10 +32,10 @@ from tests.upload.lakes import (
     Study,
     attempts,
     changed,
+    ledger_rows,
     new_lake,
-    outcomes,
     settings_for,
-    shared_outcomes,
+    shared_ledger_rows,
 )
 from tests.upload.proxy import Asked, Proxy, Reply, proxy
 
@@ -135,7 +135,7 @@ def test_everything_is_stored_as_the_lake_has_it_and_a_second_run_sends_nothing(
         assert on_server(server, patient_path(site, "A", study)) == site.patient("A", study)
     paths = [study_path(site, "A", "1"), study_path(site, "A", "2"), patient_path(site, "A", ONE)]
     before = versions(server, paths)
-    assert outcomes(lake, server.url, "A")[paths[0]]["version"] == before[paths[0]]
+    assert ledger_rows(lake, server.url, "A")[paths[0]]["version"] == before[paths[0]]
     assert codes(lake, "A") == []
     assert attempts(lake) == []
 
@@ -164,7 +164,7 @@ def test_only_what_changed_is_sent_and_it_replaces_the_version_that_was_seen(
     after = versions(server, paths)
     assert after[paths[0]] != before[paths[0]]
     assert after[paths[1]] == before[paths[1]]
-    assert outcomes(lake, server.url, "A")[paths[0]]["version"] == after[paths[0]]
+    assert ledger_rows(lake, server.url, "A")[paths[0]]["version"] == after[paths[0]]
     assert codes(lake, "A") == []
 
 
@@ -205,7 +205,7 @@ def test_an_answer_that_was_lost_is_found_out(lake: Lake, server: Proxy, site: S
     assert server.sent("PUT") == []
     assert server.posted() == []
     path = study_path(site, "A", "1")
-    assert outcomes(lake, server.url, "A")[path]["version"] == version(get(behind(server), path))
+    assert ledger_rows(lake, server.url, "A")[path]["version"] == version(get(behind(server), path))
     assert attempts(lake) == []
     assert codes(lake, "A") == []
 
@@ -317,14 +317,14 @@ def test_a_patient_that_a_study_of_another_client_refers_to_is_not_pruned(
 
     assert pruned.removed == (study_path(site, "A", "2"),)
     assert status(behind(server), patient) == 200
-    assert shared_outcomes(lake, server.url)[patient]["state"] == "orphaned"
+    assert shared_ledger_rows(lake, server.url)[patient]["state"] == "orphaned"
 
 
 @both
 @pytest.mark.parametrize("is_needed", [False, True])
 def test_a_withdrawn_subject_leaves_the_server(tmp_path: Path, server: Proxy, site: Site, is_needed: bool) -> None:
     """Medplum deletes what others refer to; so it is asked first who does."""
-    settings = Settings(site=f"https://{site.name}", fhir=FhirSettings(url=server.url, retry_seconds=5))
+    settings = Settings(namespace=f"https://{site.name}", fhir=FhirSettings(url=server.url, retry_seconds=5))
     tree = tree_of(tmp_path, site.name, lake=lake_of(tmp_path))
     tree.settings = settings
     for subject in ("ada", "bob"):
@@ -488,7 +488,7 @@ def test_two_lakes_that_write_the_same_one_after_the_other_agree(
 
     assert done.counts["ImagingStudy"] == {"unchanged": 2}
     assert versions(server, paths) == before
-    assert outcomes(other, server.url, "A")[paths[0]]["version"] == before[paths[0]]
+    assert ledger_rows(other, server.url, "A")[paths[0]]["version"] == before[paths[0]]
     for one in (lake, other):
         assert load(one, server).counts["ImagingStudy"] == {"unchanged": 2}
         assert codes(one, "A") == []
@@ -576,7 +576,9 @@ def load_assigning(assigning: Proxy, site: Site) -> Loading:
         build(lake, site, *studies)
         fhir = {name: options.pop(name) for name in ("max_bundle_entries", "retry_seconds") if name in options}
         settings = settings_for(assigning.url, client_assigned_ids="no", **fhir)
-        return load(lake, assigning, settings=settings.model_copy(update={"site": f"https://{site.name}"}), **options)
+        return load(
+            lake, assigning, settings=settings.model_copy(update={"namespace": f"https://{site.name}"}), **options
+        )
 
     return run
 

@@ -1,4 +1,4 @@
-"""What is not on the server as it should be: `outcomes`, and `upload --failed`, which sends it again."""
+"""What is not on the server as it should be: `uploads`, and `upload --failed`, which sends it again."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_only_the_states_that_are_asked_for(lake: Lake, states: list[str], ids: 
 
 
 def test_the_command_lists_them_and_says_how_they_go_again(said: Said, lake: Lake) -> None:
-    code, out, _ = said("outcomes", "--lake", lake.root)
+    code, out, _ = said("uploads", "--lake", lake.root)
     assert code == 0
     for words in (
         "ImagingStudy/s2",
@@ -141,7 +141,7 @@ def test_the_command_lists_them_and_says_how_they_go_again(said: Said, lake: Lak
     assert "A: 2 stored, 1 unconfirmed, 1 rejected, 1 failed, 1 held, 1 orphaned" in out
     assert "B: nothing was sent" in out
 
-    code, out, _ = said("outcomes", "A", "--state", "rejected", "--lake", lake.root, "--json")
+    code, out, _ = said("uploads", "A", "--state", "rejected", "--lake", lake.root, "--json")
     machine = json.loads(out)
     assert code == 0
     assert list(machine["datasets"]) == ["A"]
@@ -150,7 +150,7 @@ def test_the_command_lists_them_and_says_how_they_go_again(said: Said, lake: Lak
 
 
 def test_a_state_that_there_is_not_is_one_sentence(said: Said, lake: Lake) -> None:
-    code, out, err = said("outcomes", "--state", "lost", "--lake", lake.root)
+    code, out, err = said("uploads", "--state", "lost", "--lake", lake.root)
     assert (code, out) == (2, "")
     assert err == "dicom-etl: lost is no state; there are stored, unconfirmed, rejected, failed, held, orphaned\n"
 
@@ -159,7 +159,7 @@ def test_what_was_rejected_goes_with_failed_and_nothing_else_does(
     said: Said, tmp_path: Path, server: Proxy, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DICOM_ETL_FHIR__EXISTING_STUDY", "duplicate")  # another test's site has the same studies there
-    name = f"outcomes-{fingerprint(request.node.name)[:16]}"
+    name = f"uploads-{fingerprint(request.node.name)[:16]}"
     for subject in (1, 2):
         write_instance(
             tmp_path / name / f"primary/sub-{subject}/sam-1/1.dcm",
@@ -177,7 +177,7 @@ def test_what_was_rejected_goes_with_failed_and_nothing_else_does(
     bundles = iter(range(9))  # the Endpoint, the Patients, then the studies
     server.rule = no_studies
     assert said("run", *where, "--fhir-url", server.url)[0] == 1
-    code, out, _ = said("outcomes", *where, "--json")
+    code, out, _ = said("uploads", *where, "--json")
     listed = json.loads(out)["datasets"][name]["listed"]
     assert code == 0
     assert [(one["state"], one["status"]) for one in listed] == [("rejected", 422)] * 2
@@ -190,4 +190,4 @@ def test_what_was_rejected_goes_with_failed_and_nothing_else_does(
     code, out, _ = said("upload", *where, "--fhir-url", server.url, "--failed", "--json")
     sent = json.loads(out)["datasets"][name]["upload"]["counts"]
     assert (code, sent["ImagingStudy"]) == (0, {"stored": 2, "waiting": 1})
-    assert json.loads(said("outcomes", *where, "--json")[1])["datasets"][name]["listed"] == []
+    assert json.loads(said("uploads", *where, "--json")[1])["datasets"][name]["listed"] == []
