@@ -87,8 +87,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
 def moments(events: list[str]) -> dict[str, int]:
     """Moments of a run, by name."""
     opened = [n for n, event in enumerate(events) if event.startswith("open primary/")]
-    read = [n for n, event in enumerate(events) if event.startswith("after .pieces/extract") and "done" in event]
-    built = [n for n, event in enumerate(events) if event.startswith("after .pieces/build") and "done" in event]
+    read = [n for n, event in enumerate(events) if event.startswith("after .chunks/extract") and "done" in event]
+    built = [n for n, event in enumerate(events) if event.startswith("after .chunks/build") and "done" in event]
     named = {
         "before the inventory": events.index("before inventory/ds.parquet"),
         "between crawl and extract": events.index("after inventory/ds.parquet"),
@@ -162,7 +162,7 @@ def test_a_run_killed_at_any_moment_is_completed_by_the_next(moment, undisturbed
     assert again.returncode == 0, again.stdout + again.stderr
     assert content(tmp_path / "lake") == expected
     # what a piece gave is not read again
-    whole = [n for n, event in enumerate(events) if event.startswith("after .pieces/extract") and "done" in event]
+    whole = [n for n, event in enumerate(events) if event.startswith("after .chunks/extract") and "done" in event]
     done = [place for place in whole if place < when]
     kept = sum(event.startswith("open ") for event in events[: done[-1]]) if done else 0
     opened = [event for event in (tmp_path / "events").read_text().splitlines() if event.startswith("open ")]
@@ -253,7 +253,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
 
 def large_moments(events: list[str]) -> dict[str, int]:
     """Moments of reading a large unit and writing its shard, by name."""
-    parts = [n for n, event in enumerate(events) if event.startswith("after .pieces/extract")]
+    parts = [n for n, event in enumerate(events) if event.startswith("after .chunks/extract")]
     opened = [n for n, event in enumerate(events) if event.startswith("open primary/sub-0")]
     named = {
         "while the second chunk is read": opened[4],
@@ -307,7 +307,7 @@ def test_a_run_killed_while_workers_read_chunks_is_completed_by_the_next(tmp_pat
     process = subprocess.Popen(
         command, cwd=HERE.parent, stdout=subprocess.DEVNULL, env=os.environ | {"CHUNK_FILES": "30", "FEW_FILES": "0"}
     )
-    pieces = tmp_path / "killed/.pieces/extract/ds"
+    pieces = tmp_path / "killed/.chunks/extract/ds"
     deadline = time.monotonic() + 60
     while not list(pieces.glob("*.done")) and time.monotonic() < deadline:
         time.sleep(0.005)

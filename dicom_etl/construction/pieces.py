@@ -107,7 +107,7 @@ class PieceBuilt(NamedTuple):
 
 def pieces_folder(dataset: str) -> str:
     """The folder of the pieces of a dataset."""
-    return f".pieces/build/{encode_name(dataset)}"
+    return f".chunks/build/{encode_name(dataset)}"
 
 
 def piece_path(dataset: str, key: str, kind: str) -> str:

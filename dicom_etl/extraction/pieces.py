@@ -55,7 +55,7 @@ class Piece(NamedTuple):
 
 def pieces_folder(dataset: str) -> str:
     """The folder of the pieces of a dataset."""
-    return f".pieces/extract/{encode_name(dataset)}"
+    return f".chunks/extract/{encode_name(dataset)}"
 
 
 def piece_path(dataset: str, key: str, kind: str) -> str:

@@ -17,7 +17,7 @@ from dicom_etl.lake.tables import Lake
 
 _BY_DATASET = ("headers", "tag_profiles", "files", "fhir_elements", "quality")
 _BY_KIND = {"fhir": ("Patient", "Endpoint", "ImagingStudy"), "findings": ("extract", "build", "upload")}
-_OF_FORMER_SCHEMAS = ("layouts", "outcomes")  # of schemas 1 and 3
+_OF_FORMER_SCHEMAS = ("layouts", "outcomes", ".pieces")  # of schemas 1 and 3
 
 
 def must_be_rebuilt(lake: Lake, id_key: str | None) -> bool:
@@ -47,7 +47,7 @@ def clear(lake: Lake, datasets: Collection[str], id_key: str | None = None) -> N
             held.enter_context(lake.lock(name, f"rebuild of {name}"))
         if must_be_rebuilt(lake, id_key):
             former = lake.describe()
-            for folder in (*reversed(_folders()), ".pieces", "identities", *_OF_FORMER_SCHEMAS):
+            for folder in (*reversed(_folders()), ".chunks", "identities", *_OF_FORMER_SCHEMAS):
                 lake.remove_folder(folder)
             # last: a lake that was cleared in part is still refused
             lake.write_bytes(FILE, LakeDescription.new(id_key or former.id_key, former.lake_id).dump())
@@ -57,7 +57,7 @@ def clear(lake: Lake, datasets: Collection[str], id_key: str | None = None) -> N
 
 def _clear_dataset(lake: Lake, dataset: str) -> None:
     name = encode_name(dataset)
-    for folder in (*reversed(_folders()), *(f".pieces/{stage}" for stage in STAGES)):
+    for folder in (*reversed(_folders()), *(f".chunks/{stage}" for stage in STAGES)):
         lake.remove_folder(f"{folder}/{name}")
     lake.remove(IDENTITIES.path(dataset=dataset))
 

@@ -164,7 +164,7 @@ def _clear_dataset(lake: Lake, dataset: str) -> None:
 
 def _folders(lake: Lake) -> list[str]:
     """The folders of the lake in which a dataset has a folder of its own; ledgers are left to the server's part."""
-    pieces = [f".pieces/{stage}" for stage in COMMITS]
+    pieces = [f".chunks/{stage}" for stage in COMMITS]
     findings = [f"findings/{stage}" for stage in lake.names("findings")]
     resources = [f"fhir/{kind}" for kind in RESOURCE_TYPES]
     tables = ["files", "headers", "tag_profiles", "fhir_elements", *findings, *resources, "quality"]
@@ -174,7 +174,7 @@ def _folders(lake: Lake) -> list[str]:
 def _clear_unit(lake: Lake, known: Known, unit: str, record: Withdrawn) -> None:
     dataset, name = known.dataset, encode_name(known.dataset)
     for stage in COMMITS:
-        lake.remove_folder(f".pieces/{stage}/{name}")
+        lake.remove_folder(f".chunks/{stage}/{name}")
     for stage in COMMITS:  # no state of the dataset while its shards change
         if lake.fingerprint(DATASET_FINDINGS, stage=stage, dataset=dataset):
             found = lake.read(DATASET_FINDINGS, stage=stage, dataset=dataset)

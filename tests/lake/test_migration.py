@@ -55,8 +55,9 @@ def test_a_lake_with_the_ledgers_of_an_older_version_is_refused_also_for_a_rebui
 
 
 def outdated(lake: Lake) -> Lake:
-    """The same lake as an older version left it: with a folder that is no longer written."""
+    """The same lake as an older version left it: with folders that are no longer written."""
     lake.write_bytes("lake.json", orjson.dumps({"schema": 1}))
+    lake.write_bytes(".pieces/extract/ds/0123456789ab.headers", b"of schema 3")
     lake.write_bytes("layouts/ds/sub-1.parquet", b"of schema 1")
     lake.write_bytes("headers/ds/sub-1.parquet", b"of schema 1")
     return lake

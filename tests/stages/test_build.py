@@ -523,7 +523,7 @@ def test_after_a_kill_the_former_settings_give_the_former_resources(
     written: list[str] = []
 
     def killed_at(lake: Lake, place_: str, **options: Any) -> Any:
-        if not place_.startswith(".pieces"):
+        if not place_.startswith(".chunks"):
             if len(written) == writes:
                 raise _KilledError
             written.append(place_)

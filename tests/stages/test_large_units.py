@@ -160,7 +160,7 @@ def test_a_lake_that_is_no_folder_takes_large_units_too(tree: Tree) -> None:
     for table in (headers(), FILES, EXTRACT_COMMITS):
         path = table.path(dataset="ds", shard=0)
         assert remote.read_bytes(path) == tree.lake.read_bytes(path)
-    assert remote.names(".pieces/extract/ds") == []
+    assert remote.names(".chunks/extract/ds") == []
 
 
 # -- incremental ------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_a_file_that_could_not_be_opened_is_tried_again_alone(tree: Tree, tmp_pa
 
 
 def test_parts_that_a_killed_run_left_are_removed_and_never_joined(tree: Tree, tmp_path: Path) -> None:
-    left = Path(tree.lake.root, ".pieces/extract/ds/0123456789ab.headers")
+    left = Path(tree.lake.root, ".chunks/extract/ds/0123456789ab.headers")
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half a par")
     run(tree)
