@@ -451,7 +451,7 @@ def test_two_calls_write_the_same_bytes_at_the_same_time(tmp_path: Path, example
 
 
 def test_another_process_in_another_time_zone_writes_the_same(tmp_path: Path, example: ExampleTree) -> None:
-    code = f"import pathlib, dicom_etl.examples as e; e.write_examples(pathlib.Path({str(tmp_path)!r}, 'x'))"
+    code = f"import pathlib, dicom_etl.examples.writer as e; e.write_examples(pathlib.Path({str(tmp_path)!r}, 'x'))"
     environment = os.environ | {"TZ": "Asia/Kathmandu", "PYTHONHASHSEED": "4711", "LC_ALL": "C"}
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=root)
@@ -483,7 +483,7 @@ def test_nothing_is_warned_of(tmp_path: Path) -> None:
 
 
 def test_a_pydicom_without_its_test_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicom_etl.examples.TEST_FILES", tmp_path / "none")
+    monkeypatch.setattr("dicom_etl.examples.writer.TEST_FILES", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="test files"):
         write_examples(tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
@@ -531,7 +531,7 @@ def test_an_unchanged_example_is_left_with_its_lake(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "content"),
     [
-        ("dicom-etl.toml", b"# An example tree of dicom-etl.\nnamespace = 'https://other.demo'\n"),
+        ("dicom-etl.toml", b"# Example datasets of dicom-etl.\nnamespace = 'https://other.demo'\n"),
         ("heart/subjects.csv", b"subject id\n"),
         ("breast/primary/sub-9/new.dcm", b"new"),
     ],
