@@ -11,8 +11,8 @@ import orjson
 from assets.partitions import datasets
 from assets.stages import ASSETS
 from dicom_etl.identity.names import encode_name
+from dicom_etl.inspection.snapshot import take_snapshot
 from dicom_etl.pipeline import Pipeline
-from dicom_etl.watching import glance
 from resources import PipelineResource
 
 load_dataset = dg.define_asset_job("load_dataset", selection=dg.AssetSelection.assets(*ASSETS))
@@ -24,7 +24,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def _looks(pipeline: Pipeline) -> dict[str, str]:
-    return {encode_name(name): glance(pipeline, name) for name in pipeline.admitted()}
+    return {encode_name(name): take_snapshot(pipeline, name) for name in pipeline.admitted()}
 
 
 @dg.sensor(job=load_dataset, minimum_interval_seconds=300, default_status=dg.DefaultSensorStatus.STOPPED)

@@ -7,10 +7,10 @@ import dagster as dg
 
 from assets.partitions import dataset_of, datasets
 from assets.stages import fhir_resources, fhir_upload, header_table
-from dicom_etl.inspect import Status, status_of
+from dicom_etl.inspection.status import DatasetStatus, read_dataset_status
 from resources import PipelineResource
 
-Verdict = Callable[[Status], tuple[bool, dict[str, int]]]
+Verdict = Callable[[DatasetStatus], tuple[bool, dict[str, int]]]
 
 
 def _check(
@@ -18,7 +18,7 @@ def _check(
 ) -> dg.AssetChecksDefinition:
     def check(context: dg.AssetCheckExecutionContext, etl: PipelineResource) -> dg.AssetCheckResult:
         pipeline = etl.pipeline()
-        passed, metadata = verdict(status_of(pipeline.lake, dataset_of(pipeline, context.partition_key)))
+        passed, metadata = verdict(read_dataset_status(pipeline.lake, dataset_of(pipeline, context.partition_key)))
         severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
         return dg.AssetCheckResult(passed=passed, severity=severity, metadata=metadata)
 
@@ -30,19 +30,19 @@ def _check(
         )(check)
 
 
-def _has_instances(status: Status) -> tuple[bool, dict[str, int]]:
+def _has_instances(status: DatasetStatus) -> tuple[bool, dict[str, int]]:
     return status.instances > 0, {"instances": status.instances}
 
 
-def _all_readable(status: Status) -> tuple[bool, dict[str, int]]:
+def _all_readable(status: DatasetStatus) -> tuple[bool, dict[str, int]]:
     return status.unreadable == 0, {"unreadable": status.unreadable}
 
 
-def _none_held(status: Status) -> tuple[bool, dict[str, int]]:
+def _none_held(status: DatasetStatus) -> tuple[bool, dict[str, int]]:
     return status.held == 0, {"held": status.held}
 
 
-def _server_has_all(status: Status) -> tuple[bool, dict[str, int]]:
+def _server_has_all(status: DatasetStatus) -> tuple[bool, dict[str, int]]:
     states: dict[str, int] = {}
     for _server, state, count in status.uploads:
         states[state] = states.get(state, 0) + count

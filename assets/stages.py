@@ -9,7 +9,7 @@ from pydantic import Field
 from assets.partitions import dataset_of, datasets
 from assets.summary import Result, facts
 from dicom_etl.identity.names import encode_name
-from dicom_etl.pipeline import Options, Pipeline
+from dicom_etl.pipeline import Pipeline, RunOptions
 from resources import PipelineResource
 
 
@@ -21,9 +21,9 @@ class RunConfig(dg.Config):
     accept_missing: bool = False
     prune: bool = False
 
-    def options(self) -> Options:
+    def options(self) -> RunOptions:
         """As the pipeline takes them."""
-        return Options(tuple(self.subjects) or None, self.force, self.accept_missing, self.prune)
+        return RunOptions(tuple(self.subjects) or None, self.force, self.accept_missing, self.prune)
 
 
 def _start(context: dg.AssetExecutionContext, etl: PipelineResource) -> tuple[Pipeline, str]:

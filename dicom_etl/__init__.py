@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dicom_etl.version import VERSION
+
 if TYPE_CHECKING:
     from dicom_etl.convert import to_imaging_studies
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["__version__", "to_imaging_studies"]
 
 
 def __getattr__(name: str) -> Any:
-    """What is imported when it is asked for: a stage's worker needs none of it."""
+    """Import a function of the API when it is used: worker processes need none of it."""
     if name == "to_imaging_studies":
         from dicom_etl.convert import to_imaging_studies  # noqa: PLC0415
 

@@ -37,10 +37,10 @@ STAGES = ("crawl", "extract", "build", "upload", "measure", "report")
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """What a run is asked for beyond its settings."""
 
-    subjects: tuple[str, ...] | None = None
+    subjects: Collection[str] | None = None
     force: bool = False
     accept_missing: bool = False
     prune: bool = False
@@ -91,11 +91,11 @@ class Pipeline:
             raise SourceError(f"dataset {dataset} is not registered; there are {', '.join(known) or 'none'}")
         return open_source(dataset, known[dataset])
 
-    def crawl(self, dataset: str, options: Options = Options()) -> Crawled:
+    def crawl(self, dataset: str, options: RunOptions = RunOptions()) -> Crawled:
         """The crawl stage."""
         return crawl(self.source(dataset), self.lake, self.ids, accept_missing=options.accept_missing)
 
-    def extract(self, dataset: str, options: Options = Options()) -> Extracted:
+    def extract(self, dataset: str, options: RunOptions = RunOptions()) -> Extracted:
         """The extract stage."""
         return extract(
             self.source(dataset),
@@ -106,7 +106,7 @@ class Pipeline:
             progress=self.progress,
         )
 
-    def build(self, dataset: str, options: Options = Options()) -> Built:
+    def build(self, dataset: str, options: RunOptions = RunOptions()) -> Built:
         """The build stage."""
         return build(
             self.source(dataset),
@@ -119,7 +119,7 @@ class Pipeline:
             progress=self.progress,
         )
 
-    def upload(self, datasets: Iterable[str], options: Options = Options()) -> list[Uploaded]:
+    def upload(self, datasets: Iterable[str], options: RunOptions = RunOptions()) -> list[Uploaded]:
         """The upload stage, over several datasets at once since they share persons."""
         return upload(
             list(datasets),
@@ -136,17 +136,17 @@ class Pipeline:
         """What the server has beside what the ledger says, over several datasets at once."""
         return verify(list(datasets), self.lake, self.settings, repair=repair, progress=self.progress)
 
-    def measure(self, dataset: str, options: Options = Options()) -> Measured:
+    def measure(self, dataset: str, options: RunOptions = RunOptions()) -> Measured:
         """The measure stage."""
         return measure(dataset, self.lake, self.settings, force=options.force, progress=self.progress)
 
-    def report(self, dataset: str, _options: Options = Options()) -> Reported:
+    def report(self, dataset: str, _options: RunOptions = RunOptions()) -> Reported:
         """The report stage."""
         return report(dataset, self.lake, self.settings)
 
 
 @dataclass
-class Outcome:
+class RunResult:
     """What a run did: summaries by stage and dataset, and what went wrong."""
 
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -165,11 +165,11 @@ class Outcome:
             return 2
         if self.unreachable:
             return 3
-        troubled = any(_troubled(s) for by_stage in self.summaries.values() for s in by_stage.values())
+        troubled = any(_has_failures(s) for by_stage in self.summaries.values() for s in by_stage.values())
         return 1 if self.stopped or self.nothing or troubled else 0
 
 
-def _troubled(summary: Any) -> bool:
+def _has_failures(summary: Any) -> bool:
     if isinstance(summary, Uploaded):
         return any(states.get(state) for states in summary.counts.values() for state in TROUBLE)
     return any(getattr(summary, name, 0) for name in ("units_failed", "held"))
@@ -179,8 +179,8 @@ def run(
     pipeline: Pipeline,
     datasets: Collection[str],
     stages: Collection[str] = STAGES,
-    options: Options = Options(),
-) -> Outcome:
+    options: RunOptions = RunOptions(),
+) -> RunResult:
     """Run stages over datasets. The upload comes once for all of them, after their resources are built.
 
     Raises:
@@ -192,7 +192,7 @@ def run(
         # what its settings lack is said now, not after hours of work
         open_client(pipeline.settings.fhir)
         check_connection(pipeline.lake)
-    outcome = Outcome()
+    outcome = RunResult()
     left = list(datasets)
     for stage in STAGES:
         if stage not in stages or not left:
@@ -202,13 +202,13 @@ def run(
         if stage == "upload":
             _upload(pipeline, left, options, outcome)
         else:
-            left = [name for name in left if _one(pipeline, stage, name, options, outcome)]
+            left = [name for name in left if _run_stage(pipeline, stage, name, options, outcome)]
         if stage == "crawl" and options.rebuild:
             left = _clear(pipeline, datasets, left, outcome)
     return outcome
 
 
-def _clear(pipeline: Pipeline, datasets: Collection[str], left: list[str], outcome: Outcome) -> list[str]:
+def _clear(pipeline: Pipeline, datasets: Collection[str], left: list[str], outcome: RunResult) -> list[str]:
     """Remove the tables of the datasets that were crawled, or none where all have to be; returns those left."""
     id_key = pipeline.ids.key_fingerprint
     if must_be_rebuilt(pipeline.lake, id_key) and len(left) < len(datasets):
@@ -233,12 +233,12 @@ def _check_subjects(lake: Lake, datasets: Collection[str], subjects: Collection[
         raise SettingsError(f"{' and '.join(datasets)} has no subject {unknown[0]}; there are {has}")
 
 
-def _one(pipeline: Pipeline, stage: str, dataset: str, options: Options, outcome: Outcome) -> bool:
+def _run_stage(pipeline: Pipeline, stage: str, dataset: str, options: RunOptions, outcome: RunResult) -> bool:
     """One stage of one dataset; False where the dataset goes no further."""
     try:
         outcome.add(stage, dataset, getattr(pipeline, stage)(dataset, options))
     except SourceError as error:
-        failed = any(_troubled(summary) for summary in outcome.summaries.get(dataset, {}).values())
+        failed = any(_has_failures(summary) for summary in outcome.summaries.get(dataset, {}).values())
         (outcome.stopped if failed else outcome.nothing)[dataset] = str(error)
         if not failed:
             outcome.summaries.pop(dataset, None)
@@ -252,7 +252,7 @@ def _one(pipeline: Pipeline, stage: str, dataset: str, options: Options, outcome
     return True
 
 
-def _upload(pipeline: Pipeline, datasets: list[str], options: Options, outcome: Outcome) -> None:
+def _upload(pipeline: Pipeline, datasets: list[str], options: RunOptions, outcome: RunResult) -> None:
     try:
         for uploaded in pipeline.upload(datasets, options):
             outcome.add("upload", uploaded.dataset, uploaded)

@@ -7,6 +7,7 @@ file that a setting names, at the moment they are needed, so that no dump of the
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import re
 import tomllib
@@ -16,9 +17,11 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableVariableError
 
+from dicom_etl.errors import UserError
 from dicom_etl.identity.ids import ResourceIds
 
 DEFAULT_FILE = "dicom-etl.toml"
@@ -50,7 +53,7 @@ _FHIR_FILES = (*(place.setting for place in SECRETS.values()), "ca_file")
 _HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # a token of RFC 9110, 5.6.2
 
 
-class SettingsError(Exception):
+class SettingsError(UserError):
     """A setting is missing or wrong; the text says which and how to mend it."""
 
 
@@ -412,3 +415,26 @@ def _absolute(settings: Settings, folder: Path, *, overridden: bool) -> Settings
             "fhir": fhir.model_copy(update=files),
         }
     )
+
+
+def describe_settings() -> list[tuple[str, str, str]]:
+    """All settings: name, default, meaning."""
+    nested: dict[str, tuple[str, type[BaseModel]]] = {
+        "fhir": ("fhir", FhirSettings),
+        "datasets": ("datasets.NAME", DatasetSettings),
+    }
+    rows = []
+    for name, field in Settings.model_fields.items():
+        if name not in nested:
+            rows.append((name, _default(field), field.description or ""))
+        else:
+            prefix, model = nested[name]
+            rows += [(f"{prefix}.{n}", _default(f), f.description or "") for n, f in model.model_fields.items()]
+    return rows
+
+
+def _default(field: FieldInfo) -> str:
+    """A default as the settings file would write it; a computed one says so in its meaning."""
+    if field.is_required() or field.default_factory is not None or field.default is None:
+        return ""
+    return json.dumps(field.default)

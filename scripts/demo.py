@@ -15,9 +15,9 @@ import dagster as dg  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from definitions import build_defs  # noqa: E402
-from dicom_etl.console import table  # noqa: E402
+from dicom_etl.cli.output import print_table  # noqa: E402
 from dicom_etl.examples import write_examples  # noqa: E402
-from dicom_etl.inspect import status  # noqa: E402
+from dicom_etl.inspection.status import read_status  # noqa: E402
 from dicom_etl.pipeline import Pipeline  # noqa: E402
 from dicom_etl.settings import load_settings  # noqa: E402
 from scripts.home import DEMO, dagster_home  # noqa: E402
@@ -58,11 +58,11 @@ def _run(console: Console, instance: dg.DagsterInstance, dataset: str) -> bool:
 
 
 def _show(console: Console, pipeline: Pipeline) -> None:
-    rows = status(pipeline.lake)
+    rows = read_status(pipeline.lake)
     columns = ("dataset", "subjects", "studies", "series", "instances", "findings")
     found = [f"{row.errors} errors, {row.warnings} warnings" for row in rows]
     counts = [(r.dataset, r.subjects, r.studies, r.series, r.instances) for r in rows]
-    table(console, "What came out", columns, [(*c, f) for c, f in zip(counts, found, strict=True)])
+    print_table(console, "What came out", columns, [(*c, f) for c, f in zip(counts, found, strict=True)])
     for row in rows:
         console.print(f"report of {row.dataset}: {_report(pipeline, row.dataset)}", soft_wrap=True)
     console.print(f"tables and FHIR resources: {_short(Path(pipeline.settings.lake))}")

@@ -12,11 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dicom_etl.doctor import settings_help  # noqa: E402
 from dicom_etl.fhir.mapping import Line, lines  # noqa: E402
 from dicom_etl.findings import codes  # noqa: E402
 from dicom_etl.headers.catalogue import catalogue  # noqa: E402
 from dicom_etl.lake import schemas  # noqa: E402
+from dicom_etl.settings import describe_settings  # noqa: E402
 
 
 def rows(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -97,7 +97,7 @@ def _in_r5(line: Line) -> str:
 def settings_table() -> str:
     """All settings."""
     return rows(
-        ("setting", "default", "meaning"), [(f"`{n}`", f"`{d}`" if d else "", m) for n, d, m in settings_help()]
+        ("setting", "default", "meaning"), [(f"`{n}`", f"`{d}`" if d else "", m) for n, d, m in describe_settings()]
     )
 
 

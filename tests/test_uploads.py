@@ -11,11 +11,12 @@ from typing import Any
 import orjson
 import pytest
 
-from dicom_etl.inspect import sendings, status_of
+from dicom_etl.inspection.status import read_dataset_status
+from dicom_etl.inspection.uploads import list_uploads
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import INVENTORY
 from dicom_etl.lake.tables import Lake
-from dicom_etl.pipeline import Outcome
+from dicom_etl.pipeline import RunResult
 from dicom_etl.stages.upload import Uploaded
 from dicom_etl.stages.verify import DIFFERENCES, Comparison, Verified
 from dicom_etl.upload.ledger import Ledger, ResourceRow, State
@@ -80,7 +81,7 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def test_what_is_not_as_it_should_be_comes_newest_first(lake: Lake) -> None:
-    found = sendings(lake, "A")
+    found = list_uploads(lake, "A")
 
     assert [(sent.state, sent.resource) for sent in found.listed] == [
         ("orphaned", "ImagingStudy/s5"),
@@ -99,7 +100,7 @@ def test_what_is_not_as_it_should_be_comes_newest_first(lake: Lake) -> None:
 def test_the_status_counts_what_datasets_share_too(lake: Lake) -> None:
     note(lake, row("Endpoint", "e1", "held"))
 
-    assert status_of(lake, "A").uploads == (
+    assert read_dataset_status(lake, "A").uploads == (
         ("s", "failed", 1),
         ("s", "held", 2),
         ("s", "orphaned", 1),
@@ -111,7 +112,7 @@ def test_the_status_counts_what_datasets_share_too(lake: Lake) -> None:
 
 def test_an_unconfirmed_resource_is_trouble() -> None:
     uploaded = Uploaded("A", "s", {"ImagingStudy": {"unconfirmed": 1, "stored": 5}})
-    outcome = Outcome()
+    outcome = RunResult()
     outcome.add("upload", "A", uploaded)
 
     assert outcome.exit_code == 1
@@ -125,7 +126,7 @@ def test_an_unconfirmed_resource_is_trouble() -> None:
     ids=str,
 )
 def test_only_the_states_that_are_asked_for(lake: Lake, states: list[str], ids: list[str]) -> None:
-    assert [sent.resource.partition("/")[2] for sent in sendings(lake, "A", states).listed] == ids
+    assert [sent.resource.partition("/")[2] for sent in list_uploads(lake, "A", states).listed] == ids
 
 
 def test_the_command_lists_them_and_says_how_they_go_again(said: Said, lake: Lake) -> None:

@@ -1,15 +1,16 @@
-"""The command `dicom-etl`: one subcommand per stage, and those that run, audit, explain and check.
+"""The command `dicom-etl`: reads options, calls the pipeline and shows the results.
 
-Only reads options, calls the pipeline and shows what came back. Exit codes: 0 done (findings or not), 1 some units
-failed, were held or rejected, 2 wrong usage or nothing to do, 3 the server could not be reached, everything else done,
-130 stopped by Ctrl-C.
+Each module but four is named after the subcommand it holds: `run` (and `audit`), `stages` (one per stage), `convert`,
+`status`, `uploads`, `explain`, `completeness`, `findings`, `verify`, `doctor`, `example`. Shared by them: `options`,
+`session` (settings, lake and console of a command), `output`, `export`, `execution`, `results`. `app` lists the
+subcommands.
 
-`root` knows the modules of commands; these share `options` and `session`, and what stands on it: `showing`, `running`.
-None knows what stands above it.
+Exit codes: 0 done (with or without findings), 1 some units failed, were held or rejected, 2 wrong usage or nothing to
+do, 3 the server could not be reached, everything else done, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
-from dicom_etl.cli.root import app, main
+from dicom_etl.cli.app import app, main
 
 __all__ = ["app", "main"]

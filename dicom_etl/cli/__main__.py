@@ -1,8 +1,8 @@
-"""What `python -m dicom_etl.cli` runs."""
+"""The command as `python -m dicom_etl.cli`."""
 
 from __future__ import annotations
 
-from dicom_etl.cli.root import main
+from dicom_etl.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from dicom_etl.cli.options import DryRun, FhirUrl, Json, LakeRoot, NoWait, SettingsFile
+from dicom_etl.cli.output import print_table, to_printable
 from dicom_etl.cli.session import Session
-from dicom_etl.console import plain, table
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.settings import SettingsError
 from dicom_etl.stages import forget as stage
@@ -66,7 +66,7 @@ def _forget(session: Session, dataset: str, subject: str | None, *, yes: bool, d
         if session.as_json or not sys.stdin.isatty():
             raise SettingsError(f"forgetting {what} cannot be undone: say --yes where nobody can be asked")
         _show(session, plan)
-        if not typer.confirm(plain(f"Forget {what}? The files in its folder stay; all else cannot be undone.")):
+        if not typer.confirm(to_printable(f"Forget {what}? The files in its folder stay; all else cannot be undone.")):
             return 2
     done = stage.forget(dataset, subject, lake, session.settings)
     _show(session, done)
@@ -82,7 +82,7 @@ def _show(session: Session, done: Forgotten) -> None:
     rows = [row for row in rows if row[2]]
     if rows:
         title = "Would be forgotten" if done.dry_run else "Forgotten"
-        table(session.console, title, ["where", "what", "how many"], rows)
+        print_table(session.console, title, ["where", "what", "how many"], rows)
     elif done.dry_run or not done.exit_code:
         session.tell("there is nothing left to forget")
     for sentence in [*done.told, *done.left, done.unreachable]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dicom_etl import inspect
-from dicom_etl.console import plain
+from dicom_etl.cli.output import to_printable
+from dicom_etl.inspection.status import list_datasets
+from dicom_etl.lake.schemas import ALL_FINDINGS
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings, SettingsError, load_settings
 from dicom_etl.sources.registry import chosen_datasets
@@ -43,7 +44,7 @@ class Session:
 
     def tell(self, sentence: str) -> None:
         """A sentence for the person."""
-        self.console.print(plain(sentence), markup=False)
+        self.console.print(to_printable(sentence), markup=False)
 
     def stopped(self, error: Exception, exit_code: int) -> int:
         """Say why a command ended before its end; returns its exit code."""
@@ -65,10 +66,20 @@ class Session:
             raise SettingsError(f"there is no lake at {self.settings.lake}; name it with --lake, or run first")
         return lake.open()
 
+    def measured_lake(self, dataset: str) -> Lake:
+        """The lake, in which the dataset must have been measured."""
+        lake = self.existing()
+        names = list_datasets(lake)
+        if dataset not in names:
+            raise SettingsError(f"the lake has no dataset {dataset}; it has {', '.join(names) or 'none'}")
+        if lake.fingerprint(ALL_FINDINGS, dataset=dataset) is None:
+            raise SettingsError(f"dataset {dataset} has not been measured: run `dicom-etl measure {dataset}` first")
+        return lake
+
     def in_lake(self, named: list[str] | None) -> list[str]:
         """The datasets of the lake that are named, by name or folder; all of them if none is."""
         lake = self.existing()
-        there = inspect.datasets_of(lake)
+        there = list_datasets(lake)
         if not named:
             return there
         names = [[text] if text in there else chosen_datasets(self.settings, lake, [text]) for text in named]

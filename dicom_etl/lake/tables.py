@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
+from dicom_etl.errors import UserError
 from dicom_etl.identity.names import encode_name
 from dicom_etl.lake import locks, recovery
 from dicom_etl.lake.description import FILE, LakeDescription
@@ -35,7 +36,7 @@ _DATASET_FOLDERS = ("inventory", "sheets", "identities", "withdrawn")  # one fil
 _FINGERPRINT = b"dicom_etl.fingerprint"
 
 
-class LakeError(Exception):
+class LakeError(UserError):
     """The lake cannot be used as it is; the text says what to do."""
 
 

@@ -15,8 +15,8 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from dicom_etl import __version__
 from dicom_etl.quality.view import View
+from dicom_etl.version import VERSION
 
 __all__ = ["POLICY", "CsvFile", "render"]
 
@@ -62,7 +62,7 @@ def render(view: View, tables: Mapping[str, CsvFile], *, reference_date: str | N
         tables=tables,
         quoted=shlex.quote(view.dataset),
         reference_date=reference_date,
-        version=__version__,
+        version=VERSION,
         policy=POLICY,
         style=Markup(style),  # our own file
         categories=_CATEGORIES,

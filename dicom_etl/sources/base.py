@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, Protocol, Self
 
+from dicom_etl.errors import UserError
 from dicom_etl.findings import Finding
 from dicom_etl.settings import DatasetSettings
 
 ROOT_UNIT = "."  # the unit of files that lie in no subject's folder
 
 
-class SourceError(Exception):
+class SourceError(UserError):
     """A dataset cannot be crawled at all; the text is one sentence."""
 
 

@@ -16,7 +16,6 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl import __version__
 from dicom_etl.lake.fingerprints import fingerprint, version_of
 from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, MEASURES, Table, report_file
 from dicom_etl.lake.tables import Lake
@@ -27,6 +26,7 @@ from dicom_etl.quality.render import CsvFile, render
 from dicom_etl.quality.view import View, listed_subjects, view
 from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
+from dicom_etl.version import VERSION
 
 # Raised when the code that reports changes what it makes of the same tables.
 REPORT_VERSION = 1
@@ -78,9 +78,7 @@ def _fingerprint(measured: str, settings: Settings) -> str | None:
     """The fingerprint of all that a report is made from; None where the tables have none."""
     if not measured:
         return None
-    return fingerprint(
-        REPORT_VERSION, __version__, version_of(*_TABLES), measured, settings.reference_date, MOST_CSV_ROWS
-    )
+    return fingerprint(REPORT_VERSION, VERSION, version_of(*_TABLES), measured, settings.reference_date, MOST_CSV_ROWS)
 
 
 def _former(lake: Lake, dataset: str, mark: str | None) -> dict[str, Any] | None:
@@ -146,7 +144,7 @@ def _summary(content: View, rows: Sequence[Mapping[str, Any]], reference_date: s
     ]
     return {
         "dataset": content.dataset,
-        "version": __version__,
+        "version": VERSION,
         "reference_date": reference_date,
         "counts": dict(content.counts),
         "verdicts": dict(content.verdicts),

@@ -14,10 +14,10 @@ from assets.automation import changed_datasets, changes, nightly
 from assets.partitions import dataset_of
 from definitions import build_defs
 from dicom_etl.examples import write_examples
+from dicom_etl.inspection.snapshot import take_snapshot
 from dicom_etl.pipeline import Pipeline, run
 from dicom_etl.settings import load_settings
 from dicom_etl.stages.forget import forget
-from dicom_etl.watching import glance
 from resources import PipelineResource
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +141,7 @@ def test_only_new_and_different_datasets_have_changed(before, now, changed):
 def test_a_glance_sees_a_new_file_and_a_changed_setting(settings_file):
     def look() -> dict[str, str]:
         pipeline = Pipeline(load_settings(settings_file))
-        return {name: glance(pipeline, name) for name in pipeline.datasets()}
+        return {name: take_snapshot(pipeline, name) for name in pipeline.datasets()}
 
     first = look()
     assert look() == first

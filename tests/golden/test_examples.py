@@ -24,7 +24,7 @@ from dicom_etl.examples import ExampleTree, write_examples
 from dicom_etl.fhir.checks import errors
 from dicom_etl.lake.schemas import DATASET_FINDINGS, FINDINGS, RESOURCE_TYPES
 from dicom_etl.lake.shard_reader import read_shards
-from dicom_etl.pipeline import Outcome, Pipeline, run
+from dicom_etl.pipeline import Pipeline, RunResult, run
 from dicom_etl.settings import load_settings
 
 Resource = dict[str, Any]
@@ -44,7 +44,7 @@ class Built(NamedTuple):
     """The example, what a run said, and its resources with readable ids, by dataset and type."""
 
     tree: ExampleTree
-    outcome: Outcome
+    outcome: RunResult
     etl: Pipeline
     resources: dict[tuple[str, str], list[Resource]]
     written: list[Resource]

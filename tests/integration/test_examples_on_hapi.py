@@ -9,7 +9,7 @@ from fhirpy import SyncFHIRClient
 
 from dicom_etl.examples import write_examples
 from dicom_etl.lake.schemas import ALL_FINDINGS
-from dicom_etl.pipeline import Options, Pipeline, run
+from dicom_etl.pipeline import Pipeline, RunOptions, run
 from dicom_etl.settings import load_settings
 from tests.corpus import write_instance
 from tests.servers.hapi_server import validate
@@ -27,7 +27,7 @@ def pipeline(settings_file: Path, url: str, lake: str, **overrides) -> Pipeline:
 
 
 def load(etl: Pipeline, *names: str, **options):
-    outcome = run(etl, names, options=Options(**options))
+    outcome = run(etl, names, options=RunOptions(**options))
     assert outcome.exit_code == 0, outcome
     return outcome
 

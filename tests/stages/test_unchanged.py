@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.shapes_corpus import write_shape
 from dicom_etl.lake.tables import Lake
-from dicom_etl.pipeline import STAGES, Options, Pipeline, run
+from dicom_etl.pipeline import STAGES, Pipeline, RunOptions, run
 from dicom_etl.settings import DatasetSettings, Settings
 from dicom_etl.sources import TreeSource
 
@@ -64,7 +64,7 @@ def test_a_changed_subject_costs_its_own_files_and_its_shard(tmp_path: Path, ope
     changed.touch()
 
     opened.clear()
-    outcome = run(pipeline, ["ds"], AUDIT, Options())
+    outcome = run(pipeline, ["ds"], AUDIT, RunOptions())
     sources = [path for path in opened if path.startswith("source ")]
     assert sources == [f"source {changed.relative_to(tmp_path / 'ds').as_posix()}"]
     assert (outcome.summaries["ds"]["extract"].units_made, outcome.summaries["ds"]["build"].units_made) == (1, 1)

@@ -367,7 +367,7 @@ def test_of_many_differences_the_console_shows_the_first(
         {},
     )
     monkeypatch.setattr("dicom_etl.pipeline.verify", lambda *_, **__: found)
-    monkeypatch.setattr("dicom_etl.inspect.datasets_of", lambda _: ["A"])
+    monkeypatch.setattr("dicom_etl.cli.session.list_datasets", lambda _: ["A"])
 
     code, out, _ = said("verify", "--lake", tmp_path / "lake")
 

@@ -1,4 +1,4 @@
-"""What stages have done, in tables for a person and in JSON for a machine."""
+"""The results of stages: tables for a person, JSON for a machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
+from dicom_etl.cli.output import print_table, to_printable
 from dicom_etl.cli.session import Session
-from dicom_etl.console import plain, table
-from dicom_etl.pipeline import STAGES, Outcome
+from dicom_etl.pipeline import STAGES, RunResult
 from dicom_etl.stages.report import Reported
 from dicom_etl.stages.upload import Uploaded
 
 
-def show_outcome(session: Session, outcome: Outcome, **more: Any) -> None:
+def show_result(session: Session, outcome: RunResult, **more: Any) -> None:
     """Show what a run of stages has come to: a table for each stage, then what stopped. JSON has `more` as well."""
     if session.as_json:
         print(json.dumps(_machine(outcome) | more, default=str))
@@ -44,7 +44,7 @@ def _said(reported: Reported) -> str:
     return ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
 
 
-def _machine(outcome: Outcome) -> dict[str, Any]:
+def _machine(outcome: RunResult) -> dict[str, Any]:
     return {
         "exit_code": outcome.exit_code,
         "datasets": {
@@ -63,7 +63,7 @@ def _show_stage(console: Console, stage: str, summaries: list[Any]) -> None:
         return
     rows = [asdict(summary) for summary in summaries]
     columns = [name for name, value in rows[0].items() if not isinstance(value, dict | list | tuple)]
-    table(console, stage, [name.replace("_", " ") for name in columns], [[r[c] for c in columns] for r in rows])
+    print_table(console, stage, [name.replace("_", " ") for name in columns], [[r[c] for c in columns] for r in rows])
 
 
 def show_upload(console: Console, summaries: list[Uploaded]) -> None:
@@ -77,6 +77,6 @@ def show_upload(console: Console, summaries: list[Uploaded]) -> None:
         for kind, states in s.counts.items()
         for state, number in states.items()
     ]
-    table(console, "upload", ["dataset", "type", "state", "resources"], rows)
+    print_table(console, "upload", ["dataset", "type", "state", "resources"], rows)
     for removed in [line for s in summaries for line in s.removed]:
-        console.print(plain(removed), markup=False)
+        console.print(to_printable(removed), markup=False)

@@ -10,10 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import orjson
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
 from dicom_etl.fhir_client import FhirError, check_server, parse_credentials
 from dicom_etl.fhir_connection import choose_authentication, chosen_method, open_client
 from dicom_etl.identity.crosswalk import read_crosswalk
@@ -41,7 +37,7 @@ class Check:
     said: str
 
 
-def examine(settings: Settings) -> list[Check]:
+def run_checks(settings: Settings) -> list[Check]:
     """Whether everything that a run needs is there."""
     version = ".".join(map(str, sys.version_info[:3]))
     return [
@@ -153,26 +149,3 @@ def _careless(settings: Settings) -> Iterator[str]:
             yield f"{setting} {file} can be read by everybody: chmod o-r"
     if parse_credentials(fhir.url or ""):
         yield f"fhir.url holds a password: set fhir.username, and the password by {SECRETS['password'].places}"
-
-
-def settings_help() -> list[tuple[str, str, str]]:
-    """All settings: name, default, meaning."""
-    nested: dict[str, tuple[str, type[BaseModel]]] = {
-        "fhir": ("fhir", FhirSettings),
-        "datasets": ("datasets.NAME", DatasetSettings),
-    }
-    rows = []
-    for name, field in Settings.model_fields.items():
-        if name not in nested:
-            rows.append((name, _default(field), field.description or ""))
-        else:
-            prefix, model = nested[name]
-            rows += [(f"{prefix}.{n}", _default(f), f.description or "") for n, f in model.model_fields.items()]
-    return rows
-
-
-def _default(field: FieldInfo) -> str:
-    """A default as the settings file would write it; a computed one says so in its meaning."""
-    if field.is_required() or field.default_factory is not None or field.default is None:
-        return ""
-    return orjson.dumps(field.default).decode()

@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 
 from dicom_etl.cli.options import Datasets, FhirUrl, Json, LakeRoot, NoWait, SettingsFile
+from dicom_etl.cli.output import ProgressDisplay, print_table
+from dicom_etl.cli.results import show_upload
 from dicom_etl.cli.session import Session
-from dicom_etl.cli.showing import show_upload
-from dicom_etl.console import ProgressDisplay, table
 from dicom_etl.fhir_client import FhirError
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.pipeline import Pipeline
@@ -30,7 +30,7 @@ def verify(
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
-    """Compare the FHIR server with lake and ledger: what is missing, changed, external or unsent.
+    """Compare the FHIR server with lake and upload ledger.
 
     With no dataset named, all of the lake.
     """
@@ -69,12 +69,12 @@ def _show(console: Console, verified: Verified) -> None:
     names = {one.dataset: one.dataset or "(shared)" for one in verified.compared}
     columns = ["ok", *DIFFERENCES, "orphaned"]
     counted = [[names[one.dataset], *(one.counts[column] for column in columns)] for one in verified.compared]
-    table(console, verified.server, ["dataset", *columns], counted)
+    print_table(console, verified.server, ["dataset", *columns], counted)
     found = [
         (d.what, names[one.dataset], d.unit, d.resource, d.text) for one in verified.compared for d in one.differences
     ]
     if found:
-        table(console, "Differences", ["what", "dataset", "unit", "resource", "more"], found[:_SHOWN])
+        print_table(console, "Differences", ["what", "dataset", "unit", "resource", "more"], found[:_SHOWN])
     if len(found) > _SHOWN:
         console.print(f"and {len(found) - _SHOWN:,} more: --json lists all")
     if verified.uploads:

@@ -1,4 +1,4 @@
-"""What a person sees: text from data cannot steer a terminal, and progress without a terminal is plain lines."""
+"""What a person sees: text from data cannot steer a terminal, and progress without a terminal is to_printable lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import pytest
 from rich.console import Console
 
-from dicom_etl.console import ProgressDisplay, plain, table
+from dicom_etl.cli.output import ProgressDisplay, print_table, to_printable
 
 
 def written(*, terminal: bool = False, width: int = 200) -> Console:
@@ -38,42 +38,42 @@ def text_of(console: Console) -> str:
     ],
 )
 def test_a_control_character_is_replaced(hostile: str) -> None:
-    assert "\N{REPLACEMENT CHARACTER}" in plain(hostile)
-    assert plain(hostile).isprintable()
+    assert "\N{REPLACEMENT CHARACTER}" in to_printable(hostile)
+    assert to_printable(hostile).isprintable()
 
 
 @pytest.mark.parametrize("name", ["Müller^Grete", "山田^太郎", "홍^길동", "a b", "50 %", "[bold]"])
 def test_printable_text_is_as_it_was(name: str) -> None:
-    assert plain(name) == name
+    assert to_printable(name) == name
 
 
 def test_a_value_that_is_no_text_is_its_text() -> None:
-    assert plain(3.5) == "3.5"
+    assert to_printable(3.5) == "3.5"
 
 
 def test_a_table_defuses_its_cells() -> None:
     console = written()
-    table(console, "Units", ["unit"], [["sub\x1b[31m-1"]])
+    print_table(console, "Units", ["unit"], [["sub\x1b[31m-1"]])
     assert "\x1b" not in text_of(console)
     assert "sub\N{REPLACEMENT CHARACTER}[31m-1" in text_of(console)
 
 
 def test_a_cell_is_no_markup() -> None:
     console = written()
-    table(console, "Units", ["unit"], [["[link=file:///etc/passwd]x[/link]"]])
+    print_table(console, "Units", ["unit"], [["[link=file:///etc/passwd]x[/link]"]])
     assert "[link=file:///etc/passwd]x[/link]" in text_of(console)
 
 
 def test_numbers_have_separators_and_none_is_blank() -> None:
     console = written()
-    table(console, "Units", ["files", "note"], [[1234567, None]])
+    print_table(console, "Units", ["files", "note"], [[1234567, None]])
     assert "1,234,567" in text_of(console)
     assert "None" not in text_of(console)
 
 
 def test_a_table_may_have_no_rows() -> None:
     console = written()
-    table(console, "Units", ["unit"], [])
+    print_table(console, "Units", ["unit"], [])
     assert "unit" in text_of(console)
 
 

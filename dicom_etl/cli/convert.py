@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from dicom_etl.cli.options import SettingsFile, Workers
-from dicom_etl.console import plain
+from dicom_etl.cli.output import to_printable
 from dicom_etl.convert import convert as convert_folder
 from dicom_etl.settings import load_settings
 
@@ -28,7 +28,7 @@ def convert(
     settings: SettingsFile = None,
     workers: Workers = None,
 ) -> None:
-    """The FHIR resources of a folder on standard output, one per line; keeps no lake.
+    """Print the FHIR resources of a folder, one per line, without a lake.
 
     Patients first, then one ImagingStudy for each study. What was left out is said on standard error, and the exit code
     is then 1.
@@ -43,6 +43,6 @@ def convert(
     for found in told:
         where = found.path or found.series_uid or found.study_uid or str(directory)
         times = f" ({found.count} times)" if found.count > 1 else ""
-        console.print(plain(f"{found.severity}: {where}: {found.message} [{found.code}]{times}"), markup=False)
+        console.print(to_printable(f"{found.severity}: {where}: {found.message} [{found.code}]{times}"), markup=False)
     console.print(f"{len(converted.studies)} studies, {len(told)} findings", markup=False)
     raise typer.Exit(int(any(f.severity == "error" for f in told)))

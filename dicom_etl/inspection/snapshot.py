@@ -10,7 +10,7 @@ from dicom_etl.pipeline import Pipeline
 from dicom_etl.sources import Scan, SourceError
 
 
-def glance(pipeline: Pipeline, dataset: str) -> str:
+def take_snapshot(pipeline: Pipeline, dataset: str) -> str:
     """A fingerprint of all that the source lists, and of the settings and crosswalk that shape its resources."""
     scan = Scan()
     try:

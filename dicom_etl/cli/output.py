@@ -16,12 +16,12 @@ from rich.text import Text
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-def plain(value: object) -> str:
+def to_printable(value: object) -> str:
     """A value as text that cannot steer a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
-def table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print a table; numbers to the right."""
     rows = list(rows)
     shown = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
@@ -29,12 +29,12 @@ def table(console: Console, title: str, columns: Sequence[str], rows: Iterable[S
         number = all(isinstance(row[position], int) for row in rows) and bool(rows)
         shown.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(f"{v:,}" if isinstance(v, int) else plain("" if v is None else v)) for v in row))
+        shown.add_row(*(Text(f"{v:,}" if isinstance(v, int) else to_printable("" if v is None else v)) for v in row))
     console.print(shown)
 
 
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
-    """Progress with rate and remaining time on a terminal, a plain line now and then elsewhere."""
+    """Progress with rate and remaining time on a terminal, a to_printable line now and then elsewhere."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console = console
@@ -70,8 +70,8 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         text = f"{rate:,.0f}/s" if now > self._started[what] else ""
         if self._console.is_terminal:
             if what not in self._tasks:
-                self._tasks[what] = self._bars.add_task(plain(what), total=total, rate="")
+                self._tasks[what] = self._bars.add_task(to_printable(what), total=total, rate="")
             self._bars.update(self._tasks[what], completed=done, total=total, rate=text)
         elif done >= total or now - self._last.get(what, 0.0) > _SECONDS_BETWEEN_LINES:
             self._last[what] = now
-            self._console.print(Text(f"{plain(what)}: {done:,} of {total:,} {text}".rstrip()))
+            self._console.print(Text(f"{to_printable(what)}: {done:,} of {total:,} {text}".rstrip()))

@@ -6,20 +6,21 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
-from dicom_etl import inspect
+from dicom_etl.cli.output import ProgressDisplay, print_table
+from dicom_etl.cli.results import show_result
 from dicom_etl.cli.session import Session
-from dicom_etl.cli.showing import show_outcome
-from dicom_etl.console import ProgressDisplay, table
+from dicom_etl.inspection.preview import preview_run
+from dicom_etl.inspection.status import list_datasets
 from dicom_etl.lake.migration import must_be_rebuilt
 from dicom_etl.lake.withdrawn import admitted
-from dicom_etl.pipeline import Options, Outcome, Pipeline, run
+from dicom_etl.pipeline import Pipeline, RunOptions, RunResult, run
 from dicom_etl.settings import DatasetSettings, SettingsError
 from dicom_etl.sources.registry import chosen_datasets, known_datasets
 
 _OF_THE_LAKE = {"upload", "measure", "report"}
 
 
-def go(session: Session, named: list[str] | None, stages: Collection[str], options: Options) -> int:
+def execute(session: Session, named: list[str] | None, stages: Collection[str], options: RunOptions) -> int:
     """Run stages over the named datasets, show the outcome, return the exit code."""
     chosen = _admitted(session, _chosen(session, named or [], stages))
     if options.rebuild:
@@ -29,7 +30,7 @@ def go(session: Session, named: list[str] | None, stages: Collection[str], optio
         if options.dry_run:
             return _plan(session, pipeline, list(chosen), stages, options)
         outcome = run(pipeline, list(chosen), stages, options)
-    show_outcome(session, outcome)
+    show_result(session, outcome)
     return outcome.exit_code
 
 
@@ -37,7 +38,7 @@ def _require_all(session: Session, chosen: Collection[str]) -> None:
     """Refuse to rebuild some datasets of a lake where the tables of all of them are removed."""
     lake = session.lake()
     is_whole = must_be_rebuilt(lake, session.settings.resource_ids().key_fingerprint)
-    missing = sorted(set(inspect.datasets_of(lake)) - set(chosen)) if is_whole else []
+    missing = sorted(set(list_datasets(lake)) - set(chosen)) if is_whole else []
     if missing:
         raise SettingsError(
             f"the lake {lake.root} has an older schema or another id key and also holds {', '.join(missing)}: name all "
@@ -48,7 +49,7 @@ def _require_all(session: Session, chosen: Collection[str]) -> None:
 def _chosen(session: Session, named: list[str], stages: Collection[str]) -> dict[str, DatasetSettings]:
     """The datasets that are named: for stages that read the lake alone, also by the names that it has."""
     lake = session.lake()
-    of_lake = inspect.datasets_of(lake) if named and set(stages) <= _OF_THE_LAKE else ()
+    of_lake = list_datasets(lake) if named and set(stages) <= _OF_THE_LAKE else ()
     known = known_datasets(session.settings)
     by_name = [text for text in named if text in of_lake and text not in known and not Path(text).exists()]
     others = [text for text in named if text not in by_name]
@@ -68,11 +69,11 @@ def _admitted(session: Session, chosen: dict[str, DatasetSettings]) -> dict[str,
     return left
 
 
-def _plan(session: Session, pipeline: Pipeline, names: list[str], stages: Collection[str], options: Options) -> int:
-    plans = [asdict(inspect.plan(pipeline, name)) for name in names] if "crawl" in stages else []
+def _plan(session: Session, pipeline: Pipeline, names: list[str], stages: Collection[str], options: RunOptions) -> int:
+    plans = [asdict(preview_run(pipeline, name)) for name in names] if "crawl" in stages else []
     if plans and not session.as_json:
-        table(session.console, "Would be done", list(plans[0]), [list(plan.values()) for plan in plans])
+        print_table(session.console, "Would be done", list(plans[0]), [list(plan.values()) for plan in plans])
     sends = "upload" in stages and pipeline.settings.fhir.url
-    outcome = run(pipeline, names, ["upload"], options) if sends else Outcome()
-    show_outcome(session, outcome, plans=plans)
+    outcome = run(pipeline, names, ["upload"], options) if sends else RunResult()
+    show_result(session, outcome, plans=plans)
     return outcome.exit_code

@@ -1,0 +1,39 @@
+"""`dicom-etl findings`: the findings of all stages, as a table in CSV or Parquet."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dicom_etl.cli.export import write_rows
+from dicom_etl.cli.options import Dataset, LakeRoot, Output, SettingsFile, check_choices
+from dicom_etl.cli.session import Session
+from dicom_etl.findings import codes
+from dicom_etl.lake.schemas import ALL_FINDINGS
+
+
+def findings(
+    dataset: Dataset,
+    code: Annotated[
+        list[str] | None, typer.Option("--code", help="only findings of this code (may be repeated)")
+    ] = None,
+    severity: Annotated[
+        list[str] | None, typer.Option("--severity", help="error, warning, info (may be repeated) [default: all]")
+    ] = None,
+    subject: Annotated[list[str] | None, typer.Option("--subject", help="only this subject (may be repeated)")] = None,
+    output: Output = None,
+    settings: SettingsFile = None,
+    lake: LakeRoot = None,
+) -> None:
+    """Write a table of the findings of all stages.
+
+    The dataset must have been measured. `dicom-etl explain` shows everything about one subject, findings included.
+    """
+    session = Session(output is None, settings, lake)
+    if severity:
+        check_choices("--severity", severity, ("error", "warning", "info"))
+    if code:
+        check_choices("--code", code, codes())
+    batches = session.measured_lake(dataset).read_pieces(ALL_FINDINGS, dataset=dataset)
+    write_rows(session, ALL_FINDINGS, batches, output, {"code": code, "severity": severity, "subject": subject})
