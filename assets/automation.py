@@ -10,7 +10,7 @@ import orjson
 
 from assets.partitions import datasets
 from assets.stages import ASSETS
-from dicom_etl.identity.names import encode_name
+from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.inspection.snapshot import take_snapshot
 from dicom_etl.pipeline import Pipeline
 from resources import PipelineResource

@@ -1,11 +1,11 @@
-"""One dynamic partition per dataset; its key is the encoded name of the dataset (`identity.names.encode_name`).
+"""One dynamic partition per dataset; its key is the encoded name of the dataset (`identity.name_encoding.encode_name`).
 
 Subjects are not partitions: they are units inside a dataset, of which a run makes only the changed ones.
 """
 
 import dagster as dg
 
-from dicom_etl.identity.names import encode_name
+from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.pipeline import Pipeline
 
 datasets = dg.DynamicPartitionsDefinition(name="dataset")

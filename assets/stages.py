@@ -8,7 +8,7 @@ from pydantic import Field
 
 from assets.partitions import dataset_of, datasets
 from assets.summary import Result, facts
-from dicom_etl.identity.names import encode_name
+from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.pipeline import Pipeline, RunOptions
 from resources import PipelineResource
 

@@ -59,7 +59,7 @@ def convert(directory: str | Path, *, contained: bool = False, settings: Setting
     root = Path(directory).resolve()
     settings = settings or Settings(engine="serial")
     described = DatasetSettings(root=str(root), time_zone=settings.time_zone)
-    source = replace(TreeSource.of(root.name or "root", described), is_flat=True)
+    source = replace(TreeSource.from_settings(root.name or "root", described), is_flat=True)
     engine = Engine(settings.engine, settings.workers, settings.scheduler)
     with tempfile.TemporaryDirectory(prefix="dicom-etl-") as folder:
         lake = Lake(folder).open()

@@ -1,6 +1,6 @@
-"""CSV files that people write and settings name: read whole, or refused with a sentence that says why.
+"""CSV files that people write and that settings name: read completely, or refused with the reason.
 
-Not here: what their lines mean.
+Not here: the meaning of their rows (`identity.crosswalk`, `fhir.corrections`).
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from pathlib import Path
 from dicom_etl.settings import SettingsError
 
 
-def read_lines(
-    what: str, path: str | None, needed: Collection[str], known: Collection[str] | None = None
+def read_rows(
+    name: str, path: str | None, required: Collection[str], allowed: Collection[str] | None = None
 ) -> list[tuple[str, dict[str, str]]]:
-    """The lines of a file, each with the words that name it in a sentence; none where no file is configured.
+    """The rows of a file, each with its location as text for messages; none if no file is configured.
 
     Args:
-        what: the file is, as in `the crosswalk`.
+        name: of the file in messages, as in `the crosswalk`.
         path: of the file, in UTF-8.
-        needed: columns that it must have; blanks around values are dropped.
-        known: all columns that it may have; None: any.
+        required: columns that it must have; blanks around values are removed.
+        allowed: all columns that it may have; None: any.
 
     Raises:
-        SettingsError: it cannot be read, lacks a column or has one that is not known. A file that was half read would
-            change what nobody meant to change.
+        SettingsError: it cannot be read, lacks a column or has an unknown one. A file that was read only in part would
+            change data that nobody meant to change.
     """
     if path is None:
         return []
@@ -33,17 +33,18 @@ def read_lines(
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or ()
-            if missing := sorted(set(needed) - set(columns)):
-                raise SettingsError(f"{what} {path} lacks the column {', '.join(missing)}")
-            if known is not None and (unknown := sorted(set(columns) - set(known))):
-                raise SettingsError(f"{what} {path} has the column {unknown[0]}; there are {', '.join(sorted(known))}")
-            return [(f"line {reader.line_num} of {what} {path}", _plain(row)) for row in reader]
+            if missing := sorted(set(required) - set(columns)):
+                raise SettingsError(f"{name} {path} lacks the column {', '.join(missing)}")
+            if allowed is not None and (unknown := sorted(set(columns) - set(allowed))):
+                allowed_names = ", ".join(sorted(allowed))
+                raise SettingsError(f"{name} {path} has the column {unknown[0]}; there are {allowed_names}")
+            return [(f"line {reader.line_num} of {name} {path}", _clean(row)) for row in reader]
     except OSError as error:
-        raise SettingsError(f"{what} {path} cannot be read: {error.strerror}") from None
+        raise SettingsError(f"{name} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise SettingsError(f"{what} {path} is not UTF-8 text: save it as CSV UTF-8") from None
+        raise SettingsError(f"{name} {path} is not UTF-8 text: save it as CSV UTF-8") from None
 
 
-def _plain(row: dict[str | None, str | list[str] | None]) -> dict[str, str]:
-    """The cells as text; what stands beyond the last column is left out."""
+def _clean(row: dict[str | None, str | list[str] | None]) -> dict[str, str]:
+    """The cells as text; cells beyond the last column are ignored."""
     return {key: value.strip() if isinstance(value, str) else "" for key, value in row.items() if key}

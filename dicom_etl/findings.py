@@ -46,7 +46,7 @@ class Finding:
     sop_uid: str | None = None
     path: str | None = None
     tag: str | None = None
-    value: str | None = None  # already masked (identity.masking.shown) where it is a tag's
+    value: str | None = None  # already masked (identity.masking.mask_value) where it is a tag's
     message: str | None = None
     count: int = 1
 

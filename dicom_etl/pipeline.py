@@ -23,7 +23,7 @@ from dicom_etl.lake.tables import Lake, LakeError
 from dicom_etl.lake.withdrawn import admitted
 from dicom_etl.settings import DatasetSettings, Settings, SettingsError
 from dicom_etl.sources import Source, SourceError, open_source
-from dicom_etl.sources.registry import known_datasets
+from dicom_etl.sources.registry import find_datasets
 from dicom_etl.stages.build import Built, build
 from dicom_etl.stages.crawl import Crawled, DatasetStoppedError, crawl
 from dicom_etl.stages.extract import Extracted, extract
@@ -78,7 +78,7 @@ class Pipeline:
 
     def datasets(self) -> dict[str, DatasetSettings]:
         """All datasets, by name."""
-        return known_datasets(self.settings) | dict(self.extra)
+        return find_datasets(self.settings) | dict(self.extra)
 
     def admitted(self) -> dict[str, DatasetSettings]:
         """All datasets but those that were withdrawn as a whole."""

@@ -255,7 +255,7 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: the key is too short, or its file cannot be read.
         """
-        return ResourceIds.of(self.namespace, _id_key(self.id_key_file))
+        return ResourceIds.from_key(self.namespace, _id_key(self.id_key_file))
 
     @classmethod
     def settings_customise_sources(

@@ -321,8 +321,8 @@ SITE = "https://dicom-etl.local"
 
 
 def test_without_a_key_it_is_derived_from_the_namespace() -> None:
-    assert load_settings().resource_ids() == ResourceIds.of(SITE, None)
-    assert Settings(namespace="https://a.example").resource_ids() == ResourceIds.of("https://a.example", None)
+    assert load_settings().resource_ids() == ResourceIds.from_key(SITE, None)
+    assert Settings(namespace="https://a.example").resource_ids() == ResourceIds.from_key("https://a.example", None)
 
 
 @pytest.mark.parametrize("value", [KEY, f" {KEY}\n"])
@@ -331,7 +331,7 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_every_dump(
 ) -> None:
     monkeypatch.setenv("DICOM_ETL_ID_KEY", value)
     settings = load_settings()
-    assert settings.resource_ids() == ResourceIds.of(SITE, KEY.encode())
+    assert settings.resource_ids() == ResourceIds.from_key(SITE, KEY.encode())
     assert not any(KEY in dump for dump in [*dumps_of(settings), repr(settings.resource_ids())])
 
 
@@ -339,7 +339,7 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_every_dump(
 def test_the_key_comes_from_a_file_at_the_moment_it_is_needed(tmp_path: Path, key: bytes) -> None:
     settings = load_settings(written(tmp_path, 'id_key_file = "key"'))
     (tmp_path / "conf" / "key").write_bytes(b"\n" + key + b" \r\n")
-    assert settings.resource_ids() == ResourceIds.of(SITE, key)
+    assert settings.resource_ids() == ResourceIds.from_key(SITE, key)
     assert not any(key.decode("latin-1") in dump for dump in dumps_of(settings))
 
 
@@ -347,9 +347,9 @@ def test_the_environments_key_counts_before_the_files(tmp_path: Path, monkeypatc
     settings = load_settings(written(tmp_path, 'id_key_file = "key"'))
     (tmp_path / "conf" / "key").write_text("1e" * 32)
     monkeypatch.setenv("DICOM_ETL_ID_KEY", KEY)
-    assert settings.resource_ids() == ResourceIds.of(SITE, KEY.encode())
+    assert settings.resource_ids() == ResourceIds.from_key(SITE, KEY.encode())
     monkeypatch.setenv("DICOM_ETL_ID_KEY", " ")
-    assert settings.resource_ids() == ResourceIds.of(SITE, b"1e" * 32)
+    assert settings.resource_ids() == ResourceIds.from_key(SITE, b"1e" * 32)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dicom_etl.lake.migration import must_be_rebuilt
 from dicom_etl.lake.withdrawn import admitted
 from dicom_etl.pipeline import Pipeline, RunOptions, RunResult, run
 from dicom_etl.settings import DatasetSettings, SettingsError
-from dicom_etl.sources.registry import chosen_datasets, known_datasets
+from dicom_etl.sources.registry import find_datasets, select_datasets
 
 _OF_THE_LAKE = {"upload", "measure", "report"}
 
@@ -50,10 +50,10 @@ def _chosen(session: Session, named: list[str], stages: Collection[str]) -> dict
     """The datasets that are named: for stages that read the lake alone, also by the names that it has."""
     lake = session.lake()
     of_lake = list_datasets(lake) if named and set(stages) <= _OF_THE_LAKE else ()
-    known = known_datasets(session.settings)
+    known = find_datasets(session.settings)
     by_name = [text for text in named if text in of_lake and text not in known and not Path(text).exists()]
     others = [text for text in named if text not in by_name]
-    chosen = chosen_datasets(session.settings, lake, others) if others or not named else {}
+    chosen = select_datasets(session.settings, lake, others) if others or not named else {}
     return chosen | {name: DatasetSettings(root=name) for name in by_name}  # a folder that nobody will open
 
 

@@ -12,7 +12,7 @@ from dicom_etl.inspection.status import list_datasets
 from dicom_etl.lake.schemas import ALL_FINDINGS
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings, SettingsError, load_settings
-from dicom_etl.sources.registry import chosen_datasets
+from dicom_etl.sources.registry import select_datasets
 
 
 class Session:
@@ -82,5 +82,5 @@ class Session:
         there = list_datasets(lake)
         if not named:
             return there
-        names = [[text] if text in there else chosen_datasets(self.settings, lake, [text]) for text in named]
+        names = [[text] if text in there else select_datasets(self.settings, lake, [text]) for text in named]
         return list(dict.fromkeys(name for some in names for name in some))

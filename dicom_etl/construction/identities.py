@@ -1,6 +1,6 @@
 """Identities: which patient each study of a dataset belongs to, as a table.
 
-Not here: the rules (`identity.persons`).
+Not here: the rules (`identity.matching`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,15 @@ import pyarrow.compute as pc
 from dicom_etl.construction.header_units import HeaderUnits
 from dicom_etl.construction.pieces import PERSON_COLUMNS
 from dicom_etl.construction.runs import rows_of_runs
+from dicom_etl.identity.crosswalk import CrosswalkEntry
 from dicom_etl.identity.ids import ResourceIds
-from dicom_etl.identity.persons import PERSONS_VERSION, Claim, CrosswalkLine, Person, Scope, persons
+from dicom_etl.identity.matching import (
+    MATCHING_VERSION,
+    MatchingScope,
+    PatientEvidence,
+    PatientMatch,
+    match_patients,
+)
 from dicom_etl.lake.fingerprints import fingerprint, run_digests
 from dicom_etl.lake.schemas import IDENTITIES, headers
 from dicom_etl.lake.tables import Lake
@@ -63,45 +70,47 @@ class Identities:
         """By the unit that builds a study that is in several units: all of these."""
         several: dict[str, set[str]] = defaultdict(set)
         for row in self._of_several().to_pylist():
-            if row["owner"]:
-                several[row["owner"]].add(row["unit"])
+            if row["building_unit"]:
+                several[row["building_unit"]].add(row["unit"])
         return several
 
     def _of_several(self) -> pa.Table:
         counts = self._rows.group_by("study_uid").aggregate([([], "count_all")])
         studies = counts.filter(pc.greater(counts["count_all"], 1))["study_uid"]
-        return self._rows.filter(pc.is_in(self._rows["study_uid"], pc.unique(studies))).select(["owner", "unit"])
+        return self._rows.filter(pc.is_in(self._rows["study_uid"], pc.unique(studies))).select(
+            ["building_unit", "unit"]
+        )
 
 
 def matching_mark(
-    ids: ResourceIds, dataset: DatasetSettings, crosswalk: list[CrosswalkLine], units: HeaderUnits
+    ids: ResourceIds, dataset: DatasetSettings, crosswalk: list[CrosswalkEntry], units: HeaderUnits
 ) -> str:
     """What patient matching depends on."""
     lines = [list(line) for line in sorted(crosswalk)]
     made_with = (ids.namespace, ids.key_fingerprint)
-    return fingerprint(PERSONS_VERSION, made_with, dataset.assigning_authority, lines, units.mark)
+    return fingerprint(MATCHING_VERSION, made_with, dataset.assigning_authority, lines, units.mark)
 
 
-def match_patients(
+def match_dataset(
     lake: Lake,
     name: str,
     ids: ResourceIds,
     dataset: DatasetSettings,
-    crosswalk: list[CrosswalkLine],
+    crosswalk: list[CrosswalkEntry],
     units: HeaderUnits,
     mark: str,
 ) -> Identities:
     """The patients of the studies of a dataset; decided again when something that they depend on has changed."""
     if lake.fingerprint(IDENTITIES, dataset=name) != mark:
         decided = {line.subject: (line.system, line.value) for line in crosswalk}
-        scope = Scope(name, ids.namespace, dataset.assigning_authority, decided)
-        rows = _identity_rows(ids, name, persons(_claims(lake, name, units), scope))
+        scope = MatchingScope(name, ids.namespace, dataset.assigning_authority, decided)
+        rows = _identity_rows(ids, name, match_patients(_claims(lake, name, units), scope))
         lake.write(IDENTITIES, rows, fingerprint=mark, dataset=name)
     return Identities(lake.read(IDENTITIES, dataset=name))
 
 
-def _identity_rows(ids: ResourceIds, dataset: str, people: list[Person]) -> pa.Table:
-    columns: dict[str, Any] = {name: [getattr(p, name) for p in people] for name in Person.__dataclass_fields__}
+def _identity_rows(ids: ResourceIds, dataset: str, people: list[PatientMatch]) -> pa.Table:
+    columns: dict[str, Any] = {name: [getattr(p, name) for p in people] for name in PatientMatch.__dataclass_fields__}
     columns["dataset"] = [dataset] * len(people)
     columns["patient"] = [
         ids.resource_id("Patient", person.system, person.value) if person.state == "ok" else None for person in people
@@ -109,7 +118,7 @@ def _identity_rows(ids: ResourceIds, dataset: str, people: list[Person]) -> pa.T
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in IDENTITIES.schema})
 
 
-def _claims(lake: Lake, dataset: str, units: HeaderUnits) -> list[Claim]:
+def _claims(lake: Lake, dataset: str, units: HeaderUnits) -> list[PatientEvidence]:
     """What each study's instances say of their patient: distinct combinations, read shard by shard."""
     claims = []
     for shard in sorted(set(units.shard_of.values())):
@@ -117,5 +126,5 @@ def _claims(lake: Lake, dataset: str, units: HeaderUnits) -> list[Claim]:
         kept = rows.filter(pc.and_(pc.is_null(rows["duplicate"]), pc.is_valid(rows["StudyInstanceUID"])))
         distinct = kept.group_by(list(_CLAIM)).aggregate([])
         for *said, removed in zip(*(distinct[name].to_pylist() for name in _CLAIM), strict=True):
-            claims.append(Claim._make([*said, (removed or "").upper() == "YES"]))
+            claims.append(PatientEvidence._make([*said, (removed or "").upper() == "YES"]))
     return sorted(claims, key=str)

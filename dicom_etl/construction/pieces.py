@@ -20,15 +20,15 @@ from dicom_etl.construction.resources import COLUMNS, UnitPlan, UnitResources, m
 from dicom_etl.fhir.context import SUBJECT_FIELDS, Context, samples_of
 from dicom_etl.fhir.corrections import Correction
 from dicom_etl.findings import describe_error, findings_table
-from dicom_etl.identity.names import encode_name
-from dicom_etl.identity.persons import Person
+from dicom_etl.identity.matching import PatientMatch
+from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake.commits import digest_of
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import FHIR_ELEMENTS, STORED_BY_UNIT, headers
 from dicom_etl.lake.tables import Lake
 
 PIECE_ROWS = 2_500
-PERSON_COLUMNS = list(Person.__dataclass_fields__)
+PERSON_COLUMNS = list(PatientMatch.__dataclass_fields__)
 
 
 class Source(NamedTuple):
@@ -49,15 +49,17 @@ class UnitInputs(NamedTuple):
 
     def plans(self) -> list[UnitPlan]:
         """The plan of each unit."""
-        persons: dict[str, list[Person]] = defaultdict(list)
+        persons: dict[str, list[PatientMatch]] = defaultdict(list)
         for row in self.identities.select(PERSON_COLUMNS).to_pylist():
-            persons[row["unit"]].append(Person(**row))
+            persons[row["unit"]].append(PatientMatch(**row))
         cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for cell in self.cells.to_pylist():
             cells[cell["subject"]].append(cell)
         return [self._plan(unit, tuple(persons[unit]), cells) for unit in self.units]
 
-    def _plan(self, unit: str, persons: tuple[Person, ...], cells: Mapping[str, list[dict[str, Any]]]) -> UnitPlan:
+    def _plan(
+        self, unit: str, persons: tuple[PatientMatch, ...], cells: Mapping[str, list[dict[str, Any]]]
+    ) -> UnitPlan:
         subjects = sorted({person.subject for person in persons if person.subject}) if cells else []
         rows = [cell for subject in subjects for cell in cells.get(subject, ())]
         context = replace(self.context, **_sheets_of(rows)) if rows else self.context
@@ -158,7 +160,9 @@ def build_piece(piece: Piece) -> PieceBuilt:
 
 def _rows(piece: Piece, plans: Iterable[UnitPlan]) -> pa.Table:
     """The header rows of the studies that the units of a piece build."""
-    studies = pa.array([p.study_uid for plan in plans for p in plan.persons if p.owner == plan.unit], pa.string())
+    studies = pa.array(
+        [p.study_uid for plan in plans for p in plan.persons if p.building_unit == plan.unit], pa.string()
+    )
     wanted = list(dict.fromkeys(["unit", *COLUMNS, "duplicate"]))
     tables = [headers().schema.empty_table().select(wanted)]
     for shard, units in piece.sources:

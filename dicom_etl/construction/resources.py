@@ -20,7 +20,7 @@ from dicom_etl.fhir.corrections import Correction, corrected
 from dicom_etl.fhir.elements import element_rows
 from dicom_etl.fhir.rows import Group, Place
 from dicom_etl.findings import Finding
-from dicom_etl.identity.persons import Person
+from dicom_etl.identity.matching import PatientMatch
 
 __all__ = ["COLUMNS", "UnitPlan", "UnitResources", "make_resources"]
 
@@ -37,7 +37,7 @@ class UnitPlan(NamedTuple):
     """What the resources of a unit are made from, beside the header rows."""
 
     unit: str
-    persons: tuple[Person, ...]  # of the studies that are in this unit
+    persons: tuple[PatientMatch, ...]  # of the studies that are in this unit
     context: Context  # with the sheets of this unit's subjects
     corrections: tuple[Correction, ...]  # that apply to its studies
 
@@ -74,7 +74,7 @@ def _make_unit(plan: UnitPlan, batch: Group, studies: Mapping[str, Sequence[int]
     context = plan.context
     place = Place(context.dataset, plan.unit, next((person.subject for person in plan.persons), None))
     _report_persons(plan.persons, place)
-    own = [person for person in plan.persons if person.owner == plan.unit and person.state == "ok"]
+    own = [person for person in plan.persons if person.building_unit == plan.unit and person.state == "ok"]
     rows = batch.part(sorted({row for person in own for row in studies.get(person.study_uid, ())}))
     if plan.corrections:
         rows = corrected(rows.copy(), plan.corrections, place)
@@ -104,13 +104,13 @@ def _line(resource: Resource) -> bytes:
     return orjson.dumps(resource, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _report_persons(people: Iterable[Person], place: Place) -> None:
+def _report_persons(people: Iterable[PatientMatch], place: Place) -> None:
     for person in people:
         if person.reason:
             _at(person, place).add(person.reason)
 
 
-def _at(person: Person, place: Place) -> Place:
+def _at(person: PatientMatch, place: Place) -> Place:
     """The place of a study; the subject is the person's own, also where it has none."""
     return Place(place.dataset, place.unit, person.subject, person.study_uid, found=place.found)
 
@@ -128,16 +128,16 @@ def _report_series(rows: Group, place: Place) -> None:
 # -- Patients ---------------------------------------------------------------------------------------------------------
 
 
-def _group_persons(own: Iterable[Person]) -> dict[PersonKey, list[Person]]:
+def _group_persons(own: Iterable[PatientMatch]) -> dict[PersonKey, list[PatientMatch]]:
     """The entries of each person in the studies of the unit, sorted by identifier."""
-    people: dict[PersonKey, list[Person]] = defaultdict(list)
+    people: dict[PersonKey, list[PatientMatch]] = defaultdict(list)
     for person in own:
         people[person.system, person.value].append(person)
     return {key: people[key] for key in sorted(people)}
 
 
 def _make_patients(
-    people: Mapping[PersonKey, list[Person]],
+    people: Mapping[PersonKey, list[PatientMatch]],
     ids: Mapping[PersonKey, str],
     groups: Mapping[str, Group],
     context: Context,
@@ -172,7 +172,7 @@ def _find_fault(resource: Resource, before: int, context: Context, place: Place)
 
 
 def _make_studies(
-    own: Iterable[Person],
+    own: Iterable[PatientMatch],
     ids: Mapping[PersonKey, str],
     faults: Mapping[str, str],
     groups: Mapping[str, Group],
@@ -192,7 +192,7 @@ def _make_studies(
 
 
 def _make_study(
-    person: Person, patient_id: str, rows: Group, context: Context, place: Place
+    person: PatientMatch, patient_id: str, rows: Group, context: Context, place: Place
 ) -> tuple[Resource | None, str | None]:
     """The ImagingStudy of a person, and why it may not be written."""
     before = len(place.found)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dicom_etl.identity.names import encode_name
+from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source

@@ -27,10 +27,10 @@ from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.fast import FastReader, Row
 from dicom_etl.headers.reader import READER_VERSION, ColumnProblem, NotRead
 from dicom_etl.headers.tag_profile import table_of, tag_text
-from dicom_etl.identity.masking import shown
+from dicom_etl.identity.masking import mask_value
 from dicom_etl.lake.fingerprints import fingerprint, version_of
 from dicom_etl.lake.schemas import FILES, FINDINGS, SCHEMA_VERSION, TAG_PROFILES, Table, headers
-from dicom_etl.sources.ahead import Opening, opened
+from dicom_etl.sources.prefetch import Opener, open_files
 
 _OBJECTS = 100_000  # between two collections of garbage: what pydicom makes of some hundred files
 _MOST_VALUES = 5  # different unusable values of one tag in one series that are each worth a finding
@@ -137,7 +137,7 @@ def _read_files(piece: Piece) -> _FilesRead:
     known = set(kept_files["path"].to_pylist())
     reading = _Reading(piece.entries)
     numbers = [number for number, path in enumerate(reading.paths) if path not in known]
-    openings = opened(piece.source.open, [reading.paths[number] for number in numbers])
+    openings = open_files(piece.source.open, [reading.paths[number] for number in numbers])
     with closing(openings):
         for number, opening in zip(numbers, openings, strict=True):
             reading.read(number, opening)
@@ -242,7 +242,7 @@ class _Reading:
         """How many files were opened."""
         return len(self._numbers)
 
-    def read(self, number: int, opening: Opening) -> None:
+    def read(self, number: int, opening: Opener) -> None:
         """Read one file: a header row, or the reason why there is none."""
         path, kind, reason, message, changed = self.paths[number], "dicom", None, None, False
         try:
@@ -349,7 +349,7 @@ def _value_findings(piece: Piece, problems: list[_Problem]) -> Iterator[Finding]
             study_uid=study_uid,
             series_uid=series_uid,
             tag=tag_text(column.path[-1]),
-            value=shown(column.keyword, problem.raw),
+            value=mask_value(column.keyword, problem.raw),
             message=f"{column.name} is not a {column.kind}" if problem.code == "value-invalid" else column.name,
         )
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from dicom_etl.csv_files import read_lines
+from dicom_etl.csv_files import read_rows
 from dicom_etl.fhir.rows import Group, Place
 from dicom_etl.settings import SettingsError
 
@@ -84,7 +84,7 @@ def read_corrections(path: str | None) -> list[Correction]:
             a value that the tag cannot have.
     """
     known = {*_NEEDED, *_PLACES, "why"}
-    return [_line(where, row) for where, row in read_lines("the corrections file", path, _NEEDED, known)]
+    return [_line(where, row) for where, row in read_rows("the corrections file", path, _NEEDED, known)]
 
 
 def _line(where: str, row: dict[str, str]) -> Correction:

@@ -17,7 +17,7 @@ from dicom_etl.fhir.mapping import Concept, Rule, column_names, columns_of, conc
 from dicom_etl.fhir.rows import Group, Place
 from dicom_etl.fhir.rules import COMMON, UNSIGNED_INT_MAX, shown_text
 from dicom_etl.findings import Finding
-from dicom_etl.identity.persons import universal_system
+from dicom_etl.identity.matching import authority_uri
 
 MAPPING_VERSION = 3  # counts up when rules change what is made; the tables have marks of their own
 
@@ -49,7 +49,7 @@ def _accession(rows: Group, columns: tuple[str, ...], _context: Context, place: 
     if not number:
         return []
     identifier: dict[str, Any] = {"use": "usual", "type": _ACCESSION}
-    if system := universal_system(universal, kind):
+    if system := authority_uri(universal, kind):
         identifier["system"] = system
     identifier["value"] = number
     if issuer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dicom_etl.identity.persons import is_placeholder
+from dicom_etl.identity.matching import is_placeholder
 
 # PS3.5 6.2.1.1: component groups, as FHIR's iso21090-EN-representation names them
 _REPRESENTATION = ("ABC", "IDE", "SYL")

@@ -19,7 +19,7 @@ from dicom_etl.fhir.names import human_names
 from dicom_etl.fhir.rows import Group, Place
 from dicom_etl.fhir.rules import COMMON, shown_text
 from dicom_etl.fhir.species import gender_status, is_human, species
-from dicom_etl.identity.persons import Person
+from dicom_etl.identity.matching import PatientMatch
 
 COLUMNS = columns_of("patient")
 
@@ -37,7 +37,7 @@ _MEDICAL_RECORD = {
 _ANIMAL = "http://hl7.org/fhir/StructureDefinition/patient-animal"
 
 
-def patient(identifier: str, person: Person, rows: Group, context: Context, place: Place) -> dict[str, Any]:
+def patient(identifier: str, person: PatientMatch, rows: Group, context: Context, place: Place) -> dict[str, Any]:
     """The Patient `identifier` of a person from the rows of all its studies in a unit."""
     rules = _RULES | {"person": partial(_identifier, person)}
     given = {"id": identifier, "active": True}
@@ -45,7 +45,7 @@ def patient(identifier: str, person: Person, rows: Group, context: Context, plac
 
 
 def _identifier(
-    person: Person, rows: Group, _columns: tuple[str, ...], _context: Context, _place: Place
+    person: PatientMatch, rows: Group, _columns: tuple[str, ...], _context: Context, _place: Place
 ) -> list[dict[str, Any]]:
     identifier: dict[str, Any] = {"use": "usual", "system": person.system, "value": person.value}
     if person.rule in ("authority", "patient-id"):

@@ -13,7 +13,7 @@ import pyarrow as pa
 from dicom_etl.findings import Finding, finding
 from dicom_etl.headers.catalogue import by_name
 from dicom_etl.headers.tag_profile import tag_text
-from dicom_etl.identity.masking import shown
+from dicom_etl.identity.masking import mask_value
 
 Columns = dict[str, list[Any]]
 _FEW = 4  # rows per different value, at least, for a column that says little
@@ -55,7 +55,7 @@ class Place:
                 study_uid=self.study_uid,
                 series_uid=self.series_uid,
                 tag=tag,
-                value=None if value is None else shown(keyword, str(value)),
+                value=None if value is None else mask_value(keyword, str(value)),
                 **more,
             )
         )

@@ -1,34 +1,42 @@
-"""The crosswalk file: whose a subject is, decided by people (CSV: dataset, subject, system, value)."""
+"""The crosswalk file: the patients of subjects as decided by people (CSV: dataset, subject, system, value)."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import NamedTuple
 
-from dicom_etl.csv_files import read_lines
-from dicom_etl.identity.persons import CrosswalkLine
+from dicom_etl.csv_files import read_rows
 from dicom_etl.settings import URI, SettingsError
 
 
-def read_crosswalk(path: str | None) -> list[CrosswalkLine]:
-    """The lines of the crosswalk; none where no file is configured.
+class CrosswalkEntry(NamedTuple):
+    """A line of the crosswalk: the identifier (`system`, `value`) of a subject's patient."""
+
+    dataset: str
+    subject: str
+    system: str
+    value: str
+
+
+def read_crosswalk(path: str | None) -> list[CrosswalkEntry]:
+    """The entries of the crosswalk; none if no file is configured.
 
     Raises:
-        SettingsError: it cannot be read, lacks a column or value, has a system that is no URI, or decides a subject
-            twice. A crosswalk that was half read would turn persons into others.
+        SettingsError: it cannot be read, lacks a column or value, has a system that is not a URI, or decides a subject
+            twice. A crosswalk that was read only in part would assign studies to other patients.
     """
-    lines = [_line(where, row) for where, row in read_lines("the crosswalk", path, CrosswalkLine._fields)]
-    for (dataset, subject), count in Counter((line.dataset, line.subject) for line in lines).items():
+    entries = [_parse_entry(where, row) for where, row in read_rows("the crosswalk", path, CrosswalkEntry._fields)]
+    for (dataset, subject), count in Counter((entry.dataset, entry.subject) for entry in entries).items():
         if count > 1:
-            raise SettingsError(f"the crosswalk {path} has several lines for subject {subject} of {dataset}")
-    return lines
+            raise SettingsError(f"the crosswalk {path} has {count} lines for subject {subject} of {dataset}; keep one")
+    return entries
 
 
-def _line(where: str, row: dict[str, str]) -> CrosswalkLine:
-    values = [row[field] for field in CrosswalkLine._fields]
-    if not all(values):
-        raise SettingsError(f"{where} lacks a value")
-    line = CrosswalkLine(*values)
-    if not re.fullmatch(URI, line.system):
-        raise SettingsError(f"{where}: the system {line.system} is no URI")
-    return line
+def _parse_entry(where: str, row: dict[str, str]) -> CrosswalkEntry:
+    entry = CrosswalkEntry(*(row[field] for field in CrosswalkEntry._fields))
+    if empty := [field for field in CrosswalkEntry._fields if not row[field]]:
+        raise SettingsError(f"{where} has no value in column {empty[0]}")
+    if not re.fullmatch(URI, entry.system):
+        raise SettingsError(f"{where}: the system {entry.system} is not a URI")
+    return entry

@@ -59,7 +59,7 @@ class ResourceIds:
     _withdrawals: _Key = field(repr=False)
 
     @classmethod
-    def of(cls, namespace: str, key: bytes | None) -> ResourceIds:
+    def from_key(cls, namespace: str, key: bytes | None) -> ResourceIds:
         """The ids of a namespace under a key; None derives the key from the namespace."""
         secret = _Key(_DERIVATION).subkey(namespace) if key is None else _Key(key)
         fingerprint = secret.subkey("dicom-etl key fingerprint").digest().hex()[:_FINGERPRINT_DIGITS]
@@ -68,7 +68,7 @@ class ResourceIds:
 
     def in_namespace(self, namespace: str) -> ResourceIds:
         """The ids of another namespace: under the same key, or under the one that is derived from that namespace."""
-        return ResourceIds.of(namespace, None) if self.is_guessable else replace(self, namespace=namespace)
+        return ResourceIds.from_key(namespace, None) if self.is_guessable else replace(self, namespace=namespace)
 
     def resource_id(self, resource_type: str, *key: str) -> str:
         """The id of the resource of `resource_type` with this `key` (its parts in order), as 36 characters."""

@@ -25,7 +25,7 @@ from dicom_etl.settings import (
     SettingsError,
 )
 from dicom_etl.sources import SourceError, open_source
-from dicom_etl.sources.registry import known_datasets
+from dicom_etl.sources.registry import find_datasets
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _tried(what: str, look: Callable[[], str]) -> Check:
 
 def _dataset_checks(settings: Settings) -> Iterator[Check]:
     try:
-        known = known_datasets(settings)
+        known = find_datasets(settings)
     except SettingsError as error:
         yield Check("datasets", False, str(error))
         return

@@ -28,7 +28,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dicom_etl.identity.names import encode_name
+from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake import recovery
 from dicom_etl.lake.row_groups import read_parquet
 from dicom_etl.lake.schemas import COMMITS

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import ExitStack
 
-from dicom_etl.identity.names import encode_name
+from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake.description import FILE, LakeDescription
 from dicom_etl.lake.recovery import STAGES
 from dicom_etl.lake.schemas import IDENTITIES

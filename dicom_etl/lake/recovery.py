@@ -18,7 +18,7 @@ from typing import TypeVar
 import orjson
 import pyarrow.parquet as pq
 
-from dicom_etl.identity.names import encode_name
+from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake.schemas import (
     FHIR_ELEMENTS,
     FILES,

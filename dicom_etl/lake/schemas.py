@@ -12,7 +12,7 @@ from functools import cache, cached_property
 import pyarrow as pa
 
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.identity.names import encode_name
+from dicom_etl.identity.name_encoding import encode_name
 
 SCHEMA_VERSION = 4
 STRING, COUNT, FLAG = pa.string(), pa.int64(), pa.bool_()
@@ -186,7 +186,7 @@ IDENTITIES = Table(
         ("rule", STRING),
         ("state", STRING),
         ("reason", STRING),
-        ("owner", STRING),
+        ("building_unit", STRING),
         ("patient", STRING),
     ),
     ("study_uid", "unit"),

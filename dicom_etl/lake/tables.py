@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from dicom_etl.errors import UserError
-from dicom_etl.identity.names import encode_name
+from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake import locks, recovery
 from dicom_etl.lake.description import FILE, LakeDescription
 from dicom_etl.lake.row_groups import empty, groups_between, read_parquet, write_row_groups

@@ -119,7 +119,10 @@ class Withdrawn:
         return self._ids_of(namespace, id_key).withdrawal_digest(self.dataset, subject)
 
     def _ids_of(self, namespace: str, id_key: str) -> ResourceIds:
-        candidates = [ResourceIds.of(namespace, None), *([self._ids.in_namespace(namespace)] if self._ids else [])]
+        candidates = [
+            ResourceIds.from_key(namespace, None),
+            *([self._ids.in_namespace(namespace)] if self._ids else []),
+        ]
         for ids in candidates:
             if ids.key_fingerprint == id_key:
                 return ids

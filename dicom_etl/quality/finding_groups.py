@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydicom.datadict import keyword_for_tag
 
 from dicom_etl.findings import codes
-from dicom_etl.identity.masking import shown
+from dicom_etl.identity.masking import clean_text
 from dicom_etl.lake.schemas import ALL_FINDINGS
 from dicom_etl.quality.database import Database, open_database
 
@@ -104,10 +104,10 @@ def _group(counted: Row, candidates: list[Row]) -> FindingGroup:
     known = codes().get(counted["code"])
     ranked = sorted(candidates, key=lambda row: (-row["count"], _example(row)))
     return FindingGroup(
-        shown("", counted["code"]),
+        clean_text(counted["code"]),
         counted["severity"] if counted["severity"] in _SEVERITIES else "info",
         counted["stage"],
-        known.meaning if known else shown("", counted["message"] or ""),
+        known.meaning if known else clean_text(counted["message"] or ""),
         known.action if known else "see the message",
         counted["n"],
         counted["times"],
@@ -130,7 +130,7 @@ def _example(row: Row) -> str:
         value,
         times,
     )
-    return " · ".join(shown("", part) for part in parts if part) or "the whole dataset"
+    return " · ".join(clean_text(part) for part in parts if part) or "the whole dataset"
 
 
 def keyword_of(tag: str | None) -> str | None:

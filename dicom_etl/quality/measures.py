@@ -12,7 +12,7 @@ from pydicom.datadict import keyword_for_tag
 
 from dicom_etl.fhir import terminology
 from dicom_etl.findings import Finding, finding
-from dicom_etl.identity.masking import IDENTIFYING, shown
+from dicom_etl.identity.masking import IDENTIFYING_KEYWORDS, clean_text
 from dicom_etl.quality.checks import Measure, Tally, checks
 from dicom_etl.quality.database import Database
 from dicom_etl.quality.failures import tallied
@@ -65,7 +65,7 @@ def _unclassified(database: Database) -> Iterator[Measure]:
 def sop_class_name(uid: str | None) -> str:
     """The name of a SOP class with its UID, as people know it."""
     name = terminology.sop_class(uid or "").display
-    return f"{name} ({shown('', uid or '')})" if name else shown("", uid or "(none)")
+    return f"{name} ({clean_text(uid or '')})" if name else clean_text(uid or "(none)")
 
 
 def _verdicts(database: Database, check: str) -> Iterator[Measure]:
@@ -147,7 +147,9 @@ def _violations(dataset: str, database: Database, check: str) -> Iterator[Findin
 def _identifying(database: Database) -> Iterator[Measure]:
     """Instances with no identifying tag filled, and how often each is."""
     tags = {row["tag"] for row in database.rows("SELECT DISTINCT tag FROM states WHERE creator IS NULL")}
-    identifying = sorted(tag for tag in tags if "x" not in tag and keyword_for_tag(int(tag, 16)) in IDENTIFYING)
+    identifying = sorted(
+        tag for tag in tags if "x" not in tag and keyword_for_tag(int(tag, 16)) in IDENTIFYING_KEYWORDS
+    )
     listed = ", ".join(f"'{tag}'" for tag in identifying) or "''"
     total, clean = (
         database.rows(sql)[0]["n"]

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from dicom_etl.fhir import terminology
 from dicom_etl.fhir.datetimes import offset_of
-from dicom_etl.identity.masking import shown
+from dicom_etl.identity.masking import mask_value
 from dicom_etl.quality.database import Database
 
 __all__ = ["create_terms"]
@@ -49,14 +49,14 @@ def _create(
 
 
 def _modality(code: str) -> _Judged:
-    return {"known": terminology.modality(code) is not None, "shown": shown("Modality", code)}
+    return {"known": terminology.modality(code) is not None, "shown": mask_value("Modality", code)}
 
 
 def _body_part(text: str) -> _Judged:
     return {
         "known": terminology.body_site(text) is not None,
         "paired": terminology.is_paired(text),
-        "shown": shown("BodyPartExamined", text),
+        "shown": mask_value("BodyPartExamined", text),
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from dicom_etl.findings import codes
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.tag_profile import tag_text
-from dicom_etl.identity.masking import shown
+from dicom_etl.identity.masking import clean_text
 from dicom_etl.quality.checks import checks, share
 from dicom_etl.quality.finding_groups import FindingCounts, FindingGroup, keyword_of
 
@@ -163,7 +163,7 @@ def view(dataset: str, tags: Sequence[Row], measures: Sequence[Row], findings: F
 
 
 def _clean(text: str) -> str:
-    return shown("", text)
+    return clean_text(text)
 
 
 def _named(group: str | None) -> str:

@@ -25,7 +25,7 @@ class ListSource:
     root: Path
 
     @classmethod
-    def of(cls, dataset: str, settings: DatasetSettings) -> ListSource:
+    def from_settings(cls, dataset: str, settings: DatasetSettings) -> ListSource:
         """The list at the dataset's root."""
         root = Path(settings.root)
         if not root.is_file():

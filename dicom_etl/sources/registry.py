@@ -12,7 +12,7 @@ from dicom_etl.settings import DatasetSettings, Settings, SettingsError
 from dicom_etl.sources import SourceError, open_source
 
 
-def known_datasets(settings: Settings) -> dict[str, DatasetSettings]:
+def find_datasets(settings: Settings) -> dict[str, DatasetSettings]:
     """The registered datasets, and every folder below a watched one.
 
     Raises:
@@ -37,14 +37,14 @@ def _folders(watched: Path) -> list[Path]:
         raise SettingsError(f"the watched folder {watched} cannot be listed: {error.strerror}") from None
 
 
-def chosen_datasets(settings: Settings, lake: Lake, named: Sequence[str]) -> dict[str, DatasetSettings]:
+def select_datasets(settings: Settings, lake: Lake, named: Sequence[str]) -> dict[str, DatasetSettings]:
     """The datasets that `named` means, each a registered NAME, a PATH or NAME=PATH; all known ones if it is empty.
 
     Raises:
         SettingsError: a name that nothing has, or that two roots would share.
         SourceError: a path that is not there.
     """
-    known = known_datasets(settings)
+    known = find_datasets(settings)
     if not named:
         if not known:
             raise SettingsError("no dataset is named and none is registered: give a folder, or NAME=FOLDER")

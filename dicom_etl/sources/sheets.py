@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dicom_etl.sources.base import SheetCell
-from dicom_etl.sources.grammar import grammar
+from dicom_etl.sources.grammar import load_grammar
 
 _NULL = frozenset(
     """na n/a nan none null unknown not-applicable not-available asked-answered-unknown asked-answered-invalid
@@ -127,14 +127,14 @@ def _field(header: str) -> str:
 @cache
 def _same_fields() -> dict[str, str]:
     """Fields that versions of SDS write differently."""
-    return {entry["written"]: entry["field"] for entry in grammar()["same_fields"]}
+    return {entry["written"]: entry["field"] for entry in load_grammar()["same_fields"]}
 
 
 def _is_template(values: dict[str, str]) -> bool:
     """Whether a row is one of those that explain the empty sheet (SDS 1.2.3)."""
     return any(
         all(re.fullmatch(pattern, values.get(field, "")) for field, pattern in row.items())
-        for row in grammar()["template_rows"]
+        for row in load_grammar()["template_rows"]
     )
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from dicom_etl.construction.assembly import ShardTask, Stored, assemble_shard, stored_units
 from dicom_etl.construction.header_units import HeaderUnits
-from dicom_etl.construction.identities import Identities, match_patients, matching_mark
+from dicom_etl.construction.identities import Identities, match_dataset, matching_mark
 from dicom_etl.construction.pieces import (
     Piece,
     PieceBuilt,
@@ -41,9 +41,8 @@ from dicom_etl.fhir.context import Context
 from dicom_etl.fhir.corrections import Correction, read_corrections
 from dicom_etl.fhir.endpoint import endpoint
 from dicom_etl.findings import Finding, describe_error, finding, findings_table
-from dicom_etl.identity.crosswalk import read_crosswalk
+from dicom_etl.identity.crosswalk import CrosswalkEntry, read_crosswalk
 from dicom_etl.identity.ids import ResourceIds
-from dicom_etl.identity.persons import CrosswalkLine
 from dicom_etl.lake.commits import Commit, find_damage, read_commits, remove_other_shards, require_whole
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import (
@@ -138,7 +137,7 @@ def build(
         _forget_state(lake, name)
         require_whole(lake, "extract", name, extracted.values(), digests=True)
         job = _Job(lake, name, engine, progress)
-        identities = match_patients(lake, name, ids, dataset_settings, crosswalk, units, matched_by)
+        identities = match_dataset(lake, name, ids, dataset_settings, crosswalk, units, matched_by)
         _write_endpoint(lake, name, served if _builds_some(identities) else None)
         touched = corrections_by_unit(lake, name, sorted(set(units.shard_of.values())), lines)
         sheets = MappedSheets(lake.read(SHEETS, dataset=name))
@@ -411,7 +410,9 @@ def _useless_corrections(
             yield finding("correction-unmatched", dataset, subject=line.subject, message=message)
 
 
-def _useless_crosswalk_lines(dataset: str, crosswalk: list[CrosswalkLine], identities: Identities) -> Iterator[Finding]:
+def _useless_crosswalk_lines(
+    dataset: str, crosswalk: list[CrosswalkEntry], identities: Identities
+) -> Iterator[Finding]:
     subjects = set(pc.unique(identities.table["subject"]).to_pylist()) if crosswalk else set()
     for line in crosswalk:
         if line.subject not in subjects:

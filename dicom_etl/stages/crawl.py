@@ -58,7 +58,7 @@ def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_
     with lake.lock(source.dataset, f"crawl of {source.dataset}"):
         withdrawn = Withdrawn.of(lake, source.dataset, ids)
         _refuse_withdrawn(withdrawn)
-        scan = Scan(former_cells=_former_cells(lake, source.dataset))
+        scan = Scan(previous_cells=_previous_cells(lake, source.dataset))
         before = withdrawn.without(lake.read(INVENTORY, dataset=source.dataset))
         now = _with_unread(_left_in(source, scan, withdrawn), before, scan)
         if now.num_rows == 0 and not scan.unread_folders:
@@ -162,7 +162,7 @@ def _vanished(dataset: str, before: pa.Table, now: pa.Table, gone: pa.Table) -> 
     return findings
 
 
-def _former_cells(lake: Lake, dataset: str) -> list[SheetCell]:
+def _previous_cells(lake: Lake, dataset: str) -> list[SheetCell]:
     rows = lake.read(SHEETS, list(SheetCell._fields), dataset=dataset).to_pylist()
     return [SheetCell(**row) for row in rows]
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from dicom_etl.construction import assembly as construction
 from dicom_etl.extraction import assembly as extraction
-from dicom_etl.identity.names import encode_name
+from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake.commits import Commit, read_commits
 from dicom_etl.lake.row_groups import read_parquet
 from dicom_etl.lake.schemas import (
@@ -66,7 +66,7 @@ def known_of(lake: Lake, dataset: str, unit: str | None) -> Known:
     persons = lake.read(IDENTITIES, dataset=dataset).to_pylist()
     mine = [row for row in persons if unit in (None, row["unit"])]
     studies = {row["study_uid"] for row in mine} | set(_studies_of(lake, dataset, unit))
-    own = [row for row in persons if unit in (None, row["unit"], row["owner"])]
+    own = [row for row in persons if unit in (None, row["unit"], row["building_unit"])]
     rest = {*inventory, *(row["unit"] for row in persons)} - {unit}
     files = len(inventory) if unit is None else inventory.count(unit)
     return Known(
@@ -77,7 +77,9 @@ def known_of(lake: Lake, dataset: str, unit: str | None) -> Known:
         frozenset(studies),
         frozenset(row["patient"] for row in mine if row["patient"]),
         frozenset(_patients_beside(lake, dataset, unit)),
-        frozenset(row["owner"] for row in mine if unit is not None and row["owner"] not in (None, unit)),
+        frozenset(
+            row["building_unit"] for row in mine if unit is not None and row["building_unit"] not in (None, unit)
+        ),
         frozenset(_made(lake, dataset, unit, {row["patient"] for row in own if row["rule"] in SHARED_RULES})),
     )
 
@@ -212,7 +214,7 @@ def _clear_identities(lake: Lake, dataset: str, unit: str) -> None:
     before = lake.read(IDENTITIES, dataset=dataset).to_pylist()
     kept = [row for row in before if row["unit"] != unit]
     owners = {row["study_uid"]: row["unit"] for row in reversed(kept)}  # sorted by unit: the first
-    rows = [row | {"owner": owners[row["study_uid"]]} if row["owner"] == unit else row for row in kept]
+    rows = [row | {"building_unit": owners[row["study_uid"]]} if row["building_unit"] == unit else row for row in kept]
     if rows != before:
         lake.write_rows(IDENTITIES, rows, dataset=dataset)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dicom_etl.findings import Finding
 from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.sources.base import SheetCell
-from dicom_etl.sources.grammar import entity
-from dicom_etl.sources.relations import subjects_of_samples
+from dicom_etl.sources.grammar import match_entity
+from dicom_etl.sources.sheet_subjects import map_samples_to_subjects
 
 _BETWEEN_WORDS = re.compile(r"[\s/,;|:]+")
 _REFERRING = ("entity", "filename", "was derived from")  # fields of sheets whose words are names
@@ -25,7 +25,7 @@ def cells_kept(cells: Sequence[SheetCell], withdrawn: Withdrawn) -> list[SheetCe
     """
     if not withdrawn:
         return list(cells)
-    samples = {sample for sample, subject in subjects_of_samples(cells).items() if withdrawn.has(subject)}
+    samples = {sample for sample, subject in map_samples_to_subjects(cells).items() if withdrawn.has(subject)}
     speaking = {cell for cell in cells if _speaks(cell, samples, withdrawn)}
     gone = {(cell.path, cell.row) for cell in cells if withdrawn.has(cell.subject)}
     gone |= {(c.path, c.row) for c in cells if c.subject is None and (c in speaking or c.sample in samples)}
@@ -42,7 +42,7 @@ def _speaks(cell: SheetCell, samples: set[str], withdrawn: Withdrawn) -> bool:
 
 def _mentions(text: str | None, withdrawn: Withdrawn) -> bool:
     """Whether a text names a withdrawn subject; a word that could be anything (the subject `1`) is no name."""
-    return any(withdrawn.has(word) for word in _BETWEEN_WORDS.split(text or "") if entity(word))
+    return any(withdrawn.has(word) for word in _BETWEEN_WORDS.split(text or "") if match_entity(word))
 
 
 def findings_kept(findings: Iterable[Finding], withdrawn: Withdrawn) -> list[Finding]:

@@ -260,7 +260,7 @@ class IdStrategy:
 
 
 class StudyIdentity(NamedTuple):
-    """Which Patient a study of a unit belongs to: a row of the identities. The unit `owner` builds the study."""
+    """The Patient of a study in a unit: a row of the identities. The unit `building_unit` builds the study."""
 
     unit: str
     subject: str | None
@@ -269,7 +269,7 @@ class StudyIdentity(NamedTuple):
     value: str | None
     rule: str | None
     state: str
-    owner: str | None
+    building_unit: str | None
     patient: str
 
     @property
@@ -307,7 +307,7 @@ class DatasetResources:
     @cached_property
     def units(self) -> list[str]:
         """All units that the identities know."""
-        return sorted({unit for one in self.identities for unit in (one.unit, one.owner) if unit})
+        return sorted({unit for one in self.identities for unit in (one.unit, one.building_unit) if unit})
 
     @cached_property
     def built_units(self) -> list[str]:
@@ -343,7 +343,7 @@ class DatasetResources:
         """By Patient id, the units that build its studies."""
         units: dict[str, set[str]] = defaultdict(set)
         for one in self.decided:
-            units[one.patient].add(one.owner or one.unit)
+            units[one.patient].add(one.building_unit or one.unit)
         return {patient: sorted(owners) for patient, owners in units.items()}
 
     @cached_property
@@ -351,7 +351,7 @@ class DatasetResources:
         """By unit, the Patients of the studies that it builds."""
         patients: dict[str, set[str]] = defaultdict(set)
         for one in self.decided:
-            patients[one.owner or one.unit].add(one.patient)
+            patients[one.building_unit or one.unit].add(one.patient)
         return patients
 
     @cached_property
@@ -364,7 +364,7 @@ class DatasetResources:
         """By unit, the StudyInstanceUIDs of the studies that it builds."""
         uids: dict[str, set[str]] = defaultdict(set)
         for one in self.decided:
-            uids[one.owner or one.unit].add(one.study_uid)
+            uids[one.building_unit or one.unit].add(one.study_uid)
         return uids
 
     @cached_property

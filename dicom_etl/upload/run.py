@@ -296,7 +296,7 @@ class SharedUpload:
 
     def fingerprints(self, patient: str) -> list[str]:
         """What changes when something changes that a dataset says of a shared Patient."""
-        units = {(name, identity.owner or identity.unit) for name, identity in self.claims.get(patient, ())}
+        units = {(name, identity.building_unit or identity.unit) for name, identity in self.claims.get(patient, ())}
         return [self._all[name].fingerprint(unit) for name, unit in sorted(units)]
 
     async def _upload_endpoints(self) -> None:
@@ -328,7 +328,7 @@ class SharedUpload:
         for start in range(0, len(ordered), _PATIENTS_AT_ONCE):
             some = set(ordered[start : start + _PATIENTS_AT_ONCE])
             contributions: dict[str, list[Contribution]] = defaultdict(list)
-            units_of = {(name, one.owner or one.unit) for patient in some for name, one in self.claims[patient]}
+            units_of = {(name, one.building_unit or one.unit) for patient in some for name, one in self.claims[patient]}
             for name, unit in sorted(units_of):  # also units that are being built: what they said last still counts
                 for patient in self._all[name].resources("Patient", unit):
                     if patient["id"] in some:
@@ -618,7 +618,7 @@ class DatasetUpload:
     def _fate_of_study(self, row: ResourceRow) -> str:
         """`gone`; `held`; `elsewhere`: another unit builds it, or will."""
         identities = self._resources.studies.get(row.business_key or "", ())
-        if any(one.state != "held" and one.owner != row.unit for one in identities):
+        if any(one.state != "held" and one.building_unit != row.unit for one in identities):
             return "elsewhere"
         # its files are there, so it is not gone: its Patient is undecided, or it could not be built
         may_be_there = row.is_on_server or row.state is State.UNCONFIRMED

@@ -15,14 +15,14 @@ from dicom_etl.construction.resources import COLUMNS, UnitPlan, UnitResources, m
 from dicom_etl.fhir.context import Context
 from dicom_etl.fhir.corrections import Correction
 from dicom_etl.identity.ids import ResourceIds
-from dicom_etl.identity.persons import Person
+from dicom_etl.identity.matching import PatientMatch
 from dicom_etl.lake.schemas import FHIR_ELEMENTS, headers
 
 SITE = "https://site.example"
 PATIENT_ID = f"{SITE}/ds/patient-id"
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 DCM = "http://dicom.nema.org/resources/ontology/DCM"
-IDS = ResourceIds.of(SITE, None)
+IDS = ResourceIds.from_key(SITE, None)
 CONTEXT = Context("ds", IDS, ZoneInfo("Europe/Berlin"), "endpoint-1")
 ROW: dict[str, Any] = {
     "unit": "sub-1",
@@ -48,14 +48,14 @@ def table(*rows: dict[str, Any]) -> pa.Table:
     )
 
 
-def person(number: int, **fields: Any) -> Person:
+def person(number: int, **fields: Any) -> PatientMatch:
     """The person of study 1.<number>, alone in unit sub-<number>."""
     unit = fields.get("unit", f"sub-{number}")
     known = {"subject": unit, "system": PATIENT_ID, "value": f"P-{number}", "rule": "patient-id", "state": "ok"}
-    return Person(**{"study_uid": f"1.{number}", "unit": unit, "owner": unit, **known, **fields})
+    return PatientMatch(**{"study_uid": f"1.{number}", "unit": unit, "building_unit": unit, **known, **fields})
 
 
-def plan(*people: Person, unit: str = "sub-1", context: Context = CONTEXT, corrections: Any = ()) -> UnitPlan:
+def plan(*people: PatientMatch, unit: str = "sub-1", context: Context = CONTEXT, corrections: Any = ()) -> UnitPlan:
     return UnitPlan(unit, people, context, tuple(corrections))
 
 
@@ -240,7 +240,7 @@ def test_a_study_on_hold_is_not_made_and_reported_at_its_subject() -> None:
 
 
 def test_the_owner_makes_a_study_also_of_the_rows_in_other_units() -> None:
-    person_1, person_2 = (person(1, unit=unit, owner="sub-1", subject=unit) for unit in ("sub-1", "sub-2"))
+    person_1, person_2 = (person(1, unit=unit, building_unit="sub-1", subject=unit) for unit in ("sub-1", "sub-2"))
     rows = [row_of(1), row_of(1, unit="sub-2", subject="sub-2", SOPInstanceUID="1.1.1.2")]
     first, second = make([plan(person_1), plan(person_2, unit="sub-2")], *rows)
     assert [study["numberOfInstances"] for study in parsed(first, "ImagingStudy")] == [2]

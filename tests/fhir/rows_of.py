@@ -8,7 +8,7 @@ from dicom_etl.fhir.rows import Group, Place
 from dicom_etl.identity.ids import ResourceIds
 
 COLUMNS = list(dict.fromkeys([*imaging_study.COLUMNS, *patient.COLUMNS]))
-CONTEXT = Context(dataset="breast", ids=ResourceIds.of("https://site.example", None), zone=None, endpoint_id="e1")
+CONTEXT = Context(dataset="breast", ids=ResourceIds.from_key("https://site.example", None), zone=None, endpoint_id="e1")
 
 
 def group(*rows: dict[str, Any], **all_rows: Any) -> Group:

@@ -9,10 +9,12 @@ import pytest
 from dicom_etl.fhir.checks import errors
 from dicom_etl.fhir.patient import patient
 from dicom_etl.fhir.rows import Group, Place
-from dicom_etl.identity.persons import Person
+from dicom_etl.identity.matching import PatientMatch
 from tests.fhir.rows_of import CONTEXT, group, place, told
 
-PERSON = Person("1.2.3", "sub-1", "sub-1", "https://site.example/breast/patient-id", "P-1", "patient-id", "ok", "sub-1")
+PERSON = PatientMatch(
+    "1.2.3", "sub-1", "sub-1", "https://site.example/breast/patient-id", "P-1", "patient-id", "ok", "sub-1"
+)
 MEDICAL_RECORD = {
     "coding": [
         {"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": "MR", "display": "Medical record number"}
@@ -21,7 +23,9 @@ MEDICAL_RECORD = {
 REPRESENTATION = "http://hl7.org/fhir/StructureDefinition/iso21090-EN-representation"
 
 
-def made(rows: Group, person: Person = PERSON, sheet: dict[str, str] | None = None, at: Place | None = None) -> Any:
+def made(
+    rows: Group, person: PatientMatch = PERSON, sheet: dict[str, str] | None = None, at: Place | None = None
+) -> Any:
     resource = patient("p1", person, rows, replace(CONTEXT, subject_sheet=sheet or {}), at or place())
     assert errors(resource) == []
     return resource

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dicom_etl.identity.crosswalk import read_crosswalk
-from dicom_etl.identity.persons import CrosswalkLine
+from dicom_etl.identity.crosswalk import CrosswalkEntry, read_crosswalk
 from dicom_etl.settings import SettingsError
 
 HEADER = "dataset,subject,system,value\n"
@@ -30,19 +29,19 @@ def test_without_a_file_there_are_no_lines() -> None:
 def test_lines_are_read_in_their_order(tmp_path: Path) -> None:
     path = written(tmp_path, HEADER + "heart,sub-2,urn:x:persons,p7\nbreast,sub-1,urn:x:persons,p7\n")
     assert read_crosswalk(path) == [
-        CrosswalkLine("heart", "sub-2", "urn:x:persons", "p7"),
-        CrosswalkLine("breast", "sub-1", "urn:x:persons", "p7"),
+        CrosswalkEntry("heart", "sub-2", "urn:x:persons", "p7"),
+        CrosswalkEntry("breast", "sub-1", "urn:x:persons", "p7"),
     ]
 
 
 def test_columns_in_another_order_and_further_ones_are_taken(tmp_path: Path) -> None:
     path = written(tmp_path, "note,value,system,subject,dataset\nsure,p7,urn:x:persons,sub-1,breast\n")
-    assert read_crosswalk(path) == [CrosswalkLine("breast", "sub-1", "urn:x:persons", "p7")]
+    assert read_crosswalk(path) == [CrosswalkEntry("breast", "sub-1", "urn:x:persons", "p7")]
 
 
 def test_a_byte_order_mark_and_blanks_around_values_are_no_part_of_them(tmp_path: Path) -> None:
     path = written(tmp_path, "\ufeff" + HEADER + "breast , sub-1, urn:x:persons ,p7 \r\n")
-    assert read_crosswalk(path) == [CrosswalkLine("breast", "sub-1", "urn:x:persons", "p7")]
+    assert read_crosswalk(path) == [CrosswalkEntry("breast", "sub-1", "urn:x:persons", "p7")]
 
 
 def test_a_file_of_a_header_alone_has_no_lines(tmp_path: Path) -> None:
@@ -62,20 +61,27 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, "") == "the crosswalk FILE lacks the column dataset, subject, system, value"
 
 
-@pytest.mark.parametrize("line", ["breast,sub-1,urn:x:persons,", "breast,sub-1,urn:x:persons", ",sub-1,urn:x:p,p7"])
-def test_a_line_that_lacks_a_value_is_named(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "column"),
+    [
+        ("breast,sub-1,urn:x:persons,", "value"),
+        ("breast,sub-1,urn:x:persons", "value"),
+        (",sub-1,urn:x:p,p7", "dataset"),
+    ],
+)
+def test_a_line_without_a_value_is_named(tmp_path: Path, line: str, column: str) -> None:
     text = f"{HEADER}\nbreast,sub-9,urn:x:persons,p9\n{line}\n"
-    assert refusal(tmp_path, text) == "line 4 of the crosswalk FILE lacks a value"
+    assert refusal(tmp_path, text) == f"line 4 of the crosswalk FILE has no value in column {column}"
 
 
 def test_a_subject_that_is_decided_twice_is_named(tmp_path: Path) -> None:
     text = HEADER + "breast,sub-1,urn:x:persons,p7\nbreast,sub-1,urn:x:persons,p8\n"
-    assert refusal(tmp_path, text) == "the crosswalk FILE has several lines for subject sub-1 of breast"
+    assert refusal(tmp_path, text) == "the crosswalk FILE has 2 lines for subject sub-1 of breast; keep one"
 
 
 def test_a_system_that_is_no_uri_is_named(tmp_path: Path) -> None:
     text = HEADER + "breast,sub-1,our persons,p7\n"
-    assert refusal(tmp_path, text) == "line 2 of the crosswalk FILE: the system our persons is no URI"
+    assert refusal(tmp_path, text) == "line 2 of the crosswalk FILE: the system our persons is not a URI"
 
 
 def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:

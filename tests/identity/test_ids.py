@@ -19,8 +19,8 @@ from dicom_etl.identity.ids import ResourceIds
 NAMESPACE = "https://site.example"
 KEY = bytes(range(32))
 TEXT_KEY = b"correct horse battery staple, 32 bytes and more"
-IDS = ResourceIds.of(NAMESPACE, KEY)
-DERIVED = ResourceIds.of(NAMESPACE, None)
+IDS = ResourceIds.from_key(NAMESPACE, KEY)
+DERIVED = ResourceIds.from_key(NAMESPACE, None)
 
 # -- known answers ----------------------------------------------------------------------------------------------------
 
@@ -36,7 +36,7 @@ DERIVED = ResourceIds.of(NAMESPACE, None)
         (IDS, ("Endpoint", "breast"), "a7fe1660-0e04-8634-8b38-546f19d57304"),
         # HMAC f38b65bf21890708048947ebe83f795f...
         (
-            ResourceIds.of(NAMESPACE, TEXT_KEY),
+            ResourceIds.from_key(NAMESPACE, TEXT_KEY),
             ("Patient", "urn:oid:1.2", "P-1"),
             "f38b65bf-2189-8708-8489-47ebe83f795f",
         ),
@@ -63,7 +63,7 @@ def test_the_digest_of_a_withdrawn_subject_has_a_subkey_of_its_own() -> None:
 def test_a_key_has_a_fingerprint_that_has_a_subkey_of_its_own() -> None:
     """The label of the subkey is "dicom-etl key fingerprint"; the digest is that of nothing."""
     assert IDS.key_fingerprint == "cc2fb04f02db434b"
-    assert ResourceIds.of(NAMESPACE, TEXT_KEY).key_fingerprint == "732c716925d4e303"
+    assert ResourceIds.from_key(NAMESPACE, TEXT_KEY).key_fingerprint == "732c716925d4e303"
     assert DERIVED.key_fingerprint == "64686ed6f146065b"
 
 
@@ -112,14 +112,14 @@ def test_types_do_not_share_ids() -> None:
 
 @pytest.mark.parametrize("key", [KEY, None])
 def test_namespaces_do_not_share_ids(key: bytes | None) -> None:
-    ids, other = ResourceIds.of(NAMESPACE, key), ResourceIds.of("https://other.example", key)
+    ids, other = ResourceIds.from_key(NAMESPACE, key), ResourceIds.from_key("https://other.example", key)
     assert ids.resource_id("Endpoint", "breast") != other.resource_id("Endpoint", "breast")
     assert ids.withdrawal_digest("breast", "sub-1") != other.withdrawal_digest("breast", "sub-1")
     assert ids.in_namespace("https://other.example") == other
 
 
 def test_keys_do_not_share_anything() -> None:
-    several = [ResourceIds.of(NAMESPACE, key) for key in (KEY, KEY[::-1], KEY + b"\0" * 64, TEXT_KEY, None)]
+    several = [ResourceIds.from_key(NAMESPACE, key) for key in (KEY, KEY[::-1], KEY + b"\0" * 64, TEXT_KEY, None)]
     assert len({ids.resource_id("Patient", "a") for ids in several}) == 5
     assert len({ids.withdrawal_digest("ds", "a") for ids in several}) == 5
     assert len({ids.key_fingerprint for ids in several}) == 5
@@ -142,7 +142,7 @@ def test_ids_travel_to_workers() -> None:
 
 
 def test_the_key_is_not_shown() -> None:
-    ids = ResourceIds.of(NAMESPACE, TEXT_KEY)
+    ids = ResourceIds.from_key(NAMESPACE, TEXT_KEY)
     shown = f"{ids} {ids!r} {asdict(ids)} {astuple(ids)} {vars(ids)}"
     assert "key_fingerprint='732c716925d4e303'" in shown
     secrets = [TEXT_KEY, *(part._bytes for part in (ids._ids, ids._withdrawals))]

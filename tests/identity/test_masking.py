@@ -3,7 +3,7 @@
 import pytest
 
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.identity.masking import shown
+from dicom_etl.identity.masking import mask_value
 
 
 @pytest.mark.parametrize(
@@ -31,18 +31,18 @@ from dicom_etl.identity.masking import shown
     ],
 )
 def test_a_value_that_identifies_is_masked(keyword: str) -> None:
-    assert shown(keyword, "Fictional^Ada") == "(masked)"
+    assert mask_value(keyword, "Fictional^Ada") == "(masked)"
 
 
 def test_every_name_of_a_person_in_the_catalogue_is_masked() -> None:
     names = [column.keyword for column in catalogue() if column.vr == "PN"]
     assert len(names) > 3
-    assert {shown(keyword, "Fictional^Ada") for keyword in names} == {"(masked)"}
+    assert {mask_value(keyword, "Fictional^Ada") for keyword in names} == {"(masked)"}
 
 
 def test_every_column_that_is_kept_for_privacy_is_masked() -> None:
     private = [column.keyword for column in catalogue() if column.why == "quality: privacy" and column.kind == "text"]
-    assert {keyword: shown(keyword, "text") for keyword in private if keyword != "BurnedInAnnotation"} == {
+    assert {keyword: mask_value(keyword, "text") for keyword in private if keyword != "BurnedInAnnotation"} == {
         "PatientAddress": "(masked)",
         "PatientTelephoneNumbers": "(masked)",
         "EthnicGroup": "(masked)",
@@ -52,21 +52,21 @@ def test_every_column_that_is_kept_for_privacy_is_masked() -> None:
 
 @pytest.mark.parametrize("keyword", ["Modality", "BodyPartExamined", "StudyDate", ""])
 def test_other_values_are_shown(keyword: str) -> None:
-    assert shown(keyword, "BREAST") == "BREAST"
+    assert mask_value(keyword, "BREAST") == "BREAST"
 
 
 @pytest.mark.parametrize("hostile", ["\x1b", "\x00", "\n", "\x07", "\u202e", "\u200b", "\ud800"])
 def test_what_a_terminal_would_obey_is_replaced(hostile: str) -> None:
-    assert shown("Modality", f"M{hostile}R") == "M\ufffdR"
+    assert mask_value("Modality", f"M{hostile}R") == "M\ufffdR"
 
 
 def test_text_of_other_scripts_is_shown() -> None:
-    assert shown("BodyPartExamined", "胸部 ü") == "胸部 ü"
+    assert mask_value("BodyPartExamined", "胸部 ü") == "胸部 ü"
 
 
 def test_120_characters_are_shown_whole() -> None:
-    assert shown("Modality", "x" * 120) == "x" * 120
+    assert mask_value("Modality", "x" * 120) == "x" * 120
 
 
 def test_a_longer_value_is_cut_at_120_characters() -> None:
-    assert shown("Modality", "x" * 121) == "x" * 119 + "…"
+    assert mask_value("Modality", "x" * 121) == "x" * 119 + "…"

@@ -19,7 +19,7 @@ from tests.corpus import lake_of
 
 NAMESPACE, OTHER = "https://site.example", "https://other.example"
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
-KEYED, DERIVED = ResourceIds.of(NAMESPACE, KEY), ResourceIds.of(NAMESPACE, None)
+KEYED, DERIVED = ResourceIds.from_key(NAMESPACE, KEY), ResourceIds.from_key(NAMESPACE, None)
 OF_SCHEMA_2 = "d367ce64b6acc1867bfe78274476603d79c53f75a98e6539c279d1295244dde0"
 
 
@@ -42,7 +42,7 @@ def row_of(subject: str, ids: ResourceIds) -> dict[str, Any]:
     return row(ids.withdrawal_digest("ds", subject), ids.key_fingerprint)
 
 
-@pytest.mark.parametrize("configured", [KEYED, ResourceIds.of(OTHER, KEY)], ids=["same", "another namespace"])
+@pytest.mark.parametrize("configured", [KEYED, ResourceIds.from_key(OTHER, KEY)], ids=["same", "another namespace"])
 def test_a_subject_is_recognized_by_the_key_of_its_row(configured: ResourceIds) -> None:
     withdrawn = record(row_of("sub-ada", KEYED), ids=configured)
     assert [withdrawn.has(name) for name in ("sub-ada", "sub-bob", None)] == [True, False, False]
@@ -51,7 +51,7 @@ def test_a_subject_is_recognized_by_the_key_of_its_row(configured: ResourceIds) 
     assert withdrawn.lies_in("primary/sub-ada/1.dcm")
 
 
-@pytest.mark.parametrize("configured", [None, DERIVED, KEYED, ResourceIds.of(OTHER, None)])
+@pytest.mark.parametrize("configured", [None, DERIVED, KEYED, ResourceIds.from_key(OTHER, None)])
 def test_a_subject_that_was_withdrawn_without_a_key_is_recognized_under_any(configured: ResourceIds | None) -> None:
     withdrawn = record(row_of("sub-ada", DERIVED), ids=configured)
     assert [withdrawn.has(name) for name in ("sub-ada", "sub-bob")] == [True, False]
@@ -70,7 +70,7 @@ def test_a_subject_that_a_lake_of_schema_2_has_is_recognized(lake: Lake) -> None
     assert [one["id_key"] for one in withdrawn.without_row("sub-ada").rows] == [KEYED.key_fingerprint]
 
 
-@pytest.mark.parametrize("configured", [None, DERIVED, ResourceIds.of(NAMESPACE, OTHER_KEY)])
+@pytest.mark.parametrize("configured", [None, DERIVED, ResourceIds.from_key(NAMESPACE, OTHER_KEY)])
 def test_under_another_key_nobody_is_taken_for_present(configured: ResourceIds | None) -> None:
     withdrawn = record(row_of("sub-ada", KEYED), ids=configured)
     for ask in (withdrawn.has, withdrawn.row, withdrawn.lies_in, withdrawn.without_row):

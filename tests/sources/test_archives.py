@@ -1,282 +1,438 @@
-"""The directory of a zip archive: what it lists, and which archives are refused. No member is inflated here."""
+"""Zipped series in a tree: whose the members are, what is said of the rest, and that they are read like files."""
 
 from __future__ import annotations
 
+import datetime
+import io
+import os
+import pickle
 import stat
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 
-from dicom_etl.sources import archives
-from dicom_etl.sources.archives import (
-    LIMITS,
-    ArchiveError,
-    Directory,
-    Limits,
-    NoArchiveError,
-    is_archive_name,
-    read_directory,
-    splits,
-)
-from tests.sources.zips import DEFLATED, DOS, ENCRYPTED, UTF8, Member, write_zip, zip_bytes
+from dicom_etl.lake.schemas import FILES, INVENTORY, headers
+from dicom_etl.lake.shard_reader import read_unit
+from dicom_etl.sources import Entry, Scan, TreeSource
+from dicom_etl.sources.archives import is_archive_name, split_member_path
+from dicom_etl.sources.zip import directory
+from tests.corpus import Tree, header, tree_of, write_instance
+from tests.sources.zips import DEFLATED, ENCRYPTED, WRITTEN, Member, write_zip
 
 
-def directory(tmp_path: Path, *members: Member | str, limits: Limits = LIMITS) -> Directory:
-    return read_directory(write_zip(tmp_path / "a.zip", *members), limits)
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "ds" / "primary").mkdir(parents=True)
+    return tmp_path / "ds"
 
 
-def refused(tmp_path: Path, *members: Member | str, limits: Limits = LIMITS) -> tuple[str, str]:
-    """The code and the reason of a refusal."""
-    with pytest.raises(ArchiveError) as caught:
-        directory(tmp_path, *members, limits=limits)
-    return caught.value.code, str(caught.value)
+def fill(path: Path, content: str = "x") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
 
 
-def code_of(path: Path) -> str | None:
-    """The code that an archive is refused with, None if it is read."""
-    try:
-        read_directory(path)
-    except ArchiveError as error:
-        return error.code
-    return None
+def scanned(root: Path, *roles: str) -> tuple[dict[str, Entry], Scan]:
+    scan = Scan()
+    entries = list(TreeSource("ds", root, roles or ("primary",)).scan(scan))
+    assert len({entry.path for entry in entries}) == len(entries)
+    return {entry.path: entry for entry in entries}, scan
 
 
-# -- what is listed ---------------------------------------------------------------------------------------------------
+def places(root: Path, *roles: str) -> dict[str, tuple[str | None, str | None]]:
+    """Subject and sample of each path."""
+    return {path: (entry.subject, entry.sample) for path, entry in scanned(root, *roles)[0].items()}
 
 
-def test_a_member_is_where_the_directory_says(tmp_path: Path) -> None:
-    packed = b"\x4b\x04\x00"  # "a", deflated with fixed codes
-    found = directory(tmp_path, Member("x/1.dcm", b"12345"), Member("2.dcm", b"a", DEFLATED, packed=packed))
-    first, second = found.members["x/1.dcm"], found.members["2.dcm"]
-    assert (first.offset, first.packed, first.size, first.deflated) == (0, 5, 5, False)
-    # 30 bytes of local header, 7 of the name, 5 of content
-    assert (second.offset, second.packed, second.size, second.deflated) == (42, 3, 1, True)
-    assert second.crc == 0xE8B7BE43  # of "a"
+def said(scan: Scan) -> list[tuple[str, str | None, int]]:
+    return [(finding.code, finding.path, finding.count) for finding in scan.findings]
 
 
-def test_what_zipfile_writes_is_listed(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.mkdir("sub-1")
-        archive.writestr("sub-1/ü 名.dcm", b"123")
-        archive.writestr("1.dcm", b"")
-        archive.comment = b"a comment"
-    assert {path: member.size for path, member in read_directory(tmp_path / "a.zip").members.items()} == {
-        "sub-1/ü 名.dcm": 3,
-        "1.dcm": 0,
+# -- what the members are ---------------------------------------------------------------------------------------------
+
+
+def test_each_member_is_a_file(root: Path) -> None:
+    write_zip(root / "primary/sub-1/sam-1/a.zip", Member("x/1.dcm", b"123"), Member("2.dcm", b"12345", DEFLATED))
+    entries, scan = scanned(root)
+    assert [entries[path] for path in sorted(entries)] == [
+        Entry("primary/sub-1/sam-1/a.zip!/2.dcm", "sub-1", "sub-1", "sam-1", "primary", 5, WRITTEN * 10**9),
+        Entry("primary/sub-1/sam-1/a.zip!/x/1.dcm", "sub-1", "sub-1", "sam-1", "primary", 3, WRITTEN * 10**9),
+    ]
+    assert scan == Scan()
+
+
+def test_folders_outside_and_inside_say_subject_and_sample_together(root: Path) -> None:
+    write_zip(root / "primary/all.zip", "sub-1/sam-1/1.dcm", "sub-2/perf-1/sam-3/2.dcm")
+    write_zip(root / "primary/sub-3/samples.ZIP", "sam-1/1.dcm", "sam-2/scan/2.dcm", "3.dcm")
+    assert places(root) == {
+        "primary/all.zip!/sub-1/sam-1/1.dcm": ("sub-1", "sam-1"),
+        "primary/all.zip!/sub-2/perf-1/sam-3/2.dcm": ("sub-2", "sam-3"),
+        "primary/sub-3/samples.ZIP!/sam-1/1.dcm": ("sub-3", "sam-1"),
+        "primary/sub-3/samples.ZIP!/sam-2/scan/2.dcm": ("sub-3", "sam-2"),
+        "primary/sub-3/samples.ZIP!/3.dcm": ("sub-3", None),
     }
 
 
-def test_an_archive_behind_other_bytes_is_read(tmp_path: Path) -> None:
-    (tmp_path / "a.zip").write_bytes(b"#!/bin/sh\n" + zip_bytes("1.dcm"))
-    assert read_directory(tmp_path / "a.zip").members["1.dcm"].offset == 10
+def test_an_archive_named_as_a_subject_or_sample_is_one(root: Path) -> None:
+    write_zip(root / "primary/sub-1.zip", "sam-1/1.dcm")
+    write_zip(root / "primary/sub-2.zip", "sub-2/sam-1/1.dcm")
+    write_zip(root / "primary/sub-3/sam-4.zip", "scan/1.dcm")
+    assert places(root) == {
+        "primary/sub-1.zip!/sam-1/1.dcm": ("sub-1", "sam-1"),
+        "primary/sub-2.zip!/sub-2/sam-1/1.dcm": ("sub-2", "sam-1"),
+        "primary/sub-3/sam-4.zip!/scan/1.dcm": ("sub-3", "sam-4"),
+    }
 
 
-def test_an_empty_archive_holds_nothing(tmp_path: Path) -> None:
-    assert directory(tmp_path) == Directory()
+def test_outside_sds_the_first_folder_is_the_subject_and_without_one_the_archive(root: Path) -> None:
+    write_zip(root / "primary/Breast_MRI.zip", "Breast_MRI_001/sequence1/1.dcm", "loose.dcm")
+    write_zip(root / "primary/Breast_MRI_003/scans.zip", "sequence1/1.dcm")
+    assert places(root) == {
+        "primary/Breast_MRI.zip!/Breast_MRI_001/sequence1/1.dcm": ("Breast_MRI_001", None),
+        "primary/Breast_MRI.zip!/loose.dcm": ("Breast_MRI", None),
+        "primary/Breast_MRI_003/scans.zip!/sequence1/1.dcm": ("Breast_MRI_003", None),
+    }
 
 
-def test_folders_are_no_members(tmp_path: Path) -> None:
-    assert set(directory(tmp_path, Member("x/", b""), Member("./", b""), "x/1.dcm").members) == {"x/1.dcm"}
+def test_an_archive_in_the_root_is_read_where_there_is_no_primary(root: Path) -> None:
+    (root / "primary").rmdir()
+    write_zip(root / "sub-1.zip", "sam-1/1.dcm")
+    assert places(root) == {"sub-1.zip!/sam-1/1.dcm": ("sub-1", "sam-1")}
 
 
-def test_dots_and_doubled_slashes_are_no_part_of_a_path(tmp_path: Path) -> None:
-    assert set(directory(tmp_path, "./x//1.dcm", "x/./2.dcm", "..3.dcm").members) == {"x/1.dcm", "x/2.dcm", "..3.dcm"}
+@pytest.mark.parametrize("top", ["", "example_sds_dataset/"])
+def test_a_packed_dataset_is_read_as_one(root: Path, top: str) -> None:
+    (root / "primary").rmdir()
+    inside = ["primary/sub-1/sam-1/1.dcm", "derivative/sub-1/mask.dcm", "docs/a.pdf", "dataset_description.xlsx"]
+    write_zip(root / "all.zip", *(f"{top}{path}" for path in inside))
+    assert places(root) == {f"all.zip!/{top}primary/sub-1/sam-1/1.dcm": ("sub-1", "sam-1")}
+    entries = scanned(root, "primary", "derivative")[0]
+    assert {path: entry.role for path, entry in entries.items()} == {
+        f"all.zip!/{top}primary/sub-1/sam-1/1.dcm": "primary",
+        f"all.zip!/{top}derivative/sub-1/mask.dcm": "derivative",
+    }
 
 
-def test_backslashes_part_folders_under_windows_alone(tmp_path: Path) -> None:
-    found = directory(tmp_path, Member(r"x\1.dcm", system=DOS), Member(r"y\2.dcm"))
-    assert set(found.members) == {"x/1.dcm", r"y\2.dcm"}
+def test_role_folders_packed_one_by_one_have_their_roles(root: Path) -> None:
+    (root / "primary").rmdir()
+    write_zip(root / "primary.zip", "sub-1/1.dcm")
+    write_zip(root / "derivative.zip", "sub-1/mask.dcm")
+    assert places(root) == {"primary.zip!/sub-1/1.dcm": ("sub-1", None)}
+    entries = scanned(root, "primary", "derivative")[0]
+    assert {path: entry.role for path, entry in entries.items()} == {
+        "primary.zip!/sub-1/1.dcm": "primary",
+        "derivative.zip!/sub-1/mask.dcm": "derivative",
+    }
 
 
-def test_of_members_with_one_name_the_last_counts(tmp_path: Path) -> None:
-    found = directory(tmp_path, Member("1.dcm", b"12"), Member("./1.dcm", b"123"), Member("1.dcm", b"1234"))
-    assert {path: member.size for path, member in found.members.items()} == {"1.dcm": 4}
-    assert found.repeated == ["1.dcm", "1.dcm"]
+def test_the_manifest_names_the_subject_of_an_archive(root: Path) -> None:
+    write_zip(root / "primary/scans/a.zip", "x/1.dcm")
+    (root / "manifest.csv").write_text("filename,entity\nprimary/scans/a.zip,sub-4\n")
+    assert places(root) == {"primary/scans/a.zip!/x/1.dcm": ("sub-4", None)}
 
 
-def test_names_are_utf_8_with_the_flag_and_without(tmp_path: Path) -> None:
-    found = directory(tmp_path, Member("ü1.dcm", flags=UTF8), Member("ü2.dcm", flags=0))
-    assert set(found.members) == {"ü1.dcm", "ü2.dcm"}
+# -- what is said of the rest -----------------------------------------------------------------------------------------
 
 
-def test_a_name_in_another_encoding_is_left_out(tmp_path: Path) -> None:
-    found = directory(tmp_path, Member(b"M\x81ller.dcm", flags=0), "1.dcm")
-    assert set(found.members) == {"1.dcm"}
-    assert found.undecodable == ["M\N{REPLACEMENT CHARACTER}ller.dcm"]
+def test_junk_is_counted_and_sheets_are_no_files(root: Path) -> None:
+    inside = ["1.dcm", "._1.dcm", "x/.DS_Store", "__MACOSX/1.dcm", "__MACOSX/2.dcm", "manifest.xlsx"]
+    write_zip(root / "primary/sub-1/a.zip", *inside)
+    entries, scan = scanned(root)
+    assert set(entries) == {"primary/sub-1/a.zip!/1.dcm"}
+    assert {finding.value: finding.count for finding in scan.findings} == {
+        "AppleDouble": 1,
+        "macOS folder settings": 1,
+        "macOS archive folder": 1,
+    }
 
 
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
-def test_links_and_devices_are_no_files(tmp_path: Path, kind: int) -> None:
-    found = directory(tmp_path, Member("odd", b"/etc/passwd", mode=kind | 0o777), Member("1", mode=stat.S_IFREG))
-    assert (set(found.members), found.special) == ({"1"}, ["odd"])
+def test_an_archive_in_an_archive_is_not_looked_into(root: Path) -> None:
+    write_zip(root / "primary/sub-1/a.zip", "1.dcm", "b.zip", "x/c.ZIP")
+    entries, scan = scanned(root)
+    assert set(entries) == {"primary/sub-1/a.zip!/1.dcm"}
+    assert said(scan) == [("archive-nested", "primary/sub-1/a.zip", 2)]
 
 
-# -- what is refused --------------------------------------------------------------------------------------------------
-
-
-def test_the_limits() -> None:
-    assert (
-        Limits(
-            members=100_000,
-            member_bytes=2_147_483_648,
-            total_bytes=17_179_869_184,
-            ratio=1000,
-            ratio_from=1_000_000,
-            directory_bytes=33_554_432,
-        )
-        == LIMITS
+def test_odd_members_are_said_once_for_an_archive(root: Path) -> None:
+    write_zip(
+        root / "primary/sub-1/a.zip",
+        "1.dcm",
+        "1.dcm",
+        Member(b"\x81.dcm", flags=0),
+        Member("link", b"/etc/passwd", mode=stat.S_IFLNK),
     )
+    entries, scan = scanned(root)
+    assert set(entries) == {"primary/sub-1/a.zip!/1.dcm"}
+    assert said(scan) == [
+        ("archive-names-repeated", "primary/sub-1/a.zip!/1.dcm", 1),
+        ("name-undecodable", "primary/sub-1/a.zip!/\N{REPLACEMENT CHARACTER}.dcm", 1),
+        ("special-file-skipped", "primary/sub-1/a.zip!/link", 1),
+    ]
 
 
-def test_too_many_members_are_refused(tmp_path: Path) -> None:
-    limits = Limits(members=2)
-    assert len(directory(tmp_path, "1", "2", limits=limits).members) == 2
-    assert refused(tmp_path, "1", "2", "3", limits=limits) == (
-        "archive-refused",
-        "it has 3 members; at most 2 are read",
-    )
+def test_a_refused_archive_leaves_the_rest(root: Path) -> None:
+    fill(root / "primary/sub-1/1.dcm")
+    write_zip(root / "primary/sub-1/a.zip", "1.dcm", Member("2.dcm", flags=ENCRYPTED))
+    write_zip(root / "primary/sub-1/b.zip", "3.dcm")
+    entries, scan = scanned(root)
+    assert set(entries) == {"primary/sub-1/1.dcm", "primary/sub-1/b.zip!/3.dcm"}
+    assert said(scan) == [("archive-refused", "primary/sub-1/a.zip", 1)]
+    assert scan.findings[0].message == "'2.dcm' is encrypted"
+    assert scan.unread_folders == []
 
 
-def test_a_member_that_is_too_large_is_refused(tmp_path: Path) -> None:
-    limits = Limits(member_bytes=4)
-    assert directory(tmp_path, Member("1", b"1234"), limits=limits).members
-    assert refused(tmp_path, Member("1", b"12345"), limits=limits)[1] == "'1' has 5 bytes; at most 4 are read"
+def test_a_damaged_archive_leaves_the_rest_and_what_was_known_of_it(root: Path) -> None:
+    fill(root / "primary/sub-1/1.dcm")
+    whole = write_zip(root / "primary/sub-1/a.zip", "1.dcm").read_bytes()
+    (root / "primary/sub-1/a.zip").write_bytes(whole[:-30])
+    entries, scan = scanned(root)
+    assert set(entries) == {"primary/sub-1/1.dcm"}
+    assert said(scan) == [("archive-damaged", "primary/sub-1/a.zip", 1)]
+    assert scan.unread_folders == ["primary/sub-1/a.zip!"]
 
 
-def test_members_that_are_too_large_together_are_refused(tmp_path: Path) -> None:
-    limits = Limits(total_bytes=6)
-    assert directory(tmp_path, Member("1", b"123"), Member("2", b"123"), limits=limits).members
-    assert refused(tmp_path, Member("1", b"123"), Member("2", b"1234"), limits=limits) == (
-        "archive-refused",
-        "its members have 7 bytes; at most 6 are read",
-    )
+def test_an_archive_beside_a_folder_of_its_members_name_is_refused(root: Path) -> None:
+    write_zip(root / "primary/sub-1/a.zip", "1.dcm")
+    fill(root / "primary/sub-1/a.zip!/1.dcm")
+    entries, scan = scanned(root)
+    assert {path: entry.size for path, entry in entries.items()} == {"primary/sub-1/a.zip!/1.dcm": 1}
+    assert said(scan) == [("archive-refused", "primary/sub-1/a.zip", 1)]
 
 
-def test_a_large_member_that_inflates_too_much_is_refused(tmp_path: Path) -> None:
-    packed = bytes(2_000)
-    fine = Member("1", method=DEFLATED, packed=packed, size=2_000_000)
-    bomb = Member("1", method=DEFLATED, packed=packed, size=2_000_001)
-    small = Member("1", method=DEFLATED, packed=b"\0", size=1_000_000)
-    assert directory(tmp_path, fine).members
-    assert directory(tmp_path, small).members
-    assert refused(tmp_path, bomb) == ("archive-refused", "'1' inflates to more than 1000 times its packed size")
+def test_a_file_that_only_has_the_name_of_an_archive_is_a_file(root: Path) -> None:
+    fill(root / "primary/sub-1/a.zip", "no archive")
+    entries, scan = scanned(root)
+    assert {path: entry.size for path, entry in entries.items()} == {"primary/sub-1/a.zip": 10}
+    assert scan.findings == []
 
 
-def test_a_directory_that_is_too_large_is_not_read(tmp_path: Path) -> None:
-    limits = Limits(directory_bytes=46)  # one member whose name is empty
-    assert refused(tmp_path, "1", limits=limits) == (
-        "archive-refused",
-        "its directory has 47 bytes; at most 46 are read",
-    )
+def test_a_link_to_an_archive_is_followed_inside_the_root_alone(root: Path) -> None:
+    write_zip(root / "store/a.zip", "1.dcm")
+    write_zip(root.parent / "outside.zip", "1.dcm")
+    (root / "primary/sub-1").mkdir()
+    (root / "primary/sub-1/in.zip").symlink_to(root / "store/a.zip")
+    (root / "primary/sub-1/out.zip").symlink_to(root.parent / "outside.zip")
+    entries, scan = scanned(root)
+    assert set(entries) == {"primary/sub-1/in.zip!/1.dcm"}
+    assert said(scan) == [("link-outside-dataset", "primary/sub-1/out.zip", 1)]
 
 
-def test_an_encrypted_member_refuses_the_archive(tmp_path: Path) -> None:
-    assert refused(tmp_path, "1", Member("2", flags=ENCRYPTED)) == ("archive-refused", "'2' is encrypted")
+# -- opening ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../1.dcm", "x/../../1.dcm", "x/..", "C:/1.dcm", "1.dcm\0.txt", "", "\0"]
-)
-def test_an_unsafe_name_refuses_the_archive(tmp_path: Path, name: str) -> None:
-    code, why = refused(tmp_path, "1", name)
-    assert (code, why) == ("archive-refused", f"the name {name!r} leads out of the archive or is none")
+def opened(root: Path, path: str) -> bytes:
+    with TreeSource("ds", root).open(path) as file:
+        return file.read()
 
 
-@pytest.mark.parametrize("name", [r"..\1.dcm", r"C:\1.dcm", r"\1.dcm", r"\\server\1.dcm"])
-def test_an_unsafe_name_of_windows_refuses_the_archive(tmp_path: Path, name: str) -> None:
-    assert refused(tmp_path, Member(name, system=DOS))[0] == "archive-refused"
+def test_a_member_is_opened_by_its_path(root: Path) -> None:
+    write_zip(root / "primary/sub-1/a.zip", Member("x/ü 名.dcm", b"12345" * 9, DEFLATED))
+    assert opened(root, "primary/sub-1/a.zip!/x/ü 名.dcm") == b"12345" * 9
 
 
-@pytest.mark.parametrize("method", [1, 9, 12, 14, 93, 99])
-def test_other_ways_to_pack_are_refused(tmp_path: Path, method: int) -> None:
-    assert refused(tmp_path, Member("1", method=method)) == (
-        "archive-refused",
-        f"'1' is packed by method {method}; stored and deflated members are read",
-    )
+def test_a_file_is_opened_unbuffered(root: Path) -> None:
+    fill(root / "primary/1.dcm", "12345")
+    with TreeSource("ds", root).open("primary/1.dcm") as file:
+        assert isinstance(file, io.RawIOBase)
+        assert (file.read(3), file.read(3), file.read(3)) == (b"123", b"45", b"")
 
 
-def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
-    assert refused(tmp_path, Member("1", bytes(100)), Member("2", b"12", offset=40)) == (
-        "archive-refused",
-        "'2' overlaps another member",
-    )
+def test_a_file_whose_path_only_looks_like_a_member_is_opened(root: Path) -> None:
+    fill(root / "primary/a.zip!/1.dcm", "file")
+    fill(root / "primary/b.zip!c.dcm", "name")
+    write_zip(root / "primary/c.zip!/d.zip", Member("1.dcm", b"member"))
+    assert opened(root, "primary/a.zip!/1.dcm") == b"file"
+    assert opened(root, "primary/b.zip!c.dcm") == b"name"
+    assert opened(root, "primary/c.zip!/d.zip!/1.dcm") == b"member"
 
 
-# -- what is damaged, what is none ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("path", ["primary/a.zip!/2.dcm", "primary/b.zip!/1.dcm", "primary/1.dcm/2.dcm", "no.dcm"])
+def test_what_is_not_there_is_a_file_that_is_not_found(root: Path, path: str) -> None:
+    write_zip(root / "primary/a.zip", "1.dcm")
+    with pytest.raises(FileNotFoundError):
+        opened(root, path)
 
 
-@pytest.mark.parametrize(
-    "member",
-    [Member("1", b"123", offset=5_000), Member("1", size=2), Member("1", packed=b"12", size=1)],
-    ids=["beyond the end", "stored longer", "stored shorter"],
-)
-def test_a_member_that_cannot_be_where_it_is_said_to_be_is_damage(tmp_path: Path, member: Member) -> None:
-    assert refused(tmp_path, member)[0] == "archive-damaged"
+def test_a_source_that_opened_members_travels_and_equals_a_new_one(root: Path) -> None:
+    write_zip(root / "primary/a.zip", Member("1.dcm", b"12345"))
+    source, new = TreeSource("ds", root), TreeSource("ds", root)
+    source.open("primary/a.zip!/1.dcm").close()
+    assert source == new
+    assert hash(source) == hash(new)
+    assert pickle.dumps(source) == pickle.dumps(new)
+    with pickle.loads(pickle.dumps(source)).open("primary/a.zip!/1.dcm") as file:
+        assert file.read() == b"12345"
 
 
-@pytest.mark.parametrize("left", [4, 40, 100, -1])
-def test_a_cut_archive_is_damaged(tmp_path: Path, left: int) -> None:
-    (tmp_path / "a.zip").write_bytes(zip_bytes("1.dcm", "2.dcm", "3.dcm")[:left])
-    with pytest.raises(ArchiveError) as caught:
-        read_directory(tmp_path / "a.zip")
-    assert caught.value.code == "archive-damaged"
+# -- through the stages -----------------------------------------------------------------------------------------------
 
 
-def test_a_name_that_is_not_the_utf_8_it_claims_is_damage(tmp_path: Path) -> None:
-    assert refused(tmp_path, Member(b"\xff.dcm", flags=UTF8))[0] == "archive-damaged"
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return tree_of(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"no archive at all", bytes(128) + b"DICM" + bytes(300)])
-def test_a_file_that_only_has_the_name_is_no_archive(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.zip").write_bytes(content)
-    with pytest.raises(NoArchiveError):
-        read_directory(tmp_path / "a.zip")
+def dicom(number: int, **tags: Any) -> Member:
+    """A deflated member `x/NUMBER.dcm` that is a small DICOM file."""
+    content = header(instance=f"zipped-{number}", **tags)
+    content.file_meta = pydicom.dataset.FileMetaDataset()
+    content.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    target = io.BytesIO()
+    pydicom.dcmwrite(target, content, enforce_file_format=True)
+    return Member(f"x/{number}.dcm", target.getvalue(), DEFLATED)
 
 
-def test_any_damage_to_a_directory_is_said_as_one_or_harmless(tmp_path: Path) -> None:
-    whole = zip_bytes("1.dcm", Member("x/2.dcm", b"1" * 50, DEFLATED))
-    start = whole.index(b"PK\x01\x02")
-    codes = set()
-    for place in range(start, len(whole)):
-        for value in (0x00, 0xFF):
-            changed = bytearray(whole)
-            changed[place] = value
-            (tmp_path / "a.zip").write_bytes(changed)
-            codes.add(code_of(tmp_path / "a.zip"))
-    assert codes == {None, "archive-damaged", "archive-refused"}
+def pack(tree: Tree, *members: Member, later: int = 0) -> Path:
+    path = write_zip(tree.root / "primary/sub-1/a.zip", *members)
+    os.utime(path, (WRITTEN + later, WRITTEN + later))
+    return path
 
 
-def test_a_read_error_is_none_of_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        def __init__(self, file: Any) -> None:
-            self.seek, self.tell, self.fileno = file.seek, file.tell, file.fileno
-
-        def read(self, size: int = -1) -> bytes:
-            raise OSError(5, "Input/output error")
-
-        def __enter__(self) -> Broken:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-    path = write_zip(tmp_path / "a.zip", "1.dcm")
-    with path.open("rb", buffering=0) as file:
-        monkeypatch.setattr(archives, "_open", lambda _: Broken(file))
-        with pytest.raises(OSError, match="Input/output error"):
-            read_directory(path)
+def rows(tree: Tree) -> dict[str, dict[str, Any]]:
+    table = read_unit(tree.lake, headers(), dataset="ds", unit="sub-1")
+    return {row["path"].removeprefix("primary/sub-1/"): row for row in table.to_pylist()}
 
 
-def test_nothing_is_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_inflating(*_: object) -> None:
-        raise AssertionError("inflated")
+def inventory(tree: Tree) -> dict[str, dict[str, Any]]:
+    return {row["path"]: row for row in tree.lake.read(INVENTORY, dataset="ds").to_pylist()}
 
-    path = write_zip(tmp_path / "a.zip", Member("1.dcm", b"1" * 1000, DEFLATED))
-    monkeypatch.setattr(zlib, "decompressobj", no_inflating)
-    monkeypatch.setattr(zipfile.ZipFile, "open", no_inflating)
-    assert read_directory(path).members["1.dcm"].size == 1000
+
+def kinds(tree: Tree) -> dict[str, tuple[str, str | None]]:
+    table = read_unit(tree.lake, FILES, dataset="ds", unit="sub-1")
+    return {row["path"].rpartition("/")[2]: (row["kind"], row["reason"]) for row in table.to_pylist()}
+
+
+def test_a_zipped_series_gives_the_rows_that_its_files_would(tree: Tree) -> None:
+    members = [
+        dicom(number, InstanceNumber=number, PatientName="Müller", SpecificCharacterSet="ISO_IR 100")
+        for number in range(5)
+    ]
+    pack(tree, *members)
+    for number, member in enumerate(members):
+        fill(tree.root / f"primary/sub-1/plain/{number}.dcm", "")
+        (tree.root / f"primary/sub-1/plain/{number}.dcm").write_bytes(member.content)
+    tree.crawl()
+    tree.extract()
+    found = rows(tree)
+    assert len(found) == 10
+    for number in range(5):
+        packed, plain = found[f"a.zip!/x/{number}.dcm"], found[f"plain/{number}.dcm"]
+        differ = {name for name in packed if packed[name] != plain[name]}
+        assert differ == {"path", "duplicate"}
+        assert (packed["duplicate"], plain["duplicate"]) == (None, "identical")
+
+
+def test_what_an_archive_of_zipfile_holds_is_read(tree: Tree, tmp_path: Path) -> None:
+    (tree.root / "primary").mkdir()
+    plain = write_instance(tmp_path / "1.dcm", PatientID="P-9")
+    with zipfile.ZipFile(tree.root / "primary/sub-1.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(plain, "sam-1/1.dcm")
+    tree.crawl()
+    tree.extract()
+    (row,) = read_unit(tree.lake, headers(), dataset="ds", unit="sub-1").to_pylist()
+    assert (row["subject"], row["sample"], row["PatientID"]) == ("sub-1", "sam-1", "P-9")
+
+
+def test_members_have_the_size_inside_and_the_time_of_the_archive(tree: Tree) -> None:
+    member = dicom(1)
+    pack(tree, member)
+    tree.crawl()
+    row = inventory(tree)["primary/sub-1/a.zip!/x/1.dcm"]
+    assert row["size"] == len(member.content)
+    assert row["mtime"] == datetime.datetime(2023, 11, 14, 22, 13, 20, tzinfo=datetime.UTC)
+
+
+def test_an_unchanged_archive_is_not_read_again(tree: Tree) -> None:
+    pack(tree, dicom(1), dicom(2))
+    tree.crawl()
+    assert tree.extract().files_opened == 2
+    tree.crawl()
+    assert tree.extract().files_opened == 0
+
+
+def test_a_changed_archive_is_read_again_as_a_whole(tree: Tree) -> None:
+    pack(tree, dicom(1), dicom(2))
+    tree.crawl()
+    tree.extract()
+    pack(tree, dicom(1, PatientID="P-7"), dicom(2), dicom(3), later=5)
+    tree.crawl()
+    assert tree.extract().files_opened == 3
+    assert {path: row["PatientID"] for path, row in rows(tree).items()} == {
+        "a.zip!/x/1.dcm": "P-7",
+        "a.zip!/x/2.dcm": "P-1",
+        "a.zip!/x/3.dcm": "P-1",
+    }
+
+
+def test_a_damaged_member_is_a_finding_and_the_others_are_loaded(tree: Tree) -> None:
+    longer, spoilt = dicom(1), dicom(2)
+    longer.size = 200
+    spoilt.packed = b"\xff" * 300
+    pack(tree, longer, spoilt, dicom(3))
+    tree.crawl()
+    tree.extract()
+    assert kinds(tree) == {
+        "1.dcm": ("unreadable", "header-unreadable"),
+        "2.dcm": ("unreadable", "header-unreadable"),
+        "3.dcm": ("dicom", "pixel-data-absent"),
+    }
+    messages = {(f["path"] or "")[-5:]: f["message"] for f in tree.findings("extract", "sub-1")}
+    assert "longer than the 200 bytes that are declared" in messages["1.dcm"]
+    assert "the member of the archive is damaged" in messages["2.dcm"]
+
+
+def test_a_member_that_is_gone_since_the_crawl_is_said(tree: Tree) -> None:
+    pack(tree, dicom(1), dicom(2))
+    tree.crawl()
+    pack(tree, dicom(1), later=5)
+    tree.extract()
+    assert kinds(tree) == {"1.dcm": ("dicom", "pixel-data-absent"), "2.dcm": ("unreadable", "file-missing")}
+
+
+@pytest.fixture
+def unanswering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk does not answer for archives."""
+
+    def refuse(archive: Path) -> io.FileIO:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(directory, "_open", refuse)
+
+
+def test_an_archive_that_cannot_be_read_now_is_not_gone(tree: Tree, request: pytest.FixtureRequest) -> None:
+    pack(tree, dicom(1), dicom(2))
+    fill(tree.root / "primary/sub-1/a.zip.txt")
+    tree.crawl()
+    before = inventory(tree)
+    request.getfixturevalue("unanswering")
+    assert tree.crawl().gone == 0
+    assert inventory(tree) == before
+    assert [(f["code"], f["path"]) for f in tree.findings("crawl")] == [("file-unreadable", "primary/sub-1/a.zip")]
+
+
+def test_an_archive_that_is_still_being_copied_is_not_gone(tree: Tree) -> None:
+    path = pack(tree, dicom(1), dicom(2))
+    tree.crawl()
+    tree.extract()
+    before = inventory(tree), rows(tree)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    assert tree.crawl().gone == 0
+    assert tree.extract().files_opened == 0
+    assert (inventory(tree), rows(tree)) == before
+
+
+def test_a_file_with_the_name_of_an_archive_is_not_gone_while_the_disk_does_not_answer(
+    tree: Tree, request: pytest.FixtureRequest
+) -> None:
+    fill(tree.root / "primary/sub-1/a.zip", "no archive")
+    tree.crawl()
+    before = inventory(tree)
+    request.getfixturevalue("unanswering")
+    assert tree.crawl().gone == 0
+    assert inventory(tree) == before
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
@@ -301,4 +457,4 @@ def test_the_suffix_makes_the_name_of_an_archive(name: str, expected: bool) -> N
     ],
 )
 def test_a_path_is_split_at_each_archive(path: str, expected: list[tuple[str, str]]) -> None:
-    assert list(splits(path)) == expected
+    assert list(split_member_path(path)) == expected

@@ -5,38 +5,38 @@ from __future__ import annotations
 import pytest
 
 from dicom_etl.sources.grammar import (
-    Place,
-    Start,
-    entity,
-    grammar,
-    junk_class,
-    locate,
-    role_folders,
-    sheet_kind,
-    start_of,
+    PathEntities,
+    RoleFolder,
+    find_entities,
+    find_role_folder,
+    load_grammar,
+    load_role_folders,
+    match_entity,
+    match_sheet,
+    match_system_file,
 )
 
 
-@pytest.mark.parametrize("entry", grammar()["entities"], ids=lambda entry: entry["example"])
+@pytest.mark.parametrize("entry", load_grammar()["entities"], ids=lambda entry: entry["example"])
 def test_an_entity_of_the_grammar_is_what_its_example_says(entry: dict[str, str]) -> None:
-    assert entity(entry["example"]) == entry["entity"]
+    assert match_entity(entry["example"]) == entry["entity"]
 
 
-@pytest.mark.parametrize("entry", grammar()["junk"], ids=lambda entry: entry["example"])
+@pytest.mark.parametrize("entry", load_grammar()["system_files"], ids=lambda entry: entry["example"])
 def test_junk_of_the_grammar_is_what_its_example_says(entry: dict[str, str]) -> None:
-    assert junk_class(entry["example"]) == entry["class"]
+    assert match_system_file(entry["example"]) == entry["class"]
 
 
-@pytest.mark.parametrize("entry", grammar()["roles"], ids=lambda entry: entry["folder"])
+@pytest.mark.parametrize("entry", load_grammar()["roles"], ids=lambda entry: entry["folder"])
 def test_a_role_of_the_grammar_is_that_of_its_examples_first_folder(entry: dict[str, str]) -> None:
-    assert role_folders()[entry["example"].split("/")[0]] == entry["role"]
+    assert load_role_folders()[entry["example"].split("/")[0]] == entry["role"]
 
 
-@pytest.mark.parametrize("kind", grammar()["sheets"])
-@pytest.mark.parametrize("suffix", grammar()["sheet_suffixes"])
+@pytest.mark.parametrize("kind", load_grammar()["sheets"])
+@pytest.mark.parametrize("suffix", load_grammar()["sheet_suffixes"])
 def test_a_sheet_is_known_in_all_four_types_and_any_case(kind: str, suffix: str) -> None:
-    assert sheet_kind(f"{kind}{suffix}") == kind
-    assert sheet_kind(f"{kind}{suffix}".upper()) == kind
+    assert match_sheet(f"{kind}{suffix}") == kind
+    assert match_sheet(f"{kind}{suffix}".upper()) == kind
 
 
 @pytest.mark.parametrize(
@@ -61,80 +61,80 @@ def test_a_sheet_is_known_in_all_four_types_and_any_case(kind: str, suffix: str)
     ],
 )
 def test_a_folder_name_denotes_an_entity_or_none(name: str, expected: str | None) -> None:
-    assert entity(name) == expected
+    assert match_entity(name) == expected
 
 
 @pytest.mark.parametrize("name", [".dss", "bids.dss"])
 def test_what_names_the_standard_of_a_folder_is_no_dicom(name: str) -> None:
-    assert junk_class(name) == "SDS standard"
+    assert match_system_file(name) == "SDS standard"
 
 
 @pytest.mark.parametrize("name", ["1.dcm", "IM0001", "image.IMA", "1.2.840.113619", "readme-of-1.dcm", ".hidden.dcm"])
 def test_a_file_that_may_be_dicom_is_no_junk(name: str) -> None:
-    assert junk_class(name) is None
+    assert match_system_file(name) is None
 
 
 @pytest.mark.parametrize("name", ["subjects.dcm", "subjects", "my_subjects.xlsx", "notes.csv"])
 def test_a_file_of_another_name_or_type_is_no_sheet(name: str) -> None:
-    assert sheet_kind(name) is None
+    assert match_sheet(name) is None
 
 
 @pytest.mark.parametrize(
     ("folders", "expected"),
     [
-        ("sub-1", Place("sub-1", None)),
-        ("sub-1/sam-2", Place("sub-1", "sam-2")),
-        ("sub-1/perf-1/sam-2", Place("sub-1", "sam-2")),
-        ("sub-1/sam-3/sam-4", Place("sub-1", "sam-4")),
-        ("sub-2/perf-1/sam-2", Place("sub-2", "sam-2")),
-        ("sub-1/perf-1", Place("sub-1", None)),
-        ("sub-1/sam-1/perf-2/site-b", Place("sub-1", "sam-1")),
-        ("subj-1/samp-2", Place("subj-1", "samp-2")),
-        ("subj-1/spec-2", Place("subj-1", "spec-2")),
-        ("sub-1/pop-sam-2", Place("sub-1", "pop-sam-2")),
-        ("pool-1", Place("pool-1", None)),
-        ("pool-1/sub-2", Place("sub-2", None)),
-        ("pop-1", Place("pop-1", None)),
-        ("sam-1/perf-1", Place(None, "sam-1")),
-        ("sub-ä 1/sam-名", Place("sub-ä 1", "sam-名")),
-        ("sub-1/sub-1_sam-2", Place("sub-1", "sub-1_sam-2")),
-        ("sub-1/sam-1/DICOM/series one", Place("sub-1", "sam-1")),
-        ("pool-1/sub-2/sam-1", Place("sub-2", "sam-1")),
-        ("pool-1/perf-1", Place("pool-1", None)),
-        ("pop-7/sam-1", Place("pop-7", "sam-1")),
-        ("site-a/sub-1", Place("sub-1", None)),
-        ("Breast_MRI_001/sequence1", Place("Breast_MRI_001", None)),
-        ("hospital/sub-4", Place("sub-4", None)),
-        ("sam-1", Place(None, "sam-1")),
-        ("", Place(None, None)),
+        ("sub-1", PathEntities("sub-1", None)),
+        ("sub-1/sam-2", PathEntities("sub-1", "sam-2")),
+        ("sub-1/perf-1/sam-2", PathEntities("sub-1", "sam-2")),
+        ("sub-1/sam-3/sam-4", PathEntities("sub-1", "sam-4")),
+        ("sub-2/perf-1/sam-2", PathEntities("sub-2", "sam-2")),
+        ("sub-1/perf-1", PathEntities("sub-1", None)),
+        ("sub-1/sam-1/perf-2/site-b", PathEntities("sub-1", "sam-1")),
+        ("subj-1/samp-2", PathEntities("subj-1", "samp-2")),
+        ("subj-1/spec-2", PathEntities("subj-1", "spec-2")),
+        ("sub-1/pop-sam-2", PathEntities("sub-1", "pop-sam-2")),
+        ("pool-1", PathEntities("pool-1", None)),
+        ("pool-1/sub-2", PathEntities("sub-2", None)),
+        ("pop-1", PathEntities("pop-1", None)),
+        ("sam-1/perf-1", PathEntities(None, "sam-1")),
+        ("sub-ä 1/sam-名", PathEntities("sub-ä 1", "sam-名")),
+        ("sub-1/sub-1_sam-2", PathEntities("sub-1", "sub-1_sam-2")),
+        ("sub-1/sam-1/DICOM/series one", PathEntities("sub-1", "sam-1")),
+        ("pool-1/sub-2/sam-1", PathEntities("sub-2", "sam-1")),
+        ("pool-1/perf-1", PathEntities("pool-1", None)),
+        ("pop-7/sam-1", PathEntities("pop-7", "sam-1")),
+        ("site-a/sub-1", PathEntities("sub-1", None)),
+        ("Breast_MRI_001/sequence1", PathEntities("Breast_MRI_001", None)),
+        ("hospital/sub-4", PathEntities("sub-4", None)),
+        ("sam-1", PathEntities(None, "sam-1")),
+        ("", PathEntities(None, None)),
     ],
 )
-def test_a_path_says_subject_and_sample(folders: str, expected: Place) -> None:
-    assert locate(folders.split("/") if folders else [], {}) == expected
+def test_a_path_says_subject_and_sample(folders: str, expected: PathEntities) -> None:
+    assert find_entities(folders.split("/") if folders else [], {}) == expected
 
 
 def test_a_flat_sample_belongs_to_the_subject_of_the_samples_sheet() -> None:
-    assert locate(["sam-9", "perf-1"], {"sam-9": "sub-4"}) == Place("sub-4", "sam-9")
+    assert find_entities(["sam-9", "perf-1"], {"sam-9": "sub-4"}) == PathEntities("sub-4", "sam-9")
 
 
 def test_the_folders_win_over_the_samples_sheet() -> None:
-    assert locate(["sub-1", "sam-9"], {"sam-9": "sub-4"}) == Place("sub-1", "sam-9")
+    assert find_entities(["sub-1", "sam-9"], {"sam-9": "sub-4"}) == PathEntities("sub-1", "sam-9")
 
 
 def test_the_samples_sheet_wins_over_the_manifest_and_the_manifest_over_the_first_folder() -> None:
-    assert locate(["sam-9"], {"sam-9": "sub-4"}, "sub-5") == Place("sub-4", "sam-9")
-    assert locate(["scans", "sam-9"], {}, "sub-5") == Place("sub-5", "sam-9")
-    assert locate(["sub-1"], {}, "sub-5") == Place("sub-1", None)
+    assert find_entities(["sam-9"], {"sam-9": "sub-4"}, "sub-5") == PathEntities("sub-4", "sam-9")
+    assert find_entities(["scans", "sam-9"], {}, "sub-5") == PathEntities("sub-5", "sam-9")
+    assert find_entities(["sub-1"], {}, "sub-5") == PathEntities("sub-1", None)
 
 
 @pytest.mark.parametrize(
     ("folders", "expected"),
     [
-        ("primary/sub-1", Start("primary", 1)),
-        ("dataset/derivatives/sub-1", Start("derivative", 2)),
+        ("primary/sub-1", RoleFolder("primary", 1)),
+        ("dataset/derivatives/sub-1", RoleFolder("derivative", 2)),
         ("sub-1/primary", None),
         ("dataset/sub-1", None),
     ],
 )
-def test_a_role_folder_counts_before_the_first_entity(folders: str, expected: Start | None) -> None:
-    assert start_of(folders.split("/")) == expected
+def test_a_role_folder_counts_before_the_first_entity(folders: str, expected: RoleFolder | None) -> None:
+    assert find_role_folder(folders.split("/")) == expected

@@ -9,7 +9,7 @@ import pytest
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings, Settings, SettingsError
 from dicom_etl.sources import SourceError
-from dicom_etl.sources.registry import chosen_datasets, known_datasets
+from dicom_etl.sources.registry import find_datasets, select_datasets
 from tests.corpus import lake_of, tree_of
 
 
@@ -31,7 +31,7 @@ def roots(datasets: dict[str, DatasetSettings]) -> dict[str, str]:
 
 
 def test_every_folder_of_a_watched_one_is_a_dataset(data: Path) -> None:
-    known = known_datasets(Settings(watch_folders=(str(data),)))
+    known = find_datasets(Settings(watch_folders=(str(data),)))
     assert roots(known) == {"breast": str(data / "breast"), "heart": str(data / "heart")}
 
 
@@ -40,90 +40,90 @@ def test_settings_of_a_watched_dataset_hold(data: Path) -> None:
         watch_folders=(str(data),),
         datasets={"heart": DatasetSettings(root=str(data / "heart"), time_zone="Europe/Berlin")},
     )
-    assert known_datasets(settings)["heart"].time_zone == "Europe/Berlin"
+    assert find_datasets(settings)["heart"].time_zone == "Europe/Berlin"
 
 
 def test_a_watched_folder_with_the_name_of_another_dataset_is_refused(data: Path, tmp_path: Path) -> None:
     settings = Settings(watch_folders=(str(data),), datasets={"heart": DatasetSettings(root=str(tmp_path))})
     with pytest.raises(SettingsError, match="two datasets are named heart"):
-        known_datasets(settings)
+        find_datasets(settings)
 
 
 def test_two_watched_folders_with_one_name_are_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "more" / "heart").mkdir(parents=True)
     with pytest.raises(SettingsError, match="two datasets are named heart"):
-        known_datasets(Settings(watch_folders=(str(data), str(tmp_path / "more"))))
+        find_datasets(Settings(watch_folders=(str(data), str(tmp_path / "more"))))
 
 
 def test_a_watched_folder_that_cannot_be_listed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="gone cannot be listed"):
-        known_datasets(Settings(watch_folders=(str(tmp_path / "gone"),)))
+        find_datasets(Settings(watch_folders=(str(tmp_path / "gone"),)))
 
 
 def test_no_name_means_all_known_datasets(data: Path, lake: Lake) -> None:
-    assert list(chosen_datasets(Settings(watch_folders=(str(data),)), lake, [])) == ["breast", "heart"]
+    assert list(select_datasets(Settings(watch_folders=(str(data),)), lake, [])) == ["breast", "heart"]
 
 
 def test_no_name_and_no_dataset_is_refused(lake: Lake) -> None:
     with pytest.raises(SettingsError, match="no dataset is named and none is registered"):
-        chosen_datasets(Settings(), lake, [])
+        select_datasets(Settings(), lake, [])
 
 
 def test_a_registered_name_is_its_dataset(data: Path, lake: Lake) -> None:
     settings = Settings(datasets={"h": DatasetSettings(root=str(data / "heart"))})
-    assert roots(chosen_datasets(settings, lake, ["h"])) == {"h": str(data / "heart")}
+    assert roots(select_datasets(settings, lake, ["h"])) == {"h": str(data / "heart")}
 
 
 def test_a_path_is_named_after_its_folder(data: Path, lake: Lake) -> None:
-    assert roots(chosen_datasets(Settings(), lake, [f"{data}/heart/"])) == {"heart": str(data / "heart")}
+    assert roots(select_datasets(Settings(), lake, [f"{data}/heart/"])) == {"heart": str(data / "heart")}
 
 
 def test_a_name_can_be_given_to_a_path(data: Path, lake: Lake) -> None:
-    assert roots(chosen_datasets(Settings(), lake, [f"cardiac={data}/heart"])) == {"cardiac": str(data / "heart")}
+    assert roots(select_datasets(Settings(), lake, [f"cardiac={data}/heart"])) == {"cardiac": str(data / "heart")}
 
 
 @pytest.mark.parametrize("folder", ["study=2/heart", "study=2", "a=b=c"])
 def test_a_path_that_contains_the_sign_of_a_name_is_a_path(data: Path, lake: Lake, folder: str) -> None:
     (data / folder).mkdir(parents=True)
-    chosen = chosen_datasets(Settings(), lake, [f"{data}/{folder}"])
+    chosen = select_datasets(Settings(), lake, [f"{data}/{folder}"])
     assert roots(chosen) == {folder.rpartition("/")[2]: str(data / folder)}
 
 
 def test_a_name_can_be_given_to_a_path_that_contains_its_sign(data: Path, lake: Lake) -> None:
     (data / "study=2").mkdir()
-    assert roots(chosen_datasets(Settings(), lake, [f"two={data}/study=2"])) == {"two": str(data / "study=2")}
+    assert roots(select_datasets(Settings(), lake, [f"two={data}/study=2"])) == {"two": str(data / "study=2")}
 
 
 def test_a_csv_file_is_a_list(data: Path, lake: Lake) -> None:
     (data / "mine.csv").write_text("path\n")
-    assert chosen_datasets(Settings(), lake, [str(data / "mine.csv")])["mine"].kind == "list"
+    assert select_datasets(Settings(), lake, [str(data / "mine.csv")])["mine"].kind == "list"
 
 
 def test_two_roots_of_one_name_are_refused(data: Path, tmp_path: Path, lake: Lake) -> None:
     (tmp_path / "more" / "heart").mkdir(parents=True)
     with pytest.raises(SettingsError, match="two datasets are named heart"):
-        chosen_datasets(Settings(), lake, [str(data / "heart"), str(tmp_path / "more" / "heart")])
+        select_datasets(Settings(), lake, [str(data / "heart"), str(tmp_path / "more" / "heart")])
 
 
 def test_one_root_named_twice_is_one_dataset(data: Path, lake: Lake) -> None:
-    assert len(chosen_datasets(Settings(), lake, [str(data / "heart"), f"heart={data / 'heart'}"])) == 1
+    assert len(select_datasets(Settings(), lake, [str(data / "heart"), f"heart={data / 'heart'}"])) == 1
 
 
 def test_a_registered_name_for_another_folder_is_refused(data: Path, lake: Lake) -> None:
     settings = Settings(datasets={"heart": DatasetSettings(root=str(data / "heart"))})
     with pytest.raises(SettingsError, match="heart is registered for"):
-        chosen_datasets(settings, lake, [f"heart={data / 'breast'}"])
+        select_datasets(settings, lake, [f"heart={data / 'breast'}"])
 
 
 def test_a_path_that_is_not_there_is_refused_with_the_names_that_are_known(data: Path, lake: Lake) -> None:
     settings = Settings(datasets={"h": DatasetSettings(root=str(data / "heart"))})
     with pytest.raises(SourceError, match="is no folder and no registered dataset; registered are h"):
-        chosen_datasets(settings, lake, [str(data / "lungs")])
+        select_datasets(settings, lake, [str(data / "lungs")])
 
 
 def test_a_named_path_that_is_not_there_is_refused(data: Path, lake: Lake) -> None:
     with pytest.raises(SourceError, match="does not exist"):
-        chosen_datasets(Settings(), lake, [f"lungs={data / 'lungs'}"])
+        select_datasets(Settings(), lake, [f"lungs={data / 'lungs'}"])
 
 
 def test_a_name_that_the_lake_has_from_another_folder_is_refused(data: Path, tmp_path: Path) -> None:
@@ -131,11 +131,11 @@ def test_a_name_that_the_lake_has_from_another_folder_is_refused(data: Path, tmp
     tree.write("sub-1/1.dcm")
     tree.crawl()
     with pytest.raises(SettingsError, match="the lake has a dataset heart from another folder"):
-        chosen_datasets(Settings(), tree.lake, [str(data / "heart")])
+        select_datasets(Settings(), tree.lake, [str(data / "heart")])
 
 
 def test_a_dataset_that_moved_is_taken_by_its_name(data: Path, tmp_path: Path) -> None:
     tree = tree_of(tmp_path, "heart")
     tree.write("sub-1/1.dcm")
     tree.crawl()
-    assert roots(chosen_datasets(Settings(), tree.lake, [f"heart={data / 'heart'}"])) == {"heart": str(data / "heart")}
+    assert roots(select_datasets(Settings(), tree.lake, [f"heart={data / 'heart'}"])) == {"heart": str(data / "heart")}

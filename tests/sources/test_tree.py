@@ -233,13 +233,13 @@ def test_an_empty_root_has_no_files_and_no_findings(root: Path) -> None:
 
 def test_a_missing_root_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"dataset ds: the folder .*gone does not exist"):
-        TreeSource.of("ds", DatasetSettings(root=str(tmp_path / "gone")))
+        TreeSource.from_settings("ds", DatasetSettings(root=str(tmp_path / "gone")))
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "file")
-    with pytest.raises(SourceError, match="is no folder"):
-        TreeSource.of("ds", DatasetSettings(root=str(tmp_path / "file")))
+    with pytest.raises(SourceError, match="is not a folder"):
+        TreeSource.from_settings("ds", DatasetSettings(root=str(tmp_path / "file")))
 
 
 def test_the_location_is_a_uri(root: Path) -> None:
@@ -449,7 +449,7 @@ def test_an_unreadable_folder_is_said_and_the_rest_is_read(root: Path, unreadabl
 def test_an_unreadable_root_keeps_what_the_sheets_said(root: Path, unreadable: Callable[[Path], None]) -> None:
     cell = SheetCell("subjects", "subjects.csv", 2, "sub-1", None, "sex", "F")
     unreadable(root)
-    entries, scan = scanned(root, former_cells=[cell])
+    entries, scan = scanned(root, previous_cells=[cell])
     assert (entries, scan.unread_folders, scan.cells) == ({}, [""], [cell])
 
 
@@ -477,7 +477,7 @@ def test_flat_samples_keep_their_subjects_while_the_samples_sheet_is_damaged(roo
     fill(root, "primary/sam-1/1.dcm")
     (root / "samples.xlsx").write_bytes(b"damaged")
     former = [SheetCell("samples", "samples.xlsx", 2, "sub-7", "sam-1", "subject id", "sub-7")]
-    entries, scan = scanned(root, former_cells=former)
+    entries, scan = scanned(root, previous_cells=former)
     assert entries["primary/sam-1/1.dcm"].subject == "sub-7"
     assert scan.cells == former
 
@@ -485,4 +485,4 @@ def test_flat_samples_keep_their_subjects_while_the_samples_sheet_is_damaged(roo
 def test_a_sheet_that_is_gone_says_nothing_any_more(root: Path) -> None:
     fill(root, "primary/sub-1/1.dcm")
     former = [SheetCell("subjects", "subjects.csv", 2, "sub-1", None, "sex", "F")]
-    assert scanned(root, former_cells=former)[1].cells == []
+    assert scanned(root, previous_cells=former)[1].cells == []

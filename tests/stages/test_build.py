@@ -296,7 +296,7 @@ def test_a_damaged_crosswalk_stops_the_build_before_anything_is_written(tree: Tr
     tree.run()
     before = content(tree.lake)
     with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", ""))
-    with pytest.raises(SettingsError, match=r"line 2 of the crosswalk .* lacks a value"):
+    with pytest.raises(SettingsError, match=r"line 2 of the crosswalk .* has no value in column"):
         tree.build()
     assert content(tree.lake) == before
 

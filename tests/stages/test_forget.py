@@ -255,7 +255,7 @@ def test_the_record_names_nobody_and_says_what_was_done(house: House) -> None:
         "dataset": tree.name,
         "namespace": house.site,
         "digest": row["digest"],
-        "id_key": ResourceIds.of(house.site, None).key_fingerprint,
+        "id_key": ResourceIds.from_key(house.site, None).key_fingerprint,
         "files": 3,
         "studies": 2,
         "patients": 1,

@@ -60,7 +60,7 @@ class Site:
     @property
     def ids(self) -> ResourceIds:
         """What makes the ids of Patients and Endpoints."""
-        return ResourceIds.of(self.name, None)
+        return ResourceIds.from_key(self.name, None)
 
     @property
     def authority(self) -> str:
@@ -192,7 +192,7 @@ class Site:
             "rule": study.rule,
             "state": "ok" if study.state == "unmade" else study.state,
             "reason": None,
-            "owner": study.unit,
+            "building_unit": study.unit,
             "patient": self.patient_id(dataset, study),
         }
 

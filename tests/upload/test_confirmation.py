@@ -34,7 +34,7 @@ from tests.upload.stub_client import StubClient
 
 CLIENT = IdStrategy("https://site.example")
 SERVER = IdStrategy("https://site.example", is_client_assigned=False)
-IDS = ResourceIds.of("https://site.example", None)
+IDS = ResourceIds.from_key("https://site.example", None)
 SYSTEM = "https://site.example/dataset"
 UID = {"system": "urn:dicom:uid", "value": "urn:oid:1.2"}
 NAMED = {"system": SYSTEM, "value": "urn:uid:ds"}

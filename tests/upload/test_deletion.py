@@ -30,7 +30,7 @@ from tests.upload.test_items import ODD
 CLIENT = IdStrategy("https://site.example")
 SERVER = IdStrategy("https://site.example", is_client_assigned=False)
 SYSTEM = "https://site.example/dataset"
-IDS = ResourceIds.of("https://site.example", None)
+IDS = ResourceIds.from_key("https://site.example", None)
 
 
 @pytest.fixture

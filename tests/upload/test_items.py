@@ -137,7 +137,7 @@ def test_no_shape_of_a_resource_raises(server: dict[str, Any], ours: dict[str, A
         assert strategy.as_produced(server, "p")["id"] == "p"
         body, _ = strategy.address(ours | {"id": "p"}, "17")
         assert body["id"] == "17"
-    assert not is_of_namespace(server, "1.2", ResourceIds.of("n", None), CLIENT, "s")
+    assert not is_of_namespace(server, "1.2", ResourceIds.from_key("n", None), CLIENT, "s")
 
 
 @pytest.mark.parametrize("odd", ODD)
@@ -243,7 +243,7 @@ def test_the_id_that_a_reference_names(reference: Any, identity: str) -> None:
 
 
 def test_studies_of_our_namespace_are_told_by_their_id() -> None:
-    ids = ResourceIds.of("https://site.example", None)
+    ids = ResourceIds.from_key("https://site.example", None)
     ours = ids.resource_id("ImagingStudy", "ds", "1.2")
     named = {"system": "https://site.example/dataset", "value": "urn:uid:ds"}
     study = {"id": ours, "identifier": [named]}

@@ -28,7 +28,7 @@ from tests.upload.test_items import ODD, odd_resources
 
 CLIENT = IdStrategy("https://site.example")
 SERVER = IdStrategy("https://site.example", is_client_assigned=False)
-IDS = ResourceIds.of("https://site.example", None)
+IDS = ResourceIds.from_key("https://site.example", None)
 SYSTEM = "https://site.example/dataset"
 UID = {"system": "urn:dicom:uid", "value": "urn:oid:1.2"}
 

@@ -11,8 +11,8 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from dicom_etl.sources import archives, members
-from dicom_etl.sources.members import open_member
+from dicom_etl.sources.zip import directory, members
+from dicom_etl.sources.zip.members import open_member
 from tests.sources.zips import DEFLATED, STORED, Member, deflated, write_zip
 
 # longer than what is kept for steps back, and no two parts alike
@@ -132,7 +132,7 @@ def test_closing_a_member_closes_the_archive(tmp_path: Path, monkeypatch: pytest
         (Member("1", b"12345", DEFLATED, packed=deflated(b"12345")[:-1]), "its end is missing"),
         (Member("1", b"12345", DEFLATED, packed=b"\x07"), "invalid block type"),
         (Member("1", b"12345", DEFLATED, packed=b""), "it ends after 0 of 5 bytes"),
-        (Member("1", b"12345", DEFLATED, crc=1), "its check sum is wrong"),
+        (Member("1", b"12345", DEFLATED, crc=1), "its checksum is wrong"),
         (Member("1", b"12345", offset=1), "it has no local header"),
     ],
     ids=lambda value: "" if isinstance(value, Member) else value,
@@ -203,8 +203,8 @@ def test_the_directory_of_an_archive_is_read_once_for_its_members(
 ) -> None:
     path = write_zip(tmp_path / "a.zip", *(f"{number}.dcm" for number in range(20)))
     reads = []
-    read = archives._directory
-    monkeypatch.setattr(archives, "_directory", lambda file, limits: reads.append(file) or read(file, limits))
+    read = directory._read_directory
+    monkeypatch.setattr(directory, "_read_directory", lambda file, limits: reads.append(file) or read(file, limits))
     for number in range(20):
         open_member(path, f"{number}.dcm").close()
     assert len(reads) == 1

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
-from dicom_etl.sources.ahead import opened
+from dicom_etl.sources.prefetch import open_files
 
 PATHS = [f"{number}.dcm" for number in range(100)]
 
@@ -46,7 +46,7 @@ class Storage:
 
 
 def contents(storage: Storage) -> Iterator[str]:
-    for opening in opened(storage.open, PATHS):
+    for opening in open_files(storage.open, PATHS):
         try:
             with opening() as file:
                 yield file.read().decode()
@@ -69,9 +69,11 @@ def test_what_opening_raises_is_raised_in_its_place(delay: float) -> None:
 
 def test_of_fast_storage_one_file_is_open_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     # a clock that stands still: on a busy machine even fast storage may have to be waited for
-    monkeypatch.setattr("dicom_etl.sources.ahead.time", SimpleNamespace(perf_counter=lambda: 0, thread_time=lambda: 0))
+    monkeypatch.setattr(
+        "dicom_etl.sources.prefetch.time", SimpleNamespace(perf_counter=lambda: 0, thread_time=lambda: 0)
+    )
     storage = Storage(0)
-    for number, opening in enumerate(opened(storage.open, PATHS)):
+    for number, opening in enumerate(open_files(storage.open, PATHS)):
         assert storage.begun == PATHS[:number]
         opening().close()
     assert storage.most_at_once == 1
@@ -85,7 +87,7 @@ def test_of_slow_storage_several_files_are_opened_at_once() -> None:
 
 def test_what_was_opened_ahead_is_closed_when_the_reader_stops() -> None:
     storage = Storage(0.003)
-    openings = opened(storage.open, PATHS)
+    openings = open_files(storage.open, PATHS)
     for _, opening in zip(range(50), openings, strict=False):
         opening().close()
     openings.close()
@@ -106,7 +108,7 @@ def test_the_beginning_of_a_file_is_there_when_it_comes(tmp_path: Path) -> None:
         time.sleep(0.003)
         return Raw(tmp_path / "1")  # type: ignore[return-value]
 
-    for number, opening in enumerate(opened(open_, PATHS)):
+    for number, opening in enumerate(open_files(open_, PATHS)):
         with opening() as file:
             if number > 50:
                 before = len(read)

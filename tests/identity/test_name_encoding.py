@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicom_etl.identity.names import encode_name
+from dicom_etl.identity.name_encoding import encode_name
 
 # of a file system: also bytes that are no UTF-8, as Python shows them
 ANY_CHARACTER = st.characters(codec="utf-8") | st.characters(

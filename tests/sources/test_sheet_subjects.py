@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dicom_etl.sources.base import SheetCell
-from dicom_etl.sources.relations import subjects_of_paths, subjects_of_samples
+from dicom_etl.sources.sheet_subjects import map_paths_to_subjects, map_samples_to_subjects
 
 
 def samples(*rows: dict[str, str]) -> list[SheetCell]:
@@ -25,7 +25,7 @@ def manifest(*rows: dict[str, str]) -> list[SheetCell]:
 
 
 def test_a_sample_belongs_to_the_subject_of_its_row() -> None:
-    assert subjects_of_samples(samples({"sample id": "sam-1", "subject id": "sub-1"})) == {"sam-1": "sub-1"}
+    assert map_samples_to_subjects(samples({"sample id": "sam-1", "subject id": "sub-1"})) == {"sam-1": "sub-1"}
 
 
 def test_a_sample_that_several_subjects_have_belongs_to_none() -> None:
@@ -34,7 +34,7 @@ def test_a_sample_that_several_subjects_have_belongs_to_none() -> None:
         {"sample id": "sam-1", "subject id": "sub-2"},
         {"sample id": "sam-2", "subject id": "sub-2"},
     )
-    assert subjects_of_samples(rows) == {"sam-2": "sub-2"}
+    assert map_samples_to_subjects(rows) == {"sam-2": "sub-2"}
 
 
 def test_a_sample_without_a_subject_belongs_to_that_of_its_origin() -> None:
@@ -44,7 +44,7 @@ def test_a_sample_without_a_subject_belongs_to_that_of_its_origin() -> None:
         {"sample id": "sam-3", "was derived from": "sam-4"},
         {"sample id": "sam-4", "subject id": "sub-4"},
     )
-    assert subjects_of_samples(rows) == {"sam-1": "sub-1", "sam-2": "sub-1", "sam-3": "sub-4", "sam-4": "sub-4"}
+    assert map_samples_to_subjects(rows) == {"sam-1": "sub-1", "sam-2": "sub-1", "sam-3": "sub-4", "sam-4": "sub-4"}
 
 
 def test_samples_that_were_derived_from_each_other_or_from_nowhere_have_no_subject() -> None:
@@ -54,7 +54,7 @@ def test_samples_that_were_derived_from_each_other_or_from_nowhere_have_no_subje
         {"sample id": "sam-3", "was derived from": "sam-9"},
         {"sample id": "sam-5"},
     )
-    assert subjects_of_samples(rows) == {}
+    assert map_samples_to_subjects(rows) == {}
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_samples_that_were_derived_from_each_other_or_from_nowhere_have_no_subje
 )
 def test_the_manifest_names_one_subject_or_none(entities: str, subject: str | None) -> None:
     cells = manifest({"filename": "./primary/x/", "entity": entities})
-    found = subjects_of_paths(cells, {"sam-1": "sub-7"})
+    found = map_paths_to_subjects(cells, {"sam-1": "sub-7"})
     assert found == ({"primary/x": subject} if subject else {})
 
 
 def test_a_row_of_the_manifest_without_an_entity_says_nothing() -> None:
-    assert subjects_of_paths(manifest({"filename": "a.dcm"}, {"entity": "sub-1"}), {}) == {}
+    assert map_paths_to_subjects(manifest({"filename": "a.dcm"}, {"entity": "sub-1"}), {}) == {}

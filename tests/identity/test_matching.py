@@ -5,25 +5,32 @@ from typing import Any
 
 import pytest
 
-from dicom_etl.identity.persons import Claim, Person, Scope, is_placeholder, persons, universal_system
+from dicom_etl.identity.matching import (
+    MatchingScope,
+    PatientEvidence,
+    PatientMatch,
+    authority_uri,
+    is_placeholder,
+    match_patients,
+)
 
-SCOPE = Scope("breast", "https://site.example", None, {})
-CLAIM = Claim("1.1", "sub-1", "sub-1", "P-1", None, None, False)
+SCOPE = MatchingScope("breast", "https://site.example", None, {})
+CLAIM = PatientEvidence("1.1", "sub-1", "sub-1", "P-1", None, None, False)
 
 
-def claim(**fields: Any) -> Claim:
+def claim(**fields: Any) -> PatientEvidence:
     """A claim of subject sub-1; a subject is its own unit."""
     if "subject" in fields:
         fields.setdefault("unit", fields["subject"] or ".")
     return CLAIM._replace(**fields)
 
 
-def only(*claims: Claim, scope: Scope = SCOPE) -> Person:
-    (person,) = persons(claims, scope)
+def only(*claims: PatientEvidence, scope: MatchingScope = SCOPE) -> PatientMatch:
+    (person,) = match_patients(claims, scope)
     return person
 
 
-def decided(person: Person) -> tuple[str, str, str, str]:
+def decided(person: PatientMatch) -> tuple[str, str, str, str]:
     return person.rule, person.system, person.value, person.state
 
 
@@ -67,7 +74,7 @@ def test_an_authority_that_some_instances_name_counts_for_the_study() -> None:
 
 def test_subjects_that_share_a_patient_id_under_an_authority_are_one_person() -> None:
     scope = replace(SCOPE, authority="urn:oid:1.9")
-    found = persons([claim(), claim(study_uid="1.2", subject="sub-2")], scope)
+    found = match_patients([claim(), claim(study_uid="1.2", subject="sub-2")], scope)
     assert [decided(person) for person in found] == [("authority", "urn:oid:1.9", "P-1", "ok")] * 2
 
 
@@ -81,7 +88,7 @@ def test_rule_3_the_patient_id_within_its_dataset() -> None:
 
 
 def test_several_studies_of_a_subject_under_one_patient_id_are_one_persons() -> None:
-    found = persons([claim(), claim(study_uid="1.2")], SCOPE)
+    found = match_patients([claim(), claim(study_uid="1.2")], SCOPE)
     assert [(person.study_uid, person.rule, person.value) for person in found] == [
         ("1.1", "patient-id", "P-1"),
         ("1.2", "patient-id", "P-1"),
@@ -96,7 +103,9 @@ def test_rule_4_the_subject_where_the_patient_id_names_nobody(patient_id: str | 
 
 
 def test_rule_4_the_subject_where_several_subjects_share_a_patient_id() -> None:
-    found = persons([claim(), claim(study_uid="1.2", subject="sub-2"), claim(study_uid="1.3", subject="sub-3")], SCOPE)
+    found = match_patients(
+        [claim(), claim(study_uid="1.2", subject="sub-2"), claim(study_uid="1.3", subject="sub-3")], SCOPE
+    )
     assert [(p.rule, p.value, p.reason) for p in found] == [
         ("subject", "sub-1", "patient-id-shared"),
         ("subject", "sub-2", "patient-id-shared"),
@@ -106,7 +115,7 @@ def test_rule_4_the_subject_where_several_subjects_share_a_patient_id() -> None:
 
 def test_a_patient_id_that_is_shared_leaves_others_alone() -> None:
     others = [claim(study_uid="1.2", subject="sub-2"), claim(study_uid="1.3", subject="sub-3", patient_id="P-3")]
-    found = persons([claim(), *others], SCOPE)
+    found = match_patients([claim(), *others], SCOPE)
     assert [(p.subject, p.rule) for p in found] == [
         ("sub-1", "subject"),
         ("sub-2", "subject"),
@@ -131,7 +140,7 @@ def test_instances_without_the_patient_id_of_the_others_follow_them() -> None:
 
 
 def test_a_dataset_whose_name_is_no_part_of_a_uri_still_gives_one() -> None:
-    person = only(claim(), scope=Scope("my data/Köln", "https://site.example/", None, {}))
+    person = only(claim(), scope=MatchingScope("my data/Köln", "https://site.example/", None, {}))
     assert person.system == "https://site.example/my%20data%2FK%C3%B6ln/patient-id"
 
 
@@ -144,15 +153,15 @@ def test_a_study_with_two_patient_ids_is_held() -> None:
 
 
 def test_a_study_under_two_subjects_is_held_in_both_units() -> None:
-    found = persons([claim(), claim(subject="sub-2")], SCOPE)
-    assert [(p.unit, p.owner, p.state, p.reason) for p in found] == [
+    found = match_patients([claim(), claim(subject="sub-2")], SCOPE)
+    assert [(p.unit, p.building_unit, p.state, p.reason) for p in found] == [
         ("sub-1", "sub-1", "held", "study-two-subjects"),
         ("sub-2", "sub-2", "held", "study-two-subjects"),
     ]
 
 
 def test_a_study_under_a_subject_and_under_none_is_held() -> None:
-    found = persons([claim(), claim(subject=None)], SCOPE)
+    found = match_patients([claim(), claim(subject=None)], SCOPE)
     assert [(p.unit, p.state) for p in found] == [(".", "held"), ("sub-1", "held")]
 
 
@@ -164,8 +173,8 @@ def test_the_crosswalk_decides_a_study_with_two_patient_ids() -> None:
 def test_the_crosswalk_decides_a_study_under_two_subjects_and_the_first_unit_builds_it() -> None:
     same = ("urn:x:persons", "p7")
     scope = replace(SCOPE, crosswalk={"sub-1": same, "sub-2": same})
-    found = persons([claim(subject="sub-2"), claim()], scope)
-    assert [(p.unit, p.owner, p.rule, p.value, p.state) for p in found] == [
+    found = match_patients([claim(subject="sub-2"), claim()], scope)
+    assert [(p.unit, p.building_unit, p.rule, p.value, p.state) for p in found] == [
         ("sub-1", "sub-1", "crosswalk", "p7", "ok"),
         ("sub-2", "sub-1", "crosswalk", "p7", "ok"),
     ]
@@ -181,7 +190,7 @@ def test_the_crosswalk_decides_a_study_under_two_subjects_and_the_first_unit_bui
 def test_a_crosswalk_that_names_one_subject_or_two_persons_decides_nothing(
     crosswalk: dict[str, tuple[str, str]],
 ) -> None:
-    found = persons([claim(), claim(subject="sub-2")], replace(SCOPE, crosswalk=crosswalk))
+    found = match_patients([claim(), claim(subject="sub-2")], replace(SCOPE, crosswalk=crosswalk))
     assert [p.state for p in found] == ["held", "held"]
 
 
@@ -190,15 +199,7 @@ def test_a_crosswalk_that_names_one_subject_or_two_persons_decides_nothing(
 
 def test_the_order_of_the_claims_does_not_matter() -> None:
     claims = [claim(), claim(patient_id=None), claim(study_uid="1.0", subject="sub-2"), claim(study_uid="1.3")]
-    assert persons(claims, SCOPE) == persons(claims[::-1], SCOPE)
-
-
-@pytest.mark.parametrize(
-    ("rule", "shared"),
-    [("crosswalk", True), ("authority", True), ("patient-id", False), ("subject", False), ("study", False)],
-)
-def test_only_crosswalk_and_authority_reach_beyond_the_dataset(rule: str, shared: bool) -> None:
-    assert Person("1.1", "sub-1", "sub-1", "urn:x", "1", rule, "ok", "sub-1").shared is shared
+    assert match_patients(claims, SCOPE) == match_patients(claims[::-1], SCOPE)
 
 
 @pytest.mark.parametrize(
@@ -245,4 +246,4 @@ def test_an_id_that_is_like_a_placeholder_or_of_another_script_is_an_id(patient_
     ],
 )
 def test_the_uri_of_an_issuer(identifier: str | None, kind: str | None, uri: str | None) -> None:
-    assert universal_system(identifier, kind) == uri
+    assert authority_uri(identifier, kind) == uri
