@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from dicom_etl.pipeline import Pipeline
-from dicom_etl.stages.report import Reported
+from dicom_etl.stages.report import ReportSummary
 from dicom_etl.stages.upload import Uploaded
 
 Result = dg.MaterializeResult[None]
@@ -17,12 +17,12 @@ _ROWS = ("rows", "files", "studies", "measures")  # what counts as the rows of a
 
 
 def _states(summary: Any) -> dict[str, int]:
-    """Counts within a summary: the resources of an upload by state, the verdicts of the gates."""
+    """Counts within a summary: the resources of an upload by state, of a quality measurement the checks by result."""
     totals: Counter[str] = Counter()
     for states in getattr(summary, "counts", {}).values():
         totals.update(states)
-    for verdict, number in getattr(summary, "gates", {}).items():
-        totals[f"gates {verdict}"] = number
+    for result, number in getattr(summary, "check_results", {}).items():
+        totals[f"checks {result}"] = number
     return dict(sorted(totals.items()))
 
 
@@ -41,7 +41,7 @@ def facts(pipeline: Pipeline, tables: str, summary: Any) -> Result:
     place = Path(pipeline.settings.lake) / tables
     metadata["folder"] = dg.MetadataValue.path(str(place))
     report = place / "report.html"
-    if isinstance(summary, Reported) and report.exists():
+    if isinstance(summary, ReportSummary) and report.exists():
         metadata["report"] = dg.MetadataValue.path(str(report))  # no browser follows a link to a file from a page
     if isinstance(summary, Uploaded) and summary.server is None:
         metadata["note"] = "no server is set (fhir.url): nothing was sent, and the NDJSON files are the result"

@@ -27,8 +27,8 @@ from dicom_etl.sources.registry import find_datasets
 from dicom_etl.stages.build import Built, build
 from dicom_etl.stages.crawl import Crawled, DatasetStoppedError, crawl
 from dicom_etl.stages.extract import Extracted, extract
-from dicom_etl.stages.measure import Measured, measure
-from dicom_etl.stages.report import Reported, report
+from dicom_etl.stages.measure import MeasureSummary, measure
+from dicom_etl.stages.report import ReportSummary, report
 from dicom_etl.stages.upload import NotBuiltError, Uploaded, upload
 from dicom_etl.stages.verify import Verified, verify
 from dicom_etl.upload.ledger import TROUBLE
@@ -136,11 +136,11 @@ class Pipeline:
         """What the server has beside what the ledger says, over several datasets at once."""
         return verify(list(datasets), self.lake, self.settings, repair=repair, progress=self.progress)
 
-    def measure(self, dataset: str, options: RunOptions = RunOptions()) -> Measured:
+    def measure(self, dataset: str, options: RunOptions = RunOptions()) -> MeasureSummary:
         """The measure stage."""
         return measure(dataset, self.lake, self.settings, force=options.force, progress=self.progress)
 
-    def report(self, dataset: str, _options: RunOptions = RunOptions()) -> Reported:
+    def report(self, dataset: str, _options: RunOptions = RunOptions()) -> ReportSummary:
         """The report stage."""
         return report(dataset, self.lake, self.settings)
 

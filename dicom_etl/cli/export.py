@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from dicom_etl.cli.session import Session
 from dicom_etl.lake.schemas import Table
-from dicom_etl.quality.export import write_csv, write_parquet
+from dicom_etl.quality.report.export import write_csv, write_parquet
 from dicom_etl.settings import SettingsError
 
 _FORMATS: dict[str, Callable[[IO[bytes], pa.Schema, Iterable[pa.Table]], int]] = {

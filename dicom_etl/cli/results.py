@@ -11,7 +11,7 @@ from rich.console import Console
 from dicom_etl.cli.output import print_table, to_printable
 from dicom_etl.cli.session import Session
 from dicom_etl.pipeline import STAGES, RunResult
-from dicom_etl.stages.report import Reported
+from dicom_etl.stages.report import ReportSummary
 from dicom_etl.stages.upload import Uploaded
 
 
@@ -34,12 +34,12 @@ def show_result(session: Session, outcome: RunResult, **more: Any) -> None:
         session.tell(f"{outcome.unreachable}; everything else is done, and the next run sends it")
 
 
-def _said(reported: Reported) -> str:
+def _said(reported: ReportSummary) -> str:
     """What of a report somebody should look at: a run is done also where files could not be read."""
     counts = {
         "error": reported.findings.get("error", 0),
         "warning": reported.findings.get("warning", 0),
-        "failed gate": reported.gates.get("fail", 0),
+        "failed check": reported.check_results.get("fail", 0),
     }
     return ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
 

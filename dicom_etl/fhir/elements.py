@@ -1,6 +1,6 @@
 """Which data-dependent elements a resource has: the rows of the table `fhir_elements`, which FHIR readiness counts.
 
-Not here: why an element is missing; the headers say that (`quality.readiness`).
+Not here: why an element is missing; the headers say that (`quality.checks.fhir_readiness`).
 """
 
 from __future__ import annotations

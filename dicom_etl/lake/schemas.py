@@ -256,7 +256,7 @@ MEASURES = Table(
         ("n_pass", COUNT),
         ("n_fail", COUNT),
         ("reason", STRING),
-        ("status", STRING),
+        ("result", STRING),
     ),
     ("check", "level", "group_by", "group", "tag", "reason"),
 )

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from pydicom.datadict import keyword_for_tag
 
 from dicom_etl.lake.schemas import COMPLETENESS
-from dicom_etl.quality.database import Database
-from dicom_etl.quality.states import REQUIREMENTS
+from dicom_etl.quality.tag_states import REQUIREMENTS
+from dicom_etl.quality.working_database import Database
 
 __all__ = ["completeness"]
 

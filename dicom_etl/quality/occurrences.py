@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl.lake.schemas import headers
-from dicom_etl.quality.database import Database
-from dicom_etl.quality.usability import packed_names, packed_states, watched
+from dicom_etl.quality.value_states import packed_names, packed_states, watched
+from dicom_etl.quality.working_database import Database
 
 __all__ = ["GROUPS", "HEADER_COLUMNS", "create_occurrences", "occurrences"]
 

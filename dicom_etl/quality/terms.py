@@ -13,7 +13,7 @@ import pyarrow as pa
 from dicom_etl.fhir import terminology
 from dicom_etl.fhir.datetimes import offset_of
 from dicom_etl.identity.masking import mask_value
-from dicom_etl.quality.database import Database
+from dicom_etl.quality.working_database import Database
 
 __all__ = ["create_terms"]
 

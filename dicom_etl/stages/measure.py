@@ -1,9 +1,9 @@
 """measure: header rows, tag profiles, files, sheets, findings, FHIR elements -> `quality/D`.
 
 The shards are read one after the other, a few thousand rows at a time, and come down to distinct combinations with
-their counts in a working database (`quality.database`); measures and findings are queries over these. `findings` is
-written last and is the commit. Nothing is made, and no header table opened, when the commits and the other inputs are
-as they were.
+their counts in a working database (`quality.working_database`); measures and findings are queries over these.
+`findings` is written last and is the commit. Nothing is measured, and no header table opened, if the commits and the
+other inputs are unchanged.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from dicom_etl.lake.schemas import (
     SHEETS,
 )
 from dicom_etl.lake.tables import Lake
-from dicom_etl.quality.checks import Measure, checks, measures_table
+from dicom_etl.quality.check_table import Measure, measures_table, quality_checks
+from dicom_etl.quality.checks.consistency import consistency
+from dicom_etl.quality.checks.fhir_readiness import ELEMENT_COLUMNS, IDENTITY_COLUMNS, create_resources, readiness
+from dicom_etl.quality.checks.sheets import SHEET_COLUMNS, create_sheets, sample_matches, subject_matches
+from dicom_etl.quality.checks.standard import file_measures, inventory, standard_measures
+from dicom_etl.quality.checks.subjects import subject_measures
 from dicom_etl.quality.completeness import completeness
-from dicom_etl.quality.consistency import consistency
-from dicom_etl.quality.database import Database, open_database
 from dicom_etl.quality.header_rows import header_rows, tag_profiles
-from dicom_etl.quality.measures import file_measures, inventory, standard_measures
 from dicom_etl.quality.occurrences import create_occurrences, occurrences
-from dicom_etl.quality.readiness import ELEMENT_COLUMNS, IDENTITY_COLUMNS, create_resources, readiness
-from dicom_etl.quality.sheets import SHEET_COLUMNS, create_sheets, sample_matches, subject_matches
-from dicom_etl.quality.states import create_states
-from dicom_etl.quality.subjects import subject_measures
+from dicom_etl.quality.tag_states import create_states
 from dicom_etl.quality.terms import create_terms
+from dicom_etl.quality.working_database import Database, open_database
 from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
 
 # Raised when the code that measures changes what it says of the same tables.
-MEASURE_VERSION = 3
+MEASURE_VERSION = 4
 
 _STAGES = ("crawl", "extract", "build", "upload")
 _TABLES = (
@@ -58,19 +58,22 @@ _TABLES = (
     "dicom_etl.headers:catalogue.csv",
     "dicom_etl.fhir.tables:annex_l.json",
     "dicom_etl.fhir.tables:body_part_aliases.csv",
-    *(f"dicom_etl.quality.tables:{name}.json" for name in ("checks", "dummies", "functional_groups", "requirements")),
+    *(
+        f"dicom_etl.quality.tables:{name}.json"
+        for name in ("quality_checks", "dummies", "functional_groups", "requirements")
+    ),
 )
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a measurement found. `made` is False where nothing had changed."""
+class MeasureSummary:
+    """The counts of a measured dataset. `updated` is False if nothing had changed since it was measured last."""
 
     dataset: str
-    made: bool
+    updated: bool
     units: int
     instances: int
-    gates: Mapping[str, int]  # verdicts by status, of the checks that something applies to
+    check_results: Mapping[str, int]  # number of checks by result; without checks to which nothing applies
     findings: Mapping[str, int]  # by severity
 
 
@@ -106,7 +109,7 @@ def measure(
     *,
     force: bool = False,
     progress: Progress = lambda *_: None,
-) -> Measured:
+) -> MeasureSummary:
     """Measure the quality of a dataset, unless it was measured as it is.
 
     Raises:
@@ -117,10 +120,10 @@ def measure(
         if not shards.units:
             raise SourceError(f"dataset {dataset}: there are no header tables; extract it first")
         mark = _fingerprint(lake, dataset, shards, settings)
-        made = force or not _is_made(lake, dataset, mark)
-        if made:
+        updated = force or not _is_current(lake, dataset, mark)
+        if updated:
             _make(lake, dataset, shards, settings, mark, progress)
-        return _summary(lake, dataset, made=made, units=shards.units)
+        return _summary(lake, dataset, updated=updated, units=shards.units)
 
 
 def _make(lake: Lake, dataset: str, shards: _Shards, settings: Settings, mark: str, progress: Progress) -> None:
@@ -159,7 +162,7 @@ def _fingerprint(lake: Lake, dataset: str, shards: _Shards, settings: Settings) 
     )
 
 
-def _is_made(lake: Lake, dataset: str, mark: str) -> bool:
+def _is_current(lake: Lake, dataset: str, mark: str) -> bool:
     return all(lake.fingerprint(t, dataset=dataset) == mark for t in (ALL_FINDINGS, MEASURES, COMPLETENESS))
 
 
@@ -254,11 +257,13 @@ def _judge(database: Database, dataset: str, copies: Mapping[str | None, int], s
 # -- the summary ------------------------------------------------------------------------------------------------------
 
 
-def _summary(lake: Lake, dataset: str, *, made: bool, units: int) -> Measured:
-    rows = lake.read(MEASURES, dataset=dataset).to_pylist()
-    verdicts = [row for row in rows if row["tag"] is None and row["reason"] is None and row["group_by"] == "all"]
-    gates = Counter(r["status"] for r in verdicts if r["n_applicable"] and checks()[r["check"]].gate)
-    instances = sum(r["n_applicable"] for r in verdicts if (r["check"], r["level"]) == ("inventory", "instance"))
-    found = pc.value_counts(lake.read(ALL_FINDINGS, ["severity"], dataset=dataset)["severity"]).to_pylist()
-    findings = {row["values"]: row["counts"] for row in found}
-    return Measured(dataset, made, units, instances, dict(sorted(gates.items())), dict(sorted(findings.items())))
+def _summary(lake: Lake, dataset: str, *, updated: bool, units: int) -> MeasureSummary:
+    measures = lake.read(MEASURES, dataset=dataset).to_pylist()
+    results = [row for row in measures if row["tag"] is None and row["reason"] is None and row["group_by"] == "all"]
+    by_result = Counter(r["result"] for r in results if r["n_applicable"] and quality_checks()[r["check"]].is_check)
+    instances = sum(r["n_applicable"] for r in results if (r["check"], r["level"]) == ("inventory", "instance"))
+    severities = lake.read(ALL_FINDINGS, ["severity"], dataset=dataset)["severity"]
+    by_severity = {row["values"]: row["counts"] for row in pc.value_counts(severities).to_pylist()}
+    return MeasureSummary(
+        dataset, updated, units, instances, dict(sorted(by_result.items())), dict(sorted(by_severity.items()))
+    )

@@ -19,42 +19,42 @@ import pyarrow.compute as pc
 from dicom_etl.lake.fingerprints import fingerprint, version_of
 from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, MEASURES, Table, report_file
 from dicom_etl.lake.tables import Lake
-from dicom_etl.quality.checks import checks
-from dicom_etl.quality.export import write_csv
-from dicom_etl.quality.finding_groups import COLUMNS, count_findings
-from dicom_etl.quality.render import CsvFile, render
-from dicom_etl.quality.view import View, listed_subjects, view
+from dicom_etl.quality.check_table import quality_checks
+from dicom_etl.quality.report.export import write_csv
+from dicom_etl.quality.report.finding_groups import COLUMNS, count_findings
+from dicom_etl.quality.report.render import CsvFile, render
+from dicom_etl.quality.report.view import View, listed_subjects, view
 from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
 from dicom_etl.version import VERSION
 
 # Raised when the code that reports changes what it makes of the same tables.
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 MOST_CSV_ROWS = 200_000  # 40 MB of findings; a spreadsheet takes a million rows and is slow long before
 
 _TABLES = (
     "dicom_etl:codes.csv",
     "dicom_etl.headers:catalogue.csv",
-    "dicom_etl.quality.tables:checks.json",
-    "dicom_etl.quality:report.html.j2",
-    "dicom_etl.quality:report.css",
+    "dicom_etl.quality.tables:quality_checks.json",
+    "dicom_etl.quality.report:report.html.j2",
+    "dicom_etl.quality.report:report.css",
 )
 _CSV = {"completeness.csv": COMPLETENESS, "findings.csv": ALL_FINDINGS}
 
 
 @dataclass(frozen=True)
-class Reported:
+class ReportSummary:
     """What a report says in short, and where it is in the lake."""
 
     dataset: str
     report: str
     files: tuple[str, ...]
-    gates: Mapping[str, int]  # verdicts by status
+    check_results: Mapping[str, int]  # number of checks by result
     findings: Mapping[str, int]  # by severity
 
 
-def report(dataset: str, lake: Lake, settings: Settings) -> Reported:
+def report(dataset: str, lake: Lake, settings: Settings) -> ReportSummary:
     """Write the report of a dataset, unless it is there as it would be written.
 
     Raises:
@@ -68,7 +68,7 @@ def report(dataset: str, lake: Lake, settings: Settings) -> Reported:
         summary = _former(lake, dataset, mark) or _make(lake, dataset, settings, mark)
     files = tuple(report_file(dataset, name) for name in summary["files"])
     by_severity = {severity: counts["findings"] for severity, counts in summary["findings"].items()}
-    return Reported(dataset, files[0], files, summary["verdicts"], by_severity)
+    return ReportSummary(dataset, files[0], files, summary["check_results"], by_severity)
 
 
 # -- whether to write -------------------------------------------------------------------------------------------------
@@ -135,20 +135,17 @@ def _shown(completeness: pa.Table) -> pa.Table:
     return completeness.filter(pc.or_(wide, makers))
 
 
-def _summary(content: View, rows: Sequence[Mapping[str, Any]], reference_date: str | None) -> dict[str, Any]:
-    """The verdicts, counts and findings for machines."""
-    verdicts = [
-        {key: row[key] for key in ("check", "category", "level", "n_applicable", "n_pass", "n_fail", "status")}
-        for row in rows
-        if row["group_by"] == "all" and row["tag"] is None and row["reason"] is None and checks()[row["check"]].gate
-    ]
+def _summary(content: View, measures: Sequence[Mapping[str, Any]], reference_date: str | None) -> dict[str, Any]:
+    """The results of the checks, the counts and the findings for programs."""
+    columns = ("check", "category", "level", "n_applicable", "n_pass", "n_fail", "result")
+    results = [row for row in measures if row["group_by"] == "all" and row["tag"] is None and row["reason"] is None]
     return {
         "dataset": content.dataset,
         "version": VERSION,
         "reference_date": reference_date,
         "counts": dict(content.counts),
-        "verdicts": dict(content.verdicts),
-        "checks": verdicts,
+        "check_results": dict(content.check_results),
+        "checks": [{key: row[key] for key in columns} for row in results if quality_checks()[row["check"]].is_check],
         "findings": {severity: {"findings": n, "occurrences": times} for severity, n, times in content.findings},
         "codes": {
             group.code: {"findings": group.findings, "occurrences": group.occurrences} for group in content.groups

@@ -23,9 +23,9 @@ from dicom_etl.lake.schemas import (
 from dicom_etl.lake.shard_writer import ShardWriter
 from dicom_etl.lake.shards import row_groups, shard_of
 from dicom_etl.lake.tables import Lake
-from dicom_etl.quality.database import Database, open_database
 from dicom_etl.quality.occurrences import GROUPS, create_occurrences, occurrences
-from dicom_etl.quality.states import create_states
+from dicom_etl.quality.tag_states import create_states
+from dicom_etl.quality.working_database import Database, open_database
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from dicom_etl.lake.schemas import SHEETS
-from dicom_etl.quality.checks import Measure
-from dicom_etl.quality.consistency import consistency
-from dicom_etl.quality.sheets import create_sheets, sample_matches, subject_matches
+from dicom_etl.quality.check_table import Measure
+from dicom_etl.quality.checks.consistency import consistency
+from dicom_etl.quality.checks.sheets import create_sheets, sample_matches, subject_matches
 from dicom_etl.quality.terms import create_terms
 from tests.quality.lakes import Row, database_of, header_rows, table_of
 
@@ -47,10 +47,10 @@ def judge(*facts: list[Row], folders: Any = (), sheets: list[Row] | None = None,
 
 
 def verdict(judged: Judged, check: str, level: str | None = None) -> tuple[int, int, str]:
-    """n_pass, n_fail, status of a check over all."""
+    """n_pass, n_fail, result of a check over all."""
     found = [m for m in judged.measures if m.check == check and is_verdict(m) and level in (None, m.level)]
     assert len(found) == 1
-    return found[0].n_pass, found[0].n_fail, found[0].status
+    return found[0].n_pass, found[0].n_fail, found[0].result
 
 
 def is_verdict(measure: Measure) -> bool:
@@ -102,8 +102,8 @@ def test_subjects_of_sheet_and_folders() -> None:
 
 def test_without_a_sheet_there_is_nothing_to_judge() -> None:
     judged = judge(folders=[("sub-1", "sam-1")])
-    assert verdict(judged, "subjects-match") == (0, 0, "info")
-    assert verdict(judged, "samples-match") == (0, 0, "info")
+    assert verdict(judged, "subjects-match") == (0, 0, "not-evaluated")
+    assert verdict(judged, "samples-match") == (0, 0, "not-evaluated")
     assert judged.findings == []
 
 
@@ -160,7 +160,7 @@ def test_a_series_lies_in_one_sample() -> None:
         (datetime.date(2020, 1, 1), None, (1, 0, "pass")),
         (datetime.date(1960, 1, 1), None, (0, 1, "warn")),
         (datetime.date(2020, 1, 1), datetime.date(2019, 12, 31), (0, 1, "warn")),
-        (None, None, (0, 0, "info")),
+        (None, None, (0, 0, "not-evaluated")),
     ],
 )
 def test_study_dates(date: Any, reference_date: Any, expected: tuple[int, int, str]) -> None:

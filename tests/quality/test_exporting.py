@@ -13,8 +13,8 @@ import pytest
 from dicom_etl.lake.commits import read_commits
 from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS
 from dicom_etl.lake.tables import Lake
-from dicom_etl.quality import by_subject
-from dicom_etl.quality.by_subject import completeness_by_subject
+from dicom_etl.quality import subject_completeness
+from dicom_etl.quality.subject_completeness import completeness_by_subject
 from dicom_etl.settings import Settings
 from dicom_etl.stages.measure import measure
 from tests.command import Said
@@ -94,7 +94,7 @@ def test_subjects_and_levels_are_chosen(lake: Lake) -> None:
 
 def test_few_subjects_at_a_time_count_the_same(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     before = counted(lake)
-    monkeypatch.setattr(by_subject, "_SUBJECTS_AT_ONCE", 1)
+    monkeypatch.setattr(subject_completeness, "_SUBJECTS_AT_ONCE", 1)
     assert counted(lake) == before
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from dicom_etl.lake.schemas import FHIR_ELEMENTS, IDENTITIES
-from dicom_etl.quality.readiness import create_resources, readiness
+from dicom_etl.quality.checks.fhir_readiness import create_resources, readiness
 from dicom_etl.quality.terms import create_terms
 from tests.quality.lakes import CT, Row, TagProfiles, database_of, header_rows, table_of
 

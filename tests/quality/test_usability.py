@@ -5,7 +5,7 @@ import datetime
 import pyarrow as pa
 import pytest
 
-from dicom_etl.quality.usability import DUMMY, NO_VALUE, USABLE, value_state, watched
+from dicom_etl.quality.value_states import DUMMY, NO_VALUE, USABLE, value_state, watched
 
 BORN = datetime.date
 

@@ -4,6 +4,7 @@ import cProfile
 import datetime
 import pstats
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def lake(tmp_path: Path) -> Lake:
 
 def verdicts(lake: Lake, dataset: str) -> dict[tuple[str, str], tuple[int, int, str]]:
     return {
-        (row["check"], row["level"]): (row["n_pass"], row["n_fail"], row["status"])
+        (row["check"], row["level"]): (row["n_pass"], row["n_fail"], row["result"])
         for row in lake.read(MEASURES, dataset=dataset).to_pylist()
         if row["group_by"] == "all" and row["tag"] is None and row["reason"] is None
     }
@@ -119,14 +120,14 @@ def test_verdicts_of_a_dataset_counted_by_hand(lake: Lake) -> None:
         ("files-readable", "file"): (5, 1, "fail"),
         ("instances-once", "instance"): (4, 1, "warn"),
         ("copies-agree", "instance"): (5, 0, "pass"),
-        ("inventory", "subject"): (3, 0, "info"),
-        ("inventory", "study"): (3, 0, "info"),
-        ("inventory", "series"): (3, 0, "info"),
+        ("inventory", "subject"): (3, 0, "not-evaluated"),
+        ("inventory", "study"): (3, 0, "not-evaluated"),
+        ("inventory", "series"): (3, 0, "not-evaluated"),
         ("modality-known", "series"): (2, 1, "fail"),
         ("subjects-match", "subject"): (2, 2, "warn"),  # sub-3 has no row, sub-4 no folder
-        ("fhir-built", "study"): (2, 1, "info"),
+        ("fhir-built", "study"): (2, 1, "not-evaluated"),
         ("fhir-started", "study"): (2, 1, "warn"),
-        ("subjects-listed", "subject"): (4, 0, "info"),
+        ("subjects-listed", "subject"): (4, 0, "not-evaluated"),
     }
     assert {key: found[key] for key in expected} == expected
 
@@ -191,7 +192,7 @@ def test_of_many_subjects_those_with_the_most_that_is_wrong_are_listed(tmp_path:
     rows = [instance(1, f"sub-{number:03d}") for number in range(249)]
     lake = write(Lake(str(tmp_path / "lake")).open(), [*rows, *ROWS], sheets=())
     measure("d", lake, Settings())
-    assert verdicts(lake, "d")["subjects-listed", "subject"] == (200, 52, "info")
+    assert verdicts(lake, "d")["subjects-listed", "subject"] == (200, 52, "not-evaluated")
     measures = lake.read(MEASURES, dataset="d").to_pylist()
     listed = {row["group"] for row in measures if row["group_by"] == "subject"}
     assert len(listed) == 200
@@ -213,8 +214,8 @@ def test_a_dataset_that_was_never_built_is_measured(lake: Lake) -> None:
     lake.remove_folder("commits/build/d")
     measure("d", lake, Settings())
     found = verdicts(lake, "d")
-    assert found["fhir-built", "study"] == (0, 3, "info")
-    assert found["fhir-started", "study"] == (0, 0, "info")
+    assert found["fhir-built", "study"] == (0, 3, "not-evaluated")
+    assert found["fhir-started", "study"] == (0, 0, "not-evaluated")
 
 
 # -- the same bytes ---------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def test_header_rows_read_in_small_pieces_count_the_same(lake: Lake, monkeypatch
 def test_force_makes_the_same_bytes(lake: Lake) -> None:
     measure("d", lake, Settings())
     before = content(lake)
-    assert measure("d", lake, Settings(), force=True).made
+    assert measure("d", lake, Settings(), force=True).updated
     assert content(lake) == before
 
 
@@ -251,8 +252,8 @@ def test_a_lake_on_an_object_store(lake: Lake) -> None:
     measure("d", lake, Settings())
     stored = write(Lake("memory://measured").open())
     try:
-        assert measure("d", stored, Settings()).made
-        assert not measure("d", stored, Settings()).made
+        assert measure("d", stored, Settings()).updated
+        assert not measure("d", stored, Settings()).updated
         assert without_shards(stored) == without_shards(lake)
     finally:
         stored.remove_folder("")
@@ -275,7 +276,7 @@ def test_a_second_measurement_does_nothing_and_opens_no_header_table(
     monkeypatch.setattr(Lake, "read", read_quality)
     monkeypatch.delattr(Lake, "read_pieces")
     again = measure("d", lake, Settings())
-    assert (again.made, again.instances, again.gates, again.findings) == (False, 4, first.gates, first.findings)
+    assert again == replace(first, updated=False)
     assert [lake.at(table.path(dataset="d")).stat().st_mtime_ns for table in TABLES] == before
 
 
@@ -283,13 +284,13 @@ def test_a_changed_shard_is_measured_again(lake: Lake) -> None:
     measure("d", lake, Settings())
     write(lake, ROWS[:-1])
     again = measure("d", lake, Settings())
-    assert (again.made, again.instances) == (True, 3)
+    assert (again.updated, again.instances) == (True, 3)
 
 
 def test_other_resources_are_measured_again(lake: Lake) -> None:
     measure("d", lake, Settings())
     write(lake, elements=())
-    assert measure("d", lake, Settings()).made
+    assert measure("d", lake, Settings()).updated
 
 
 @pytest.mark.parametrize(
@@ -297,25 +298,25 @@ def test_other_resources_are_measured_again(lake: Lake) -> None:
 )
 def test_a_setting_that_matters_measures_again(lake: Lake, change: dict[str, Any]) -> None:
     measure("d", lake, Settings())
-    assert measure("d", lake, Settings().model_copy(update=change)).made
+    assert measure("d", lake, Settings().model_copy(update=change)).updated
 
 
 def test_a_setting_that_does_not_matter_does_not(lake: Lake) -> None:
     measure("d", lake, Settings())
-    assert not measure("d", lake, Settings().model_copy(update={"workers": 7})).made
+    assert not measure("d", lake, Settings().model_copy(update={"workers": 7})).updated
 
 
 def test_findings_of_a_later_stage_measure_again(lake: Lake) -> None:
     measure("d", lake, Settings())
     lake.write(DATASET_FINDINGS, findings_table(of_stage("upload-rejected")), stage="upload", dataset="d")
-    assert measure("d", lake, Settings()).made
+    assert measure("d", lake, Settings()).updated
     assert "upload" in lake.read(ALL_FINDINGS, dataset="d")["stage"].to_pylist()
 
 
 def test_sheets_measure_again(lake: Lake) -> None:
     measure("d", lake, Settings())
     lake.write(SHEETS, table_of(SHEETS, []), dataset="d")
-    assert measure("d", lake, Settings()).made
+    assert measure("d", lake, Settings()).updated
 
 
 def test_a_kill_leaves_a_redo(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +327,7 @@ def test_a_kill_leaves_a_redo(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(KeyboardInterrupt):
             measure("d", lake, Settings(), force=True)
     assert not lake.exists(ALL_FINDINGS.path(dataset="d"))
-    assert measure("d", lake, Settings()).made
+    assert measure("d", lake, Settings()).updated
     assert content(lake) == before
 
 
@@ -413,7 +414,7 @@ def test_the_arithmetic_holds(measured: Lake, dataset: str) -> None:
                 ("samples-match", "sample"): (12, 0, "pass"),
                 ("body-part-known", "series"): (6, 1, "warn"),  # MAMMA
                 ("fhir-patient-identifier", "patient"): (3, 1, "warn"),  # ANONYMOUS
-                ("inventory", "series"): (13, 0, "info"),
+                ("inventory", "series"): (13, 0, "not-evaluated"),
             },
         ),
         (

@@ -13,7 +13,7 @@ import pytest
 from dicom_etl.findings import finding, findings_table
 from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, MEASURES
 from dicom_etl.lake.tables import Lake
-from dicom_etl.quality.checks import Measure, measures_table
+from dicom_etl.quality.check_table import Measure, measures_table
 from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
 from dicom_etl.stages import report as stage
@@ -99,13 +99,15 @@ def hostile_lake(folder: Path, fingerprint: str = "") -> Lake:
             completeness_row(group_by="manufacturer", group=text, n_filled=4 if "img" in text else 0, n_absent=0)
         )
         tags.append(completeness_row(level="instance", tag="0029xx08", keyword=None, creator=text, requirement=None))
-        counted = ("files", "series", 4, 4, 0, "info")
+        counted = ("files", "series", 4, 4, 0, "not-evaluated")
         measures += [
             Measure("inventory", *counted, group_by="modality", group=text),
             Measure("inventory", *counted, group_by="subject", group=text),
             Measure("series-by-modality", *counted, group_by="subject", group=text, reason=text),
             Measure("subjects-match", "consistency", "subject", 1, 0, 1, "fail", "subject", text, reason=text),
-            Measure("files-by-kind", "files", "file", 1, 1, 0, "info", group_by="kind", group=text, reason=text),
+            Measure(
+                "files-by-kind", "files", "file", 1, 1, 0, "not-evaluated", group_by="kind", group=text, reason=text
+            ),
             Measure("body-part-known", "conformance", "series", 4, 3, 1, "warn", reason=text),
         ]
         where = {"path": text, "subject": text, "sample": text, "value": text, "message": text}
@@ -240,7 +242,7 @@ def test_the_summary_for_machines(reported: tuple[Lake, Settings]) -> None:
     }
     assert summary["findings"]["error"] == {"findings": 2, "occurrences": 2}
     readable = next(check for check in summary["checks"] if check["check"] == "files-readable")
-    assert (readable["n_applicable"], readable["n_pass"], readable["status"]) == (49, 47, "warn")
+    assert (readable["n_applicable"], readable["n_pass"], readable["result"]) == (49, 47, "warn")
 
 
 # -- the stage --------------------------------------------------------------------------------------------------------
@@ -330,10 +332,10 @@ def test_a_table_that_is_too_long_for_a_spreadsheet_is_written_by_a_command(
 def test_subjects_that_are_not_listed_are_counted(tmp_path: Path) -> None:
     lake = hostile_lake(tmp_path / "lake")
     counted = [
-        Measure("subjects-listed", "files", "subject", 1500, 1, 1499, "info"),
-        Measure("subjects-listed", "files", "subject", 1500, 1, 1499, "info", reason="not listed"),
-        Measure("inventory", "files", "instance", 5, 5, 0, "info", "subject", "sub-7"),
-        Measure("tags-with-gaps", "completeness", "tag", 3, 3, 0, "info", "subject", "sub-7"),
+        Measure("subjects-listed", "files", "subject", 1500, 1, 1499, "not-evaluated"),
+        Measure("subjects-listed", "files", "subject", 1500, 1, 1499, "not-evaluated", reason="not listed"),
+        Measure("inventory", "files", "instance", 5, 5, 0, "not-evaluated", "subject", "sub-7"),
+        Measure("tags-with-gaps", "completeness", "tag", 3, 3, 0, "not-evaluated", "subject", "sub-7"),
     ]
     lake.write(MEASURES, measures_table("d", counted), dataset="d")
     found = [

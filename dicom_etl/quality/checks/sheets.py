@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from dicom_etl.quality.checks import Measure
-from dicom_etl.quality.database import Database
-from dicom_etl.quality.failures import failure_findings, tallied
+from dicom_etl.quality.check_table import Measure
+from dicom_etl.quality.checks.counting import count_failures, failure_findings
+from dicom_etl.quality.working_database import Database
 
 __all__ = ["SHEET_COLUMNS", "create_sheets", "sample_matches", "subject_matches"]
 
@@ -108,4 +108,4 @@ def sample_matches(database: Database, dataset: str) -> tuple[list[Measure], lis
 
 
 def _matches(database: Database, check: str, level: str, table: str) -> Iterator[Measure]:
-    return tallied(database, check, level, f"SELECT failure, count(*) AS n FROM {table} GROUP BY failure")
+    return count_failures(database, check, level, f"SELECT failure, count(*) AS n FROM {table} GROUP BY failure")

@@ -6,18 +6,17 @@ Not here: what needs values (consistency, readiness).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pydicom.datadict import keyword_for_tag
 
 from dicom_etl.fhir import terminology
 from dicom_etl.findings import Finding, finding
 from dicom_etl.identity.masking import IDENTIFYING_KEYWORDS, clean_text
-from dicom_etl.quality.checks import Measure, Tally, checks
-from dicom_etl.quality.database import Database
-from dicom_etl.quality.failures import tallied
+from dicom_etl.quality.check_table import Measure, quality_checks
+from dicom_etl.quality.checks.counting import CheckCount, count_failures, size_measure
+from dicom_etl.quality.working_database import Database
 
-__all__ = ["BROKEN", "SHOULD_BE_DICOM", "count_measure", "file_measures", "inventory", "standard_measures"]
+__all__ = ["BROKEN", "SHOULD_BE_DICOM", "file_measures", "inventory", "standard_measures"]
 
 # What a Type asks for: the rank in `states.REQUIREMENTS` and the states that break it. A Type 1C attribute may be
 # absent where its condition is not met, and is never empty (PS3.5 7.4).
@@ -52,7 +51,7 @@ def standard_measures(dataset: str, database: Database) -> tuple[list[Measure], 
 
 
 def _unclassified(database: Database) -> Iterator[Measure]:
-    tally = Tally("sop-class-known", "instance")
+    tally = CheckCount("sop-class-known", "instance")
     for row in database.rows("""
         SELECT sop_class, demand IS NOT NULL AS known, sum(n)::BIGINT AS n
         FROM profile_counts JOIN profiles USING (profile) LEFT JOIN demands USING (tag_profile, sop_class)
@@ -80,15 +79,15 @@ def _verdicts(database: Database, check: str) -> Iterator[Measure]:
             GROUP BY ALL ORDER BY ALL
         """):
             applicable = row["n_pass"] + row["n_fail"]
-            status = checks()[check].status(applicable, row["n_pass"])
+            result = quality_checks()[check].result(applicable, row["n_pass"])
             yield Measure(
                 check,
-                checks()[check].category,
+                quality_checks()[check].category,
                 "instance",
                 applicable,
                 row["n_pass"],
                 row["n_fail"],
-                status,
+                result,
                 group_by,
                 row["group"],
             )
@@ -105,17 +104,17 @@ def _by_tag(database: Database, check: str) -> Iterator[Measure]:
             GROUP BY "group", tag HAVING absent + empty > 0 ORDER BY "group", tag
         """):
             passed = row["asked"] - row["absent"] - row["empty"]
-            status = checks()[check].status(row["asked"], passed)
+            result = quality_checks()[check].result(row["asked"], passed)
             for reason in ("absent", "empty"):
                 if row[reason]:
                     yield Measure(
                         check,
-                        checks()[check].category,
+                        quality_checks()[check].category,
                         "instance",
                         row["asked"],
                         passed,
                         row[reason],
-                        status,
+                        result,
                         group_by,
                         row["group"],
                         row["tag"],
@@ -159,15 +158,15 @@ def _identifying(database: Database) -> Iterator[Measure]:
                 WHERE profile NOT IN (SELECT profile FROM states WHERE state = 4 AND tag IN ({listed}))""",
         )
     )
-    check = checks()["identifying-tags"]
+    check = quality_checks()["identifying-tags"]
     row = ("identifying-tags", check.category, "instance", total)
-    yield Measure(*row, clean, total - clean, check.status(total, clean))
+    yield Measure(*row, clean, total - clean, check.result(total, clean))
     for tag in database.rows(f"""
         SELECT tag, sum(n)::BIGINT AS n FROM profile_counts JOIN states USING (profile)
         WHERE state = 4 AND tag IN ({listed}) GROUP BY tag ORDER BY tag
     """):
         n = tag["n"]
-        yield Measure(*row, total - n, n, check.status(total, total - n), tag=tag["tag"], reason="filled")
+        yield Measure(*row, total - n, n, check.result(total, total - n), tag=tag["tag"], reason="filled")
 
 
 # -- files and inventory ----------------------------------------------------------------------------------------------
@@ -182,14 +181,14 @@ def file_measures(database: Database, copies: Mapping[str | None, int]) -> list[
         database: has a table `files`, numbers `n` of files by subject, kind and reason.
         copies: numbers of header rows by their duplicate mark (None, same, conflict).
     """
-    readable = tallied(
+    readable = count_failures(
         database,
         "files-readable",
         "file",
         f"""SELECT CASE WHEN kind <> 'dicom' THEN reason END AS failure, sum(n)::BIGINT AS n
             FROM files WHERE {SHOULD_BE_DICOM} GROUP BY failure""",
     )
-    once, agree = Tally("instances-once", "instance"), Tally("copies-agree", "instance")
+    once, agree = CheckCount("instances-once", "instance"), CheckCount("copies-agree", "instance")
     for mark, n in copies.items():
         once.add(mark and f"another copy ({mark})", n)
         agree.add("content differs" if mark == "conflict" else None, n)
@@ -199,7 +198,7 @@ def file_measures(database: Database, copies: Mapping[str | None, int]) -> list[
         *once.measures(),
         *agree.measures(),
         *(
-            count_measure("files-by-kind", "file", row["n"], group_by="kind", group=row["kind"], reason=row["reason"])
+            size_measure("files-by-kind", "file", row["n"], group_by="kind", group=row["kind"], reason=row["reason"])
             for row in kinds
         ),
     ]
@@ -213,11 +212,6 @@ def inventory(database: Database) -> list[Measure]:
     """)
     (subjects,) = database.rows("SELECT count(DISTINCT subject) AS n FROM folders WHERE subject <> ''")
     return [
-        count_measure("inventory", "subject", subjects["n"]),
-        *(count_measure("inventory", r["level"], r["n"], group_by=r["group_by"], group=r["group"]) for r in sizes),
+        size_measure("inventory", "subject", subjects["n"]),
+        *(size_measure("inventory", r["level"], r["n"], group_by=r["group_by"], group=r["group"]) for r in sizes),
     ]
-
-
-def count_measure(check: str, level: str, n: int, **where: Any) -> Measure:
-    """A number without a verdict."""
-    return Measure(check, checks()[check].category, level, n, n, 0, "info", **where)

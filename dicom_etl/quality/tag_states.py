@@ -31,10 +31,10 @@ import pyarrow as pa
 
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.tag_profile import tag_text
-from dicom_etl.quality.database import Database
 from dicom_etl.quality.occurrences import GROUPS
 from dicom_etl.quality.requirements import Requirement, applicable, iod_of
-from dicom_etl.quality.usability import packed_names, watched
+from dicom_etl.quality.value_states import packed_names, watched
+from dicom_etl.quality.working_database import Database
 
 __all__ = ["REQUIREMENTS", "create_states"]
 

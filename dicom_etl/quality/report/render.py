@@ -15,7 +15,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from dicom_etl.quality.view import View
+from dicom_etl.quality.report.view import View
 from dicom_etl.version import VERSION
 
 __all__ = ["POLICY", "CsvFile", "render"]
@@ -30,7 +30,12 @@ _CATEGORIES = {
     "plausibility": "Plausibility",
     "privacy": "Privacy",
 }
-_STATUS = {"pass": ("✓", "pass"), "warn": ("!", "warn"), "fail": ("✕", "fail"), "info": ("i", "info")}
+_RESULTS = {
+    "pass": ("✓", "pass"),
+    "warn": ("!", "warn"),
+    "fail": ("✕", "fail"),
+    "not-evaluated": ("i", "not evaluated"),
+}
 _PLURALS = {"study": "studies", "series": "series"}
 
 
@@ -66,14 +71,14 @@ def render(view: View, tables: Mapping[str, CsvFile], *, reference_date: str | N
         policy=POLICY,
         style=Markup(style),  # our own file
         categories=_CATEGORIES,
-        status=_STATUS,
+        results=_RESULTS,
     )
 
 
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("dicom_etl.quality", "."),
+        loader=PackageLoader("dicom_etl.quality.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

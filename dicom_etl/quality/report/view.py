@@ -18,8 +18,8 @@ from dicom_etl.findings import codes
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import clean_text
-from dicom_etl.quality.checks import checks, share
-from dicom_etl.quality.finding_groups import FindingCounts, FindingGroup, keyword_of
+from dicom_etl.quality.check_table import quality_checks
+from dicom_etl.quality.report.finding_groups import FindingCounts, FindingGroup, keyword_of
 
 __all__ = ["LEVELS", "View", "listed_subjects", "view"]
 
@@ -76,8 +76,8 @@ class HeatMap:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """The verdict of a check."""
+class CheckRow:
+    """A quality check and its result."""
 
     title: str
     category: str
@@ -86,7 +86,7 @@ class Gate:
     n_pass: int
     n_applicable: int
     percent: int | None
-    status: str
+    result: str
     reasons: tuple[tuple[str, int], ...]
 
 
@@ -119,10 +119,10 @@ class View:
     dataset: str
     counts: Mapping[str, int]
     findings: tuple[tuple[str, int, int], ...]  # severity, findings, occurrences
-    verdicts: Mapping[str, int]
-    gates: tuple[Gate, ...]
+    check_results: Mapping[str, int]  # number of checks by result
+    checks: tuple[CheckRow, ...]
     nothing_to_judge: tuple[str, ...]  # titles of checks to which nothing applies
-    readiness: tuple[Gate, ...]
+    readiness: tuple[CheckRow, ...]
     maps: tuple[HeatMap, ...]
     other_tags: int
     private_tags: int
@@ -140,16 +140,16 @@ def view(dataset: str, tags: Sequence[Row], measures: Sequence[Row], findings: F
     modalities = _largest(inventory, "modality", "series", _MOST_MODALITIES)
     broken = _broken(measures)
     subjects = _subjects(measures, findings, [name for name, _ in modalities])
-    gates = _gates(measures)
+    checks = _check_rows(measures)
     everything = [r for r in tags if (r["level"], r["group_by"]) == ("instance", "all")]
     return View(
         dataset=_clean(dataset),
         counts=_counts(inventory, measures),
         findings=findings.by_severity,
-        verdicts=Counter(gate.status for gate in gates if gate.n_applicable),
-        gates=tuple(g for g in gates if g.category != "fhir-readiness" and g.n_applicable),
-        nothing_to_judge=tuple(dict.fromkeys(gate.title for gate in gates if not gate.n_applicable)),
-        readiness=tuple(gate for gate in gates if gate.category == "fhir-readiness"),
+        check_results=Counter(check.result for check in checks if check.n_applicable),
+        checks=tuple(c for c in checks if c.category != "fhir-readiness" and c.n_applicable),
+        nothing_to_judge=tuple(dict.fromkeys(check.title for check in checks if not check.n_applicable)),
+        readiness=tuple(check for check in checks if check.category == "fhir-readiness"),
         maps=tuple(_heat_map(level, tags, inventory, modalities, broken) for level in LEVELS),
         other_tags=sum(row["tag"] not in _used_for() for row in everything),
         private_tags=sum(row["creator"] is not None for row in everything),
@@ -181,29 +181,29 @@ def _counts(inventory: Sequence[Row], measures: Sequence[Row]) -> dict[str, int]
     return {**counts, "file": files, "unreadable": sum(row["n_fail"] for row in unread)}
 
 
-def _gates(measures: Sequence[Row]) -> list[Gate]:
-    """The verdicts in the order of the catalogue of checks, each with its most frequent reasons."""
-    order = {name: place for place, name in enumerate(checks())}
-    verdicts, reasons = [], defaultdict(list)
+def _check_rows(measures: Sequence[Row]) -> list[CheckRow]:
+    """The checks in the order of their table, each with the most frequent reasons of its failures."""
+    order = {name: place for place, name in enumerate(quality_checks())}
+    results, reasons = [], defaultdict(list)
     for row in measures:
-        if row["group_by"] != "all" or not checks()[row["check"]].gate:
+        if row["group_by"] != "all" or not quality_checks()[row["check"]].is_check:
             continue
         if row["reason"] is None and row["tag"] is None:
-            verdicts.append(row)
+            results.append(row)
         else:
             reasons[row["check"], row["level"]].append(row)
-    verdicts.sort(key=lambda row: (order[row["check"]], row["level"]))
-    return [_gate(row, reasons[row["check"], row["level"]]) for row in verdicts]
+    results.sort(key=lambda row: (order[row["check"]], row["level"]))
+    return [_check_row(row, reasons[row["check"], row["level"]]) for row in results]
 
 
-def _gate(row: Row, reasons: Sequence[Row]) -> Gate:
-    check = checks()[row["check"]]
+def _check_row(row: Row, reasons: Sequence[Row]) -> CheckRow:
+    check = quality_checks()[row["check"]]
     named = [(_reason(r), r["n_fail"]) for r in reasons]
     named.sort(key=lambda item: (-item[1], item[0]))
     rest = len(named) - _MOST_REASONS
     if rest > 0:
         named = [*named[:_MOST_REASONS], (f"{rest} more", sum(n for _, n in named[_MOST_REASONS:]))]
-    return Gate(
+    return CheckRow(
         check.title,
         check.category,
         check.counts,
@@ -211,7 +211,7 @@ def _gate(row: Row, reasons: Sequence[Row]) -> Gate:
         row["n_pass"],
         row["n_applicable"],
         _percent(row["n_pass"], row["n_applicable"]),
-        row["status"],
+        row["result"],
         tuple(named),
     )
 
@@ -224,10 +224,9 @@ def _reason(row: Row) -> str:
 
 def _percent(n: int, of: int) -> int | None:
     """A percentage that is 0 or 100 only where none or all are meant."""
-    part = share(n, of)
-    if part is None:
+    if not of:
         return None
-    return max(1, min(99, math.floor(part * 100 + 0.5))) if 0 < n < of else int(part) * 100
+    return max(1, min(99, math.floor(n / of * 100 + 0.5))) if n < of and n else n // of * 100
 
 
 # -- tags -------------------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ Not here: how the list looks.
 
 from __future__ import annotations
 
-from dicom_etl.quality.checks import Measure, Tally
-from dicom_etl.quality.database import Database
-from dicom_etl.quality.measures import BROKEN, SHOULD_BE_DICOM, count_measure
+from dicom_etl.quality.check_table import Measure
+from dicom_etl.quality.checks.counting import CheckCount, size_measure
+from dicom_etl.quality.checks.standard import BROKEN, SHOULD_BE_DICOM
+from dicom_etl.quality.working_database import Database
 
 __all__ = ["MOST_SUBJECTS", "subject_measures"]
 
@@ -55,24 +56,24 @@ def subject_measures(database: Database) -> list[Measure]:
         ORDER BY unreadable > 0 OR note IS NOT NULL DESC, gaps DESC, findings DESC, subject LIMIT {MOST_SUBJECTS}
     """)
     (total,) = database.rows("SELECT (SELECT count(*) FROM subjects) AS n, (SELECT count(*) FROM listed_subjects) AS k")
-    listed = Tally("subjects-listed", "subject", n_pass=total["k"])
+    listed = CheckCount("subjects-listed", "subject", n_pass=total["k"])
     if total["n"] > total["k"]:
         listed.add("not listed", total["n"] - total["k"])
     measures = [*listed.measures()]
     for row in database.rows("FROM listed_subjects ORDER BY subject NULLS LAST"):
         by_subject = {"group_by": "subject", "group": row["subject"]}
         if row["instances"] is not None:
-            measures.append(count_measure("inventory", "study", row["studies"], **by_subject))
-            measures.append(count_measure("inventory", "instance", row["instances"], **by_subject))
+            measures.append(size_measure("inventory", "study", row["studies"], **by_subject))
+            measures.append(size_measure("inventory", "instance", row["instances"], **by_subject))
         if row["readable"] is not None:
-            tally = Tally("files-readable", "file", row["readable"], **by_subject)
+            tally = CheckCount("files-readable", "file", row["readable"], **by_subject)
             if row["unreadable"]:
                 tally.add("not read", row["unreadable"])
             measures += tally.measures()
         if row["gaps"]:
-            measures.append(count_measure("tags-with-gaps", "tag", row["gaps"], **by_subject))
+            measures.append(size_measure("tags-with-gaps", "tag", row["gaps"], **by_subject))
         if row["note"]:
-            tally = Tally("subjects-match", "subject", **by_subject)
+            tally = CheckCount("subjects-match", "subject", **by_subject)
             tally.add(row["note"])
             measures += tally.measures()
     return [*measures, *_series(database)]
@@ -81,7 +82,7 @@ def subject_measures(database: Database) -> list[Measure]:
 def _series(database: Database) -> list[Measure]:
     """The series of the listed subjects by modality."""
     return [
-        count_measure(
+        size_measure(
             "series-by-modality", "series", row["n"], group_by="subject", group=row["subject"], reason=row["modality"]
         )
         for row in database.rows("""

@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from dicom_etl.headers.catalogue import by_name
 from dicom_etl.headers.tag_profile import tag_text
-from dicom_etl.quality.checks import Measure, Tally
-from dicom_etl.quality.database import Database
-from dicom_etl.quality.failures import entity_findings, tallied
+from dicom_etl.quality.check_table import Measure
+from dicom_etl.quality.checks.counting import CheckCount, count_failures, entity_findings
+from dicom_etl.quality.working_database import Database
 
 __all__ = ["consistency"]
 
@@ -30,10 +30,10 @@ def consistency(
     return [
         *measures,
         *known,
-        *tallied(database, "body-part-known", "series", _BODY_PART),
-        *tallied(database, "series-one-sample", "series", _ONE_SAMPLE),
-        *tallied(database, "birth-before-study", "study", _BIRTH),
-        *tallied(database, "study-date-range", "study", _study_date(reference_date)),
+        *count_failures(database, "body-part-known", "series", _BODY_PART),
+        *count_failures(database, "series-one-sample", "series", _ONE_SAMPLE),
+        *count_failures(database, "birth-before-study", "study", _BIRTH),
+        *count_failures(database, "study-date-range", "study", _study_date(reference_date)),
     ], [*findings, unknown]
 
 
@@ -42,7 +42,7 @@ def consistency(
 
 def _counts(database: Database, dataset: str) -> tuple[list[Measure], list[pa.Table]]:
     """The NumberOf... tags against what was counted."""
-    of_studies, of_series = Tally("counts-agree", "study"), Tally("counts-agree", "series")
+    of_studies, of_series = CheckCount("counts-agree", "study"), CheckCount("counts-agree", "series")
     findings = [
         _count(database, dataset, "NumberOfStudyRelatedSeries", "study", "count(DISTINCT series)", of_studies),
         _count(database, dataset, "NumberOfStudyRelatedInstances", "study", "sum(n)", of_studies),
@@ -51,7 +51,7 @@ def _counts(database: Database, dataset: str) -> tuple[list[Measure], list[pa.Ta
     return [*of_studies.measures(), *of_series.measures()], findings
 
 
-def _count(database: Database, dataset: str, column: str, level: str, counted: str, tally: Tally) -> pa.Table:
+def _count(database: Database, dataset: str, column: str, level: str, counted: str, tally: CheckCount) -> pa.Table:
     """Compare what the instances of each entity say with what was counted; returns the findings."""
     database.run(f"""
         CREATE OR REPLACE TABLE numbers AS
@@ -80,7 +80,7 @@ def _tag(column: str) -> str:
 
 
 def _modalities(database: Database, dataset: str) -> tuple[Iterator[Measure], pa.Table]:
-    measures = tallied(
+    measures = count_failures(
         database,
         "modality-known",
         "series",

@@ -16,7 +16,7 @@ from pydicom.datadict import keyword_for_tag
 from dicom_etl.findings import codes
 from dicom_etl.identity.masking import clean_text
 from dicom_etl.lake.schemas import ALL_FINDINGS
-from dicom_etl.quality.database import Database, open_database
+from dicom_etl.quality.working_database import Database, open_database
 
 __all__ = ["COLUMNS", "FindingCounts", "FindingGroup", "count_findings", "keyword_of"]
 

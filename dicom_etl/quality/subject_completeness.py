@@ -19,10 +19,10 @@ from dicom_etl.lake.schemas import COMPLETENESS
 from dicom_etl.lake.shard_reader import read_consistently
 from dicom_etl.lake.tables import Lake, LakeError
 from dicom_etl.quality.completeness import completeness
-from dicom_etl.quality.database import Database, open_database
 from dicom_etl.quality.header_rows import header_rows, tag_profiles
 from dicom_etl.quality.occurrences import create_occurrences, occurrences
-from dicom_etl.quality.states import create_states
+from dicom_etl.quality.tag_states import create_states
+from dicom_etl.quality.working_database import Database, open_database
 
 __all__ = ["completeness_by_subject"]
 

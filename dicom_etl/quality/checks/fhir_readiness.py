@@ -19,9 +19,9 @@ from pydicom.datadict import tag_for_keyword
 from dicom_etl.fhir.datetimes import moment
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.lake.schemas import FHIR_ELEMENTS
-from dicom_etl.quality.checks import Measure
-from dicom_etl.quality.database import Database
-from dicom_etl.quality.failures import tallied
+from dicom_etl.quality.check_table import Measure
+from dicom_etl.quality.checks.counting import count_failures
+from dicom_etl.quality.working_database import Database
 
 __all__ = ["ELEMENT_COLUMNS", "IDENTITY_COLUMNS", "create_resources", "readiness"]
 
@@ -133,7 +133,7 @@ def readiness(database: Database, *, has_zone: bool) -> list[Measure]:
     _create_series(database)
     _create_patients(database)
     return [
-        *tallied(database, "fhir-built", "study", _BUILT),
+        *count_failures(database, "fhir-built", "study", _BUILT),
         *(
             measure
             for level, elements in _ELEMENTS.items()
@@ -166,7 +166,7 @@ def _measures(database: Database, level: str, element: _Element) -> Iterator[Mea
         "(SELECT patient, max(state) AS state FROM patient_sets JOIN best_states USING (profile_set) GROUP BY patient)"
     )
     states = f"{sets} USING (patient)" if level == "patient" else "best_states USING (profile_set)"
-    return tallied(
+    return count_failures(
         database,
         element.check,
         level,

@@ -1,0 +1,1 @@
+"""The functions that count the quality checks, one module per kind of check."""
