@@ -16,8 +16,8 @@ from dicom_etl.lake.commits import read_commits
 from dicom_etl.lake.schemas import COMPLETENESS, INVENTORY
 from dicom_etl.lake.shards import shard_of
 from dicom_etl.lake.tables import Lake
-from dicom_etl.quality.subject_completeness import completeness_by_subject
 from dicom_etl.quality.occurrences import GROUPS
+from dicom_etl.quality.subject_completeness import completeness_by_subject
 from dicom_etl.settings import SettingsError
 
 _LEVELS = ("series", "study", "instance")

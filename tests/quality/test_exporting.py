@@ -163,7 +163,7 @@ def test_findings_are_written(lake: Lake, said: Said) -> None:
         (("completeness", "other"), "the lake has no dataset other; it has d"),
         (("completeness", "d", "--by", "subjects"), "--by subjects: the choices are all, modality"),
         (("completeness", "d", "--level", "file"), "--level file: the choices are series, study, instance"),
-        (("completeness", "d", "--subject", "sub-1"), "say --by subject as well"),
+        (("completeness", "d", "--subject", "sub-1"), "give --by subject as well"),
         (("completeness", "d", "--by", "subject", "--subject", "sub-9"), "d has no subject sub-9"),
         (("completeness", "d", "--output", "tags.xlsx"), "the name of the output ends in .csv or .parquet"),
         (("findings", "d", "--severity", "bad"), "--severity bad: the choices are error, warning, info"),
