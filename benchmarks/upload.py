@@ -40,7 +40,7 @@ from dicom_etl.settings import FhirSettings, Settings
 from dicom_etl.stages.upload import upload
 from dicom_etl.stages.verify import verify
 from tests.servers.hapi_server import HapiServer, running_hapi
-from tests.upload.lakes import Resource, Site, Study, new_lake
+from tests.support.upload_lakes import Resource, Site, Study, new_lake
 
 SERIES, LENGTH = 4, 50  # of each study: series, and instances of a series
 SEQUENTIAL = "save() one by one"

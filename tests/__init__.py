@@ -1,1 +1,1 @@
-"""Tests mirror the package; `servers/` starts the real servers, `corpus.py` writes small DICOM files."""
+"""Tests mirror the package; `servers/` starts the real servers, `support/` is shared by several packages."""

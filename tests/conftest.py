@@ -1,1 +1,1 @@
-pytest_plugins = ["tests.command", "tests.servers.plugin", "tests.servers.dask_cluster"]
+pytest_plugins = ["tests.support.command", "tests.servers.plugin", "tests.servers.dask_cluster"]

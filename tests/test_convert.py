@@ -14,7 +14,7 @@ import dicom_etl
 from dicom_etl.convert import convert
 from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
-from tests.corpus import header, uid, write_instance
+from tests.support.datasets import header, uid, write_instance
 
 BERLIN = Settings(engine="serial", time_zone="Europe/Berlin")
 

@@ -14,10 +14,10 @@ from dicom_etl.fhir_connection import server_name
 from dicom_etl.lake import database
 from dicom_etl.lake.tables import Lake
 from dicom_etl.upload.ledger import Ledger, ResourceRow
-from tests.command import Said
-from tests.corpus import write_instance
-from tests.fhir_client.answering import STATEMENT, json_reply
-from tests.upload.proxy import Proxy, proxy
+from tests.support.command import RunCommand
+from tests.support.datasets import write_instance
+from tests.support.fhir_answers import STATEMENT, json_reply
+from tests.support.proxy import Proxy, run_proxy
 
 LEDGER_COMMANDS = (
     ["run"],
@@ -34,12 +34,12 @@ PASSWORD = "Zanzibarium"
 @pytest.fixture
 def server() -> Iterator[Proxy]:
     """A server that says what it can do; nothing is to be asked of it here."""
-    with proxy(rule=lambda _: json_reply(STATEMENT)) as running:
+    with run_proxy(rule=lambda _: json_reply(STATEMENT)) as running:
         yield running
 
 
 @pytest.fixture
-def lake(said: Said, server: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+def lake(run_command: RunCommand, server: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
     """Two datasets that are built, and the server has something of one of them."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("ds", "other")):
@@ -49,7 +49,7 @@ def lake(said: Said, server: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         '[datasets.ds]\nroot = "ds"\n[datasets.other]\nroot = "other"\n'
     )
     for stage in ("crawl", "extract", "build"):
-        assert said(stage)[0] == 0
+        assert run_command(stage)[0] == 0
     lake = Lake(str(tmp_path / "lake"))
     with Ledger.of(lake, server_name(server.url)) as ledger:
         ledger.write_rows([ResourceRow("ImagingStudy", "s1", "ds", "sub-1", server_id="s1", hash="0")])
@@ -67,19 +67,19 @@ def assert_one_sentence(result: tuple[int, str, str], words: str) -> None:
 
 @pytest.mark.parametrize("command", LEDGER_COMMANDS, ids=lambda command: command[0])
 def test_a_ledger_that_cannot_be_used_is_one_sentence_and_exit_code_2(
-    command: list[str], said: Said, lake: Lake, server: Proxy, monkeypatch: pytest.MonkeyPatch
+    command: list[str], run_command: RunCommand, lake: Lake, server: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as shared:
         shared.setattr(database, "file_system_of", lambda _: "nfs4")
-        assert_one_sentence(said(*command), "is on a shared file system (nfs4)")
+        assert_one_sentence(run_command(*command), "is on a shared file system (nfs4)")
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("DICOM_ETL_LEDGER_URL", f"postgresql://me:{PASSWORD}@127.0.0.1:1/ledger")
-        assert_one_sentence(said(*command), "check ledger_url, and that PostgreSQL is running")
+        assert_one_sentence(run_command(*command), "check ledger_url, and that PostgreSQL is running")
     for file in Path(lake.root).glob("ledger.sqlite*"):
         file.unlink()
     Path(lake.root, "ledger.sqlite").write_bytes(b"not a database" * 1000)
-    assert_one_sentence(said(*command), "file is not a database; restore the file from a backup")
-    assert [asked for asked in server.asked if asked.path != "metadata"] == []
+    assert_one_sentence(run_command(*command), "file is not a database; restore the file from a backup")
+    assert [asked for asked in server.requests if asked.path != "metadata"] == []
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,17 @@ def test_a_ledger_that_cannot_be_used_is_one_sentence_and_exit_code_2(
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_ledger_that_another_process_writes_all_the_time_is_one_sentence(
-    command: list[str], expected: int, said: Said, lake: Lake, server: Proxy, monkeypatch: pytest.MonkeyPatch
+    command: list[str],
+    expected: int,
+    run_command: RunCommand,
+    lake: Lake,
+    server: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
     with locked(lake):
-        code, out, err = said(*command)
-        as_json = said(*command, "--json")
+        code, out, err = run_command(*command)
+        as_json = run_command(*command, "--json")
 
     sentence = "database is locked; another process writes it: run again when that has ended"
     assert code == expected
@@ -102,16 +107,16 @@ def test_a_ledger_that_another_process_writes_all_the_time_is_one_sentence(
     assert sentence in as_json[1] + as_json[2]
     if expected == 1:
         assert [sentence in text for text in json.loads(as_json[1])["stopped"].values()] == [True, True]
-    assert [asked for asked in server.asked if asked.path != "metadata"] == []
+    assert [asked for asked in server.requests if asked.path != "metadata"] == []
 
 
 @pytest.mark.parametrize("command", [["status"], ["uploads"], ["explain", "ds", "sub-1"]], ids=lambda one: one[0])
 def test_a_ledger_that_another_process_writes_can_be_read(
-    command: list[str], said: Said, lake: Lake, monkeypatch: pytest.MonkeyPatch
+    command: list[str], run_command: RunCommand, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
     with locked(lake):
-        code, out, err = said(*command)
+        code, out, err = run_command(*command)
 
     assert (code, err) == (0, "")
     assert "failed" in out

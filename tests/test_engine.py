@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from dicom_etl.engine import Done, Engine, EngineError, WorkerDiedError
-from tests import engine_work as work
 from tests.servers.dask_cluster import DaskCluster, running_cluster
+from tests.support import engine_work as work
 
 ROOT = Path(__file__).parents[1]
 SERIAL = Engine("serial")
@@ -143,7 +143,7 @@ def test_an_interrupt_is_the_parents_to_decide() -> None:
 _KILLED_RUN = """
 import os, signal, sys
 from dicom_etl.engine import Engine
-from tests import engine_work as work
+from tests.support import engine_work as work
 if __name__ == "__main__":
     for done in Engine("processes", 2).map(work.process_id, range(4)):
         print(done.value, flush=True)

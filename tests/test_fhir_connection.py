@@ -11,7 +11,7 @@ import pytest
 from dicom_etl.fhir_client import FhirClient, FhirError
 from dicom_etl.fhir_connection import choose_authentication, chosen_method, open_client, server_name
 from dicom_etl.settings import FhirSettings, SettingsError
-from tests.upload.proxy import Reply, proxy
+from tests.support.proxy import Reply, run_proxy
 
 URL = "http://127.0.0.1:1/fhir"
 RESOURCE = {"resourceType": "Basic"}
@@ -61,10 +61,10 @@ def test_each_authentication_is_one_header(
     for name, secret in environment.items():
         if name != "LOGIN":
             monkeypatch.setenv(f"DICOM_ETL_FHIR_{name}", secret)
-    with proxy(rule=lambda _: Reply(200, ANSWER)) as server:
+    with run_proxy(rule=lambda _: Reply(200, ANSWER)) as server:
         url = server.url.replace("://", f"://{login}@") if login else server.url
         assert ask(open_client(FhirSettings(url=url, **fhir))) == [RESOURCE]
-        [asked] = server.asked
+        [asked] = server.requests
     assert asked.headers.get(header) == value
     assert {"Authorization", "X-API-Key"} & set(asked.headers) <= {header}
 
@@ -126,9 +126,9 @@ def test_a_401_says_what_to_look_at(monkeypatch: pytest.MonkeyPatch, fhir: Any, 
     if fhir:
         for name in ("TOKEN", "PASSWORD", "API_KEY"):
             monkeypatch.setenv(f"DICOM_ETL_FHIR_{name}", "x-secret")
-    with proxy(rule=lambda _: Reply(401)) as server:
+    with run_proxy(rule=lambda _: Reply(401)) as server:
         error = refusal(open_client(FhirSettings(url=server.url, **fhir)))
-        assert len(server.asked) == 1  # what never changes is not tried twice
+        assert len(server.requests) == 1  # what never changes is not tried twice
     assert words in str(error)
 
 

@@ -12,9 +12,10 @@ import pytest
 
 from dicom_etl.lake.locks import lock_folder
 from dicom_etl.lake.tables import Lake
-from tests.corpus import write_instance
+from tests.support.datasets import write_instance
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+KILLED_RUN = ("-m", "tests.support.killed_run")
 SERIAL = {"DICOM_ETL_ENGINE": "serial"}
 # what may differ between runs lies elsewhere: locks, and the exported ledger with its times
 TABLES = (
@@ -54,9 +55,7 @@ def tree(root: Path) -> Path:
 def run(arguments: list[str], script: list[str] | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *(script or ["-m", "dicom_etl.cli"]), *arguments]
     environment = {**os.environ, "DICOM_ETL_LOCK_WAIT_SECONDS": "60", **environment}
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=HERE.parent, timeout=120, check=False
-    )
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120, check=False)
 
 
 def content(lake: Path) -> dict[str, str]:
@@ -71,7 +70,7 @@ def content(lake: Path) -> dict[str, str]:
 
 def killable(events: Path, when: int, arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     """A run that kills itself at an event, or (-1) writes all events."""
-    return run(arguments, [str(HERE / "killed_run.py"), str(events), str(when)], **environment)
+    return run(arguments, [*KILLED_RUN, str(events), str(when)], **environment)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +243,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
         write_instance(path, study="c", series=f"c-{number // 3}", PatientID="P-0", InstanceNumber=number)
     done = run(
         ["run", str(root), "--lake", str(folder / "lake")],
-        [str(HERE / "killed_run.py"), str(folder / "e"), "-1"],
+        [*KILLED_RUN, str(folder / "e"), "-1"],
         **CHUNKED,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -288,10 +287,9 @@ LARGE_MOMENTS = [
 def test_a_large_unit_killed_at_any_moment_is_completed_by_the_next_run(moment, large, tmp_path):
     root, expected, events = large
     arguments = ["run", str(root), "--lake", str(tmp_path / "lake")]
-    script = str(HERE / "killed_run.py")
-    killed = run(arguments, [script, str(tmp_path / "events"), str(large_moments(events)[moment])], **CHUNKED)
+    killed = run(arguments, [*KILLED_RUN, str(tmp_path / "events"), str(large_moments(events)[moment])], **CHUNKED)
     assert killed.returncode == -signal.SIGKILL
-    again = run(arguments, [script, str(tmp_path / "events"), "-1"], **CHUNKED)
+    again = run(arguments, [*KILLED_RUN, str(tmp_path / "events"), "-1"], **CHUNKED)
     assert again.returncode == 0, again.stdout + again.stderr
     assert content(tmp_path / "lake") == expected
     assert [path for path in (tmp_path / "lake").rglob("*") if path.is_file() and "/." in str(path)] == []
@@ -302,10 +300,10 @@ def test_a_run_killed_while_workers_read_chunks_is_completed_by_the_next(tmp_pat
     for number in range(450):
         write_instance(root / f"sub-1/{number // 30:02}/{number}.dcm", study="1", series=str(number // 30))
     arguments = ["audit", str(root), "--workers", "2", "--lake"]
-    script = [str(HERE / "killed_run.py"), str(tmp_path / "events"), "-1"]
+    script = [*KILLED_RUN, str(tmp_path / "events"), "-1"]
     command = [sys.executable, *script, *arguments, str(tmp_path / "killed")]
     process = subprocess.Popen(
-        command, cwd=HERE.parent, stdout=subprocess.DEVNULL, env=os.environ | {"CHUNK_FILES": "30", "FEW_FILES": "0"}
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | {"CHUNK_FILES": "30", "FEW_FILES": "0"}
     )
     pieces = tmp_path / "killed/.chunks/extract/ds"
     deadline = time.monotonic() + 60
@@ -325,7 +323,7 @@ def test_all_engines_give_the_same_bytes(tmp_path, dask_cluster):
         subject = max(number % 5 - 1, 0)
         path = big / "primary" / f"sub-x{subject}" / f"{number % 7}" / f"{number}.dcm"
         write_instance(path, study=f"s{subject}", series=f"s{subject}-{number % 7}", PatientID=f"X{subject}")
-    script = [str(HERE / "killed_run.py"), str(tmp_path / "events"), "-1"]
+    script = [*KILLED_RUN, str(tmp_path / "events"), "-1"]
     for engine in ("serial", "processes", "dask"):
         arguments = ["audit", str(big), "--lake", str(tmp_path / engine), "--workers", "2", "--engine", engine]
         done = run(arguments, script, CHUNK_FILES="100", FEW_FILES="0", DICOM_ETL_SCHEDULER=dask_cluster.address)
@@ -339,7 +337,7 @@ def test_a_run_whose_scheduler_does_not_answer_says_so_and_the_next_one_complete
     for number in range(8):
         write_instance(root / f"sub-{number % 4}/{number}.dcm", study=str(number % 4), series=str(number % 4))
     arguments = ["audit", str(root), "--lake", str(tmp_path / "lake"), "--engine"]
-    script = [str(HERE / "killed_run.py"), str(tmp_path / "events"), "-1"]
+    script = [*KILLED_RUN, str(tmp_path / "events"), "-1"]
     failed = run([*arguments, "dask"], script, DICOM_ETL_SCHEDULER="tcp://127.0.0.1:1", FEW_FILES="0", CHUNK_FILES="2")
     assert failed.returncode == 1
     assert "no Dask scheduler answers at tcp://127.0.0.1:1" in failed.stdout
@@ -362,12 +360,12 @@ def test_a_second_run_opens_no_dicom_file_and_writes_no_table(undisturbed, tmp_p
 
 def test_two_runs_at_once_give_the_result_of_one(undisturbed, tmp_path):
     root, expected, _ = undisturbed
-    script = [sys.executable, str(HERE / "killed_run.py")]
+    script = [sys.executable, *KILLED_RUN]
     arguments = ["-1", "run", str(root), "--lake", str(tmp_path / "lake")]
     both = [
         subprocess.Popen(
             [*script, str(tmp_path / name), *arguments],
-            cwd=HERE.parent,
+            cwd=ROOT,
             stdout=subprocess.DEVNULL,
             env=os.environ | SHARDED,
         )

@@ -20,18 +20,18 @@ from dicom_etl.pipeline import RunResult
 from dicom_etl.stages.upload import Uploaded
 from dicom_etl.stages.verify import DIFFERENCES, Comparison, Verified
 from dicom_etl.upload.ledger import Ledger, ResourceRow, State
-from tests.command import Said
-from tests.corpus import write_instance
 from tests.servers.hapi_server import HapiServer
-from tests.upload.lakes import new_lake
-from tests.upload.proxy import Asked, Proxy, Reply, proxy
+from tests.support.command import RunCommand
+from tests.support.datasets import write_instance
+from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
+from tests.support.upload_lakes import new_lake
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
 def server(hapi: HapiServer) -> Iterator[Proxy]:
-    with proxy(hapi.base_url) as counted:
+    with run_proxy(hapi.base_url) as counted:
         yield counted
 
 
@@ -129,8 +129,8 @@ def test_only_the_states_that_are_asked_for(lake: Lake, states: list[str], ids: 
     assert [sent.resource.partition("/")[2] for sent in list_uploads(lake, "A", states).listed] == ids
 
 
-def test_the_command_lists_them_and_says_how_they_go_again(said: Said, lake: Lake) -> None:
-    code, out, _ = said("uploads", "--lake", lake.root)
+def test_the_command_lists_them_and_says_how_they_go_again(run_command: RunCommand, lake: Lake) -> None:
+    code, out, _ = run_command("uploads", "--lake", lake.root)
     assert code == 0
     for words in (
         "ImagingStudy/s2",
@@ -142,7 +142,7 @@ def test_the_command_lists_them_and_says_how_they_go_again(said: Said, lake: Lak
     assert "A: 2 stored, 1 unconfirmed, 1 rejected, 1 failed, 1 held, 1 orphaned" in out
     assert "B: nothing was sent" in out
 
-    code, out, _ = said("uploads", "A", "--state", "rejected", "--lake", lake.root, "--json")
+    code, out, _ = run_command("uploads", "A", "--state", "rejected", "--lake", lake.root, "--json")
     machine = json.loads(out)
     assert code == 0
     assert list(machine["datasets"]) == ["A"]
@@ -150,14 +150,18 @@ def test_the_command_lists_them_and_says_how_they_go_again(said: Said, lake: Lak
     assert (one["resource"], one["status"], one["time"]) == ("ImagingStudy/s2", 400, "2024-05-01 13:00:00+00:00")
 
 
-def test_a_state_that_there_is_not_is_one_sentence(said: Said, lake: Lake) -> None:
-    code, out, err = said("uploads", "--state", "lost", "--lake", lake.root)
+def test_a_state_that_there_is_not_is_one_sentence(run_command: RunCommand, lake: Lake) -> None:
+    code, out, err = run_command("uploads", "--state", "lost", "--lake", lake.root)
     assert (code, out) == (2, "")
     assert err == "dicom-etl: lost is no state; there are stored, unconfirmed, rejected, failed, held, orphaned\n"
 
 
 def test_what_was_rejected_goes_with_failed_and_nothing_else_does(
-    said: Said, tmp_path: Path, server: Proxy, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    run_command: RunCommand,
+    tmp_path: Path,
+    server: Proxy,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DICOM_ETL_FHIR__EXISTING_STUDY", "duplicate")  # another test's site has the same studies there
     name = f"uploads-{fingerprint(request.node.name)[:16]}"
@@ -171,14 +175,14 @@ def test_what_was_rejected_goes_with_failed_and_nothing_else_does(
     where = (tmp_path / name, "--lake", tmp_path / "lake")
     outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "invalid"}]}
 
-    def no_studies(asked: Asked) -> Reply | None:
+    def no_studies(asked: ReceivedRequest) -> Reply | None:
         refused = asked.method == "POST" and not asked.path and next(bundles, 9) >= 2
         return Reply(422, orjson.dumps(outcome)) if refused else None
 
     bundles = iter(range(9))  # the Endpoint, the Patients, then the studies
     server.rule = no_studies
-    assert said("run", *where, "--fhir-url", server.url)[0] == 1
-    code, out, _ = said("uploads", *where, "--json")
+    assert run_command("run", *where, "--fhir-url", server.url)[0] == 1
+    code, out, _ = run_command("uploads", *where, "--json")
     listed = json.loads(out)["datasets"][name]["listed"]
     assert code == 0
     assert [(one["state"], one["status"]) for one in listed] == [("rejected", 422)] * 2
@@ -187,8 +191,8 @@ def test_what_was_rejected_goes_with_failed_and_nothing_else_does(
     server.rule = lambda _: None
     write_instance(tmp_path / name / "primary/sub-3/sam-1/1.dcm", study="3", series="1", PatientID="P-3")
     for stage in ("crawl", "extract", "build"):
-        said(stage, *where)
-    code, out, _ = said("upload", *where, "--fhir-url", server.url, "--failed", "--json")
+        run_command(stage, *where)
+    code, out, _ = run_command("upload", *where, "--fhir-url", server.url, "--failed", "--json")
     sent = json.loads(out)["datasets"][name]["upload"]["counts"]
     assert (code, sent["ImagingStudy"]) == (0, {"stored": 2, "waiting": 1})
-    assert json.loads(said("uploads", *where, "--json")[1])["datasets"][name]["listed"] == []
+    assert json.loads(run_command("uploads", *where, "--json")[1])["datasets"][name]["listed"] == []

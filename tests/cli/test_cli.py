@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dicom_etl.cli import app
-from tests.corpus import write_instance
+from tests.support.datasets import write_instance
 
 
 @pytest.fixture

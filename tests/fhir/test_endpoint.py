@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from dicom_etl.fhir.checks import errors
 from dicom_etl.fhir.endpoint import endpoint
-from tests.fhir.rows_of import CONTEXT
+from tests.support.header_rows import CONTEXT
 
 ANY = {
     "coding": [

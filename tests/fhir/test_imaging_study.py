@@ -11,7 +11,7 @@ from dicom_etl.fhir.checks import errors
 from dicom_etl.fhir.context import Context
 from dicom_etl.fhir.imaging_study import imaging_study
 from dicom_etl.fhir.rows import Group, Place
-from tests.fhir.rows_of import CONTEXT, group, place, told
+from tests.support.header_rows import CONTEXT, codes_and_tags, group, place
 
 DCM = "http://dicom.nema.org/resources/ontology/DCM"
 SCT = "http://snomed.info/sct"
@@ -134,7 +134,7 @@ def test_a_study_of_a_full_header() -> None:
             }
         ],
     }
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 def test_a_study_of_a_header_with_nothing_but_uids_and_modality_has_nothing_invented() -> None:
@@ -162,7 +162,7 @@ def test_a_study_of_a_header_with_nothing_but_uids_and_modality_has_nothing_inve
             }
         ],
     }
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 # -- identifiers ------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_study_values_that_disagree_are_left_out_and_said(column: str, tag: str,
     resource = made(instances({column: "one"}, {column: "two"}), at=here)
     assert element not in resource
     assert len(resource["identifier"]) == 3
-    assert told(here) == [("values-conflict", tag)]
+    assert codes_and_tags(here) == [("values-conflict", tag)]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_series_values_that_disagree_are_left_out_and_said(
 ) -> None:
     here = place()
     assert element not in made(instances({column: one}, {column: other}), at=here)["series"][0]
-    assert told(here) == [("values-conflict", tag)]
+    assert codes_and_tags(here) == [("values-conflict", tag)]
 
 
 def test_no_finding_shows_an_accession_number() -> None:
@@ -235,7 +235,7 @@ def test_a_description_of_blanks_is_none(text: str) -> None:
 def test_a_series_number_that_is_no_unsigned_int_is_left_out_and_said(number: int) -> None:
     here = place()
     assert "number" not in series_with(here, SeriesNumber=number)
-    assert told(here) == [("value-omitted", "00200011")]
+    assert codes_and_tags(here) == [("value-omitted", "00200011")]
 
 
 @pytest.mark.parametrize("number", [0, 2_147_483_647])
@@ -260,7 +260,7 @@ def test_a_study_of_two_procedures_has_both() -> None:
         {"coding": [{"system": "http://radlex.org", "code": "RPID1", "display": "one"}]},
         {"coding": [{"system": "http://radlex.org", "code": "RPID2", "display": "two"}]},
     ]
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 def test_a_code_of_a_private_scheme_stands_under_a_uri_of_the_dataset() -> None:
@@ -270,7 +270,7 @@ def test_a_code_of_a_private_scheme_stands_under_a_uri_of_the_dataset() -> None:
     )
     system = "https://site.example/breast/coding-scheme/99ACME"
     assert resource["procedureCode"] == [{"coding": [{"system": system, "code": "X1", "display": "MR Breast"}]}]
-    assert told(here) == [("coding-scheme-unknown", "00081032")]
+    assert codes_and_tags(here) == [("coding-scheme-unknown", "00081032")]
 
 
 # -- started ----------------------------------------------------------------------------------------------------------
@@ -284,13 +284,13 @@ def test_the_zone_of_the_dataset_makes_a_time_an_instant() -> None:
 def test_without_a_zone_the_day_is_given_and_it_is_said() -> None:
     here = place()
     assert study_with(here, StudyDate=DAY, StudyTime="101500")["started"] == "2024-01-05"
-    assert told(here) == [("time-zone-missing", "00080030")]
+    assert codes_and_tags(here) == [("time-zone-missing", "00080030")]
 
 
 def test_a_time_without_a_date_gives_nothing() -> None:
     here = place()
     assert "started" not in study_with(here, StudyTime="101500", TimezoneOffsetFromUTC="+0000")
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 def test_the_earliest_of_several_is_taken_and_said() -> None:
@@ -301,7 +301,7 @@ def test_the_earliest_of_several_is_taken_and_said() -> None:
         TimezoneOffsetFromUTC="+0100",
     )
     assert made(rows, at=here)["started"] == "2024-01-05T23:59:00+01:00"
-    assert told(here) == [("values-conflict", "00080020")]
+    assert codes_and_tags(here) == [("values-conflict", "00080020")]
 
 
 def test_date_time_and_zone_are_those_of_one_instance() -> None:
@@ -330,14 +330,14 @@ def test_the_acquisition_of_original_images_stands_in_for_a_study_without_a_date
         {"AcquisitionDateTime": "20200101", "ImageType": DERIVED},
     )
     assert made(rows, at=here)["started"] == "2024-01-05T10:15:00.5+01:00"
-    assert ("date-substituted", "00080020") in told(here)
+    assert ("date-substituted", "00080020") in codes_and_tags(here)
 
 
 def test_the_date_of_the_study_counts_before_that_of_an_acquisition() -> None:
     here = place()
     rows = instances({"StudyDate": DAY, "AcquisitionDateTime": "20230101", "ImageType": ORIGINAL})
     assert made(rows, at=here)["started"] == "2024-01-05"
-    assert ("date-substituted", "00080020") not in told(here)
+    assert ("date-substituted", "00080020") not in codes_and_tags(here)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_the_dates_of_original_images_stand_in_for_a_series_without_one(dates: d
     here = place()
     (series,) = made(instances({"ImageType": ORIGINAL, **dates}), at=here)["series"]
     assert series["started"] == "2024-01-05T10:15:00+01:00"
-    assert ("date-substituted", "00080021") in told(here)
+    assert ("date-substituted", "00080021") in codes_and_tags(here)
 
 
 def test_the_date_on_which_a_derived_object_was_made_stands_in_for_nothing() -> None:
@@ -365,14 +365,14 @@ def test_the_date_on_which_a_derived_object_was_made_stands_in_for_nothing() -> 
 def test_an_acquisition_date_time_that_is_none_is_left_out_and_said() -> None:
     here = place()
     assert "started" not in made(instances({"AcquisitionDateTime": "last week", "ImageType": ORIGINAL}), at=here)
-    assert ("value-omitted", "0008002A") in told(here)
+    assert ("value-omitted", "0008002A") in codes_and_tags(here)
 
 
 def test_an_instance_that_lacks_the_time_of_the_others_contradicts_nobody() -> None:
     here = place()
     rows = instances({"StudyDate": DAY}, {"StudyDate": DAY, "StudyTime": "101500", "TimezoneOffsetFromUTC": "+0100"})
     assert made(rows, at=here)["started"] == "2024-01-05T10:15:00+01:00"
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 def test_a_series_started_at_its_own_time() -> None:
@@ -408,7 +408,7 @@ def test_of_several_modalities_in_a_series_the_most_frequent_is_taken_and_said()
     here = place()
     rows = instances({"Modality": "CT"}, {"Modality": "MR"}, {"Modality": "MR"})
     assert made(rows, at=here)["series"][0]["modality"] == MR
-    assert told(here) == [("values-conflict", "00080060")]
+    assert codes_and_tags(here) == [("values-conflict", "00080060")]
 
 
 def test_a_series_without_a_modality_is_left_out_and_said() -> None:
@@ -423,7 +423,7 @@ def test_an_instance_that_lacks_the_modality_of_its_series_stays() -> None:
     here = place()
     series = made(instances({}, {"Modality": None}), at=here)["series"][0]
     assert (series["modality"], series["numberOfInstances"]) == (MR, 2)
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 # -- body site and laterality -----------------------------------------------------------------------------------------
@@ -456,7 +456,7 @@ def test_a_region_of_a_private_scheme_leaves_it_to_the_body_part() -> None:
 def test_a_body_part_that_is_no_term_is_text_alone_and_said() -> None:
     here = place()
     assert series_with(here, BodyPartExamined="MAMMA LINKS")["bodySite"] == {"display": "MAMMA LINKS"}
-    assert told(here) == [("body-part-unmapped", "00180015")]
+    assert codes_and_tags(here) == [("body-part-unmapped", "00180015")]
 
 
 @pytest.mark.parametrize("column", ["Laterality", "ImageLaterality", "FrameLaterality"])
@@ -468,7 +468,7 @@ def test_a_side_is_coded_wherever_it_is_said(column: str, side: str, coding: dic
 def test_unpaired_is_no_side_and_no_finding() -> None:
     here = place()
     assert "laterality" not in series_with(here, ImageLaterality="U")
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 @pytest.mark.parametrize(("one", "other"), [("R", "L"), ("R", "B"), ("L", "U")])
@@ -476,19 +476,19 @@ def test_images_of_different_sides_give_no_laterality_and_both_is_never_inferred
     here = place()
     series = made(instances({"ImageLaterality": one}, {"ImageLaterality": other}), at=here)["series"][0]
     assert "laterality" not in series
-    assert told(here) == [("laterality-conflict", "00200060")]
+    assert codes_and_tags(here) == [("laterality-conflict", "00200060")]
 
 
 def test_series_and_image_that_contradict_give_no_laterality() -> None:
     here = place()
     assert "laterality" not in series_with(here, Laterality="R", ImageLaterality="L")
-    assert told(here) == [("laterality-conflict", "00200060")]
+    assert codes_and_tags(here) == [("laterality-conflict", "00200060")]
 
 
 def test_another_side_is_left_out_and_said() -> None:
     here = place()
     assert "laterality" not in series_with(here, Laterality="RIGHT")
-    assert told(here) == [("value-omitted", "00200060")]
+    assert codes_and_tags(here) == [("value-omitted", "00200060")]
 
 
 # -- series and instances ---------------------------------------------------------------------------------------------

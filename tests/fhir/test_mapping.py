@@ -8,7 +8,7 @@ import pytest
 from dicom_etl.fhir import imaging_study, mapping, patient
 from dicom_etl.findings import codes
 from dicom_etl.headers.catalogue import by_name, catalogue
-from tests.fhir.rows_of import CONTEXT, group, place, told
+from tests.support.header_rows import CONTEXT, codes_and_tags, group, place
 
 RULES = {
     "study": imaging_study._RULES,
@@ -51,7 +51,7 @@ def test_a_rule_that_needs_values_makes_and_finds_nothing_without(
     here = place()
     made = RULES[level][element.rule](group(*({"sample": "sam-1"},) * instances), element.columns, context, here)
     assert made is None or made == []
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 def test_elements_without_values_are_passed_over_if_their_rule_needs_some() -> None:

@@ -10,7 +10,7 @@ from dicom_etl.fhir.checks import errors
 from dicom_etl.fhir.patient import patient
 from dicom_etl.fhir.rows import Group, Place
 from dicom_etl.identity.matching import PatientMatch
-from tests.fhir.rows_of import CONTEXT, group, place, told
+from tests.support.header_rows import CONTEXT, codes_and_tags, group, place
 
 PERSON = PatientMatch(
     "1.2.3", "sub-1", "sub-1", "https://site.example/breast/patient-id", "P-1", "patient-id", "ok", "sub-1"
@@ -80,7 +80,7 @@ def test_a_patient_of_an_empty_header_has_an_identifier_and_nothing_invented() -
         "identifier": [{"use": "usual", "system": "https://site.example/breast/subject", "value": "sub-1"}],
         "active": True,
     }
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 def test_an_authority_is_a_system_and_its_free_text_is_left_out() -> None:
@@ -160,31 +160,31 @@ def test_the_sexes_of_dicom(sex: str, gender: str) -> None:
 def test_another_sex_is_left_out_and_said(sex: str) -> None:
     here = place()
     assert "gender" not in made(group({"PatientSex": sex}), at=here)
-    assert told(here) == [("value-omitted", "00100040")]
+    assert codes_and_tags(here) == [("value-omitted", "00100040")]
 
 
 def test_the_sheet_says_the_sex_where_the_header_does_not() -> None:
     here = place()
     assert made(group({}), sheet={"sex": "Female"}, at=here)["gender"] == "female"
-    assert told(here) == [("value-from-sheet", "00100040")]
+    assert codes_and_tags(here) == [("value-from-sheet", "00100040")]
 
 
 def test_the_header_counts_where_the_sheet_disagrees() -> None:
     here = place()
     assert made(group({"PatientSex": "M"}), sheet={"sex": "Female"}, at=here)["gender"] == "male"
-    assert told(here) == [("sheet-conflict", "00100040")]
+    assert codes_and_tags(here) == [("sheet-conflict", "00100040")]
 
 
 def test_a_sheet_that_agrees_is_not_worth_a_finding() -> None:
     here = place()
     assert made(group({"PatientSex": "F"}), sheet={"sex": "female"}, at=here)["gender"] == "female"
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 def test_the_sheet_does_not_decide_where_headers_disagree() -> None:
     here = place()
     assert "gender" not in made(group({"PatientSex": "F"}, {"PatientSex": "M"}), sheet={"sex": "Female"}, at=here)
-    assert told(here) == [("values-conflict", "00100040")]
+    assert codes_and_tags(here) == [("values-conflict", "00100040")]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_the_sheet_does_not_decide_where_headers_disagree() -> None:
 def test_values_that_disagree_are_left_out_and_said(column: str, one: Any, other: Any, element: str, tag: str) -> None:
     here = place()
     assert element not in made(group({column: one}, {column: other}), at=here)
-    assert told(here) == [("values-conflict", tag)]
+    assert codes_and_tags(here) == [("values-conflict", tag)]
 
 
 def test_a_person_of_two_names_keeps_both() -> None:
@@ -206,20 +206,20 @@ def test_a_person_of_two_names_keeps_both() -> None:
         {"use": "usual", "family": "Doe", "given": ["Jane"]},
         {"use": "usual", "family": "Roe", "given": ["Jane"]},
     ]
-    assert told(here) == [("values-conflict", "00100010")]
+    assert codes_and_tags(here) == [("values-conflict", "00100010")]
 
 
 def test_one_name_written_in_two_ways_is_one() -> None:
     here = place()
     rows = group({"PatientName": "Doe^Jane"}, {"PatientName": "Doe^Jane^^^"}, {"PatientName": "Doe^Jane=\u5c71^\u82b1"})
     assert [name["family"] for name in made(rows, at=here)["name"]] == ["Doe", "\u5c71"]
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 def test_a_value_that_some_rows_lack_is_that_of_the_others() -> None:
     here = place()
     assert made(group({"PatientSex": "F"}, {}), at=here)["gender"] == "female"
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 def test_no_finding_shows_an_identifying_value() -> None:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from dicom_etl.fhir.rows import Group
-from tests.fhir.rows_of import group, place, told
+from tests.support.header_rows import codes_and_tags, group, place
 
 
 def test_values_come_row_by_row() -> None:
@@ -40,7 +40,7 @@ def test_what_all_rows_say_is_agreed() -> None:
 def test_what_no_row_says_is_none_and_no_finding() -> None:
     here = place()
     assert group({}, {}).agreed("Modality", here) is None
-    assert told(here) == []
+    assert codes_and_tags(here) == []
 
 
 def test_what_rows_contradict_each_other_in_is_none_and_a_finding() -> None:

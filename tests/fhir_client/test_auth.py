@@ -29,10 +29,10 @@ from dicom_etl.fhir_client import (
 )
 from dicom_etl.fhir_client.auth import _compute_lifetime
 from dicom_etl.fhir_client.transport import load_certificates
-from tests.fhir_client.answering import no_pause
-from tests.fhir_client.authorization import CLIENT, SECRET, AuthorizationServer
 from tests.fhir_client.certificates import Authority
-from tests.upload.proxy import Asked, Reply, proxy
+from tests.support.authorization_server import CLIENT, SECRET, AuthorizationServer
+from tests.support.fhir_answers import no_pause
+from tests.support.proxy import ReceivedRequest, Reply, run_proxy
 
 URL = "http://127.0.0.1:1/fhir"
 RESOURCE = {"resourceType": "Basic"}
@@ -48,7 +48,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def giver() -> Iterator[tuple[AuthorizationServer, str]]:
     """An authorization server and the address of its token endpoint."""
     server = AuthorizationServer(expires_in=300)
-    with proxy(rule=server.rule) as endpoint:
+    with run_proxy(rule=server.rule) as endpoint:
         yield server, endpoint.url
 
 
@@ -77,7 +77,7 @@ def refusal(client: FhirClient) -> FhirError:
     return error
 
 
-def only(*tokens: str) -> Callable[[Asked], Reply]:
+def only(*tokens: str) -> Callable[[ReceivedRequest], Reply]:
     """A server that accepts these tokens alone."""
     return lambda asked: Reply(
         200 if asked.headers.get("Authorization", "").removeprefix("Bearer ") in tokens else 401, ANSWER
@@ -96,19 +96,19 @@ def only(*tokens: str) -> Callable[[Asked], Reply]:
     ],
 )
 def test_each_authentication_is_one_header(authentication: Any, header: str, value: str | None) -> None:
-    with proxy(rule=lambda _: Reply(200, ANSWER)) as server:
+    with run_proxy(rule=lambda _: Reply(200, ANSWER)) as server:
         assert ask(connect(server.url, authentication)) == [RESOURCE]
-        [asked] = server.asked
+        [asked] = server.requests
     assert asked.headers.get(header) == value
     assert {"Authorization", "X-API-Key"} & set(asked.headers) <= {header}
 
 
 def test_credentials_of_the_address_become_a_header() -> None:
-    with proxy(rule=lambda _: Reply(200, ANSWER)) as server:
+    with run_proxy(rule=lambda _: Reply(200, ANSWER)) as server:
         client = connect(server.url.replace("://", "://me:p%40ss@"))
         ask(client)
         ask(connect(server.url.replace("://", "://me:p%40ss@"), BearerToken("t")))
-        assert [asked.headers["Authorization"] for asked in server.asked] == ["Basic bWU6cEBzcw==", "Bearer t"]
+        assert [asked.headers["Authorization"] for asked in server.requests] == ["Basic bWU6cEBzcw==", "Bearer t"]
     assert client.url == server.url
     assert strip_credentials("https://u:p@host/fhir/?a=b") == "https://host/fhir"
     assert parse_credentials("https://u%40x:p%3A@host/") == ("u@x", "p:")
@@ -121,9 +121,9 @@ def test_a_colon_in_the_username_is_refused() -> None:
 
 
 def test_what_never_changes_is_not_tried_twice() -> None:
-    with proxy(rule=lambda _: Reply(401)) as server:
+    with run_proxy(rule=lambda _: Reply(401)) as server:
         error = refusal(connect(server.url, BearerToken("t", advice="look at the token")))
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
     assert str(error) == "HTTP 401: Unauthorized; look at the token"
 
 
@@ -132,29 +132,29 @@ def test_what_never_changes_is_not_tried_twice() -> None:
 
 def test_a_token_is_fetched_once_and_used(giver: tuple[AuthorizationServer, str]) -> None:
     server, token_url = giver
-    with proxy(rule=only("token-1")) as fhir:
+    with run_proxy(rule=only("token-1")) as fhir:
         authentication = ClientCredentials(token_url, CLIENT, SECRET, "system/*.write openid")
         assert ask(connect(fhir.url, authentication), "a", "b", "c") == [RESOURCE] * 3
         assert ask(connect(fhir.url, authentication), "d") == [RESOURCE]
-        assert [one.headers["Authorization"] for one in fhir.asked] == ["Bearer token-1"] * 4
+        assert [one.headers["Authorization"] for one in fhir.requests] == ["Bearer token-1"] * 4
     assert server.forms == [{"grant_type": ["client_credentials"], "scope": ["system/*.write openid"]}]
 
 
 @pytest.mark.parametrize(("lives", "fetched_at"), [(300, 270), (60, 54), (10, 9)])
 def test_a_token_is_renewed_a_little_before_its_end(lives: int, fetched_at: int) -> None:
     server, now = AuthorizationServer(expires_in=lives), [1000.0]
-    with proxy(rule=server.rule) as endpoint, proxy(rule=lambda _: Reply(200, ANSWER)) as fhir:
+    with run_proxy(rule=server.rule) as endpoint, run_proxy(rule=lambda _: Reply(200, ANSWER)) as fhir:
         authentication = credentials(endpoint.url, clock=lambda: now[0])
         for passed in (0, fetched_at - 0.5, fetched_at):
             now[0] = 1000.0 + passed
             ask(connect(fhir.url, authentication))
-        used = [one.headers["Authorization"] for one in fhir.asked]
+        used = [one.headers["Authorization"] for one in fhir.requests]
     assert used == ["Bearer token-1", "Bearer token-1", "Bearer token-2"]
 
 
 def test_a_token_without_an_end_is_used_until_it_is_refused() -> None:
     server, now = AuthorizationServer(), [0.0]
-    with proxy(rule=server.rule) as endpoint, proxy(rule=only("token-1")) as fhir:
+    with run_proxy(rule=server.rule) as endpoint, run_proxy(rule=only("token-1")) as fhir:
         authentication = credentials(endpoint.url, clock=lambda: now[0])
         ask(connect(fhir.url, authentication))
         now[0] = 1e9
@@ -168,9 +168,9 @@ def test_a_refused_token_is_fetched_once_more_for_all_that_are_on_their_way(
     giver: tuple[AuthorizationServer, str],
 ) -> None:
     server, token_url = giver
-    with proxy(rule=only("token-2")) as fhir:
+    with run_proxy(rule=only("token-2")) as fhir:
         answers = ask(connect(fhir.url, credentials(token_url), max_concurrent_requests=6), *"abcdef")
-        used = [one.headers["Authorization"] for one in fhir.asked]
+        used = [one.headers["Authorization"] for one in fhir.requests]
     assert answers == [RESOURCE] * 6
     assert server.given == ["token-1", "token-2"]
     assert (used.count("Bearer token-1"), used.count("Bearer token-2")) == (6, 6)
@@ -178,9 +178,9 @@ def test_a_refused_token_is_fetched_once_more_for_all_that_are_on_their_way(
 
 def test_a_request_is_repeated_once_and_no_more(giver: tuple[AuthorizationServer, str]) -> None:
     server, token_url = giver
-    with proxy(rule=only("another")) as fhir:
+    with run_proxy(rule=only("another")) as fhir:
         error = refusal(connect(fhir.url, credentials(token_url)))
-        assert len(fhir.asked) == 2
+        assert len(fhir.requests) == 2
     assert str(error) == (
         "HTTP 401: Unauthorized; the server does not accept the token that fhir.token_url issued: "
         "check the client's permissions and fhir.scope"
@@ -217,9 +217,9 @@ def test_a_request_is_repeated_once_and_no_more(giver: tuple[AuthorizationServer
     ],
 )
 def test_a_token_endpoint_that_gives_none_is_told_in_a_sentence(reply: Reply, status: int, said: str) -> None:
-    with proxy(rule=lambda _: reply) as endpoint, proxy(rule=lambda _: Reply(200, ANSWER)) as fhir:
+    with run_proxy(rule=lambda _: reply) as endpoint, run_proxy(rule=lambda _: Reply(200, ANSWER)) as fhir:
         error = refusal(connect(fhir.url, credentials(f"{endpoint.url}/token?realm=wombat")))
-        assert fhir.asked == []
+        assert fhir.requests == []
     assert error.status == status
     assert isinstance(error, AccessDeniedError if status == 401 else BusyError)
     assert f"HTTP {status}: {endpoint.url}/token {said}" in str(error)
@@ -239,7 +239,7 @@ def test_a_server_that_repeats_the_secrets_is_not_repeated(giver: tuple[Authoriz
         f"token-1 {SECRET} wombat+%26+quokka {base64.b64encode(b'etl:wombat+%26+quokka').decode()} wombat &amp; quokka"
     )
     outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "x", "diagnostics": words}]}
-    with proxy(rule=lambda _: Reply(500, orjson.dumps(outcome))) as fhir:
+    with run_proxy(rule=lambda _: Reply(500, orjson.dumps(outcome))) as fhir:
         error = refusal(connect(fhir.url, credentials(token_url)))
     assert str(error) == "HTTP 500: x: " + " ".join(["(secret)"] * 5) + "; see the server's log"
 
@@ -247,7 +247,7 @@ def test_a_server_that_repeats_the_secrets_is_not_repeated(giver: tuple[Authoriz
 def test_nothing_that_is_shown_of_a_client_holds_its_secrets(giver: tuple[AuthorizationServer, str]) -> None:
     _, token_url = giver
     authentication = credentials(token_url)
-    with proxy(rule=only("token-1")) as fhir:
+    with run_proxy(rule=only("token-1")) as fhir:
         client = connect(fhir.url, authentication)
         ask(client)
     shown = "".join(repr(thing) + str(vars(thing)) for thing in (client, authentication))
@@ -264,7 +264,7 @@ def test_how_long_a_token_is_used(expires_in: Any, seconds: float) -> None:
 
 
 def test_a_token_that_cannot_be_had_says_that_nothing_has_arrived() -> None:
-    with proxy(rule=lambda _: Reply(500)) as endpoint:
+    with run_proxy(rule=lambda _: Reply(500)) as endpoint:
         for token_url in (endpoint.url, "http://127.0.0.1:1/token"):
             error = refusal(connect(URL, credentials(token_url)))
             assert isinstance(error, TransientError)
@@ -278,8 +278,8 @@ def test_an_own_authority_is_trusted_where_its_file_is_named(authority: Authorit
     server = AuthorizationServer()
     tls = authority.server()
     with (
-        proxy(rule=server.rule, tls=tls) as endpoint,
-        proxy(rule=only("token-1"), tls=tls) as fhir,
+        run_proxy(rule=server.rule, tls=tls) as endpoint,
+        run_proxy(rule=only("token-1"), tls=tls) as fhir,
     ):
         assert ask(connect(fhir.url, credentials(endpoint.url), ca_file=authority.ca_file)) == [RESOURCE]
         error = refusal(connect(fhir.url, credentials(endpoint.url)))
@@ -288,9 +288,9 @@ def test_an_own_authority_is_trusted_where_its_file_is_named(authority: Authorit
 
 
 def test_a_certificate_that_nobody_vouches_for_says_what_to_set(authority: Authority) -> None:
-    with proxy(rule=lambda _: Reply(200, ANSWER), tls=authority.server()) as fhir:
+    with run_proxy(rule=lambda _: Reply(200, ANSWER), tls=authority.server()) as fhir:
         error = refusal(connect(fhir.url))
-        assert fhir.asked == []
+        assert fhir.requests == []
     assert isinstance(error, UnreachableError)
     assert str(error) == (
         f"{fhir.url} cannot be reached: its certificate is not trusted (unable to get local issuer certificate); "
@@ -299,9 +299,9 @@ def test_a_certificate_that_nobody_vouches_for_says_what_to_set(authority: Autho
 
 
 def test_a_certificate_of_another_host_is_not_mended_by_a_file(authority: Authority) -> None:
-    with proxy(rule=lambda _: Reply(200, ANSWER), tls=authority.server("DNS:other.example")) as fhir:
+    with run_proxy(rule=lambda _: Reply(200, ANSWER), tls=authority.server("DNS:other.example")) as fhir:
         error = refusal(connect(fhir.url, ca_file=authority.ca_file))
-        assert fhir.asked == []
+        assert fhir.requests == []
     assert "its certificate is not trusted (IP address mismatch" in str(error)
     assert "ca_file" not in str(error)
 

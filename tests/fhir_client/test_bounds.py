@@ -28,7 +28,7 @@ from dicom_etl.fhir_client import (
     UnreachableError,
 )
 from dicom_etl.fhir_client.transport import Answer, Body, Transport, parse_retry_after
-from tests.fhir_client.answering import fail, patient, raw_server, run
+from tests.support.fhir_answers import fail, patient, raw_server, run
 
 Send = Callable[[bytes], object]
 PATIENT = orjson.dumps(patient())
@@ -289,10 +289,10 @@ def test_cookies_are_not_kept() -> None:
         await read(client)
         await read(client)
 
-    from tests.fhir_client.answering import json_reply
-    from tests.upload.proxy import proxy
+    from tests.support.fhir_answers import json_reply
+    from tests.support.proxy import run_proxy
 
-    with proxy(rule=lambda _: json_reply(patient(), **{"Set-Cookie": "session=1"})) as server:
+    with run_proxy(rule=lambda _: json_reply(patient(), **{"Set-Cookie": "session=1"})) as server:
         run(server.url, twice)
-        received = [asked.headers.get("Cookie") for asked in server.asked]
+        received = [asked.headers.get("Cookie") for asked in server.requests]
     assert received == [None, None]

@@ -8,8 +8,8 @@ import pytest
 
 from dicom_etl.fhir_client import FhirClient, UnreachableError, UnsuitableServerError, capabilities, check_server
 from dicom_etl.fhir_client.capabilities import Capabilities
-from tests.fhir_client.answering import STATEMENT, in_turn, json_reply, no_pause, outcome
-from tests.upload.proxy import Reply, proxy
+from tests.support.fhir_answers import STATEMENT, in_turn, json_reply, no_pause, outcome
+from tests.support.proxy import Reply, run_proxy
 
 
 def changed(change: Any) -> dict[str, Any]:
@@ -53,15 +53,15 @@ def contact(url: str, client_assigned_ids: bool | None = None, **client: Any) ->
 
 
 def test_a_suitable_server_is_met_with_one_request() -> None:
-    with proxy(rule=lambda _: json_reply(STATEMENT)) as server:
+    with run_proxy(rule=lambda _: json_reply(STATEMENT)) as server:
         assert contact(server.url)
-        assert [asked.path for asked in server.asked] == ["metadata"]
-        assert "Cache-Control" not in server.asked[0].headers
+        assert [asked.path for asked in server.requests] == ["metadata"]
+        assert "Cache-Control" not in server.requests[0].headers
 
 
 def test_who_assigns_ids_is_what_the_settings_say_or_else_the_server() -> None:
     assigning = changed(lambda s: s["rest"][0]["resource"][1].update(updateCreate=False))
-    with proxy(rule=lambda _: json_reply(assigning)) as server:
+    with run_proxy(rule=lambda _: json_reply(assigning)) as server:
         assert not contact(server.url)
         assert contact(server.url, True)
         server.rule = lambda _: json_reply(STATEMENT)
@@ -87,7 +87,7 @@ def test_who_assigns_ids_is_what_the_settings_say_or_else_the_server() -> None:
     ],
 )
 def test_a_server_that_answers_and_cannot_be_used_is_unsuitable(reply: Reply, words: str) -> None:
-    with proxy(rule=lambda _: reply) as server, pytest.raises(UnsuitableServerError) as caught:
+    with run_proxy(rule=lambda _: reply) as server, pytest.raises(UnsuitableServerError) as caught:
         contact(server.url)
     assert words in str(caught.value)
     assert str(caught.value).startswith(server.url)
@@ -108,17 +108,17 @@ def test_an_odd_statement_is_one_sentence(element: str, value: Any) -> None:
     (statement if element in statement else statement["rest"][0])[element] = value
     if (element, value) == ("fhirVersion", "4.0.1\n"):
         statement["fhirVersion"] = "\n"
-    with proxy(rule=lambda _: json_reply(statement)) as server, pytest.raises(UnsuitableServerError) as caught:
+    with run_proxy(rule=lambda _: json_reply(statement)) as server, pytest.raises(UnsuitableServerError) as caught:
         contact(server.url)
     assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_server_that_is_failing_is_unreachable(status: int) -> None:
-    with proxy(rule=lambda _: Reply(status, headers={"Retry-After": "100"})) as server:
+    with run_proxy(rule=lambda _: Reply(status, headers={"Retry-After": "100"})) as server:
         with pytest.raises(UnreachableError, match=f"answers, but is failing: HTTP {status}"):
             contact(server.url)
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("status", [409, 412])
@@ -127,16 +127,16 @@ def test_a_conflict_about_the_statement_is_a_server_that_is_failing(
 ) -> None:
     monkeypatch.setattr(capabilities, "_RETRY_SECONDS", 0.0)
     with (
-        proxy(rule=lambda _: Reply(status)) as server,
+        run_proxy(rule=lambda _: Reply(status)) as server,
         pytest.raises(UnreachableError, match=f"answers, but is failing: HTTP {status}"),
     ):
         contact(server.url)
 
 
 def test_a_conflict_about_the_statement_is_retried() -> None:
-    with proxy(rule=in_turn(Reply(409), json_reply(STATEMENT))) as server:
+    with run_proxy(rule=in_turn(Reply(409), json_reply(STATEMENT))) as server:
         assert contact(server.url)
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
 
 
 def test_nobody_there_is_unreachable() -> None:

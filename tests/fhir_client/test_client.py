@@ -25,7 +25,7 @@ from dicom_etl.fhir_client import (
     WriteRequest,
     WriteResult,
 )
-from tests.fhir_client.answering import (
+from tests.support.fhir_answers import (
     conditional,
     fail,
     in_turn,
@@ -38,7 +38,7 @@ from tests.fhir_client.answering import (
     transaction_response,
     write,
 )
-from tests.upload.proxy import Asked, Reply, proxy
+from tests.support.proxy import ReceivedRequest, Reply, run_proxy
 
 
 async def read(client: FhirClient) -> Any:
@@ -53,18 +53,18 @@ async def put(client: FhirClient) -> Any:
 
 
 def test_a_read_is_not_answered_from_a_cache() -> None:
-    with proxy(rule=lambda _: json_reply(patient(), ETag='W/"1"')) as server:
+    with run_proxy(rule=lambda _: json_reply(patient(), ETag='W/"1"')) as server:
         assert run(server.url, read) == ServerResource(patient(), 'W/"1"')
-        [asked] = server.asked
+        [asked] = server.requests
     assert (asked.method, asked.path) == ("GET", "Patient/a")
     assert (asked.headers["Cache-Control"], asked.headers["Prefer"]) == ("no-cache", "handling=strict")
     assert asked.headers["Accept-Encoding"] == "gzip, deflate"
 
 
 def test_a_put_sends_the_body_as_it_is() -> None:
-    with proxy(rule=lambda _: Reply(201)) as server:
+    with run_proxy(rule=lambda _: Reply(201)) as server:
         run(server.url, put)
-        [asked] = server.asked
+        [asked] = server.requests
     assert (asked.method, asked.path, asked.body) == ("PUT", "Patient/a", write().body)
     assert asked.headers["Content-Type"] == "application/fhir+json"
     assert asked.headers["Prefer"] == "return=minimal"
@@ -78,7 +78,7 @@ ETAGS = ['W/"3-gzip"', 'W/"a6f1"', '"strong"', 'W/"0-1;2"', "bare", 'W/"é"', 'W
 def test_an_etag_goes_back_exactly_as_it_came(etag: str) -> None:
     """Bytes, not a version that was read out of them: a proxy that compresses changes the ETag, and wants its own."""
 
-    def rule(asked: Asked) -> Reply:
+    def rule(asked: ReceivedRequest) -> Reply:
         return json_reply(patient(version="3"), ETag=etag) if asked.method == "GET" else Reply(200)
 
     async def change(client: FhirClient) -> ServerResource:
@@ -88,9 +88,9 @@ def test_an_etag_goes_back_exactly_as_it_came(etag: str) -> None:
         await client.transaction([write(if_match=there.if_match)])
         return there
 
-    with proxy(rule=rule) as server:
+    with run_proxy(rule=rule) as server:
         fail(server.url, change)  # an empty answer to the transaction
-        put, posted = server.asked[1:3]
+        put, posted = server.requests[1:3]
     assert put.headers["If-Match"] == etag
     assert orjson.loads(posted.body)["entry"][0]["request"]["ifMatch"] == etag
 
@@ -116,7 +116,7 @@ def test_without_an_etag_the_version_is_made_one(resource: Any, etag: str, if_ma
     ids=["two that differ", "not text"],
 )
 def test_an_etag_that_cannot_be_sent_back_is_none(headers: Any) -> None:
-    from tests.fhir_client.answering import raw_server
+    from tests.support.fhir_answers import raw_server
 
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers).encode(errors="surrogateescape")
     body = orjson.dumps(patient(version="5"))
@@ -143,13 +143,13 @@ def test_a_write_has_an_id_or_a_condition() -> None:
 
 def test_a_transaction_is_one_post_with_a_put_for_each() -> None:
     answer = transaction_response({"status": "201"}, {"status": "200", "location": "Patient/77/_history/2"})
-    with proxy(rule=lambda _: json_reply(answer)) as server:
+    with run_proxy(rule=lambda _: json_reply(answer)) as server:
         requests = [write(if_match='W/"3-gzip"'), conditional("urn%3Ax%7C1")]
         assert run(server.url, lambda client: client.transaction(requests)) == [
             WriteResult(201, "a", "", ""),
             WriteResult(200, "77", "2", ""),
         ]
-        [asked] = server.asked
+        [asked] = server.requests
     assert (asked.method, asked.path) == ("POST", "")
     bundle = orjson.loads(asked.body)
     assert (bundle["resourceType"], bundle["type"]) == ("Bundle", "transaction")
@@ -170,13 +170,13 @@ def test_a_resource_that_occurs_twice_is_a_mistake_of_the_caller() -> None:
 
 
 def test_a_search_in_the_body_is_in_no_address_and_no_message() -> None:
-    def refuse(asked: Asked) -> Reply:
+    def refuse(asked: ReceivedRequest) -> Reply:
         return json_reply(outcome("invalid", f"HAPI-0539: Invalid value {asked.body.decode()} of Patient"), 400)
 
     parameters = {"identifier": "urn:oid:1.2.3|Ossian-Ä 東&+%", "_count": "50"}
-    with proxy(rule=refuse) as server:
+    with run_proxy(rule=refuse) as server:
         error = fail(server.url, lambda client: client.search("Patient", parameters, in_body=True))
-        [asked] = server.asked
+        [asked] = server.requests
     assert (asked.method, asked.path) == ("POST", "Patient/_search")
     assert asked.headers["Content-Type"] == "application/x-www-form-urlencoded; charset=utf-8"
     assert asked.headers["Cache-Control"] == "no-cache"
@@ -186,16 +186,16 @@ def test_a_search_in_the_body_is_in_no_address_and_no_message() -> None:
 
 
 def test_a_search_in_the_address_is_percent_encoded() -> None:
-    with proxy(rule=lambda _: json_reply(searchset())) as server:
+    with run_proxy(rule=lambda _: json_reply(searchset())) as server:
         run(server.url, lambda client: client.search("Patient", {"identifier": "urn:x|A+B, &#é"}))
-        [asked] = server.asked
+        [asked] = server.requests
     assert asked.path == "Patient?identifier=urn%3Ax%7CA%2BB%2C%20%26%23%C3%A9"
 
 
 def test_ids_are_encoded_so_that_they_stay_one_segment() -> None:
-    with proxy(rule=lambda _: Reply(404)) as server:
+    with run_proxy(rule=lambda _: Reply(404)) as server:
         assert run(server.url, lambda client: client.read("Patient", "../x?y")) is None
-        assert server.asked[0].path == "Patient/..%2Fx%3Fy"
+        assert server.requests[0].path == "Patient/..%2Fx%3Fy"
 
 
 # -- compression ------------------------------------------------------------------------------------------------------
@@ -208,13 +208,13 @@ def encodings(rule: Any, requests: int = 2) -> list[str | None]:
         for _ in range(requests):
             await client.put(LARGE)
 
-    with proxy(rule=rule) as server:
+    with run_proxy(rule=rule) as server:
         run(server.url, write_several)
-        assert all(asked.body == LARGE.body for asked in server.asked)  # aiohttp's server has inflated it
-        return [asked.headers.get("Content-Encoding") for asked in server.asked]
+        assert all(asked.body == LARGE.body for asked in server.requests)  # aiohttp's server has inflated it
+        return [asked.headers.get("Content-Encoding") for asked in server.requests]
 
 
-def unless_gzip(status: int, content: Any) -> Callable[[Asked], Reply]:
+def unless_gzip(status: int, content: Any) -> Callable[[ReceivedRequest], Reply]:
     return lambda asked: json_reply(content, status) if "Content-Encoding" in asked.headers else Reply(200)
 
 
@@ -237,11 +237,11 @@ def test_a_server_that_does_not_inflate_gets_plain_bodies_from_then_on(status: i
 
 def test_the_form_of_a_search_is_never_compressed() -> None:
     """Tomcat, on which HAPI runs, does not inflate it: the search would have no parameters, and find everything."""
-    with proxy(rule=lambda _: json_reply(searchset())) as server:
+    with run_proxy(rule=lambda _: json_reply(searchset())) as server:
         identifiers = ",".join(f"urn:x|{number}" for number in range(500))
         run(server.url, lambda client: client.search("Patient", {"identifier": identifiers}, in_body=True))
-        assert "Content-Encoding" not in server.asked[0].headers
-        assert dict(parse_qsl(server.asked[0].body.decode())) == {"identifier": identifiers}
+        assert "Content-Encoding" not in server.requests[0].headers
+        assert dict(parse_qsl(server.requests[0].body.decode())) == {"identifier": identifiers}
 
 
 def test_a_client_without_an_address_sends_nothing() -> None:
@@ -251,7 +251,7 @@ def test_a_client_without_an_address_sends_nothing() -> None:
 
 def test_a_resource_that_is_not_parsed_is_sent_plain_once_and_gzip_stays() -> None:
     answer = json_reply(outcome("structure", "Failed to parse element gender"), 400)
-    with proxy(rule=in_turn(answer, answer, Reply(200), answer)) as server:
+    with run_proxy(rule=in_turn(answer, answer, Reply(200), answer)) as server:
 
         async def three(client: FhirClient) -> None:
             for succeeds in (False, True, False):
@@ -262,14 +262,14 @@ def test_a_resource_that_is_not_parsed_is_sent_plain_once_and_gzip_stays() -> No
                         await client.put(LARGE)
 
         run(server.url, three)
-        sent = [asked.headers.get("Content-Encoding") for asked in server.asked]
+        sent = [asked.headers.get("Content-Encoding") for asked in server.requests]
     assert sent == ["gzip", None, "gzip", "gzip"]  # once gzip was accepted, a 400 is about the resource
 
 
 def test_other_refusals_are_not_sent_again() -> None:
-    with proxy(rule=unless_gzip(422, outcome("invalid", "cannot parse"))) as server:
+    with run_proxy(rule=unless_gzip(422, outcome("invalid", "cannot parse"))) as server:
         assert type(fail(server.url, lambda client: client.put(LARGE))) is RejectedError
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 # -- retries ----------------------------------------------------------------------------------------------------------
@@ -277,16 +277,16 @@ def test_other_refusals_are_not_sent_again() -> None:
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_transient_errors_are_retried_and_attempts_counted(status: int) -> None:
-    with proxy(rule=in_turn(Reply(status), Reply(status), json_reply(patient(), ETag='W/"1"'))) as server:
+    with run_proxy(rule=in_turn(Reply(status), Reply(status), json_reply(patient(), ETag='W/"1"'))) as server:
         assert run(server.url, put) == WriteResult(200, "a", "1", 'W/"1"', attempts=3)
-        assert len(server.asked) == 3
+        assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 412, 413, 422, 501])
 def test_permanent_errors_are_not(status: int) -> None:
-    with proxy(rule=lambda _: Reply(status)) as server:
+    with run_proxy(rule=lambda _: Reply(status)) as server:
         assert fail(server.url, put).attempts == 1
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -309,22 +309,22 @@ def test_a_conflict_is_retried_unless_it_means_to_look_again(
             return await client.transaction([request_], **options)
         return await client.put(request_, **options)
 
-    with proxy(rule=in_turn(Reply(409), stored)) as server:
+    with run_proxy(rule=in_turn(Reply(409), stored)) as server:
         if attempts == 2:
             run(server.url, call)
         else:
             assert type(fail(server.url, call)) is ConflictError
-        assert len(server.asked) == attempts
+        assert len(server.requests) == attempts
 
 
 def test_a_condition_that_matches_several_is_not_waited_for() -> None:
-    with proxy(rule=lambda _: Reply(412)) as server:
+    with run_proxy(rule=lambda _: Reply(412)) as server:
         error = fail(server.url, lambda client: client.put(conditional("x")))
-        assert (type(error), len(server.asked)) == (ConflictError, 1)
+        assert (type(error), len(server.requests)) == (ConflictError, 1)
 
 
 def test_an_invalid_answer_may_be_followed_by_a_valid_one() -> None:
-    with proxy(
+    with run_proxy(
         rule=in_turn(Reply(200, b'{"resourceTy'), json_reply({"message": "timeout"}), json_reply(patient()))
     ) as server:
         assert run(server.url, read).id == "a"
@@ -332,7 +332,7 @@ def test_an_invalid_answer_may_be_followed_by_a_valid_one() -> None:
 
 def test_an_error_tells_of_all_attempts() -> None:
     """The first attempt may have been carried out, though the last was refused."""
-    with proxy(rule=in_turn(Reply(504), Reply(422))) as server:
+    with run_proxy(rule=in_turn(Reply(504), Reply(422))) as server:
         error = fail(server.url, put)
     assert type(error) is RejectedError
     assert (error.attempts, error.may_have_arrived) == (2, True)
@@ -343,15 +343,15 @@ def test_what_cannot_have_arrived_is_known() -> None:
     assert type(error) is UnreachableError
     assert (error.status, error.attempts, error.may_have_arrived) == (None, 1, False)
     for status, expected in ((429, False), (503, True), (500, True), (400, False), (409, False)):
-        with proxy(rule=lambda _, status=status: Reply(status)) as server:  # type: ignore[misc]
+        with run_proxy(rule=lambda _, status=status: Reply(status)) as server:  # type: ignore[misc]
             assert fail(server.url, put, retry_seconds=0).may_have_arrived is expected
 
 
 def test_a_connection_that_is_lost_may_have_arrived() -> None:
-    def cut(asked: Asked) -> Reply:
+    def cut(asked: ReceivedRequest) -> Reply:
         return Reply(cut=True)
 
-    with proxy(rule=lambda _: Reply(200)) as behind, proxy(behind.url, cut) as server:
+    with run_proxy(rule=lambda _: Reply(200)) as behind, run_proxy(behind.url, cut) as server:
         error = fail(server.url, put, retry_seconds=0)
     assert type(error) is UnreachableError
     assert error.may_have_arrived
@@ -359,7 +359,7 @@ def test_a_connection_that_is_lost_may_have_arrived() -> None:
 
 
 def test_a_busy_server_says_how_long_to_wait() -> None:
-    with proxy(
+    with run_proxy(
         rule=lambda _: Reply(429, orjson.dumps(outcome("throttled", "slow down")), {"Retry-After": "7"})
     ) as server:
         error = fail(server.url, read, retry_seconds=0)
@@ -369,7 +369,7 @@ def test_a_busy_server_says_how_long_to_wait() -> None:
 
 
 def test_a_redirect_is_an_error_and_not_followed() -> None:
-    with proxy(rule=lambda _: Reply(302, headers={"Location": "http://127.0.0.1:1/"})) as server:
+    with run_proxy(rule=lambda _: Reply(302, headers={"Location": "http://127.0.0.1:1/"})) as server:
         error = fail(server.url, read)
     assert type(error) is RejectedError
     assert str(error) == "HTTP 302: Found; set fhir.url to the address that the server redirects to"
@@ -377,19 +377,19 @@ def test_a_redirect_is_an_error_and_not_followed() -> None:
 
 def test_a_server_that_assigns_ids_itself_says_what_to_set() -> None:
     words = "HAPI-0959: No resource exists on this server resource with ID[a], and client-assigned IDs are not enabled."
-    with proxy(rule=lambda _: json_reply(outcome("processing", words), 400)) as server:
+    with run_proxy(rule=lambda _: json_reply(outcome("processing", words), 400)) as server:
         assert 'set fhir.client_assigned_ids = "no"' in str(fail(server.url, put))
 
 
 def test_each_attempt_has_the_time_allowed() -> None:
-    def slow(_: Asked) -> Reply:
+    def slow(_: ReceivedRequest) -> Reply:
         time.sleep(0.4)
         return json_reply(patient())
 
     async def three(client: FhirClient) -> list[Any]:
         return [await read(client) for _ in range(3)]
 
-    with proxy(rule=slow) as server:
+    with run_proxy(rule=slow) as server:
         assert len(run(server.url, three, timeout_seconds=0.9)) == 3
         error = fail(server.url, read, timeout_seconds=0.1, retry_seconds=0)
     assert type(error) is TimedOutError
@@ -403,7 +403,7 @@ def test_no_more_requests_are_on_their_way_than_the_limit_admits() -> None:
     running: list[int] = [0]
     seen: list[int] = []
 
-    def count(_: Asked) -> Reply:
+    def count(_: ReceivedRequest) -> Reply:
         return json_reply(patient())
 
     async def many(client: FhirClient) -> None:
@@ -420,7 +420,7 @@ def test_no_more_requests_are_on_their_way_than_the_limit_admits() -> None:
         client._receive = counted  # type: ignore[method-assign]
         await asyncio.gather(*(read(client) for _ in range(20)))
 
-    with proxy(rule=count) as server:
+    with run_proxy(rule=count) as server:
         run(server.url, many, max_concurrent_requests=3)
     assert (max(seen), len(seen)) == (3, 20)
 
@@ -428,7 +428,7 @@ def test_no_more_requests_are_on_their_way_than_the_limit_admits() -> None:
 def test_while_a_retry_pauses_others_are_sent() -> None:
     order: list[str] = []
 
-    def rule(asked: Asked) -> Reply:
+    def rule(asked: ReceivedRequest) -> Reply:
         order.append(asked.path)
         return Reply(500) if order == ["Patient/slow"] else json_reply(patient(asked.path.removeprefix("Patient/")))
 
@@ -446,7 +446,7 @@ def test_while_a_retry_pauses_others_are_sent() -> None:
         other_is_done.set()
         await slow
 
-    with proxy(rule=rule) as server:
+    with run_proxy(rule=rule) as server:
         run(server.url, both, max_concurrent_requests=1)
     assert order == ["Patient/slow", "Patient/other", "Patient/slow"]
 
@@ -467,9 +467,9 @@ def stop(rule: Any, *calls: Any, **client: Any) -> tuple[FhirClient, list[FhirEr
                 found.append(error)
         return opened
 
-    with proxy(rule=rule) as server:
+    with run_proxy(rule=rule) as server:
         opened = run(server.url, whole, **({"retry_seconds": 0} | client))
-        return opened, found, [asked.path for asked in server.asked]
+        return opened, found, [asked.path for asked in server.requests]
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -498,7 +498,7 @@ def test_a_server_that_answers_anything_is_asked_again(answer: Reply) -> None:
 
 
 def test_a_server_that_accepts_nothing_is_left_alone_after_two_rounds() -> None:
-    def read_only(asked: Asked) -> Reply:
+    def read_only(asked: ReceivedRequest) -> Reply:
         return Reply(200) if asked.path == "metadata" else Reply(504)
 
     client, errors, paths = stop(read_only, *[put] * 6, max_concurrent_requests=2)
@@ -512,7 +512,7 @@ def test_a_server_that_accepts_nothing_is_left_alone_after_two_rounds() -> None:
 def test_a_write_that_is_accepted_or_refused_begins_the_count_anew(between: Reply) -> None:
     left = [Reply(504)] * 3 + [between] + [Reply(504)] * 3
 
-    def rule(asked: Asked) -> Reply:
+    def rule(asked: ReceivedRequest) -> Reply:
         return Reply(200) if asked.path == "metadata" else left.pop(0)
 
     client, _, _ = stop(rule, *[put] * 7, max_concurrent_requests=2)
@@ -520,7 +520,7 @@ def test_a_write_that_is_accepted_or_refused_begins_the_count_anew(between: Repl
 
 
 def test_failed_reads_do_not_count() -> None:
-    def rule(asked: Asked) -> Reply:
+    def rule(asked: ReceivedRequest) -> Reply:
         return Reply(200) if asked.path == "metadata" else Reply(504)
 
     client, _, paths = stop(rule, *[read] * 10, max_concurrent_requests=1)
@@ -532,14 +532,14 @@ def test_a_call_that_waits_for_its_turn_is_not_sent_any_more() -> None:
     async def many(client: FhirClient) -> list[Any]:
         return await asyncio.gather(*(put(client) for _ in range(5)), return_exceptions=True)
 
-    with proxy(rule=lambda _: Reply(401)) as server:
+    with run_proxy(rule=lambda _: Reply(401)) as server:
         errors = run(server.url, many, max_concurrent_requests=1)
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
     assert [type(error) for error in errors] == [AccessDeniedError] + [UnreachableError] * 4
 
 
 def test_a_pause_that_ends_after_the_stop_sends_nothing() -> None:
-    def rule(asked: Asked) -> Reply:
+    def rule(asked: ReceivedRequest) -> Reply:
         return Reply(401) if asked.path == "Patient/b" else Reply(504)
 
     async def both(client: FhirClient) -> FhirError:
@@ -552,9 +552,9 @@ def test_a_pause_that_ends_after_the_stop_sends_nothing() -> None:
             await put(client)
         return caught.value
 
-    with proxy(rule=rule) as server:
+    with run_proxy(rule=rule) as server:
         error = run(server.url, both)
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
     assert (error.attempts, error.may_have_arrived) == (1, True)
 
 
@@ -576,9 +576,9 @@ def test_the_methods_of_fhirpy_go_the_same_way() -> None:
         await new.delete()
         return found[0].name[0].family, new.id
 
-    with proxy(rule=replies) as server:
+    with run_proxy(rule=replies) as server:
         assert run(server.url, use) == ("Noether", "n")
-        asked = [(one.method, one.path) for one in server.asked]
+        asked = [(one.method, one.path) for one in server.requests]
     assert asked == [
         ("GET", "Patient?family=Noether"),
         ("GET", "Patient?family=Noether"),
@@ -592,12 +592,12 @@ def test_a_create_is_repeated_only_if_the_server_did_not_do_it(status: int, requ
     async def create(client: FhirClient) -> Any:
         return await client.execute("Patient", data={"resourceType": "Patient"})
 
-    with proxy(rule=in_turn(Reply(status), json_reply(patient(), 201))) as server:
+    with run_proxy(rule=in_turn(Reply(status), json_reply(patient(), 201))) as server:
         if requests == 2:
             run(server.url, create)
         else:
             fail(server.url, create)
-        assert len([asked for asked in server.asked if asked.path == "Patient"]) == requests
+        assert len([asked for asked in server.requests if asked.path == "Patient"]) == requests
 
 
 @pytest.mark.parametrize(
@@ -612,7 +612,7 @@ def test_a_create_is_repeated_only_if_the_server_did_not_do_it(status: int, requ
     ],
 )
 def test_an_error_inside_a_success_is_an_error_for_fhirpy_too(content: Any) -> None:
-    with proxy(rule=lambda _: json_reply(content)) as server:
+    with run_proxy(rule=lambda _: json_reply(content)) as server:
         error = fail(server.url, lambda client: client.resources("Patient").search(family="x").fetch_raw())
     assert type(error) is InvalidAnswerError
 

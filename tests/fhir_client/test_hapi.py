@@ -14,8 +14,8 @@ from dicom_etl.fhir_client import (
     WriteRequest,
     check_server,
 )
-from tests.fhir_client.answering import run
 from tests.servers.hapi_server import HapiServer
+from tests.support.fhir_answers import run
 
 
 def patient(identity: str, family: str = "A") -> WriteRequest:

@@ -29,7 +29,7 @@ from dicom_etl.fhir_client.answers import Received, read_capability_statement, r
 from dicom_etl.fhir_client.bundles import read_history, read_search_page, read_transaction_results
 from dicom_etl.fhir_client.capabilities import Capabilities
 from dicom_etl.fhir_client.transport import Answer
-from tests.fhir_client.answering import (
+from tests.support.fhir_answers import (
     STATEMENT,
     conditional,
     fail,
@@ -43,7 +43,7 @@ from tests.fhir_client.answering import (
     transaction_response,
     write,
 )
-from tests.upload.proxy import Reply, proxy
+from tests.support.proxy import Reply, run_proxy
 
 HTML = Reply(200, b"<html><h1>Log in</h1></html>")
 
@@ -123,9 +123,9 @@ NOT_FHIR: dict[str, Reply] = {
 @pytest.mark.parametrize("reply", NOT_FHIR.values(), ids=NOT_FHIR)
 @pytest.mark.parametrize("call", CALLS)
 def test_a_success_that_is_none_is_invalid_and_tried_three_times(call: Any, reply: Reply) -> None:
-    with proxy(rule=lambda _: reply) as server:
+    with run_proxy(rule=lambda _: reply) as server:
         error = fail(server.url, call)
-        requests = [asked for asked in server.asked if asked.path != "metadata" or call is capabilities]
+        requests = [asked for asked in server.requests if asked.path != "metadata" or call is capabilities]
     assert type(error) is InvalidAnswerError
     assert (error.status, error.attempts, len(requests), error.may_have_arrived) == (200, 3, 3, True)
     assert str(error).startswith("HTTP 200: the answer ")
@@ -139,13 +139,13 @@ def test_a_success_that_is_none_is_invalid_and_tried_three_times(call: Any, repl
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 206])
 @pytest.mark.parametrize("call", NEED_A_BODY)
 def test_an_empty_answer_is_invalid_where_a_body_is_needed(call: Any, status: int) -> None:
-    with proxy(rule=lambda _: Reply(status)) as server:
+    with run_proxy(rule=lambda _: Reply(status)) as server:
         assert type(fail(server.url, call)) is InvalidAnswerError
 
 
 @pytest.mark.parametrize("reply", [Reply(202), Reply(204), Reply(206), Reply(299)], ids=lambda reply: str(reply.status))
 def test_a_put_is_stored_only_by_200_and_201(reply: Reply) -> None:
-    with proxy(rule=lambda _: reply) as server:
+    with run_proxy(rule=lambda _: reply) as server:
         assert type(fail(server.url, put)) is InvalidAnswerError
 
 
@@ -193,7 +193,7 @@ ODD_SEARCHSETS: dict[str, Reply] = {
 
 @pytest.mark.parametrize("reply", ODD_SEARCHSETS.values(), ids=ODD_SEARCHSETS)
 def test_a_searchset_that_cannot_be_read_is_never_nothing_found(reply: Reply) -> None:
-    with proxy(rule=lambda _: reply) as server:
+    with run_proxy(rule=lambda _: reply) as server:
         error = fail(server.url, search)
     assert type(error) is InvalidAnswerError
 
@@ -228,7 +228,7 @@ FINE_SEARCHSETS: dict[str, tuple[Reply, list[str]]] = {
 
 @pytest.mark.parametrize(("reply", "ids"), FINE_SEARCHSETS.values(), ids=FINE_SEARCHSETS)
 def test_what_a_searchset_may_leave_out_or_add_is_fine(reply: Reply, ids: list[str]) -> None:
-    with proxy(rule=lambda _: reply) as server:
+    with run_proxy(rule=lambda _: reply) as server:
         assert [resource["id"] for resource in run(server.url, search)] == ids
 
 
@@ -239,9 +239,9 @@ def test_what_a_searchset_may_leave_out_or_add_is_fine(reply: Reply, ids: list[s
 @pytest.mark.parametrize("body", [b"", orjson.dumps(outcome("not-found", "HAPI-2001: not known"))])
 @pytest.mark.parametrize("call", [read, read_version, history])
 def test_only_a_fhir_server_says_that_there_is_nothing(call: Any, body: bytes, status: int) -> None:
-    with proxy(rule=lambda _: Reply(status, body)) as server:
+    with run_proxy(rule=lambda _: Reply(status, body)) as server:
         assert run(server.url, call) is None
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("status", [404, 410])
@@ -251,7 +251,7 @@ def test_only_a_fhir_server_says_that_there_is_nothing(call: Any, body: bytes, s
 )
 @pytest.mark.parametrize("call", [read, read_version, history, delete])
 def test_the_404_of_a_gateway_is_an_error(call: Any, body: bytes, status: int) -> None:
-    with proxy(rule=lambda _: Reply(status, body)) as server:
+    with run_proxy(rule=lambda _: Reply(status, body)) as server:
         error = fail(server.url, call)
     assert isinstance(error, NotFoundError)
     assert (error.is_deleted, error.is_confirmed) == (status == 410, False)
@@ -269,12 +269,12 @@ def test_the_404_of_a_gateway_is_an_error(call: Any, body: bytes, status: int) -
 )
 @pytest.mark.parametrize("call", [read, read_version])
 def test_a_read_gives_that_resource_and_no_other(call: Any, resource: Any) -> None:
-    with proxy(rule=lambda _: json_reply(resource)) as server:
+    with run_proxy(rule=lambda _: json_reply(resource)) as server:
         assert type(fail(server.url, call)) is InvalidAnswerError
 
 
 def test_a_version_that_was_not_asked_for_is_not_taken() -> None:
-    with proxy(rule=lambda _: json_reply(patient(version="8"))) as server:
+    with run_proxy(rule=lambda _: json_reply(patient(version="8"))) as server:
         assert type(fail(server.url, read_version)) is InvalidAnswerError
         server.rule = lambda _: json_reply(patient(version="7"))
         assert run(server.url, read_version) == ServerResource(patient(version="7"))
@@ -304,7 +304,7 @@ def versions(*entries: Any) -> Reply:
     ],
 )
 def test_a_history_that_cannot_be_read_is_invalid(reply: Reply) -> None:
-    with proxy(rule=lambda _: reply) as server:
+    with run_proxy(rule=lambda _: reply) as server:
         assert type(fail(server.url, history)) is InvalidAnswerError
 
 
@@ -315,9 +315,9 @@ def test_a_history_is_the_newest_first_with_none_for_deletions() -> None:
         {"resource": patient(version="x-5"), "request": {"method": "DELETE"}},
         {"resource": patient(version="x-4"), "request": None, "response": {"etag": "bare"}},
     )
-    with proxy(rule=lambda _: versions(*entries)) as server:
+    with run_proxy(rule=lambda _: versions(*entries)) as server:
         found = run(server.url, history)
-        assert [asked.path for asked in server.asked] == ["Patient/a/_history?_count=10&_since=1900-01-01T00:00:00Z"]
+        assert [asked.path for asked in server.requests] == ["Patient/a/_history?_count=10&_since=1900-01-01T00:00:00Z"]
     assert [version and (version.version, version.etag) for version in found] == [
         None,
         ("x-9", 'W/"x-9"'),
@@ -328,9 +328,9 @@ def test_a_history_is_the_newest_first_with_none_for_deletions() -> None:
 
 @pytest.mark.parametrize("reply", [Reply(405), Reply(501), json_reply(outcome("not-supported", "no history"), 400)])
 def test_a_server_without_histories_is_told_apart_from_one_that_fails(reply: Reply) -> None:
-    with proxy(rule=lambda _: reply) as server:
+    with run_proxy(rule=lambda _: reply) as server:
         assert run(server.url, history) is None
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 # -- writes -----------------------------------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ PUTS: dict[str, tuple[Reply, WriteResult]] = {
 
 @pytest.mark.parametrize(("reply", "result"), PUTS.values(), ids=PUTS)
 def test_a_put_that_stored_names_its_version_or_does_not(reply: Reply, result: WriteResult) -> None:
-    with proxy(rule=lambda _: reply) as server:
+    with run_proxy(rule=lambda _: reply) as server:
         assert run(server.url, put) == result
 
 
@@ -377,7 +377,7 @@ def test_a_put_that_stored_names_its_version_or_does_not(reply: Reply, result: W
     "content", [patient("b"), {"resourceType": "Patient"}, {"resourceType": "Basic", "id": "a"}, searchset(patient())]
 )
 def test_a_put_that_is_answered_with_another_resource_is_not_stored(content: Any) -> None:
-    with proxy(rule=lambda _: json_reply(content)) as server:
+    with run_proxy(rule=lambda _: json_reply(content)) as server:
         assert type(fail(server.url, put)) is InvalidAnswerError
 
 
@@ -390,9 +390,9 @@ def test_a_put_that_is_answered_with_another_resource_is_not_stored(content: Any
     ],
 )
 def test_a_conditional_put_has_the_id_that_the_server_names(reply: Reply, server_id: str) -> None:
-    with proxy(rule=lambda _: reply) as server:
+    with run_proxy(rule=lambda _: reply) as server:
         assert run(server.url, put_conditionally).server_id == server_id
-        assert server.asked[0].path == "Patient?identifier=x"
+        assert server.requests[0].path == "Patient?identifier=x"
 
 
 @pytest.mark.parametrize(
@@ -408,14 +408,14 @@ def test_a_conditional_put_has_the_id_that_the_server_names(reply: Reply, server
     ],
 )
 def test_a_deletion_says_whether_something_was_there(reply: Reply, gone: bool) -> None:
-    with proxy(rule=lambda _: reply) as server:
+    with run_proxy(rule=lambda _: reply) as server:
         assert run(server.url, delete) is gone
 
 
 def test_a_deletion_that_others_refer_to_is_a_conflict_and_not_repeated() -> None:
-    with proxy(rule=lambda _: Reply(409)) as server:
+    with run_proxy(rule=lambda _: Reply(409)) as server:
         assert type(fail(server.url, delete)) is ConflictError
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 # -- failures, with whatever body -------------------------------------------------------------------------------------
@@ -461,7 +461,7 @@ def test_a_status_has_its_class_whatever_the_body(call: Any, status: int, expect
                 found.append(caught.value)
         return found
 
-    with proxy() as server:
+    with run_proxy() as server:
         for error in asyncio.run(errors(server.url)):
             assert type(error) is expected
             assert error.status == status
@@ -494,13 +494,13 @@ ODD_TRANSACTIONS: dict[str, Any] = {
 
 @pytest.mark.parametrize("answer", ODD_TRANSACTIONS.values(), ids=ODD_TRANSACTIONS)
 def test_a_transaction_whose_answer_cannot_be_read_is_not_stored(answer: Any) -> None:
-    with proxy(rule=lambda _: json_reply(answer)) as server:
+    with run_proxy(rule=lambda _: json_reply(answer)) as server:
         assert type(fail(server.url, transaction)) is InvalidAnswerError
 
 
 @pytest.mark.parametrize("status", ["201", "201 Created", 201, "HTTP/1.1 201 Created", "HTTP/2 201", " 201"])
 def test_the_status_of_an_entry_is_understood_in_several_forms(status: Any) -> None:
-    with proxy(rule=lambda _: json_reply(transaction_response(OK, {"status": status}))) as server:
+    with run_proxy(rule=lambda _: json_reply(transaction_response(OK, {"status": status}))) as server:
         assert run(server.url, transaction) == [WriteResult(200, "a", "", ""), WriteResult(201, "b", "", "")]
 
 
@@ -510,7 +510,7 @@ def test_the_status_of_an_entry_is_understood_in_several_forms(status: Any) -> N
 )
 def test_a_failure_inside_a_success_is_that_of_the_whole(status: Any, expected: type[FhirError]) -> None:
     answer = transaction_response(OK, {"status": status, "outcome": outcome("invalid", "HAPI-1821: no such code")})
-    with proxy(rule=lambda _: json_reply(answer)) as server:
+    with run_proxy(rule=lambda _: json_reply(answer)) as server:
         error = fail(server.url, transaction, retry_seconds=0)
     assert type(error) is expected
     assert "HAPI-1821: no such code" in str(error)

@@ -8,8 +8,8 @@ import pytest
 
 from dicom_etl.fhir_client import RejectedError
 from dicom_etl.fhir_client.redaction import redact
-from tests.fhir_client.answering import fail, json_reply, outcome, write
-from tests.upload.proxy import Asked, Reply, proxy
+from tests.support.fhir_answers import fail, json_reply, outcome, write
+from tests.support.proxy import ReceivedRequest, Reply, run_proxy
 
 PATIENT = {
     "resourceType": "Patient",
@@ -91,11 +91,11 @@ def test_a_word_that_explains_and_identifies_is_masked() -> None:
 
 
 def test_words_of_a_refusal_are_freed_from_values_of_the_request() -> None:
-    def echo(asked: Asked) -> Reply:
+    def echo(asked: ReceivedRequest) -> Reply:
         return json_reply(outcome("invalid", f"HAPI-1821: Invalid code in {asked.body.decode()}"), 400)
 
     request = replace(write(), body=orjson.dumps(PATIENT))
-    with proxy(rule=echo) as server:
+    with run_proxy(rule=echo) as server:
         error = fail(server.url, lambda client: client.put(request))
     assert type(error) is RejectedError
     assert str(error).startswith('HTTP 400: invalid: HAPI-1821: Invalid code in {"resourceType":"Patient"')

@@ -8,8 +8,8 @@ import pytest
 
 from dicom_etl.fhir_client import FhirClient, InvalidAnswerError, NotFoundError, escape_token
 from dicom_etl.fhir_client.paging import PageRequest, find_next_request
-from tests.fhir_client.answering import fail, following, json_reply, outcome, patient, run, searchset
-from tests.upload.proxy import Asked, Reply, proxy
+from tests.support.fhir_answers import fail, following, json_reply, outcome, patient, run, searchset
+from tests.support.proxy import ReceivedRequest, Reply, run_proxy
 
 IDS = [f"p{number}" for number in range(5)]
 BASE = "https://proxy.example/r/fhir"
@@ -19,7 +19,7 @@ async def search(client: FhirClient) -> Any:
     return await client.search("Patient", {"_id": ",".join(IDS)})
 
 
-def paging(asked: Asked) -> Reply:
+def paging(asked: ReceivedRequest) -> Reply:
     """A server that gives two at a time, whatever it is asked for, and a remark with each page."""
     query = parse_qs(urlsplit(asked.path).query)
     ids = query["_id"][0].split(",") if "_id" in query else query["rest"][0].split(",")
@@ -29,9 +29,9 @@ def paging(asked: Asked) -> Reply:
 
 
 def test_a_server_may_give_fewer_at_a_time_than_it_was_asked_for() -> None:
-    with proxy(rule=paging) as server:
+    with run_proxy(rule=paging) as server:
         assert [resource["id"] for resource in run(server.url, search)] == IDS
-        assert [asked.path for asked in server.asked] == [
+        assert [asked.path for asked in server.requests] == [
             "Patient?_id=p0%2Cp1%2Cp2%2Cp3%2Cp4",
             "?rest=p2,p3,p4",
             "?rest=p4",
@@ -42,17 +42,17 @@ def test_pages_come_one_by_one() -> None:
     async def pages(client: FhirClient) -> list[int]:
         return [len(page) async for page in client.iterate_search("Patient", {"_id": ",".join(IDS)})]
 
-    with proxy(rule=paging) as server:
+    with run_proxy(rule=paging) as server:
         assert run(server.url, pages) == [2, 2, 1]
 
 
 def test_each_resource_is_given_once_though_pages_overlap() -> None:
-    def overlapping(asked: Asked) -> Reply:
+    def overlapping(asked: ReceivedRequest) -> Reply:
         start = int(parse_qs(urlsplit(asked.path).query).get("from", ["0"])[0])
         page = searchset(*map(patient, IDS[start : start + 3]), total=5)
         return json_reply(page | (following(f"/fhir/Patient?from={start + 2}") if start < 2 else {}))
 
-    with proxy(rule=overlapping) as server:
+    with run_proxy(rule=overlapping) as server:
         assert [resource["id"] for resource in run(server.url, search)] == IDS
 
 
@@ -90,7 +90,7 @@ def test_what_is_not_an_address_below_is_refused(link: str) -> None:
 def test_further_pages_of_a_search_in_the_body_repeat_no_identifier_in_an_address() -> None:
     """A server that builds the next link from the parameters gets them in the body again."""
 
-    def rule(asked: Asked) -> Reply:
+    def rule(asked: ReceivedRequest) -> Reply:
         pairs = dict(parse_qsl(asked.body.decode()))
         start = int(pairs.get("from", 0))
         page = searchset(patient(IDS[start]))
@@ -99,48 +99,48 @@ def test_further_pages_of_a_search_in_the_body_repeat_no_identifier_in_an_addres
         )
         return json_reply(page | more)
 
-    with proxy(rule=rule) as server:
+    with run_proxy(rule=rule) as server:
         found = run(server.url, lambda client: client.search("Patient", {"identifier": "urn:x|Ossian"}, in_body=True))
         assert [resource["id"] for resource in found] == IDS[:3]
-        assert [(asked.method, asked.path) for asked in server.asked] == [("POST", "Patient/_search")] * 3
-        assert server.asked[2].body == b"identifier=urn%3Ax%7COssian&from=2"
+        assert [(asked.method, asked.path) for asked in server.requests] == [("POST", "Patient/_search")] * 3
+        assert server.requests[2].body == b"identifier=urn%3Ax%7COssian&from=2"
 
 
 def test_a_page_that_would_repeat_an_identifier_in_its_address_is_not_asked() -> None:
     link = following("http://inside/fhir/pages?what=urn%3Ax%7COssian&from=1")
-    with proxy(rule=lambda _: json_reply(searchset(patient()) | link)) as server:
+    with run_proxy(rule=lambda _: json_reply(searchset(patient()) | link)) as server:
         error = fail(server.url, lambda client: client.search("Patient", {"identifier": "urn:x|Ossian"}, in_body=True))
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
     assert "repeats the values" in str(error)
     assert "Ossian" not in str(error)
 
 
 def test_pages_that_hapi_keeps_are_asked_by_get() -> None:
-    def rule(asked: Asked) -> Reply:
+    def rule(asked: ReceivedRequest) -> Reply:
         if asked.method == "POST":
             return json_reply(searchset(patient("p0")) | following("/fhir?_getpages=1f0c&_getpagesoffset=20"))
         return json_reply(searchset(patient("p1")))
 
-    with proxy(rule=rule) as server:
+    with run_proxy(rule=rule) as server:
         run(server.url, lambda client: client.search("Patient", {"identifier": "urn:x|Ossian"}, in_body=True))
-        assert server.asked[1].path == "?_getpages=1f0c&_getpagesoffset=20"
+        assert server.requests[1].path == "?_getpages=1f0c&_getpagesoffset=20"
 
 
 # -- searches without an end ------------------------------------------------------------------------------------------
 
 
 def test_a_page_that_names_itself_as_the_next_is_an_error() -> None:
-    with proxy(rule=lambda _: json_reply(searchset(patient()) | following("/fhir?again=1"))) as server:
+    with run_proxy(rule=lambda _: json_reply(searchset(patient()) | following("/fhir?again=1"))) as server:
         error = fail(server.url, search)
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
     assert (type(error), "repeat" in str(error)) == (InvalidAnswerError, True)
 
 
-def counting(page: Callable[[int], dict[str, Any]]) -> Callable[[Asked], Reply]:
+def counting(page: Callable[[int], dict[str, Any]]) -> Callable[[ReceivedRequest], Reply]:
     """A server whose pages never end."""
     number = 0
 
-    def rule(_: Asked) -> Reply:
+    def rule(_: ReceivedRequest) -> Reply:
         nonlocal number
         number += 1
         return json_reply(page(number) | following(f"/fhir?page={number}"))
@@ -149,9 +149,9 @@ def counting(page: Callable[[int], dict[str, Any]]) -> Callable[[Asked], Reply]:
 
 
 def test_three_pages_without_news_are_an_error() -> None:
-    with proxy(rule=counting(lambda _: searchset(patient()))) as server:
+    with run_proxy(rule=counting(lambda _: searchset(patient()))) as server:
         assert "3 pages gave nothing new" in str(fail(server.url, search))
-        assert len(server.asked) == 4
+        assert len(server.requests) == 4
 
 
 def test_some_empty_pages_are_not() -> None:
@@ -160,37 +160,37 @@ def test_some_empty_pages_are_not() -> None:
 
     endless = counting(page)
 
-    def rule(asked: Asked) -> Reply:
+    def rule(asked: ReceivedRequest) -> Reply:
         return json_reply(searchset()) if asked.path == "?page=9" else endless(asked)
 
-    with proxy(rule=rule) as server:
+    with run_proxy(rule=rule) as server:
         assert [resource["id"] for resource in run(server.url, search)] == ["p3", "p6", "p9"]
 
 
 def test_a_search_has_at_most_so_many_pages() -> None:
-    with proxy(rule=counting(lambda number: searchset(patient(str(number))))) as server:
+    with run_proxy(rule=counting(lambda number: searchset(patient(str(number))))) as server:
         error = fail(server.url, lambda client: client.search("Patient", {}, max_pages=7))
-        assert len(server.asked) == 7
+        assert len(server.requests) == 7
     assert "does not end within 7 pages" in str(error)
 
 
 def test_fewer_resources_than_the_server_counted_are_an_error() -> None:
-    def rule(asked: Asked) -> Reply:
+    def rule(asked: ReceivedRequest) -> Reply:
         return json_reply(searchset(patient("p9"), total=3) if "page" in asked.path else first)
 
     first = searchset(patient("p1"), total=3) | following("/fhir?page=2")
-    with proxy(rule=rule) as server:
+    with run_proxy(rule=rule) as server:
         assert "found 3 resources, but its pages gave 2" in str(fail(server.url, search))
 
 
 # -- searches whose pages expire --------------------------------------------------------------------------------------
 
 
-def expiring(times: int, status: int = 410) -> Callable[[Asked], Reply]:
+def expiring(times: int, status: int = 410) -> Callable[[ReceivedRequest], Reply]:
     """A server that has lost the second page so often."""
     left = [times]
 
-    def rule(asked: Asked) -> Reply:
+    def rule(asked: ReceivedRequest) -> Reply:
         if "page" not in asked.path:
             return json_reply(searchset(patient("p0"), total=2) | following("/fhir?page=2"))
         if left[0]:
@@ -203,23 +203,23 @@ def expiring(times: int, status: int = 410) -> Callable[[Asked], Reply]:
 
 @pytest.mark.parametrize("status", [404, 410])
 def test_a_search_whose_page_has_expired_is_begun_anew_once(status: int) -> None:
-    with proxy(rule=expiring(1, status)) as server:
+    with run_proxy(rule=expiring(1, status)) as server:
         assert [resource["id"] for resource in run(server.url, search)] == ["p0", "p1"]
-        assert len(server.asked) == 4
+        assert len(server.requests) == 4
 
 
 def test_a_search_whose_pages_always_expire_is_an_error() -> None:
-    with proxy(rule=expiring(9)) as server:
+    with run_proxy(rule=expiring(9)) as server:
         error = fail(server.url, search)
-        assert len(server.asked) == 4
+        assert len(server.requests) == 4
     assert type(error) is InvalidAnswerError
     assert str(error).startswith("HTTP 410: a page of the search had expired, also when the search was begun anew; run")
 
 
 def test_a_first_page_that_is_not_there_is_not_nothing() -> None:
-    with proxy(rule=lambda _: json_reply(outcome("not-found", "no such type"), 404)) as server:
+    with run_proxy(rule=lambda _: json_reply(outcome("not-found", "no such type"), 404)) as server:
         assert type(fail(server.url, search)) is NotFoundError
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(("text", "escaped"), [("A|B", "A\\|B"), ("A,B$C\\", "A\\,B\\$C\\\\"), ("A B%7C", "A B%7C")])

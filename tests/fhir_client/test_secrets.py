@@ -13,10 +13,10 @@ import pytest
 from dicom_etl.fhir_client import FhirClient, FhirError, WriteRequest
 from dicom_etl.fhir_connection import open_client
 from dicom_etl.settings import FhirSettings
-from tests.fhir_client.answering import outcome, searchset, transaction_response
-from tests.fhir_client.authorization import CLIENT, AuthorizationServer
-from tests.log_collection import listening
-from tests.upload.proxy import Asked, Reply, proxy
+from tests.support.authorization_server import CLIENT, AuthorizationServer
+from tests.support.fhir_answers import outcome, searchset, transaction_response
+from tests.support.log_collection import collect_logs
+from tests.support.proxy import ReceivedRequest, Reply, run_proxy
 
 TOKEN, PASSWORD = "tok-Zanzibarium-4711", "pw:Quetzalcoatl & 0815"
 CLIENT_SECRET, API_KEY = "cs-Xylophonique/1312", "ak-Brobdingnag-2718"
@@ -46,7 +46,7 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
 
 
-def words(asked: Asked) -> str:
+def words(asked: ReceivedRequest) -> str:
     """All that a request says, in several ways."""
     body = asked.body.decode()
     name = "Patient Thessalonia OSSIANOWICZ (MRN-Kalypso-90210, Ossianowicz^Thessalonia), born 1937-05-19 or 19370519"
@@ -117,11 +117,15 @@ async def ask(url: str, auth: str, token_url: str) -> list[Any]:
 @pytest.mark.parametrize("auth", SENT)
 def test_no_planted_value_is_in_an_error_or_a_log(rule: Any, auth: str) -> None:
     tokens = AuthorizationServer(GIVEN_TOKEN, CLIENT_SECRET)
-    with proxy(rule=tokens.rule) as endpoint, proxy(rule=rule or (lambda _: Reply())) as server, listening() as told:
+    with (
+        run_proxy(rule=tokens.rule) as endpoint,
+        run_proxy(rule=rule or (lambda _: Reply())) as server,
+        collect_logs() as told,
+    ):
         results = asyncio.run(ask(server.url if rule else "http://127.0.0.1:1/fhir", auth, endpoint.url))
-        sent = " ".join(value for asked in server.asked for value in asked.headers.values())
+        sent = " ".join(value for asked in server.requests for value in asked.headers.values())
         assert not rule or SENT[auth] in sent
-        in_bodies = [asked for asked in server.asked if asked.path.endswith("_search")]
+        in_bodies = [asked for asked in server.requests if asked.path.endswith("_search")]
         assert all("Kalypso" not in asked.path for asked in in_bodies)
     errors = [result for result in results if isinstance(result, BaseException)]
     assert len(errors) >= 7
@@ -133,7 +137,7 @@ def test_no_planted_value_is_in_an_error_or_a_log(rule: Any, auth: str) -> None:
 
 
 def test_what_is_planted_would_be_found() -> None:
-    with listening() as told:
+    with collect_logs() as told:
         logging.getLogger("aiohttp.client").debug("sending %s", PATIENT["name"])
         warnings.warn("Kalypso is too long", stacklevel=1)
     assert len(leaks(told)) == 3
@@ -144,7 +148,7 @@ def test_what_explains_is_kept() -> None:
     async def put(client: FhirClient) -> Any:
         return await client.put(WriteRequest("Patient", "x", orjson.dumps(PATIENT)))
 
-    from tests.fhir_client.answering import fail
+    from tests.support.fhir_answers import fail
 
-    with proxy(rule=SERVERS["refuses resources"]) as server:
+    with run_proxy(rule=SERVERS["refuses resources"]) as server:
         assert "HAPI-1821: Invalid code: Patient (masked) (masked)" in str(fail(server.url, put))

@@ -9,7 +9,7 @@ from dicom_etl.fhir_client import InvalidAnswerError, WriteRequest, WriteResult
 from dicom_etl.fhir_client.answers import Received
 from dicom_etl.fhir_client.bundles import read_transaction_results
 from dicom_etl.fhir_client.transport import Answer
-from tests.fhir_client.answering import conditional, patient, transaction_response, write
+from tests.support.fhir_answers import conditional, patient, transaction_response, write
 
 
 def read(requests: list[WriteRequest], *entries: dict[str, Any]) -> list[WriteResult]:

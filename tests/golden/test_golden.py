@@ -22,8 +22,8 @@ import pytest
 from dicom_etl.fhir.checks import errors
 from dicom_etl.lake.schemas import INVENTORY, RESOURCE_TYPES
 from dicom_etl.settings import Settings
-from tests.corpus import DEFAULTS, Tree, tree_of, write_instance
 from tests.servers.hapi_server import HapiServer, validate
+from tests.support.datasets import DEFAULTS, Tree, make_tree, write_instance
 
 Resource = dict[str, Any]
 Case = dict[str, Any]
@@ -101,7 +101,7 @@ def _codes(pairs: Any) -> list[tuple[str, str]]:
 def _tree(case: Case, tmp_path: Path) -> Tree:
     """The dataset of a case, with its files, sheets and settings."""
     settings = dict(case.get("settings", {}))
-    tree = tree_of(tmp_path, DATASET, **settings.pop("dataset", {}))
+    tree = make_tree(tmp_path, DATASET, **settings.pop("dataset", {}))
     for file in case["files"]:
         _write(tree.root / file["path"], case["all"] | file["tags"], file.get("holds", ""))
     for name, text in case.get("sheets", {}).items():

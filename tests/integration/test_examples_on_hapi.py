@@ -11,9 +11,9 @@ from dicom_etl.examples import write_examples
 from dicom_etl.lake.schemas import ALL_FINDINGS
 from dicom_etl.pipeline import Pipeline, RunOptions, run
 from dicom_etl.settings import load_settings
-from tests.corpus import write_instance
 from tests.servers.hapi_server import validate
-from tests.upload.proxy import Reply, proxy
+from tests.support.datasets import write_instance
+from tests.support.proxy import Reply, run_proxy
 
 DOCS = Path(__file__).parents[2] / "docs"
 AUTHORITY = "urn:oid:2.25.323467493119269171179165005637713612697"
@@ -198,7 +198,7 @@ def test_a_held_study_is_not_uploaded_until_the_crosswalk_decides(hapi_factory, 
 
 
 def test_a_server_that_was_down_gets_everything_in_the_next_run(hapi, examples, tmp_path):
-    with proxy(hapi.base_url) as server:
+    with run_proxy(hapi.base_url) as server:
         server.rule = lambda asked: Reply(status=503)
         etl = pipeline(examples, server.url, str(tmp_path / "lake"), namespace="https://down.test")
         down = run(etl, ["heart"])

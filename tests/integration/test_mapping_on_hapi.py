@@ -7,9 +7,9 @@ import pytest
 from dicom_etl import to_imaging_studies
 from dicom_etl.fhir.imaging_study import imaging_study
 from dicom_etl.settings import FhirSettings, Settings
-from tests.corpus import write_instance
-from tests.fhir.rows_of import CONTEXT, group, place
 from tests.servers.hapi_server import validate
+from tests.support.datasets import write_instance
+from tests.support.header_rows import CONTEXT, group, place
 
 INSTANCE = {
     "StudyInstanceUID": "1.2.3",

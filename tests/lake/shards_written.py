@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import pytest
 
 from dicom_etl.construction.assembly import Stored, commit_rows
 from dicom_etl.construction.pieces import UnitLines
@@ -77,32 +74,3 @@ def files_of(lake: Lake) -> dict[str, bytes]:
     root = Path(lake.root)
     found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
     return {name: path.read_bytes() for name, path in found.items() if not name.startswith(("locks/", "lake.json"))}
-
-
-class KilledError(BaseException):
-    """As a kill: nothing catches it."""
-
-
-@contextlib.contextmanager
-def killed_at(rename: int) -> Iterator[list[str]]:
-    """Die at the n-th rename (from 0); what was renamed before is noted."""
-    done: list[str] = []
-    replace, move = Path.replace, Path.rename
-
-    def noting(path: Path, target: Path) -> None:
-        if len(done) == rename:
-            raise KilledError
-        done.append(f"{path.name} -> {target.name}")
-
-    def replacing(path: Path, target: Path) -> Path:
-        noting(path, target)
-        return replace(path, target)
-
-    def renaming(path: Path, target: Path) -> Path:
-        noting(path, target)
-        return move(path, target)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Path, "replace", replacing)
-        patched.setattr(Path, "rename", renaming)
-        yield done

@@ -26,8 +26,8 @@ from dicom_etl.lake.commits import (
 from dicom_etl.lake.schemas import FHIR_ELEMENTS, FINDINGS, headers
 from dicom_etl.lake.shard_reader import read_lines, read_shards, read_unit
 from dicom_etl.lake.tables import Lake
-from tests.corpus import lake_of
 from tests.lake.shards_written import UNITS, files_of, generations, line, write_dataset, write_shard
+from tests.support.datasets import make_lake
 
 FILES = (
     "fhir/ImagingStudy/ds/0000.ndjson",
@@ -39,7 +39,7 @@ FILES = (
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    return lake_of(tmp_path)
+    return make_lake(tmp_path)
 
 
 # -- what a commit holds ----------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_nothing_else_is_left_of_writing_a_shard(lake: Lake) -> None:
 
 
 def test_the_same_rows_give_the_same_bytes(lake: Lake, tmp_path: Path) -> None:
-    other = lake_of(tmp_path / "other")
+    other = make_lake(tmp_path / "other")
     for written in (lake, other, other):
         write_shard(written, "first")
     assert files_of(lake) == files_of(other)

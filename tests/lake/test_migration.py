@@ -12,7 +12,7 @@ from dicom_etl.lake.description import LakeDescription
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.migration import clear, must_be_rebuilt
 from dicom_etl.lake.tables import Lake, LakeError
-from tests.corpus import Tree, tree_of
+from tests.support.datasets import Tree, make_tree
 
 KEPT = ("ledger.sqlite", "upload_ledger/server/ds.parquet", "withdrawn/ds.parquet", "locks/ds.lock")
 
@@ -22,7 +22,7 @@ CRAWLED = ("inventory/ds.parquet", "sheets/ds.parquet", "findings/crawl/ds/datas
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     """Two subjects, built, with a ledger and a record of withdrawals as files of any content."""
-    tree = tree_of(tmp_path)
+    tree = make_tree(tmp_path)
     tree.write("sub-1/1.dcm")
     tree.write("sub-2/1.dcm", PatientID="P-2")
     tree.run()
@@ -86,7 +86,7 @@ def test_an_outdated_lake_is_cleared_but_for_ledger_withdrawals_locks_inventory_
 
 
 def test_a_lake_of_another_key_is_cleared_as_a_whole_and_keeps_its_id(tree: Tree, tmp_path: Path) -> None:
-    other = tree_of(tmp_path, "other", lake=tree.lake)
+    other = make_tree(tmp_path, "other", lake=tree.lake)
     other.write("sub-1/1.dcm")
     other.run()
     lake = with_key(tree.lake, "aaaa")
@@ -135,7 +135,7 @@ def test_a_cleared_lake_is_built_to_the_same_bytes(tree: Tree) -> None:
 
 
 def test_a_dataset_is_cleared_and_the_others_stay(tree: Tree, tmp_path: Path) -> None:
-    other = tree_of(tmp_path, "other", lake=tree.lake)
+    other = make_tree(tmp_path, "other", lake=tree.lake)
     other.write("sub-1/1.dcm")
     other.run()
     before = content(tree.lake)

@@ -15,8 +15,9 @@ from dicom_etl.lake.commits import read_commits, shard_total
 from dicom_etl.lake.recovery import recover, stage_folders
 from dicom_etl.lake.shard_writer import ShardWriter
 from dicom_etl.lake.tables import Lake
-from tests.corpus import lake_of
-from tests.lake.shards_written import KilledError, files_of, generations, killed_at, write_dataset, write_shard
+from tests.lake.shards_written import files_of, generations, write_dataset, write_shard
+from tests.support.datasets import make_lake
+from tests.support.kill import KilledError, kill_at_rename
 
 RENAMES = 1 + 4 + 1  # the pending commit; NDJSON, elements, findings; the commit
 FOLDERS = 5  # of the stage build
@@ -25,12 +26,12 @@ EXCHANGE = 1 + 2 * FOLDERS  # the marker; each folder out of the way, and the ne
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    return lake_of(tmp_path)
+    return make_lake(tmp_path)
 
 
 def lake_at(folder: Path, write: Callable[[Lake], object]) -> dict[str, bytes]:
     """The files of a fresh lake."""
-    fresh = lake_of(folder)
+    fresh = make_lake(folder)
     write(fresh)
     return files_of(fresh)
 
@@ -50,7 +51,7 @@ def hidden_of(lake: Lake) -> list[str]:
 
 
 def test_a_shard_is_put_in_place_by_six_renames_the_commit_last(lake: Lake) -> None:
-    with killed_at(-1) as done:
+    with kill_at_rename(-1) as done:
         write_shard(lake, "first")
     assert done[1:] == [
         ".0000.ndjson.new -> 0000.ndjson",
@@ -68,7 +69,7 @@ def test_a_kill_between_the_renames_of_a_shard_leaves_it_or_is_completed(
 ) -> None:
     write_shard(lake, "first")
     before = files_of(lake)
-    with killed_at(rename), pytest.raises(KilledError):
+    with kill_at_rename(rename), pytest.raises(KilledError):
         write_shard(lake, "second", ["sub-1", "sub-9"])
     recover_all(lake)
     after = lake_at(tmp_path / "fresh", lambda fresh: write_shard(fresh, "second", ["sub-1", "sub-9"]))
@@ -78,7 +79,7 @@ def test_a_kill_between_the_renames_of_a_shard_leaves_it_or_is_completed(
 
 @pytest.mark.parametrize("rename", range(RENAMES))
 def test_a_first_shard_that_is_killed_is_not_there_or_completed(lake: Lake, tmp_path: Path, rename: int) -> None:
-    with killed_at(rename), pytest.raises(KilledError):
+    with kill_at_rename(rename), pytest.raises(KilledError):
         write_shard(lake, "first")
     recover_all(lake)
     after = lake_at(tmp_path / "fresh", lambda fresh: write_shard(fresh, "first"))
@@ -90,10 +91,10 @@ def test_a_first_shard_that_is_killed_is_not_there_or_completed(lake: Lake, tmp_
 @pytest.mark.parametrize("again", range(RENAMES - 1))
 def test_a_recovery_that_is_killed_is_completed_by_the_next(lake: Lake, rename: int, again: int) -> None:
     write_shard(lake, "first")
-    with killed_at(rename), pytest.raises(KilledError):
+    with kill_at_rename(rename), pytest.raises(KilledError):
         write_shard(lake, "second")
     left = RENAMES - rename
-    with killed_at(again) as done, contextlib.suppress(KilledError):
+    with kill_at_rename(again) as done, contextlib.suppress(KilledError):
         recover_all(lake)
     assert len(done) == min(left, again)
     recover_all(lake)
@@ -216,7 +217,7 @@ def test_a_kill_between_the_renames_of_an_exchange_leaves_the_folders_or_is_comp
     write_dataset(lake, "first", former)
     lake.write_bytes("findings/build/ds/dataset.parquet", b"of the dataset")
     before = files_of(lake)
-    with killed_at(rename), pytest.raises(KilledError):
+    with kill_at_rename(rename), pytest.raises(KilledError):
         write_dataset(lake, "second", shards)
     recover_all(lake)
     after = lake_at(tmp_path / "fresh", lambda fresh: write_dataset(fresh, "second", shards))
@@ -228,7 +229,7 @@ def test_a_kill_between_the_renames_of_an_exchange_leaves_the_folders_or_is_comp
 
 def test_an_exchange_has_so_many_renames(lake: Lake) -> None:
     write_dataset(lake, "first", 1)
-    with killed_at(-1) as done:
+    with kill_at_rename(-1) as done:
         write_dataset(lake, "second", 2)
     assert len(done) == EXCHANGE
     assert done[1:3] == ["ds -> ds", "ds -> ds"]

@@ -25,7 +25,7 @@ from dicom_etl.lake.description import LakeDescription
 from dicom_etl.lake.row_groups import SchemaError
 from dicom_etl.lake.schemas import FILES, INVENTORY, SHEETS, TAG_PROFILES, Table
 from dicom_etl.lake.tables import Lake, LakeError
-from tests.corpus import lake_of
+from tests.support.datasets import make_lake
 
 ROOT = Path(__file__).parents[2]
 LAKE_ID = "6f0d6a62-6a3c-4f0e-9a57-0d4d6d4f6a11"
@@ -48,7 +48,7 @@ def cell(row: int, field: str = "sex", value: str | None = "Female") -> dict[str
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    return lake_of(tmp_path)
+    return make_lake(tmp_path)
 
 
 def file_of(lake: Lake, table: Table = SHEETS, **names: str | int) -> Path:
@@ -310,7 +310,7 @@ def test_without_a_table_there_is_no_fingerprint(lake: Lake) -> None:
 def test_the_same_rows_in_another_order_give_the_same_bytes(lake: Lake, tmp_path: Path) -> None:
     rows = [cell(number, field) for number in range(50) for field in ("age", "sex")]
     lake.write_rows(SHEETS, rows, fingerprint="f", dataset="ds")
-    other = lake_of(tmp_path / "other")
+    other = make_lake(tmp_path / "other")
     other.write_rows(SHEETS, rows[::-1], fingerprint="f", dataset="ds")
     assert file_of(lake).read_bytes() == file_of(other).read_bytes()
 
@@ -319,7 +319,7 @@ def test_columns_in_another_order_and_in_chunks_give_the_same_bytes(lake: Lake, 
     table = pa.Table.from_pylist([cell(1), cell(2)], schema=SHEETS.schema)
     lake.write(SHEETS, table, dataset="ds")
     chunks = pa.concat_tables([table.slice(1), table.slice(0, 1)]).select(SHEETS.schema.names[::-1])
-    other = lake_of(tmp_path / "other")
+    other = make_lake(tmp_path / "other")
     other.write(SHEETS, chunks, dataset="ds")
     assert file_of(lake).read_bytes() == file_of(other).read_bytes()
 
@@ -339,7 +339,7 @@ def test_a_table_written_in_pieces_has_the_same_bytes_as_one_written_whole(
     lake: Lake, tmp_path: Path, sizes: tuple[int, ...]
 ) -> None:
     lake.write(GROUPED, pieces(25)[0], fingerprint="f", dataset="ds")
-    other = lake_of(tmp_path / "other")
+    other = make_lake(tmp_path / "other")
     other.write_pieces(GROUPED, pieces(*sizes), fingerprint="f", dataset="ds")
     assert file_of(other).read_bytes() == file_of(lake).read_bytes()
     metadata = pq.read_metadata(file_of(other))
@@ -348,7 +348,7 @@ def test_a_table_written_in_pieces_has_the_same_bytes_as_one_written_whole(
 
 def test_a_table_written_in_no_pieces_is_an_empty_one(lake: Lake, tmp_path: Path) -> None:
     lake.write_rows(SHEETS, [], dataset="ds")
-    other = lake_of(tmp_path / "other")
+    other = make_lake(tmp_path / "other")
     other.write_pieces(SHEETS, [], dataset="ds")
     assert file_of(other).read_bytes() == file_of(lake).read_bytes()
 
@@ -356,7 +356,7 @@ def test_a_table_written_in_no_pieces_is_an_empty_one(lake: Lake, tmp_path: Path
 def test_a_column_that_only_a_late_piece_fills_is_written_as_in_one_piece(lake: Lake, tmp_path: Path) -> None:
     first, second = pieces(12)[0], pa.Table.from_pylist([cell(12, value="late")], schema=SHEETS.schema)
     lake.write(GROUPED, pa.concat_tables([first, second]), dataset="ds")
-    other = lake_of(tmp_path / "other")
+    other = make_lake(tmp_path / "other")
     other.write_pieces(GROUPED, [first, second], dataset="ds")
     assert file_of(other).read_bytes() == file_of(lake).read_bytes()
 

@@ -15,7 +15,7 @@ from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.schemas import WITHDRAWN
 from dicom_etl.lake.tables import Lake, LakeError
 from dicom_etl.lake.withdrawn import Withdrawn
-from tests.corpus import lake_of
+from tests.support.datasets import make_lake
 
 NAMESPACE, OTHER = "https://site.example", "https://other.example"
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
@@ -25,7 +25,7 @@ OF_SCHEMA_2 = "d367ce64b6acc1867bfe78274476603d79c53f75a98e6539c279d1295244dde0"
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    return lake_of(tmp_path)
+    return make_lake(tmp_path)
 
 
 def row(digest: str | None, id_key: str | None) -> dict[str, Any]:

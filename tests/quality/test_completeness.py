@@ -9,7 +9,7 @@ import pytest
 from dicom_etl.lake.schemas import COMPLETENESS
 from dicom_etl.quality.completeness import completeness
 from dicom_etl.quality.occurrences import GROUPS
-from tests.quality.lakes import CT, ENHANCED_MR, MR, NOBODYS_CLASS, database_of, header_rows
+from tests.support.lake_tables import CT, ENHANCED_MR, MR, NOBODYS_CLASS, database_of, header_rows
 
 NAME, BODY_PART, KVP, ECHO_TIME, LATERALITY = "00100010", "00180015", "00180060", "00180081", "00200060"
 STATION, STUDY_DATE, SERIES_CODE, OVERLAY_ROWS = "00081010", "00080020", "0008103F", "60020010"

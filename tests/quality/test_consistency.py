@@ -11,7 +11,7 @@ from dicom_etl.quality.check_table import Measure
 from dicom_etl.quality.checks.consistency import consistency
 from dicom_etl.quality.checks.sheets import create_sheets, sample_matches, subject_matches
 from dicom_etl.quality.terms import create_terms
-from tests.quality.lakes import Row, database_of, header_rows, table_of
+from tests.support.lake_tables import Row, database_of, header_rows, table_of
 
 
 class Judged(NamedTuple):

@@ -17,8 +17,8 @@ from dicom_etl.quality import subject_completeness
 from dicom_etl.quality.subject_completeness import completeness_by_subject
 from dicom_etl.settings import Settings
 from dicom_etl.stages.measure import measure
-from tests.command import Said
-from tests.quality.lakes import CT, Row, write_shards
+from tests.support.command import RunCommand
+from tests.support.lake_tables import CT, Row, write_shards
 
 NAME, KVP, SERIES_TEXT = "00100010", "00180060", "0008103F"
 EMPTY, FILLED = 1, 2
@@ -120,27 +120,27 @@ def lines(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def test_completeness_is_written_to_standard_output(lake: Lake, said: Said) -> None:
-    code, out, _ = said("completeness", "d", "--lake", lake.root)
+def test_completeness_is_written_to_standard_output(lake: Lake, run_command: RunCommand) -> None:
+    code, out, _ = run_command("completeness", "d", "--lake", lake.root)
     assert code == 0
     assert len(lines(out)) == lake.row_count(COMPLETENESS, dataset="d")
 
 
-def test_groups_and_levels_are_chosen(lake: Lake, said: Said) -> None:
-    _, out, _ = said("completeness", "d", "--by", "modality", "--level", "series", "--lake", lake.root)
+def test_groups_and_levels_are_chosen(lake: Lake, run_command: RunCommand) -> None:
+    _, out, _ = run_command("completeness", "d", "--by", "modality", "--level", "series", "--lake", lake.root)
     assert {(line["group_by"], line["group"], line["level"]) for line in lines(out)} == {("modality", "CT", "series")}
 
 
-def test_a_subject_is_chosen(lake: Lake, said: Said) -> None:
+def test_a_subject_is_chosen(lake: Lake, run_command: RunCommand) -> None:
     arguments = ("--by", "subject", "--subject", "sub-2", "--level", "instance")
-    _, out, _ = said("completeness", "d", *arguments, "--lake", lake.root)
+    _, out, _ = run_command("completeness", "d", *arguments, "--lake", lake.root)
     assert {line["group"] for line in lines(out)} == {"sub-2"}
 
 
 @pytest.mark.parametrize("name", ["tags.csv", "tags.parquet"])
-def test_a_file_is_written_whole(lake: Lake, said: Said, tmp_path: Path, name: str) -> None:
+def test_a_file_is_written_whole(lake: Lake, run_command: RunCommand, tmp_path: Path, name: str) -> None:
     file = tmp_path / name
-    code, out, _ = said("completeness", "d", "--by", "subject", "--output", file, "--lake", lake.root)
+    code, out, _ = run_command("completeness", "d", "--by", "subject", "--output", file, "--lake", lake.root)
     assert code == 0
     rows = lines(file.read_text()) if name == "tags.csv" else pq.read_table(file).to_pylist()
     assert {row["group"] or None for row in rows} == {"sub-1", "sub-2", None}
@@ -148,12 +148,12 @@ def test_a_file_is_written_whole(lake: Lake, said: Said, tmp_path: Path, name: s
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_findings_are_written(lake: Lake, said: Said) -> None:
-    _, out, _ = said("findings", "d", "--lake", lake.root)
+def test_findings_are_written(lake: Lake, run_command: RunCommand) -> None:
+    _, out, _ = run_command("findings", "d", "--lake", lake.root)
     assert len(lines(out)) == lake.row_count(ALL_FINDINGS, dataset="d") > 0
-    _, out, _ = said("findings", "d", "--code", "type-2-missing", "--severity", "warning", "--lake", lake.root)
+    _, out, _ = run_command("findings", "d", "--code", "type-2-missing", "--severity", "warning", "--lake", lake.root)
     assert {line["code"] for line in lines(out)} == {"type-2-missing"}
-    _, out, _ = said("findings", "d", "--severity", "error", "--lake", lake.root)
+    _, out, _ = run_command("findings", "d", "--severity", "error", "--lake", lake.root)
     assert lines(out) == []
 
 
@@ -170,15 +170,17 @@ def test_findings_are_written(lake: Lake, said: Said) -> None:
         (("findings", "d", "--output", "/nowhere/x.csv"), "/nowhere/x.csv cannot be written"),
     ],
 )
-def test_errors_are_one_sentence(lake: Lake, said: Said, arguments: tuple[str, ...], sentence: str) -> None:
-    code, out, error = said(*arguments, "--lake", lake.root)
+def test_errors_are_one_sentence(
+    lake: Lake, run_command: RunCommand, arguments: tuple[str, ...], sentence: str
+) -> None:
+    code, out, error = run_command(*arguments, "--lake", lake.root)
     assert (code, out) == (2, "")
     assert sentence in error
 
 
-def test_a_dataset_that_was_not_measured_is_refused(tmp_path: Path, said: Said) -> None:
+def test_a_dataset_that_was_not_measured_is_refused(tmp_path: Path, run_command: RunCommand) -> None:
     lake = Lake(str(tmp_path / "lake")).open()
     write_shards(lake, "d", ROWS, TAG_PROFILES)
-    code, _, error = said("completeness", "d", "--by", "subject", "--lake", lake.root)
+    code, _, error = run_command("completeness", "d", "--by", "subject", "--lake", lake.root)
     assert code == 2
     assert "run `dicom-etl measure d` first" in error

@@ -10,7 +10,7 @@ import pytest
 from dicom_etl.lake.schemas import FHIR_ELEMENTS, IDENTITIES
 from dicom_etl.quality.checks.fhir_readiness import create_resources, readiness
 from dicom_etl.quality.terms import create_terms
-from tests.quality.lakes import CT, Row, TagProfiles, database_of, header_rows, table_of
+from tests.support.lake_tables import CT, Row, TagProfiles, database_of, header_rows, table_of
 
 DAY = datetime.date(2020, 1, 2)
 STUDY_DATE, DESCRIPTION, SEX = "00080020", "00081030", "00100040"

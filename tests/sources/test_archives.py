@@ -19,8 +19,8 @@ from dicom_etl.lake.shard_reader import read_unit
 from dicom_etl.sources import Entry, Scan, TreeSource
 from dicom_etl.sources.archives import is_archive_name, split_member_path
 from dicom_etl.sources.zip import directory
-from tests.corpus import Tree, header, tree_of, write_instance
 from tests.sources.zips import DEFLATED, ENCRYPTED, WRITTEN, Member, write_zip
+from tests.support.datasets import Tree, header, make_tree, write_instance
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_a_source_that_opened_members_travels_and_equals_a_new_one(root: Path) -
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    return tree_of(tmp_path)
+    return make_tree(tmp_path)
 
 
 def dicom(number: int, **tags: Any) -> Member:

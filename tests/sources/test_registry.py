@@ -10,12 +10,12 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings, Settings, SettingsError
 from dicom_etl.sources import SourceError
 from dicom_etl.sources.registry import find_datasets, select_datasets
-from tests.corpus import lake_of, tree_of
+from tests.support.datasets import make_lake, make_tree
 
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    return lake_of(tmp_path)
+    return make_lake(tmp_path)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_named_path_that_is_not_there_is_refused(data: Path, lake: Lake) -> No
 
 
 def test_a_name_that_the_lake_has_from_another_folder_is_refused(data: Path, tmp_path: Path) -> None:
-    tree = tree_of(tmp_path, "heart")
+    tree = make_tree(tmp_path, "heart")
     tree.write("sub-1/1.dcm")
     tree.crawl()
     with pytest.raises(SettingsError, match="the lake has a dataset heart from another folder"):
@@ -135,7 +135,7 @@ def test_a_name_that_the_lake_has_from_another_folder_is_refused(data: Path, tmp
 
 
 def test_a_dataset_that_moved_is_taken_by_its_name(data: Path, tmp_path: Path) -> None:
-    tree = tree_of(tmp_path, "heart")
+    tree = make_tree(tmp_path, "heart")
     tree.write("sub-1/1.dcm")
     tree.crawl()
     assert roots(select_datasets(Settings(), tree.lake, [f"heart={data / 'heart'}"])) == {"heart": str(data / "heart")}

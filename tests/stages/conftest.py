@@ -8,11 +8,11 @@ import pytest
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.tables import Lake
 from tests.servers.hapi_server import HapiServer
-from tests.upload.lakes import (
+from tests.support.proxy import Proxy, run_proxy
+from tests.support.upload_lakes import (
     Site,
     new_lake,
 )
-from tests.upload.proxy import Proxy, proxy
 
 
 @pytest.fixture
@@ -29,5 +29,5 @@ def lake(tmp_path: Path) -> Lake:
 @pytest.fixture
 def server(hapi: HapiServer) -> Iterator[Proxy]:
     """The shared server, with every request counted."""
-    with proxy(hapi.base_url) as counted:
+    with run_proxy(hapi.base_url) as counted:
         yield counted

@@ -21,7 +21,8 @@ from dicom_etl.settings import FhirSettings, Settings, SettingsError
 from dicom_etl.sources import SourceError
 from dicom_etl.stages.build import build
 from dicom_etl.stages.extract import extract
-from tests.corpus import Tree, tree_of, uid, write_sheet
+from tests.support.datasets import Tree, make_tree, uid, write_sheet
+from tests.support.kill import KilledError
 
 SITE = "https://dicom-etl.local"
 SCT = "http://snomed.info/sct"
@@ -31,7 +32,7 @@ AUTHORITY = "urn:oid:1.2.3"
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     """Two subjects with a study and a PatientID each."""
-    tree = tree_of(tmp_path)
+    tree = make_tree(tmp_path)
     tree.write("sub-1/sam-1/1.dcm", PatientID="P-1")
     tree.write("sub-2/sam-1/1.dcm", PatientID="P-2")
     return tree
@@ -119,7 +120,7 @@ def test_a_duplicate_is_counted_once(tree: Tree) -> None:
 
 
 def test_a_study_of_other_hospitals_files_in_no_folder_is_that_of_its_patient_id(tmp_path: Path) -> None:
-    tree = tree_of(tmp_path)
+    tree = make_tree(tmp_path)
     tree.write("1.dcm", PatientID="P-1", study="loose")
     tree.run()
     assert rules(tree) == {".": ("patient-id", "P-1", "ok")}
@@ -213,7 +214,7 @@ def test_the_crosswalk_decides_a_study_with_two_patient_ids(tree: Tree) -> None:
 
 
 def test_the_crosswalk_decides_a_study_under_two_subjects_and_one_unit_builds_it_whole(tmp_path: Path) -> None:
-    tree = tree_of(tmp_path)
+    tree = make_tree(tmp_path)
     for subject in ("sub-1", "sub-2"):
         tree.write(f"{subject}/sam-1/1.dcm", study="roaming")
     with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7"))
@@ -240,8 +241,8 @@ def test_a_new_subject_with_a_known_patient_id_makes_both_persons_of_their_own(t
 
 
 def test_two_datasets_share_a_patient_under_one_authority(tmp_path: Path) -> None:
-    one = tree_of(tmp_path, "breast", assigning_authority=AUTHORITY)
-    other = tree_of(tmp_path, "heart", lake=one.lake, assigning_authority=AUTHORITY)
+    one = make_tree(tmp_path, "breast", assigning_authority=AUTHORITY)
+    other = make_tree(tmp_path, "heart", lake=one.lake, assigning_authority=AUTHORITY)
     for tree in (one, other):
         tree.write("sub-1/sam-1/1.dcm", PatientID="P-1")
         tree.run()
@@ -250,8 +251,8 @@ def test_two_datasets_share_a_patient_under_one_authority(tmp_path: Path) -> Non
 
 
 def test_two_hospitals_patient_ids_without_an_authority_are_two_persons(tmp_path: Path) -> None:
-    one = tree_of(tmp_path, "breast")
-    other = tree_of(tmp_path, "heart", lake=one.lake)
+    one = make_tree(tmp_path, "breast")
+    other = make_tree(tmp_path, "heart", lake=one.lake)
     for tree in (one, other):
         tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", IssuerOfPatientID="HIS")
         tree.run()
@@ -259,8 +260,8 @@ def test_two_hospitals_patient_ids_without_an_authority_are_two_persons(tmp_path
 
 
 def test_two_datasets_share_a_patient_by_the_crosswalk(tmp_path: Path) -> None:
-    one = tree_of(tmp_path, "breast")
-    other = tree_of(tmp_path, "heart", lake=one.lake)
+    one = make_tree(tmp_path, "breast")
+    other = make_tree(tmp_path, "heart", lake=one.lake)
     for tree in (one, other):
         tree.write("sub-1/sam-1/1.dcm", PatientID=f"P-{tree.name}")
         with_crosswalk(tree, ("breast", "sub-1", "urn:x:persons", "p7"), ("heart", "sub-1", "urn:x:persons", "p7"))
@@ -269,8 +270,8 @@ def test_two_datasets_share_a_patient_by_the_crosswalk(tmp_path: Path) -> None:
 
 
 def test_a_study_in_two_datasets_is_two_resources(tmp_path: Path) -> None:
-    one = tree_of(tmp_path, "breast")
-    other = tree_of(tmp_path, "heart", lake=one.lake)
+    one = make_tree(tmp_path, "breast")
+    other = make_tree(tmp_path, "heart", lake=one.lake)
     for tree in (one, other):
         tree.write("sub-1/sam-1/1.dcm", study="same")
         tree.run()
@@ -278,7 +279,7 @@ def test_a_study_in_two_datasets_is_two_resources(tmp_path: Path) -> None:
 
 
 def test_the_issuer_of_a_header_is_the_system_of_its_patient(tmp_path: Path) -> None:
-    tree = tree_of(tmp_path)
+    tree = make_tree(tmp_path)
     qualifiers = [{"UniversalEntityID": "1.9.9", "UniversalEntityIDType": "ISO"}]
     tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", IssuerOfPatientIDQualifiersSequence=qualifiers)
     tree.run()
@@ -286,7 +287,7 @@ def test_the_issuer_of_a_header_is_the_system_of_its_patient(tmp_path: Path) -> 
 
 
 def test_a_removed_identity_stays_within_its_dataset(tmp_path: Path) -> None:
-    tree = tree_of(tmp_path, assigning_authority=AUTHORITY)
+    tree = make_tree(tmp_path, assigning_authority=AUTHORITY)
     tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", PatientIdentityRemoved="YES")
     tree.run()
     assert rules(tree)["sub-1"] == ("patient-id", "P-1", "ok")
@@ -302,7 +303,7 @@ def test_a_damaged_crosswalk_stops_the_build_before_anything_is_written(tree: Tr
 
 
 def test_the_subjects_sheet_says_the_sex_that_the_header_lacks(tmp_path: Path) -> None:
-    tree = tree_of(tmp_path)
+    tree = make_tree(tmp_path)
     tree.write("sub-1/sam-1/1.dcm", PatientSex="")
     tree.sheet("subjects", {"subject id": "sub-1", "sex": "Male"}, {"subject id": "sub-2", "sex": "Female"})
     tree.run()
@@ -436,7 +437,7 @@ def test_another_authority_makes_all_units(tree: Tree) -> None:
 
 
 def test_a_file_in_the_second_unit_of_a_study_makes_the_first_unit_too(tmp_path: Path) -> None:
-    tree = tree_of(tmp_path)
+    tree = make_tree(tmp_path)
     for subject in ("sub-1", "sub-2"):
         tree.write(f"{subject}/sam-1/1.dcm", study="roaming")
     tree.write("sub-3/sam-1/1.dcm", PatientID="P-3")
@@ -468,10 +469,6 @@ def test_the_resources_of_a_unit_that_is_gone_vanish(tree: Tree) -> None:
 # -- killed and failed ------------------------------------------------------------------------------------------------
 
 
-class _KilledError(BaseException):
-    """As a kill: nothing catches it."""
-
-
 def changed_zone(tree: Tree, **settings: str) -> Tree:
     """The same dataset in a new lake, built with these settings."""
     whole = Tree(tree.root, Lake(f"{tree.lake.root}-2", lock_wait=0).open(), "ds", dataset_settings=settings)
@@ -490,7 +487,7 @@ def test_a_build_that_is_killed_before_its_commit_leaves_the_shard_and_is_comple
     def killed_at(name: str, method: Callable[..., None]) -> Callable[..., None]:
         def write(writer: ShardWriter, kind: Any, *args: Any) -> None:
             if moment in (name, kind, getattr(kind, "name", None)):
-                raise _KilledError
+                raise KilledError
             method(writer, kind, *args)
 
         return write
@@ -498,7 +495,7 @@ def test_a_build_that_is_killed_before_its_commit_leaves_the_shard_and_is_comple
     with monkeypatch.context() as patch:
         for name in ("write_lines", "write_table", "commit"):
             patch.setattr(ShardWriter, name, killed_at(name, getattr(ShardWriter, name)))
-        with pytest.raises(_KilledError):
+        with pytest.raises(KilledError):
             tree.build()
     shown = {path: bytes_ for path, bytes_ in content(tree.lake).items() if "/." not in path and path[0] != "."}
     # the findings of the dataset no longer say that all is of one state
@@ -525,13 +522,13 @@ def test_after_a_kill_the_former_settings_give_the_former_resources(
     def killed_at(lake: Lake, place_: str, **options: Any) -> Any:
         if not place_.startswith(".chunks"):
             if len(written) == writes:
-                raise _KilledError
+                raise KilledError
             written.append(place_)
         return write(lake, place_, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Lake, "_replacing", killed_at)
-        with suppress(_KilledError):
+        with suppress(KilledError):
             tree.build()
     tree.dataset_settings = former
     tree.build()
@@ -550,13 +547,13 @@ def test_a_build_that_is_killed_between_the_renames_of_its_commit_is_completed_b
     def dying(path: Path, target: Path) -> Path:
         if path.name.endswith((".new", "0000.parquet.pending")):
             if len(done) == renames:
-                raise _KilledError
+                raise KilledError
             done.append(path)
         return replace(path, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", dying)
-        with pytest.raises(_KilledError):
+        with pytest.raises(KilledError):
             tree.build()
     assert tree.build().units_made == 0
     assert content(tree.lake) == content(changed_zone(tree, **tree.dataset_settings).lake)

@@ -14,12 +14,12 @@ import pytest
 from dicom_etl.lake.schemas import INVENTORY, SHEETS
 from dicom_etl.sources import Entry, Scan, SourceError
 from dicom_etl.stages.crawl import Crawled, DatasetStoppedError, crawl
-from tests.corpus import Tree, tree_of
+from tests.support.datasets import Tree, make_tree
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    return tree_of(tmp_path)
+    return make_tree(tmp_path)
 
 
 def fill(tree: Tree, *paths: str) -> None:

@@ -22,12 +22,12 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Entry, Scan, Source, SourceError
 from dicom_etl.stages.crawl import crawl
 from dicom_etl.stages.extract import Extracted, extract
-from tests.corpus import WRITTEN, Tree, lake_of, rows_by, touch, tree_of, uid, write_instance
+from tests.support.datasets import WRITTEN, Tree, make_lake, make_tree, rows_by, touch, uid, write_instance
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    return tree_of(tmp_path)
+    return make_tree(tmp_path)
 
 
 @dataclass
@@ -111,7 +111,7 @@ def snapshot(lake: Lake, *folders: str) -> dict[str, bytes]:
 
 def from_scratch(tree: Tree, tmp_path: Path) -> dict[str, bytes]:
     """The tables that an empty lake would get from the tree as it is."""
-    lake = lake_of(tmp_path / "fresh")
+    lake = make_lake(tmp_path / "fresh")
     crawl(tree.source, lake)
     extract(tree.source, lake, Engine())
     return snapshot(lake)
@@ -544,7 +544,7 @@ def test_a_damaged_shard_among_others_is_read_again(
 
 def busy(tmp_path: Path) -> Tree:
     """A dataset with something of everything."""
-    tree = tree_of(tmp_path)
+    tree = make_tree(tmp_path)
     for subject in ("sub-1", "sub-2", "sub-3"):
         for number in range(3):
             tree.write(f"{subject}/sam-1/{number}.dcm", InstanceNumber=number, PatientID=subject)
@@ -558,7 +558,7 @@ def test_two_engines_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("dicom_etl.stages.extract._FEW_FILES", 0)
     tree = busy(tmp_path)
     tree.crawl()
-    other = lake_of(tmp_path / "other")
+    other = make_lake(tmp_path / "other")
     crawl(tree.source, other)
     extract(tree.source, tree.lake, Engine("serial"))
     extract(tree.source, other, Engine("processes", 2))

@@ -42,13 +42,13 @@ from dicom_etl.stages.forget import Forgotten, forget, readmit
 from dicom_etl.stages.measure import measure
 from dicom_etl.stages.report import report
 from dicom_etl.stages.upload import upload
-from tests.command import Said
-from tests.corpus import Tree, lake_of, tree_of, uid, write_sheet
 from tests.servers.hapi_server import HapiServer
-from tests.stages.uploads import ONE, codes, findings, their_study
-from tests.upload.holdings import get, put, status
-from tests.upload.lakes import Site, Study, ledger_rows, query_ledger, settings_for, shared_ledger_rows
-from tests.upload.proxy import Proxy, Reply, proxy
+from tests.support.command import RunCommand
+from tests.support.datasets import Tree, make_lake, make_tree, uid, write_sheet
+from tests.support.proxy import Proxy, Reply, run_proxy
+from tests.support.server_content import get, put, status
+from tests.support.upload_lakes import Site, Study, ledger_rows, query_ledger, settings_for, shared_ledger_rows
+from tests.support.uploads import ONE, codes, findings, make_external_study
 
 ROOT = Path(__file__).parents[2]
 KILLED = Path(__file__).parent / "killed_forget.py"
@@ -80,7 +80,7 @@ class House:
 
     def tree(self, name: str, **settings: Any) -> Tree:
         """A dataset whose name no other test has: UIDs are made from it."""
-        tree = tree_of(self.folder, f"{name}-{self.site[-8:]}", lake=self.lake, **settings)
+        tree = make_tree(self.folder, f"{name}-{self.site[-8:]}", lake=self.lake, **settings)
         self.trees[tree.name] = tree
         return tree
 
@@ -125,9 +125,9 @@ class House:
 
 @pytest.fixture
 def house(tmp_path: Path, hapi: HapiServer, request: pytest.FixtureRequest) -> Iterator[House]:
-    with proxy(hapi.base_url) as server:
+    with run_proxy(hapi.base_url) as server:
         site = f"https://site-{fingerprint(request.node.name)[:16]}"
-        yield House(tmp_path, site, server, lake_of(tmp_path))
+        yield House(tmp_path, site, server, make_lake(tmp_path))
 
 
 def two_subjects(house: House, name: str = "ds") -> Tree:
@@ -449,7 +449,7 @@ def test_an_external_patient_stays_and_an_external_study_is_reported(house: Hous
 
 
 def test_a_dry_run_reports_an_external_study_that_has_series_of_ours(lake: Lake, server: Proxy, site: Site) -> None:
-    theirs = their_study(site)
+    theirs = make_external_study(site)
     put(server.url, theirs)
     site.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
     settings = settings_for(server.url, existing_study="merge")
@@ -466,7 +466,7 @@ def test_a_dry_run_reports_an_external_study_that_has_series_of_ours(lake: Lake,
 def test_an_external_study_is_reported_until_our_series_are_removed_from_it(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
-    theirs, stays = their_study(site), Study("2", "P2", unit="sub-2")
+    theirs, stays = make_external_study(site), Study("2", "P2", unit="sub-2")
     place = f"ImagingStudy/{theirs['id']}"
     put(server.url, theirs)
     site.build(lake, "A", [ONE, stays])
@@ -544,7 +544,7 @@ def test_a_server_that_forbids_deletions_is_told_and_the_lake_stays(house: House
 def test_another_server_is_told_and_done_when_it_is_the_configured_one(house: House, hapi: HapiServer) -> None:
     tree = two_subjects(house)
     house.run(tree)
-    with proxy(hapi.base_url) as other:
+    with run_proxy(hapi.base_url) as other:
         upload([tree.name], house.lake, house.at(other.url))
         name = server_name(other.url)
 
@@ -680,8 +680,8 @@ def in_a_process(house: House, tree: Tree, when: int) -> int:
 def events(tmp_path_factory: pytest.TempPathFactory, hapi: HapiServer) -> list[str]:
     """What happens while a subject is forgotten."""
     folder = tmp_path_factory.mktemp("events")
-    with proxy(hapi.base_url) as server:
-        house = House(folder, "https://site-events", server, lake_of(folder))
+    with run_proxy(hapi.base_url) as server:
+        house = House(folder, "https://site-events", server, make_lake(folder))
         tree = two_subjects(house)
         house.run(tree)
         assert in_a_process(house, tree, -1) == 0
@@ -716,12 +716,12 @@ def test_a_kill_at_any_moment_is_completed_by_the_next_call(moment: str, house: 
 
 
 @pytest.fixture
-def loaded(tmp_path: Path, said: Said) -> Tree:
+def loaded(tmp_path: Path, run_command: RunCommand) -> Tree:
     """A dataset that was loaded by the command, without a server."""
-    tree = tree_of(tmp_path)
+    tree = make_tree(tmp_path)
     for subject in ("sub-ada", "sub-bob"):
         tree.write(f"{subject}/1.dcm", PatientID=subject)
-    assert said("run", tree.root, "--lake", tree.lake.root)[0] == 0
+    assert run_command("run", tree.root, "--lake", tree.lake.root)[0] == 0
     return tree
 
 
@@ -736,9 +736,11 @@ def loaded(tmp_path: Path, said: Said) -> Tree:
         (("ds", "sub-ada", "--readmit", "--dry-run"), "--readmit takes a record back"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_2(loaded: Tree, said: Said, arguments: tuple[str, ...], words: str) -> None:
+def test_wrong_usage_is_one_sentence_and_2(
+    loaded: Tree, run_command: RunCommand, arguments: tuple[str, ...], words: str
+) -> None:
     before = content(loaded.lake)
-    code, out, err = said("forget", *arguments, "--lake", loaded.lake.root)
+    code, out, err = run_command("forget", *arguments, "--lake", loaded.lake.root)
     text = out + err
     assert code == 2
     assert words in text
@@ -747,49 +749,51 @@ def test_wrong_usage_is_one_sentence_and_2(loaded: Tree, said: Said, arguments: 
     assert not (Path(loaded.lake.root) / "locks/nobody.lock").exists()
 
 
-def test_a_dry_run_counts_and_does_nothing(house: House, said: Said) -> None:
+def test_a_dry_run_counts_and_does_nothing(house: House, run_command: RunCommand) -> None:
     tree = two_subjects(house)
     house.run(tree)
     before = content(house.lake)
-    house.server.asked.clear()
+    house.server.requests.clear()
 
     done = house.forget(tree, "sub-ada", dry_run=True)
-    code, text, _ = said("forget", tree.name, "sub-ada", "--dry-run", "--lake", house.lake.root)
+    code, text, _ = run_command("forget", tree.name, "sub-ada", "--dry-run", "--lake", house.lake.root)
 
     assert done.resources == {server_name(house.server.url): {"ImagingStudy": 2, "Patient": 1}}
     assert (done.files, done.studies, done.dry_run) == (3, 2, True)
-    assert (code, content(house.lake), house.server.asked) == (0, before, [])
+    assert (code, content(house.lake), house.server.requests) == (0, before, [])
     assert "Would be forgotten" in text
     assert "is not the configured server" in text
 
 
 def test_the_command_forgets_and_a_run_over_all_passes_over_a_dataset(
-    loaded: Tree, said: Said, monkeypatch: pytest.MonkeyPatch
+    loaded: Tree, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake = ("--lake", loaded.lake.root)
-    code, text, _ = said("forget", "ds", "sub-ada", "--yes", *lake)
+    code, text, _ = run_command("forget", "ds", "sub-ada", "--yes", *lake)
     assert (code, "files" in text) == (0, True)
     assert naming(loaded.lake, "sub-ada") == []
-    code, _, _ = said("run", loaded.root, *lake)
+    code, _, _ = run_command("run", loaded.root, *lake)
     assert code == 0
     assert loaded.lake.read(INVENTORY, dataset="ds")["unit"].to_pylist() == ["sub-bob"]
-    [plan] = json.loads(said("run", loaded.root, "--dry-run", "--json", *lake)[1])["plans"]
+    [plan] = json.loads(run_command("run", loaded.root, "--dry-run", "--json", *lake)[1])["plans"]
     assert (plan["files"], plan["new"], plan["units_to_extract"]) == (1, 0, 0)
 
-    assert said("forget", "ds", "--yes", *lake)[0] == 0
-    code, _, text = said("run", loaded.root, *lake)
+    assert run_command("forget", "ds", "--yes", *lake)[0] == 0
+    code, _, text = run_command("run", loaded.root, *lake)
     assert (code, len(text.strip().splitlines())) == (2, 1)
     assert "dataset ds was withdrawn and is passed over" in text
-    assert said("forget", "ds", "--readmit", *lake)[0] == 0
-    assert said("run", loaded.root, *lake)[0] == 0
+    assert run_command("forget", "ds", "--readmit", *lake)[0] == 0
+    assert run_command("run", loaded.root, *lake)[0] == 0
     assert naming(loaded.lake, "sub-ada") == []  # that she was withdrawn still counts
 
 
-def test_a_person_at_a_terminal_is_asked(loaded: Tree, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_person_at_a_terminal_is_asked(
+    loaded: Tree, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for answer, code, there in ((False, 2, True), (True, 0, False)):
         monkeypatch.setattr("typer.confirm", lambda _, answer=answer: answer)
-        assert said("forget", "ds", "sub-ada", "--lake", loaded.lake.root)[0] == code
+        assert run_command("forget", "ds", "sub-ada", "--lake", loaded.lake.root)[0] == code
         assert bool(naming(loaded.lake, "sub-ada")) is there
 
 
@@ -798,9 +802,11 @@ def test_a_dataset_that_is_being_written_is_waited_for(loaded: Tree) -> None:
         forget("ds", "sub-ada", loaded.lake, Settings())
 
 
-def test_a_dataset_that_is_being_written_is_told_to_a_machine_too(loaded: Tree, said: Said) -> None:
+def test_a_dataset_that_is_being_written_is_told_to_a_machine_too(loaded: Tree, run_command: RunCommand) -> None:
     with loaded.lake.lock("ds", "extract of ds"):
-        code, out, _ = said("forget", "ds", "sub-ada", "--yes", "--no-wait", "--json", "--lake", loaded.lake.root)
+        code, out, _ = run_command(
+            "forget", "ds", "sub-ada", "--yes", "--no-wait", "--json", "--lake", loaded.lake.root
+        )
     told = json.loads(out)
     assert code == told["exit_code"] == 1
     assert "extract of ds" in told["stopped"]
@@ -813,31 +819,31 @@ def test_a_record_that_is_not_there_cannot_be_taken_back(loaded: Tree) -> None:
 
 
 def test_a_key_of_resource_ids_brings_nobody_back(
-    loaded: Tree, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: Tree, run_command: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake = tmp_path / "keyed"
-    said("run", loaded.root, "--lake", lake)
-    assert said("forget", "ds", "sub-ada", "--yes", "--lake", lake)[0] == 0
+    run_command("run", loaded.root, "--lake", lake)
+    assert run_command("forget", "ds", "sub-ada", "--yes", "--lake", lake)[0] == 0
     monkeypatch.setenv("DICOM_ETL_ID_KEY", "first key " * 4)
-    assert said("run", loaded.root, "--lake", lake, "--rebuild")[0] == 0
+    assert run_command("run", loaded.root, "--lake", lake, "--rebuild")[0] == 0
     assert units_of(lake) == ["sub-bob"]
-    assert said("forget", "ds", "sub-ada", "--readmit", "--lake", lake)[0] == 0
-    assert said("run", loaded.root, "--lake", lake)[0] == 0
+    assert run_command("forget", "ds", "sub-ada", "--readmit", "--lake", lake)[0] == 0
+    assert run_command("run", loaded.root, "--lake", lake)[0] == 0
     assert units_of(lake) == ["sub-ada", "sub-bob"]
 
 
 def test_a_lake_is_not_rebuilt_where_withdrawn_subjects_would_come_back(
-    loaded: Tree, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: Tree, run_command: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake = tmp_path / "keyed"
     monkeypatch.setenv("DICOM_ETL_ID_KEY", "first key " * 4)
-    said("run", loaded.root, "--lake", lake)
-    assert said("forget", "ds", "sub-ada", "--yes", "--lake", lake)[0] == 0
-    assert said("run", loaded.root, "--lake", lake)[0] == 0
+    run_command("run", loaded.root, "--lake", lake)
+    assert run_command("forget", "ds", "sub-ada", "--yes", "--lake", lake)[0] == 0
+    assert run_command("run", loaded.root, "--lake", lake)[0] == 0
     assert units_of(lake) == ["sub-bob"]
     before = content(Lake(str(lake)))
     monkeypatch.setenv("DICOM_ETL_ID_KEY", "other key " * 4)
-    code, out, _ = said("run", loaded.root, "--lake", lake, "--rebuild")
+    code, out, _ = run_command("run", loaded.root, "--lake", lake, "--rebuild")
     assert (code, "who was withdrawn from ds is recorded under the id key" in " ".join(out.split())) == (1, True)
     assert content(Lake(str(lake))) == before
 

@@ -20,9 +20,9 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Entry, Scan, Source
 from dicom_etl.stages.crawl import crawl
 from dicom_etl.stages.extract import Extracted, extract
-from tests.corpus import Tree, lake_of, touch, tree_of, uid
 from tests.servers.dask_cluster import DaskCluster
 from tests.stages.test_extract import Watched, again, raw, rows, run, snapshot
+from tests.support.datasets import Tree, make_lake, make_tree, touch, uid
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tree(tmp_path: Path, small_chunks: None) -> Tree:
     """sub-1 has 14 files and is read in five chunks; sub-2 and sub-3 are read in one piece."""
-    tree = tree_of(tmp_path)
+    tree = make_tree(tmp_path)
     for name in ("a/1", "a/2", "a/3", "b/1", "b/2", "c/1", "c/2", "c/3", "c/4", "c/5", "c/6", "c/7", "d/1"):
         tree.write(f"sub-1/{name}.dcm", InstanceNumber=int(name[-1]), PatientWeight=70 if name == "d/1" else None)
     (tree.root / "primary/sub-1/d/notes.txt").write_text("notes")
@@ -45,7 +45,7 @@ def tree(tmp_path: Path, small_chunks: None) -> Tree:
 
 def in_one_piece(tree: Tree, tmp_path: Path) -> dict[str, bytes]:
     """The tables that an empty lake would get from the tree with no unit cut."""
-    lake = lake_of(tmp_path / "whole")
+    lake = make_lake(tmp_path / "whole")
     crawl(tree.source, lake)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pieces, "CHUNK_FILES", 5000)
@@ -145,7 +145,7 @@ def test_all_engines_write_the_same_bytes(
         tree.write(f"sub-4/{number}.dcm", PatientID="sub-4", InstanceNumber=number)
     scheduler = request.getfixturevalue("dask_cluster").address if kind == "dask" else None
     run(tree)
-    other = lake_of(tmp_path / "other")
+    other = make_lake(tmp_path / "other")
     crawl(tree.source, other)
     extract(tree.source, other, Engine(kind, 2, scheduler))
     assert snapshot(other) == snapshot(tree.lake) == in_one_piece(tree, tmp_path)

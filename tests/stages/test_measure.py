@@ -19,8 +19,8 @@ from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
 from dicom_etl.stages import measure as stage
 from dicom_etl.stages.measure import measure
-from tests.quality.lakes import CT, MR, Row, table_of, write_shards
 from tests.stages.example_lake import example_lake
+from tests.support.lake_tables import CT, MR, Row, table_of, write_shards
 
 TABLES = (COMPLETENESS, MEASURES, ALL_FINDINGS)
 NAME, KVP, DATE, MODALITY = "00100010", "00180060", "00080020", "00080060"

@@ -18,10 +18,10 @@ from dicom_etl.lake.schemas import FILES, Table, headers
 from dicom_etl.lake.shard_reader import read_unit
 from dicom_etl.lake.shards import shard_of
 from dicom_etl.lake.tables import Lake
-from tests.corpus import Tree, lake_of, touch, tree_of
-from tests.lake.shards_written import KilledError
 from tests.stages.test_build import with_corrections, with_crosswalk
 from tests.stages.test_extract import Watched, again, raw, rows, run
+from tests.support.datasets import Tree, make_lake, make_tree, touch
+from tests.support.kill import KilledError
 
 SHARD_ROWS, GROUP_ROWS, CHUNK_FILES = 8, 3, 4
 FOLDER_RENAMES = 10  # five folders of a stage: the old one out of the way, the new one in its place
@@ -39,7 +39,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    tree = tree_of(tmp_path)
+    tree = make_tree(tmp_path)
     tree.sheet("subjects", *({"subject id": name(number), "sex": "Female"} for number in range(64)))
     return tree
 
@@ -80,7 +80,7 @@ def content(lake: Lake) -> dict[str, bytes]:
 def in_a_new_lake(tree: Tree, tmp_path: Path, number: Iterator[int] = itertools.count()) -> dict[str, bytes]:  # noqa: B008
     """What a new lake holds of the tree as it is."""
     fresh = Tree(
-        tree.root, lake_of(tmp_path / f"fresh-{next(number)}"), tree.name, tree.settings, tree.dataset_settings
+        tree.root, make_lake(tmp_path / f"fresh-{next(number)}"), tree.name, tree.settings, tree.dataset_settings
     )
     fresh.run()
     return content(fresh.lake)

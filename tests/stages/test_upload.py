@@ -15,19 +15,19 @@ from dicom_etl.lake.schemas import UPLOAD_LEDGER
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import NotBuiltError, Uploaded, upload
 from dicom_etl.upload import run
-from tests.stages.uploads import ONE, codes, findings, get, load, patient_path, put, status_of, study_path, version
-from tests.upload.lakes import (
+from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
+from tests.support.upload_lakes import (
     Site,
     Study,
     attempts,
-    changed,
     ledger_rows,
     new_lake,
     query_ledger,
     settings_for,
     shared_ledger_rows,
+    with_changes,
 )
-from tests.upload.proxy import Asked, Proxy, Reply, proxy
+from tests.support.uploads import ONE, codes, findings, get, load, patient_path, put, status_of, study_path, version
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_two_uploads_leave_one_of_each_and_the_second_sends_nothing(lake: Lake, 
     site.build(lake, "A", [ONE, two])
 
     [first] = load(lake, server, "A")
-    server.asked.clear()
+    server.requests.clear()
     [second] = load(lake, server, "A")
 
     assert first.counts == {"Endpoint": {"stored": 1}, "ImagingStudy": {"stored": 2}, "Patient": {"stored": 2}}
@@ -49,7 +49,7 @@ def test_two_uploads_leave_one_of_each_and_the_second_sends_nothing(lake: Lake, 
         "ImagingStudy": {"unchanged": 2},
         "Patient": {"unchanged": 2},
     }
-    assert [one.path for one in server.asked] == ["metadata"]
+    assert [one.path for one in server.requests] == ["metadata"]
     for path in (study_path(site, "A", "1"), study_path(site, "A", "2"), f"Endpoint/{site.endpoint_id('A')}"):
         assert version(server, path) == "1"
     for study in (ONE, two):
@@ -99,7 +99,7 @@ def test_the_version_rises_only_when_the_content_changes(lake: Lake, server: Pro
     site.build(lake, "A", [ONE, Study("2", "P1")])
     load(lake, server, "A")
 
-    site.build(lake, "A", [changed(ONE, series={"1": 3}), Study("2", "P1")])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 3}), Study("2", "P1")])
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 1, "unchanged": 1}
@@ -115,9 +115,9 @@ def test_many_studies_travel_in_few_requests(lake: Lake, server: Proxy, site: Si
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 60}
-    assert len(server.posted()) == 1 + 3 + 3  # Endpoint; Patients and ImagingStudies by twenty-five
+    assert len(server.post_requests()) == 1 + 3 + 3  # Endpoint; Patients and ImagingStudies by twenty-five
     # is any of these there already; and does a search find the studies now?
-    assert len(server.sent("GET")) == 1 + 3 + 3 + 3
+    assert len(server.request_lines("GET")) == 1 + 3 + 3 + 3
 
 
 def test_patients_go_a_little_ahead_of_the_studies_and_before_those_that_refer_to_them(
@@ -129,7 +129,7 @@ def test_patients_go_a_little_ahead_of_the_studies_and_before_those_that_refer_t
     settings = settings_for(server.url, max_concurrent_requests=2, max_bundle_entries=2)
 
     [done] = upload(["A"], lake, settings)
-    kinds = [b'"url":"Patient' in asked.body for asked in server.posted()[1:]]  # after the Endpoint's
+    kinds = [b'"url":"Patient' in asked.body for asked in server.post_requests()[1:]]  # after the Endpoint's
     [again] = upload(["A"], lake, settings)
 
     assert done.counts == {"Endpoint": {"stored": 1}, "ImagingStudy": {"stored": 20}, "Patient": {"stored": 7}}
@@ -151,7 +151,7 @@ def test_without_a_server_the_files_are_the_result(lake: Lake, site: Site) -> No
 def test_a_dataset_that_was_not_built_is_an_error(lake: Lake, server: Proxy) -> None:
     with pytest.raises(NotBuiltError, match="dataset A has no resources yet; build it first"):
         load(lake, server, "A")
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_names_with_blanks_and_slashes_can_be_uploaded(lake: Lake, server: Proxy, site: Site) -> None:
@@ -189,9 +189,9 @@ def test_a_busy_server_gets_fewer_requests_at_once_and_more_again_when_it_is_cal
 
 def test_an_update_that_removes_content_is_held_until_prune(lake: Lake, server: Proxy, site: Site) -> None:
     path = study_path(site, "A", "1")
-    site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 2, "2": 3})])
     load(lake, server, "A")
-    site.build(lake, "A", [changed(ONE, series={"1": 1})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 1})])
 
     [held] = load(lake, server, "A")
     [found] = findings(lake, "A")
@@ -210,7 +210,7 @@ def test_an_update_that_removes_content_is_held_until_prune(lake: Lake, server: 
 def test_a_study_that_is_whole_again_is_no_longer_held(lake: Lake, server: Proxy, site: Site) -> None:
     site.build(lake, "A", [ONE])
     load(lake, server, "A")
-    site.build(lake, "A", [changed(ONE, series={"1": 1})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 1})])
     load(lake, server, "A")
     site.build(lake, "A", [ONE])
 
@@ -223,9 +223,9 @@ def test_a_study_that_is_whole_again_is_no_longer_held(lake: Lake, server: Proxy
 
 def test_a_new_lake_with_fewer_instances_removes_nothing(tmp_path: Path, server: Proxy, site: Site) -> None:
     full, part = new_lake(tmp_path / "full"), new_lake(tmp_path / "part")
-    site.build(full, "A", [changed(ONE, series={"1": 5})])
+    site.build(full, "A", [with_changes(ONE, series={"1": 5})])
     load(full, server, "A")
-    site.build(part, "A", [changed(ONE, series={"1": 1})])
+    site.build(part, "A", [with_changes(ONE, series={"1": 1})])
 
     [held] = load(part, server, "A")
 
@@ -250,9 +250,9 @@ def test_what_is_orphaned_stays_on_the_server_until_prune(lake: Lake, server: Pr
         [left] = load(lake, server, "A")
         assert codes(lake, "A") == ["orphaned-on-server"] * 4
         assert left.counts["ImagingStudy"] == {"orphaned": 2, "unchanged": 1}
-    server.asked.clear()
+    server.requests.clear()
     [listed] = load(lake, server, "A", prune=True, dry_run=True)
-    assert server.sent("PUT", "POST", "DELETE") == []
+    assert server.request_lines("PUT", "POST", "DELETE") == []
     there = [status_of(server, path) for path in paths]
     [pruned] = load(lake, server, "A", prune=True)
 
@@ -270,7 +270,7 @@ def test_what_is_orphaned_stays_on_the_server_until_prune(lake: Lake, server: Pr
 def test_a_study_of_another_patient_now_leaves_the_old_patient_orphaned(lake: Lake, server: Proxy, site: Site) -> None:
     site.build(lake, "A", [ONE])
     load(lake, server, "A")
-    right = changed(ONE, person="P9")
+    right = with_changes(ONE, person="P9")
     site.build(lake, "A", [right])
 
     [done] = load(lake, server, "A")
@@ -300,7 +300,7 @@ def test_a_patient_that_others_refer_to_is_not_deleted(lake: Lake, server: Proxy
             "subject": {"reference": patient},
         },
     )
-    site.build(lake, "A", [changed(ONE, person="P9")])
+    site.build(lake, "A", [with_changes(ONE, person="P9")])
 
     [done] = load(lake, server, "A", prune=True)
 
@@ -317,7 +317,7 @@ def test_a_study_that_is_held_now_stays_with_its_patient_even_when_pruned(
 ) -> None:
     site.build(lake, "A", [ONE])
     load(lake, server, "A")
-    site.build(lake, "A", [changed(ONE, state="held")])
+    site.build(lake, "A", [with_changes(ONE, state="held")])
 
     [done] = load(lake, server, "A", prune=True)
 
@@ -336,7 +336,7 @@ def test_a_study_that_can_no_longer_be_built_is_held_and_not_orphaned_even_when_
 ) -> None:
     site.build(lake, "A", [ONE])
     load(lake, server, "A")
-    site.build(lake, "A", [changed(ONE, state="unmade")])
+    site.build(lake, "A", [with_changes(ONE, state="unmade")])
 
     [done] = load(lake, server, "A", prune=True)
 
@@ -349,7 +349,7 @@ def test_a_study_that_can_no_longer_be_built_is_held_and_not_orphaned_even_when_
 def test_a_study_that_moved_to_another_unit_is_neither_orphaned_nor_new(lake: Lake, server: Proxy, site: Site) -> None:
     site.build(lake, "A", [ONE])
     load(lake, server, "A")
-    site.build(lake, "A", [changed(ONE, unit="sub-9")])
+    site.build(lake, "A", [with_changes(ONE, unit="sub-9")])
 
     [done] = load(lake, server, "A", prune=True)
 
@@ -374,8 +374,8 @@ def test_a_dry_run_changes_nothing(lake: Lake, server: Proxy, site: Site) -> Non
         "ImagingStudy": {"would-send": 2},
         "Patient": {"would-send": 2},
     }
-    assert server.sent("PUT", "DELETE") == []
-    assert server.posted() == []
+    assert server.request_lines("PUT", "DELETE") == []
+    assert server.post_requests() == []
     assert not lake.exists("upload_ledger")
     assert query_ledger(lake, "SELECT * FROM resources") == query_ledger(lake, "SELECT * FROM units") == []
     assert attempts(lake) == []
@@ -402,8 +402,8 @@ def test_a_dry_run_counts_the_studies_of_units_after_that_of_their_patient(
 
 def test_one_bad_resource_among_many_is_rejected_alone(lake: Lake, server: Proxy, site: Site) -> None:
     studies = [Study(str(n), "P1") for n in range(10)]
-    studies[3] = changed(studies[3], status="nonsense")
-    studies[7] = changed(studies[7], unit="sub-7", person="P7", patient={"gender": "nonsense"})
+    studies[3] = with_changes(studies[3], status="nonsense")
+    studies[7] = with_changes(studies[7], unit="sub-7", person="P7", patient={"gender": "nonsense"})
     site.build(lake, "A", studies)
 
     [done] = load(lake, server, "A")
@@ -422,7 +422,7 @@ def test_one_invalid_study_among_a_thousand_is_rejected_and_the_others_are_store
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     studies = [Study(str(n), f"P{n // 100}", unit=f"sub-{n // 100}", series={"1": 1}) for n in range(1000)]
-    studies[617] = changed(studies[617], status="nonsense")
+    studies[617] = with_changes(studies[617], status="nonsense")
     site.build(lake, "A", studies)
 
     [done] = upload(["A"], lake, settings_for(server.url, max_bundle_entries=50))
@@ -438,7 +438,7 @@ def test_only_what_failed_is_sent_again_when_that_is_asked_for(lake: Lake, serve
     bad = Study("2", "P2", unit="sub-2", status="nonsense")
     site.build(lake, "A", [ONE, bad])
     load(lake, server, "A")
-    site.build(lake, "A", [changed(ONE, series={"1": 5}), changed(bad, status="available")])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 5}), with_changes(bad, status="available")])
 
     [done] = load(lake, server, "A", failed_only=True)
     [rest] = load(lake, server, "A")
@@ -452,10 +452,10 @@ def test_only_what_failed_is_sent_again_when_that_is_asked_for(lake: Lake, serve
 def test_what_failed_is_sent_with_the_patient_that_it_needs_now(
     lake: Lake, server: Proxy, site: Site, rule: str
 ) -> None:
-    bad = changed(ONE, rule=rule, status="nonsense")
+    bad = with_changes(ONE, rule=rule, status="nonsense")
     site.build(lake, "A", [bad])
     load(lake, server, "A")
-    fixed = changed(bad, status="available", person="P9")
+    fixed = with_changes(bad, status="available", person="P9")
     site.build(lake, "A", [fixed])
 
     [done] = load(lake, server, "A", failed_only=True)
@@ -477,19 +477,19 @@ def test_a_server_of_another_version_gets_nothing(lake: Lake, site: Site) -> Non
     statement = {"resourceType": "CapabilityStatement", "fhirVersion": "5.0.0"}
     site.build(lake, "A", [ONE])
 
-    with proxy(rule=lambda _: Reply(200, orjson.dumps(statement))) as other:
+    with run_proxy(rule=lambda _: Reply(200, orjson.dumps(statement))) as other:
         with pytest.raises(UnsuitableServerError, match=r"has FHIR version 5\.0\.0"):
             load(lake, other, "A")
-        assert [one.path for one in other.asked] == ["metadata"]
+        assert [one.path for one in other.requests] == ["metadata"]
 
 
 def test_a_server_that_goes_away_in_the_middle_gets_the_rest_in_the_next_run(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
     site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(30)])
-    bundles: list[Asked] = []
+    bundles: list[ReceivedRequest] = []
 
-    def goes_away(asked: Asked) -> Reply | None:
+    def goes_away(asked: ReceivedRequest) -> Reply | None:
         if asked.is_posted:
             bundles.append(asked)
         return Reply(503) if len(bundles) > 5 else None
@@ -560,7 +560,7 @@ _KILLED = """
 import sys
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
-from tests.upload.lakes import settings_for
+from tests.support.upload_lakes import settings_for
 upload(["A"], Lake(sys.argv[1]), settings_for(sys.argv[2], max_concurrent_requests=1, max_bundle_entries=10))
 """
 
@@ -568,9 +568,9 @@ upload(["A"], Lake(sys.argv[1]), settings_for(sys.argv[2], max_concurrent_reques
 def test_a_killed_run_is_completed_by_the_next(lake: Lake, server: Proxy, site: Site) -> None:
     site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(30)])
     started: list[subprocess.Popen[bytes]] = []
-    bundles: list[Asked] = []
+    bundles: list[ReceivedRequest] = []
 
-    def kills(asked: Asked) -> Reply | None:
+    def kills(asked: ReceivedRequest) -> Reply | None:
         bundles.extend([asked] if asked.is_posted else [])
         if len(bundles) == 6 and started[0].poll() is None:  # the second bundle of ImagingStudies
             os.kill(started[0].pid, signal.SIGKILL)
@@ -599,7 +599,7 @@ def test_a_killed_run_is_completed_by_the_next(lake: Lake, server: Proxy, site: 
 def test_a_wrong_token_stops_the_upload_and_is_not_in_the_findings(
     lake: Lake, server: Proxy, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def guarded(asked: Asked) -> Reply | None:
+    def guarded(asked: ReceivedRequest) -> Reply | None:
         open_to_all = asked.path == "metadata" or asked.headers.get("Authorization") == "Bearer open-sesame"
         return None if open_to_all else Reply(401)
 
@@ -624,7 +624,7 @@ def test_two_servers_have_two_ledgers(lake: Lake, server: Proxy, site: Site) -> 
     site.build(lake, "A", [ONE])
     load(lake, server, "A")
 
-    with proxy(server.url) as other:
+    with run_proxy(server.url) as other:
         [done] = load(lake, other, "A")
         assert done.counts["ImagingStudy"] == {"unchanged": 1}  # the other address is the same server
         assert lake.names("upload_ledger") == sorted(server_name(one.url) for one in (server, other))

@@ -6,9 +6,9 @@ import pytest
 
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.verify import verify
-from tests.stages.uploads import codes, delete, get, load, patient_path, put, status_of, study_path, version
-from tests.upload.lakes import Site, Study, ledger_rows, settings_for, shared_ledger_rows
-from tests.upload.proxy import Proxy
+from tests.support.proxy import Proxy
+from tests.support.upload_lakes import Site, Study, ledger_rows, settings_for, shared_ledger_rows
+from tests.support.uploads import codes, delete, get, load, patient_path, put, status_of, study_path, version
 
 ONE = Study("1", "P1", rule="authority")
 TWO = Study("2", "P1", unit="sub-2", rule="authority")
@@ -71,10 +71,10 @@ def test_studies_of_an_external_patient_that_was_merged_refer_to_the_survivor(
     assert status_of(server, patient_path(site, "A", ONE)) == 404
     assert version(server, f"Patient/{survivor['id']}") == "1"
     assert version(server, f"Patient/{old['id']}") == "2"
-    server.asked.clear()
+    server.requests.clear()
     [again] = load(lake, server, "A")
     assert again.counts["ImagingStudy"] == {"unchanged": 3}
-    assert server.sent() == []
+    assert server.request_lines() == []
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -98,10 +98,10 @@ def test_studies_of_a_patient_of_ours_that_was_merged_refer_to_the_survivor(
     assert codes(lake, "A") == ["patient-merged-on-server"]
     assert (get(server, path)["active"], version(server, path)) == (False, "2")
     assert version(server, f"Patient/{survivor['id']}") == "1"
-    server.asked.clear()
+    server.requests.clear()
     [again] = load(lake, server, "A")
     assert again.counts["ImagingStudy"] == {"unchanged": 3}
-    assert server.sent() == []
+    assert server.request_lines() == []
 
 
 def test_studies_that_the_server_moved_to_the_survivor_are_no_conflict(lake: Lake, server: Proxy, site: Site) -> None:

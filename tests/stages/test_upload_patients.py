@@ -9,7 +9,18 @@ import pytest
 
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
-from tests.stages.uploads import (
+from tests.support.proxy import Proxy, ReceivedRequest, Reply
+from tests.support.upload_lakes import (
+    Site,
+    Study,
+    attempts,
+    ledger_rows,
+    new_lake,
+    settings_for,
+    shared_ledger_rows,
+    with_changes,
+)
+from tests.support.uploads import (
     ONE,
     codes,
     findings,
@@ -22,17 +33,6 @@ from tests.stages.uploads import (
     study_path,
     version,
 )
-from tests.upload.lakes import (
-    Site,
-    Study,
-    attempts,
-    changed,
-    ledger_rows,
-    new_lake,
-    settings_for,
-    shared_ledger_rows,
-)
-from tests.upload.proxy import Asked, Proxy, Reply
 
 # -- Patients that datasets share -------------------------------------------------------------------------------------
 
@@ -50,13 +50,13 @@ def test_a_shared_patient_is_the_same_in_both_orders(
         load(lake, server, dataset)
     path = patient_path(site, "A", said["A"])
     assert version(server, path) == "2"
-    server.asked.clear()
+    server.requests.clear()
 
     for dataset in (*order, *reversed(order)):
         load(lake, server, dataset)
 
     # the first dataset's unit was stored before the second said something of its Patient, who is looked at once
-    assert server.sent() == [f"GET {path}"]
+    assert server.request_lines() == [f"GET {path}"]
     patient = get(server, path)
     assert patient["name"] == [{"family": "Alpha"}, {"family": "Beta"}]
     assert (patient["birthDate"], patient["gender"]) == ("1980-05-01", "female")
@@ -110,12 +110,12 @@ def test_an_external_patient_is_referred_to_and_not_changed(lake: Lake, server: 
     site.build(lake, "A", [shared_person(birthDate="1980-05-01")])
 
     [done] = load(lake, server, "A")
-    server.asked.clear()
+    server.requests.clear()
     [again] = load(lake, server, "A")
 
     assert done.counts["Patient"] == again.counts["Patient"] == {"external": 1}
     assert done.counts["ImagingStudy"] == {"stored": 1}
-    assert server.sent() == []
+    assert server.request_lines() == []
     assert get(server, study_path(site, "A", "1"))["subject"]["reference"] == f"Patient/{theirs['id']}"
     assert version(server, f"Patient/{theirs['id']}") == "1"
     assert status_of(server, patient_path(site, "A", shared_person())) == 404
@@ -202,11 +202,11 @@ def test_two_lakes_that_know_different_things_of_a_patient_make_one_that_stays_a
 
 
 def test_what_another_client_added_to_a_patient_of_ours_stays(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [changed(ONE, patient={"gender": "male"})])
+    site.build(lake, "A", [with_changes(ONE, patient={"gender": "male"})])
     load(lake, server, "A")
     path = patient_path(site, "A", ONE)
     put(server, get(server, path) | {"telecom": [{"system": "phone", "value": "1"}]})
-    site.build(lake, "A", [changed(ONE, patient={"gender": "male", "birthDate": "1980-05-01"})])
+    site.build(lake, "A", [with_changes(ONE, patient={"gender": "male", "birthDate": "1980-05-01"})])
 
     load(lake, server, "A")
 
@@ -247,7 +247,7 @@ def test_values_of_ours_that_the_server_stored_without_an_answer_are_known_as_ou
         opened = [one["contribution"] for one in attempts(lake) if f"{one['type']}/{one['id']}" == path]
         return [rows[path]["contribution"], *opened]
 
-    def lost(asked: Asked) -> Reply | None:
+    def lost(asked: ReceivedRequest) -> Reply | None:
         if not asked.is_posted or b'"url":"Patient' not in asked.body:
             return None
         contributions.append(known())
@@ -283,7 +283,7 @@ def test_a_shared_patient_that_a_refused_study_still_refers_to_is_not_pruned(
     server.rule = lambda asked: Reply(422) if b'"url":"ImagingStudy' in asked.body else None
 
     [refused] = load(lake, server, "A", prune=True)
-    asked = server.sent("DELETE")
+    asked = server.request_lines("DELETE")
     server.rule = lambda _: None
     [done] = load(lake, server, "A", prune=True)
 

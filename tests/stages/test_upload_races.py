@@ -15,26 +15,26 @@ from dicom_etl.fhir_connection import server_name
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from dicom_etl.stages.verify import verify
-from tests.stages.uploads import (
+from tests.support.proxy import Proxy, ReceivedRequest, Reply
+from tests.support.upload_lakes import Site, Study, attempts, ledger_rows, settings_for, with_changes
+from tests.support.uploads import (
     ONE,
+    behind_proxy,
     codes,
     delete,
+    delete_ledger_rows,
     findings,
-    forget_rows,
     get,
-    hapi_of,
     load,
+    make_external_study,
     patient_path,
     put,
     status_of,
     study_path,
-    their_study,
     version,
 )
-from tests.upload.lakes import Site, Study, attempts, changed, ledger_rows, settings_for
-from tests.upload.proxy import Asked, Proxy, Reply
 
-MORE = changed(ONE, series={"1": 2, "2": 3})
+MORE = with_changes(ONE, series={"1": 2, "2": 3})
 APART = Study("2", "P2", unit="sub-2")
 
 
@@ -48,7 +48,7 @@ def test_what_ours_replaced_stays_in_the_history_and_the_finding_names_both_vers
 ) -> None:
     site.build(lake, "A", [ONE])
     path = study_path(site, "A", "1")
-    external = site.imaging_study("A", changed(ONE, series=series))
+    external = site.imaging_study("A", with_changes(ONE, series=series))
     server.rule = quicker(server, path, external)
     settings = settings_for(server.url, single_request_bytes=single_request_bytes)
 
@@ -98,7 +98,7 @@ def test_what_ours_replaced_unseen_stays_known_while_the_next_update_is_held(
     server.rule = lambda asked: race(asked) or lost(asked)
     upload(["A"], lake, settings)
     server.rule = lambda _: None
-    site.build(lake, "A", [changed(ONE, series={"1": 1}), APART])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 1}), APART])
 
     for _ in range(2):
         [held] = upload(["A"], lake, settings)
@@ -138,14 +138,14 @@ def test_what_ours_replaced_on_a_server_without_history_is_a_finding(lake: Lake,
         [done] = load(lake, server, "A")
         assert done.counts["ImagingStudy"] == {state: 1}
         assert codes(lake, "A") == ["concurrent-overwrite"]
-    assert any(is_history(asked) for asked in server.asked)
+    assert any(is_history(asked) for asked in server.requests)
 
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
 def test_a_patient_that_ours_replaced_is_merged_by_the_next_run_if_it_could_not_be_read(
     lake: Lake, server: Proxy, site: Site, rule: str
 ) -> None:
-    person = changed(ONE, rule=rule, patient={"gender": "male"})
+    person = with_changes(ONE, rule=rule, patient={"gender": "male"})
     site.build(lake, "A", [person])
     path = patient_path(site, "A", person)
     theirs = site.patient("A", person) | {"telecom": [{"system": "phone", "value": "1"}], "birthDate": "1980-01-01"}
@@ -189,7 +189,7 @@ def test_a_study_that_was_never_ours_is_held_for_its_content_and_never_deleted(
     put(server, foreign_made(site, MORE))
     site.build(lake, "A", [ONE, other])
     load(lake, server, "A")
-    put(server, foreign_made(site, changed(ONE, series={"1": 2, "2": 3, "3": 1})))
+    put(server, foreign_made(site, with_changes(ONE, series={"1": 2, "2": 3, "3": 1})))
 
     [held] = load(lake, server, "A")
     assert codes(lake, "A") == ["update-removes-content"]
@@ -210,9 +210,9 @@ def test_a_study_of_another_lake_that_grew_before_our_write_is_not_deleted_with_
     path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0)
     put(server, foreign_made(site, ONE))
     if held_before:
-        site.build(lake, "A", [changed(ONE, series={"1": 1}), APART])
+        site.build(lake, "A", [with_changes(ONE, series={"1": 1}), APART])
         upload(["A"], lake, settings)
-    site.build(lake, "A", [changed(ONE, series={"1": 3}), APART])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 3}), APART])
     server.rule = quicker(server, path, foreign_made(site, MORE))
 
     upload(["A"], lake, settings)
@@ -257,9 +257,9 @@ def test_a_study_that_another_lake_created_where_ours_never_arrived_is_held_and_
 def test_a_merged_study_stays_merged_when_nothing_could_be_sent(
     lake: Lake, server: Proxy, site: Site, how: str
 ) -> None:
-    theirs = their_study(site)
+    theirs = make_external_study(site)
     put(server, theirs)
-    person = changed(ONE, rule="authority")
+    person = with_changes(ONE, rule="authority")
     site.build(lake, "A", [person])
     settings = settings_for(server.url, existing_study="merge", retry_seconds=0)
     upload(["A"], lake, settings)
@@ -268,12 +268,12 @@ def test_a_merged_study_stays_merged_when_nothing_could_be_sent(
         for n in "ab"
     ]
     if how == "a look fails":
-        site.build(lake, "A", [changed(person, series={"1": 3})])
+        site.build(lake, "A", [with_changes(person, series={"1": 3})])
         server.rule = lambda asked: Reply(500) if asked.method == "GET" and "ImagingStudy" in asked.path else None
     else:
         for one in twins:
             put(server, one)
-        site.build(lake, "A", [changed(person, person="P9")])
+        site.build(lake, "A", [with_changes(person, person="P9")])
 
     [left] = upload(["A"], lake, settings)
     server.rule = lambda _: None
@@ -287,7 +287,7 @@ def test_a_merged_study_stays_merged_when_nothing_could_be_sent(
     assert ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["server_id"] == theirs["id"]
 
 
-SECOND: dict[str, Callable[[Asked], Reply | None]] = {
+SECOND: dict[str, Callable[[ReceivedRequest], Reply | None]] = {
     "cannot be looked at": lambda asked: (
         Reply(500) if asked.method == "GET" and asked.path.startswith(("ImagingStudy", "Patient")) else None
     ),
@@ -302,10 +302,10 @@ def test_what_arrived_without_an_answer_is_known_as_ours_also_after_another_fail
 ) -> None:
     def make(number: int) -> None:
         person = {"gender": ("female", "male")[number % 2], "birthDate": f"19{number}0-01-01"}
-        site.build(lake, "A", [changed(ONE, series={"1": number}, patient=person)])
+        site.build(lake, "A", [with_changes(ONE, series={"1": number}, patient=person)])
 
     settings = settings_for(server.url, single_request_bytes=0, retry_seconds=0)
-    rules: list[Callable[[Asked], Reply | None]] = [
+    rules: list[Callable[[ReceivedRequest], Reply | None]] = [
         lambda _: None,
         lambda asked: Reply(cut=True) if asked.is_posted or asked.method == "PUT" else None,
         SECOND[second],
@@ -330,7 +330,7 @@ def test_a_study_in_constant_conflict_does_not_keep_others_from_the_server(
     load(lake, server, "A")
     bad = f'"url":"{study_path(site, "A", "2")}"'.encode()
     server.rule = lambda asked: Reply(status) if asked.is_posted and bad in asked.body else None
-    site.build(lake, "A", [changed(study, series={"1": 3}) for study in studies])
+    site.build(lake, "A", [with_changes(study, series={"1": 3}) for study in studies])
 
     [done] = upload(["A"], lake, settings_for(server.url, retry_seconds=0))
 
@@ -344,7 +344,7 @@ def test_a_study_that_leaves_a_unit_that_is_being_built_is_still_guarded(lake: L
     load(lake, server, "A")
     path = study_path(site, "A", "1")
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
-    site.build(lake, "A", [changed(ONE, unit="sub-2", series={"1": 3}), stays])
+    site.build(lake, "A", [with_changes(ONE, unit="sub-2", series={"1": 3}), stays])
     remove_units(lake, "A", {"sub-1"})
 
     load(lake, server, "A")
@@ -361,7 +361,7 @@ def test_a_study_that_moves_to_a_unit_that_is_being_built_is_guarded_and_counted
     load(lake, server, "A")
     path = study_path(site, "A", "1")
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
-    moved = [changed(ONE, unit="sub-9", series={"1": 3}), stays]
+    moved = [with_changes(ONE, unit="sub-9", series={"1": 3}), stays]
     site.build(lake, "A", moved)
     remove_units(lake, "A", {"sub-9"})
 
@@ -382,11 +382,11 @@ def test_a_study_that_is_as_before_what_arrived_without_an_answer_is_sent_again(
     path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
     site.build(lake, "A", [ONE, APART])
     upload(["A"], lake, settings)
-    site.build(lake, "A", [changed(ONE, status="registered"), APART])
+    site.build(lake, "A", [with_changes(ONE, status="registered"), APART])
     server.rule = lost_answer(path)
     upload(["A"], lake, settings)
     server.rule = lambda _: None
-    site.build(lake, "A", [APART, *([changed(ONE, state="held")] if meanwhile == "held" else [])])
+    site.build(lake, "A", [APART, *([with_changes(ONE, state="held")] if meanwhile == "held" else [])])
     [left] = upload(["A"], lake, settings)
     arrived = get(server, path)["status"]
     site.build(lake, "A", [ONE, APART])
@@ -404,8 +404,8 @@ def test_a_study_that_was_deleted_and_that_another_client_has_is_not_created_aga
     site.build(lake, "A", [ONE])
     load(lake, server, "A")
     delete(server, study_path(site, "A", "1"))
-    put(server, their_study(site))
-    site.build(lake, "A", [changed(ONE, series={"1": 3})])
+    put(server, make_external_study(site))
+    site.build(lake, "A", [with_changes(ONE, series={"1": 3})])
 
     [done] = load(lake, server, "A")
 
@@ -415,10 +415,12 @@ def test_a_study_that_was_deleted_and_that_another_client_has_is_not_created_aga
 
 
 def test_a_search_for_patients_that_fails_does_not_concern_the_endpoint(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [changed(ONE, rule="authority")])
+    site.build(lake, "A", [with_changes(ONE, rule="authority")])
     settings = settings_for(server.url, retry_seconds=0)
     upload(["A"], lake, settings)
-    forget_rows(lake, f"Endpoint/{site.endpoint_id('A')}", patient_path(site, "A", changed(ONE, rule="authority")))
+    delete_ledger_rows(
+        lake, f"Endpoint/{site.endpoint_id('A')}", patient_path(site, "A", with_changes(ONE, rule="authority"))
+    )
     server.rule = lambda asked: Reply(500) if asked.path.startswith("Patient") else None
 
     [done] = upload(["A"], lake, settings)
@@ -431,12 +433,12 @@ def test_a_search_for_patients_that_fails_does_not_concern_the_endpoint(lake: La
 def test_a_server_that_knows_no_versions_is_guarded_by_the_content(lake: Lake, server: Proxy, site: Site) -> None:
     path = study_path(site, "A", "1")
 
-    def silent(asked: Asked) -> Reply | None:
+    def silent(asked: ReceivedRequest) -> Reply | None:
         if asked.method == "PUT" and asked.path == path:
-            put(hapi_of(server), orjson.loads(asked.body))
+            put(behind_proxy(server), orjson.loads(asked.body))
             return Reply(200)
-        if asked.method == "GET" and asked.path == path and status_of(hapi_of(server), path) == 200:
-            study = get(hapi_of(server), path)
+        if asked.method == "GET" and asked.path == path and status_of(behind_proxy(server), path) == 200:
+            study = get(behind_proxy(server), path)
             study["meta"].pop("versionId")
             return Reply(200, orjson.dumps(study), {"Content-Type": "application/fhir+json"})
         return None
@@ -445,10 +447,10 @@ def test_a_server_that_knows_no_versions_is_guarded_by_the_content(lake: Lake, s
     settings = settings_for(server.url, single_request_bytes=0)
     site.build(lake, "A", [ONE])
     upload(["A"], lake, settings)
-    site.build(lake, "A", [changed(ONE, series={"1": 3})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 3})])
     [ours] = upload(["A"], lake, settings)
-    put(hapi_of(server), get(hapi_of(server), path) | {"description": "read by Dr. Roe"})
-    site.build(lake, "A", [changed(ONE, series={"1": 4})])
+    put(behind_proxy(server), get(behind_proxy(server), path) | {"description": "read by Dr. Roe"})
+    site.build(lake, "A", [with_changes(ONE, series={"1": 4})])
     [done] = upload(["A"], lake, settings)
 
     assert ours.counts["ImagingStudy"] == {"stored": 1}
@@ -460,7 +462,7 @@ _KILLED = """
 import sys
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
-from tests.upload.lakes import settings_for
+from tests.support.upload_lakes import settings_for
 upload(["A"], Lake(sys.argv[1]), settings_for(sys.argv[2]))
 """
 
@@ -470,9 +472,9 @@ def test_what_was_being_sent_when_a_run_was_killed_is_a_finding_and_stops_no_oth
 ) -> None:
     site.build(lake, "A", [ONE])
     started: list[subprocess.Popen[bytes]] = []
-    tries: list[Asked] = []
+    tries: list[ReceivedRequest] = []
 
-    def kills(asked: Asked) -> Reply | None:
+    def kills(asked: ReceivedRequest) -> Reply | None:
         if not asked.is_posted or b'"url":"Patient' not in asked.body:
             return None
         tries.append(asked)
@@ -486,7 +488,7 @@ def test_what_was_being_sent_when_a_run_was_killed_is_a_finding_and_stops_no_oth
     started[0].wait(60)
     left = ledger_rows(lake, server.url, "A")[patient_path(site, "A", ONE)]
     server.rule = lambda _: None
-    site.build(lake, "A", [changed(ONE, state="unmade")])
+    site.build(lake, "A", [with_changes(ONE, state="unmade")])
     site.build(lake, "B", [ONE])
     done = load(lake, server, "A", "B")
 
@@ -508,10 +510,10 @@ def test_a_patient_that_a_study_on_the_server_refers_to_is_not_deleted(
     load(lake, server, "A")
     bad = f'"url":"{study_path(site, "A", "2")}"'.encode()
     server.rule = lambda asked: Reply(422) if bad in asked.body else None
-    site.build(lake, "A", [changed(study, person="P2") for study in studies])
+    site.build(lake, "A", [with_changes(study, person="P2") for study in studies])
 
     [refused] = load(lake, server, "A", prune=True)
-    asked = server.sent("DELETE")
+    asked = server.request_lines("DELETE")
     [told] = [row for row in findings(lake, "A") if row["code"] == "orphaned-on-server"]
     server.rule = lambda _: None
     [done] = load(lake, server, "A", prune=True)
@@ -555,7 +557,7 @@ def test_a_study_whose_answer_was_lost_stays_when_its_patient_becomes_undecided(
     server.rule = lost_answer(path)
     upload(["A"], lake, settings)
     server.rule = lambda _: None
-    site.build(lake, "A", [changed(ONE, state="held"), APART])
+    site.build(lake, "A", [with_changes(ONE, state="held"), APART])
 
     [pruned] = upload(["A"], lake, settings, prune=True)
 
@@ -571,7 +573,7 @@ def test_what_arrived_without_an_answer_and_is_held_is_deleted_when_it_leaves_th
     server.rule = lost_answer(path)
     upload(["A"], lake, settings)
     server.rule = lambda _: None
-    site.build(lake, "A", [changed(ONE, series={"1": 1}), APART])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 1}), APART])
     upload(["A"], lake, settings)
     told = codes(lake, "A")
     site.build(lake, "A", [APART])
@@ -591,7 +593,7 @@ def test_an_orphaned_study_that_comes_back_in_a_unit_that_is_being_built_is_not_
     load(lake, server, "A")
     site.build(lake, "A", [stays])
     load(lake, server, "A")
-    site.build(lake, "A", [changed(ONE, unit="sub-9"), stays])
+    site.build(lake, "A", [with_changes(ONE, unit="sub-9"), stays])
     remove_units(lake, "A", {"sub-9"})
 
     [done] = load(lake, server, "A", prune=True)
@@ -633,7 +635,7 @@ def test_a_lock_that_is_held_at_the_end_of_a_prune_is_reported_with_what_was_don
     gone = Study("2", "P2", rule="authority")
     site.build(lake, "A", [ONE, gone])
     load(lake, server, "A")
-    site.build(lake, "A", [changed(ONE, series={"1": 3})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 3})])
     other = Lake(lake.root).open()
     impatient = Lake(lake.root, 0.0, lambda _: None).open()
     name = f"shared of {server_name(server.url)}"
@@ -651,24 +653,24 @@ def test_a_lock_that_is_held_at_the_end_of_a_prune_is_reported_with_what_was_don
     assert done.stopped.startswith(f"{name} is being written by process")
 
 
-def quicker(server: Proxy, path: str, theirs: dict[str, Any]) -> Callable[[Asked], None]:
+def quicker(server: Proxy, path: str, theirs: dict[str, Any]) -> Callable[[ReceivedRequest], None]:
     """A rule by which another lake creates a resource just before ours arrives."""
-    late: list[Asked] = []
+    late: list[ReceivedRequest] = []
 
-    def rule(asked: Asked) -> None:
+    def rule(asked: ReceivedRequest) -> None:
         alone = asked.method == "PUT" and asked.path == path
         if not late and (alone or (asked.is_posted and f'"url":"{path}"'.encode() in asked.body)):
             late.append(asked)
-            put(hapi_of(server), theirs)
+            put(behind_proxy(server), theirs)
 
     return rule
 
 
-def is_history(asked: Asked) -> bool:
+def is_history(asked: ReceivedRequest) -> bool:
     return asked.path.partition("?")[0].endswith("/_history")
 
 
-def lost_answer(path: str) -> Callable[[Asked], Reply | None]:
+def lost_answer(path: str) -> Callable[[ReceivedRequest], Reply | None]:
     """A rule by which the answers to writes of a resource do not arrive."""
     return lambda asked: Reply(cut=True) if asked.method == "PUT" and asked.path == path else None
 

@@ -8,22 +8,22 @@ import pytest
 
 from dicom_etl.lake.tables import Lake
 from tests.stages.test_upload_patients import external
-from tests.stages.uploads import (
+from tests.support.proxy import Proxy, ReceivedRequest, Reply
+from tests.support.upload_lakes import Site, Study, ledger_rows, new_lake, shared_ledger_rows, with_changes
+from tests.support.uploads import (
     ONE,
     codes,
     findings,
     get,
     load,
+    make_external_study,
     patient_path,
     put,
     shared_person,
     status_of,
     study_path,
-    their_study,
     version,
 )
-from tests.upload.lakes import Site, Study, changed, ledger_rows, new_lake, shared_ledger_rows
-from tests.upload.proxy import Asked, Proxy, Reply
 
 _NOTHING = Reply(
     200,
@@ -32,21 +32,21 @@ _NOTHING = Reply(
 )
 
 
-def is_search(asked: Asked) -> bool:
+def is_search(asked: ReceivedRequest) -> bool:
     path, _, query = asked.path.partition("?")
     return path.endswith("/_search") or (asked.method == "GET" and bool(query) and "_history" not in path)
 
 
-def empty_index(asked: Asked) -> Reply | None:
+def empty_index(asked: ReceivedRequest) -> Reply | None:
     """A rule by which no search finds anything."""
     return _NOTHING if is_search(asked) else None
 
 
-def first_search_of(resource_type: str) -> Callable[[Asked], Reply | None]:
+def first_search_of(resource_type: str) -> Callable[[ReceivedRequest], Reply | None]:
     """A rule by which the first search for a type finds nothing."""
-    searches: list[Asked] = []
+    searches: list[ReceivedRequest] = []
 
-    def rule(asked: Asked) -> Reply | None:
+    def rule(asked: ReceivedRequest) -> Reply | None:
         if not is_search(asked) or not asked.path.startswith(resource_type):
             return None
         searches.append(asked)
@@ -60,7 +60,7 @@ def first_search_of(resource_type: str) -> Callable[[Asked], Reply | None]:
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
 def test_updates_do_not_depend_on_the_search_index(lake: Lake, server: Proxy, site: Site, rule: str) -> None:
-    study = changed(ONE, rule=rule)
+    study = with_changes(ONE, rule=rule)
     paths = [study_path(site, "A", "1"), patient_path(site, "A", study), f"Endpoint/{site.endpoint_id('A')}"]
     server.rule = empty_index
     site.build(lake, "A", [study])
@@ -68,7 +68,7 @@ def test_updates_do_not_depend_on_the_search_index(lake: Lake, server: Proxy, si
     assert [version(server, path) for path in paths] == ["1"] * 3
     put(server, get(server, paths[1]) | {"telecom": [{"system": "phone", "value": "1"}]})
 
-    site.build(lake, "A", [changed(study, series={"1": 2, "2": 3}, patient={"gender": "female"})])
+    site.build(lake, "A", [with_changes(study, series={"1": 2, "2": 3}, patient={"gender": "female"})])
     [updated] = load(lake, server, "A")
     [again] = load(lake, server, "A")
 
@@ -87,7 +87,7 @@ def test_what_another_client_changed_is_held_also_with_an_empty_index(lake: Lake
     path = study_path(site, "A", "1")
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
     server.rule = empty_index
-    site.build(lake, "A", [changed(ONE, series={"1": 3})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 3})])
 
     [done] = load(lake, server, "A")
 
@@ -100,9 +100,9 @@ def test_a_lake_that_replaces_a_study_that_no_search_found_reports_the_version(
     tmp_path: Path, server: Proxy, site: Site
 ) -> None:
     full, part = new_lake(tmp_path / "full"), new_lake(tmp_path / "part")
-    site.build(full, "A", [changed(ONE, series={"1": 5})])
+    site.build(full, "A", [with_changes(ONE, series={"1": 5})])
     load(full, server, "A")
-    site.build(part, "A", [changed(ONE, series={"1": 1})])
+    site.build(part, "A", [with_changes(ONE, series={"1": 1})])
     server.rule = empty_index
 
     load(part, server, "A")
@@ -120,7 +120,7 @@ def test_a_lake_that_replaces_a_study_that_no_search_found_reports_the_version(
 def test_a_study_created_beside_a_hidden_study_of_another_client_is_reported_by_the_next_run(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
-    existing = their_study(site)
+    existing = make_external_study(site)
     put(server, existing)
     site.build(lake, "A", [ONE])
     server.rule = empty_index
@@ -138,16 +138,16 @@ def test_a_study_created_beside_a_hidden_study_of_another_client_is_reported_by_
     assert (first.counts["ImagingStudy"], told, is_indexed) == ({"stored": 1}, [], False)
     assert ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
     assert version(server, study_path(site, "A", "1")) == version(server, f"ImagingStudy/{existing['id']}") == "1"
-    server.asked.clear()
+    server.requests.clear()
     load(lake, server, "A")
-    [search] = server.sent()  # whether the other study is still there; nothing else
+    [search] = server.request_lines()  # whether the other study is still there; nothing else
     assert search.startswith("GET ImagingStudy?identifier=")
 
 
 def test_a_study_created_beside_one_that_the_first_search_missed_is_reported_at_once(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
-    put(server, their_study(site))
+    put(server, make_external_study(site))
     site.build(lake, "A", [ONE])
     server.rule = first_search_of("ImagingStudy")
 

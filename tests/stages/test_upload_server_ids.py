@@ -11,10 +11,18 @@ from fhirpy import SyncFHIRClient
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import Uploaded, upload
 from tests.servers.plugin import HapiFactory
-from tests.stages.uploads import Moved, codes
-from tests.upload import holdings
-from tests.upload.lakes import Site, Study, changed, ledger_rows, new_lake, settings_for, shared_ledger_rows
-from tests.upload.proxy import Asked, Proxy, Reply, proxy
+from tests.support import server_content
+from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
+from tests.support.upload_lakes import (
+    Site,
+    Study,
+    ledger_rows,
+    new_lake,
+    settings_for,
+    shared_ledger_rows,
+    with_changes,
+)
+from tests.support.uploads import Moved, codes
 
 ONE = Study("1", "P1", rule="authority")
 TWO = Study("2", "P2", unit="sub-2")
@@ -22,7 +30,7 @@ TWO = Study("2", "P2", unit="sub-2")
 
 @pytest.fixture
 def server(hapi_factory: HapiFactory) -> Iterator[Proxy]:
-    with proxy(hapi_factory(client_ids=False).base_url) as counted:
+    with run_proxy(hapi_factory(client_ids=False).base_url) as counted:
         yield counted
 
 
@@ -64,16 +72,16 @@ def test_everything_is_there_once_and_refers_to_ids_of_the_server(
 
     # again, with the ledger and with none
     before = versions(server)
-    server.asked.clear()
+    server.requests.clear()
     load(lake, server, site, "A")
-    assert server.sent() == []
+    assert server.request_lines() == []
     fresh = new_lake(tmp_path / "fresh")
     site.build(fresh, "A", [ONE, TWO, Study("3", "P2", unit="sub-2")])
     load(fresh, server, site, "A")
     assert versions(server) == before
 
     # a change is a plain PUT to the server's own id
-    site.build(lake, "A", [changed(ONE, series={"1": 5}), TWO, Study("3", "P2", unit="sub-2")])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 5}), TWO, Study("3", "P2", unit="sub-2")])
     load(lake, server, site, "A")
     after = versions(server)
     row = ledger_rows(lake, server.url, "A")[f"ImagingStudy/{site.study_id('A', '1')}"]
@@ -94,7 +102,7 @@ def test_only_one_bundle_is_on_its_way(lake: Lake, server: Proxy, site: Site) ->
     load(lake, server, site, "A")
 
     assert len(resources(server, "ImagingStudy")) == len(resources(server, "Patient")) == 25
-    assert {one.path.partition("?")[0] for one in server.asked if one.is_posted} == {""}
+    assert {one.path.partition("?")[0] for one in server.requests if one.is_posted} == {""}
 
 
 def test_a_server_that_does_not_say_that_it_assigns_ids_is_recognised_and_the_setting_is_named(
@@ -117,7 +125,7 @@ def test_a_patient_that_no_ledger_knows_is_merged_and_its_studies_are_stored(
     load(lake, server, site, "A")
     [patient] = resources(server, "Patient")
     phone = {"system": "phone", "value": "1"}
-    holdings.put(str(server.target), json.loads(json.dumps(patient | {"telecom": [phone]})))
+    server_content.put(str(server.target), json.loads(json.dumps(patient | {"telecom": [phone]})))
     other = new_lake(tmp_path / "other")
     site.build(other, "A", [Study("1", "P1"), Study("2", "P1")])
 
@@ -147,7 +155,7 @@ def test_what_was_sent_without_an_answer_is_pruned_under_the_server_s_id(lake: L
 
 
 def test_an_endpoint_whose_answer_was_lost_is_known_as_ours(lake: Lake, server: Proxy, site: Site) -> None:
-    def of_an_endpoint(asked: Asked) -> bool:
+    def of_an_endpoint(asked: ReceivedRequest) -> bool:
         return (asked.is_posted or asked.method == "PUT") and b'"resourceType":"Endpoint"' in asked.body
 
     site.build(lake, "A", [TWO])
@@ -170,12 +178,12 @@ def test_a_study_whose_answer_was_lost_is_known_as_ours_when_the_next_one_differ
 ) -> None:
     site.build(lake, "A", [TWO])
     load(lake, server, site, "A")
-    site.build(lake, "A", [changed(TWO, series={"1": 3})])
+    site.build(lake, "A", [with_changes(TWO, series={"1": 3})])
     server.rule = lambda asked: Reply(cut=True) if asked.is_posted and b"ImagingStudy" in asked.body else None
     load(lake, server, site, "A", retry_seconds=0)
     server.rule = lambda _: None
     [arrived] = resources(server, "ImagingStudy")
-    site.build(lake, "A", [changed(TWO, series={"1": 4})])
+    site.build(lake, "A", [with_changes(TWO, series={"1": 4})])
 
     [done] = load(lake, server, site, "A")
 
@@ -195,9 +203,9 @@ def test_a_study_that_no_ledger_knew_and_whose_version_moved_without_a_change_is
     load(other, server, site, "A")  # it is there as it should be
     [study] = resources(server, "ImagingStudy")
     plain = json.loads(json.dumps(study))
-    holdings.put(str(server.target), plain | {"description": "a note"})
-    holdings.put(str(server.target), plain)
-    site.build(other, "A", [changed(TWO, series={"1": 3})])
+    server_content.put(str(server.target), plain | {"description": "a note"})
+    server_content.put(str(server.target), plain)
+    site.build(other, "A", [with_changes(TWO, series={"1": 3})])
 
     [done] = load(other, server, site, "A")
 

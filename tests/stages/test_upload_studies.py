@@ -9,30 +9,30 @@ import pytest
 
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
-from tests.stages.uploads import (
+from tests.support.proxy import Proxy, ReceivedRequest, Reply
+from tests.support.upload_lakes import (
+    Site,
+    Study,
+    ledger_rows,
+    settings_for,
+    shared_ledger_rows,
+    with_changes,
+)
+from tests.support.uploads import (
     ONE,
     Moved,
+    behind_proxy,
     codes,
     get,
-    hapi_of,
     load,
+    make_external_study,
     patient_path,
     put,
     shared_person,
     status_of,
     study_path,
-    their_study,
     version,
 )
-from tests.upload.lakes import (
-    Site,
-    Study,
-    changed,
-    ledger_rows,
-    settings_for,
-    shared_ledger_rows,
-)
-from tests.upload.proxy import Asked, Proxy, Reply
 
 # -- studies that another client changed or created --------------------------------------------------------------------
 
@@ -44,7 +44,7 @@ def test_a_study_that_another_client_changed_is_held_until_it_may_be_overwritten
     load(lake, server, "A")
     path = study_path(site, "A", "1")
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
-    site.build(lake, "A", [changed(ONE, series={"1": 3}), Study("2", "P1", series={"1": 3})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 3}), Study("2", "P1", series={"1": 3})])
 
     [done] = load(lake, server, "A")
     assert done.counts["ImagingStudy"] == {"held": 1, "stored": 1}
@@ -66,7 +66,7 @@ def test_an_endpoint_that_another_client_changed_stays_until_it_may_be_overwritt
     path = f"Endpoint/{site.endpoint_id('A')}"
     put(server, get(server, path) | {"name": "of the radiology"})
     moved = Moved(site.name)
-    moved.build(lake, "A", [changed(ONE, series={"1": 3})])
+    moved.build(lake, "A", [with_changes(ONE, series={"1": 3})])
 
     for _ in range(2):
         [done] = load(lake, server, "A")
@@ -89,7 +89,7 @@ def test_a_new_version_with_the_content_that_we_sent_is_not_a_conflict(lake: Lak
     before = get(server, path)
     put(server, before | {"description": "a note"})
     put(server, before)  # and back: version 3, with what we sent
-    site.build(lake, "A", [changed(ONE, series={"1": 3})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 3})])
 
     [done] = load(lake, server, "A")
 
@@ -101,13 +101,13 @@ def test_a_change_between_the_look_and_the_write_is_not_overwritten(lake: Lake, 
     site.build(lake, "A", [ONE])
     load(lake, server, "A")
     path = study_path(site, "A", "1")
-    site.build(lake, "A", [changed(ONE, series={"1": 3})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 3})])
     late: list[int] = []
 
-    def changes(asked: Asked) -> Reply | None:
+    def changes(asked: ReceivedRequest) -> Reply | None:
         if asked.is_posted and b"ImagingStudy" in asked.body and not late:
             late.append(1)
-            put(hapi_of(server), get(hapi_of(server), path) | {"description": "just now"})
+            put(behind_proxy(server), get(behind_proxy(server), path) | {"description": "just now"})
         return None
 
     server.rule = changes
@@ -119,10 +119,10 @@ def test_a_change_between_the_look_and_the_write_is_not_overwritten(lake: Lake, 
 
 
 def test_where_the_answer_names_no_version_the_resource_is_read_back(lake: Lake, server: Proxy, site: Site) -> None:
-    def silent(asked: Asked) -> Reply | None:
+    def silent(asked: ReceivedRequest) -> Reply | None:
         if asked.method != "PUT" or not asked.path.startswith("ImagingStudy"):
             return None
-        put(hapi_of(server), orjson.loads(asked.body))
+        put(behind_proxy(server), orjson.loads(asked.body))
         return Reply(200)
 
     site.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
@@ -133,7 +133,7 @@ def test_where_the_answer_names_no_version_the_resource_is_read_back(lake: Lake,
     read_back = ledger_rows(lake, server.url, "A")[path]["version"]
     server.rule = lambda _: None
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
-    site.build(lake, "A", [changed(ONE, series={"1": 3}), Study("2", "P2", unit="sub-2", series={"1": 3})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 3}), Study("2", "P2", unit="sub-2", series={"1": 3})])
 
     [done] = upload(["A"], lake, settings)
 
@@ -146,9 +146,9 @@ def test_where_the_answer_names_no_version_the_resource_is_read_back(lake: Lake,
 def test_a_study_that_is_held_stays_held_after_a_run_in_which_the_server_failed(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
-    site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 2, "2": 3})])
     load(lake, server, "A")
-    site.build(lake, "A", [changed(ONE, series={"1": 2})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 2})])
     path = study_path(site, "A", "1")
     server.rule = lambda asked: Reply(500) if asked.method == "GET" and asked.path == path else None
     [failed] = upload(["A"], lake, settings_for(server.url, retry_seconds=0))
@@ -165,13 +165,13 @@ def test_a_study_that_is_held_stays_held_after_a_run_in_which_the_server_failed(
 def test_a_study_that_another_client_changed_is_held_also_when_its_folder_is_renamed(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
-    site.build(lake, "A", [changed(ONE, patient={"gender": "male"})])
+    site.build(lake, "A", [with_changes(ONE, patient={"gender": "male"})])
     load(lake, server, "A")
     path = study_path(site, "A", "1")
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
-    moved = changed(ONE, unit="sub-2", series={"1": 3}, patient={"gender": "female"})
+    moved = with_changes(ONE, unit="sub-2", series={"1": 3}, patient={"gender": "female"})
     site.build(lake, "A", [moved])
-    server.asked.clear()
+    server.requests.clear()
 
     [done] = load(lake, server, "A")
 
@@ -188,7 +188,7 @@ def test_a_study_that_another_client_changed_is_held_also_when_its_folder_is_ren
 def test_an_existing_study_that_ours_was_merged_into_is_known_again(
     lake: Lake, server: Proxy, site: Site, how: str
 ) -> None:
-    theirs = their_study(site)
+    theirs = make_external_study(site)
     put(server, theirs)
     site.build(lake, "A", [ONE])
     settings = settings_for(server.url, existing_study="merge", single_request_bytes=0)
@@ -196,7 +196,7 @@ def test_an_existing_study_that_ours_was_merged_into_is_known_again(
     server.rule = lambda asked: next(lost, None) if asked.path.endswith("-theirs") else None
     upload(["A"], lake, settings)
     if how == "the folder is renamed":
-        site.build(lake, "A", [changed(ONE, unit="sub-2")])
+        site.build(lake, "A", [with_changes(ONE, unit="sub-2")])
     if how == "the ledger is lost":
         Path(lake.root, "ledger.sqlite").unlink()
 
@@ -239,7 +239,7 @@ def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(lake: Lake, s
 def test_a_study_of_another_namespace_whose_dataset_has_the_same_name_is_external(
     lake: Lake, server: Proxy, site: Site, setting: str
 ) -> None:
-    theirs = their_study(site, identifier=site.imaging_study("A", ONE)["identifier"])
+    theirs = make_external_study(site, identifier=site.imaging_study("A", ONE)["identifier"])
     put(server, theirs)
     site.build(lake, "A", [ONE])
 
@@ -265,7 +265,7 @@ def test_the_same_study_in_two_datasets_of_ours_is_two_resources(lake: Lake, ser
 def test_an_existing_study_that_one_dataset_was_merged_into_is_external_to_another(
     lake: Lake, server: Proxy, site: Site, order: str
 ) -> None:
-    theirs = their_study(site)
+    theirs = make_external_study(site)
     put(server, theirs)
     for dataset in order:
         site.build(lake, dataset, [ONE])
@@ -277,7 +277,7 @@ def test_an_existing_study_that_one_dataset_was_merged_into_is_external_to_anoth
 
 
 def test_a_merged_study_is_a_finding_of_every_run(lake: Lake, server: Proxy, site: Site) -> None:
-    put(server, their_study(site))
+    put(server, make_external_study(site))
     site.build(lake, "A", [ONE])
     settings = settings_for(server.url, existing_study="merge")
 
@@ -302,7 +302,7 @@ def test_a_dataset_that_is_being_written_does_not_keep_the_others_from_the_serve
 
 
 def test_an_existing_study_is_not_changed_and_ours_is_held(lake: Lake, server: Proxy, site: Site) -> None:
-    theirs = their_study(site)
+    theirs = make_external_study(site)
     put(server, theirs)
     site.build(lake, "A", [ONE])
 
@@ -315,7 +315,7 @@ def test_an_existing_study_is_not_changed_and_ours_is_held(lake: Lake, server: P
 
 
 def test_an_existing_study_is_duplicated_if_that_is_set(lake: Lake, server: Proxy, site: Site) -> None:
-    put(server, their_study(site))
+    put(server, make_external_study(site))
     site.build(lake, "A", [ONE])
 
     [done] = upload(["A"], lake, settings_for(server.url, existing_study="duplicate"))
@@ -327,9 +327,9 @@ def test_an_existing_study_is_duplicated_if_that_is_set(lake: Lake, server: Prox
 def test_our_instances_are_merged_into_an_existing_study_and_its_content_stays(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
-    theirs = their_study(site)
+    theirs = make_external_study(site)
     put(server, theirs)
-    site.build(lake, "A", [changed(ONE, series={"1": 2, "2": 3})])
+    site.build(lake, "A", [with_changes(ONE, series={"1": 2, "2": 3})])
     settings = settings_for(server.url, existing_study="merge")
 
     [done] = upload(["A"], lake, settings)
@@ -348,10 +348,10 @@ def test_our_instances_are_merged_into_an_existing_study_and_its_content_stays(
     assert (made["numberOfSeries"], made["numberOfInstances"]) == (3, 8)
     assert status_of(server, study_path(site, "A", "1")) == 404
 
-    server.asked.clear()
+    server.requests.clear()
     upload(["A"], lake, settings)
-    assert server.sent() == []
-    site.build(lake, "A", [changed(ONE, series={"1": 4, "2": 3})])
+    assert server.request_lines() == []
+    site.build(lake, "A", [with_changes(ONE, series={"1": 4, "2": 3})])
     upload(["A"], lake, settings)
     assert {one["uid"]: one["numberOfInstances"] for one in get(server, path)["series"]}[site.uid("1", "1")] == 4
     assert version(server, path) == "3"

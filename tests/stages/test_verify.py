@@ -19,20 +19,20 @@ from dicom_etl.stages.upload import upload
 from dicom_etl.stages.verify import Verified, verify
 from dicom_etl.upload import verification
 from dicom_etl.upload.verification import Comparison, Difference
-from tests.command import Said
-from tests.corpus import write_instance
-from tests.upload import holdings
-from tests.upload.lakes import (
+from tests.support import server_content
+from tests.support.command import RunCommand
+from tests.support.datasets import write_instance
+from tests.support.proxy import Proxy, Reply
+from tests.support.upload_lakes import (
     Site,
     Study,
-    changed,
     ledger_rows,
     new_lake,
     query_ledger,
     settings_for,
     shared_ledger_rows,
+    with_changes,
 )
-from tests.upload.proxy import Proxy, Reply
 
 _PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
@@ -41,7 +41,7 @@ ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
 def loaded(lake: Lake, server: Proxy, site: Site, *studies: Study) -> None:
     site.build(lake, site.name, studies)
     upload([site.name], lake, settings_for(server.url))
-    server.asked.clear()
+    server.requests.clear()
 
 
 def check(lake: Lake, server: Proxy, *names: str, **options: Any) -> Verified:
@@ -97,7 +97,7 @@ def endpoint_path(site: Site) -> str:
 
 
 def versions(server: Proxy, *paths: str) -> list[str]:
-    return [holdings.version(holdings.get(str(server.target), path)) for path in paths]
+    return [server_content.version(server_content.get(str(server.target), path)) for path in paths]
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------
@@ -112,28 +112,28 @@ def test_an_intact_server_is_asked_little_and_nothing_is_written(lake: Lake, ser
     assert counts(found) == [{"ok": 52}, {"ok": 1}]
     assert found.exit_code == 0
     # the Endpoint, the Patient, 51 studies by 50, and the studies that name the dataset: this server gives 50 on a page
-    assert len(server.sent("GET")) == 1 + 1 + 2 + 2
-    assert {asked.method for asked in server.asked} == {"GET"}
-    for asked in server.asked[1:]:
+    assert len(server.request_lines("GET")) == 1 + 1 + 2 + 2
+    assert {asked.method for asked in server.requests} == {"GET"}
+    for asked in server.requests[1:]:
         assert "_elements=meta" in asked.path or "_getpages=" in asked.path
         assert asked.headers["Cache-Control"] == "no-cache"
     assert files(lake) == before
 
 
 def test_what_was_deleted_is_missing_and_a_repair_sends_it_alone(lake: Lake, server: Proxy, site: Site) -> None:
-    loaded(lake, server, site, ONE, changed(ONE, number="3"), TWO)
+    loaded(lake, server, site, ONE, with_changes(ONE, number="3"), TWO)
     _send(f"{server.target}/{study_path(site, '1')}", "DELETE")
     before = files(lake)
 
     found = check(lake, server, site.name)
     unchanged = files(lake) == before
-    server.asked.clear()
+    server.requests.clear()
     repaired = check(lake, server, site.name, repair=True)
 
     assert told(found) == told(repaired) == [("missing", study_path(site, "1"))]
     assert (found.exit_code, repaired.exit_code) == (1, 0)
     assert unchanged
-    assert len(server.posted()) == 1
+    assert len(server.post_requests()) == 1
     assert versions(server, study_path(site, "1"), study_path(site, "3"), patient_path(site, ONE)) == ["3", "1", "1"]
     again = check(lake, server, site.name)
     assert (told(again), again.exit_code) == ([], 0)
@@ -145,14 +145,16 @@ def test_a_wiped_server_gets_everything_again_and_each_once(lake: Lake, server: 
     paths = [*(study_path(site, study.number) for study in studies), endpoint_path(site)]
     paths += [patient_path(site, study) for study in studies]
     delete(server, *paths)
-    assert {holdings.status(str(server.target), path) for path in paths} == {404}
+    assert {server_content.status(str(server.target), path) for path in paths} == {404}
 
     repaired = check(lake, server, site.name, repair=True)
 
     assert told(repaired) == sorted(("missing", path) for path in paths)
     assert repaired.exit_code == 0
     assert versions(server, *paths) == ["1"] * len(paths)
-    assert len(server.posted()) == 2 + 1 + 1  # what is shared: the Endpoint, then the Patient; 13 Patients; 14 studies
+    assert (
+        len(server.post_requests()) == 2 + 1 + 1
+    )  # what is shared: the Endpoint, then the Patient; 13 Patients; 14 studies
     again = check(lake, server, site.name)
     assert counts(again) == [{"ok": 2 * len(studies) - 1}, {"ok": 2}]
 
@@ -178,15 +180,15 @@ def test_what_another_client_changed_is_reported_and_not_overwritten(lake: Lake,
     loaded(lake, server, site, ONE, TWO)
     url = str(server.target)
     paths = [study_path(site, "1"), patient_path(site, TWO)]
-    holdings.put(url, holdings.get(url, paths[0]) | {"description": "theirs"})
-    holdings.put(url, holdings.get(url, paths[1]) | {"gender": "other"})
+    server_content.put(url, server_content.get(url, paths[0]) | {"description": "theirs"})
+    server_content.put(url, server_content.get(url, paths[1]) | {"gender": "other"})
 
     for repair in (False, True):
         found = check(lake, server, site.name, repair=repair)
         assert told(found) == sorted(("changed", path) for path in paths)
         assert found.exit_code == 1
-    assert holdings.get(url, paths[0])["description"] == "theirs"
-    assert holdings.get(url, paths[1])["gender"] == "other"
+    assert server_content.get(url, paths[0])["description"] == "theirs"
+    assert server_content.get(url, paths[1])["gender"] == "other"
     assert versions(server, *paths) == ["2", "2"]
     [text] = [one.text for part in found.compared for one in part.differences if one.resource == paths[0]]
     assert text == "version 2, and the ledger has 1: another client has changed it"
@@ -195,9 +197,9 @@ def test_what_another_client_changed_is_reported_and_not_overwritten(lake: Lake,
 def test_a_study_of_another_lake_is_external_also_on_a_later_page(
     tmp_path: Path, lake: Lake, server: Proxy, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded(lake, server, site, ONE, changed(ONE, number="4"))
+    loaded(lake, server, site, ONE, with_changes(ONE, number="4"))
     other = new_lake(tmp_path / "other")
-    loaded(other, server, site, *(changed(ONE, number=str(number)) for number in (1, 2, 3)))
+    loaded(other, server, site, *(with_changes(ONE, number=str(number)) for number in (1, 2, 3)))
     monkeypatch.setattr(verification, "_PAGE", 2)
 
     found = check(lake, server, site.name)
@@ -205,12 +207,12 @@ def test_a_study_of_another_lake_is_external_also_on_a_later_page(
     assert told(found) == sorted(("external", study_path(site, number)) for number in ("2", "3"))
     assert found.exit_code == 1
     # HAPI names itself in its links; what is asked all the same is the address of the settings
-    assert len([path for path in server.sent("GET") if "_getpages" in path]) == 1
+    assert len([path for path in server.request_lines("GET") if "_getpages" in path]) == 1
 
 
 def test_what_was_rejected_and_what_was_never_sent_is_unsent(lake: Lake, server: Proxy, site: Site) -> None:
-    loaded(lake, server, site, ONE, changed(ONE, number="2", status="nonsense"))
-    site.build(lake, site.name, [ONE, changed(ONE, number="2", status="nonsense"), changed(ONE, number="3")])
+    loaded(lake, server, site, ONE, with_changes(ONE, number="2", status="nonsense"))
+    site.build(lake, site.name, [ONE, with_changes(ONE, number="2", status="nonsense"), with_changes(ONE, number="3")])
 
     found = check(lake, server, site.name)
 
@@ -227,9 +229,9 @@ def test_what_was_rejected_and_what_was_never_sent_is_unsent(lake: Lake, server:
 def test_an_external_patient_may_change_and_must_not_disappear(lake: Lake, server: Proxy, site: Site) -> None:
     url, theirs = str(server.target), f"{site.name}-theirs"
     patient = {"resourceType": "Patient", "id": theirs, "identifier": [{"system": site.authority, "value": "P2"}]}
-    holdings.put(url, patient)
+    server_content.put(url, patient)
     loaded(lake, server, site, TWO)
-    holdings.put(url, patient | {"gender": "other"})
+    server_content.put(url, patient | {"gender": "other"})
     changed_there = check(lake, server, site.name)
     delete(server, study_path(site, "2"), f"Patient/{theirs}")
 
@@ -238,7 +240,7 @@ def test_an_external_patient_may_change_and_must_not_disappear(lake: Lake, serve
     assert (told(changed_there), changed_there.exit_code) == ([], 0)
     assert told(found) == [("missing", study_path(site, "2")), ("missing", f"Patient/{theirs}")]
     assert found.exit_code == 0
-    assert holdings.get(url, study_path(site, "2"))["subject"]["reference"] == patient_path(site, TWO)
+    assert server_content.get(url, study_path(site, "2"))["subject"]["reference"] == patient_path(site, TWO)
     assert shared_ledger_rows(lake, server.url)[patient_path(site, TWO)]["server_id"] == patient_path(site, TWO)[8:]
 
 
@@ -262,7 +264,7 @@ def test_what_datasets_share_is_sent_for_the_one_that_is_named(lake: Lake, serve
 
 
 def test_what_the_lake_no_longer_produces_is_orphaned_and_not_missing(lake: Lake, server: Proxy, site: Site) -> None:
-    loaded(lake, server, site, ONE, changed(ONE, number="2"), changed(ONE, number="3"))
+    loaded(lake, server, site, ONE, with_changes(ONE, number="2"), with_changes(ONE, number="3"))
     loaded(lake, server, site, ONE)
     delete(server, study_path(site, "2"))
 
@@ -299,14 +301,14 @@ def test_a_dataset_without_resources_leaves_the_others_alone(lake: Lake, server:
 
 
 def test_a_dry_run_tells_a_machine_what_would_be_read_and_what_would_be_sent(
-    said: Said, tmp_path: Path, server: Proxy, site: Site
+    run_command: RunCommand, tmp_path: Path, server: Proxy, site: Site
 ) -> None:
     write_instance(tmp_path / site.name / "primary/sub-1/sam-1/1.dcm", study=site.name, series="1", PatientID="P-1")
     where = (tmp_path / site.name, "--lake", tmp_path / "lake", "--fhir-url", server.url)
     for stage in ("crawl", "extract", "build"):
-        assert said(stage, *where[:3])[0] == 0
+        assert run_command(stage, *where[:3])[0] == 0
 
-    code, out, _ = said("run", *where, "--dry-run", "--json")
+    code, out, _ = run_command("run", *where, "--dry-run", "--json")
 
     assert code == 0
     told = json.loads(out)
@@ -316,7 +318,7 @@ def test_a_dry_run_tells_a_machine_what_would_be_read_and_what_would_be_sent(
 
 
 def test_the_command_tells_what_is_missing_and_repairs_it(
-    said: Said, tmp_path: Path, server: Proxy, site: Site, monkeypatch: pytest.MonkeyPatch
+    run_command: RunCommand, tmp_path: Path, server: Proxy, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DICOM_ETL_FHIR__EXISTING_STUDY", "duplicate")  # another test's site has the same studies there
     for subject in (1, 2):
@@ -327,37 +329,37 @@ def test_the_command_tells_what_is_missing_and_repairs_it(
             PatientID=f"SECRET-{subject}",
         )
     where = ("--lake", tmp_path / "lake", "--fhir-url", server.url)
-    assert said("run", tmp_path / site.name, *where)[0] == 0
-    assert said("verify", *where)[0] == 0
+    assert run_command("run", tmp_path / site.name, *where)[0] == 0
+    assert run_command("verify", *where)[0] == 0
     lines = read_lines(Lake(str(tmp_path / "lake")), "ImagingStudy", dataset=site.name, unit="sub-1")
     path = f"ImagingStudy/{json.loads(lines)['id']}"
     _send(f"{server.target}/{path}", "DELETE")
 
-    code, out, _ = said("verify", site.name, *where)
+    code, out, _ = run_command("verify", site.name, *where)
     assert code == 1
     assert path in out
     assert "--repair" in out
     assert "SECRET" not in out
 
-    code, out, _ = said("verify", tmp_path / site.name, *where, "--repair", "--json")
+    code, out, _ = run_command("verify", tmp_path / site.name, *where, "--repair", "--json")
     machine = json.loads(out)
     assert (code, machine["exit_code"]) == (0, 0)
     [found] = machine["datasets"][site.name]["differences"]
     assert (found["what"], found["resource"], found["unit"]) == ("missing", path, "sub-1")
     assert machine["uploads"][site.name]["counts"]["ImagingStudy"] == {"stored": 1, "unchanged": 1}
     assert "SECRET" not in out
-    assert said("verify", site.name, *where)[0] == 0
+    assert run_command("verify", site.name, *where)[0] == 0
 
     monkeypatch.setattr(capabilities, "_RETRY_SECONDS", 0.0)
     closed = ("--lake", tmp_path / "lake", "--fhir-url", "http://127.0.0.1:9/fhir")
-    code, out, err = said("verify", site.name, *closed, "--json")
+    code, out, err = run_command("verify", site.name, *closed, "--json")
     assert code == 3
     assert "127.0.0.1:9" in json.loads(out)["stopped"]
     assert "Traceback" not in out + err
 
 
 def test_of_many_differences_the_console_shows_the_first(
-    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_command: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new_lake(tmp_path / "lake")
     many = tuple(Difference("missing", f"Patient/{n}", "u", "") for n in range(30))
@@ -369,7 +371,7 @@ def test_of_many_differences_the_console_shows_the_first(
     monkeypatch.setattr("dicom_etl.pipeline.verify", lambda *_, **__: found)
     monkeypatch.setattr("dicom_etl.cli.session.list_datasets", lambda _: ["A"])
 
-    code, out, _ = said("verify", "--lake", tmp_path / "lake")
+    code, out, _ = run_command("verify", "--lake", tmp_path / "lake")
 
     assert code == 1
     assert out.count("Patient/") == 20

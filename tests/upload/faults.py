@@ -18,7 +18,7 @@ from aiohttp import web
 from yarl import URL
 
 from dicom_etl.fhir_client.capabilities import UPLOADED_TYPES
-from tests.serving import serving
+from tests.support.http_server import serve
 
 REFUSED = (408, 409, 429, 500, 502, 503, 504)
 HIDDEN = (500, 502, 504)
@@ -99,7 +99,7 @@ def faulty(target: str, seed: int = 0, rate: float = 0.4) -> Iterator[Faults]:
         application.router.add_route("*", "/{path:.*}", _Handler(session, target, faults).answer)
         return application
 
-    with serving(make_application) as address:
+    with serve(make_application) as address:
         faults.url = f"{address}/fhir"
         yield faults
 

@@ -18,10 +18,10 @@ import psycopg
 import pyarrow.parquet as pq
 from psycopg.rows import dict_row
 
-from tests.upload import holdings
+from tests.support import server_content
+from tests.support.upload_lakes import Resource
 from tests.upload.kill_world import DATASET, KillWorld, LakeContent, text, uids
 from tests.upload.killed_uploads import Written
-from tests.upload.lakes import Resource
 
 Row = dict[str, Any]
 LOSSES = ("concurrent-overwrite", "changed-on-server", "update-removes-content")
@@ -85,18 +85,20 @@ def read_server(url: str, world: KillWorld) -> ServerContent:
     counts: dict[tuple[str, str], int] = defaultdict(int)
     for kind, wanted in tokens.items():
         for start in range(0, len(wanted), _AT_ONCE):
-            for resource in holdings.with_identifiers(url, kind, wanted[start : start + _AT_ONCE]):
+            for resource in server_content.find_by_identifiers(url, kind, wanted[start : start + _AT_ONCE]):
                 found[f"{kind}/{resource['id']}"] = resource
     for key, resource in found.items():
         kind = key.partition("/")[0]
         for one in resource["identifier"]:
             counts[kind, one["value"] if kind == "ImagingStudy" else f"{one['system']}|{one['value']}"] += 1
     endpoint = f"Endpoint/{world.site.endpoint_id(DATASET)}"
-    found |= {f"Endpoint/{one['id']}": one for one in holdings.found(url, f"Endpoint?_id={endpoint.partition('/')[2]}")}
+    found |= {
+        f"Endpoint/{one['id']}": one for one in server_content.search(url, f"Endpoint?_id={endpoint.partition('/')[2]}")
+    }
 
     def read_versions(key: str) -> list[Resource]:
         # without _since, HAPI counts the versions of a history once a minute, and gives no more
-        bundle = holdings.get(url, f"{key}/_history?_count=50&_since=1900-01-01T00:00:00Z")
+        bundle = server_content.get(url, f"{key}/_history?_count=50&_since=1900-01-01T00:00:00Z")
         assert all(link["relation"] != "next" for link in bundle["link"]), f"{key} has more than 50 versions"
         return [entry["resource"] for entry in reversed(bundle["entry"])]
 
@@ -182,7 +184,7 @@ def _produced(world: KillWorld) -> list[set[str]]:
 def study_wrong(checked: Checked, identity: str, number: str) -> Iterator[str]:
     """The versions of a study, and what both ledgers say of it."""
     key = f"ImagingStudy/{identity}"
-    versions = [holdings.plain(one) for one in checked.server.versions[key]]
+    versions = [server_content.without_meta(one) for one in checked.server.versions[key]]
     known = {text(one) for lake in checked.world.lakes for one in lake.contents.get(identity, ())}
     for place, version in enumerate(versions, 1):
         if text(version) not in known:
@@ -219,9 +221,9 @@ def _has_reason(checked: Checked, ledger: LedgerContent, key: str, number: str) 
 
 def _row_wrong(checked: Checked, lake: LakeContent, ledger: LedgerContent, key: str, number: str) -> Iterator[str]:
     row, versions = ledger.rows[key], checked.server.versions[key]
-    current = holdings.plain(versions[-1])
+    current = server_content.without_meta(versions[-1])
     wanted = lake.contents[row["id"]][-1]
-    numbers = {holdings.version(one): text(holdings.plain(one)) for one in versions}
+    numbers = {server_content.version(one): text(server_content.without_meta(one)) for one in versions}
     if row["state"] == "held":
         if not _has_reason(checked, ledger, key, number):
             yield f"held for {row['reason']}, and there is no such finding"
@@ -230,12 +232,13 @@ def _row_wrong(checked: Checked, lake: LakeContent, ledger: LedgerContent, key: 
     elif row["state"] == "stored":
         if numbers.get(row["version"]) != text(wanted):
             yield f"stored as version {row['version']}, which has another content"
-        if text(current) == text(wanted) and row["version"] != holdings.version(versions[-1]):
+        if text(current) == text(wanted) and row["version"] != server_content.version(versions[-1]):
             later = [
                 one for one in list(numbers.values())[list(numbers).index(row["version"]) + 1 :] if one != text(wanted)
             ]
             if not later:
-                yield f"stored as version {row['version']}, and the current one is {holdings.version(versions[-1])}"
+                current_version = server_content.version(versions[-1])
+                yield f"stored as version {row['version']}, and the current one is {current_version}"
         if text(current) != text(wanted) and not _is_of_other(checked, lake, row["id"], text(current)):
             yield "the server has neither this content nor one of the other lake"
     else:
@@ -272,7 +275,7 @@ def patient_wrong(checked: Checked, identity: str, key: tuple[str, str]) -> Iter
     place = f"Patient/{identity}"
     stated = [lake.stated[key] for lake in checked.world.lakes if key in lake.stated]
     ever = [one for lake in checked.world.lakes for one in lake.statements.get(key, ())]
-    versions = [holdings.plain(one) for one in checked.server.versions[place]]
+    versions = [server_content.without_meta(one) for one in checked.server.versions[place]]
     for number, version in enumerate(versions, 1):
         yield from (f"version {number}: {one}" for one in _unknown_elements(version, ever))
     current = versions[-1]
@@ -298,7 +301,7 @@ def _patient_row_wrong(lake: LakeContent, row: Row, versions: Sequence[Resource]
         yield f"lake {lake.name}: state {row['state']}: {row['reason_text']}"
     if differs and row["reason"] != "patient-conflict":
         yield f"lake {lake.name}: its gender is not on the server, and its row says {row['reason']}"
-    if row["version"] not in {holdings.version(one) for one in versions}:
+    if row["version"] not in {server_content.version(one) for one in versions}:
         yield f"lake {lake.name}: its row has version {row['version']}, which is not in the history"
 
 
@@ -332,7 +335,7 @@ def stale_studies(checked: Checked, lake: LakeContent, ledger: LedgerContent) ->
     for key, row in ledger.rows.items():
         if row["type"] == "ImagingStudy" and row["state"] == "stored" and key in checked.server.versions:
             current = checked.server.versions[key][-1]
-            is_other = text(holdings.plain(current)) != text(lake.contents[row["id"]][-1])
-            if is_other and row["version"] != holdings.version(current):
+            is_other = text(server_content.without_meta(current)) != text(lake.contents[row["id"]][-1])
+            if is_other and row["version"] != server_content.version(current):
                 stale.append(numbers[row["id"]])
     return stale

@@ -22,11 +22,11 @@ from pathlib import Path
 from dicom_etl.lake.tables import Lake
 from tests.servers.hapi_server import running_hapi
 from tests.servers.postgres_server import fresh_database, running_postgres
+from tests.support.upload_lakes import new_lake
 from tests.upload import kill_checks
 from tests.upload.kill_checks import Checked
 from tests.upload.kill_world import DATASET, SINGLE_REQUEST_BYTES, KillWorld, LakeContent
 from tests.upload.killed_uploads import Job, Kill, Running, Watch, watched
-from tests.upload.lakes import new_lake
 
 _MOST_ROUNDS = 5  # of undisturbed runs of both lakes, until nothing is written any more
 _DELAY = 0.3  # seconds: of writes, while lakes are killed

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.upload.lakes import Resource, Site, Study
+from tests.support.upload_lakes import Resource, Site, Study
 
 DATASET = "X"
 LARGE = 24  # instances: the study goes by a request of its own

@@ -27,7 +27,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from tests.serving import serving
+from tests.support.http_server import serve
 
 AT_REQUEST = ("before", "late", "answered")
 AT_COMMIT = ("commit-before", "commit-inside", "commit-after")
@@ -222,7 +222,7 @@ def watched(*watches: Watch) -> Iterator[None]:
     """A proxy for each lake."""
     with ExitStack() as proxies:
         for watch in watches:
-            watch.url = f"{proxies.enter_context(serving(partial(_make_application, watch)))}/fhir"
+            watch.url = f"{proxies.enter_context(serve(partial(_make_application, watch)))}/fhir"
         yield
 
 

@@ -15,7 +15,7 @@ import orjson
 from aiohttp import web
 from yarl import URL
 
-from tests.serving import serving
+from tests.support.http_server import serve
 
 _PASSED_ON = ("Accept", "Content-Type", "Cache-Control", "Prefer", "If-Match")
 _PASSED_BACK = ("Content-Type", "ETag", "Location")
@@ -105,7 +105,7 @@ def changing(target: str, change: Change, *, if_match: Callable[[str], str] = st
         application.router.add_route("*", "/{path:.*}", handle)
         return application
 
-    with serving(make_application) as address:
+    with serve(make_application) as address:
         yield f"{address}/fhir"
 
 

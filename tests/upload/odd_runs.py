@@ -24,9 +24,9 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings
 from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import running_hapi
-from tests.stages.uploads import their_study
-from tests.upload.holdings import get, plain, put, status, version
-from tests.upload.lakes import Site, Study, attempts, changed, new_lake, query_ledger, settings_for
+from tests.support.server_content import get, put, status, version, without_meta
+from tests.support.upload_lakes import Site, Study, attempts, new_lake, query_ledger, settings_for, with_changes
+from tests.support.uploads import make_external_study
 from tests.upload.odd_answers import Grammar, changing
 
 NOTE, PHONE = [{"text": "seen by the radiologist"}], [{"system": "phone", "value": "1"}]
@@ -46,9 +46,9 @@ NOTED, SHARED = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority
 GROWING, SAME = Study("3", "P3", unit="sub-3"), Study("4", "P4", unit="sub-4")
 BEFORE = [NOTED, SHARED, GROWING, SAME]
 AFTER = [
-    changed(NOTED, series={"1": 2, "2": 1}, patient={"gender": "male"}),
-    changed(SHARED, series={"1": 4}, patient={"gender": "female"}),
-    changed(GROWING, series={"1": 2, "2": 2}),
+    with_changes(NOTED, series={"1": 2, "2": 1}, patient={"gender": "male"}),
+    with_changes(SHARED, series={"1": 4}, patient={"gender": "female"}),
+    with_changes(GROWING, series={"1": 2, "2": 2}),
     SAME,
     Study("5", "P5", unit="sub-5"),  # another client has a study of this UID
     Study("6", "P6", unit="sub-6", rule="authority"),  # another client has a Patient of this identifier
@@ -95,7 +95,7 @@ def change_as_another_client(url: str, site: Site) -> dict[str, dict[str, Any]]:
     noted = site.imaging_study("A", NOTED) | {"note": NOTE}
     for study in (NOTED, SHARED):
         put(url, site.patient("A", study) | {"telecom": PHONE})
-    external_study = their_study(site) | {"identifier": site.imaging_study("A", EXISTING)["identifier"][:1]}
+    external_study = make_external_study(site) | {"identifier": site.imaging_study("A", EXISTING)["identifier"][:1]}
     external_patient = site.patient("A", KNOWN) | {"id": f"{site.name}-p", "telecom": PHONE}
     external = {f"{one['resourceType']}/{one['id']}": one for one in (noted, external_study, external_patient)}
     for resource in external.values():
@@ -127,7 +127,7 @@ def _run_command(lake: Lake, url: str) -> None:
 def check_kept(url: str, external: dict[str, dict[str, Any]]) -> None:
     """Nothing of another client is overwritten or lost."""
     for path, resource in external.items():
-        assert plain(get(url, path)) == resource, path
+        assert without_meta(get(url, path)) == resource, path
     for path in external:
         assert status(url, path) == 200
 
@@ -146,7 +146,7 @@ def check_ledger(url: str, lake: Lake, settings: Settings, site: Site) -> None:
         resource = get(url, f"{row['type']}/{row['server_id']}")
         assert version(resource) == row["version"]
         if row["hash"] in sent:  # else a study that refers to the Patient of another client
-            assert plain(resource) == sent[row["hash"]]
+            assert without_meta(resource) == sent[row["hash"]]
 
 
 def _digest(resource: dict[str, Any]) -> str:
@@ -169,8 +169,8 @@ def check_final(url: str, lake: Lake, site: Site, external: dict[str, dict[str, 
             expected = expected | {"subject": {"reference": f"Patient/{external_patient['id']}"}}
         else:
             phone = {"telecom": PHONE} if study.number == "2" else {}
-            assert plain(get(url, patient)) == site.patient("A", study) | phone
-        assert plain(get(url, path)) == expected
+            assert without_meta(get(url, patient)) == site.patient("A", study) | phone
+        assert without_meta(get(url, path)) == expected
     states = {row["id"]: row["state"] for row in query_ledger(lake, "SELECT id, state FROM resources")}
     not_stored = {identity for identity, state in states.items() if state != "stored"}
     assert not_stored <= {site.study_id("A", "1"), site.study_id("A", "5")}

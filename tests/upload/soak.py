@@ -27,10 +27,19 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings
 from dicom_etl.stages.upload import Uploaded, upload
 from tests.servers.hapi_server import running_hapi
-from tests.upload import holdings
+from tests.support import server_content
+from tests.support.server_content import Resource
+from tests.support.upload_lakes import (
+    Site,
+    Study,
+    attempts,
+    ledger_rows,
+    new_lake,
+    settings_for,
+    shared_ledger_rows,
+    with_changes,
+)
 from tests.upload.faults import KINDS, Faults, faulty
-from tests.upload.holdings import Resource
-from tests.upload.lakes import Site, Study, attempts, changed, ledger_rows, new_lake, settings_for, shared_ledger_rows
 
 DATASETS = ("A", "B", "C")
 EXTERNAL = "theirs"  # ends the id of a Patient that another client stored
@@ -85,7 +94,7 @@ class World:
                     news["series"] = dict(study.series) | {"1": study.series["1"] + 1}
                 if dataset == talker and study.rule == "authority":
                     news["patient"] = dict(study.patient) | {"maritalStatus": {"text": "unknown"}}
-                studies[place] = changed(study, **news)
+                studies[place] = with_changes(study, **news)
 
     def leave(self) -> None:
         """Some studies are gone; each dataset keeps one at least, and so its Endpoint."""
@@ -137,7 +146,7 @@ class World:
         """Store the Patient that the server has already."""
         if self.external is not None:
             identifier = [{"system": self.site.authority, "value": self.external}]
-            holdings.put(url, {"resourceType": "Patient", "id": self.external_id, "identifier": identifier})
+            server_content.put(url, {"resourceType": "Patient", "id": self.external_id, "identifier": identifier})
 
 
 def _study(chance: random.Random, dataset: str, number: str) -> Study:
@@ -235,12 +244,12 @@ def held_wrong(world: World, url: str) -> Iterator[str]:
     for key in sorted(wanted.keys() - there.keys()):
         yield f"{key} is not on the server"
     for key in sorted(wanted.keys() & there.keys()):
-        if holdings.plain(there[key]) != wanted[key]:
-            yield f"{key} is not as it was sent: {holdings.plain(there[key])}, and not {wanted[key]}"
-        if holdings.version(there[key]) != str(len(world.history[key])):
-            yield f"{key} has version {holdings.version(there[key])} after {len(world.history[key])} contents"
+        if server_content.without_meta(there[key]) != wanted[key]:
+            yield f"{key} is not as it was sent: {server_content.without_meta(there[key])}, and not {wanted[key]}"
+        if server_content.version(there[key]) != str(len(world.history[key])):
+            yield f"{key} has version {server_content.version(there[key])} after {len(world.history[key])} contents"
     for key in sorted(external & there.keys()):
-        if holdings.version(there[key]) != "1":
+        if server_content.version(there[key]) != "1":
             yield f"{key} is another client's, and was changed"
 
 
@@ -252,9 +261,9 @@ def server_side(world: World, url: str) -> dict[str, Resource]:
     uids = [(one["identifier"][0]["system"], one["identifier"][0]["value"]) for one in ever]
     endpoints = ",".join(site.endpoint_id(dataset) for dataset in DATASETS)
     resources = [
-        *holdings.with_identifiers(url, "Patient", [(system, "") for system in (site.authority, *own)]),
-        *holdings.with_identifiers(url, "ImagingStudy", uids),
-        *holdings.found(url, f"Endpoint?_id={endpoints}"),
+        *server_content.find_by_identifiers(url, "Patient", [(system, "") for system in (site.authority, *own)]),
+        *server_content.find_by_identifiers(url, "ImagingStudy", uids),
+        *server_content.search(url, f"Endpoint?_id={endpoints}"),
     ]
     by_key: dict[str, Resource] = {}
     for resource in resources:
@@ -272,7 +281,7 @@ def noted_wrong(world: World, lake: Lake, ledger_url: str, url: str) -> Iterator
     for key in sorted(rows.keys() & ours.keys()):
         row = rows[key]
         other = there.get(f"{row['type']}/{row['server_id']}")
-        expected = ("stored", other and holdings.version(other), _sha256(ours[key]), None, True)
+        expected = ("stored", other and server_content.version(other), _sha256(ours[key]), None, True)
         noted = tuple(row[name] for name in ("state", "version", "hash", "reason", "is_indexed"))
         if noted != expected:
             yield f"{key}: the ledger says {noted}, and should say {expected}"

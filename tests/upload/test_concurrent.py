@@ -18,10 +18,10 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import HapiServer
 from tests.servers.plugin import HapiFactory
-from tests.upload import holdings
+from tests.support import server_content
+from tests.support.server_content import Resource
+from tests.support.upload_lakes import Site, Study, attempts, ledger_rows, new_lake, settings_for
 from tests.upload.faults import Faults, faulty
-from tests.upload.holdings import Resource
-from tests.upload.lakes import Site, Study, attempts, ledger_rows, new_lake, settings_for
 from tests.upload.soak import DATASETS, World, held_wrong, noted_wrong
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ import sys
 import uuid
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
-from tests.upload.lakes import settings_for
+from tests.support.upload_lakes import settings_for
 print("ready", flush=True)
 sys.stdin.readline()
 # each study by a request of its own, the Patients in transactions
@@ -109,7 +109,7 @@ def _united(contributions: Iterable[Resource]) -> Resource:
 def _patients(url: str, site: Site) -> dict[str, list[Resource]]:
     """The Patients of each identifier that the datasets share."""
     held: dict[str, list[Resource]] = {person: [] for person in _PERSONS}
-    for patient in holdings.with_identifiers(url, "Patient", [(site.authority, "")]):
+    for patient in server_content.find_by_identifiers(url, "Patient", [(site.authority, "")]):
         held[patient["identifier"][0]["value"]].append(patient)
     return held
 
@@ -120,11 +120,11 @@ def _everything(url: str, site: Site) -> dict[str, str]:
     uids = [("urn:dicom:uid", f"urn:oid:{site.uid(number)}") for number in (*_PERSONS, "own")]
     endpoints = ",".join(site.endpoint_id(dataset) for dataset in _SAID)
     resources = [
-        *holdings.with_identifiers(url, "Patient", [(site.authority, ""), *systems]),
-        *holdings.with_identifiers(url, "ImagingStudy", uids),
-        *holdings.found(url, f"Endpoint?_id={endpoints}"),
+        *server_content.find_by_identifiers(url, "Patient", [(site.authority, ""), *systems]),
+        *server_content.find_by_identifiers(url, "ImagingStudy", uids),
+        *server_content.search(url, f"Endpoint?_id={endpoints}"),
     ]
-    return {f"{one['resourceType']}/{one['id']}": holdings.version(one) for one in resources}
+    return {f"{one['resourceType']}/{one['id']}": server_content.version(one) for one in resources}
 
 
 def _known(url: str, site: Site) -> dict[str, Resource]:
@@ -275,7 +275,7 @@ def test_a_change_of_a_killed_run_is_not_taken_for_another_clients(hapi: HapiSer
     assert runs[0].returncode == -signal.SIGKILL
     assert asked[3] == f"PUT {place}"
     assert done.counts["ImagingStudy"] == {"stored": 1}
-    held = holdings.get(hapi.base_url, place)
+    held = server_content.get(hapi.base_url, place)
     assert (held["meta"]["versionId"], held["numberOfInstances"]) == ("3", 4)
     row = ledger_rows(lake, server.url, "A")[place]
     assert (row["state"], row["version"]) == ("stored", "3")

@@ -6,10 +6,10 @@ import pytest
 
 from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import HapiServer
-from tests.upload import holdings
+from tests.support import server_content
+from tests.support.proxy import ReceivedRequest, Reply, run_proxy
+from tests.support.upload_lakes import Site, Study, new_lake, settings_for, with_changes
 from tests.upload.faults import KINDS, faulty
-from tests.upload.lakes import Site, Study, changed, new_lake, settings_for
-from tests.upload.proxy import Asked, Reply, proxy
 from tests.upload.soak import hurried, scenario
 
 
@@ -28,18 +28,18 @@ def test_an_empty_answer_does_not_let_a_study_shrink(hapi: HapiServer, tmp_path:
     study = Study("1", "P1", series={"1": 5})
     path = f"ImagingStudy/{site.study_id('A', '1')}"
 
-    def emptied(asked: Asked) -> Reply | None:
+    def emptied(asked: ReceivedRequest) -> Reply | None:
         return Reply(200) if asked.method == "GET" and asked.path.startswith("ImagingStudy") else None
 
-    with proxy(hapi.base_url) as server, hurried():
+    with run_proxy(hapi.base_url) as server, hurried():
         site.build(lake, "A", [study])
         upload(["A"], lake, settings_for(server.url))
-        site.build(lake, "A", [changed(study, series={"1": 1})])
+        site.build(lake, "A", [with_changes(study, series={"1": 1})])
         server.rule = emptied
         [done] = upload(["A"], lake, settings_for(server.url, retry_seconds=0.2))
 
     assert done.counts["ImagingStudy"] == {"failed": 1}
-    assert holdings.get(hapi.base_url, path)["numberOfInstances"] == 5
+    assert server_content.get(hapi.base_url, path)["numberOfInstances"] == 5
 
 
 def test_bundles_of_which_all_is_held_do_not_stop_the_others(hapi: HapiServer, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_bundles_of_which_all_is_held_do_not_stop_the_others(hapi: HapiServer, t
     with faulty(hapi.base_url, rate=0.0) as server:
         site.build(lake, "A", studies)
         upload(["A"], lake, settings_for(server.url))
-        shrunk = [changed(study, series={"1": 1}) for study in studies]
+        shrunk = [with_changes(study, series={"1": 1}) for study in studies]
         site.build(lake, "A", [*shrunk, Study("new", "P2", unit="sub-9")])
         [done] = upload(["A"], lake, settings_for(server.url, max_bundle_entries=1, max_concurrent_requests=1))
 

@@ -10,9 +10,9 @@ import pytest
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import HapiServer
-from tests.upload import holdings
-from tests.upload.lakes import Site, Study, changed, ledger_rows, new_lake, settings_for
-from tests.upload.proxy import Asked, Proxy, Reply, proxy
+from tests.support import server_content
+from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
+from tests.support.upload_lakes import Site, Study, ledger_rows, new_lake, settings_for, with_changes
 
 SHARED = Study("1", "P1", rule="authority")
 OWN = Study("1", "P1")
@@ -30,15 +30,15 @@ def lake(tmp_path: Path) -> Lake:
 
 @pytest.fixture
 def server(hapi: HapiServer) -> Iterator[Proxy]:
-    with proxy(hapi.base_url) as counted:
+    with run_proxy(hapi.base_url) as counted:
         yield counted
 
 
 def paths(server: Proxy) -> list[str]:
-    return [f"{asked.method} {asked.path}" for asked in server.asked]
+    return [f"{asked.method} {asked.path}" for asked in server.requests]
 
 
-def refuse_patients(asked: Asked) -> Reply | None:
+def refuse_patients(asked: ReceivedRequest) -> Reply | None:
     """Refuses what is written of Patients."""
     refusal = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "invalid"}]}
     writes = asked.method in ("PUT", "POST") and not asked.path.endswith("_search")
@@ -48,20 +48,20 @@ def refuse_patients(asked: Asked) -> Reply | None:
 def test_a_shared_patient_that_waited_is_sent_by_the_next_run(site: Site, lake: Lake, server: Proxy) -> None:
     site.build(lake, "A", [SHARED])
     upload(["A"], lake, settings_for(server.url))
-    site.build(lake, "A", [changed(SHARED, patient={"gender": "female"})])
+    site.build(lake, "A", [with_changes(SHARED, patient={"gender": "female"})])
 
     [waiting] = upload(["A"], lake, settings_for(server.url), failed_only=True)
     [done] = upload(["A"], lake, settings_for(server.url))
 
     assert waiting.counts["Patient"] == {"waiting": 1}
     assert done.counts["Patient"] == {"stored": 1}
-    assert holdings.get(server.target, f"Patient/{site.patient_id('A', SHARED)}")["gender"] == "female"
+    assert server_content.get(server.target, f"Patient/{site.patient_id('A', SHARED)}")["gender"] == "female"
 
 
 def test_a_shared_patient_that_was_rejected_is_sent_by_the_next_run(site: Site, lake: Lake, server: Proxy) -> None:
     site.build(lake, "A", [SHARED])
     upload(["A"], lake, settings_for(server.url))
-    site.build(lake, "A", [changed(SHARED, patient={"gender": "female"})])
+    site.build(lake, "A", [with_changes(SHARED, patient={"gender": "female"})])
     server.rule = refuse_patients
 
     [rejected] = upload(["A"], lake, settings_for(server.url))
@@ -71,7 +71,7 @@ def test_a_shared_patient_that_was_rejected_is_sent_by_the_next_run(site: Site, 
     assert rejected.counts["Patient"] == {"rejected": 1}
     assert rejected.counts["ImagingStudy"] == {"unchanged": 1}
     assert done.counts["Patient"] == {"stored": 1}
-    assert holdings.get(server.target, f"Patient/{site.patient_id('A', SHARED)}")["gender"] == "female"
+    assert server_content.get(server.target, f"Patient/{site.patient_id('A', SHARED)}")["gender"] == "female"
 
 
 @pytest.mark.parametrize("prune", [False, True])
@@ -80,7 +80,7 @@ def test_orphaned_studies_do_not_keep_their_unit_unfinished(prune: bool, site: S
     upload(["A"], lake, settings_for(server.url))
     site.build(lake, "A", [OWN])
     [done] = upload(["A"], lake, settings_for(server.url), prune=prune)
-    server.asked.clear()
+    server.requests.clear()
 
     [again] = upload(["A"], lake, settings_for(server.url), prune=prune)
 
@@ -95,7 +95,7 @@ def test_an_orphaned_study_that_is_on_hold_in_another_unit_is_not_pruned(site: S
     upload(["A"], lake, settings_for(server.url))
     site.build(lake, "A", [OWN])
     upload(["A"], lake, settings_for(server.url))
-    site.build(lake, "A", [OWN, changed(moving, unit="sub-2", state="held")])
+    site.build(lake, "A", [OWN, with_changes(moving, unit="sub-2", state="held")])
 
     [done] = upload(["A"], lake, settings_for(server.url), prune=True)
 
@@ -103,7 +103,7 @@ def test_an_orphaned_study_that_is_on_hold_in_another_unit_is_not_pruned(site: S
     assert done.counts["ImagingStudy"] == {"unchanged": 1, "held": 1}
     assert done.removed == ()
     assert ledger_rows(lake, server.url, "A")[key]["reason"] == "held-study-on-server"
-    assert holdings.status(server.target, key) == 200
+    assert server_content.status(server.target, key) == 200
 
 
 def test_a_patient_that_moved_to_another_unit_while_it_waited_leaves_no_unit_unfinished(
@@ -112,10 +112,10 @@ def test_a_patient_that_moved_to_another_unit_while_it_waited_leaves_no_unit_unf
     other = Study("2", "P2")
     site.build(lake, "A", [OWN, other])
     upload(["A"], lake, settings_for(server.url))
-    site.build(lake, "A", [changed(OWN, unit="sub-2"), other])
+    site.build(lake, "A", [with_changes(OWN, unit="sub-2"), other])
     upload(["A"], lake, settings_for(server.url), failed_only=True)
     upload(["A"], lake, settings_for(server.url))
-    server.asked.clear()
+    server.requests.clear()
 
     upload(["A"], lake, settings_for(server.url))
 

@@ -23,11 +23,20 @@ from dicom_etl.stages.verify import verify
 from tests.servers.hapi_server import HapiServer
 from tests.servers.medplum_server import MedplumServer
 from tests.servers.plugin import HapiFactory, MedplumFactory
-from tests.stages.uploads import codes, patient_path, study_path, their_study
-from tests.upload import holdings
-from tests.upload.holdings import get, plain, put, status, version
-from tests.upload.lakes import Site, Study, attempts, changed, ledger_rows, new_lake, settings_for, shared_ledger_rows
-from tests.upload.proxy import Asked, Proxy, Reply, proxy
+from tests.support import server_content
+from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
+from tests.support.server_content import get, put, status, version, without_meta
+from tests.support.upload_lakes import (
+    Site,
+    Study,
+    attempts,
+    ledger_rows,
+    new_lake,
+    settings_for,
+    shared_ledger_rows,
+    with_changes,
+)
+from tests.support.uploads import codes, make_external_study, patient_path, study_path
 
 NOTE, PHONE = [{"text": "seen by the radiologist"}], [{"system": "phone", "value": "1"}]
 SEARCH = re.compile(r"(Patient|Endpoint|ImagingStudy)(\?.*|/_search.*)?")
@@ -64,19 +73,19 @@ def server(request: pytest.FixtureRequest) -> Iterator[Proxy]:
     """A shared server; of a factory, an empty one that assigns ids itself."""
     source: HapiServer | MedplumServer | HapiFactory | MedplumFactory = request.getfixturevalue(request.param)
     running = source(client_ids=False) if callable(source) else source
-    with proxy(running.base_url) as counted:
+    with run_proxy(running.base_url) as counted:
         yield counted
 
 
-def is_search(asked: Asked) -> bool:
+def is_search(asked: ReceivedRequest) -> bool:
     return asked.method in ("GET", "POST") and SEARCH.fullmatch(asked.path) is not None
 
 
-def gateway(reply: Reply, after: int = 0) -> Callable[[Asked], Reply | None]:
+def gateway(reply: Reply, after: int = 0) -> Callable[[ReceivedRequest], Reply | None]:
     """A rule that answers all searches but the first ones."""
     passed = 0
 
-    def rule(asked: Asked) -> Reply | None:
+    def rule(asked: ReceivedRequest) -> Reply | None:
         nonlocal passed
         if not is_search(asked):
             return None
@@ -99,11 +108,11 @@ def behind(server: Proxy) -> str:
 
 
 def on_server(server: Proxy, path: str) -> dict[str, Any]:
-    return plain(get(behind(server), path))
+    return without_meta(get(behind(server), path))
 
 
 def add_to(server: Proxy, path: str, **elements: Any) -> dict[str, Any]:
-    put(behind(server), plain(get(behind(server), path)) | elements)
+    put(behind(server), without_meta(get(behind(server), path)) | elements)
     return on_server(server, path)
 
 
@@ -113,9 +122,9 @@ NOTED = Study("1", "P1")
 SHARED = Study("2", "P2", unit="sub-2", rule="authority")
 GROWING = Study("3", "P3", unit="sub-3", series={"1": 2, "2": 2})
 GROWN = [
-    changed(NOTED, series={"1": 2, "2": 1}, patient={"gender": "male"}),
-    changed(SHARED, series={"1": 4}, patient={"gender": "female"}),
-    changed(GROWING, series={"1": 2, "2": 2, "3": 1}),
+    with_changes(NOTED, series={"1": 2, "2": 1}, patient={"gender": "male"}),
+    with_changes(SHARED, series={"1": 4}, patient={"gender": "female"}),
+    with_changes(GROWING, series={"1": 2, "2": 2, "3": 1}),
 ]
 EXISTING = Study("5", "P5", unit="sub-5")  # another client has a study of this UID
 KNOWN = Study("6", "P6", unit="sub-6", rule="authority")  # another client has a Patient of this identifier
@@ -133,7 +142,7 @@ def test_whatever_searches_answer_nothing_is_lost_and_all_is_reported(
     noted = add_to(server, study_path(site, "A", "1"), note=NOTE)
     for study in (NOTED, SHARED):
         add_to(server, patient_path(site, "A", study), telecom=PHONE)
-    external_study = their_study(site) | {"identifier": site.imaging_study("A", EXISTING)["identifier"][:1]}
+    external_study = make_external_study(site) | {"identifier": site.imaging_study("A", EXISTING)["identifier"][:1]}
     external_patient = site.patient("A", KNOWN) | {"id": f"{site.name}-p", "telecom": PHONE}
     for resource in (external_study, external_patient):
         put(behind(server), resource)
@@ -188,7 +197,7 @@ def test_whatever_searches_answer_nothing_is_lost_and_all_is_reported(
 def hidden(server: Proxy, site: Site) -> dict[str, dict[str, Any]]:
     """A study and a Patient of another client; the gateway says that there are none."""
     resources = {
-        "ImagingStudy": their_study(site) | {"identifier": site.imaging_study("A", KNOWN)["identifier"][:1]},
+        "ImagingStudy": make_external_study(site) | {"identifier": site.imaging_study("A", KNOWN)["identifier"][:1]},
         "Patient": site.patient("A", KNOWN) | {"id": f"{site.name}-p"},
     }
     for resource in resources.values():
@@ -203,7 +212,7 @@ BOTH_REPORTED = ["duplicate-patient-on-server", "study-exists-on-server"]
 @both
 @pytest.mark.usefixtures("hidden")
 def test_what_was_hidden_is_reported_also_where_ours_has_changed_since(lake: Lake, server: Proxy, site: Site) -> None:
-    for study in (KNOWN, changed(KNOWN, series={"1": 3}, patient={"gender": "male"})):
+    for study in (KNOWN, with_changes(KNOWN, series={"1": 3}, patient={"gender": "male"})):
         site.build(lake, "A", [study])
         load(lake, server, site)
         assert codes(lake, "A") == []
@@ -248,13 +257,15 @@ def test_what_was_found_beside_ours_is_reported_as_long_as_it_is_there(
     # also when ours changes, and when the gateway fails again
     for number, kind in enumerate([None, "nothing found", "error object", None]):
         server.rule = gateway(ANSWERS[kind]) if kind else lambda _: None
-        site.build(lake, "A", [changed(KNOWN, series={"1": 3 + number}, patient={"birthDate": f"198{number}-01-01"})])
+        site.build(
+            lake, "A", [with_changes(KNOWN, series={"1": 3 + number}, patient={"birthDate": f"198{number}-01-01"})]
+        )
         load(lake, server, site)
         assert on_server(server, study_path(site, "A", "6"))["numberOfInstances"] == 3 + number
         assert sorted(codes(lake, "A")) == BOTH_REPORTED
 
     for resource in hidden.values():
-        holdings.delete(behind(server), f"{resource['resourceType']}/{resource['id']}")
+        server_content.delete(behind(server), f"{resource['resourceType']}/{resource['id']}")
     load(lake, server, site)
     assert codes(lake, "A") == []
 
@@ -286,7 +297,7 @@ def test_verify_calls_nothing_missing_that_is_there(lake: Lake, server: Proxy, s
 
 
 def all_of(server: Proxy, kind: str) -> list[dict[str, Any]]:
-    return [plain(one) for one in holdings.found(behind(server), f"{kind}?_count=200")]
+    return [without_meta(one) for one in server_content.search(behind(server), f"{kind}?_count=200")]
 
 
 @each_assigning

@@ -10,9 +10,9 @@ from pathlib import Path
 from dicom_etl.fhir_client import FhirClient, escape_token
 from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import HapiServer
-from tests.upload import holdings
-from tests.upload.holdings import Resource
-from tests.upload.lakes import Site, Study, new_lake, settings_for
+from tests.support import server_content
+from tests.support.server_content import Resource
+from tests.support.upload_lakes import Site, Study, new_lake, settings_for
 
 # those of a line turn into each other when something is escaped too often, too seldom, or not exactly compared
 CONFUSABLE = (
@@ -62,7 +62,7 @@ def store_external(url: str, site: Site, values: Sequence[str]) -> dict[str, str
         }
         for value in values
     ]
-    answer = holdings.post(url, {"resourceType": "Bundle", "type": "batch", "entry": entries})
+    answer = server_content.post(url, {"resourceType": "Bundle", "type": "batch", "entry": entries})
     locations = [entry["response"]["location"] for entry in answer["entry"]]
     return dict(zip(values, (location.split("/")[1] for location in locations), strict=True))
 
@@ -74,14 +74,16 @@ def subjects(url: str, site: Site, dataset: str, studies: Sequence[Study]) -> di
     there = [
         study
         for start in range(0, len(ids), 40)
-        for study in holdings.found(url, f"ImagingStudy?_id={','.join(ids[start : start + 40])}&_elements=subject")
+        for study in server_content.search(
+            url, f"ImagingStudy?_id={','.join(ids[start : start + 40])}&_elements=subject"
+        )
     ]
     return {by_id[study["id"]]: study["subject"]["reference"].removeprefix("Patient/") for study in there}
 
 
 def holders(url: str, system: str) -> Counter[str]:
     """How many Patients have each value of a system; compared here, and not by the server."""
-    patients = holdings.with_identifiers(url, "Patient", [(system, "")])
+    patients = server_content.find_by_identifiers(url, "Patient", [(system, "")])
     return Counter(identifier["value"] for patient in patients for identifier in patient["identifier"])
 
 

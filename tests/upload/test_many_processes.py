@@ -10,10 +10,10 @@ from typing import Any
 
 from dicom_etl.lake.tables import Lake
 from tests.servers.hapi_server import HapiServer
-from tests.upload import holdings
+from tests.support import server_content
+from tests.support.upload_lakes import Site, Study, new_lake
 from tests.upload.kill_checks import LedgerContent, read_ledger
 from tests.upload.killed_uploads import Job, Running
-from tests.upload.lakes import Site, Study, new_lake
 
 DATASETS = tuple(f"D{number}" for number in range(8))
 UNITS = 5
@@ -71,9 +71,9 @@ def _versions(url: str, site: Site) -> Counter[str]:
     found = [
         study
         for start in range(0, len(uids), 20)
-        for study in holdings.with_identifiers(url, "ImagingStudy", uids[start : start + 20])
+        for study in server_content.find_by_identifiers(url, "ImagingStudy", uids[start : start + 20])
     ]
-    return Counter(holdings.version(study) for study in found)
+    return Counter(server_content.version(study) for study in found)
 
 
 def test_eight_processes_upload_eight_datasets_of_one_lake_into_one_sqlite_ledger(

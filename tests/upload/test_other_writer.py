@@ -8,15 +8,15 @@ from pathlib import Path
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import HapiServer
-from tests.upload import holdings
-from tests.upload.lakes import Site, Study, attempts, changed, ledger_rows, new_lake, settings_for
-from tests.upload.proxy import Asked, Reply, proxy
+from tests.support import server_content
+from tests.support.proxy import ReceivedRequest, Reply, run_proxy
+from tests.support.upload_lakes import Site, Study, attempts, ledger_rows, new_lake, settings_for, with_changes
 
 OTHERS = Study("1", "P1", series={"7": 1})  # what the other client has under the same UID
 KEPT = Study("kept", "P1")
 
 
-def _is_study_write(asked: Asked) -> bool:
+def _is_study_write(asked: ReceivedRequest) -> bool:
     return asked.is_posted and b'"resourceType":"ImagingStudy"' in asked.body
 
 
@@ -31,23 +31,23 @@ def test_a_concurrent_overwrite_stays_a_finding_after_later_updates(hapi: HapiSe
     key = f"ImagingStudy/{site.study_id('A', '1')}"
     others = site.imaging_study("A", OTHERS)
 
-    written: list[Asked] = []
+    written: list[ReceivedRequest] = []
 
-    def write_others_before_first(asked: Asked) -> Reply | None:
+    def write_others_before_first(asked: ReceivedRequest) -> Reply | None:
         if _is_study_write(asked) and not written:
             written.append(asked)
-            holdings.put(hapi.base_url, others)
+            server_content.put(hapi.base_url, others)
         return None
 
-    with proxy(hapi.base_url, write_others_before_first) as server:
+    with run_proxy(hapi.base_url, write_others_before_first) as server:
         site.build(lake, "A", [study])
         [first] = upload(["A"], lake, settings_for(server.url))
         told = _reason(lake, server.url, key)
-        site.build(lake, "A", [changed(study, series={"1": 3})])
+        site.build(lake, "A", [with_changes(study, series={"1": 3})])
         [second] = upload(["A"], lake, settings_for(server.url))
         told_later = _reason(lake, server.url, key)
-        holdings.put(hapi.base_url, others)
-        site.build(lake, "A", [changed(study, series={"1": 4})])
+        server_content.put(hapi.base_url, others)
+        site.build(lake, "A", [with_changes(study, series={"1": 4})])
         upload(["A"], lake, settings_for(server.url))
 
         assert told == told_later == ("stored", "concurrent-overwrite")
@@ -60,12 +60,12 @@ def test_a_study_that_never_arrived_and_is_another_clients_now_is_not_pruned(hap
     site, lake = Site(f"other-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
     key = f"ImagingStudy/{site.study_id('A', '1')}"
     others = site.imaging_study("A", OTHERS)
-    with proxy(hapi.base_url, lambda asked: Reply(503) if _is_study_write(asked) else None) as server:
+    with run_proxy(hapi.base_url, lambda asked: Reply(503) if _is_study_write(asked) else None) as server:
         site.build(lake, "A", [Study("1", "P1"), KEPT])
         upload(["A"], lake, settings_for(server.url, retry_seconds=0))
         sent = ledger_rows(lake, server.url, "A")[key]["state"]
         server.rule = lambda _: None
-        holdings.put(hapi.base_url, others)
+        server_content.put(hapi.base_url, others)
         upload(["A"], lake, settings_for(server.url))
         held = _reason(lake, server.url, key)
         site.build(lake, "A", [KEPT])
@@ -74,6 +74,6 @@ def test_a_study_that_never_arrived_and_is_another_clients_now_is_not_pruned(hap
         assert sent == "unconfirmed"
         assert held == ("held", "changed-on-server")
         assert done.removed == ()
-        assert holdings.plain(holdings.get(hapi.base_url, key)) == others
+        assert server_content.without_meta(server_content.get(hapi.base_url, key)) == others
         assert key not in ledger_rows(lake, server.url, "A")
         assert attempts(lake) == []

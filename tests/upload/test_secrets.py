@@ -25,12 +25,12 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.pipeline import Pipeline, run
 from dicom_etl.settings import load_settings
 from resources import PipelineResource
-from tests.corpus import write_instance
-from tests.fhir_client.authorization import CLIENT, AuthorizationServer
-from tests.log_collection import listening
 from tests.servers.hapi_server import HapiServer
-from tests.upload.lakes import query_ledger
-from tests.upload.proxy import Asked, Proxy, Reply, proxy
+from tests.support.authorization_server import CLIENT, AuthorizationServer
+from tests.support.datasets import write_instance
+from tests.support.log_collection import collect_logs
+from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
+from tests.support.upload_lakes import query_ledger
 
 TOKEN, PASSWORD = "tok-Zanzibarium-4711", "pw:Quetzalcoatl & 0815"
 CLIENT_SECRET, API_KEY = "cs-Xylophonique/1312", "ak-Brobdingnag-2718"
@@ -64,7 +64,7 @@ DATA_COLUMNS = {"contribution", "business_key"}
 # -- servers that tell what they were told ----------------------------------------------------------------------------
 
 
-def words(asked: Asked) -> str:
+def words(asked: ReceivedRequest) -> str:
     """All that a request says, in several ways; of what it does not say, a server can repeat nothing."""
     body = asked.body.decode()
     name = "Patient Thessalonia OSSIANOWICZ (MRN-Kalypso-90210, Ossianowicz^Thessalonia), born 1937-05-19 or 19370519"
@@ -73,33 +73,33 @@ def words(asked: Asked) -> str:
     return f"HAPI-1821: Invalid code: {'; '.join(said)}; {asked.path} {asked.headers} {body}"
 
 
-def outcome(asked: Asked) -> bytes:
+def outcome(asked: ReceivedRequest) -> bytes:
     issue = {"severity": "error", "code": "invalid", "diagnostics": words(asked)}
     return orjson.dumps({"resourceType": "OperationOutcome", "issue": [issue], "text": {"div": words(asked)}})
 
 
-def accepts(_: Asked) -> Reply | None:
+def accepts(_: ReceivedRequest) -> Reply | None:
     return None
 
 
-def refuses_us(asked: Asked) -> Reply | None:
+def refuses_us(asked: ReceivedRequest) -> Reply | None:
     return None if asked.path == "metadata" else Reply(401, outcome(asked))
 
 
-def refuses_resources(asked: Asked) -> Reply | None:
+def refuses_resources(asked: ReceivedRequest) -> Reply | None:
     return Reply(422, outcome(asked)) if asked.is_posted else None
 
 
-def refuses_searches(asked: Asked) -> Reply | None:
+def refuses_searches(asked: ReceivedRequest) -> Reply | None:
     return Reply(400, outcome(asked)) if re.match(r"Patient(\?|/_search)", asked.path) else None
 
 
-def breaks(asked: Asked) -> Reply | None:
+def breaks(asked: ReceivedRequest) -> Reply | None:
     page = f"<html><h1>Error</h1><pre>{words(asked)}</pre></html>".encode()
     return Reply(500, page) if asked.is_posted else None
 
 
-def breaks_in_fhir(asked: Asked) -> Reply | None:
+def breaks_in_fhir(asked: ReceivedRequest) -> Reply | None:
     return Reply(500, outcome(asked)) if asked.is_posted else None
 
 
@@ -122,7 +122,7 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def giver() -> Iterator[str]:
     """The token endpoint."""
-    with proxy(rule=AuthorizationServer(GIVEN_TOKEN, CLIENT_SECRET).rule) as endpoint:
+    with run_proxy(rule=AuthorizationServer(GIVEN_TOKEN, CLIENT_SECRET).rule) as endpoint:
         yield endpoint.url
 
 
@@ -208,7 +208,7 @@ def dagster_events(settings_file: Path) -> str:
 
 
 def test_what_is_planted_would_be_found() -> None:
-    with listening() as said:
+    with collect_logs() as said:
         logging.getLogger("aiohttp.client").debug("sending %s", HEADER["PatientName"])
         warnings.warn("Kalypso is too long", stacklevel=1)
     assert len(leaks([("log", text) for text in said])) == 3
@@ -226,13 +226,13 @@ def test_what_is_planted_would_be_found() -> None:
 def test_no_planted_value_leaves_the_pipeline(
     rule: Any, authorization: str, hapi: HapiServer, settings_of: Any, capfd: Any, tmp_path: Path
 ) -> None:
-    with proxy(hapi.base_url, rule) as server, listening() as said:
+    with run_proxy(hapi.base_url, rule) as server, collect_logs() as said:
         pipeline = Pipeline(load_settings(settings_of(server.url, authorization)))
         done = run(pipeline, ["ds"])
-        named = any("Ossianowicz" in one.body.decode() for one in server.asked)
+        named = any("Ossianowicz" in one.body.decode() for one in server.requests)
         assert named == (rule not in (refuses_us, refuses_searches))
         assert_sent(server, authorization)
-        urls = [("url", one.path) for one in server.asked]  # those that a server logs
+        urls = [("url", one.path) for one in server.requests]  # those that a server logs
         errors = [row["reason_text"] for row in query_ledger(pipeline.lake, "SELECT reason_text FROM resources")]
 
     printed = capfd.readouterr()
@@ -245,7 +245,7 @@ def test_no_planted_value_leaves_the_pipeline(
 
 def assert_sent(server: Proxy, authorization: str) -> None:
     """The server was really told who asks."""
-    values = " ".join(value for one in server.asked for value in one.headers.values())
+    values = " ".join(value for one in server.requests for value in one.headers.values())
     sent = {"bearer": TOKEN, "basic": "bWU6cHc6UXVldHphbGNvYXRsICYgMDgxNQ==", "oauth2": GIVEN_TOKEN, "api-key": API_KEY}
     assert sent[authorization] in values
 
@@ -254,7 +254,7 @@ def assert_sent(server: Proxy, authorization: str) -> None:
 def test_no_planted_value_leaves_the_command_and_dagster(
     rule: Any, hapi: HapiServer, settings_of: Any, capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with proxy(hapi.base_url, rule or accepts) as server, listening() as said:
+    with run_proxy(hapi.base_url, rule or accepts) as server, collect_logs() as said:
         settings = settings_of(server.url if rule else "http://127.0.0.1:1/fhir", "bearer")
         commanded(monkeypatch, "run", "--settings", settings)
         commanded(monkeypatch, "upload", "--settings", settings, "--json")

@@ -20,9 +20,9 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import Uploaded, upload
 from dicom_etl.stages.verify import verify
 from tests.servers.hapi_server import HapiServer
-from tests.stages.uploads import codes, patient_path, study_path
-from tests.upload.holdings import get, plain, put, status, version
-from tests.upload.lakes import Site, Study, attempts, changed, ledger_rows, new_lake, settings_for
+from tests.support.server_content import get, put, status, version, without_meta
+from tests.support.upload_lakes import Site, Study, attempts, ledger_rows, new_lake, settings_for, with_changes
+from tests.support.uploads import codes, patient_path, study_path
 from tests.upload.odd_answers import Ask, Changed, Request, changing, with_json
 
 ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
@@ -141,11 +141,11 @@ def test_a_study_grows_twice_whatever_answers_name(
     path = study_path(site, "A", "1")
     with formed(hapi, FORMS[name]) as url:
         for count in (1, 2, 3):
-            study = changed(ONE, series={str(number): 2 for number in range(count)}, patient={"gender": "female"})
+            study = with_changes(ONE, series={str(number): 2 for number in range(count)}, patient={"gender": "female"})
             site.build(lake, "A", [study, TWO])
             done = load(lake, url, single_request_bytes=single_request_bytes)
             assert done.counts["ImagingStudy"] == {"stored": 1} | ({"unchanged": 1} if count > 1 else {"stored": 2})
-            assert plain(get(hapi.base_url, path)) == site.imaging_study("A", study)
+            assert without_meta(get(hapi.base_url, path)) == site.imaging_study("A", study)
             assert version(get(hapi.base_url, path)) == str(count)
             assert codes(lake, "A") == []
             assert attempts(lake) == []
@@ -172,10 +172,10 @@ def test_an_etag_that_a_compressing_proxy_changed_is_no_change_of_the_study(
     path = study_path(site, "A", "1")
     with changing(hapi.base_url, change, if_match=lambda text: text.replace(suffix, "")) as url:
         for count in (1, 2, 3):
-            study = changed(ONE, series={str(number): 2 for number in range(count)})
+            study = with_changes(ONE, series={str(number): 2 for number in range(count)})
             site.build(lake, "A", [study])
             assert load(lake, url, single_request_bytes=0).counts["ImagingStudy"] == {"stored": 1}
-            assert plain(get(hapi.base_url, path)) == site.imaging_study("A", study)
+            assert without_meta(get(hapi.base_url, path)) == site.imaging_study("A", study)
             assert codes(lake, "A") == []
 
 
@@ -223,12 +223,12 @@ def test_a_version_is_whatever_the_server_names(
     path = study_path(site, "A", "1")
     with changing(hapi.base_url, change, if_match=own) as url:
         for count in (1, 2, 3):
-            study = changed(ONE, series={str(number): 2 for number in range(count)})
+            study = with_changes(ONE, series={str(number): 2 for number in range(count)})
             site.build(lake, "A", [study])
             done = load(lake, url, single_request_bytes=single_request_bytes)
             assert done.counts["ImagingStudy"] == {"stored": 1}
             assert ledger_rows(lake, url, "A")[path]["version"] == renumber(str(count))
-            assert plain(get(hapi.base_url, path)) == site.imaging_study("A", study)
+            assert without_meta(get(hapi.base_url, path)) == site.imaging_study("A", study)
         put(hapi.base_url, site.imaging_study("A", study) | {"note": NOTE})
         site.build(lake, "A", [ONE])
         assert load(lake, url).counts["ImagingStudy"] == {"held": 1}
@@ -269,7 +269,7 @@ def test_what_never_reached_the_server_is_not_called_stored(
     with changing(hapi.base_url, change) as url:
         site.build(lake, "A", [TWO, ONE] if is_update else [TWO])
         load(lake, url)
-        study = changed(ONE, series={"1": 2, "2": 2})
+        study = with_changes(ONE, series={"1": 2, "2": 2})
         site.build(lake, "A", [TWO, study])
         for lies[0] in (True, True, False):
             done = load(lake, url, single_request_bytes=single_request_bytes)
@@ -277,7 +277,7 @@ def test_what_never_reached_the_server_is_not_called_stored(
                 assert done.counts["ImagingStudy"] == {"unchanged": 1, "unconfirmed": 1}
                 assert codes(lake, "A") == ["upload-unconfirmed"]
         assert done.counts["ImagingStudy"] == {"unchanged": 1, "stored": 1}
-        assert plain(get(hapi.base_url, path)) == site.imaging_study("A", study)
+        assert without_meta(get(hapi.base_url, path)) == site.imaging_study("A", study)
         assert codes(lake, "A") == []
         assert attempts(lake) == []
 
@@ -310,12 +310,12 @@ def test_an_answer_that_is_not_a_search_is_not_taken_for_nothing_found(
     async def change(asked: Request, ask: Ask) -> Changed:
         return NO_SEARCH[name] if lies[0] and asked.kind == "search" else await ask()
 
-    large = changed(TWO, series={"1": 4})
+    large = with_changes(TWO, series={"1": 4})
     with changing(hapi.base_url, change) as url:
         site.build(lake, "A", [ONE, large])
         load(lake, url)
         new = Study("3", "P3", unit="sub-3")
-        site.build(lake, "A", [changed(ONE, series={"1": 3}), TWO, new])
+        site.build(lake, "A", [with_changes(ONE, series={"1": 3}), TWO, new])
         lies[0] = True
         done = load(lake, url)
         assert done.counts["ImagingStudy"] == {"failed": 1, "held": 1, "stored": 1}
@@ -328,7 +328,7 @@ def test_an_answer_that_is_not_a_search_is_not_taken_for_nothing_found(
             verify(["A"], lake, settings_for(url, retry_seconds=0.5))
         lies[0] = False
         assert load(lake, url).counts["ImagingStudy"] == {"held": 1, "stored": 1, "unchanged": 1}
-        assert plain(get(hapi.base_url, study_path(site, "A", "3"))) == site.imaging_study("A", new)
+        assert without_meta(get(hapi.base_url, study_path(site, "A", "3"))) == site.imaging_study("A", new)
 
 
 @pytest.mark.parametrize("status_code", [404, 410])

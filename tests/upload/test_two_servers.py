@@ -20,27 +20,27 @@ from dicom_etl.settings import FhirSettings, Settings
 from dicom_etl.stages.forget import forget
 from dicom_etl.stages.upload import Uploaded, upload
 from dicom_etl.stages.verify import Verified, verify
-from tests.corpus import lake_of, tree_of, uid
 from tests.servers.hapi_server import HapiServer
 from tests.servers.medplum_server import MedplumServer
 from tests.servers.plugin import HapiFactory, MedplumFactory
-from tests.stages.uploads import codes, findings, patient_path, study_path, their_study
-from tests.upload import holdings
-from tests.upload.holdings import get, plain, put, status, version
-from tests.upload.lakes import (
+from tests.support import server_content
+from tests.support.datasets import make_lake, make_tree, uid
+from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
+from tests.support.server_content import get, put, status, version, without_meta
+from tests.support.upload_lakes import (
     Site,
     Study,
     attempts,
-    changed,
     ledger_rows,
     new_lake,
     settings_for,
     shared_ledger_rows,
+    with_changes,
 )
-from tests.upload.proxy import Asked, Proxy, Reply, proxy
+from tests.support.uploads import codes, findings, make_external_study, patient_path, study_path
 
 ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
-MORE = changed(ONE, series={"1": 2, "2": 3})
+MORE = with_changes(ONE, series={"1": 2, "2": 3})
 NOTE = [{"text": "seen by the radiologist"}]
 PHONE = [{"system": "phone", "value": "1"}]
 
@@ -63,7 +63,7 @@ def lake(tmp_path: Path) -> Lake:
 def server(request: pytest.FixtureRequest) -> Iterator[Proxy]:
     """The server of a kind, with every request counted."""
     running: HapiServer | MedplumServer = request.getfixturevalue(request.param)
-    with proxy(running.base_url) as counted:
+    with run_proxy(running.base_url) as counted:
         yield counted
 
 
@@ -71,7 +71,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Proxy]:
 def assigning(request: pytest.FixtureRequest) -> Iterator[Proxy]:
     """An empty server that assigns ids itself."""
     factory: HapiFactory | MedplumFactory = request.getfixturevalue(f"{request.param}_factory")
-    with proxy(factory(client_ids=False).base_url) as counted:
+    with run_proxy(factory(client_ids=False).base_url) as counted:
         yield counted
 
 
@@ -79,7 +79,7 @@ def load(
     lake: Lake, server: Proxy, dataset: str = "A", *, settings: Settings | None = None, **options: Any
 ) -> Uploaded:
     """Upload a dataset; every request of the run is counted anew."""
-    server.asked.clear()
+    server.requests.clear()
     [done] = upload([dataset], lake, settings or settings_for(server.url), **options)
     return done
 
@@ -95,24 +95,24 @@ def build(lake: Lake, site: Site, *studies: Study) -> None:
 
 
 def on_server(server: Proxy, path: str) -> dict[str, Any]:
-    return plain(get(behind(server), path))
+    return without_meta(get(behind(server), path))
 
 
 def add_to(server: Proxy, path: str, **elements: Any) -> dict[str, Any]:
     """Add elements to a resource as another client does; returns what the server has then."""
-    put(behind(server), plain(get(behind(server), path)) | elements)
+    put(behind(server), without_meta(get(behind(server), path)) | elements)
     return on_server(server, path)
 
 
 def delete(server: Proxy, path: str) -> None:
-    holdings.delete(behind(server), path)
+    server_content.delete(behind(server), path)
 
 
 def versions(server: Proxy, paths: list[str]) -> dict[str, str]:
     return {path: version(get(behind(server), path)) for path in paths}
 
 
-def once(reply: Reply, matches: Callable[[Asked], bool]) -> Callable[[Asked], Reply | None]:
+def once(reply: Reply, matches: Callable[[ReceivedRequest], bool]) -> Callable[[ReceivedRequest], Reply | None]:
     """A rule that gives one reply to the first request that matches."""
     left = [reply]
     return lambda asked: left.pop() if left and matches(asked) else None
@@ -142,7 +142,7 @@ def test_everything_is_stored_as_the_lake_has_it_and_a_second_run_sends_nothing(
     again = load(lake, server)
 
     assert again.counts == {"Endpoint": {"unchanged": 1}, "ImagingStudy": {"unchanged": 2}, "Patient": {"unchanged": 2}}
-    assert server.sent() == []
+    assert server.request_lines() == []
     assert versions(server, paths) == before
 
 
@@ -155,7 +155,7 @@ def test_only_what_changed_is_sent_and_it_replaces_the_version_that_was_seen(
     paths = [study_path(site, "A", "1"), study_path(site, "A", "2")]
     before = versions(server, paths)
 
-    for studies in (MORE, changed(MORE, series={"1": 2, "2": 4})):
+    for studies in (MORE, with_changes(MORE, series={"1": 2, "2": 4})):
         build(lake, site, studies, TWO)
         done = load(lake, server)
         assert done.counts["ImagingStudy"] == {"stored": 1, "unchanged": 1}
@@ -178,7 +178,7 @@ def test_what_another_client_added_is_kept(lake: Lake, server: Proxy, site: Site
     noted = add_to(server, study, note=NOTE)
     add_to(server, patient, telecom=PHONE)
 
-    build(lake, site, changed(MORE, patient={"gender": "female"}))
+    build(lake, site, with_changes(MORE, patient={"gender": "female"}))
     done = load(lake, server, settings=settings)
 
     assert done.counts["ImagingStudy"] == {"held": 1}
@@ -202,8 +202,8 @@ def test_an_answer_that_was_lost_is_found_out(lake: Lake, server: Proxy, site: S
     done = load(lake, server)
 
     assert done.counts["ImagingStudy"] == {"unchanged": 1}
-    assert server.sent("PUT") == []
-    assert server.posted() == []
+    assert server.request_lines("PUT") == []
+    assert server.post_requests() == []
     path = study_path(site, "A", "1")
     assert ledger_rows(lake, server.url, "A")[path]["version"] == version(get(behind(server), path))
     assert attempts(lake) == []
@@ -225,7 +225,7 @@ def test_transactions_of_any_size_arrive(lake: Lake, server: Proxy, site: Site, 
 
     assert done.counts == {"Endpoint": {"stored": 1}, "ImagingStudy": {"stored": 130}, "Patient": {"stored": 130}}
     assert done.findings == 0
-    sizes = [len(orjson.loads(asked.body)["entry"]) for asked in server.posted()]
+    sizes = [len(orjson.loads(asked.body)["entry"]) for asked in server.post_requests()]
     assert max(sizes) <= entries
     if "R4" in behind(server):
         # a few batches are on their way before the first refusal is known
@@ -233,8 +233,8 @@ def test_transactions_of_any_size_arrive(lake: Lake, server: Proxy, site: Site, 
     else:
         assert sum(sizes) == 261
 
-    build(lake, site, *[changed(study, series={"1": 3}) for study in studies])
-    server.asked.clear()
+    build(lake, site, *[with_changes(study, series={"1": 3}) for study in studies])
+    server.requests.clear()
     assert load(lake, server, settings=settings).counts["ImagingStudy"] == {"stored": 130}
 
 
@@ -252,7 +252,9 @@ def test_one_bad_resource_does_not_make_transactions_small(lake: Lake, server: P
     done = load(lake, server, settings=settings)
 
     assert done.counts["ImagingStudy"] == {"rejected": 1, "stored": 79}
-    sizes = [len(orjson.loads(asked.body)["entry"]) for asked in server.posted() if b'"ImagingStudy"' in asked.body]
+    sizes = [
+        len(orjson.loads(asked.body)["entry"]) for asked in server.post_requests() if b'"ImagingStudy"' in asked.body
+    ]
     assert sizes.count(20) >= 4
 
 
@@ -267,7 +269,7 @@ def test_a_resource_that_is_deleted_between_the_look_and_the_write_is_looked_at_
     build(lake, site, MORE)
     gone: list[str] = []
 
-    def rule(asked: Asked) -> None:
+    def rule(asked: ReceivedRequest) -> None:
         if asked.is_posted and b"ImagingStudy" in asked.body and not gone:
             gone.append(path)
             delete(server, path)
@@ -310,7 +312,7 @@ def test_a_patient_that_a_study_of_another_client_refers_to_is_not_pruned(
     build(lake, site, ONE, TWO)
     load(lake, server)
     patient = patient_path(site, "A", TWO)
-    put(behind(server), their_study(site, id=f"{site.name}-x", identifier=[], subject={"reference": patient}))
+    put(behind(server), make_external_study(site, id=f"{site.name}-x", identifier=[], subject={"reference": patient}))
     build(lake, site, ONE)
 
     pruned = load(lake, server, prune=True)
@@ -325,7 +327,7 @@ def test_a_patient_that_a_study_of_another_client_refers_to_is_not_pruned(
 def test_a_withdrawn_subject_leaves_the_server(tmp_path: Path, server: Proxy, site: Site, is_needed: bool) -> None:
     """Medplum deletes what others refer to; so it is asked first who does."""
     settings = Settings(namespace=f"https://{site.name}", fhir=FhirSettings(url=server.url, retry_seconds=5))
-    tree = tree_of(tmp_path, site.name, lake=lake_of(tmp_path))
+    tree = make_tree(tmp_path, site.name, lake=make_lake(tmp_path))
     tree.settings = settings
     for subject in ("ada", "bob"):
         tree.write(f"sub-{subject}/1.dcm", PatientID=f"ID-{subject}")
@@ -341,7 +343,7 @@ def test_a_withdrawn_subject_leaves_the_server(tmp_path: Path, server: Proxy, si
     assert [status(behind(server), path) for path in (*paths("ada"), *paths("bob"))] == [200] * 4
     study, patient = paths("ada")
     if is_needed:
-        put(behind(server), their_study(site, subject={"reference": patient}))
+        put(behind(server), make_external_study(site, subject={"reference": patient}))
 
     forgotten = forget(tree.name, "sub-ada", tree.lake, settings)
 
@@ -361,7 +363,7 @@ def test_a_withdrawn_subject_leaves_the_server(tmp_path: Path, server: Proxy, si
 
 @both
 def test_a_study_of_another_client_holds_ours(lake: Lake, server: Proxy, site: Site) -> None:
-    external = their_study(site)
+    external = make_external_study(site)
     put(behind(server), external)
     build(lake, site, ONE)
 
@@ -375,11 +377,11 @@ def test_a_study_of_another_client_holds_ours(lake: Lake, server: Proxy, site: S
 
 @both
 def test_a_study_of_another_client_takes_our_series(lake: Lake, server: Proxy, site: Site) -> None:
-    external = their_study(site)
+    external = make_external_study(site)
     path = f"ImagingStudy/{external['id']}"
     put(behind(server), external)
     settings = settings_for(server.url, existing_study="merge")
-    for study, instances in ((ONE, 2), (changed(ONE, series={"1": 3}), 3)):
+    for study, instances in ((ONE, 2), (with_changes(ONE, series={"1": 3}), 3)):
         build(lake, site, study)
         done = load(lake, server, settings=settings)
         assert done.counts["ImagingStudy"] == {"external": 1}
@@ -397,7 +399,7 @@ def test_a_study_of_another_client_takes_our_series(lake: Lake, server: Proxy, s
 
 @both
 def test_ours_goes_beside_a_study_of_another_client(lake: Lake, server: Proxy, site: Site) -> None:
-    external = their_study(site)
+    external = make_external_study(site)
     put(behind(server), external)
     build(lake, site, ONE)
 
@@ -411,7 +413,7 @@ def test_ours_goes_beside_a_study_of_another_client(lake: Lake, server: Proxy, s
 
 @both
 def test_a_patient_of_another_client_is_used(lake: Lake, server: Proxy, site: Site) -> None:
-    shared = changed(ONE, rule="authority")
+    shared = with_changes(ONE, rule="authority")
     external = site.patient("A", shared) | {"id": f"{site.name}-p", "telecom": PHONE}
     put(behind(server), external)
     build(lake, site, shared)
@@ -523,7 +525,7 @@ def test_a_write_that_replaces_one_made_since_the_look_is_reported(
     path, other = study_path(site, "A", "1"), site.imaging_study("A", MORE)
     written: list[str] = []
 
-    def rule(asked: Asked) -> None:
+    def rule(asked: ReceivedRequest) -> None:
         if asked.method in ("PUT", "POST") and b'"series"' in asked.body and not written:
             put(behind(server), other | {"subject": {"display": "somebody"}, "endpoint": []})
             written.append(version(get(behind(server), path)))
@@ -546,12 +548,12 @@ def test_a_write_that_replaces_one_made_since_the_look_is_reported(
 def test_a_patient_that_replaces_one_made_since_the_look_is_merged_with_it(
     lake: Lake, server: Proxy, site: Site
 ) -> None:
-    person = changed(ONE, patient={"gender": "female"})
+    person = with_changes(ONE, patient={"gender": "female"})
     build(lake, site, person)
     path = patient_path(site, "A", person)
     written: list[str] = []
 
-    def rule(asked: Asked) -> None:
+    def rule(asked: ReceivedRequest) -> None:
         if asked.method in ("PUT", "POST") and b'"gender"' in asked.body and not written:
             put(behind(server), site.patient("A", ONE) | {"telecom": PHONE})
             written.append(path)
@@ -584,7 +586,7 @@ def load_assigning(assigning: Proxy, site: Site) -> Loading:
 
 
 def all_of(server: Proxy, kind: str) -> list[dict[str, Any]]:
-    return holdings.found(behind(server), f"{kind}?_count=200")
+    return server_content.search(behind(server), f"{kind}?_count=200")
 
 
 @each_assigning
@@ -614,7 +616,7 @@ def test_a_server_that_assigns_ids_has_everything_once(
     assert {one["id"]: version(one) for one in all_of(assigning, "ImagingStudy")} == before
     assert codes(fresh, "A") == []
 
-    grown = [changed(studies[0], series={"1": 4}), *studies[1:]]
+    grown = [with_changes(studies[0], series={"1": 4}), *studies[1:]]
     assert load_assigning(lake, *grown).counts["ImagingStudy"] == {"stored": 1, "unchanged": 29}
     assert load_assigning(lake, *grown[:20], prune=True).counts["ImagingStudy"] == {"deleted": 10, "unchanged": 20}
     assert (len(all_of(assigning, "ImagingStudy")), len(all_of(assigning, "Patient"))) == (20, 20)
@@ -626,10 +628,10 @@ def test_a_server_that_assigns_ids_loses_no_note_and_makes_nothing_twice(
 ) -> None:
     load_assigning(lake, ONE)
     [study], [patient] = all_of(assigning, "ImagingStudy"), all_of(assigning, "Patient")
-    put(behind(assigning), plain(study) | {"note": NOTE})
-    put(behind(assigning), plain(patient) | {"telecom": PHONE})
+    put(behind(assigning), without_meta(study) | {"note": NOTE})
+    put(behind(assigning), without_meta(patient) | {"telecom": PHONE})
 
-    done = load_assigning(lake, changed(MORE, patient={"gender": "female"}))
+    done = load_assigning(lake, with_changes(MORE, patient={"gender": "female"}))
 
     assert done.counts["ImagingStudy"] == {"held": 1}
     assert codes(lake, "A") == ["changed-on-server"]

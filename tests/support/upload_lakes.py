@@ -245,6 +245,6 @@ def query_ledger(lake: Lake, query: str, *values: str) -> list[dict[str, Any]]:
     return rows
 
 
-def changed(study: Study, **changes: Any) -> Study:
+def with_changes(study: Study, **changes: Any) -> Study:
     """The study with other values."""
     return replace(study, **changes)

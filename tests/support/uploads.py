@@ -14,12 +14,12 @@ import orjson
 from dicom_etl.lake.schemas import DATASET_FINDINGS
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import Uploaded, upload
-from tests.upload.lakes import (
+from tests.support.proxy import Proxy
+from tests.support.upload_lakes import (
     Site,
     Study,
     settings_for,
 )
-from tests.upload.proxy import Proxy
 
 _PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -33,7 +33,7 @@ class Moved(Site):
         return super().endpoint(dataset) | {"address": "https://new.example"}
 
 
-def hapi_of(server: Proxy) -> Any:
+def behind_proxy(server: Proxy) -> Any:
     """The server behind the proxy, for requests that the proxy's rule must not see."""
     return SimpleNamespace(url=server.target)
 
@@ -75,7 +75,7 @@ def delete(server: Proxy, path: str) -> None:
         answer.read()
 
 
-def forget_rows(lake: Lake, *paths: str) -> None:
+def delete_ledger_rows(lake: Lake, *paths: str) -> None:
     """Take resources (Type/id), and what is known of finished units, out of the ledger, as if they were never in it."""
     with closing(sqlite3.connect(Path(lake.root, "ledger.sqlite"))) as connection, connection:
         for path in paths:
@@ -109,7 +109,7 @@ def shared_person(**patient: Any) -> Study:
     return Study("1", "P1", rule="authority", patient=patient)
 
 
-def their_study(site: Site, **more: Any) -> dict[str, Any]:
+def make_external_study(site: Site, **more: Any) -> dict[str, Any]:
     """A study of another client with the StudyInstanceUID of ONE: another series, and one instance of ours."""
     made = site.imaging_study("A", ONE)
     series = [

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import orjson
 
 from dicom_etl.fhir_client import FhirClient, FhirError, WriteRequest
-from tests.upload.proxy import Asked, Reply
+from tests.support.proxy import ReceivedRequest, Reply
 
 T = TypeVar("T")
 Call = Callable[[FhirClient], Awaitable[T]]
@@ -58,7 +58,7 @@ def fail(url: str, call: Call[Any], **client: Any) -> FhirError:
     raise AssertionError(f"no error, but {result!r}")
 
 
-def in_turn(*replies: Reply) -> Callable[[Asked], Reply]:
+def in_turn(*replies: Reply) -> Callable[[ReceivedRequest], Reply]:
     """A server that gives these replies one after the other, and the last one for ever."""
     left = list(replies)
     return lambda _: left.pop(0) if len(left) > 1 else left[0]

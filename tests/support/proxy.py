@@ -12,11 +12,11 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from tests.serving import serving
+from tests.support.http_server import serve
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReceivedRequest:
     """A request: method, path with query below the base address, headers, body (as it was before it was packed)."""
 
     method: str
@@ -40,7 +40,7 @@ class Reply:
     cut: bool = False
 
 
-Rule = Callable[[Asked], Reply | None]
+Rule = Callable[[ReceivedRequest], Reply | None]
 
 
 @dataclass
@@ -49,29 +49,29 @@ class Proxy:
 
     url: str
     target: str | None = None  # the server behind
-    asked: list[Asked] = field(default_factory=list)
+    requests: list[ReceivedRequest] = field(default_factory=list)
     rule: Rule = lambda _: None
 
-    def posted(self) -> list[Asked]:
+    def post_requests(self) -> list[ReceivedRequest]:
         """The POSTs that write."""
-        return [one for one in self.asked if one.is_posted]
+        return [one for one in self.requests if one.is_posted]
 
-    def sent(self, *methods: str) -> list[str]:
+    def request_lines(self, *methods: str) -> list[str]:
         """Method and path of the requests, but those for /metadata."""
         return [
             f"{one.method} {one.path}"
-            for one in self.asked
+            for one in self.requests
             if not one.path.startswith("metadata") and (not methods or one.method in methods)
         ]
 
 
 @contextmanager
-def proxy(
+def run_proxy(
     target: str | None = None, rule: Rule = lambda _: None, *, tls: ssl.SSLContext | None = None
 ) -> Iterator[Proxy]:
     """A server that applies `rule` and passes what it leaves alone to `target`; with `tls`, it speaks HTTPS itself."""
     started: list[Proxy] = []
-    with serving(lambda session: _application(session, target, started), tls=tls) as address:
+    with serve(lambda session: _application(session, target, started), tls=tls) as address:
         started.append(Proxy(f"{address}/fhir", target, rule=rule))
         yield started[0]
 
@@ -80,8 +80,8 @@ def _application(session: aiohttp.ClientSession, target: str | None, started: Se
     async def answer(request: web.Request) -> web.StreamResponse:
         body = await request.read()
         path = request.raw_path.removeprefix("/fhir").lstrip("/")
-        asked = Asked(request.method, path, dict(request.headers), body)
-        started[0].asked.append(asked)
+        asked = ReceivedRequest(request.method, path, dict(request.headers), body)
+        started[0].requests.append(asked)
         reply = started[0].rule(asked)
         if reply is None or reply.cut:
             passed = await _pass_on(session, target, asked)
@@ -97,7 +97,7 @@ def _application(session: aiohttp.ClientSession, target: str | None, started: Se
     return application
 
 
-async def _pass_on(session: aiohttp.ClientSession, target: str | None, asked: Asked) -> web.Response:
+async def _pass_on(session: aiohttp.ClientSession, target: str | None, asked: ReceivedRequest) -> web.Response:
     assert target is not None, "the rule must answer everything when there is no server behind"
     headers = {
         name: value

@@ -8,11 +8,11 @@ import pytest
 
 from dicom_etl.cli import main
 
-Said = Callable[..., tuple[int, str, str]]
+RunCommand = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Said:
+def run_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> RunCommand:
     """Runs `dicom-etl`: (exit code, standard output, standard error)."""
     monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
     monkeypatch.setenv("COLUMNS", "300")

@@ -58,9 +58,9 @@ def _send(where: str, method: str, resource: Resource) -> Resource:
         return dict(json.load(answer))
 
 
-def found(url: str, search: str) -> list[Resource]:
+def search(url: str, query: str) -> list[Resource]:
     """All matches of a search, page by page."""
-    bundle = get(url, search)
+    bundle = get(url, query)
     resources = []
     while True:
         resources += [entry["resource"] for entry in bundle.get("entry", [])]
@@ -70,17 +70,17 @@ def found(url: str, search: str) -> list[Resource]:
         bundle = get(url, following[0])
 
 
-def with_identifiers(url: str, kind: str, tokens: Iterable[tuple[str, str]]) -> list[Resource]:
+def find_by_identifiers(url: str, kind: str, tokens: Iterable[tuple[str, str]]) -> list[Resource]:
     """All resources of a type that have one of some identifiers; an empty value stands for all of a system."""
     wanted = ",".join(f"{_escaped(system)}|{_escaped(value)}" for system, value in tokens)
-    return found(url, f"{kind}?identifier={quote(wanted, safe='')}&_count=100")
+    return search(url, f"{kind}?identifier={quote(wanted, safe='')}&_count=100")
 
 
 def _escaped(token: str) -> str:
     return "".join(f"\\{character}" if character in "\\$,|" else character for character in token)
 
 
-def plain(resource: Resource) -> Resource:
+def without_meta(resource: Resource) -> Resource:
     """A resource without what the server adds."""
     return {name: value for name, value in resource.items() if name != "meta"}
 

@@ -19,7 +19,7 @@ class _Collector(logging.Handler):
 
 
 @contextmanager
-def listening() -> Iterator[list[str]]:
+def collect_logs() -> Iterator[list[str]]:
     """Everything that any logger says at any level, and every warning."""
     collector = _Collector()
     known = [logging.getLogger(name) for name in ("aiohttp.client", "asyncio", "fhirpy", "dicom_etl", "dagster")]

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, quote_plus
 
 import orjson
 
-from tests.upload.proxy import Asked, Reply
+from tests.support.proxy import ReceivedRequest, Reply
 
 CLIENT = "etl"
 SECRET = "wombat & quokka"  # of the client; written as a form field it looks different
@@ -23,7 +23,7 @@ class AuthorizationServer:
         self.given: list[str] = []
         self.forms: list[dict[str, list[str]]] = []
 
-    def rule(self, asked: Asked) -> Reply:
+    def rule(self, asked: ReceivedRequest) -> Reply:
         """The answer to a request for a token; a refusal repeats what it was sent."""
         login = asked.headers.get("Authorization")
         if asked.method != "POST" or login != f"Basic {self._pair}":

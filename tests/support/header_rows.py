@@ -24,6 +24,6 @@ def place() -> Place:
     return Place("breast", "sub-1", "sub-1", "1.2.3")
 
 
-def told(here: Place) -> list[tuple[str, str | None]]:
+def codes_and_tags(here: Place) -> list[tuple[str, str | None]]:
     """(code, tag) of the findings, sorted."""
     return sorted((found.code, found.tag) for found in here.found)

@@ -185,12 +185,12 @@ class Tree:
         return [found["code"] for found in self.findings(stage, unit)]
 
 
-def lake_of(tmp_path: Path) -> Lake:
+def make_lake(tmp_path: Path) -> Lake:
     """An open, empty lake that never waits for a lock."""
     return Lake(str(tmp_path / "lake"), lock_wait=0, tell=lambda _: None).open()
 
 
-def tree_of(tmp_path: Path, name: str = "ds", *, lake: Lake | None = None, **dataset_settings: Any) -> Tree:
+def make_tree(tmp_path: Path, name: str = "ds", *, lake: Lake | None = None, **dataset_settings: Any) -> Tree:
     """An empty dataset `name` below `tmp_path`, in a lake of its own or in `lake`.
 
     Args:
@@ -200,7 +200,7 @@ def tree_of(tmp_path: Path, name: str = "ds", *, lake: Lake | None = None, **dat
         dataset_settings: fields of `DatasetSettings` but the root.
     """
     (tmp_path / name).mkdir(parents=True, exist_ok=True)
-    return Tree(tmp_path / name, lake or lake_of(tmp_path), name, Settings(), dataset_settings)
+    return Tree(tmp_path / name, lake or make_lake(tmp_path), name, Settings(), dataset_settings)
 
 
 def rows_by(table: pa.Table, column: str) -> dict[Any, dict[str, Any]]:

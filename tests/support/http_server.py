@@ -13,7 +13,7 @@ from aiohttp import web
 
 
 @contextmanager
-def serving(
+def serve(
     make_application: Callable[[aiohttp.ClientSession], web.Application], *, tls: ssl.SSLContext | None = None
 ) -> Iterator[str]:
     """Serve on a free loopback port; yields the address, without a path.
