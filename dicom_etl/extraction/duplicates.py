@@ -1,93 +1,133 @@
-"""The same SOPInstanceUID in several files of a dataset.
+"""Duplicates: the same SOPInstanceUID in several files of a dataset.
 
-Every file keeps its row; `duplicate` marks all but the first by path: `same` where the files are equal by SHA-256
-(computed for duplicates alone), else `conflict`. This needs the whole dataset, so it is decided when all pieces are
-read and before shards are written, from 8 bytes per instance.
+Every file keeps its row; `duplicate` flags all but the first by path: `identical` if the files have the same SHA-256
+(computed for duplicates only), else `conflict`. The whole dataset is needed for this, so it is decided after all chunks
+are read and before shards are written, from 8 bytes per instance.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from dicom_etl.extraction.reading import uid_hashes
+from dicom_etl.extraction.chunk_reader import ChunkSummary, hash_uids
+from dicom_etl.extraction.chunks import Chunk, chunk_path
+from dicom_etl.extraction.plan import Plan
 from dicom_etl.findings import Finding, finding
+from dicom_etl.lake.schemas import FILES, headers
+from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source
 
-# of header rows, and of file rows
-COLUMNS = ("unit", "path", "subject", "sample", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-SUM_COLUMNS = ("path", "sha256")
-
-
-class Instances(NamedTuple):
-    """Some instances of a dataset: the hashes of their UIDs, and how to read their rows and check sums."""
-
-    hashes: np.ndarray
-    read_rows: Callable[[], pa.Table]  # `COLUMNS`, in the order of the hashes
-    read_sums: Callable[[], pa.Table]  # `SUM_COLUMNS`
+CHECKSUM_COLUMNS = ("path", "sha256")  # of rows of the table of files
+_HEADER_COLUMNS = ("unit", "path", "subject", "sample", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
 @dataclass
 class Duplicates:
-    """What was decided: by unit, the marks and check sums by path."""
+    """The duplicates of a dataset: by unit, the flags and checksums by path."""
 
-    marks: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
-    sums: dict[str, dict[str, str | None]] = field(default_factory=lambda: defaultdict(dict))
+    flags: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
+    checksums: dict[str, dict[str, str | None]] = field(default_factory=lambda: defaultdict(dict))
     findings: list[Finding] = field(default_factory=list)
     files_opened: int = 0
-    is_complete: bool = True  # every check sum could be made
+    is_complete: bool = True  # all checksums could be computed
+
+
+class _Instances(NamedTuple):
+    """Some instances of a dataset: the hashes of their UIDs, and how to read their rows and checksums."""
+
+    hashes: np.ndarray
+    read_rows: Callable[[], pa.Table]  # `_HEADER_COLUMNS`, in the order of the hashes
+    read_checksums: Callable[[], pa.Table]  # `CHECKSUM_COLUMNS`
 
 
 class _Copy(NamedTuple):
-    """A file of a SOPInstanceUID that several files have."""
+    """A file with a SOPInstanceUID that several files have."""
 
     path: str
     row: Mapping[str, Any]
     sha256: str | None
 
 
-def find_duplicates(source: Source, instances: Sequence[Instances]) -> Duplicates:
-    """Decide which instances of a dataset are duplicates of which."""
-    found = Duplicates()
-    for copies in _copies(instances):
-        summed = [copy if copy.sha256 else copy._replace(sha256=_sha256(source, copy)) for copy in copies]
-        found.files_opened += sum(copy.sha256 is None for copy in copies)
-        found.is_complete &= all(copy.sha256 for copy in summed)
-        for copy in summed:
-            found.sums[copy.row["unit"]][copy.path] = copy.sha256
-        for copy in summed[1:]:
-            is_same = copy.sha256 is not None and copy.sha256 == summed[0].sha256
-            found.marks[copy.row["unit"]][copy.path] = "identical" if is_same else "conflict"
-            found.findings.append(_finding(source.dataset, copy, summed[0], is_same=is_same))
-    return found
+def find_duplicates(source: Source, lake: Lake, plan: Plan, chunks: Sequence[tuple[Chunk, ChunkSummary]]) -> Duplicates:
+    """Find the duplicates among all instances that the dataset will have.
+
+    Args:
+        source: opens the files whose checksums are needed.
+        lake: with the results of chunks, and with the shards of the last extraction.
+        plan: of the extraction.
+        chunks: those that were read.
+    """
+    duplicates = Duplicates()
+    for copies in _copies(list(_instances(lake, source.dataset, plan, chunks))):
+        with_checksums = [copy if copy.sha256 else copy._replace(sha256=_sha256(source, copy)) for copy in copies]
+        duplicates.files_opened += sum(copy.sha256 is None for copy in copies)
+        duplicates.is_complete &= all(copy.sha256 for copy in with_checksums)
+        for copy in with_checksums:
+            duplicates.checksums[copy.row["unit"]][copy.path] = copy.sha256
+        first, *others = with_checksums
+        for copy in others:
+            is_identical = copy.sha256 is not None and copy.sha256 == first.sha256
+            duplicates.flags[copy.row["unit"]][copy.path] = "identical" if is_identical else "conflict"
+            duplicates.findings.append(_finding(source.dataset, copy, first, is_identical=is_identical))
+    return duplicates
 
 
-def _copies(instances: Sequence[Instances]) -> Iterable[list[_Copy]]:
+def _instances(
+    lake: Lake, dataset: str, plan: Plan, chunks: Sequence[tuple[Chunk, ChunkSummary]]
+) -> Iterator[_Instances]:
+    """All instances that the dataset will have: those of chunks, and those of previous rows that stay."""
+    for chunk, summary in chunks:
+        read_rows = partial(_chunk_rows, lake, chunk, "headers", _HEADER_COLUMNS)
+        read_checksums = partial(_chunk_rows, lake, chunk, "files", CHECKSUM_COLUMNS)
+        yield _Instances(summary.uid_hashes, read_rows, read_checksums)
+    replaced = plan.removed.union(*(chunk.units for chunk, _ in chunks))
+    for shard in sorted(plan.commits):
+        rows = _other_rows(lake, dataset, shard, ("unit", "SOPInstanceUID"), replaced)
+        if rows.num_rows:
+            read_rows = partial(_other_rows, lake, dataset, shard, _HEADER_COLUMNS, replaced)
+            read_checksums = partial(lake.read, FILES, list(CHECKSUM_COLUMNS), dataset=dataset, shard=shard)
+            yield _Instances(hash_uids(rows["SOPInstanceUID"]), read_rows, read_checksums)
+
+
+def _chunk_rows(lake: Lake, chunk: Chunk, table: str, columns: Iterable[str]) -> pa.Table:
+    return lake.read_part(chunk_path(chunk.dataset, chunk.key, table)).select(list(columns))
+
+
+def _other_rows(lake: Lake, dataset: str, shard: int, columns: Iterable[str], replaced: Collection[str]) -> pa.Table:
+    """The header rows of a shard, except those of some units."""
+    rows = lake.read(headers(), list(columns), dataset=dataset, shard=shard)
+    return rows.filter(pc.invert(pc.is_in(rows["unit"], pa.array(replaced, pa.string()))))
+
+
+def _copies(all_instances: Sequence[_Instances]) -> Iterable[list[_Copy]]:
     """The files of each UID that several files have, sorted by path."""
-    hashes = np.concatenate([np.empty(0, np.uint64), *(some.hashes for some in instances)])
+    hashes = np.concatenate([np.empty(0, np.uint64), *(instances.hashes for instances in all_instances)])
     values, counts = np.unique(hashes, return_counts=True)
-    twice = values[counts > 1]
+    repeated = values[counts > 1]
     by_uid: dict[str, list[_Copy]] = defaultdict(list)
-    for some in instances:
-        if not len(twice) or not np.isin(some.hashes, twice).any():
+    for instances in all_instances:
+        if not len(repeated) or not np.isin(instances.hashes, repeated).any():
             continue
-        rows = some.read_rows()
-        suspects = rows.filter(pa.array(np.isin(uid_hashes(rows["SOPInstanceUID"]), twice)))
-        sums = some.read_sums()
-        known = dict(zip(sums["path"].to_pylist(), sums["sha256"].to_pylist(), strict=True))
-        for row in suspects.to_pylist():
-            by_uid[row["SOPInstanceUID"]].append(_Copy(row["path"], row, known.get(row["path"])))
+        rows = instances.read_rows()
+        candidates = rows.filter(pa.array(np.isin(hash_uids(rows["SOPInstanceUID"]), repeated)))
+        files = instances.read_checksums()
+        checksums = dict(zip(files["path"].to_pylist(), files["sha256"].to_pylist(), strict=True))
+        for row in candidates.to_pylist():
+            by_uid[row["SOPInstanceUID"]].append(_Copy(row["path"], row, checksums.get(row["path"])))
     return [sorted(by_uid[uid]) for uid in sorted(by_uid) if len(by_uid[uid]) > 1]
 
 
 def _sha256(source: Source, copy: _Copy) -> str | None:
-    """The check sum of a file; None where it cannot be read any more, and then nothing equals it."""
+    """The checksum of a file; None if it can no longer be read, and then no other file is identical to it."""
     try:
         with source.open(copy.path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # open files have readinto
@@ -95,9 +135,9 @@ def _sha256(source: Source, copy: _Copy) -> str | None:
         return None
 
 
-def _finding(dataset: str, copy: _Copy, first: _Copy, *, is_same: bool) -> Finding:
+def _finding(dataset: str, copy: _Copy, first: _Copy, *, is_identical: bool) -> Finding:
     return finding(
-        "duplicate-identical" if is_same else "duplicate-conflict",
+        "duplicate-identical" if is_identical else "duplicate-conflict",
         dataset,
         unit=copy.row["unit"],
         subject=copy.row["subject"],
@@ -106,5 +146,5 @@ def _finding(dataset: str, copy: _Copy, first: _Copy, *, is_same: bool) -> Findi
         series_uid=copy.row["SeriesInstanceUID"],
         sop_uid=copy.row["SOPInstanceUID"],
         path=copy.path,
-        message=f"the same SOPInstanceUID as {first.path}, {'and the same' if is_same else 'but other'} content",
+        message=f"same SOPInstanceUID as {first.path}, with {'identical' if is_identical else 'different'} content",
     )

@@ -1,6 +1,6 @@
-"""What an extraction has to do: the units of the inventory beside the commits of their shards.
+"""What an extraction has to do: the units of the inventory compared with the commits of their shards.
 
-Decided from the inventory and the commits alone, without opening another file, and without a Python object per file.
+Decided from the inventory and the commits without opening another file, and without a Python object per file.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.extraction.pieces import UnitRows
-from dicom_etl.extraction.reading import reader_mark
-from dicom_etl.lake.commits import Commit
+from dicom_etl.extraction.chunk_reader import reader_fingerprint
+from dicom_etl.extraction.chunks import UnitFiles
+from dicom_etl.lake.commits import Commit, find_damage, read_commits
 from dicom_etl.lake.fingerprints import fingerprint, run_digests
 from dicom_etl.lake.schemas import EXTRACT_COMMITS
 from dicom_etl.lake.shards import former_shards, shard_count, shard_of
+from dicom_etl.lake.tables import Lake
 
 
 class Units:
@@ -27,35 +28,34 @@ class Units:
     def __init__(self, inventory: pa.Table) -> None:
         """Take an inventory in which there is at least one file."""
         self.inventory = inventory
-        ends = pc.run_end_encode(inventory["unit"].combine_chunks())
-        self.names: list[str] = ends.values.to_pylist()
-        self._ends: list[int] = ends.run_ends.to_pylist()
+        runs = pc.run_end_encode(inventory["unit"].combine_chunks())
+        self.names: list[str] = runs.values.to_pylist()
+        self._ends: list[int] = runs.run_ends.to_pylist()
 
     @cached_property
-    def counts(self) -> list[int]:
+    def file_counts(self) -> list[int]:
         """The number of files of each unit."""
         return [end - start for start, end in zip([0, *self._ends], self._ends, strict=False)]
 
     @cached_property
     def fingerprints(self) -> list[str]:
-        """The fingerprint of each unit: of the reader and of its part of the inventory."""
-        mark = reader_mark()
-        return [
-            f"{mark}-{digest}" for digest in run_digests(self.inventory.drop_columns(["dataset", "unit"]), self._ends)
-        ]
+        """The fingerprint of each unit: that of the reader, and a digest of its part of the inventory."""
+        reader = reader_fingerprint()
+        digests = run_digests(self.inventory.drop_columns(["dataset", "unit"]), self._ends)
+        return [f"{reader}-{digest}" for digest in digests]
 
     @cached_property
     def shards(self) -> int:
-        """The number of shards that they are stored in."""
-        return shard_count(self.counts)
+        """The number of shards in which they are stored."""
+        return shard_count(self.file_counts)
 
     def start(self, number: int) -> int:
-        """The place in the inventory of the first file of a unit."""
-        return self._ends[number] - self.counts[number]
+        """The row of the inventory with the first file of a unit."""
+        return self._ends[number] - self.file_counts[number]
 
 
-class FormerUnit(NamedTuple):
-    """A unit as a commit has it."""
+class PreviousUnit(NamedTuple):
+    """A unit as the last extraction left it: columns of its commit."""
 
     fingerprint: str | None
     rows: int
@@ -66,23 +66,24 @@ class FormerUnit(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done with each unit and each shard.
-
-    `former` are the rows of the commits by unit, of the commits that are whole.
-    """
+    """What is done with each unit and each shard."""
 
     units: Units
-    former: Mapping[str, FormerUnit]
-    former_count: int  # shards until now; 0: none
+    commits: Mapping[int, Commit]  # by shard, those whose files are undamaged
+    previous: Mapping[str, PreviousUnit]  # by unit, from these commits
     changed: Sequence[int]  # numbers of the units that are to be read
-    gone: frozenset[str]  # units that are no longer in the inventory
-    whole: frozenset[int]  # former shards that can be read
-    force: bool = False  # nothing is taken over of what is read
+    removed: frozenset[str]  # units that are no longer in the inventory
+    force: bool = False  # no rows are reused
+
+    @cached_property
+    def previous_count(self) -> int:
+        """The number of shards until now; 0: there are none."""
+        return next((commit.shards for commit in self.commits.values()), 0)
 
     @property
-    def moves(self) -> bool:
+    def is_resharded(self) -> bool:
         """Whether the number of shards changes, so that all rows move."""
-        return bool(self.former_count) and self.former_count != self.units.shards
+        return bool(self.previous_count) and self.previous_count != self.units.shards
 
     @cached_property
     def shard_of_unit(self) -> list[int]:
@@ -90,56 +91,80 @@ class Plan:
         shards = self.units.shards
         return [shard_of(unit, shards) for unit in self.units.names]
 
-    def former_shards(self, shard: int) -> tuple[int, ...]:
-        """The shards in which the former rows of a shard's units are."""
-        if not self.former_count:
+    def previous_shards(self, shard: int) -> tuple[int, ...]:
+        """The shards with the previous rows of a shard's units."""
+        if not self.previous_count:
             return ()
-        shards = former_shards(shard, self.units.shards, self.former_count)
-        return tuple(former for former in shards if former in self.whole)
+        shards = former_shards(shard, self.units.shards, self.previous_count)
+        return tuple(previous for previous in shards if previous in self.commits)
 
-    def to_read(self) -> Iterator[tuple[int, bool, list[UnitRows]]]:
-        """By shard the units to be read, sorted; those whose former rows are of this reader apart from the others."""
-        mark = reader_mark()
-        groups: dict[tuple[int, bool], list[UnitRows]] = {}
+    def units_to_read(self) -> Iterator[tuple[int, bool, list[UnitFiles]]]:
+        """Group the units to be read: shard, whether their previous rows can be reused, and the units, sorted.
+
+        Rows can be reused if the same version of the readers wrote them.
+        """
+        reader = reader_fingerprint()
+        groups: dict[tuple[int, bool], list[UnitFiles]] = {}
         for number in self.changed:
             name = self.units.names[number]
-            former = self.former.get(name)
-            known = former.fingerprint if former else None
-            usable = not self.force and known is not None and known.startswith(mark)
-            place = self.units.start(number), self.units.counts[number]
-            unit = UnitRows(name, *place, self.units.fingerprints[number], known)
-            groups.setdefault((self.shard_of_unit[number], usable), []).append(unit)
-        for shard, usable in sorted(groups):
-            yield shard, usable, groups[shard, usable]
+            unit = self.previous.get(name)
+            previous = unit.fingerprint if unit else None
+            is_reusable = not self.force and previous is not None and previous.startswith(reader)
+            start, files = self.units.start(number), self.units.file_counts[number]
+            unit_files = UnitFiles(name, start, files, self.units.fingerprints[number], previous)
+            groups.setdefault((self.shard_of_unit[number], is_reusable), []).append(unit_files)
+        for shard, is_reusable in sorted(groups):
+            yield shard, is_reusable, groups[shard, is_reusable]
 
 
-def plan(units: Units, commits: Mapping[int, Commit], *, subjects: Collection[str] | None, force: bool) -> Plan:
-    """Compare the units of the inventory with the commits.
+def plan_extraction(
+    lake: Lake, dataset: str, units: Units, *, subjects: Collection[str] | None = None, force: bool = False
+) -> Plan:
+    """Compare the units of the inventory with the commits; damaged shards count as not written.
 
     Args:
+        lake: with the commits.
+        dataset: its name.
         units: of the inventory.
-        commits: of the shards whose files are whole.
         subjects: only these units are read; None: all.
         force: read every unit again.
     """
-    former_units = pa.concat_tables([EXTRACT_COMMITS.schema.empty_table(), *(c.units for c in commits.values())])
-    values = zip(*(former_units[name].to_pylist() for name in FormerUnit._fields), strict=True)
-    former = dict(zip(former_units["unit"].to_pylist(), map(FormerUnit._make, values), strict=True))
-    wanted = None if subjects is None else set(subjects)
+    commits = read_commits(lake, "extract", dataset)
+    commits = {shard: commit for shard, commit in commits.items() if not find_damage(lake, commit)}
+    plan = _compare(units, commits, subjects, force=force)
+    # the bytes of shards that will be rewritten are checked before any of their rows are reused
+    changed = {plan.shard_of_unit[number] for number in plan.changed}
+    rewritten = set(commits) if plan.is_resharded else changed & commits.keys()
+    damaged = {shard for shard in sorted(rewritten) if find_damage(lake, commits[shard], digests=True)}
+    if not damaged:
+        return plan
+    undamaged = {shard: commit for shard, commit in commits.items() if shard not in damaged}
+    return _compare(units, undamaged, subjects, force=force)
+
+
+def _compare(units: Units, commits: Mapping[int, Commit], subjects: Collection[str] | None, *, force: bool) -> Plan:
+    rows = commit_rows(commits.values())
+    values = zip(*(rows[name].to_pylist() for name in PreviousUnit._fields), strict=True)
+    previous = dict(zip(rows["unit"].to_pylist(), map(PreviousUnit._make, values), strict=True))
+    selected = None if subjects is None else set(subjects)
     changed = [
         number
-        for number, (name, print_) in enumerate(zip(units.names, units.fingerprints, strict=True))
-        if (wanted is None or name in wanted) and (force or _is_changed(former.get(name), print_))
+        for number, (name, current) in enumerate(zip(units.names, units.fingerprints, strict=True))
+        if (selected is None or name in selected) and (force or _has_changed(previous.get(name), current))
     ]
-    gone = frozenset(former.keys() - set(units.names))
-    count = next((commit.shards for commit in commits.values()), 0)
-    return Plan(units, former, count, changed, gone, frozenset(commits), force)
+    removed = frozenset(previous.keys() - set(units.names))
+    return Plan(units, commits, previous, changed, removed, force)
 
 
-def _is_changed(former: FormerUnit | None, print_: str) -> bool:
-    return former is None or former.to_retry or former.fingerprint != print_
+def _has_changed(previous: PreviousUnit | None, current_fingerprint: str) -> bool:
+    return previous is None or previous.to_retry or previous.fingerprint != current_fingerprint
 
 
-def state_of(units: pa.Table) -> str:
-    """The fingerprint of what a dataset's commits say."""
+def commit_rows(commits: Collection[Commit]) -> pa.Table:
+    """The rows of commits, one for each unit."""
+    return pa.concat_tables([EXTRACT_COMMITS.schema.empty_table(), *(commit.units for commit in commits)])
+
+
+def state_fingerprint(units: pa.Table) -> str:
+    """The fingerprint of the rows of a dataset's commits."""
     return fingerprint([units[name].to_pylist() for name in ("unit", "fingerprint", "duplicates")])

@@ -193,7 +193,7 @@ def test_files_that_give_no_row_are_told_apart(tree: Tree) -> None:
         "sub-1/text.dcm": ("other", "file-not-dicom"),
     }
     assert list(rows(tree)) == ["sub-1/1.dcm"]
-    assert sorted(codes(tree)) == ["file-empty", "header-truncated", "file-not-dicom", "non-dicom-file"]
+    assert sorted(codes(tree)) == ["file-empty", "file-not-dicom", "header-truncated", "non-dicom-file"]
 
 
 def test_a_file_without_study_has_a_row_and_a_finding(tree: Tree) -> None:
@@ -274,7 +274,7 @@ def test_a_dataset_without_any_dicom_is_refused(tree: Tree) -> None:
     (tree.root / "primary/sub-1").mkdir(parents=True)
     (tree.root / "primary/sub-1/notes.dcm").write_text("notes")
     tree.crawl()
-    with pytest.raises(SourceError, match=r"none of the 1 files under file://.* is DICOM"):
+    with pytest.raises(SourceError, match=r"none of the 1 files under file://.* is a DICOM file"):
         tree.extract()
 
 
@@ -420,7 +420,7 @@ def test_of_some_subjects_only_their_files_are_opened(extracted: Tree) -> None:
 
 
 def test_rows_of_another_reader_are_not_taken_over(extracted: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicom_etl.extraction.reading.READER_VERSION", -1)
+    monkeypatch.setattr("dicom_etl.extraction.chunk_reader.READER_VERSION", -1)
     assert len(run(extracted)[1]) == 4
 
 
@@ -555,7 +555,7 @@ def busy(tmp_path: Path) -> Tree:
 
 
 def test_two_engines_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicom_etl.stages.extract._FEW_FILES", 0)
+    monkeypatch.setattr("dicom_etl.extraction.reading.FEW_FILES", 0)
     tree = busy(tmp_path)
     tree.crawl()
     other = make_lake(tmp_path / "other")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from dicom_etl.engine import Engine
-from dicom_etl.extraction import pieces
+from dicom_etl.extraction import chunks
 from dicom_etl.lake.schemas import EXTRACT_COMMITS, FILES, headers
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Entry, Scan, Source
@@ -27,8 +27,8 @@ from tests.support.datasets import Tree, make_lake, make_tree, touch, uid
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "CHUNK_FILES", 4)
-    monkeypatch.setattr(pieces, "PIECE_FILES", 4)
+    monkeypatch.setattr(chunks, "PART_FILES", 4)
+    monkeypatch.setattr(chunks, "CHUNK_FILES", 4)
 
 
 @pytest.fixture
@@ -48,8 +48,8 @@ def in_one_piece(tree: Tree, tmp_path: Path) -> dict[str, bytes]:
     lake = make_lake(tmp_path / "whole")
     crawl(tree.source, lake)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pieces, "CHUNK_FILES", 5000)
-        patched.setattr(pieces, "PIECE_FILES", 5000)
+        patched.setattr(chunks, "PART_FILES", 5000)
+        patched.setattr(chunks, "CHUNK_FILES", 5000)
         extract(tree.source, lake, Engine())
     return snapshot(lake)
 
@@ -65,7 +65,7 @@ def parts_of(lake: Lake) -> list[str]:
 
 def sizes(*paths: str) -> list[int]:
     entries = pa.table({"path": list(paths)})
-    return [chunk.num_rows for chunk in pieces.cut_unit(entries)]
+    return [part.num_rows for part in chunks.split_unit(entries)]
 
 
 def test_a_unit_is_cut_where_a_folder_ends(small_chunks: None) -> None:
@@ -139,8 +139,8 @@ def test_findings_of_files_are_counted_over_all_chunks(tree: Tree, tmp_path: Pat
 def test_all_engines_write_the_same_bytes(
     tree: Tree, tmp_path: Path, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dicom_etl.stages.extract._FEW_FILES", 0)
-    monkeypatch.setattr("dicom_etl.stages.extract._FEW_ROWS", 0)
+    monkeypatch.setattr("dicom_etl.extraction.reading.FEW_FILES", 0)
+    monkeypatch.setattr("dicom_etl.extraction.shards.FEW_ROWS", 0)
     for number in range(9):  # a second large unit, so that workers join
         tree.write(f"sub-4/{number}.dcm", PatientID="sub-4", InstanceNumber=number)
     scheduler = request.getfixturevalue("dask_cluster").address if kind == "dask" else None
@@ -296,7 +296,7 @@ class Deadly:
 @pytest.fixture(params=["processes", "dask"])
 def spread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """The engines whose workers can die."""
-    monkeypatch.setattr("dicom_etl.stages.extract._FEW_FILES", 0)
+    monkeypatch.setattr("dicom_etl.extraction.reading.FEW_FILES", 0)
     cluster: DaskCluster | None = request.getfixturevalue("dask_cluster") if request.param == "dask" else None
     return Engine(request.param, 2, cluster.address if cluster else None)
 

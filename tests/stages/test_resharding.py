@@ -33,8 +33,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("dicom_etl.lake.shards", "dicom_etl.extraction.assembly"):
         monkeypatch.setattr(f"{module}.SHARD_ROWS", SHARD_ROWS)
     monkeypatch.setattr("dicom_etl.lake.shards.GROUP_ROWS", GROUP_ROWS)
-    monkeypatch.setattr("dicom_etl.extraction.pieces.CHUNK_FILES", CHUNK_FILES)
-    monkeypatch.setattr("dicom_etl.extraction.pieces.PIECE_FILES", CHUNK_FILES)
+    monkeypatch.setattr("dicom_etl.extraction.chunks.PART_FILES", CHUNK_FILES)
+    monkeypatch.setattr("dicom_etl.extraction.chunks.CHUNK_FILES", CHUNK_FILES)
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 from dicom_etl.cli import main
-from dicom_etl.extraction import assembly, pieces
+from dicom_etl.extraction import assembly, chunks, reading
+from dicom_etl.extraction import shards as shard_writing
 from dicom_etl.lake import shards
 from dicom_etl.sources.tree import TreeSource
-from dicom_etl.stages import build, extract
+from dicom_etl.stages import build
 
 WHEN = int(sys.argv[2]) if __name__ == "__main__" else -1
 seen: list[str] = []
@@ -42,10 +43,10 @@ def opened(self: TreeSource, path: str, real=TreeSource.open):
 
 
 def run() -> None:
-    pieces.CHUNK_FILES = pieces.PIECE_FILES = int(os.environ.get("CHUNK_FILES", pieces.CHUNK_FILES))
+    chunks.PART_FILES = chunks.CHUNK_FILES = int(os.environ.get("CHUNK_FILES", chunks.PART_FILES))
     shards.SHARD_ROWS = assembly.SHARD_ROWS = int(os.environ.get("SHARD_ROWS", shards.SHARD_ROWS))
     if "FEW_FILES" in os.environ:
-        extract._FEW_FILES = extract._FEW_ROWS = build._FEW_BYTES = int(os.environ["FEW_FILES"])
+        reading.FEW_FILES = shard_writing.FEW_ROWS = build._FEW_BYTES = int(os.environ["FEW_FILES"])
         build._SHORT = 0.0
     Path.replace = moving(Path.replace)  # type: ignore[method-assign]
     Path.rename = moving(Path.rename)  # type: ignore[method-assign]
