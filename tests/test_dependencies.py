@@ -22,7 +22,7 @@ ALLOWED = {
     "sources": {"findings", "settings", "lake"},
     # settings for its error alone: what the mapping needs of them comes in a Context
     "fhir": {"findings", "headers", "identity", "settings", "csv_files"},
-    "extraction": {"lake", "headers", "findings", "identity", "sources"},
+    "extraction": {"engine", "lake", "headers", "findings", "identity", "sources"},
     "construction": {"lake", "fhir", "findings", "identity", "headers", "settings"},
     "fhir_client": {"identity"},
     "fhir_connection": {"fhir_client", "settings"},
@@ -101,7 +101,7 @@ def test_dicom_etl_and_its_command_need_no_dagster():
     assert has_dagster == "False"
 
 
-@pytest.mark.parametrize("module", ["extraction.reading", "extraction.assembly", "construction.assembly"])
+@pytest.mark.parametrize("module", ["extraction.chunk_reader", "extraction.assembly", "construction.assembly"])
 def test_a_worker_imports_only_what_it_needs(module):
     heavy = ("pandas", "duckdb", "aiohttp", "fhirpy", "fhir.resources", "openpyxl", "jinja2", "rich", "typer")
     code = f"import sys, dicom_etl.{module}; print([name for name in {heavy} if name in sys.modules])"
