@@ -25,7 +25,7 @@ from dicom_etl.settings import DatasetSettings, Settings, SettingsError
 from dicom_etl.sources import Source, SourceError, open_source
 from dicom_etl.sources.registry import find_datasets
 from dicom_etl.stages.build import Built, build
-from dicom_etl.stages.crawl import Crawled, DatasetStoppedError, crawl
+from dicom_etl.stages.crawl import CrawlResult, DatasetStoppedError, crawl
 from dicom_etl.stages.extract import Extracted, extract
 from dicom_etl.stages.measure import MeasureSummary, measure
 from dicom_etl.stages.report import ReportSummary, report
@@ -91,7 +91,7 @@ class Pipeline:
             raise SourceError(f"dataset {dataset} is not registered; there are {', '.join(known) or 'none'}")
         return open_source(dataset, known[dataset])
 
-    def crawl(self, dataset: str, options: RunOptions = RunOptions()) -> Crawled:
+    def crawl(self, dataset: str, options: RunOptions = RunOptions()) -> CrawlResult:
         """The crawl stage."""
         return crawl(self.source(dataset), self.lake, self.ids, accept_missing=options.accept_missing)
 

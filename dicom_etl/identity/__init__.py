@@ -1,1 +1,4 @@
-"""Who and what a row belongs to: patient keys, resource ids, the encoding of names, and what may be shown."""
+"""Identity: patient matching, the crosswalk, resource ids, encoding of names in paths, and masking.
+
+Not here: reading identifying values from headers (`headers`), and the Patient resource (`fhir.patient`).
+"""

@@ -1,10 +1,10 @@
-"""Resource ids: the same thing has the same id in every run, on every machine, and nobody else can compute it.
+"""Resource ids: equal in every run and on every machine, and computable only with the secret key.
 
-An id is a UUIDv8 (RFC 9562, section 5.8) whose bits are from an HMAC-SHA-256 of (namespace, resource type, key parts)
-under a secret key. Without the key, who knows a PatientID does not know the id of the Patient. Without a configured key
-the key is derived from the namespace, and ids can be computed by anyone who knows the namespace.
+An id is a UUIDv8 (RFC 9562, section 5.8) whose bits are from an HMAC-SHA-256 of the namespace, the resource type and
+the business key of the resource. Without the secret key, a known PatientID does not reveal the id of its Patient. If
+no secret key is configured, it is derived from the namespace, and anyone who knows the namespace can compute ids.
 
-Not here: where the key is configured (`settings`).
+Not here: the setting of the secret key (`settings`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hmac
 import uuid
 from dataclasses import dataclass, field, replace
 
-_DERIVATION = b"dicom-etl"  # public: a key derived from a namespace is not a secret
+_DERIVATION = b"dicom-etl"  # public: a key that is derived from a namespace is not secret
 _FINGERPRINT_DIGITS = 16
 
 
@@ -39,44 +39,44 @@ class _Key:
         return hmac.digest(self._bytes, b"".join(map(_with_length, parts)), "sha256")
 
     def subkey(self, label: str) -> _Key:
-        """The key for one purpose: nothing that is made with one says anything about another."""
+        """The key for one purpose: values computed with one reveal nothing about those of another."""
         return _Key(hmac.digest(self._bytes, label.encode("utf-8", "surrogatepass"), "sha256"))
 
 
 def _with_length(part: str) -> bytes:
-    encoded = part.encode("utf-8", "surrogatepass")  # file names may hold bytes that are not UTF-8
+    encoded = part.encode("utf-8", "surrogatepass")  # file names may contain bytes that are not UTF-8
     return len(encoded).to_bytes(4, "big") + encoded
 
 
 @dataclass(frozen=True)
 class ResourceIds:
-    """Makes resource ids, and the digests that represent withdrawn subjects, in one namespace with one key."""
+    """Resource ids, and the digests that represent withdrawn subjects, in one namespace with one secret key."""
 
     namespace: str
     is_guessable: bool  # the key is derived from the namespace
-    key_fingerprint: str  # tells keys apart, and says nothing else about them
-    _ids: _Key = field(repr=False)
-    _withdrawals: _Key = field(repr=False)
+    key_fingerprint: str  # distinguishes keys and reveals nothing else about them
+    _id_key: _Key = field(repr=False)
+    _withdrawal_key: _Key = field(repr=False)
 
     @classmethod
     def from_key(cls, namespace: str, key: bytes | None) -> ResourceIds:
-        """The ids of a namespace under a key; None derives the key from the namespace."""
+        """The ids of a namespace under a secret key; None: one that is derived from the namespace."""
         secret = _Key(_DERIVATION).subkey(namespace) if key is None else _Key(key)
         fingerprint = secret.subkey("dicom-etl key fingerprint").digest().hex()[:_FINGERPRINT_DIGITS]
         ids, withdrawals = secret.subkey("dicom-etl resource ids"), secret.subkey("dicom-etl withdrawal digests")
         return cls(namespace, key is None, fingerprint, ids, withdrawals)
 
     def in_namespace(self, namespace: str) -> ResourceIds:
-        """The ids of another namespace: under the same key, or under the one that is derived from that namespace."""
+        """The ids of another namespace, under the same secret key if one is configured, else under a derived one."""
         return ResourceIds.from_key(namespace, None) if self.is_guessable else replace(self, namespace=namespace)
 
-    def resource_id(self, resource_type: str, *key: str) -> str:
-        """The id of the resource of `resource_type` with this `key` (its parts in order), as 36 characters."""
-        bits = bytearray(self._ids.digest(self.namespace, resource_type, *key)[:16])
+    def resource_id(self, resource_type: str, *business_key: str) -> str:
+        """The id, in 36 characters, of the resource with a business key (its parts in order)."""
+        bits = bytearray(self._id_key.digest(self.namespace, resource_type, *business_key)[:16])
         bits[6] = bits[6] & 0x0F | 0x80  # version 8
         bits[8] = bits[8] & 0x3F | 0x80  # the variant of RFC 9562
         return str(uuid.UUID(bytes=bytes(bits)))
 
     def withdrawal_digest(self, dataset: str, subject: str) -> str:
-        """What represents a withdrawn subject in the record of withdrawals, as 64 hexadecimal digits."""
-        return self._withdrawals.digest(self.namespace, dataset, subject).hex()
+        """The digest, in 64 hexadecimal digits, that represents a withdrawn subject in the record of withdrawals."""
+        return self._withdrawal_key.digest(self.namespace, dataset, subject).hex()

@@ -1,6 +1,6 @@
-"""A source that is a CSV file with one line per DICOM file: `path` and, where known, `subject` and `sample`.
+"""A dataset as a CSV file with one line per DICOM file: `path` and, where known, `subject` and `sample`.
 
-Paths are absolute or relative to the CSV file. For people whose files lie in no tree that a grammar could read.
+Paths are absolute or relative to the CSV file. For files in folders that the path grammar cannot describe.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ListSource:
         """The list at the dataset's root."""
         root = Path(settings.root)
         if not root.is_file():
-            raise SourceError(f"dataset {dataset}: the list {root} does not exist or is no file")
+            raise SourceError(f"dataset {dataset}: the list {root} does not exist or is not a file")
         return cls(dataset, root)
 
     @property
@@ -38,7 +38,7 @@ class ListSource:
         return self.root.parent.as_uri()
 
     def scan(self, scan: Scan) -> Iterator[Entry]:
-        """The lines of the list, in its order; a line without a path or a file is a finding."""
+        """The files of the list, in its order; a listed file that does not exist is a finding."""
         try:
             text = self.root.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:

@@ -1,48 +1,48 @@
-"""crawl: what lies in a dataset, by names and stat alone -> `inventory`, `sheets`.
+"""crawl: list the files of a dataset and read its metadata sheets -> tables `inventory` and `sheets`.
 
-Nothing is believed gone because it could not be read, and a dataset that lost a subject or a tenth of its files is
-left as it was until someone says that it was meant (an unmounted folder looks just like that).
+Files are listed by names and stat only. A dataset that lost a subject or a tenth of its files stops, and its tables
+stay as they were, until `accept_missing` confirms the removal.
+
+Not here: listing (`sources`), the inventory as a table (`sources.inventory`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.findings import Finding, finding, findings_table
+from dicom_etl.findings import finding, findings_table
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import DATASET_FINDINGS, INVENTORY, SHEETS
 from dicom_etl.lake.tables import Lake
 from dicom_etl.lake.withdrawn import Withdrawn
-from dicom_etl.sources import Entry, Scan, Source, SourceError
+from dicom_etl.sources import Scan, Source, SourceError
 from dicom_etl.sources.base import SheetCell
+from dicom_etl.sources.inventory import add_unread_files, find_missing_files, list_files, report_missing
 from dicom_etl.stages.left_out import cells_kept, findings_kept
-
-VANISHED_SHARE = 0.1
 
 
 class DatasetStoppedError(Exception):
-    """The vanish guard stopped a dataset; its tables are as they were."""
+    """A dataset lost a subject or too many files; its tables are as they were."""
 
 
 @dataclass(frozen=True)
-class Crawled:
-    """What a crawl found."""
+class CrawlResult:
+    """The result of a crawl: numbers of files, of units, of files that are new or were removed, and of findings."""
 
     dataset: str
     files: int
     units: int
     new: int
-    gone: int
+    removed: int
     findings: int
 
 
-def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_missing: bool = False) -> Crawled:
-    """Write the inventory of a dataset and what its sheets say.
+def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_missing: bool = False) -> CrawlResult:
+    """Write the inventory of a dataset and the content of its sheets.
 
     Args:
         source: of the dataset.
@@ -51,35 +51,39 @@ def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_
         accept_missing: missing subjects or files were removed on purpose.
 
     Raises:
-        LakeError: who was withdrawn is recorded under another key.
+        LakeError: the withdrawals are recorded under another key.
         SourceError: there is no file at all, or the dataset was withdrawn.
-        DatasetStoppedError: the vanish guard; the finding is in `findings/crawl`.
+        DatasetStoppedError: a subject or too many files are missing; the finding is in `findings/crawl`.
     """
     with lake.lock(source.dataset, f"crawl of {source.dataset}"):
         withdrawn = Withdrawn.of(lake, source.dataset, ids)
-        _refuse_withdrawn(withdrawn)
-        scan = Scan(previous_cells=_previous_cells(lake, source.dataset))
-        before = withdrawn.without(lake.read(INVENTORY, dataset=source.dataset))
-        now = _with_unread(_left_in(source, scan, withdrawn), before, scan)
-        if now.num_rows == 0 and not scan.unread_folders:
-            raise SourceError(f"dataset {source.dataset}: {_nothing(source, scan)}")
-        gone = _gone(before, now)
-        stops = [] if accept_missing else _vanished(source.dataset, before, now, gone)
-        findings = findings_table([*scan.findings, *stops])
+        _refuse_withdrawn_dataset(withdrawn)
+        scan = Scan(previous_cells=_read_cells(lake, source.dataset))
+        previous = withdrawn.without(lake.read(INVENTORY, dataset=source.dataset))
+        current = add_unread_files(_list_remaining_files(source, scan, withdrawn), previous, scan)
+        if current.num_rows == 0 and not scan.unread_folders:
+            raise SourceError(f"dataset {source.dataset}: {_explain_no_files(source, scan)}")
+        missing = [] if accept_missing else report_missing(source.dataset, current, previous)
+        findings = findings_table([*scan.findings, *missing])
         lake.write(DATASET_FINDINGS, findings, stage="crawl", dataset=source.dataset)
-        if now.num_rows == 0:
-            unread = scan.unread_folders[0] or "."
-            raise SourceError(f"dataset {source.dataset}: no file could be listed: the folder {unread} cannot be read")
-        if stops:
-            raise DatasetStoppedError(f"dataset {source.dataset}: {stops[0].message}")
-        lake.write(SHEETS, _sheets(source.dataset, scan), dataset=source.dataset)
-        lake.write(INVENTORY, now, fingerprint=fingerprint(source.location), dataset=source.dataset)
-    units = len(pc.unique(now["unit"]))
-    new = now.num_rows - (before.num_rows - gone.num_rows)
-    return Crawled(source.dataset, now.num_rows, units, new, gone.num_rows, findings.num_rows)
+        if current.num_rows == 0:
+            folder = scan.unread_folders[0] or "."
+            raise SourceError(f"dataset {source.dataset}: no file could be listed: cannot read the folder {folder}")
+        if missing:
+            raise DatasetStoppedError(f"dataset {source.dataset}: {missing[0].message}")
+        lake.write(SHEETS, _build_sheets(source.dataset, scan), dataset=source.dataset)
+        lake.write(INVENTORY, current, fingerprint=fingerprint(source.location), dataset=source.dataset)
+    return CrawlResult(
+        source.dataset,
+        files=current.num_rows,
+        units=len(pc.unique(current["unit"])),
+        new=find_missing_files(previous, current).num_rows,
+        removed=find_missing_files(current, previous).num_rows,
+        findings=findings.num_rows,
+    )
 
 
-def _refuse_withdrawn(withdrawn: Withdrawn) -> None:
+def _refuse_withdrawn_dataset(withdrawn: Withdrawn) -> None:
     if withdrawn.whole:
         name = withdrawn.dataset
         raise SourceError(
@@ -87,86 +91,28 @@ def _refuse_withdrawn(withdrawn: Withdrawn) -> None:
         )
 
 
-def _nothing(source: Source, scan: Scan) -> str:
-    if any(found.code == "subject-withdrawn" for found in scan.findings):
-        return "all its files are of withdrawn subjects"
+def _explain_no_files(source: Source, scan: Scan) -> str:
+    if any(finding.code == "subject-withdrawn" for finding in scan.findings):
+        return "all its files belong to withdrawn subjects"
     return f"no file that could be DICOM under {source.location}"
 
 
-def _left_in(source: Source, scan: Scan, withdrawn: Withdrawn) -> pa.Table:
-    """The inventory without withdrawn subjects, of whom nothing is kept but how many files there are."""
-    found = _inventory(source, scan)
-    kept = withdrawn.without(found)
+def _list_remaining_files(source: Source, scan: Scan, withdrawn: Withdrawn) -> pa.Table:
+    """The inventory without withdrawn subjects, of whom only the number of files is reported."""
+    files = list_files(source, scan)
+    remaining = withdrawn.without(files)
     scan.cells = cells_kept(scan.cells, withdrawn)
     scan.findings = findings_kept(scan.findings, withdrawn)
-    if gone := found.num_rows - kept.num_rows:
-        scan.findings.append(finding("subject-withdrawn", source.dataset, count=gone))
-    return kept
+    if withdrawn_files := files.num_rows - remaining.num_rows:
+        scan.findings.append(finding("subject-withdrawn", source.dataset, count=withdrawn_files))
+    return remaining
 
 
-def _inventory(source: Source, scan: Scan) -> pa.Table:
-    """The entries as a table, in blocks, so that millions of files never stand as Python rows."""
-    blocks = [_block(source.dataset, block) for block in _blocks(source.scan(scan))]
-    return pa.concat_tables([INVENTORY.schema.empty_table(), *blocks])
-
-
-def _blocks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    block: list[Entry] = []
-    for entry in entries:
-        block.append(entry)
-        if len(block) == 50_000:
-            yield block
-            block = []
-    yield block
-
-
-def _block(dataset: str, entries: list[Entry]) -> pa.Table:
-    columns = list(zip(*entries, strict=True)) if entries else [()] * len(Entry._fields)
-    named = dict(zip(Entry._fields, columns, strict=True))
-    named["mtime"] = tuple(ns // 1000 for ns in named["mtime"])
-    named["dataset"] = (dataset,) * len(entries)
-    return pa.table({field.name: pa.array(named[field.name], field.type) for field in INVENTORY.schema})
-
-
-def _with_unread(now: pa.Table, before: pa.Table, scan: Scan) -> pa.Table:
-    """What was known of places that could not be read now still counts."""
-    unread = pc.is_in(before["path"], pa.array(scan.unread_files, pa.string()))
-    for folder in scan.unread_folders:
-        below = pc.starts_with(before["path"], f"{folder}/" if folder else "")
-        unread = pc.or_(unread, below)
-    kept = before.filter(pc.and_(unread, pc.invert(pc.is_in(before["path"], now["path"].combine_chunks()))))
-    return pa.concat_tables([now, kept]) if kept.num_rows else now
-
-
-def _gone(before: pa.Table, now: pa.Table) -> pa.Table:
-    return before.filter(pc.invert(pc.is_in(before["path"], now["path"].combine_chunks())))
-
-
-def _vanished(dataset: str, before: pa.Table, now: pa.Table, gone: pa.Table) -> list[Finding]:
-    """The findings of the vanish guard: whole subjects, or more than a tenth of the files."""
-    if gone.num_rows == 0:
-        return []
-    lost = sorted(set(pc.unique(before["unit"]).to_pylist()) - set(pc.unique(now["unit"]).to_pylist()))
-    findings = [
-        finding(
-            "subject-missing",
-            dataset,
-            unit=unit,
-            message=f"subject {unit} was there before and is gone; run with --accept-missing if that was meant",
-        )
-        for unit in lost
-    ]
-    if gone.num_rows > VANISHED_SHARE * before.num_rows:
-        text = f"{gone.num_rows} of {before.num_rows} files are gone; run with --accept-missing if that was meant"
-        findings.append(finding("files-missing", dataset, count=gone.num_rows, message=text))
-    return findings
-
-
-def _previous_cells(lake: Lake, dataset: str) -> list[SheetCell]:
+def _read_cells(lake: Lake, dataset: str) -> list[SheetCell]:
     rows = lake.read(SHEETS, list(SheetCell._fields), dataset=dataset).to_pylist()
     return [SheetCell(**row) for row in rows]
 
 
-def _sheets(dataset: str, scan: Scan) -> pa.Table:
+def _build_sheets(dataset: str, scan: Scan) -> pa.Table:
     rows = [{"dataset": dataset, **cell._asdict()} for cell in scan.cells]
     return pa.Table.from_pylist(rows, schema=SHEETS.schema)

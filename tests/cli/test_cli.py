@@ -38,7 +38,7 @@ def test_run_ends_with_0_and_a_report(said, small, tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda path: None, "no folder and no registered dataset"),
+        (lambda path: None, "neither a folder nor a registered dataset"),
         (lambda path: path.mkdir(), "no file that could be DICOM"),
         (lambda path: (path.mkdir(), (path / "a.txt").write_text("text")), "none of the 1 files"),
     ],
@@ -73,7 +73,7 @@ def test_a_lost_subject_stops_the_dataset_and_leaves_its_tables(said, small, tmp
     shutil.rmtree(small / "primary/sub-2")
     code, out, _ = said("run", small, "--lake", tmp_path / "lake")
     assert code == 1
-    assert "subject sub-2 was there before and is gone" in " ".join(out.split())
+    assert "subject sub-2 is missing" in " ".join(out.split())
     assert (tmp_path / "lake/inventory/ds.parquet").read_bytes() == before
     assert units(tmp_path / "lake") == {"sub-1", "sub-2"}
     code, _, _ = said("run", small, "--lake", tmp_path / "lake", "--accept-missing")
@@ -294,7 +294,7 @@ def test_a_rebuild_keeps_its_tables_where_the_crawl_stops(said, small, tmp_path)
     (lake / "lake.json").write_text('{"schema": 1}')
     shutil.rmtree(small / "primary/sub-2")
     code, out, _ = said("run", small, "--lake", lake, "--rebuild")
-    assert (code, "subject sub-2 was there before" in " ".join(out.split())) == (1, True)
+    assert (code, "subject sub-2 is missing" in " ".join(out.split())) == (1, True)
     assert units(lake) == {"sub-1", "sub-2"}
     assert json.loads((lake / "lake.json").read_text()) == {"schema": 1}
 

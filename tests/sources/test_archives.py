@@ -407,7 +407,7 @@ def test_an_archive_that_cannot_be_read_now_is_not_gone(tree: Tree, request: pyt
     tree.crawl()
     before = inventory(tree)
     request.getfixturevalue("unanswering")
-    assert tree.crawl().gone == 0
+    assert tree.crawl().removed == 0
     assert inventory(tree) == before
     assert [(f["code"], f["path"]) for f in tree.findings("crawl")] == [("file-unreadable", "primary/sub-1/a.zip")]
 
@@ -419,7 +419,7 @@ def test_an_archive_that_is_still_being_copied_is_not_gone(tree: Tree) -> None:
     before = inventory(tree), rows(tree)
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])
-    assert tree.crawl().gone == 0
+    assert tree.crawl().removed == 0
     assert tree.extract().files_opened == 0
     assert (inventory(tree), rows(tree)) == before
 
@@ -431,7 +431,7 @@ def test_a_file_with_the_name_of_an_archive_is_not_gone_while_the_disk_does_not_
     tree.crawl()
     before = inventory(tree)
     request.getfixturevalue("unanswering")
-    assert tree.crawl().gone == 0
+    assert tree.crawl().removed == 0
     assert inventory(tree) == before
 
 

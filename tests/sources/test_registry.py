@@ -111,13 +111,13 @@ def test_one_root_named_twice_is_one_dataset(data: Path, lake: Lake) -> None:
 
 def test_a_registered_name_for_another_folder_is_refused(data: Path, lake: Lake) -> None:
     settings = Settings(datasets={"heart": DatasetSettings(root=str(data / "heart"))})
-    with pytest.raises(SettingsError, match="heart is registered for"):
+    with pytest.raises(SettingsError, match="heart is registered with the root"):
         select_datasets(settings, lake, [f"heart={data / 'breast'}"])
 
 
 def test_a_path_that_is_not_there_is_refused_with_the_names_that_are_known(data: Path, lake: Lake) -> None:
     settings = Settings(datasets={"h": DatasetSettings(root=str(data / "heart"))})
-    with pytest.raises(SourceError, match="is no folder and no registered dataset; registered are h"):
+    with pytest.raises(SourceError, match="is neither a folder nor a registered dataset; registered: h"):
         select_datasets(settings, lake, [str(data / "lungs")])
 
 

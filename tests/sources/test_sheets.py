@@ -250,12 +250,12 @@ def test_a_sheet_that_is_too_large_is_not_read(tmp_path: Path, suffix: str) -> N
 
 def test_a_workbook_that_inflates_too_much_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "subjects.xlsx", SUBJECTS)
-    monkeypatch.setattr(sheets, "_MOST_INFLATED", 1000)
+    monkeypatch.setattr(sheets, "_MAX_INFLATED_BYTES", 1000)
     with pytest.raises(SheetError, match=r"it inflates to [0-9,]+ bytes; workbooks of at most 1,000 are read"):
         read_sheet("subjects", path, path.name)
 
 
 def test_a_pipe_with_the_name_of_a_sheet_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "subjects.csv")
-    with pytest.raises(SheetError, match="it is no file"):
+    with pytest.raises(SheetError, match="it is not a file"):
         read_sheet("subjects", tmp_path / "subjects.csv", "subjects.csv")

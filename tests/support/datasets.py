@@ -28,7 +28,7 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings, Settings
 from dicom_etl.sources import Source, open_source
 from dicom_etl.stages.build import Built, build
-from dicom_etl.stages.crawl import Crawled, crawl
+from dicom_etl.stages.crawl import CrawlResult, crawl
 from dicom_etl.stages.extract import Extracted, extract
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
@@ -148,7 +148,7 @@ class Tree:
         """The source of the dataset."""
         return open_source(self.name, self.configured)
 
-    def crawl(self, *, accept_missing: bool = False) -> Crawled:
+    def crawl(self, *, accept_missing: bool = False) -> CrawlResult:
         """Crawl the tree."""
         return crawl(self.source, self.lake, accept_missing=accept_missing)
 
