@@ -1,4 +1,4 @@
-"""Assembling a shard of resources: the lines of units that did not change, copied as bytes, and those of pieces."""
+"""Assembling a shard of resources: the lines of units that did not change, copied as bytes, and those of chunks."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.construction.pieces import UnitLines, piece_path
+from dicom_etl.construction.chunks import UnitLines, chunk_path
 from dicom_etl.lake.commits import Commit, damaged_file, read_commits, remove_other_shards, remove_shard
 from dicom_etl.lake.schemas import BUILD_COMMITS, FHIR_ELEMENTS, FINDINGS, RESOURCES, STORED_BY_UNIT, Table, place
 from dicom_etl.lake.shard_writer import ShardWriter
 from dicom_etl.lake.tables import Lake
 
 
-class Stored(NamedTuple):
-    """A unit of the shard: its fingerprint, and where its lines are: in a piece, or in a former shard."""
+class StoredUnit(NamedTuple):
+    """A unit of the shard: its fingerprint, and where its lines are: in a chunk, or in a former shard."""
 
     unit: str
     fingerprint: str | None
     to_retry: bool
-    piece: str | None  # the name of a piece
-    former_shard: int | None
+    chunk: str | None  # the name of a chunk
+    previous_shard: int | None
     lines: Mapping[str, UnitLines]  # by resource type; none where it was never built
 
 
@@ -34,7 +34,7 @@ class ShardTask(NamedTuple):
     shard: int
     shards: int
     new_folders: bool
-    units: tuple[Stored, ...]  # sorted
+    units: tuple[StoredUnit, ...]  # sorted
 
     @property
     def weight(self) -> int:
@@ -53,7 +53,7 @@ def assemble_shard(task: ShardTask) -> None:
     pa.default_memory_pool().release_unused()
 
 
-def commit_rows(units: Sequence[Stored]) -> pa.Table:
+def commit_rows(units: Sequence[StoredUnit]) -> pa.Table:
     """The rows of a commit: lines are stored in the order of the units."""
     offsets = dict.fromkeys(STORED_BY_UNIT, 0)
     rows: list[dict[str, Any]] = []
@@ -84,21 +84,21 @@ def _chunks(task: ShardTask, kind: str) -> Iterator[bytes]:
         yield task.lake.read_slice(path, start, end - start)
 
 
-def _path(task: ShardTask, unit: Stored, kind: str) -> str:
-    if unit.piece is not None:
-        return piece_path(task.dataset, unit.piece, kind)
-    return place(RESOURCES, type=kind, dataset=task.dataset, shard=unit.former_shard or 0)
+def _path(task: ShardTask, unit: StoredUnit, kind: str) -> str:
+    if unit.chunk is not None:
+        return chunk_path(task.dataset, unit.chunk, kind)
+    return place(RESOURCES, type=kind, dataset=task.dataset, shard=unit.previous_shard or 0)
 
 
 def _rows(task: ShardTask, table: Table, kind: str) -> pa.Table:
     kept: dict[int, list[str]] = {}
-    pieces: dict[str, None] = {}
+    chunks: dict[str, None] = {}
     for unit in task.units:
-        if unit.piece is not None:
-            pieces[unit.piece] = None
-        elif unit.former_shard is not None:
-            kept.setdefault(unit.former_shard, []).append(unit.unit)
-    new = (task.lake.read_part(piece_path(task.dataset, key, kind)) for key in pieces)
+        if unit.chunk is not None:
+            chunks[unit.chunk] = None
+        elif unit.previous_shard is not None:
+            kept.setdefault(unit.previous_shard, []).append(unit.unit)
+    new = (task.lake.read_part(chunk_path(task.dataset, key, kind)) for key in chunks)
     return pa.concat_tables([table.schema.empty_table(), *_former(task, table, kept), *new])
 
 
@@ -108,10 +108,10 @@ def _former(task: ShardTask, table: Table, kept: Mapping[int, Iterable[str]]) ->
         yield rows.filter(pc.is_in(rows["unit"], pa.array(list(units))))
 
 
-def stored_units(commit: Commit) -> dict[str, Stored]:
+def list_stored_units(commit: Commit) -> dict[str, StoredUnit]:
     """The units of a shard, as they are to be taken over from it."""
     return {
-        unit: Stored(
+        unit: StoredUnit(
             unit,
             row["fingerprint"],
             row["to_retry"],
@@ -131,7 +131,7 @@ def remove_units(lake: Lake, dataset: str, units: Collection[str]) -> None:
     commits = read_commits(lake, "build", dataset)
     remove_other_shards(lake, "build", dataset, commits.keys())  # files without a commit may hold any unit
     for shard, commit in commits.items():
-        kept = tuple(stored for unit, stored in stored_units(commit).items() if unit not in units)
+        kept = tuple(stored for unit, stored in list_stored_units(commit).items() if unit not in units)
         if len(kept) == commit.units.num_rows:
             continue
         if kept and not damaged_file(lake, commit, digests=True):

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dicom_etl.construction.chunks import PERSON_COLUMNS
 from dicom_etl.construction.header_units import HeaderUnits
-from dicom_etl.construction.pieces import PERSON_COLUMNS
 from dicom_etl.construction.runs import rows_of_runs
 from dicom_etl.identity.crosswalk import CrosswalkEntry
 from dicom_etl.identity.ids import ResourceIds
@@ -82,7 +82,7 @@ class Identities:
         )
 
 
-def matching_mark(
+def matching_fingerprint(
     ids: ResourceIds, dataset: DatasetSettings, crosswalk: list[CrosswalkEntry], units: HeaderUnits
 ) -> str:
     """What patient matching depends on."""

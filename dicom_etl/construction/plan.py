@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pydicom
 
+from dicom_etl.construction.chunks import ChunkInputs
 from dicom_etl.construction.header_units import HeaderUnits
 from dicom_etl.construction.identities import Identities
-from dicom_etl.construction.pieces import UnitInputs
 from dicom_etl.construction.runs import rows_of_runs
 from dicom_etl.fhir import imaging_study
 from dicom_etl.fhir.context import SAMPLE_FIELDS, SUBJECT_FIELDS, Context
@@ -30,7 +30,7 @@ from dicom_etl.lake.schemas import headers
 from dicom_etl.lake.tables import Lake
 
 
-def mapping_mark() -> str:
+def mapping_fingerprint() -> str:
     """What resources are made by: rules and tables."""
     return fingerprint(
         imaging_study.MAPPING_VERSION,
@@ -64,7 +64,7 @@ class MappedSheets:
         )
 
 
-def corrections_by_unit(
+def match_corrections(
     lake: Lake, dataset: str, shards: Iterable[int], lines: Sequence[Correction]
 ) -> dict[str, list[Correction]]:
     """The corrections that concern some instance of each unit, in the order of the file."""
@@ -85,7 +85,7 @@ def corrections_by_unit(
 
 
 @dataclass(frozen=True)
-class Inputs:
+class BuildInputs:
     """All that the resources of a dataset are made from."""
 
     units: HeaderUnits
@@ -97,7 +97,7 @@ class Inputs:
 
     @cached_property
     def _constant(self) -> str:
-        return fingerprint(mapping_mark(), self.context.values())
+        return fingerprint(mapping_fingerprint(), self.context.values())
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -128,16 +128,16 @@ class Inputs:
         """The units in which the studies are that a unit builds."""
         return tuple(sorted({unit} | self.identities.other_units.get(unit, set())))
 
-    def of_units(self, units: Sequence[str]) -> UnitInputs:
+    def of_units(self, units: Sequence[str]) -> ChunkInputs:
         """What the making of some units' resources needs beside header rows; `units` are sorted."""
         identities = self.identities.rows_of(units)
         subjects = sorted(filter(None, pc.unique(identities["subject"]).to_pylist()))
         lines = {unit: tuple(self._lines(unit)) for unit in units} if self.corrections else {}
-        return UnitInputs(tuple(units), self.context, identities, self.sheets.cells(subjects), lines)
+        return ChunkInputs(tuple(units), self.context, identities, self.sheets.cells(subjects), lines)
 
 
-def changed_units(
-    inputs: Inputs, commits: Mapping[int, Commit], *, subjects: Collection[str] | None, force: bool
+def find_changed_units(
+    inputs: BuildInputs, commits: Mapping[int, Commit], *, subjects: Collection[str] | None, force: bool
 ) -> Iterator[str]:
     """The units whose resources are to be made: those asked for that have another fingerprint than their commit."""
     former: dict[str, str | None] = {}

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dicom_etl.csv_files import read_rows
-from dicom_etl.fhir.rows import Group, Place
+from dicom_etl.fhir.rows import FindingCollector, HeaderRows
 from dicom_etl.settings import SettingsError
 
 CORRECTED_FROM = ("subject", "sample", "StudyInstanceUID", "SeriesInstanceUID")
@@ -114,7 +114,7 @@ def _day(value: str) -> datetime.date:
     return datetime.date.fromisoformat(value)
 
 
-def corrected(rows: Group, corrections: Iterable[Correction], place: Place) -> Group:
+def apply_corrections(rows: HeaderRows, corrections: Iterable[Correction], findings: FindingCollector) -> HeaderRows:
     """The rows as the corrections have them; each that changes something is a finding in each study."""
     columns = dict(rows.columns)
     empty = rows.empty
@@ -123,7 +123,7 @@ def corrected(rows: Group, corrections: Iterable[Correction], place: Place) -> G
         value: Any = correction.value
         if value is not None and entry.pattern is _DATE:
             value = _day(value)
-        touched = _touched(Group(columns, rows.rows), correction, value, entry)
+        touched = _touched(HeaderRows(columns, rows.rows), correction, value, entry)
         if not touched:
             continue
         for column in (correction.tag, *entry.against):
@@ -132,11 +132,11 @@ def corrected(rows: Group, corrections: Iterable[Correction], place: Place) -> G
                 values[row] = value if column == correction.tag else None
             columns[column] = values
         empty -= {correction.tag}
-        _tell(columns, touched, correction, entry, place)
-    return Group(columns, rows.rows, empty)
+        _tell(columns, touched, correction, entry, findings)
+    return HeaderRows(columns, rows.rows, empty)
 
 
-def _touched(rows: Group, correction: Correction, value: Any, entry: Correctable) -> list[int]:
+def _touched(rows: HeaderRows, correction: Correction, value: Any, entry: Correctable) -> list[int]:
     """The rows that a correction changes."""
     places = [rows.columns[column] for column in CORRECTED_FROM]
     wanted = (value, *(None for _ in entry.against))
@@ -149,12 +149,16 @@ def _touched(rows: Group, correction: Correction, value: Any, entry: Correctable
 
 
 def _tell(
-    columns: dict[str, list[Any]], touched: list[int], correction: Correction, entry: Correctable, place: Place
+    columns: dict[str, list[Any]],
+    touched: list[int],
+    correction: Correction,
+    entry: Correctable,
+    findings: FindingCollector,
 ) -> None:
     studies = Counter(columns["StudyInstanceUID"][row] for row in touched)
     why = f" ({correction.why})" if correction.why else ""
     for study, count in sorted(studies.items()):
-        place.within(study_uid=study).add(
+        findings.within(study_uid=study).add(
             "value-corrected",
             correction.tag,
             correction.value or "(taken away)",

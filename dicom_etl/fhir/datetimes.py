@@ -18,7 +18,7 @@ _DATETIME = re.compile(r"(\d{4})(\d\d)?(\d\d)?(\d\d(?:\d\d(?:\d\d(?:\.\d{1,6})?)
 _OFFSET = re.compile(r"([+-])(\d\d)(\d\d)", re.ASCII)
 
 
-class Moment(NamedTuple):
+class FhirDateTime(NamedTuple):
     """A FHIR dateTime, and the code of the finding that tells what is not as it should be."""
 
     value: str | None
@@ -26,7 +26,9 @@ class Moment(NamedTuple):
 
 
 @lru_cache(maxsize=4096)  # of a study and its series often the same
-def moment(date: datetime.date | None, time: str | None, offset: str | None, zone: ZoneInfo | None) -> Moment:
+def convert_date_time(
+    date: datetime.date | None, time: str | None, offset: str | None, zone: ZoneInfo | None
+) -> FhirDateTime:
     """Date, time (TM), TimezoneOffsetFromUTC and the dataset's zone as a FHIR dateTime.
 
     The header's offset counts before the dataset's zone. Of a local time that the clocks skipped or repeated the
@@ -34,40 +36,40 @@ def moment(date: datetime.date | None, time: str | None, offset: str | None, zon
     stands where there can be a leap second: at the end of a month in UTC (ITU-R TF.460).
     """
     if date is None:
-        return Moment(None)
+        return FhirDateTime(None)
     if not time:
-        return Moment(date.isoformat())
+        return FhirDateTime(date.isoformat())
     match = _TIME.fullmatch(time)
     if not match:
-        return Moment(date.isoformat(), "value-omitted")
+        return FhirDateTime(date.isoformat(), "value-omitted")
     if match[3] is None:
-        return Moment(date.isoformat(), "time-partial")
+        return FhirDateTime(date.isoformat(), "time-partial")
     leap = match[3] == "60"
     try:
         clock = datetime.time(int(match[1]), int(match[2]), 59 if leap else int(match[3]))
     except ValueError:  # no time of day
-        return Moment(date.isoformat(), "value-omitted")
+        return FhirDateTime(date.isoformat(), "value-omitted")
     made = _zoned(datetime.datetime.combine(date, clock), match[4] or "", offset, zone)
     return _leaping(made) if leap else made
 
 
-def moment_of(text: str | None, offset: str | None, zone: ZoneInfo | None) -> Moment:
+def convert_dt(text: str | None, offset: str | None, zone: ZoneInfo | None) -> FhirDateTime:
     """A DT (PS3.5 6.2) as a FHIR dateTime; its own offset counts before the header's and the dataset's zone."""
     if not text:
-        return Moment(None)
+        return FhirDateTime(None)
     match = _DATETIME.fullmatch(text)
     try:
         date = datetime.date(int(match[1]), int(match[2] or 1), int(match[3] or 1)) if match else None
     except ValueError:
         date = None
     if not match or date is None:
-        return Moment(None, "value-omitted")
+        return FhirDateTime(None, "value-omitted")
     if not match[3]:
-        return Moment(date.isoformat()[: 7 if match[2] else 4])
-    return moment(date, match[4], match[5] or offset, zone)
+        return FhirDateTime(date.isoformat()[: 7 if match[2] else 4])
+    return convert_date_time(date, match[4], match[5] or offset, zone)
 
 
-def instant(value: str) -> datetime.datetime:
+def to_instant(value: str) -> datetime.datetime:
     """When a FHIR dateTime was, so that they can be put in order.
 
     A date alone is taken for the end of its last day in UTC: what is known exactly comes before it.
@@ -82,21 +84,21 @@ def instant(value: str) -> datetime.datetime:
     return datetime.datetime(year, month, day, 23, 59, 59, 999_999, datetime.UTC)
 
 
-def _leaping(made: Moment) -> Moment:
-    """The moment one second later, which has the number 60."""
+def _leaping(made: FhirDateTime) -> FhirDateTime:
+    """The convert_date_time one second later, which has the number 60."""
     value = made.value or ""
     if "T" not in value:
         return made
     try:
-        after = instant(f"{value[:19]}{value[-6:]}").astimezone(datetime.UTC) + datetime.timedelta(seconds=1)
+        after = to_instant(f"{value[:19]}{value[-6:]}").astimezone(datetime.UTC) + datetime.timedelta(seconds=1)
     except OverflowError:
-        return Moment(value[:10], "value-omitted")
+        return FhirDateTime(value[:10], "value-omitted")
     if (after.day, after.hour, after.minute, after.second) != (1, 0, 0, 0):
-        return Moment(value[:10], "value-omitted")
-    return Moment(f"{value[:17]}60{value[19:]}", made.code)
+        return FhirDateTime(value[:10], "value-omitted")
+    return FhirDateTime(f"{value[:17]}60{value[19:]}", made.code)
 
 
-def offset_of(text: str | None) -> datetime.timezone | None:
+def parse_offset(text: str | None) -> datetime.timezone | None:
     """TimezoneOffsetFromUTC (0008,0201): `&ZZXX` of -1200 to +1400; None where it is none."""
     match = _OFFSET.fullmatch(text or "")
     if not match or text == "-0000":  # PS3.3 C.12.1.1: -0000 is not used
@@ -108,16 +110,16 @@ def offset_of(text: str | None) -> datetime.timezone | None:
     return datetime.timezone(delta)
 
 
-def _zoned(local: datetime.datetime, fraction: str, offset: str | None, zone: ZoneInfo | None) -> Moment:
-    fixed = offset_of(offset)
+def _zoned(local: datetime.datetime, fraction: str, offset: str | None, zone: ZoneInfo | None) -> FhirDateTime:
+    fixed = parse_offset(offset)
     if fixed:
-        return Moment(_written(local.replace(tzinfo=fixed), fraction))
+        return FhirDateTime(_written(local.replace(tzinfo=fixed), fraction))
     wrong = "value-omitted" if offset else None
     if zone is None:
-        return Moment(local.date().isoformat(), wrong or "time-zone-missing")
+        return FhirDateTime(local.date().isoformat(), wrong or "time-zone-missing")
     early, late = (local.replace(tzinfo=zone, fold=fold) for fold in (0, 1))
     code = "time-ambiguous" if early.utcoffset() != late.utcoffset() else wrong
-    return Moment(_written(early, fraction), code)
+    return FhirDateTime(_written(early, fraction), code)
 
 
 def _written(moment_: datetime.datetime, fraction: str) -> str:

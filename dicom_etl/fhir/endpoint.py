@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dicom_etl.fhir.context import Context
-from dicom_etl.fhir.mapping import concept, fill
-from dicom_etl.fhir.rows import Group, Place
+from dicom_etl.fhir.mapping import fill_elements, make_concept
+from dicom_etl.fhir.rows import FindingCollector, HeaderRows
 
 _WADO_RS = {
     "system": "http://terminology.hl7.org/CodeSystem/endpoint-connection-type",
@@ -23,10 +23,10 @@ _ANY = {
     ]
 }
 _DICOM = "application/dicom"
-_NO_ROWS = Group({}, ())
+_NO_ROWS = HeaderRows({}, ())
 
 
-def endpoint(context: Context, address: str | None, location: str) -> dict[str, Any]:
+def make_endpoint(context: Context, address: str | None, location: str) -> dict[str, Any]:
     """The Endpoint of a dataset: its DICOMweb address, else its folder.
 
     Args:
@@ -39,7 +39,7 @@ def endpoint(context: Context, address: str | None, location: str) -> dict[str, 
         "code": "file-tree",
         "display": "Folder of DICOM files",
     }
-    kind = concept(_WADO_RS if address else folder)
+    kind = make_concept(_WADO_RS if address else folder)
     given = {
         "id": context.endpoint_id,
         "status": "active",
@@ -50,5 +50,5 @@ def endpoint(context: Context, address: str | None, location: str) -> dict[str, 
         "payload": [{"type": [_ANY], "mimeType": [_DICOM]}],
         "address": address or location,
     }
-    place = Place(context.dataset, "")
-    return {"resourceType": "Endpoint"} | fill("endpoint", {}, _NO_ROWS, context, place, given)
+    findings = FindingCollector(context.dataset, "")
+    return {"resourceType": "Endpoint"} | fill_elements("endpoint", {}, _NO_ROWS, context, findings, given)

@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
 from dicom_etl.fhir.context import Context
-from dicom_etl.fhir.rows import Group, Place
+from dicom_etl.fhir.rows import FindingCollector, HeaderRows
 
 MAPPING_TABLES = ("mapping.csv", "annex_l.json", "body_part_aliases.csv", "species.csv")
 GIVEN = "given"  # made with the resource itself, not from columns
@@ -28,7 +28,7 @@ NEED_VALUES = frozenset(
 )
 
 Version = Literal["R4", "R5"]
-Rule = Callable[[Group, tuple[str, ...], Context, Place], Any]
+Rule = Callable[[HeaderRows, tuple[str, ...], Context, FindingCollector], Any]
 Concept = dict[str, Any]  # CodeableConcept: what rules make of codes, whatever the element's type
 
 
@@ -91,22 +91,22 @@ def elements_with_values(level: str, version: Version, empty: frozenset[str]) ->
 
 
 @cache
-def columns_of(*levels: str) -> tuple[str, ...]:
+def list_columns(*levels: str) -> tuple[str, ...]:
     """The columns that these levels are made from, in either version."""
     return tuple(dict.fromkeys(c for line in lines() if line.level in levels and line.rule for c in line.columns))
 
 
-def column_names(level: str, element: str) -> tuple[str, ...]:
+def list_element_columns(level: str, element: str) -> tuple[str, ...]:
     """The columns of one element that is the same in both versions."""
     return next(line.columns for line in lines() if (line.level, line.r4) == (level, element) and line.rule)
 
 
-def fill(
+def fill_elements(
     level: str,
     rules: Mapping[str, Rule],
-    rows: Group,
+    rows: HeaderRows,
     context: Context,
-    place: Place,
+    findings: FindingCollector,
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The elements of a level from rows; what has no value is left out.
@@ -116,7 +116,7 @@ def fill(
         rules: by name; each gives a value, a list of them where the element repeats, or None.
         rows: of the study, series or person.
         context: settings and sheets.
-        place: takes the findings.
+        findings: takes the findings.
         given: by name, the elements whose rule is `given`.
     """
     made: dict[str, Any] = {}
@@ -124,27 +124,31 @@ def fill(
         if element.rule == GIVEN:
             value = given.get(element.name)
         else:
-            value = rules[element.rule](rows, element.columns, context, place)
+            value = rules[element.rule](rows, element.columns, context, findings)
         if value is not None and value != []:
             _put(made, element, value)
     return made
 
 
 def _put(made: dict[str, Any], element: Element, value: Any) -> None:
-    """Add a value at its place: `meta.security` is an element in an element."""
+    """Add a value at its findings: `meta.security` is an element in an element."""
     name, target = element.name, made
     if "." in name:
         outer, _, name = name.partition(".")
         target = made.setdefault(outer, {})
     if element.needs_form:
-        value = [formed(one, element.type) for one in value] if element.repeats else formed(value, element.type)
+        value = (
+            [convert_concept(one, element.type) for one in value]
+            if element.repeats
+            else convert_concept(value, element.type)
+        )
     if element.repeats and name in target:
         target[name] = [*target[name], *value]
     else:
         target[name] = list(value) if element.repeats else value
 
 
-def formed(value: Any, type_: str) -> Any:
+def convert_concept(value: Any, type_: str) -> Any:
     """A value as its type asks: a concept as CodeableConcept, as CodeableReference (R5), or as Coding (R4)."""
     if type_ == "CodeableReference":
         return {"concept": value}
@@ -153,7 +157,7 @@ def formed(value: Any, type_: str) -> Any:
     return value
 
 
-def concept(coding: Mapping[str, str] | None, text: str | None = None) -> Concept | None:
+def make_concept(coding: Mapping[str, str] | None, text: str | None = None) -> Concept | None:
     """A CodeableConcept of a coding, of a text, or of both; None of nothing."""
     made: Concept = {"coding": [dict(coding)]} if coding else {}
     if text:
@@ -161,7 +165,7 @@ def concept(coding: Mapping[str, str] | None, text: str | None = None) -> Concep
     return made or None
 
 
-def distinct_concepts(concepts: Iterable[Concept | None]) -> list[Concept]:
+def remove_duplicates(concepts: Iterable[Concept | None]) -> list[Concept]:
     """Without those that are there already."""
     made: list[Concept] = []
     for one in concepts:

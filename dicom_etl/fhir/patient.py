@@ -14,14 +14,14 @@ from typing import Any
 
 from dicom_etl.fhir import terminology
 from dicom_etl.fhir.context import SHEET_GENDERS, Context
-from dicom_etl.fhir.mapping import Concept, Rule, columns_of, concept, fill
-from dicom_etl.fhir.names import human_names
-from dicom_etl.fhir.rows import Group, Place
-from dicom_etl.fhir.rules import COMMON, shown_text
-from dicom_etl.fhir.species import gender_status, is_human, species
+from dicom_etl.fhir.mapping import Concept, Rule, fill_elements, list_columns, make_concept
+from dicom_etl.fhir.person_names import convert_person_name
+from dicom_etl.fhir.rows import FindingCollector, HeaderRows
+from dicom_etl.fhir.rules import COMMON, strip_text
+from dicom_etl.fhir.species import is_human, look_up_gender_status, look_up_species
 from dicom_etl.identity.matching import PatientMatch
 
-COLUMNS = columns_of("patient")
+COLUMNS = list_columns("patient")
 
 _GENDER = {"M": "male", "F": "female", "O": "other"}  # PS3.3 C.7.1.1
 _SHEET_DATE = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)", re.ASCII)
@@ -37,15 +37,17 @@ _MEDICAL_RECORD = {
 _ANIMAL = "http://hl7.org/fhir/StructureDefinition/patient-animal"
 
 
-def patient(identifier: str, person: PatientMatch, rows: Group, context: Context, place: Place) -> dict[str, Any]:
+def make_patient(
+    identifier: str, person: PatientMatch, rows: HeaderRows, context: Context, findings: FindingCollector
+) -> dict[str, Any]:
     """The Patient `identifier` of a person from the rows of all its studies in a unit."""
     rules = _RULES | {"person": partial(_identifier, person)}
     given = {"id": identifier, "active": True}
-    return {"resourceType": "Patient"} | fill("patient", rules, rows, context, place, given)
+    return {"resourceType": "Patient"} | fill_elements("patient", rules, rows, context, findings, given)
 
 
 def _identifier(
-    person: PatientMatch, rows: Group, _columns: tuple[str, ...], _context: Context, _place: Place
+    person: PatientMatch, rows: HeaderRows, _columns: tuple[str, ...], _context: Context, _findings: FindingCollector
 ) -> list[dict[str, Any]]:
     identifier: dict[str, Any] = {"use": "usual", "system": person.system, "value": person.value}
     if person.rule in ("authority", "patient-id"):
@@ -57,36 +59,40 @@ def _identifier(
     return [identifier]
 
 
-def _names(rows: Group, columns: tuple[str, ...], _context: Context, place: Place) -> list[dict[str, Any]]:
+def _names(
+    rows: HeaderRows, columns: tuple[str, ...], _context: Context, findings: FindingCollector
+) -> list[dict[str, Any]]:
     """All names that the instances give; a person who has several keeps them."""
     names: list[dict[str, Any]] = []
     for text in rows.distinct(columns[0]):
-        names += [name for name in human_names(text) if name not in names]
+        names += [name for name in convert_person_name(text) if name not in names]
     if sum("extension" not in name for name in names) > 1:
-        place.add("values-conflict", columns[0], message=f"{columns[0]} has several values: all are kept")
+        findings.add("values-conflict", columns[0], message=f"{columns[0]} has several values: all are kept")
     return names
 
 
-def _gender(rows: Group, columns: tuple[str, ...], context: Context, place: Place) -> str | None:
+def _gender(rows: HeaderRows, columns: tuple[str, ...], context: Context, findings: FindingCollector) -> str | None:
     """PatientSex; where the header has none, what the subjects sheet says."""
     said = SHEET_GENDERS.get(context.subject_sheet.get("sex", "").lower())
-    sex = rows.agreed(columns[0], place)
+    sex = rows.common_value(columns[0], findings)
     gender = _GENDER.get(sex)
     if sex is not None and gender is None:
-        place.add("value-omitted", columns[0], sex, message="PatientSex is none of M, F, O")
+        findings.add("value-omitted", columns[0], sex, message="PatientSex is none of M, F, O")
         return None
-    return gender if _header_counts(rows, columns[:1], gender, said, "gender", place) else said
+    return gender if _header_counts(rows, columns[:1], gender, said, "gender", findings) else said
 
 
-def _birth_date(rows: Group, columns: tuple[str, ...], context: Context, place: Place) -> str | None:
+def _birth_date(rows: HeaderRows, columns: tuple[str, ...], context: Context, findings: FindingCollector) -> str | None:
     """PatientBirthDate; where the header has none, a whole date of the subjects sheet."""
     said = _sheet_date(context.subject_sheet.get("date of birth", ""))
-    born = rows.agreed(columns[0], place)
+    born = rows.common_value(columns[0], findings)
     own = born.isoformat() if born else None
-    return own if _header_counts(rows, columns[:1], own, said, "birthDate", place) else said
+    return own if _header_counts(rows, columns[:1], own, said, "birthDate", findings) else said
 
 
-def _header_counts(rows: Group, columns: tuple[str, ...], own: Any, said: Any, element: str, place: Place) -> bool:
+def _header_counts(
+    rows: HeaderRows, columns: tuple[str, ...], own: Any, said: Any, element: str, findings: FindingCollector
+) -> bool:
     """Whether the header's value is taken, not the sheet's; says where the sheet fills a gap or disagrees.
 
     A header whose instances disagree has no value, and still the sheet does not decide.
@@ -95,10 +101,10 @@ def _header_counts(rows: Group, columns: tuple[str, ...], own: Any, said: Any, e
     if said is None or own == said:
         return True
     if is_silent:
-        place.add("value-from-sheet", columns[0], message=f"{element}: the subjects sheet says it")
+        findings.add("value-from-sheet", columns[0], message=f"{element}: the subjects sheet says it")
         return False
     if own is not None:
-        place.add("sheet-conflict", columns[0], message=f"{element}: the subjects sheet says something else")
+        findings.add("sheet-conflict", columns[0], message=f"{element}: the subjects sheet says something else")
     return True
 
 
@@ -113,18 +119,20 @@ def _sheet_date(text: str) -> str | None:
 # -- animals ----------------------------------------------------------------------------------------------------------
 
 
-def _animal(rows: Group, columns: tuple[str, ...], context: Context, place: Place) -> list[dict[str, Any]]:
+def _animal(
+    rows: HeaderRows, columns: tuple[str, ...], context: Context, findings: FindingCollector
+) -> list[dict[str, Any]]:
     """The extension patient-animal where the species is known and not human."""
-    code, scheme, meaning, text = (shown_text(rows.agreed(column, place)) for column in columns[:4])
+    code, scheme, meaning, text = (strip_text(rows.common_value(column, findings)) for column in columns[:4])
     own = _species(code, scheme, meaning or text)
-    said = _species(None, None, shown_text(context.subject_sheet.get("species")))
+    said = _species(None, None, strip_text(context.subject_sheet.get("species")))
     if said and is_human(said) and own is None:
         said = None  # nothing is taken from it
     compared = own if own and said and _is_alike(own, said) else said
-    kind = own if _header_counts(rows, columns[:4], own, compared, "species", place) else said
+    kind = own if _header_counts(rows, columns[:4], own, compared, "species", findings) else said
     if kind is None or is_human(kind):
         return []
-    breed, status = _breed(rows, columns[4:7], place), _status(rows, columns[7], place)
+    breed, status = _breed(rows, columns[4:7], findings), _status(rows, columns[7], findings)
     parts = [("species", kind), ("breed", breed), ("genderStatus", status)]
     made = [{"url": url, "valueCodeableConcept": value} for url, value in parts if value]
     return [{"url": _ANIMAL, "extension": made}]
@@ -140,34 +148,38 @@ def _is_alike(one: Concept, other: Concept) -> bool:
 
 
 def _species(code: str | None, scheme: str | None, text: str | None) -> Concept | None:
-    if code and scheme and (coding := terminology.coded(code, scheme, text)):
-        return concept(coding.as_fhir())
-    known = species(text) if text else None
-    return concept(known.as_fhir()) if known else concept(None, text)
+    if code and scheme and (coding := terminology.convert_coded_entry(code, scheme, text)):
+        return make_concept(coding.as_fhir())
+    known = look_up_species(text) if text else None
+    return make_concept(known.as_fhir()) if known else make_concept(None, text)
 
 
-def _breed(rows: Group, columns: tuple[str, ...], place: Place) -> Concept | None:
-    _code, meaning, text = (shown_text(rows.agreed(column, place)) for column in columns)
-    return concept(None, text or meaning)
+def _breed(rows: HeaderRows, columns: tuple[str, ...], findings: FindingCollector) -> Concept | None:
+    _code, meaning, text = (strip_text(rows.common_value(column, findings)) for column in columns)
+    return make_concept(None, text or meaning)
 
 
-def _status(rows: Group, column: str, place: Place) -> Concept | None:
-    coding = gender_status(rows.agreed(column, place) or "")
-    return concept(coding.as_fhir()) if coding else None
+def _status(rows: HeaderRows, column: str, findings: FindingCollector) -> Concept | None:
+    coding = look_up_gender_status(rows.common_value(column, findings) or "")
+    return make_concept(coding.as_fhir()) if coding else None
 
 
 # -- by setting -------------------------------------------------------------------------------------------------------
 
 
-def _telecom(rows: Group, columns: tuple[str, ...], context: Context, _place: Place) -> list[dict[str, str]]:
+def _telecom(
+    rows: HeaderRows, columns: tuple[str, ...], context: Context, _findings: FindingCollector
+) -> list[dict[str, str]]:
     if not context.contact_details:
         return []
     numbers = {number.strip() for value in rows.distinct(columns[0]) for number in value.split("\\")}
     return [{"system": "phone", "value": number} for number in sorted(numbers - {""})]
 
 
-def _address(rows: Group, columns: tuple[str, ...], context: Context, place: Place) -> list[dict[str, str]]:
-    text = shown_text(rows.agreed(columns[0], place)) if context.contact_details else None
+def _address(
+    rows: HeaderRows, columns: tuple[str, ...], context: Context, findings: FindingCollector
+) -> list[dict[str, str]]:
+    text = strip_text(rows.common_value(columns[0], findings)) if context.contact_details else None
     return [{"text": text}] if text else []
 
 

@@ -20,7 +20,7 @@ _FEW = 4  # rows per different value, at least, for a column that says little
 
 
 @dataclass(frozen=True)
-class Place:
+class FindingCollector:
     """Where the findings of a mapping are: passed down and narrowed on the way."""
 
     dataset: str
@@ -28,25 +28,25 @@ class Place:
     subject: str | None = None
     study_uid: str | None = None
     series_uid: str | None = None
-    found: list[Finding] = field(default_factory=list)
+    collected: list[Finding] = field(default_factory=list)
 
     def within(
         self, *, subject: str | None = None, study_uid: str | None = None, series_uid: str | None = None
-    ) -> Place:
+    ) -> FindingCollector:
         """The same place, narrower; its findings go to the same list."""
-        return Place(
+        return FindingCollector(
             self.dataset,
             self.unit,
             self.subject if subject is None else subject,
             self.study_uid if study_uid is None else study_uid,
             self.series_uid if series_uid is None else series_uid,
-            self.found,
+            self.collected,
         )
 
     def add(self, code: str, column: str | None = None, value: Any = None, **more: Any) -> None:
         """Note a finding here; the value of a column is masked where it identifies."""
         tag, keyword = _tag_and_keyword(column)
-        self.found.append(
+        self.collected.append(
             finding(
                 code,
                 self.dataset,
@@ -68,7 +68,7 @@ def _tag_and_keyword(column: str | None) -> tuple[str | None, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class HeaderRows:
     """Some rows of a header table: a study, a series.
 
     `empty` names columns that have no value in any row of the table.
@@ -79,7 +79,7 @@ class Group:
     empty: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, table: pa.Table, names: Iterable[str]) -> Group:
+    def from_table(cls, table: pa.Table, names: Iterable[str]) -> HeaderRows:
         """All rows of a table with the columns that the mapping needs."""
         columns = {name: table[name] for name in names}
         empty = frozenset(name for name, column in columns.items() if column.null_count == len(column))
@@ -87,7 +87,7 @@ class Group:
         return cls(values, tuple(range(table.num_rows)), empty)
 
     @classmethod
-    def union(cls, groups: Sequence[Group]) -> Group:
+    def union(cls, groups: Sequence[HeaderRows]) -> HeaderRows:
         """The rows of several groups of one table, in the order of the table."""
         if len(groups) == 1:
             return groups[0]
@@ -97,15 +97,15 @@ class Group:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def part(self, rows: Iterable[int]) -> Group:
+    def select(self, rows: Iterable[int]) -> HeaderRows:
         """Some rows of the same table."""
-        return Group(self.columns, tuple(rows), self.empty)
+        return HeaderRows(self.columns, tuple(rows), self.empty)
 
-    def copy(self) -> Group:
+    def copy(self) -> HeaderRows:
         """The rows as a table of their own, so that a change of its columns costs no more than its rows."""
         if self.columns and len(self.rows) == len(next(iter(self.columns.values()))):
             return self
-        return Group({name: self.values(name) for name in self.columns}, tuple(range(len(self.rows))), self.empty)
+        return HeaderRows({name: self.values(name) for name in self.columns}, tuple(range(len(self.rows))), self.empty)
 
     def values(self, column: str) -> list[Any]:
         """The values of a column, row by row."""
@@ -121,7 +121,7 @@ class Group:
             return []
         return sorted(set(self.values(column)) - {None})
 
-    def indices(self, column: str) -> dict[Any, list[int]]:
+    def indices_by(self, column: str) -> dict[Any, list[int]]:
         """The numbers of the rows by the value of a column."""
         indices: dict[Any, list[int]] = defaultdict(list)
         values = self.columns[column]
@@ -129,29 +129,29 @@ class Group:
             indices[values[row]].append(row)
         return dict(indices)
 
-    def by(self, column: str) -> dict[Any, Group]:
+    def group_by(self, column: str) -> dict[Any, HeaderRows]:
         """The rows by the value of a column, sorted by it; null last."""
         if len(self.rows) == 1:
             return {self.columns[column][self.rows[0]]: self}
-        indices = self.indices(column)
+        indices = self.indices_by(column)
         ordered = sorted(indices, key=lambda value: (value is None, value or ""))
-        return {value: self.part(indices[value]) for value in ordered}
+        return {value: self.select(indices[value]) for value in ordered}
 
-    def where(self, keep: Callable[[int], bool]) -> Group:
+    def filter(self, keep: Callable[[int], bool]) -> HeaderRows:
         """The rows for which `keep` says so."""
-        return self.part(row for row in self.rows if keep(row))
+        return self.select(row for row in self.rows if keep(row))
 
-    def agreed(self, column: str, place: Place) -> Any:
+    def common_value(self, column: str, findings: FindingCollector) -> Any:
         """The one value that the rows have; None and a finding where they disagree."""
         if len(self.rows) == 1:
             return self.columns[column][self.rows[0]]
         found = self.distinct(column)
         if len(found) > 1:
-            place.add("values-conflict", column, message=f"{column} has {len(found)} different values")
+            findings.add("values-conflict", column, message=f"{column} has {len(found)} different values")
             return None
         return found[0] if found else None
 
-    def combination(self, *columns: str) -> list[tuple[Any, ...]]:
+    def combinations(self, *columns: str) -> list[tuple[Any, ...]]:
         """The different combinations of values of columns that are not contained in a fuller one, sorted.
 
         (20240101, 1030, None) is contained in (20240101, 1030, +0100).

@@ -18,7 +18,7 @@ from typing import Any
 
 from dicom_etl.fhir.terminology import SCT, Coding
 
-__all__ = ["gender_status", "is_human", "species"]
+__all__ = ["is_human", "look_up_gender_status", "look_up_species"]
 
 # 30996001 is what the SNOMED RT code L-85B00 of older headers is converted to.
 _HUMAN = frozenset({(SCT, "337915000"), (SCT, "30996001")})
@@ -30,7 +30,7 @@ _STATUS_BY_NEUTERED: Mapping[str, Coding] = {
 }
 
 
-def species(text: str) -> Coding | None:
+def look_up_species(text: str) -> Coding | None:
     """SNOMED CT code of a species named in text; case, blanks and punctuation do not matter.
 
     Text that is not ASCII or has several values (`Mus\\Musculus`) is not looked up: dropping what is in between
@@ -47,11 +47,11 @@ def is_human(concept: Mapping[str, Any]) -> bool:
     if any((coding.get("system"), coding.get("code")) in _HUMAN for coding in codings):
         return True
     names = [coding.get("display") for coding in codings] + [concept.get("text")]
-    known = [species(name) for name in names if name]
+    known = [look_up_species(name) for name in names if name]
     return any(coding is not None and (coding.system, coding.code) in _HUMAN for coding in known)
 
 
-def gender_status(neutered: str) -> Coding | None:
+def look_up_gender_status(neutered: str) -> Coding | None:
     """Gender status by Patient's Sex Neutered (0010,2203); empty means that it is not known."""
     return _STATUS_BY_NEUTERED.get(neutered.strip())
 

@@ -27,13 +27,13 @@ __all__ = [
     "SCT",
     "URI",
     "Coding",
-    "body_site",
-    "coded",
+    "convert_coded_entry",
+    "convert_sop_class",
     "is_paired",
-    "laterality",
-    "modality",
-    "scheme_uri",
-    "sop_class",
+    "look_up_body_site",
+    "look_up_laterality",
+    "look_up_modality",
+    "look_up_scheme_uri",
 ]
 
 _DISTINCT = 4096  # inputs whose result is kept: codes and names of the standard repeat, free text may not
@@ -88,7 +88,7 @@ CHEST_CODINGS: Mapping[str, Coding] = {
 }
 
 
-def body_site(body_part_examined: str, chest: str = "816094009") -> Coding | None:
+def look_up_body_site(body_part_examined: str, chest: str = "816094009") -> Coding | None:
     """SNOMED CT code of a Body Part Examined (0018,0015) by PS3.16 Annex L; `chest` is the code for CHEST and THORAX.
 
     The text is looked up as it is, then in capitals without blanks and punctuation (`C-SPINE`, `whole body`),
@@ -104,21 +104,21 @@ def body_site(body_part_examined: str, chest: str = "816094009") -> Coding | Non
 def is_paired(body_part_examined: str) -> bool | None:
     """Whether a body part is one of a pair, so that it needs a laterality (PS3.16 Annex L); None if unknown.
 
-    It takes the same texts as `body_site`. The term decides, not its code: URETER is paired and ENDOURETERIC
+    It takes the same texts as `look_up_body_site`. The term decides, not its code: URETER is paired and ENDOURETERIC
     is not, under one code.
     """
     entry = _annex_l_entry(body_part_examined)
     return None if entry is None else entry.paired
 
 
-def modality(code: str) -> Coding | None:
+def look_up_modality(code: str) -> Coding | None:
     """Modality (0008,0060) by PS3.16 CID 33; retired and unknown codes are None."""
     code = code.strip()
     meaning = _modalities().get(code)
     return None if meaning is None else Coding(DCM, code, meaning)
 
 
-def laterality(code: str) -> Coding | None:
+def look_up_laterality(code: str) -> Coding | None:
     """Laterality (0020,0060), Image Laterality (0020,0062) or Frame Laterality (0020,9072) by PS3.16 CID 244.
 
     R, L and B only: `U` means unpaired (PS3.3 section C.8.11.2), not CID 244's unilateral.
@@ -127,22 +127,22 @@ def laterality(code: str) -> Coding | None:
 
 
 @lru_cache(maxsize=_DISTINCT)
-def sop_class(uid: str) -> Coding:
+def convert_sop_class(uid: str) -> Coding:
     """SOP Class UID (0008,0016) in the form of ImagingStudy, with its name of PS3.6 Annex A if known."""
     uid = uid.strip()
     name = UID(uid, validation_mode=IGNORE).name
     return Coding(URI, f"urn:oid:{uid}", None if name == uid else name)
 
 
-def scheme_uri(designator: str) -> str | None:
+def look_up_scheme_uri(designator: str) -> str | None:
     """Code system URI of a Coding Scheme Designator (0008,0102), for those that are sure.
 
-    SRT and its older names are None: their codes are converted by `coded`, not named.
+    SRT and its older names are None: their codes are converted by `convert_coded_entry`, not named.
     """
     return _SCHEME_URIS.get(designator.strip())
 
 
-def coded(code: str, designator: str, meaning: str | None) -> Coding | None:
+def convert_coded_entry(code: str, designator: str, meaning: str | None) -> Coding | None:
     """A coded entry (PS3.3 section 8.8): Code Value, Coding Scheme Designator, Code Meaning.
 
     SNOMED RT codes (SRT, SNM3, 99SDM) become SNOMED CT where pydicom's mapping has them. None if the scheme
@@ -151,7 +151,7 @@ def coded(code: str, designator: str, meaning: str | None) -> Coding | None:
     code, designator = code.strip(), designator.strip()
     if designator in _SNOMED_RT:
         code, designator = _snomed_ct_by_rt().get(code, ""), "SCT"
-    system = scheme_uri(designator)
+    system = look_up_scheme_uri(designator)
     if system is None or not code:
         return None
     return Coding(system, code, (meaning or "").strip() or None)

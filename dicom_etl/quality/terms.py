@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from dicom_etl.fhir import terminology
-from dicom_etl.fhir.datetimes import offset_of
+from dicom_etl.fhir.datetimes import parse_offset
 from dicom_etl.identity.masking import mask_value
 from dicom_etl.quality.working_database import Database
 
@@ -49,16 +49,16 @@ def _create(
 
 
 def _modality(code: str) -> _Judged:
-    return {"known": terminology.modality(code) is not None, "shown": mask_value("Modality", code)}
+    return {"known": terminology.look_up_modality(code) is not None, "shown": mask_value("Modality", code)}
 
 
 def _body_part(text: str) -> _Judged:
     return {
-        "known": terminology.body_site(text) is not None,
+        "known": terminology.look_up_body_site(text) is not None,
         "paired": terminology.is_paired(text),
         "shown": mask_value("BodyPartExamined", text),
     }
 
 
 def _offset(text: str) -> _Judged:
-    return {"known": offset_of(text) is not None}
+    return {"known": parse_offset(text) is not None}

@@ -17,29 +17,29 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.construction.assembly import ShardTask, Stored, assemble_shard, stored_units
-from dicom_etl.construction.header_units import HeaderUnits
-from dicom_etl.construction.identities import Identities, match_dataset, matching_mark
-from dicom_etl.construction.pieces import (
-    Piece,
-    PieceBuilt,
+from dicom_etl.construction.assembly import ShardTask, StoredUnit, assemble_shard, list_stored_units
+from dicom_etl.construction.chunks import (
+    BuiltChunk,
+    Chunk,
     Source,
-    build_piece,
+    build_chunk,
+    chunk_key,
+    chunks_folder,
     cut_units,
-    piece_key,
-    pieces_folder,
 )
+from dicom_etl.construction.header_units import HeaderUnits
+from dicom_etl.construction.identities import Identities, match_dataset, matching_fingerprint
 from dicom_etl.construction.plan import (
-    Inputs,
+    BuildInputs,
     MappedSheets,
-    changed_units,
-    corrections_by_unit,
-    mapping_mark,
+    find_changed_units,
+    mapping_fingerprint,
+    match_corrections,
 )
 from dicom_etl.engine import Engine, Progress
 from dicom_etl.fhir.context import Context
 from dicom_etl.fhir.corrections import Correction, read_corrections
-from dicom_etl.fhir.endpoint import endpoint
+from dicom_etl.fhir.endpoint import make_endpoint
 from dicom_etl.findings import Finding, describe_error, finding, findings_table
 from dicom_etl.identity.crosswalk import CrosswalkEntry, read_crosswalk
 from dicom_etl.identity.ids import ResourceIds
@@ -118,12 +118,12 @@ def build(
         crosswalk = [line for line in read_crosswalk(settings.crosswalk) if line.dataset == name]
         lines = [line for line in read_corrections(settings.corrections) if line.dataset == name]
         context = _context(name, settings, dataset_settings, ids)
-        served = endpoint(context, dataset_settings.endpoint, source.location)
-        matched_by = matching_mark(ids, dataset_settings, crosswalk, units)
+        served = make_endpoint(context, dataset_settings.endpoint, source.location)
+        matched_by = matching_fingerprint(ids, dataset_settings, crosswalk, units)
         commits = _whole_commits(lake, name)
         state = fingerprint(
             matched_by,
-            mapping_mark(),
+            mapping_fingerprint(),
             context.values(),
             [list(line) for line in lines],
             lake.digest(SHEETS.path(dataset=name)),
@@ -132,16 +132,16 @@ def build(
             units.shards,
         )
         if not force and (summary := _unchanged(lake, name, state, units, commits, matched_by, served)):
-            lake.remove_folder(pieces_folder(name))
+            lake.remove_folder(chunks_folder(name))
             return summary
         _forget_state(lake, name)
         require_whole(lake, "extract", name, extracted.values(), digests=True)
         job = _Job(lake, name, engine, progress)
         identities = match_dataset(lake, name, ids, dataset_settings, crosswalk, units, matched_by)
         _write_endpoint(lake, name, served if _builds_some(identities) else None)
-        touched = corrections_by_unit(lake, name, sorted(set(units.shard_of.values())), lines)
+        touched = match_corrections(lake, name, sorted(set(units.shard_of.values())), lines)
         sheets = MappedSheets(lake.read(SHEETS, dataset=name))
-        inputs = Inputs(units, identities, sheets, lines, touched, context)
+        inputs = BuildInputs(units, identities, sheets, lines, touched, context)
         changed = _changed(job, inputs, commits, subjects=subjects, force=force)
         errors = _make(job, inputs, changed, commits)
         useless = [*_useless_crosswalk_lines(name, crosswalk, identities), *_useless_corrections(name, lines, touched)]
@@ -249,10 +249,10 @@ def _write_endpoint(lake: Lake, dataset: str, served: dict[str, Any] | None) -> 
 
 
 def _changed(
-    job: _Job, inputs: Inputs, commits: dict[int, Commit], *, subjects: Collection[str] | None, force: bool
+    job: _Job, inputs: BuildInputs, commits: dict[int, Commit], *, subjects: Collection[str] | None, force: bool
 ) -> list[str]:
     """The units to be made. Of a shard that is to be written the bytes are checked before they are taken over."""
-    changed = list(changed_units(inputs, commits, subjects=subjects, force=force))
+    changed = list(find_changed_units(inputs, commits, subjects=subjects, force=force))
     former = next((commit.shards for commit in commits.values()), inputs.units.shards)
     touched = {shard_of(unit, former) for unit in changed} if former == inputs.units.shards else set(commits)
     damaged = [
@@ -260,75 +260,75 @@ def _changed(
     ]
     for shard in damaged:
         del commits[shard]
-    return list(changed_units(inputs, commits, subjects=subjects, force=force)) if damaged else changed
+    return list(find_changed_units(inputs, commits, subjects=subjects, force=force)) if damaged else changed
 
 
 # -- units ------------------------------------------------------------------------------------------------------------
 
 
-def _make(job: _Job, inputs: Inputs, changed: list[str], commits: Mapping[int, Commit]) -> dict[str, str]:
+def _make(job: _Job, inputs: BuildInputs, changed: list[str], commits: Mapping[int, Commit]) -> dict[str, str]:
     """Make the resources of units and write the shards that change; returns the errors of units."""
     lake, name = job.lake, job.dataset
-    folder = pieces_folder(name)
-    pieces = list(_pieces(job, inputs, changed))
-    lake.remove_other_parts(folder, {piece.key for piece in pieces})
-    built, errors = _build_pieces(job, inputs, pieces)
+    folder = chunks_folder(name)
+    chunks = list(_chunks_of(job, inputs, changed))
+    lake.remove_other_parts(folder, {chunk.key for chunk in chunks})
+    built, errors = _build_chunks(job, inputs, chunks)
     errors |= _write_shards(job, inputs, built, errors, commits)
     lake.remove_folder(folder)
     return errors
 
 
-def _pieces(job: _Job, inputs: Inputs, changed: list[str]) -> Iterator[Piece]:
+def _chunks_of(job: _Job, inputs: BuildInputs, changed: list[str]) -> Iterator[Chunk]:
     by_shard: dict[int, list[str]] = defaultdict(list)
     for unit in changed:
         by_shard[inputs.units.shard_of[unit]].append(unit)
     for shard in sorted(by_shard):
         weights = ((unit, _weight(inputs, unit)) for unit in sorted(by_shard[shard]))
         for batch in cut_units(weights):
-            yield _piece(job, inputs, batch)
+            yield _chunk(job, inputs, batch)
 
 
-def _weight(inputs: Inputs, unit: str) -> int:
+def _weight(inputs: BuildInputs, unit: str) -> int:
     return sum(inputs.units.rows.get(source, 0) for source in inputs.sources(unit))
 
 
-def _piece(job: _Job, inputs: Inputs, batch: list[str]) -> Piece:
+def _chunk(job: _Job, inputs: BuildInputs, batch: list[str]) -> Chunk:
     by_shard: dict[int, set[str]] = defaultdict(set)
     for source in {source for unit in batch for source in inputs.sources(unit)}:
         if source in inputs.units.shard_of:
             by_shard[inputs.units.shard_of[source]].add(source)
-    return Piece(
+    return Chunk(
         job.lake,
         job.dataset,
         inputs.of_units(batch),
         tuple(Source(shard, tuple(sorted(units))) for shard, units in sorted(by_shard.items())),
         sum(_weight(inputs, unit) for unit in batch),
-        piece_key(inputs.fingerprints[unit] for unit in batch),
+        chunk_key(inputs.fingerprints[unit] for unit in batch),
     )
 
 
-def _build_pieces(
-    job: _Job, inputs: Inputs, pieces: list[Piece]
-) -> tuple[list[tuple[Piece, PieceBuilt]], dict[str, str]]:
-    """Build pieces; the units of one that fails as a whole are built once more, each by itself."""
-    total, done = sum(piece.rows for piece in pieces), 0
-    is_short = sum(len(piece.inputs.units) for piece in pieces) * _UNIT + total * _ROW < _SHORT
-    built: list[tuple[Piece, PieceBuilt]] = []
+def _build_chunks(
+    job: _Job, inputs: BuildInputs, chunks: list[Chunk]
+) -> tuple[list[tuple[Chunk, BuiltChunk]], dict[str, str]]:
+    """Build chunks; the units of one that fails as a whole are built once more, each by itself."""
+    total, done = sum(chunk.rows for chunk in chunks), 0
+    is_short = sum(len(chunk.inputs.units) for chunk in chunks) * _UNIT + total * _ROW < _SHORT
+    built: list[tuple[Chunk, BuiltChunk]] = []
     errors: dict[str, str] = {}
-    todo = pieces
+    todo = chunks
     while todo:
-        alone: list[Piece] = []
-        for result in job.engine.map(build_piece, todo, small=is_short, weight=lambda piece: piece.rows):
-            piece = result.item
+        alone: list[Chunk] = []
+        for result in job.engine.map(build_chunk, todo, small=is_short, weight=lambda chunk: chunk.rows):
+            chunk = result.item
             if result.value is not None:
-                built.append((piece, result.value))
+                built.append((chunk, result.value))
                 errors |= result.value.errors
-            elif len(units := piece.inputs.units) == 1:
+            elif len(units := chunk.inputs.units) == 1:
                 errors[units[0]] = describe_error(result.error)
             else:
-                alone += [_piece(job, inputs, [unit]) for unit in units]
+                alone += [_chunk(job, inputs, [unit]) for unit in units]
                 continue
-            done += piece.rows
+            done += chunk.rows
             job.progress(f"build {job.dataset}", min(done, total), total)
         todo = alone
     return built, errors
@@ -336,8 +336,8 @@ def _build_pieces(
 
 def _write_shards(
     job: _Job,
-    inputs: Inputs,
-    built: list[tuple[Piece, PieceBuilt]],
+    inputs: BuildInputs,
+    built: list[tuple[Chunk, BuiltChunk]],
     errors: Mapping[str, str],
     commits: Mapping[int, Commit],
 ) -> dict[str, str]:
@@ -362,36 +362,36 @@ def _write_shards(
             if moves:
                 raise result.error
             text = describe_error(result.error)
-            failed |= {unit.unit: text for unit in result.item.units if unit.piece}
+            failed |= {unit.unit: text for unit in result.item.units if unit.chunk}
     if moves:
         exchange_folders(lake, "build", job.dataset)
     remove_other_shards(lake, "build", job.dataset, units.keys() | (set() if moves else commits.keys() - touched))
     return failed
 
 
-def _is_same(commit: Commit | None, units: Sequence[Stored]) -> bool:
-    """Whether a shard is stored as it is to be: these units, none of them of a piece."""
+def _is_same(commit: Commit | None, units: Sequence[StoredUnit]) -> bool:
+    """Whether a shard is stored as it is to be: these units, none of them of a chunk."""
     return (
         commit is not None
-        and not any(unit.piece for unit in units)
+        and not any(unit.chunk for unit in units)
         and commit.units["unit"].to_pylist() == [unit.unit for unit in units]
         and commit.units["to_retry"].to_pylist() == [unit.to_retry for unit in units]
     )
 
 
 def _stored(
-    inputs: Inputs, built: list[tuple[Piece, PieceBuilt]], errors: Mapping[str, str], commits: Mapping[int, Commit]
-) -> dict[int, tuple[Stored, ...]]:
+    inputs: BuildInputs, built: list[tuple[Chunk, BuiltChunk]], errors: Mapping[str, str], commits: Mapping[int, Commit]
+) -> dict[int, tuple[StoredUnit, ...]]:
     """By shard, its units and where their lines are; `commits` are those of the shards that units are taken from."""
-    stored: dict[str, Stored] = {}
+    stored: dict[str, StoredUnit] = {}
     for commit in commits.values():
-        stored |= {unit: row for unit, row in stored_units(commit).items() if unit in inputs.units.marks}
-    for piece, result in built:
+        stored |= {unit: row for unit, row in list_stored_units(commit).items() if unit in inputs.units.marks}
+    for chunk, result in built:
         for unit, lines in result.lines.items():
-            stored[unit] = Stored(unit, inputs.fingerprints[unit], False, piece.key, None, lines)
+            stored[unit] = StoredUnit(unit, inputs.fingerprints[unit], False, chunk.key, None, lines)
     for unit in errors:
-        stored[unit] = stored.get(unit, Stored(unit, None, True, None, None, {}))._replace(to_retry=True)
-    by_shard: dict[int, list[Stored]] = defaultdict(list)
+        stored[unit] = stored.get(unit, StoredUnit(unit, None, True, None, None, {}))._replace(to_retry=True)
+    by_shard: dict[int, list[StoredUnit]] = defaultdict(list)
     for unit in sorted(stored):
         by_shard[shard_of(unit, inputs.units.shards)].append(stored[unit])
     return {shard: tuple(own) for shard, own in by_shard.items()}

@@ -1,4 +1,4 @@
-"""DICOM dates, times and offsets as FHIR dateTime (R4 2.24.0.6): a date, or an instant with seconds and a zone."""
+"""DICOM dates, times and offsets as FHIR dateTime (R4 2.24.0.6): a date, or an to_instant with seconds and a zone."""
 
 import datetime
 import re
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicom_etl.fhir.datetimes import instant, moment, moment_of, offset_of
+from dicom_etl.fhir.datetimes import convert_date_time, convert_dt, parse_offset, to_instant
 
 DAY = datetime.date(2024, 1, 5)
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -20,12 +20,12 @@ FHIR_DATE_TIME = re.compile(
 
 
 def test_without_a_date_there_is_nothing() -> None:
-    assert moment(None, "101500", "+0100", BERLIN) == (None, None)
+    assert convert_date_time(None, "101500", "+0100", BERLIN) == (None, None)
 
 
 @pytest.mark.parametrize("time", [None, ""])
 def test_a_date_alone_is_a_date(time: str | None) -> None:
-    assert moment(DAY, time, "+0100", BERLIN) == ("2024-01-05", None)
+    assert convert_date_time(DAY, time, "+0100", BERLIN) == ("2024-01-05", None)
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def test_a_date_alone_is_a_date(time: str | None) -> None:
     ],
 )
 def test_the_offset_of_the_header_is_the_zone(offset: str, value: str) -> None:
-    assert moment(DAY, "101530", offset, None) == (value, None)
+    assert convert_date_time(DAY, "101530", offset, None) == (value, None)
 
 
 def test_the_offset_of_the_header_counts_before_the_zone_of_the_dataset() -> None:
-    assert moment(DAY, "101530", "-0500", BERLIN) == ("2024-01-05T10:15:30-05:00", None)
+    assert convert_date_time(DAY, "101530", "-0500", BERLIN) == ("2024-01-05T10:15:30-05:00", None)
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,16 @@ def test_the_offset_of_the_header_counts_before_the_zone_of_the_dataset() -> Non
     [(DAY, "2024-01-05T10:15:30+01:00"), (datetime.date(2024, 7, 5), "2024-07-05T10:15:30+02:00")],
 )
 def test_the_zone_of_the_dataset_is_that_of_the_day(day: datetime.date, value: str) -> None:
-    assert moment(day, "101530", None, BERLIN) == (value, None)
+    assert convert_date_time(day, "101530", None, BERLIN) == (value, None)
 
 
 def test_with_no_zone_the_date_stands_alone() -> None:
-    assert moment(DAY, "101530", None, None) == ("2024-01-05", "time-zone-missing")
+    assert convert_date_time(DAY, "101530", None, None) == ("2024-01-05", "time-zone-missing")
 
 
 @pytest.mark.parametrize("time", ["10", "1015", "10:15"])
 def test_a_time_without_seconds_gives_the_date_alone(time: str) -> None:
-    assert moment(DAY, time, "+0100", None) == ("2024-01-05", "time-partial")
+    assert convert_date_time(DAY, time, "+0100", None) == ("2024-01-05", "time-partial")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_time_without_seconds_gives_the_date_alone(time: str) -> None:
     ],
 )
 def test_a_fraction_is_kept_as_it_is_and_the_legacy_form_is_read(time: str, written: str) -> None:
-    assert moment(DAY, time, "+0100", None) == (f"2024-01-05T{written}+01:00", None)
+    assert convert_date_time(DAY, time, "+0100", None) == (f"2024-01-05T{written}+01:00", None)
 
 
 @pytest.mark.parametrize(
@@ -85,16 +85,16 @@ def test_a_fraction_is_kept_as_it_is_and_the_legacy_form_is_read(time: str, writ
     ["240000", "106000", "235960", "101530.1234567", "101530.", "1", "101", "10153", "noon", "-101530", "１０１５３０"],
 )
 def test_what_is_no_time_of_day_gives_the_date_alone(time: str) -> None:
-    assert moment(DAY, time, "+0100", None) == ("2024-01-05", "value-omitted")
+    assert convert_date_time(DAY, time, "+0100", None) == ("2024-01-05", "value-omitted")
 
 
 @pytest.mark.parametrize(
     "offset", ["+1401", "-1201", "+0160", "0100", "+01:00", "+1", "UTC", "-0000", "+010", "+01000", "٠١٠٠"]
 )
 def test_an_offset_that_is_none_is_left_out_and_said(offset: str) -> None:
-    assert offset_of(offset) is None
-    assert moment(DAY, "101530", offset, None) == ("2024-01-05", "value-omitted")
-    assert moment(DAY, "101530", offset, BERLIN) == ("2024-01-05T10:15:30+01:00", "value-omitted")
+    assert parse_offset(offset) is None
+    assert convert_date_time(DAY, "101530", offset, None) == ("2024-01-05", "value-omitted")
+    assert convert_date_time(DAY, "101530", offset, BERLIN) == ("2024-01-05T10:15:30+01:00", "value-omitted")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_an_offset_that_is_none_is_left_out_and_said(offset: str) -> None:
     ],
 )
 def test_a_leap_second_is_kept(day: datetime.date, time: str, offset: str, value: str) -> None:
-    assert moment(day, time, offset, None) == (value, None)
+    assert convert_date_time(day, time, offset, None) == (value, None)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_a_leap_second_is_kept(day: datetime.date, time: str, offset: str, value
     ],
 )
 def test_a_second_60_where_no_leap_second_can_be_gives_the_date_alone(day: datetime.date, time: str) -> None:
-    assert moment(day, time, "+0000", None) == (day.isoformat(), "value-omitted")
+    assert convert_date_time(day, time, "+0000", None) == (day.isoformat(), "value-omitted")
 
 
 def test_a_leap_second_of_unknown_zone_gives_the_date_alone() -> None:
-    assert moment(datetime.date(2016, 12, 31), "235960", None, None) == ("2016-12-31", "time-zone-missing")
+    assert convert_date_time(datetime.date(2016, 12, 31), "235960", None, None) == ("2016-12-31", "time-zone-missing")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_leap_second_of_unknown_zone_gives_the_date_alone() -> None:
 def test_a_date_time_in_one_value(
     text: str | None, offset: str | None, expected: tuple[str | None, str | None]
 ) -> None:
-    assert moment_of(text, offset, None) == expected
+    assert convert_dt(text, offset, None) == expected
 
 
 def test_moments_are_in_the_order_of_their_instants_and_what_is_known_exactly_comes_first() -> None:
@@ -171,16 +171,16 @@ def test_moments_are_in_the_order_of_their_instants_and_what_is_known_exactly_co
         "2024",
     ]
     # 2024-01-04 ends at midnight UTC, half an hour after 00:30 in Berlin
-    assert sorted([ordered[-1], *ordered[:-1]], key=instant) == ordered
+    assert sorted([ordered[-1], *ordered[:-1]], key=to_instant) == ordered
 
 
 def test_without_an_offset_there_is_none() -> None:
-    assert offset_of(None) is None
+    assert parse_offset(None) is None
 
 
 def test_a_time_that_the_clocks_repeated_has_the_earlier_offset() -> None:
     # 27 October 2024: 03:00 +02:00 became 02:00 +01:00
-    assert moment(datetime.date(2024, 10, 27), "023000", None, BERLIN) == (
+    assert convert_date_time(datetime.date(2024, 10, 27), "023000", None, BERLIN) == (
         "2024-10-27T02:30:00+02:00",
         "time-ambiguous",
     )
@@ -188,23 +188,26 @@ def test_a_time_that_the_clocks_repeated_has_the_earlier_offset() -> None:
 
 def test_a_time_that_the_clocks_skipped_has_the_earlier_offset() -> None:
     # 31 March 2024: 02:00 +01:00 became 03:00 +02:00
-    assert moment(datetime.date(2024, 3, 31), "023000", None, BERLIN) == (
+    assert convert_date_time(datetime.date(2024, 3, 31), "023000", None, BERLIN) == (
         "2024-03-31T02:30:00+01:00",
         "time-ambiguous",
     )
 
 
 def test_the_header_says_which_of_two_repeated_times_it_was() -> None:
-    assert moment(datetime.date(2024, 10, 27), "023000", "+0100", BERLIN) == ("2024-10-27T02:30:00+01:00", None)
+    assert convert_date_time(datetime.date(2024, 10, 27), "023000", "+0100", BERLIN) == (
+        "2024-10-27T02:30:00+01:00",
+        None,
+    )
 
 
 def test_an_offset_with_seconds_is_written_as_utc() -> None:
     # Berlin before 1 April 1893: local mean time, +00:53:28
-    assert moment(datetime.date(1890, 1, 1), "120000", None, BERLIN) == ("1890-01-01T11:06:32+00:00", None)
+    assert convert_date_time(datetime.date(1890, 1, 1), "120000", None, BERLIN) == ("1890-01-01T11:06:32+00:00", None)
 
 
 def test_the_first_day_of_the_calendar_has_no_utc_before_it() -> None:
-    assert moment(datetime.date(1, 1, 1), "000000", None, BERLIN) == ("0001-01-01", None)
+    assert convert_date_time(datetime.date(1, 1, 1), "000000", None, BERLIN) == ("0001-01-01", None)
 
 
 TIMES = st.one_of(
@@ -243,10 +246,10 @@ MODERN = st.builds(
 def test_every_value_is_a_date_time_of_fhir(
     day: datetime.date, time: str | None, offset: str | None, zone: ZoneInfo | None
 ) -> None:
-    value, _ = moment(day, time, offset, zone)
+    value, _ = convert_date_time(day, time, offset, zone)
     assert value is not None
     assert FHIR_DATE_TIME.fullmatch(value)
-    assert instant(value).tzinfo is not None
+    assert to_instant(value).tzinfo is not None
 
 
 @settings(deadline=None)
@@ -254,7 +257,7 @@ def test_every_value_is_a_date_time_of_fhir(
     st.one_of(st.from_regex(r"[0-9]{0,14}(\.[0-9]{0,7})?([+-][0-9]{4})?", fullmatch=True), st.text(max_size=20)), ZONES
 )
 def test_every_value_of_a_date_time_in_one_is_a_date_time_of_fhir(text: str, zone: ZoneInfo | None) -> None:
-    value, code = moment_of(text, None, zone)
+    value, code = convert_dt(text, None, zone)
     assert value is not None or not text or code == "value-omitted"
     assert value is None or FHIR_DATE_TIME.fullmatch(value)
 
@@ -264,7 +267,7 @@ def test_every_value_of_a_date_time_in_one_is_a_date_time_of_fhir(text: str, zon
 def test_a_value_is_the_same_instant_by_the_offset_of_the_header(local: datetime.datetime, minutes: int) -> None:
     sign, (hours, rest) = "-" if minutes < 0 else "+", divmod(abs(minutes), 60)
     offset = f"{sign}{hours:02}{rest:02}"
-    value, code = moment(local.date(), local.strftime("%H%M%S.%f"), offset if minutes else "+0000", None)
+    value, code = convert_date_time(local.date(), local.strftime("%H%M%S.%f"), offset if minutes else "+0000", None)
     zone = datetime.timezone(datetime.timedelta(minutes=minutes))
     assert code is None
     assert datetime.datetime.fromisoformat(value or "") == local.replace(tzinfo=zone)
@@ -273,7 +276,7 @@ def test_a_value_is_the_same_instant_by_the_offset_of_the_header(local: datetime
 @settings(deadline=None)
 @given(MODERN, ZONES.filter(bool))
 def test_a_value_is_the_same_instant_by_the_zone_of_the_dataset(local: datetime.datetime, zone: ZoneInfo) -> None:
-    value, code = moment(local.date(), local.strftime("%H%M%S.%f"), None, zone)
+    value, code = convert_date_time(local.date(), local.strftime("%H%M%S.%f"), None, zone)
     assert code in (None, "time-ambiguous")
     # through UTC: aware times of one zone would be compared by their clocks alone
     expected = local.replace(tzinfo=zone).astimezone(datetime.UTC)

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from dicom_etl.fhir.checks import errors
-from dicom_etl.fhir.endpoint import endpoint
+from dicom_etl.fhir.endpoint import make_endpoint
+from dicom_etl.fhir.validation import find_errors
 from tests.support.header_rows import CONTEXT
 
 ANY = {
@@ -14,7 +14,7 @@ ANY = {
 
 
 def test_a_folder_has_a_code_of_the_site() -> None:
-    made = endpoint(CONTEXT, None, "file:///data/breast")
+    made = make_endpoint(CONTEXT, None, "file:///data/breast")
     assert made == {
         "resourceType": "Endpoint",
         "id": "e1",
@@ -29,22 +29,22 @@ def test_a_folder_has_a_code_of_the_site() -> None:
         "payloadMimeType": ["application/dicom"],
         "address": "file:///data/breast",
     }
-    assert errors(made) == []
+    assert find_errors(made) == []
 
 
 def test_an_address_of_dicomweb_counts_before_the_folder() -> None:
-    made = endpoint(CONTEXT, "https://pacs.example/rs", "file:///data/breast")
+    made = make_endpoint(CONTEXT, "https://pacs.example/rs", "file:///data/breast")
     assert made["connectionType"] == {
         "system": "http://terminology.hl7.org/CodeSystem/endpoint-connection-type",
         "code": "dicom-wado-rs",
         "display": "DICOM WADO-RS",
     }
     assert made["address"] == "https://pacs.example/rs"
-    assert errors(made) == []
+    assert find_errors(made) == []
 
 
 def test_r5_has_concepts_and_one_payload() -> None:
-    made = endpoint(replace(CONTEXT, version="R5"), "https://pacs.example/rs", "file:///data/breast")
+    made = make_endpoint(replace(CONTEXT, version="R5"), "https://pacs.example/rs", "file:///data/breast")
     assert made == {
         "resourceType": "Endpoint",
         "id": "e1",
@@ -64,4 +64,4 @@ def test_r5_has_concepts_and_one_payload() -> None:
         "payload": [{"type": [ANY], "mimeType": ["application/dicom"]}],
         "address": "https://pacs.example/rs",
     }
-    assert errors(made, "R5") == []
+    assert find_errors(made, "R5") == []

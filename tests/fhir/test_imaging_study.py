@@ -7,11 +7,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from dicom_etl.fhir.checks import errors
 from dicom_etl.fhir.context import Context
-from dicom_etl.fhir.imaging_study import imaging_study
-from dicom_etl.fhir.rows import Group, Place
-from tests.support.header_rows import CONTEXT, codes_and_tags, group, place
+from dicom_etl.fhir.imaging_study import make_imaging_study
+from dicom_etl.fhir.rows import FindingCollector, HeaderRows
+from dicom_etl.fhir.validation import find_errors
+from tests.support.header_rows import CONTEXT, codes_and_tags, header_rows, new_findings
 
 DCM = "http://dicom.nema.org/resources/ontology/DCM"
 SCT = "http://snomed.info/sct"
@@ -33,26 +33,28 @@ ROW: dict[str, Any] = {
 }
 
 
-def made(rows: Group, context: Context = CONTEXT, at: Place | None = None) -> dict[str, Any]:
-    resource = imaging_study("s1", "p1", rows, context, at or place())
+def made(rows: HeaderRows, context: Context = CONTEXT, findings: FindingCollector | None = None) -> dict[str, Any]:
+    resource = make_imaging_study("s1", "p1", rows, context, findings or new_findings())
     assert resource is not None
-    assert errors(resource) == []
+    assert find_errors(resource) == []
     return resource
 
 
-def instances(*rows: dict[str, Any], **all_rows: Any) -> Group:
+def instances(*rows: dict[str, Any], **all_rows: Any) -> HeaderRows:
     """One series of as many instances as rows."""
-    return group(*({"SOPInstanceUID": f"1.2.3.1.{n}", **row} for n, row in enumerate(rows, 1)), **{**ROW, **all_rows})
+    return header_rows(
+        *({"SOPInstanceUID": f"1.2.3.1.{n}", **row} for n, row in enumerate(rows, 1)), **{**ROW, **all_rows}
+    )
 
 
-def study_with(at: Place | None = None, context: Context = CONTEXT, **values: Any) -> dict[str, Any]:
+def study_with(findings: FindingCollector | None = None, context: Context = CONTEXT, **values: Any) -> dict[str, Any]:
     """The study of one instance with these values."""
-    return made(instances(values), context, at)
+    return made(instances(values), context, findings)
 
 
-def series_with(at: Place | None = None, **values: Any) -> Any:
+def series_with(findings: FindingCollector | None = None, **values: Any) -> Any:
     """Its series."""
-    return study_with(at, **values)["series"][0]
+    return study_with(findings, **values)["series"][0]
 
 
 # -- whole resources --------------------------------------------------------------------------------------------------
@@ -83,8 +85,8 @@ def test_a_study_of_a_full_header() -> None:
         ImageType="ORIGINAL\\PRIMARY",
         ReferringPhysicianName="Roe^Jane",
     )
-    here = place()
-    assert made(rows, at=here) == {
+    findings = new_findings()
+    assert made(rows, findings=findings) == {
         "resourceType": "ImagingStudy",
         "id": "s1",
         "identifier": [
@@ -134,12 +136,12 @@ def test_a_study_of_a_full_header() -> None:
             }
         ],
     }
-    assert codes_and_tags(here) == []
+    assert codes_and_tags(findings) == []
 
 
 def test_a_study_of_a_header_with_nothing_but_uids_and_modality_has_nothing_invented() -> None:
-    here = place()
-    assert made(instances({}), at=here) == {
+    findings = new_findings()
+    assert made(instances({}), findings=findings) == {
         "resourceType": "ImagingStudy",
         "id": "s1",
         "identifier": [
@@ -162,7 +164,7 @@ def test_a_study_of_a_header_with_nothing_but_uids_and_modality_has_nothing_inve
             }
         ],
     }
-    assert codes_and_tags(here) == []
+    assert codes_and_tags(findings) == []
 
 
 # -- identifiers ------------------------------------------------------------------------------------------------------
@@ -181,8 +183,8 @@ def test_an_accession_number_without_a_universal_issuer_has_no_system() -> None:
 
 
 def test_a_study_of_no_subject_has_a_dash_for_it() -> None:
-    here = Place("breast", ".", None, "1.2.3")
-    assert study_with(here)["identifier"][-1]["value"] == "urn:uid:--1.2.3"
+    findings = FindingCollector("breast", ".", None, "1.2.3")
+    assert study_with(findings)["identifier"][-1]["value"] == "urn:uid:--1.2.3"
 
 
 # -- study and series values ------------------------------------------------------------------------------------------
@@ -196,11 +198,11 @@ def test_a_study_of_no_subject_has_a_dash_for_it() -> None:
     ],
 )
 def test_study_values_that_disagree_are_left_out_and_said(column: str, tag: str, element: str | None) -> None:
-    here = place()
-    resource = made(instances({column: "one"}, {column: "two"}), at=here)
+    findings = new_findings()
+    resource = made(instances({column: "one"}, {column: "two"}), findings=findings)
     assert element not in resource
     assert len(resource["identifier"]) == 3
-    assert codes_and_tags(here) == [("values-conflict", tag)]
+    assert codes_and_tags(findings) == [("values-conflict", tag)]
 
 
 @pytest.mark.parametrize(
@@ -214,16 +216,16 @@ def test_study_values_that_disagree_are_left_out_and_said(column: str, tag: str,
 def test_series_values_that_disagree_are_left_out_and_said(
     column: str, one: Any, other: Any, tag: str, element: str
 ) -> None:
-    here = place()
-    assert element not in made(instances({column: one}, {column: other}), at=here)["series"][0]
-    assert codes_and_tags(here) == [("values-conflict", tag)]
+    findings = new_findings()
+    assert element not in made(instances({column: one}, {column: other}), findings=findings)["series"][0]
+    assert codes_and_tags(findings) == [("values-conflict", tag)]
 
 
 def test_no_finding_shows_an_accession_number() -> None:
-    here = place()
-    made(instances({"AccessionNumber": "A-7"}, {"AccessionNumber": "B-8"}), at=here)
-    assert here.found
-    assert not any(secret in str(here.found) for secret in ("A-7", "B-8"))
+    findings = new_findings()
+    made(instances({"AccessionNumber": "A-7"}, {"AccessionNumber": "B-8"}), findings=findings)
+    assert findings.collected
+    assert not any(secret in str(findings.collected) for secret in ("A-7", "B-8"))
 
 
 @pytest.mark.parametrize("text", ["  ", "\u00a0", "\t"])
@@ -233,9 +235,9 @@ def test_a_description_of_blanks_is_none(text: str) -> None:
 
 @pytest.mark.parametrize("number", [-1, 2_147_483_648])
 def test_a_series_number_that_is_no_unsigned_int_is_left_out_and_said(number: int) -> None:
-    here = place()
-    assert "number" not in series_with(here, SeriesNumber=number)
-    assert codes_and_tags(here) == [("value-omitted", "00200011")]
+    findings = new_findings()
+    assert "number" not in series_with(findings, SeriesNumber=number)
+    assert codes_and_tags(findings) == [("value-omitted", "00200011")]
 
 
 @pytest.mark.parametrize("number", [0, 2_147_483_647])
@@ -250,27 +252,30 @@ def test_the_name_of_the_referring_physician_is_given_only_if_asked_for() -> Non
 
 
 def test_a_study_of_two_procedures_has_both() -> None:
-    here = place()
+    findings = new_findings()
     rows = instances(
         {"ProcedureCodeValue": "RPID1", "ProcedureCodeMeaning": "one"},
         {"ProcedureCodeValue": "RPID2", "ProcedureCodeMeaning": "two"},
         ProcedureCodeSchemeDesignator="RADLEX",
     )
-    assert made(rows, at=here)["procedureCode"] == [
+    assert made(rows, findings=findings)["procedureCode"] == [
         {"coding": [{"system": "http://radlex.org", "code": "RPID1", "display": "one"}]},
         {"coding": [{"system": "http://radlex.org", "code": "RPID2", "display": "two"}]},
     ]
-    assert codes_and_tags(here) == []
+    assert codes_and_tags(findings) == []
 
 
 def test_a_code_of_a_private_scheme_stands_under_a_uri_of_the_dataset() -> None:
-    here = place()
+    findings = new_findings()
     resource = study_with(
-        at=here, ProcedureCodeValue="X1", ProcedureCodeSchemeDesignator="99ACME", ProcedureCodeMeaning="MR Breast"
+        findings=findings,
+        ProcedureCodeValue="X1",
+        ProcedureCodeSchemeDesignator="99ACME",
+        ProcedureCodeMeaning="MR Breast",
     )
     system = "https://site.example/breast/coding-scheme/99ACME"
     assert resource["procedureCode"] == [{"coding": [{"system": system, "code": "X1", "display": "MR Breast"}]}]
-    assert codes_and_tags(here) == [("coding-scheme-unknown", "00081032")]
+    assert codes_and_tags(findings) == [("coding-scheme-unknown", "00081032")]
 
 
 # -- started ----------------------------------------------------------------------------------------------------------
@@ -282,26 +287,26 @@ def test_the_zone_of_the_dataset_makes_a_time_an_instant() -> None:
 
 
 def test_without_a_zone_the_day_is_given_and_it_is_said() -> None:
-    here = place()
-    assert study_with(here, StudyDate=DAY, StudyTime="101500")["started"] == "2024-01-05"
-    assert codes_and_tags(here) == [("time-zone-missing", "00080030")]
+    findings = new_findings()
+    assert study_with(findings, StudyDate=DAY, StudyTime="101500")["started"] == "2024-01-05"
+    assert codes_and_tags(findings) == [("time-zone-missing", "00080030")]
 
 
 def test_a_time_without_a_date_gives_nothing() -> None:
-    here = place()
-    assert "started" not in study_with(here, StudyTime="101500", TimezoneOffsetFromUTC="+0000")
-    assert codes_and_tags(here) == []
+    findings = new_findings()
+    assert "started" not in study_with(findings, StudyTime="101500", TimezoneOffsetFromUTC="+0000")
+    assert codes_and_tags(findings) == []
 
 
 def test_the_earliest_of_several_is_taken_and_said() -> None:
-    here = place()
+    findings = new_findings()
     rows = instances(
         {"StudyDate": datetime.date(2024, 1, 6), "StudyTime": "090000"},
         {"StudyDate": DAY, "StudyTime": "235900"},
         TimezoneOffsetFromUTC="+0100",
     )
-    assert made(rows, at=here)["started"] == "2024-01-05T23:59:00+01:00"
-    assert codes_and_tags(here) == [("values-conflict", "00080020")]
+    assert made(rows, findings=findings)["started"] == "2024-01-05T23:59:00+01:00"
+    assert codes_and_tags(findings) == [("values-conflict", "00080020")]
 
 
 def test_date_time_and_zone_are_those_of_one_instance() -> None:
@@ -324,20 +329,20 @@ ORIGINAL, DERIVED = "ORIGINAL\\PRIMARY\\AXIAL", "DERIVED\\SECONDARY"
 
 
 def test_the_acquisition_of_original_images_stands_in_for_a_study_without_a_date() -> None:
-    here = place()
+    findings = new_findings()
     rows = instances(
         {"AcquisitionDateTime": "20240105101500.5+0100", "ImageType": ORIGINAL},
         {"AcquisitionDateTime": "20200101", "ImageType": DERIVED},
     )
-    assert made(rows, at=here)["started"] == "2024-01-05T10:15:00.5+01:00"
-    assert ("date-substituted", "00080020") in codes_and_tags(here)
+    assert made(rows, findings=findings)["started"] == "2024-01-05T10:15:00.5+01:00"
+    assert ("date-substituted", "00080020") in codes_and_tags(findings)
 
 
 def test_the_date_of_the_study_counts_before_that_of_an_acquisition() -> None:
-    here = place()
+    findings = new_findings()
     rows = instances({"StudyDate": DAY, "AcquisitionDateTime": "20230101", "ImageType": ORIGINAL})
-    assert made(rows, at=here)["started"] == "2024-01-05"
-    assert ("date-substituted", "00080020") not in codes_and_tags(here)
+    assert made(rows, findings=findings)["started"] == "2024-01-05"
+    assert ("date-substituted", "00080020") not in codes_and_tags(findings)
 
 
 @pytest.mark.parametrize(
@@ -349,10 +354,10 @@ def test_the_date_of_the_study_counts_before_that_of_an_acquisition() -> None:
     ],
 )
 def test_the_dates_of_original_images_stand_in_for_a_series_without_one(dates: dict[str, Any]) -> None:
-    here = place()
-    (series,) = made(instances({"ImageType": ORIGINAL, **dates}), at=here)["series"]
+    findings = new_findings()
+    (series,) = made(instances({"ImageType": ORIGINAL, **dates}), findings=findings)["series"]
     assert series["started"] == "2024-01-05T10:15:00+01:00"
-    assert ("date-substituted", "00080021") in codes_and_tags(here)
+    assert ("date-substituted", "00080021") in codes_and_tags(findings)
 
 
 def test_the_date_on_which_a_derived_object_was_made_stands_in_for_nothing() -> None:
@@ -363,16 +368,18 @@ def test_the_date_on_which_a_derived_object_was_made_stands_in_for_nothing() -> 
 
 
 def test_an_acquisition_date_time_that_is_none_is_left_out_and_said() -> None:
-    here = place()
-    assert "started" not in made(instances({"AcquisitionDateTime": "last week", "ImageType": ORIGINAL}), at=here)
-    assert ("value-omitted", "0008002A") in codes_and_tags(here)
+    findings = new_findings()
+    assert "started" not in made(
+        instances({"AcquisitionDateTime": "last week", "ImageType": ORIGINAL}), findings=findings
+    )
+    assert ("value-omitted", "0008002A") in codes_and_tags(findings)
 
 
 def test_an_instance_that_lacks_the_time_of_the_others_contradicts_nobody() -> None:
-    here = place()
+    findings = new_findings()
     rows = instances({"StudyDate": DAY}, {"StudyDate": DAY, "StudyTime": "101500", "TimezoneOffsetFromUTC": "+0100"})
-    assert made(rows, at=here)["started"] == "2024-01-05T10:15:00+01:00"
-    assert codes_and_tags(here) == []
+    assert made(rows, findings=findings)["started"] == "2024-01-05T10:15:00+01:00"
+    assert codes_and_tags(findings) == []
 
 
 def test_a_series_started_at_its_own_time() -> None:
@@ -386,7 +393,7 @@ def test_a_series_started_at_its_own_time() -> None:
 
 
 def test_the_modalities_of_a_study_are_those_of_its_series_once_and_sorted() -> None:
-    rows = group(
+    rows = header_rows(
         {"SeriesInstanceUID": "1.1", "SOPInstanceUID": "1.1.1", "Modality": "SR"},
         {"SeriesInstanceUID": "1.2", "SOPInstanceUID": "1.2.1", "Modality": "MR"},
         {"SeriesInstanceUID": "1.3", "SOPInstanceUID": "1.3.1", "Modality": "MR"},
@@ -405,25 +412,25 @@ def test_a_modality_with_blanks_in_it_is_still_a_code_of_fhir() -> None:
 
 
 def test_of_several_modalities_in_a_series_the_most_frequent_is_taken_and_said() -> None:
-    here = place()
+    findings = new_findings()
     rows = instances({"Modality": "CT"}, {"Modality": "MR"}, {"Modality": "MR"})
-    assert made(rows, at=here)["series"][0]["modality"] == MR
-    assert codes_and_tags(here) == [("values-conflict", "00080060")]
+    assert made(rows, findings=findings)["series"][0]["modality"] == MR
+    assert codes_and_tags(findings) == [("values-conflict", "00080060")]
 
 
 def test_a_series_without_a_modality_is_left_out_and_said() -> None:
-    here = place()
-    assert imaging_study("s1", "p1", instances({}, {}, Modality=None), CONTEXT, here) is None
-    assert [(found.code, found.count, found.series_uid) for found in here.found] == [
+    findings = new_findings()
+    assert make_imaging_study("s1", "p1", instances({}, {}, Modality=None), CONTEXT, findings) is None
+    assert [(found.code, found.count, found.series_uid) for found in findings.collected] == [
         ("instance-excluded", 2, "1.2.3.1")
     ]
 
 
 def test_an_instance_that_lacks_the_modality_of_its_series_stays() -> None:
-    here = place()
-    series = made(instances({}, {"Modality": None}), at=here)["series"][0]
+    findings = new_findings()
+    series = made(instances({}, {"Modality": None}), findings=findings)["series"][0]
     assert (series["modality"], series["numberOfInstances"]) == (MR, 2)
-    assert codes_and_tags(here) == []
+    assert codes_and_tags(findings) == []
 
 
 # -- body site and laterality -----------------------------------------------------------------------------------------
@@ -454,9 +461,9 @@ def test_a_region_of_a_private_scheme_leaves_it_to_the_body_part() -> None:
 
 
 def test_a_body_part_that_is_no_term_is_text_alone_and_said() -> None:
-    here = place()
-    assert series_with(here, BodyPartExamined="MAMMA LINKS")["bodySite"] == {"display": "MAMMA LINKS"}
-    assert codes_and_tags(here) == [("body-part-unmapped", "00180015")]
+    findings = new_findings()
+    assert series_with(findings, BodyPartExamined="MAMMA LINKS")["bodySite"] == {"display": "MAMMA LINKS"}
+    assert codes_and_tags(findings) == [("body-part-unmapped", "00180015")]
 
 
 @pytest.mark.parametrize("column", ["Laterality", "ImageLaterality", "FrameLaterality"])
@@ -466,36 +473,36 @@ def test_a_side_is_coded_wherever_it_is_said(column: str, side: str, coding: dic
 
 
 def test_unpaired_is_no_side_and_no_finding() -> None:
-    here = place()
-    assert "laterality" not in series_with(here, ImageLaterality="U")
-    assert codes_and_tags(here) == []
+    findings = new_findings()
+    assert "laterality" not in series_with(findings, ImageLaterality="U")
+    assert codes_and_tags(findings) == []
 
 
 @pytest.mark.parametrize(("one", "other"), [("R", "L"), ("R", "B"), ("L", "U")])
 def test_images_of_different_sides_give_no_laterality_and_both_is_never_inferred(one: str, other: str) -> None:
-    here = place()
-    series = made(instances({"ImageLaterality": one}, {"ImageLaterality": other}), at=here)["series"][0]
+    findings = new_findings()
+    series = made(instances({"ImageLaterality": one}, {"ImageLaterality": other}), findings=findings)["series"][0]
     assert "laterality" not in series
-    assert codes_and_tags(here) == [("laterality-conflict", "00200060")]
+    assert codes_and_tags(findings) == [("laterality-conflict", "00200060")]
 
 
 def test_series_and_image_that_contradict_give_no_laterality() -> None:
-    here = place()
-    assert "laterality" not in series_with(here, Laterality="R", ImageLaterality="L")
-    assert codes_and_tags(here) == [("laterality-conflict", "00200060")]
+    findings = new_findings()
+    assert "laterality" not in series_with(findings, Laterality="R", ImageLaterality="L")
+    assert codes_and_tags(findings) == [("laterality-conflict", "00200060")]
 
 
 def test_another_side_is_left_out_and_said() -> None:
-    here = place()
-    assert "laterality" not in series_with(here, Laterality="RIGHT")
-    assert codes_and_tags(here) == [("value-omitted", "00200060")]
+    findings = new_findings()
+    assert "laterality" not in series_with(findings, Laterality="RIGHT")
+    assert codes_and_tags(findings) == [("value-omitted", "00200060")]
 
 
 # -- series and instances ---------------------------------------------------------------------------------------------
 
 
 def test_series_and_instances_are_counted_and_not_believed() -> None:
-    rows = group(
+    rows = header_rows(
         {"SeriesInstanceUID": "1.1", "SOPInstanceUID": "1.1.1"},
         {"SeriesInstanceUID": "1.1", "SOPInstanceUID": "1.1.2"},
         {"SeriesInstanceUID": "1.2", "SOPInstanceUID": "1.2.1"},
@@ -509,7 +516,7 @@ def test_series_and_instances_are_counted_and_not_believed() -> None:
 
 
 def test_series_stand_by_number_and_then_by_uid() -> None:
-    rows = group(
+    rows = header_rows(
         {"SeriesInstanceUID": "1.1", "SOPInstanceUID": "1.1.1"},
         {"SeriesInstanceUID": "1.4", "SOPInstanceUID": "1.4.1", "SeriesNumber": 10},
         {"SeriesInstanceUID": "1.3", "SOPInstanceUID": "1.3.1", "SeriesNumber": 2},
@@ -530,18 +537,18 @@ def test_instances_stand_by_number_and_then_by_uid() -> None:
 
 
 def test_a_series_over_two_samples_stays_one_and_is_said() -> None:
-    here = place()
-    assert made(instances({"sample": "sam-1"}, {"sample": "sam-2"}), at=here)["numberOfSeries"] == 1
-    assert [(found.code, found.message) for found in here.found] == [
+    findings = new_findings()
+    assert made(instances({"sample": "sam-1"}, {"sample": "sam-2"}), findings=findings)["numberOfSeries"] == 1
+    assert [(found.code, found.message) for found in findings.collected] == [
         ("series-two-samples", "in the folders of sam-1, sam-2")
     ]
 
 
 def test_an_instance_number_that_is_no_unsigned_int_is_left_out_and_counted() -> None:
-    here = place()
+    findings = new_findings()
     rows = instances({"InstanceNumber": -3}, {"InstanceNumber": -3}, {"InstanceNumber": 7})
-    assert [i.get("number") for i in made(rows, at=here)["series"][0]["instance"]] == [7, None, None]
-    assert [(found.code, found.value, found.count) for found in here.found] == [("value-omitted", "-3", 2)]
+    assert [i.get("number") for i in made(rows, findings=findings)["series"][0]["instance"]] == [7, None, None]
+    assert [(found.code, found.value, found.count) for found in findings.collected] == [("value-omitted", "-3", 2)]
 
 
 @pytest.mark.parametrize(
@@ -555,10 +562,10 @@ def test_an_instance_number_that_is_no_unsigned_int_is_left_out_and_counted() ->
     ],
 )
 def test_an_instance_without_what_fhir_asks_for_is_left_out_and_said(column: str, value: str | None) -> None:
-    here = place()
+    findings = new_findings()
     rows = instances({}, {column: value})
-    assert made(rows, at=here)["numberOfInstances"] == 1
-    assert [(found.code, found.message) for found in here.found] == [
+    assert made(rows, findings=findings)["numberOfInstances"] == 1
+    assert [(found.code, found.message) for found in findings.collected] == [
         ("instance-excluded", f"{column} absent, empty or not valid in FHIR")
     ]
 

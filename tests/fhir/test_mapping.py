@@ -8,7 +8,7 @@ import pytest
 from dicom_etl.fhir import imaging_study, mapping, patient
 from dicom_etl.findings import codes
 from dicom_etl.headers.catalogue import by_name, catalogue
-from tests.support.header_rows import CONTEXT, codes_and_tags, group, place
+from tests.support.header_rows import CONTEXT, codes_and_tags, header_rows, new_findings
 
 RULES = {
     "study": imaging_study._RULES,
@@ -48,10 +48,12 @@ def test_a_rule_that_needs_values_makes_and_finds_nothing_without(
         subject_sheet={"sex": "m", "species": "rat", "date of birth": "1966-03-12"},
         sample_sheets={"": sheets, "sam-1": sheets},
     )
-    here = place()
-    made = RULES[level][element.rule](group(*({"sample": "sam-1"},) * instances), element.columns, context, here)
+    findings = new_findings()
+    made = RULES[level][element.rule](
+        header_rows(*({"sample": "sam-1"},) * instances), element.columns, context, findings
+    )
     assert made is None or made == []
-    assert codes_and_tags(here) == []
+    assert codes_and_tags(findings) == []
 
 
 def test_elements_without_values_are_passed_over_if_their_rule_needs_some() -> None:
@@ -101,7 +103,7 @@ def test_every_finding_that_is_named_exists() -> None:
     ],
 )
 def test_one_concept_has_the_form_of_its_element(type_: str, value: object, form: object) -> None:
-    assert mapping.formed(value, type_) == form
+    assert mapping.convert_concept(value, type_) == form
 
 
 def test_the_versions_differ_where_the_specification_says_so() -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from dicom_etl.fhir.checks import errors
-from dicom_etl.fhir.patient import patient
-from dicom_etl.fhir.rows import Group, Place
+from dicom_etl.fhir.patient import make_patient
+from dicom_etl.fhir.rows import FindingCollector, HeaderRows
+from dicom_etl.fhir.validation import find_errors
 from dicom_etl.identity.matching import PatientMatch
-from tests.support.header_rows import CONTEXT, codes_and_tags, group, place
+from tests.support.header_rows import CONTEXT, codes_and_tags, header_rows, new_findings
 
 PERSON = PatientMatch(
     "1.2.3", "sub-1", "sub-1", "https://site.example/breast/patient-id", "P-1", "patient-id", "ok", "sub-1"
@@ -24,19 +24,22 @@ REPRESENTATION = "http://hl7.org/fhir/StructureDefinition/iso21090-EN-representa
 
 
 def made(
-    rows: Group, person: PatientMatch = PERSON, sheet: dict[str, str] | None = None, at: Place | None = None
+    rows: HeaderRows,
+    person: PatientMatch = PERSON,
+    sheet: dict[str, str] | None = None,
+    findings: FindingCollector | None = None,
 ) -> Any:
-    resource = patient("p1", person, rows, replace(CONTEXT, subject_sheet=sheet or {}), at or place())
-    assert errors(resource) == []
+    resource = make_patient("p1", person, rows, replace(CONTEXT, subject_sheet=sheet or {}), findings or new_findings())
+    assert find_errors(resource) == []
     return resource
 
 
 def names(text: str | None) -> Any:
-    return made(group({"PatientName": text})).get("name")
+    return made(header_rows({"PatientName": text})).get("name")
 
 
 def test_a_patient_of_a_full_header() -> None:
-    rows = group(
+    rows = header_rows(
         {
             "PatientName": "Beispiel^Grete Anna^Maria^Dr.^MSc",
             "PatientSex": "F",
@@ -72,31 +75,31 @@ def test_a_patient_of_a_full_header() -> None:
 
 
 def test_a_patient_of_an_empty_header_has_an_identifier_and_nothing_invented() -> None:
-    here = place()
+    findings = new_findings()
     person = replace(PERSON, rule="subject", system="https://site.example/breast/subject", value="sub-1")
-    assert made(group({}), person, at=here) == {
+    assert made(header_rows({}), person, findings=findings) == {
         "resourceType": "Patient",
         "id": "p1",
         "identifier": [{"use": "usual", "system": "https://site.example/breast/subject", "value": "sub-1"}],
         "active": True,
     }
-    assert codes_and_tags(here) == []
+    assert codes_and_tags(findings) == []
 
 
 def test_an_authority_is_a_system_and_its_free_text_is_left_out() -> None:
     person = replace(PERSON, rule="authority", system="urn:oid:1.9")
-    assert made(group({"IssuerOfPatientID": "HIS"}), person)["identifier"] == [
+    assert made(header_rows({"IssuerOfPatientID": "HIS"}), person)["identifier"] == [
         {"use": "usual", "type": MEDICAL_RECORD, "system": "urn:oid:1.9", "value": "P-1"}
     ]
 
 
 def test_a_person_of_the_crosswalk_has_no_medical_record_number() -> None:
     person = replace(PERSON, rule="crosswalk", system="urn:x:persons", value="p7")
-    assert made(group({}), person)["identifier"] == [{"use": "usual", "system": "urn:x:persons", "value": "p7"}]
+    assert made(header_rows({}), person)["identifier"] == [{"use": "usual", "system": "urn:x:persons", "value": "p7"}]
 
 
 def test_issuers_that_disagree_are_left_out() -> None:
-    rows = group({"IssuerOfPatientID": "HIS"}, {"IssuerOfPatientID": "RIS"})
+    rows = header_rows({"IssuerOfPatientID": "HIS"}, {"IssuerOfPatientID": "RIS"})
     assert "assigner" not in made(rows)["identifier"][0]
 
 
@@ -153,38 +156,40 @@ def test_a_name_of_nobody_is_left_out(text: str | None) -> None:
 
 @pytest.mark.parametrize(("sex", "gender"), [("M", "male"), ("F", "female"), ("O", "other")])
 def test_the_sexes_of_dicom(sex: str, gender: str) -> None:
-    assert made(group({"PatientSex": sex}))["gender"] == gender
+    assert made(header_rows({"PatientSex": sex}))["gender"] == gender
 
 
 @pytest.mark.parametrize("sex", ["U", "m", "male"])
 def test_another_sex_is_left_out_and_said(sex: str) -> None:
-    here = place()
-    assert "gender" not in made(group({"PatientSex": sex}), at=here)
-    assert codes_and_tags(here) == [("value-omitted", "00100040")]
+    findings = new_findings()
+    assert "gender" not in made(header_rows({"PatientSex": sex}), findings=findings)
+    assert codes_and_tags(findings) == [("value-omitted", "00100040")]
 
 
 def test_the_sheet_says_the_sex_where_the_header_does_not() -> None:
-    here = place()
-    assert made(group({}), sheet={"sex": "Female"}, at=here)["gender"] == "female"
-    assert codes_and_tags(here) == [("value-from-sheet", "00100040")]
+    findings = new_findings()
+    assert made(header_rows({}), sheet={"sex": "Female"}, findings=findings)["gender"] == "female"
+    assert codes_and_tags(findings) == [("value-from-sheet", "00100040")]
 
 
 def test_the_header_counts_where_the_sheet_disagrees() -> None:
-    here = place()
-    assert made(group({"PatientSex": "M"}), sheet={"sex": "Female"}, at=here)["gender"] == "male"
-    assert codes_and_tags(here) == [("sheet-conflict", "00100040")]
+    findings = new_findings()
+    assert made(header_rows({"PatientSex": "M"}), sheet={"sex": "Female"}, findings=findings)["gender"] == "male"
+    assert codes_and_tags(findings) == [("sheet-conflict", "00100040")]
 
 
 def test_a_sheet_that_agrees_is_not_worth_a_finding() -> None:
-    here = place()
-    assert made(group({"PatientSex": "F"}), sheet={"sex": "female"}, at=here)["gender"] == "female"
-    assert codes_and_tags(here) == []
+    findings = new_findings()
+    assert made(header_rows({"PatientSex": "F"}), sheet={"sex": "female"}, findings=findings)["gender"] == "female"
+    assert codes_and_tags(findings) == []
 
 
 def test_the_sheet_does_not_decide_where_headers_disagree() -> None:
-    here = place()
-    assert "gender" not in made(group({"PatientSex": "F"}, {"PatientSex": "M"}), sheet={"sex": "Female"}, at=here)
-    assert codes_and_tags(here) == [("values-conflict", "00100040")]
+    findings = new_findings()
+    assert "gender" not in made(
+        header_rows({"PatientSex": "F"}, {"PatientSex": "M"}), sheet={"sex": "Female"}, findings=findings
+    )
+    assert codes_and_tags(findings) == [("values-conflict", "00100040")]
 
 
 @pytest.mark.parametrize(
@@ -195,36 +200,40 @@ def test_the_sheet_does_not_decide_where_headers_disagree() -> None:
     ],
 )
 def test_values_that_disagree_are_left_out_and_said(column: str, one: Any, other: Any, element: str, tag: str) -> None:
-    here = place()
-    assert element not in made(group({column: one}, {column: other}), at=here)
-    assert codes_and_tags(here) == [("values-conflict", tag)]
+    findings = new_findings()
+    assert element not in made(header_rows({column: one}, {column: other}), findings=findings)
+    assert codes_and_tags(findings) == [("values-conflict", tag)]
 
 
 def test_a_person_of_two_names_keeps_both() -> None:
-    here = place()
-    assert made(group({"PatientName": "Doe^Jane"}, {"PatientName": "Roe^Jane"}), at=here)["name"] == [
+    findings = new_findings()
+    assert made(header_rows({"PatientName": "Doe^Jane"}, {"PatientName": "Roe^Jane"}), findings=findings)["name"] == [
         {"use": "usual", "family": "Doe", "given": ["Jane"]},
         {"use": "usual", "family": "Roe", "given": ["Jane"]},
     ]
-    assert codes_and_tags(here) == [("values-conflict", "00100010")]
+    assert codes_and_tags(findings) == [("values-conflict", "00100010")]
 
 
 def test_one_name_written_in_two_ways_is_one() -> None:
-    here = place()
-    rows = group({"PatientName": "Doe^Jane"}, {"PatientName": "Doe^Jane^^^"}, {"PatientName": "Doe^Jane=\u5c71^\u82b1"})
-    assert [name["family"] for name in made(rows, at=here)["name"]] == ["Doe", "\u5c71"]
-    assert codes_and_tags(here) == []
+    findings = new_findings()
+    rows = header_rows(
+        {"PatientName": "Doe^Jane"}, {"PatientName": "Doe^Jane^^^"}, {"PatientName": "Doe^Jane=\u5c71^\u82b1"}
+    )
+    assert [name["family"] for name in made(rows, findings=findings)["name"]] == ["Doe", "\u5c71"]
+    assert codes_and_tags(findings) == []
 
 
 def test_a_value_that_some_rows_lack_is_that_of_the_others() -> None:
-    here = place()
-    assert made(group({"PatientSex": "F"}, {}), at=here)["gender"] == "female"
-    assert codes_and_tags(here) == []
+    findings = new_findings()
+    assert made(header_rows({"PatientSex": "F"}, {}), findings=findings)["gender"] == "female"
+    assert codes_and_tags(findings) == []
 
 
 def test_no_finding_shows_an_identifying_value() -> None:
-    here = place()
-    rows = group({"PatientName": "Doe^John", "PatientBirthDate": datetime.date(1966, 3, 12)}, {"PatientName": "Roe"})
-    made(rows, at=here)
-    assert here.found
-    assert not any(secret in str(here.found) for secret in ("Doe", "Roe", "1966"))
+    findings = new_findings()
+    rows = header_rows(
+        {"PatientName": "Doe^John", "PatientBirthDate": datetime.date(1966, 3, 12)}, {"PatientName": "Roe"}
+    )
+    made(rows, findings=findings)
+    assert findings.collected
+    assert not any(secret in str(findings.collected) for secret in ("Doe", "Roe", "1966"))

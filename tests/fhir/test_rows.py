@@ -5,24 +5,26 @@ import datetime
 import pyarrow as pa
 import pytest
 
-from dicom_etl.fhir.rows import Group
-from tests.support.header_rows import codes_and_tags, group, place
+from dicom_etl.fhir.rows import HeaderRows
+from tests.support.header_rows import codes_and_tags, header_rows, new_findings
 
 
 def test_values_come_row_by_row() -> None:
-    assert group({"Modality": "MR"}, {}, {"Modality": "CT"}).values("Modality") == ["MR", None, "CT"]
+    assert header_rows({"Modality": "MR"}, {}, {"Modality": "CT"}).values("Modality") == ["MR", None, "CT"]
 
 
 def test_distinct_values_are_sorted_and_without_nulls() -> None:
-    assert group({"SeriesNumber": 10}, {}, {"SeriesNumber": 9}, {"SeriesNumber": 10}).distinct("SeriesNumber") == [
+    assert header_rows({"SeriesNumber": 10}, {}, {"SeriesNumber": 9}, {"SeriesNumber": 10}).distinct(
+        "SeriesNumber"
+    ) == [
         9,
         10,
     ]
 
 
 def test_rows_by_a_value_come_sorted_with_null_last() -> None:
-    rows = group({"sample": "b"}, {}, {"sample": "a"}, {"sample": "b"})
-    assert [(value, part.rows) for value, part in rows.by("sample").items()] == [
+    rows = header_rows({"sample": "b"}, {}, {"sample": "a"}, {"sample": "b"})
+    assert [(value, part.rows) for value, part in rows.group_by("sample").items()] == [
         ("a", (2,)),
         ("b", (0, 3)),
         (None, (1,)),
@@ -30,61 +32,61 @@ def test_rows_by_a_value_come_sorted_with_null_last() -> None:
 
 
 def test_rows_are_chosen_by_a_condition() -> None:
-    assert group({}, {}, {}).where(lambda row: row != 1).rows == (0, 2)
+    assert header_rows({}, {}, {}).filter(lambda row: row != 1).rows == (0, 2)
 
 
 def test_what_all_rows_say_is_agreed() -> None:
-    assert group({"Modality": "MR"}, {"Modality": "MR"}).agreed("Modality", place()) == "MR"
+    assert header_rows({"Modality": "MR"}, {"Modality": "MR"}).common_value("Modality", new_findings()) == "MR"
 
 
 def test_what_no_row_says_is_none_and_no_finding() -> None:
-    here = place()
-    assert group({}, {}).agreed("Modality", here) is None
-    assert codes_and_tags(here) == []
+    findings = new_findings()
+    assert header_rows({}, {}).common_value("Modality", findings) is None
+    assert codes_and_tags(findings) == []
 
 
 def test_what_rows_contradict_each_other_in_is_none_and_a_finding() -> None:
-    here = place()
-    assert group({"Modality": "MR"}, {"Modality": "CT"}).agreed("Modality", here) is None
-    assert [(f.code, f.tag, f.unit, f.study_uid, f.message) for f in here.found] == [
+    findings = new_findings()
+    assert header_rows({"Modality": "MR"}, {"Modality": "CT"}).common_value("Modality", findings) is None
+    assert [(f.code, f.tag, f.unit, f.study_uid, f.message) for f in findings.collected] == [
         ("values-conflict", "00080060", "sub-1", "1.2.3", "Modality has 2 different values")
     ]
 
 
 def test_a_combination_that_a_fuller_one_contains_is_not_one_of_its_own() -> None:
     day = datetime.date(2024, 1, 5)
-    rows = group(
+    rows = header_rows(
         {"StudyDate": day},
         {"StudyDate": day, "StudyTime": "10"},
         {"StudyDate": day, "StudyTime": "10", "TimezoneOffsetFromUTC": "+0100"},
         {"StudyDate": day, "StudyTime": "11"},
         {},
     )
-    assert rows.combination("StudyDate", "StudyTime", "TimezoneOffsetFromUTC") == [
+    assert rows.combinations("StudyDate", "StudyTime", "TimezoneOffsetFromUTC") == [
         (day, "10", "+0100"),
         (day, "11", None),
     ]
 
 
 def test_rows_that_say_nothing_are_one_empty_combination() -> None:
-    assert group({}, {}).combination("StudyDate", "StudyTime") == [(None, None)]
+    assert header_rows({}, {}).combinations("StudyDate", "StudyTime") == [(None, None)]
 
 
 def test_a_narrower_place_tells_its_findings_to_the_wider_one() -> None:
-    here = place()
-    here.within(series_uid="1.2.3.1").add("series-two-samples")
-    assert [(f.code, f.series_uid) for f in here.found] == [("series-two-samples", "1.2.3.1")]
+    findings = new_findings()
+    findings.within(series_uid="1.2.3.1").add("series-two-samples")
+    assert [(f.code, f.series_uid) for f in findings.collected] == [("series-two-samples", "1.2.3.1")]
 
 
 def test_a_value_that_identifies_is_masked_in_a_finding() -> None:
-    here = place()
-    here.add("value-omitted", "PatientName", "Doe^John")
-    here.add("value-omitted", "Modality", "FOO")
-    assert [(f.tag, f.value) for f in here.found] == [("00100010", "(masked)"), ("00080060", "FOO")]
+    findings = new_findings()
+    findings.add("value-omitted", "PatientName", "Doe^John")
+    findings.add("value-omitted", "Modality", "FOO")
+    assert [(f.tag, f.value) for f in findings.collected] == [("00100010", "(masked)"), ("00080060", "FOO")]
 
 
 def test_an_empty_group_has_no_length() -> None:
-    assert len(Group({}, ())) == 0
+    assert len(HeaderRows({}, ())) == 0
 
 
 # -- a table of many units --------------------------------------------------------------------------------------------
@@ -92,33 +94,33 @@ def test_an_empty_group_has_no_length() -> None:
 
 def test_columns_without_values_are_known() -> None:
     table = pa.table({"Modality": ["MR", None], "Laterality": pa.nulls(2, pa.string())})
-    rows = Group.of(table, ("Modality", "Laterality"))
+    rows = HeaderRows.from_table(table, ("Modality", "Laterality"))
     assert rows.columns == {"Modality": ["MR", None], "Laterality": [None, None]}
     assert rows.empty == {"Laterality"}
-    assert rows.part([0]).empty == rows.where(bool).empty == rows.by("Modality")["MR"].empty == {"Laterality"}
+    assert rows.select([0]).empty == rows.filter(bool).empty == rows.group_by("Modality")["MR"].empty == {"Laterality"}
 
 
 def test_rows_are_numbered_by_value() -> None:
-    assert group({"sample": "b"}, {}, {"sample": "b"}).indices("sample") == {"b": [0, 2], None: [1]}
+    assert header_rows({"sample": "b"}, {}, {"sample": "b"}).indices_by("sample") == {"b": [0, 2], None: [1]}
 
 
 def test_groups_of_a_table_are_united_in_the_order_of_its_rows() -> None:
-    rows = group({}, {}, {}, {})
-    assert Group.union([rows.part([3, 1]), rows.part([1, 0])]).rows == (0, 1, 3)
-    assert Group.union([rows.part([3, 1])]).rows == (3, 1)
+    rows = header_rows({}, {}, {}, {})
+    assert HeaderRows.union([rows.select([3, 1]), rows.select([1, 0])]).rows == (0, 1, 3)
+    assert HeaderRows.union([rows.select([3, 1])]).rows == (3, 1)
 
 
 def test_a_copy_has_its_own_columns() -> None:
-    rows = group({"Modality": "MR"}, {"Modality": "CT"}, {"Modality": "US"})
-    copied = rows.part([2, 0]).copy()
+    rows = header_rows({"Modality": "MR"}, {"Modality": "CT"}, {"Modality": "US"})
+    copied = rows.select([2, 0]).copy()
     assert (copied.columns["Modality"], copied.rows) == (["US", "MR"], (0, 1))
     assert rows.columns["Modality"] == ["MR", "CT", "US"]
 
 
 @pytest.mark.parametrize("value", [None, "MR"])
 def test_a_group_of_one_row_is_as_one_of_equal_rows(value: str | None) -> None:
-    one, two = group({"Modality": value}), group({"Modality": value}, {"Modality": value})
+    one, two = header_rows({"Modality": value}), header_rows({"Modality": value}, {"Modality": value})
     assert one.distinct("Modality") == two.distinct("Modality")
-    assert one.agreed("Modality", place()) == two.agreed("Modality", place()) == value
-    assert one.combination("Modality", "sample") == two.combination("Modality", "sample") == [(value, None)]
-    assert list(one.by("Modality")) == list(two.by("Modality")) == [value]
+    assert one.common_value("Modality", new_findings()) == two.common_value("Modality", new_findings()) == value
+    assert one.combinations("Modality", "sample") == two.combinations("Modality", "sample") == [(value, None)]
+    assert list(one.group_by("Modality")) == list(two.group_by("Modality")) == [value]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydicom.sr.codedict import codes
 
-from dicom_etl.fhir.species import gender_status, is_human, species
-from dicom_etl.fhir.terminology import Coding, coded
+from dicom_etl.fhir.species import is_human, look_up_gender_status, look_up_species
+from dicom_etl.fhir.terminology import Coding, convert_coded_entry
 
 SCT = "http://snomed.info/sct"
 GENDER_STATUS = "http://hl7.org/fhir/animal-genderstatus"
@@ -35,7 +35,7 @@ def test_every_code_is_one_of_cid_7454_with_its_meaning() -> None:
 
 def test_every_meaning_of_cid_7454_is_found() -> None:
     for code, meaning in cid_7454().items():
-        assert species(meaning) == Coding(SCT, code, meaning)
+        assert look_up_species(meaning) == Coding(SCT, code, meaning)
 
 
 def test_every_alias_is_written_as_it_is_looked_up_sorted_and_unique() -> None:
@@ -48,7 +48,7 @@ def test_every_alias_is_written_as_it_is_looked_up_sorted_and_unique() -> None:
     "text", ["Mus musculus", "MUS MUSCULUS", " mus_musculus ", "Mouse", "mice", "NCBITaxon:10090", "NCBITaxon_10090"]
 )
 def test_case_blanks_and_punctuation_do_not_matter(text: str) -> None:
-    assert species(text) == MOUSE
+    assert look_up_species(text) == MOUSE
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_case_blanks_and_punctuation_do_not_matter(text: str) -> None:
     ],
 )
 def test_a_species_by_name(text: str, code: str, display: str) -> None:
-    assert species(text) == Coding(SCT, code, display)
+    assert look_up_species(text) == Coding(SCT, code, display)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_species_by_name(text: str, code: str, display: str) -> None:
     ],
 )
 def test_a_species_by_its_number_in_the_ncbi_taxonomy(number: int, code: str) -> None:
-    found = species(f"NCBITaxon:{number}")
+    found = look_up_species(f"NCBITaxon:{number}")
     assert found is not None
     assert found.code == code
 
@@ -124,7 +124,7 @@ def test_a_species_by_its_number_in_the_ncbi_taxonomy(number: int, code: str) ->
     ],
 )
 def test_what_the_table_does_not_hold_stays_uncoded(text: str) -> None:
-    assert species(text) is None
+    assert look_up_species(text) is None
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_who_is_human(concept: dict[str, Any], human: bool) -> None:
 
 @pytest.mark.parametrize("code", ["L-85003", "L-85B00"])
 def test_the_snomed_rt_codes_of_humans_are_human(code: str) -> None:
-    coding = coded(code, "SRT", None)
+    coding = convert_coded_entry(code, "SRT", None)
     assert coding is not None
     assert is_human({"coding": [coding.as_fhir()]})
 
@@ -162,4 +162,4 @@ def test_the_snomed_rt_codes_of_humans_are_human(code: str) -> None:
     ],
 )
 def test_gender_status_by_sex_neutered(neutered: str, status: Coding | None) -> None:
-    assert gender_status(neutered) == status
+    assert look_up_gender_status(neutered) == status

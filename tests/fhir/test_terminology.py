@@ -12,13 +12,13 @@ from dicom_etl.fhir import terminology
 from dicom_etl.fhir.terminology import (
     CHEST_CODINGS,
     Coding,
-    body_site,
-    coded,
+    convert_coded_entry,
+    convert_sop_class,
     is_paired,
-    laterality,
-    modality,
-    scheme_uri,
-    sop_class,
+    look_up_body_site,
+    look_up_laterality,
+    look_up_modality,
+    look_up_scheme_uri,
 )
 
 SCT = "http://snomed.info/sct"
@@ -57,7 +57,7 @@ def test_an_unknown_display_is_left_out_of_the_fhir_json() -> None:
     ],
 )
 def test_a_body_part_is_coded_by_annex_l(text: str, code: str, display: str) -> None:
-    assert body_site(text) == Coding(SCT, code, display)
+    assert look_up_body_site(text) == Coding(SCT, code, display)
 
 
 def words(text: str) -> set[str]:
@@ -88,27 +88,27 @@ def test_the_codes_of_annex_l_mean_what_their_displays_say() -> None:
 @pytest.mark.parametrize("text", ["CHEST", "THORAX", " chest ", "Thorax"])
 @pytest.mark.parametrize(("chest", "display"), [("816094009", "Chest"), ("43799004", "Thoracic cavity structure")])
 def test_the_code_of_the_chest_can_be_chosen(text: str, chest: str, display: str) -> None:
-    assert body_site(text, chest) == CHEST_CODINGS[chest] == Coding(SCT, chest, display)
+    assert look_up_body_site(text, chest) == CHEST_CODINGS[chest] == Coding(SCT, chest, display)
 
 
 @pytest.mark.parametrize(
     ("text", "code"), [("CHESTABDOMEN", "416550000"), ("BREAST", "76752008"), ("CSPINE", "122494005")]
 )
 def test_the_choice_for_the_chest_changes_no_other_region(text: str, code: str) -> None:
-    site = body_site(text, "43799004")
-    assert site == body_site(text)
+    site = look_up_body_site(text, "43799004")
+    assert site == look_up_body_site(text)
     assert site is not None
     assert site.code == code
 
 
 @pytest.mark.parametrize("text", ["CSPINE", "cspine", "C-SPINE", "C Spine", " C_SPINE ", "c.spine"])
 def test_case_blanks_and_punctuation_do_not_matter(text: str) -> None:
-    assert body_site(text) == CSPINE
+    assert look_up_body_site(text) == CSPINE
 
 
 @pytest.mark.parametrize("text", ["CERVICAL SPINE", "Cervical-Spine", "CERV SPINE"])
 def test_an_alias_stands_for_its_term(text: str) -> None:
-    assert body_site(text) == CSPINE
+    assert look_up_body_site(text) == CSPINE
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_an_alias_stands_for_its_term(text: str) -> None:
     ],
 )
 def test_readable_forms_of_a_term(text: str, code: str) -> None:
-    site = body_site(text)
+    site = look_up_body_site(text)
     assert site is not None
     assert site.code == code
 
@@ -150,14 +150,14 @@ def test_readable_forms_of_a_term(text: str, code: str) -> None:
     ],
 )
 def test_what_is_not_sure_stays_uncoded(text: str) -> None:
-    assert body_site(text) is None
+    assert look_up_body_site(text) is None
     assert is_paired(text) is None
 
 
 def test_every_alias_is_written_as_it_is_looked_up_and_names_a_term() -> None:
     for row in aliases():
         assert re.fullmatch(r"[A-Z0-9]+", row["alias"])
-        assert body_site(row["alias"]) == body_site(row["term"]) is not None
+        assert look_up_body_site(row["alias"]) == look_up_body_site(row["term"]) is not None
 
 
 def test_no_alias_hides_a_term_and_all_are_sorted_and_unique() -> None:
@@ -183,8 +183,8 @@ def test_paired_body_parts(text: str, paired: bool | None) -> None:
 
 
 def test_paired_is_decided_by_the_term_where_two_share_a_code() -> None:
-    assert body_site("URETER") == Coding(SCT, "87953007", "Ureter")
-    assert body_site("ENDOURETERIC") == Coding(SCT, "87953007", "Endo-ureteric")
+    assert look_up_body_site("URETER") == Coding(SCT, "87953007", "Ureter")
+    assert look_up_body_site("ENDOURETERIC") == Coding(SCT, "87953007", "Endo-ureteric")
     assert is_paired("URETER") is True
     assert is_paired("ENDOURETERIC") is False
 
@@ -200,12 +200,12 @@ def test_paired_is_decided_by_the_term_where_two_share_a_code() -> None:
     ],
 )
 def test_a_modality_is_coded_by_cid_33(code: str, display: str) -> None:
-    assert modality(code) == Coding(DCM, code.strip(), display)
+    assert look_up_modality(code) == Coding(DCM, code.strip(), display)
 
 
 @pytest.mark.parametrize("code", ["", "MRI", "mr", "PET", "DS", "ST", "CTX"])
 def test_retired_and_invented_modalities_stay_uncoded(code: str) -> None:
-    assert modality(code) is None
+    assert look_up_modality(code) is None
 
 
 @pytest.mark.parametrize(
@@ -218,22 +218,22 @@ def test_retired_and_invented_modalities_stay_uncoded(code: str) -> None:
     ],
 )
 def test_right_left_and_both_are_coded_by_cid_244(code: str, coding: Coding) -> None:
-    assert laterality(code) == coding
+    assert look_up_laterality(code) == coding
 
 
 @pytest.mark.parametrize("code", ["U", "", "RL", "r", "RIGHT", "M"])
 def test_no_other_laterality_is_coded(code: str) -> None:
-    assert laterality(code) is None
+    assert look_up_laterality(code) is None
 
 
 def test_a_sop_class_is_an_oid_with_its_name() -> None:
-    assert sop_class("1.2.840.10008.5.1.4.1.1.4") == Coding(
+    assert convert_sop_class("1.2.840.10008.5.1.4.1.1.4") == Coding(
         "urn:ietf:rfc:3986", "urn:oid:1.2.840.10008.5.1.4.1.1.4", "MR Image Storage"
     )
 
 
 def test_a_private_sop_class_has_no_display() -> None:
-    assert sop_class("1.3.12.2.1107.5.9.1") == Coding("urn:ietf:rfc:3986", "urn:oid:1.3.12.2.1107.5.9.1")
+    assert convert_sop_class("1.3.12.2.1107.5.9.1") == Coding("urn:ietf:rfc:3986", "urn:oid:1.3.12.2.1107.5.9.1")
 
 
 @pytest.mark.parametrize(
@@ -251,28 +251,28 @@ def test_a_private_sop_class_has_no_display() -> None:
     ],
 )
 def test_the_uri_of_a_coding_scheme(designator: str, uri: str | None) -> None:
-    assert scheme_uri(designator) == uri
+    assert look_up_scheme_uri(designator) == uri
 
 
 def test_a_coded_entry_keeps_its_code_and_meaning() -> None:
-    assert coded("24627-2 ", "LN", " CT Chest ") == Coding("http://loinc.org", "24627-2", "CT Chest")
+    assert convert_coded_entry("24627-2 ", "LN", " CT Chest ") == Coding("http://loinc.org", "24627-2", "CT Chest")
 
 
 @pytest.mark.parametrize(
     ("code", "designator"), [("51185008", "SCT"), ("T-D3000", "SRT"), ("T-D3000", "SNM3"), ("T-D3000", "99SDM")]
 )
 def test_the_thorax_of_older_headers_keeps_its_own_code(code: str, designator: str) -> None:
-    assert coded(code, designator, "Thoracic structure") == Coding(SCT, "51185008", "Thoracic structure")
+    assert convert_coded_entry(code, designator, "Thoracic structure") == Coding(SCT, "51185008", "Thoracic structure")
 
 
 @pytest.mark.parametrize("meaning", [None, "", "  "])
 def test_a_coded_entry_without_meaning_has_no_display(meaning: str | None) -> None:
-    assert coded("113014", "DCM", meaning) == Coding(DCM, "113014", None)
+    assert convert_coded_entry("113014", "DCM", meaning) == Coding(DCM, "113014", None)
 
 
 @pytest.mark.parametrize("designator", ["SRT", "SNM3", "99SDM"])
 def test_a_snomed_rt_code_becomes_snomed_ct(designator: str) -> None:
-    assert coded("T-04000", designator, "Breast") == Coding(SCT, "76752008", "Breast")
+    assert convert_coded_entry("T-04000", designator, "Breast") == Coding(SCT, "76752008", "Breast")
 
 
 @pytest.mark.parametrize(
@@ -280,13 +280,13 @@ def test_a_snomed_rt_code_becomes_snomed_ct(designator: str) -> None:
     [("T-99999", "SRT"), ("76752008", "SRT"), ("", "SCT"), ("", "SRT"), ("12", "99LOCAL"), ("12", "")],
 )
 def test_what_cannot_be_named_for_sure_is_no_coding(code: str, designator: str) -> None:
-    assert coded(code, designator, "Something") is None
+    assert convert_coded_entry(code, designator, "Something") is None
 
 
 def test_without_pydicoms_mapping_snomed_rt_codes_are_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom.sr._snomed_dict", None)
     terminology._snomed_ct_by_rt.cache_clear()
     try:
-        assert coded("T-04000", "SRT", "Breast") is None
+        assert convert_coded_entry("T-04000", "SRT", "Breast") is None
     finally:
         terminology._snomed_ct_by_rt.cache_clear()

@@ -21,7 +21,7 @@ import pytest
 from pydicom.errors import InvalidDicomError
 
 from dicom_etl.examples import ExampleTree, write_examples
-from dicom_etl.fhir.checks import errors
+from dicom_etl.fhir.validation import find_errors
 from dicom_etl.lake.schemas import DATASET_FINDINGS, FINDINGS, RESOURCE_TYPES
 from dicom_etl.lake.shard_reader import read_shards
 from dicom_etl.pipeline import Pipeline, RunResult, run
@@ -132,7 +132,7 @@ def test_no_study_is_held(built: Built) -> None:
 @pytest.mark.parametrize(("dataset", "kind"), KINDS)
 def test_what_is_expected_is_valid(dataset: str, kind: str, files: Files) -> None:
     for resource in GOLDEN[dataset][kind]:
-        assert errors(_whole(resource, files[dataset])) == []
+        assert find_errors(_whole(resource, files[dataset])) == []
 
 
 # -- what is in the lake ----------------------------------------------------------------------------------------------

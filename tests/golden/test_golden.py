@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from dicom_etl.fhir.checks import errors
+from dicom_etl.fhir.validation import find_errors
 from dicom_etl.lake.schemas import INVENTORY, RESOURCE_TYPES
 from dicom_etl.settings import Settings
 from tests.servers.hapi_server import HapiServer, validate
@@ -57,7 +57,7 @@ def test_golden(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_expected_is_valid(name: str) -> None:
     for resource in _expected(CASES[name]):
-        assert errors(resource, _version(CASES[name])) == []
+        assert find_errors(resource, _version(CASES[name])) == []
 
 
 def test_hapi_takes_the_resources_of_r4(hapi: HapiServer) -> None:

@@ -5,11 +5,11 @@ import datetime
 import pytest
 
 from dicom_etl import to_imaging_studies
-from dicom_etl.fhir.imaging_study import imaging_study
+from dicom_etl.fhir.imaging_study import make_imaging_study
 from dicom_etl.settings import FhirSettings, Settings
 from tests.servers.hapi_server import validate
 from tests.support.datasets import write_instance
-from tests.support.header_rows import CONTEXT, group, place
+from tests.support.header_rows import CONTEXT, header_rows, new_findings
 
 INSTANCE = {
     "StudyInstanceUID": "1.2.3",
@@ -37,8 +37,8 @@ NEW_YEAR = datetime.date(2017, 1, 1)
     ],
 )
 def test_what_started_says_is_valid(hapi, row, started):
-    rows = group(row, **INSTANCE)
-    resource = imaging_study("s1", "p1", rows, CONTEXT, place())
+    rows = header_rows(row, **INSTANCE)
+    resource = make_imaging_study("s1", "p1", rows, CONTEXT, new_findings())
     assert resource is not None
     assert resource["started"] == started
     assert validate(hapi.base_url, resource) == []

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dicom_etl.construction.assembly import Stored, commit_rows
-from dicom_etl.construction.pieces import UnitLines
+from dicom_etl.construction.assembly import StoredUnit, commit_rows
+from dicom_etl.construction.chunks import UnitLines
 from dicom_etl.findings import finding, findings_table
 from dicom_etl.lake.commits import Commit, digest_of
 from dicom_etl.lake.schemas import FHIR_ELEMENTS, FINDINGS, RESOURCES, STORED_BY_UNIT, place
@@ -43,9 +43,9 @@ def write_shard(
     writer.commit(commit_rows([_stored(unit, generation, lines[unit]) for unit in units]))
 
 
-def _stored(unit: str, generation: str, lines: dict[str, bytes]) -> Stored:
+def _stored(unit: str, generation: str, lines: dict[str, bytes]) -> StoredUnit:
     where = {kind: UnitLines(0, len(text), 1, digest_of(text)) for kind, text in lines.items()}
-    return Stored(unit, generation, False, None, None, where)
+    return StoredUnit(unit, generation, False, None, None, where)
 
 
 def write_dataset(lake: Lake, generation: str, shards: int) -> None:

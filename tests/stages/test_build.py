@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from dicom_etl.engine import Engine
-from dicom_etl.fhir.checks import errors
+from dicom_etl.fhir.validation import find_errors
 from dicom_etl.lake.commits import DamagedShardError, read_commits
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.schemas import DATASET_FINDINGS, IDENTITIES, RESOURCE_TYPES, STORED_BY_UNIT
@@ -87,7 +87,7 @@ def test_every_resource_is_valid(tree: Tree) -> None:
     tree.run()
     made = [r for kind in RESOURCE_TYPES for unit in ("sub-1", "sub-2") for r in tree.resources(kind, unit)]
     assert len(made) == 6
-    assert [errors(resource) for resource in made] == [[]] * 6
+    assert [find_errors(resource) for resource in made] == [[]] * 6
 
 
 def test_a_patient_carries_no_identifier_of_sds(tree: Tree) -> None:
@@ -673,7 +673,7 @@ def test_a_body_site_is_added_to_a_whole_dataset_with_a_trace(tree: Tree) -> Non
         assert (told["severity"], told["tag"], told["value"], told["count"]) == ("info", "00180015", "HEART", 1)
         assert "line 2" in told["message"]
         assert "all are hearts" in told["message"]
-        assert errors(study) == []
+        assert find_errors(study) == []
     assert tree.lake.read_bytes("headers/ds/0000.parquet") == before
 
 
@@ -783,7 +783,7 @@ def test_another_version_of_fhir_makes_all_units_and_is_valid(tree: Tree) -> Non
     assert tree.build().units_made == 2
     made = [r for kind in RESOURCE_TYPES for unit in ("sub-1", "sub-2") for r in tree.resources(kind, unit)]
     assert len(made) == 6
-    assert [errors(resource, "R5") for resource in made] == [[]] * 6
+    assert [find_errors(resource, "R5") for resource in made] == [[]] * 6
     study = study_of(tree, "sub-1")
     heart = {"system": SCT, "code": "80891009", "display": "Heart"}
     assert study["series"][0]["bodySite"] == {"concept": {"coding": [heart]}}
@@ -797,7 +797,7 @@ def test_one_subject_alone_leaves_what_was_said_of_the_others(tree: Tree, monkey
     tree.crawl()
     tree.extract()
     with monkeypatch.context() as patch:
-        patch.setattr("dicom_etl.construction.resources._report_persons", _fails_for_sub_1)
+        patch.setattr("dicom_etl.construction.unit_resources._report_persons", _fails_for_sub_1)
         tree.build()
     tree.build(subjects=["sub-2"], force=True)
     assert tree.codes("build") == ["build-failed"]
@@ -808,7 +808,7 @@ def test_a_unit_that_fails_fails_alone_and_keeps_what_it_had(tree: Tree, monkeyp
     before = study_of(tree, "sub-1")
     tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
     with monkeypatch.context() as patch:
-        patch.setattr("dicom_etl.construction.resources._report_persons", _fails_for_sub_1)
+        patch.setattr("dicom_etl.construction.unit_resources._report_persons", _fails_for_sub_1)
         built = tree.build()
     assert (built.units_made, built.units_failed) == (1, 1)
     assert study_of(tree, "sub-1") == before
@@ -826,7 +826,7 @@ def _fails_for_sub_1(_people: object, here: Any) -> None:
 
 def test_a_resource_that_is_not_valid_is_not_written_and_said(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "dicom_etl.construction.resources.errors",
+        "dicom_etl.construction.unit_resources.find_errors",
         lambda resource, _version: ["it is odd"] * (resource["resourceType"] == "ImagingStudy"),
     )
     tree.run()

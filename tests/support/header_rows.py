@@ -4,26 +4,26 @@ from typing import Any
 
 from dicom_etl.fhir import imaging_study, patient
 from dicom_etl.fhir.context import Context
-from dicom_etl.fhir.rows import Group, Place
+from dicom_etl.fhir.rows import FindingCollector, HeaderRows
 from dicom_etl.identity.ids import ResourceIds
 
 COLUMNS = list(dict.fromkeys([*imaging_study.COLUMNS, *patient.COLUMNS]))
 CONTEXT = Context(dataset="breast", ids=ResourceIds.from_key("https://site.example", None), zone=None, endpoint_id="e1")
 
 
-def group(*rows: dict[str, Any], **all_rows: Any) -> Group:
+def header_rows(*rows: dict[str, Any], **all_rows: Any) -> HeaderRows:
     """Rows with the values of `all_rows` and their own; what is not said is null."""
     filled = [{**all_rows, **row} for row in rows]
     unknown = {name for row in filled for name in row} - set(COLUMNS)
     assert not unknown, f"the mapping does not read {unknown}"
-    return Group({name: [row.get(name) for row in filled] for name in COLUMNS}, tuple(range(len(filled))))
+    return HeaderRows({name: [row.get(name) for row in filled] for name in COLUMNS}, tuple(range(len(filled))))
 
 
-def place() -> Place:
+def new_findings() -> FindingCollector:
     """A study of subject sub-1 in dataset breast."""
-    return Place("breast", "sub-1", "sub-1", "1.2.3")
+    return FindingCollector("breast", "sub-1", "sub-1", "1.2.3")
 
 
-def codes_and_tags(here: Place) -> list[tuple[str, str | None]]:
+def codes_and_tags(findings: FindingCollector) -> list[tuple[str, str | None]]:
     """(code, tag) of the findings, sorted."""
-    return sorted((found.code, found.tag) for found in here.found)
+    return sorted((found.code, found.tag) for found in findings.collected)

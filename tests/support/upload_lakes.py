@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from dicom_etl.construction.assembly import Stored, commit_rows
-from dicom_etl.construction.pieces import UnitLines
+from dicom_etl.construction.assembly import StoredUnit, commit_rows
+from dicom_etl.construction.chunks import UnitLines
 from dicom_etl.fhir_connection import server_name
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.commits import digest_of
@@ -197,9 +197,9 @@ class Site:
         }
 
 
-def _stored(unit: str, lines: Mapping[str, bytes]) -> Stored:
+def _stored(unit: str, lines: Mapping[str, bytes]) -> StoredUnit:
     where = {kind: UnitLines(0, len(text), text.count(b"\n"), digest_of(text)) for kind, text in lines.items()}
-    return Stored(unit, fingerprint(list(map(bytes.decode, lines.values()))), False, None, None, where)
+    return StoredUnit(unit, fingerprint(list(map(bytes.decode, lines.values()))), False, None, None, where)
 
 
 def new_lake(folder: Path) -> Lake:

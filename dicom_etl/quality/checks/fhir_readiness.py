@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from pydicom.datadict import tag_for_keyword
 
-from dicom_etl.fhir.datetimes import moment
+from dicom_etl.fhir.datetimes import convert_date_time
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.lake.schemas import FHIR_ELEMENTS
 from dicom_etl.quality.check_table import Measure
@@ -216,7 +216,7 @@ def _mark_unusable_times(database: Database) -> None:
         WHERE has_resource AND NOT started_time AND has_zone AND date IS NOT NULL AND time IS NOT NULL
     """)
     rows = database.rows("SELECT DISTINCT date, time FROM times")
-    usable = [row for row in rows if moment(row["date"], row["time"], "+0000", None).code is None]
+    usable = [row for row in rows if convert_date_time(row["date"], row["time"], "+0000", None).code is None]
     schema = pa.schema([("date", pa.date32()), ("time", pa.string())])
     database.create("usable_times", pa.Table.from_pylist(usable, schema=schema))
     database.run("""

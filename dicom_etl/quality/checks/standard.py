@@ -63,7 +63,7 @@ def _unclassified(database: Database) -> Iterator[Measure]:
 
 def sop_class_name(uid: str | None) -> str:
     """The name of a SOP class with its UID, as people know it."""
-    name = terminology.sop_class(uid or "").display
+    name = terminology.convert_sop_class(uid or "").display
     return f"{name} ({clean_text(uid or '')})" if name else clean_text(uid or "(none)")
 
 

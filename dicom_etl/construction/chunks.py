@@ -1,7 +1,7 @@
 """Pieces of a build: some units whose resources a worker makes at once.
 
-What a piece gave waits in a hidden folder of the lake until its shard is written: NDJSON, findings, and the elements
-that the resources have. A piece that is there already is not made again: its name is a digest of all that it is made
+What a chunk gave waits in a hidden folder of the lake until its shard is written: NDJSON, findings, and the elements
+that the resources have. A chunk that is there already is not made again: its name is a digest of all that it is made
 from.
 """
 
@@ -16,7 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.construction.resources import COLUMNS, UnitPlan, UnitResources, make_resources
+from dicom_etl.construction.unit_resources import COLUMNS, UnitInputs, UnitResources, make_resources
 from dicom_etl.fhir.context import SUBJECT_FIELDS, Context, samples_of
 from dicom_etl.fhir.corrections import Correction
 from dicom_etl.findings import describe_error, findings_table
@@ -27,18 +27,18 @@ from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import FHIR_ELEMENTS, STORED_BY_UNIT, headers
 from dicom_etl.lake.tables import Lake
 
-PIECE_ROWS = 2_500
+CHUNK_ROWS = 2_500
 PERSON_COLUMNS = list(PatientMatch.__dataclass_fields__)
 
 
 class Source(NamedTuple):
-    """Units whose rows a piece needs, and the shard of header tables in which they are."""
+    """Units whose rows a chunk needs, and the shard of header tables in which they are."""
 
     shard: int
     units: tuple[str, ...]  # sorted
 
 
-class UnitInputs(NamedTuple):
+class ChunkInputs(NamedTuple):
     """What the resources of some units are made from beside header rows, as tables: they travel and wait as such."""
 
     units: tuple[str, ...]  # sorted
@@ -47,7 +47,7 @@ class UnitInputs(NamedTuple):
     cells: pa.Table  # of SHEETS, what is mapped of their subjects
     corrections: Mapping[str, tuple[Correction, ...]]  # by unit
 
-    def plans(self) -> list[UnitPlan]:
+    def plans(self) -> list[UnitInputs]:
         """The plan of each unit."""
         persons: dict[str, list[PatientMatch]] = defaultdict(list)
         for row in self.identities.select(PERSON_COLUMNS).to_pylist():
@@ -59,11 +59,11 @@ class UnitInputs(NamedTuple):
 
     def _plan(
         self, unit: str, persons: tuple[PatientMatch, ...], cells: Mapping[str, list[dict[str, Any]]]
-    ) -> UnitPlan:
+    ) -> UnitInputs:
         subjects = sorted({person.subject for person in persons if person.subject}) if cells else []
         rows = [cell for subject in subjects for cell in cells.get(subject, ())]
         context = replace(self.context, **_sheets_of(rows)) if rows else self.context
-        return UnitPlan(unit, persons, context, self.corrections.get(unit, ()))
+        return UnitInputs(unit, persons, context, self.corrections.get(unit, ()))
 
 
 def _sheets_of(cells: list[dict[str, Any]]) -> dict[str, Any]:
@@ -76,19 +76,19 @@ def _sheets_of(cells: list[dict[str, Any]]) -> dict[str, Any]:
     return {"subject_sheet": subject, "sample_sheets": dict(samples)}
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """Units to be built together; travels to a worker."""
 
     lake: Lake
     dataset: str
-    inputs: UnitInputs
+    inputs: ChunkInputs
     sources: tuple[Source, ...]
     rows: int
     key: str
 
     def path(self, kind: str) -> str:
         """The path of what it gave of a kind."""
-        return piece_path(self.dataset, self.key, kind)
+        return chunk_path(self.dataset, self.key, kind)
 
 
 class UnitLines(NamedTuple):
@@ -100,29 +100,29 @@ class UnitLines(NamedTuple):
     digest: str
 
 
-class PieceBuilt(NamedTuple):
-    """What became of a piece: by unit where its lines are in the files of the piece, and the errors of others."""
+class BuiltChunk(NamedTuple):
+    """What became of a chunk: by unit where its lines are in the files of the chunk, and the errors of others."""
 
     lines: dict[str, dict[str, UnitLines]]
     errors: dict[str, str]
 
 
-def pieces_folder(dataset: str) -> str:
-    """The folder of the pieces of a dataset."""
+def chunks_folder(dataset: str) -> str:
+    """The folder of the chunks of a dataset."""
     return f".chunks/build/{encode_name(dataset)}"
 
 
-def piece_path(dataset: str, key: str, kind: str) -> str:
-    """The path of what a piece gave: `Patient`, `ImagingStudy`, `findings`, `elements`, or `done`."""
-    return f"{pieces_folder(dataset)}/{key}.{kind}"
+def chunk_path(dataset: str, key: str, kind: str) -> str:
+    """The path of what a chunk gave: `Patient`, `ImagingStudy`, `findings`, `elements`, or `done`."""
+    return f"{chunks_folder(dataset)}/{key}.{kind}"
 
 
 def cut_units(units: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
-    """Batches of units, given with their rows, of at most `PIECE_ROWS` rows, or one unit."""
+    """Batches of units, given with their rows, of at most `CHUNK_ROWS` rows, or one unit."""
     batch: list[str] = []
     weight = 0
     for unit, rows in units:
-        if batch and weight + rows > PIECE_ROWS:
+        if batch and weight + rows > CHUNK_ROWS:
             yield batch
             batch, weight = [], 0
         batch.append(unit)
@@ -131,43 +131,43 @@ def cut_units(units: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
         yield batch
 
 
-def build_piece(piece: Piece) -> PieceBuilt:
-    """Make the resources of the units of a piece, and put them aside."""
-    lake = piece.lake
-    if (marker := lake.read_bytes(piece.path("done"))) is not None:
+def build_chunk(chunk: Chunk) -> BuiltChunk:
+    """Make the resources of the units of a chunk, and put them aside."""
+    lake = chunk.lake
+    if (marker := lake.read_bytes(chunk.path("done"))) is not None:
         sizes, lines = orjson.loads(marker)
-        if sizes == {kind: lake.size(piece.path(kind)) for kind in sizes}:
-            return PieceBuilt({unit: {k: UnitLines(*v) for k, v in kinds.items()} for unit, kinds in lines.items()}, {})
-    plans = piece.inputs.plans()
-    made = [*make_resources(plans, _rows(piece, plans))]
+        if sizes == {kind: lake.size(chunk.path(kind)) for kind in sizes}:
+            return BuiltChunk({unit: {k: UnitLines(*v) for k, v in kinds.items()} for unit, kinds in lines.items()}, {})
+    plans = chunk.inputs.plans()
+    made = [*make_resources(plans, _rows(chunk, plans))]
     whole = [unit for unit in made if unit.error is None]
     lines = _lines(whole)
     contents = {kind: b"".join(unit.lines.get(kind, b"") for unit in whole) for kind in STORED_BY_UNIT}
     for kind, content in contents.items():
-        lake.write_part_marker(piece.path(kind), content)
+        lake.write_part_marker(chunk.path(kind), content)
     tables = {
         "findings": findings_table(found for unit in whole for found in unit.findings),
-        "elements": _elements(piece.dataset, whole),
+        "elements": _elements(chunk.dataset, whole),
     }
     sizes = {kind: len(content) for kind, content in contents.items()}
-    sizes |= {kind: lake.write_part(piece.path(kind), table) for kind, table in tables.items()}
+    sizes |= {kind: lake.write_part(chunk.path(kind), table) for kind, table in tables.items()}
     errors = {unit.unit: describe_error(unit.error) for unit in made if unit.error is not None}
     if not errors:
         plain = {unit: {kind: list(where) for kind, where in kinds.items()} for unit, kinds in lines.items()}
-        lake.write_part_marker(piece.path("done"), orjson.dumps([sizes, plain]))
-    return PieceBuilt(lines, errors)
+        lake.write_part_marker(chunk.path("done"), orjson.dumps([sizes, plain]))
+    return BuiltChunk(lines, errors)
 
 
-def _rows(piece: Piece, plans: Iterable[UnitPlan]) -> pa.Table:
-    """The header rows of the studies that the units of a piece build."""
+def _rows(chunk: Chunk, plans: Iterable[UnitInputs]) -> pa.Table:
+    """The header rows of the studies that the units of a chunk build."""
     studies = pa.array(
         [p.study_uid for plan in plans for p in plan.persons if p.building_unit == plan.unit], pa.string()
     )
     wanted = list(dict.fromkeys(["unit", *COLUMNS, "duplicate"]))
     tables = [headers().schema.empty_table().select(wanted)]
-    for shard, units in piece.sources:
+    for shard, units in chunk.sources:
         ranges = {"unit": (units[0], units[-1])}
-        rows = piece.lake.read_between(headers(), ranges, wanted, dataset=piece.dataset, shard=shard)
+        rows = chunk.lake.read_between(headers(), ranges, wanted, dataset=chunk.dataset, shard=shard)
         own = pc.and_(pc.is_in(rows["unit"], pa.array(units)), pc.is_null(rows["duplicate"]))
         tables.append(rows.filter(pc.and_(own, pc.is_in(rows["StudyInstanceUID"], studies))))
     return pa.concat_tables(tables).combine_chunks()
@@ -194,6 +194,6 @@ def _elements(dataset: str, units: Sequence[UnitResources]) -> pa.Table:
     return pa.table(columns, schema=FHIR_ELEMENTS.schema)
 
 
-def piece_key(fingerprints: Iterable[str]) -> str:
-    """The name of a piece."""
+def chunk_key(fingerprints: Iterable[str]) -> str:
+    """The name of a chunk."""
     return fingerprint(list(fingerprints))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dicom_etl.fhir import checks
-from dicom_etl.fhir.checks import errors
+from dicom_etl.fhir import validation
+from dicom_etl.fhir.validation import find_errors
 
 CLASS = {"system": "urn:ietf:rfc:3986", "code": "urn:oid:1.2.840.10008.5.1.4.1.1.4"}
 STUDY: dict[str, Any] = {
@@ -38,18 +38,18 @@ STUDY: dict[str, Any] = {
 def changed(*path: Any, to: Any = None) -> dict[str, Any]:
     """The study with another value at a path; None takes it out."""
     study = copy.deepcopy(STUDY)
-    here: Any = study
+    findings: Any = study
     for key in path[:-1]:
-        here = here[key]
+        findings = findings[key]
     if to is None:
-        del here[path[-1]]
+        del findings[path[-1]]
     else:
-        here[path[-1]] = to
+        findings[path[-1]] = to
     return study
 
 
 def test_a_valid_study_has_no_errors() -> None:
-    assert errors(STUDY) == []
+    assert find_errors(STUDY) == []
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_valid_study_has_no_errors() -> None:
     ],
 )
 def test_a_valid_patient_has_no_errors(resource: dict[str, Any]) -> None:
-    assert errors(resource) == []
+    assert find_errors(resource) == []
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_valid_patient_has_no_errors(resource: dict[str, Any]) -> None:
     ],
 )
 def test_what_fhir_resources_finds_is_said_with_its_place(resource: dict[str, Any], named: str) -> None:
-    found = errors(resource)
+    found = find_errors(resource)
     assert found
     assert named in " ".join(found)
 
@@ -101,7 +101,7 @@ def test_what_fhir_resources_finds_is_said_with_its_place(resource: dict[str, An
     ],
 )
 def test_what_fhir_resources_lets_through_is_found(study: dict[str, Any], sentence: str) -> None:
-    assert errors(study) == [sentence]
+    assert find_errors(study) == [sentence]
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_what_fhir_resources_lets_through_is_found(study: dict[str, Any], senten
     ],
 )
 def test_a_date_time_without_seconds_or_zone_is_found(started: str) -> None:
-    assert len(errors(changed("started", to=started))) == 1
-    assert len(errors(changed("series", 0, "started", to=started))) == 1
+    assert len(find_errors(changed("started", to=started))) == 1
+    assert len(find_errors(changed("series", 0, "started", to=started))) == 1
 
 
 # -- the same as the whole validation ---------------------------------------------------------------------------------
@@ -139,7 +139,11 @@ R4_STUDY = {
     "note": [{"text": "bodySite from the samples sheet"}],
     "series": [{**STUDY["series"][0], "modality": MR, "bodySite": MR, "laterality": MR, "instance": [INSTANCE]}],
 }
-R5_SERIES = {"modality": {"coding": [MR]}, "bodySite": {"concept": {"coding": [MR]}}, "laterality": {"coding": [MR]}}
+R5_SERIES = {
+    "modality": {"coding": [MR]},
+    "bodySite": {"concept": {"coding": [MR]}},
+    "laterality": {"coding": [MR]},
+}
 R5_STUDY = {
     **STUDY,
     **REPEATED,
@@ -224,15 +228,15 @@ def mutations(resource: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for path in filter(is_compared, paths(resource)):
         for number in range(len(ODD_VALUES) + 2):
             mutated = copy.deepcopy(resource)
-            here: Any = mutated
+            findings: Any = mutated
             for key in path[:-1]:
-                here = here[key]
+                findings = findings[key]
             if number < len(ODD_VALUES):
-                here[path[-1]] = ODD_VALUES[number]
+                findings[path[-1]] = ODD_VALUES[number]
             elif number == len(ODD_VALUES):
-                del here[path[-1]]
-            elif isinstance(here, dict):
-                here["odd"] = "x"
+                del findings[path[-1]]
+            elif isinstance(findings, dict):
+                findings["odd"] = "x"
             yield mutated
 
 
@@ -244,7 +248,7 @@ def whole_validation(resource: dict[str, Any], version: str) -> list[str]:
         getattr(importlib.import_module(f"{module}.{type_.lower()}"), type_).model_validate(resource)
     except ValidationError as error:
         return [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-    return list(checks._study_errors(resource)) if type_ == "ImagingStudy" else []
+    return list(validation._study_errors(resource)) if type_ == "ImagingStudy" else []
 
 
 def outcome(check: Callable[[dict[str, Any], str], list[str]], resource: dict[str, Any], version: str) -> Any:
@@ -257,24 +261,24 @@ def outcome(check: Callable[[dict[str, Any], str], list[str]], resource: dict[st
 
 @pytest.mark.parametrize(("version", "resource"), RESOURCES)
 def test_a_changed_resource_is_refused_as_by_the_whole_validation(version: str, resource: dict[str, Any]) -> None:
-    assert errors(resource, version) == whole_validation(resource, version) == []
+    assert find_errors(resource, version) == whole_validation(resource, version) == []
     changed_resources = list(mutations(resource))
     refused = 0
     for mutated in changed_resources:
         expected = outcome(whole_validation, mutated, version)
-        assert outcome(errors, mutated, version) == expected  # the first time
-        assert outcome(errors, mutated, version) == expected  # and with what was kept from the first
+        assert outcome(find_errors, mutated, version) == expected  # the first time
+        assert outcome(find_errors, mutated, version) == expected  # and with what was kept from the first
         refused += expected != []
     assert 0.5 < refused / len(changed_resources) < 0.95
 
 
 def test_only_elements_that_are_valid_are_kept() -> None:
-    assert checks._valid_object("R4", "Coding", repr(MR)).code == "MR"
-    assert checks._valid_object("R4", "Coding", repr({"code": ""})) is None
-    assert checks._valid_object("R4", "Coding", repr({"code": object()})) is None
+    assert validation._valid_object("R4", "Coding", repr(MR)).code == "MR"
+    assert validation._valid_object("R4", "Coding", repr({"code": ""})) is None
+    assert validation._valid_object("R4", "Coding", repr({"code": object()})) is None
 
 
 def test_a_resource_is_not_changed_by_its_validation() -> None:
     study = copy.deepcopy(R4_STUDY)
-    assert errors(study) == []
+    assert find_errors(study) == []
     assert study == R4_STUDY

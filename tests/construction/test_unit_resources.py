@@ -10,8 +10,8 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pytest
 
-from dicom_etl.construction import resources
-from dicom_etl.construction.resources import COLUMNS, UnitPlan, UnitResources, make_resources
+from dicom_etl.construction import unit_resources
+from dicom_etl.construction.unit_resources import COLUMNS, UnitInputs, UnitResources, make_resources
 from dicom_etl.fhir.context import Context
 from dicom_etl.fhir.corrections import Correction
 from dicom_etl.identity.ids import ResourceIds
@@ -55,8 +55,8 @@ def person(number: int, **fields: Any) -> PatientMatch:
     return PatientMatch(**{"study_uid": f"1.{number}", "unit": unit, "building_unit": unit, **known, **fields})
 
 
-def plan(*people: PatientMatch, unit: str = "sub-1", context: Context = CONTEXT, corrections: Any = ()) -> UnitPlan:
-    return UnitPlan(unit, people, context, tuple(corrections))
+def plan(*people: PatientMatch, unit: str = "sub-1", context: Context = CONTEXT, corrections: Any = ()) -> UnitInputs:
+    return UnitInputs(unit, people, context, tuple(corrections))
 
 
 def row_of(number: int, **fields: Any) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def row_of(number: int, **fields: Any) -> dict[str, Any]:
     return {"unit": f"sub-{number}", "subject": f"sub-{number}", "PatientID": f"P-{number}"} | uids | fields
 
 
-def make(plans: Sequence[UnitPlan], *rows: dict[str, Any]) -> list[UnitResources]:
+def make(plans: Sequence[UnitInputs], *rows: dict[str, Any]) -> list[UnitResources]:
     return list(make_resources(plans, table(*rows)))
 
 
@@ -256,7 +256,7 @@ def test_a_study_of_which_fhir_can_represent_nothing_is_on_hold() -> None:
 
 def test_a_patient_that_is_not_valid_holds_its_studies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        resources, "errors", lambda resource, _: ["it is odd"] * (resource["resourceType"] == "Patient")
+        unit_resources, "find_errors", lambda resource, _: ["it is odd"] * (resource["resourceType"] == "Patient")
     )
     (made,) = make([plan(person(1))], row_of(1))
     assert made.counts == {"Patient": 0, "ImagingStudy": 0}

@@ -53,7 +53,7 @@ def _class(version: str, resource_type: str) -> Any:
     return getattr(importlib.import_module(f"{_MODULES[version]}.{resource_type.lower()}"), resource_type)
 
 
-def errors(resource: dict[str, Any], version: str = "R4") -> list[str]:
+def find_errors(resource: dict[str, Any], version: str = "R4") -> list[str]:
     """What is wrong with a resource of a FHIR version, one sentence each; an empty list where nothing is."""
     slim = resource
     if resource["resourceType"] == "ImagingStudy":

@@ -14,15 +14,15 @@ import orjson
 import pyarrow as pa
 
 from dicom_etl.fhir import imaging_study, patient
-from dicom_etl.fhir.checks import errors
 from dicom_etl.fhir.context import Context
-from dicom_etl.fhir.corrections import Correction, corrected
+from dicom_etl.fhir.corrections import Correction, apply_corrections
 from dicom_etl.fhir.elements import element_rows
-from dicom_etl.fhir.rows import Group, Place
+from dicom_etl.fhir.rows import FindingCollector, HeaderRows
+from dicom_etl.fhir.validation import find_errors
 from dicom_etl.findings import Finding
 from dicom_etl.identity.matching import PatientMatch
 
-__all__ = ["COLUMNS", "UnitPlan", "UnitResources", "make_resources"]
+__all__ = ["COLUMNS", "UnitInputs", "UnitResources", "make_resources"]
 
 Resource = dict[str, Any]
 PersonKey = tuple[str, str]  # system and value of its identifier
@@ -33,7 +33,7 @@ COLUMNS: tuple[str, ...] = ("unit", *_MAPPED)
 _NOT_STRICT = frozenset({"value-omitted", "instance-excluded"})
 
 
-class UnitPlan(NamedTuple):
+class UnitInputs(NamedTuple):
     """What the resources of a unit are made from, beside the header rows."""
 
     unit: str
@@ -53,7 +53,7 @@ class UnitResources(NamedTuple):
     error: BaseException | None = None
 
 
-def make_resources(plans: Sequence[UnitPlan], rows: pa.Table) -> Iterator[UnitResources]:
+def make_resources(plans: Sequence[UnitInputs], rows: pa.Table) -> Iterator[UnitResources]:
     """Make the resources of each planned unit; what one unit raises fails that unit alone.
 
     Args:
@@ -61,8 +61,8 @@ def make_resources(plans: Sequence[UnitPlan], rows: pa.Table) -> Iterator[UnitRe
         rows: `COLUMNS` of all instances of all studies that the units own, whatever unit they are stored in;
             duplicates left out.
     """
-    batch = Group.of(rows, _MAPPED)
-    studies = batch.indices("StudyInstanceUID")
+    batch = HeaderRows.from_table(rows, _MAPPED)
+    studies = batch.indices_by("StudyInstanceUID")
     for plan in plans:
         try:
             yield _make_unit(plan, batch, studies)
@@ -70,20 +70,20 @@ def make_resources(plans: Sequence[UnitPlan], rows: pa.Table) -> Iterator[UnitRe
             yield UnitResources(plan.unit, {}, {}, [], [], error)
 
 
-def _make_unit(plan: UnitPlan, batch: Group, studies: Mapping[str, Sequence[int]]) -> UnitResources:
+def _make_unit(plan: UnitInputs, batch: HeaderRows, studies: Mapping[str, Sequence[int]]) -> UnitResources:
     context = plan.context
-    place = Place(context.dataset, plan.unit, next((person.subject for person in plan.persons), None))
-    _report_persons(plan.persons, place)
+    findings = FindingCollector(context.dataset, plan.unit, next((person.subject for person in plan.persons), None))
+    _report_persons(plan.persons, findings)
     own = [person for person in plan.persons if person.building_unit == plan.unit and person.state == "ok"]
-    rows = batch.part(sorted({row for person in own for row in studies.get(person.study_uid, ())}))
+    rows = batch.select(sorted({row for person in own for row in studies.get(person.study_uid, ())}))
     if plan.corrections:
-        rows = corrected(rows.copy(), plan.corrections, place)
-    _report_series(rows, place)
-    groups = rows.by("StudyInstanceUID")
+        rows = apply_corrections(rows.copy(), plan.corrections, findings)
+    _report_series(rows, findings)
+    groups = rows.group_by("StudyInstanceUID")
     people = _group_persons(own)
     ids = {key: context.ids.resource_id("Patient", *key) for key in people}
-    patients, faults = _make_patients(people, ids, groups, context, place)
-    studies_made = _make_studies(own, ids, faults, groups, context, place)
+    patients, faults = _make_patients(people, ids, groups, context, findings)
+    studies_made = _make_studies(own, ids, faults, groups, context, findings)
     made = {"Patient": patients, "ImagingStudy": studies_made}
     for resources in made.values():
         resources.sort(key=_id)
@@ -91,7 +91,7 @@ def _make_unit(plan: UnitPlan, batch: Group, studies: Mapping[str, Sequence[int]
         plan.unit,
         {kind: b"".join(map(_line, resources)) for kind, resources in made.items()},
         {kind: len(resources) for kind, resources in made.items()},
-        place.found,
+        findings.collected,
         [row for resource in chain(*made.values()) for row in element_rows(resource, context.dataset, plan.unit)],
     )
 
@@ -104,25 +104,27 @@ def _line(resource: Resource) -> bytes:
     return orjson.dumps(resource, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _report_persons(people: Iterable[PatientMatch], place: Place) -> None:
+def _report_persons(people: Iterable[PatientMatch], findings: FindingCollector) -> None:
     for person in people:
         if person.reason:
-            _at(person, place).add(person.reason)
+            _at(person, findings).add(person.reason)
 
 
-def _at(person: PatientMatch, place: Place) -> Place:
-    """The place of a study; the subject is the person's own, also where it has none."""
-    return Place(place.dataset, place.unit, person.subject, person.study_uid, found=place.found)
+def _at(person: PatientMatch, findings: FindingCollector) -> FindingCollector:
+    """The findings of a study; the subject is the person's own, also where it has none."""
+    return FindingCollector(
+        findings.dataset, findings.unit, person.subject, person.study_uid, collected=findings.collected
+    )
 
 
-def _report_series(rows: Group, place: Place) -> None:
+def _report_series(rows: HeaderRows, findings: FindingCollector) -> None:
     """Report series that are in several studies."""
     if len(rows.distinct("StudyInstanceUID")) < 2:
         return
-    for series, group in rows.by("SeriesInstanceUID").items():
+    for series, group in rows.group_by("SeriesInstanceUID").items():
         studies = group.distinct("StudyInstanceUID")
         if series and len(studies) > 1:
-            place.within(series_uid=series).add("series-two-studies", message=f"it stands in {len(studies)} studies")
+            findings.within(series_uid=series).add("series-two-studies", message=f"it stands in {len(studies)} studies")
 
 
 # -- Patients ---------------------------------------------------------------------------------------------------------
@@ -139,32 +141,32 @@ def _group_persons(own: Iterable[PatientMatch]) -> dict[PersonKey, list[PatientM
 def _make_patients(
     people: Mapping[PersonKey, list[PatientMatch]],
     ids: Mapping[PersonKey, str],
-    groups: Mapping[str, Group],
+    groups: Mapping[str, HeaderRows],
     context: Context,
-    place: Place,
+    findings: FindingCollector,
 ) -> tuple[list[Resource], dict[str, str]]:
     """The Patients, and by study why it cannot be made: its Patient is not as it must be."""
     made: list[Resource] = []
     faults: dict[str, str] = {}
     for key, persons in people.items():
         studies = [person.study_uid for person in persons]
-        before = len(place.found)
-        rows = Group.union([groups[study] for study in studies])
-        resource = patient.patient(ids[key], persons[0], rows, context, place)
-        if reason := _find_fault(resource, before, context, place):
+        before = len(findings.collected)
+        rows = HeaderRows.union([groups[study] for study in studies])
+        resource = patient.make_patient(ids[key], persons[0], rows, context, findings)
+        if reason := _find_fault(resource, before, context, findings):
             faults |= dict.fromkeys(studies, f"its Patient: {reason}")
         else:
             made.append(resource)
     return made, faults
 
 
-def _find_fault(resource: Resource, before: int, context: Context, place: Place) -> str | None:
+def _find_fault(resource: Resource, before: int, context: Context, findings: FindingCollector) -> str | None:
     """Why a resource may not be written: it is not valid, or strict mode does not accept a finding made since."""
-    if context.strict and (codes := {finding.code for finding in place.found[before:]} & _NOT_STRICT):
+    if context.strict and (codes := {finding.code for finding in findings.collected[before:]} & _NOT_STRICT):
         return f"strict mode and {', '.join(sorted(codes))}"
-    texts = errors(resource, context.version)
+    texts = find_errors(resource, context.version)
     for text in texts[:5]:
-        place.add("resource-invalid", message=f"{resource['resourceType']} {resource['id']}: {text}"[:300])
+        findings.add("resource-invalid", message=f"{resource['resourceType']} {resource['id']}: {text}"[:300])
     return "it is not valid" if texts else None
 
 
@@ -175,13 +177,13 @@ def _make_studies(
     own: Iterable[PatientMatch],
     ids: Mapping[PersonKey, str],
     faults: Mapping[str, str],
-    groups: Mapping[str, Group],
+    groups: Mapping[str, HeaderRows],
     context: Context,
-    place: Place,
+    findings: FindingCollector,
 ) -> list[Resource]:
     made = []
     for person in own:
-        at = _at(person, place)
+        at = _at(person, findings)
         resource, reason = _make_study(person, ids[person.system, person.value], groups[person.study_uid], context, at)
         reason = faults.get(person.study_uid) or reason
         if reason:
@@ -192,12 +194,12 @@ def _make_studies(
 
 
 def _make_study(
-    person: PatientMatch, patient_id: str, rows: Group, context: Context, place: Place
+    person: PatientMatch, patient_id: str, rows: HeaderRows, context: Context, findings: FindingCollector
 ) -> tuple[Resource | None, str | None]:
     """The ImagingStudy of a person, and why it may not be written."""
-    before = len(place.found)
+    before = len(findings.collected)
     identifier = context.ids.resource_id("ImagingStudy", context.dataset, person.study_uid)
-    resource = imaging_study.imaging_study(identifier, patient_id, rows, context, place)
+    resource = imaging_study.make_imaging_study(identifier, patient_id, rows, context, findings)
     if resource is None:
         return None, "none of its instances can stand in FHIR"
-    return resource, _find_fault(resource, before, context, place)
+    return resource, _find_fault(resource, before, context, findings)

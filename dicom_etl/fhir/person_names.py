@@ -14,7 +14,7 @@ _REPRESENTATION = ("ABC", "IDE", "SYL")
 _REPRESENTATION_URL = "http://hl7.org/fhir/StructureDefinition/iso21090-EN-representation"
 
 
-def human_names(text: str | None) -> list[dict[str, Any]]:
+def convert_person_name(text: str | None) -> list[dict[str, Any]]:
     """Up to three HumanNames, one for each component group: family^given^middle^prefix^suffix."""
     groups = (text or "").split("\\")[0].split("=")[:3]
     names = []
@@ -26,7 +26,7 @@ def human_names(text: str | None) -> list[dict[str, Any]]:
     return names
 
 
-def in_a_line(text: str) -> str | None:
+def format_person_name(text: str) -> str | None:
     """A name as people write it: prefix, given, middle, family, suffix; of the first group that has one."""
     for group in text.split("="):
         family, given, middle, prefix, suffix = _components(group)
