@@ -24,7 +24,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def _looks(pipeline: Pipeline) -> dict[str, str]:
-    return {encode_name(name): take_snapshot(pipeline, name) for name in pipeline.admitted()}
+    return {encode_name(name): take_snapshot(pipeline, name) for name in pipeline.active_datasets()}
 
 
 @dg.sensor(job=load_dataset, minimum_interval_seconds=300, default_status=dg.DefaultSensorStatus.STOPPED)
@@ -46,7 +46,7 @@ def nightly(context: dg.ScheduleEvaluationContext, etl: PipelineResource) -> Ite
 
     Not those that were withdrawn; their partitions stay, and a run of one says what would admit it again.
     """
-    keys = sorted(encode_name(name) for name in etl.pipeline().admitted())
+    keys = sorted(encode_name(name) for name in etl.pipeline().active_datasets())
     context.instance.add_dynamic_partitions("dataset", keys)
     for key in keys:
         yield dg.RunRequest(run_key=f"{context.scheduled_execution_time:%Y-%m-%d}:{key}", partition_key=key)

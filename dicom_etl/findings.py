@@ -1,7 +1,7 @@
-"""Everything that can be wrong, and the one shape in which it is said.
+"""Findings: problems in the data, all of one shape, and the catalogue of their codes.
 
-`codes.csv` beside this module is the catalogue: code, severity, stage, meaning, what to do. A finding is made by
-`finding(code, ...)`; severity and stage come from the catalogue. The table in `docs/quality.md` is made from it too.
+The catalogue is `finding_codes.csv` beside this module: code, severity, stage, meaning, action. `make_finding` takes
+severity and stage from it. The table of codes in `docs/quality.md` is generated from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dicom_etl.lake.schemas import FINDINGS
 
 
 @dataclass(frozen=True, slots=True)
-class Code:
+class FindingCode:
     """A line of the catalogue."""
 
     code: str
@@ -52,15 +52,15 @@ class Finding:
 
 
 @cache
-def codes() -> dict[str, Code]:
+def finding_codes() -> dict[str, FindingCode]:
     """The catalogue, by code."""
-    text = resources.files(__package__).joinpath("codes.csv").read_text(encoding="utf-8")
-    return {line["code"]: Code(**line) for line in csv.DictReader(text.splitlines())}
+    text = resources.files(__package__).joinpath("finding_codes.csv").read_text(encoding="utf-8")
+    return {line["code"]: FindingCode(**line) for line in csv.DictReader(text.splitlines())}
 
 
-def finding(code: str, dataset: str, **where: Any) -> Finding:
+def make_finding(code: str, dataset: str, **where: Any) -> Finding:
     """A finding of a catalogued code; `where` are further fields of `Finding`."""
-    known = codes()[code]
+    known = finding_codes()[code]
     where.setdefault("message", known.meaning)
     return Finding(code=code, severity=known.severity, stage=known.stage, dataset=dataset, **where)
 
@@ -73,7 +73,7 @@ def describe_error(error: BaseException | None) -> str:
 _what = attrgetter(*[field.name for field in fields(Finding) if field.name != "count"])
 
 
-def counted(findings: Iterable[Finding]) -> list[Finding]:
+def merge_equal(findings: Iterable[Finding]) -> list[Finding]:
     """Equal findings as one with the sum of their counts, sorted."""
     counts: dict[tuple[str | None, ...], int] = {}
     for found in findings:
@@ -83,8 +83,8 @@ def counted(findings: Iterable[Finding]) -> list[Finding]:
     return [Finding(*key, counts[key]) for key in ordered]  # type: ignore[arg-type,call-arg]  # the order is that of the fields
 
 
-def findings_table(findings: Iterable[Finding]) -> pa.Table:
+def tabulate_findings(findings: Iterable[Finding]) -> pa.Table:
     """The findings in the schema of the lake, equal ones counted."""
-    found = counted(findings)
+    found = merge_equal(findings)
     columns = [pa.array([getattr(one, field.name) for one in found], field.type) for field in FINDINGS.schema]
     return pa.table(columns, schema=FINDINGS.schema)

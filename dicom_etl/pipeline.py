@@ -20,7 +20,6 @@ from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.migration import clear, must_be_rebuilt
 from dicom_etl.lake.schemas import INVENTORY
 from dicom_etl.lake.tables import Lake, LakeError
-from dicom_etl.lake.withdrawn import admitted
 from dicom_etl.settings import DatasetSettings, Settings, SettingsError
 from dicom_etl.sources import Source, SourceError, open_source
 from dicom_etl.sources.registry import find_datasets
@@ -32,6 +31,7 @@ from dicom_etl.stages.report import ReportSummary, report
 from dicom_etl.stages.upload import NotBuiltError, Uploaded, upload
 from dicom_etl.stages.verify import Verified, verify
 from dicom_etl.upload.ledger import TROUBLE
+from dicom_etl.withdrawal.record import exclude_withdrawn
 
 STAGES = ("crawl", "extract", "build", "upload", "measure", "report")
 
@@ -80,9 +80,9 @@ class Pipeline:
         """All datasets, by name."""
         return find_datasets(self.settings) | dict(self.extra)
 
-    def admitted(self) -> dict[str, DatasetSettings]:
+    def active_datasets(self) -> dict[str, DatasetSettings]:
         """All datasets but those that were withdrawn as a whole."""
-        return admitted(self.lake, self.datasets())
+        return exclude_withdrawn(self.lake, self.datasets())
 
     def source(self, dataset: str) -> Source:
         """The source of a dataset; SourceError where there is none of this name."""

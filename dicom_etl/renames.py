@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 OPTIONS = {"--accept-vanished": "--accept-missing", "--readmit": "--undo"}
-COMMANDS = {"outcomes": "uploads"}
+COMMANDS = {"forget": "withdraw", "outcomes": "uploads"}
 
 
 def describe_rename(renames: Mapping[str, str], name: str, kind: str) -> str | None:

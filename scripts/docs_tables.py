@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dicom_etl.fhir.mapping import Line, lines  # noqa: E402
-from dicom_etl.findings import codes  # noqa: E402
+from dicom_etl.findings import finding_codes  # noqa: E402
 from dicom_etl.headers.catalogue import catalogue  # noqa: E402
 from dicom_etl.lake import schemas  # noqa: E402
 from dicom_etl.settings import describe_settings  # noqa: E402
@@ -43,7 +43,7 @@ def finding_table() -> str:
     """All codes."""
     return rows(
         ("code", "severity", "stage", "meaning", "what to do"),
-        [(f"`{c.code}`", c.severity, c.stage, c.meaning, c.action) for c in codes().values()],
+        [(f"`{c.code}`", c.severity, c.stage, c.meaning, c.action) for c in finding_codes().values()],
     )
 
 

@@ -26,7 +26,7 @@ LEDGER_COMMANDS = (
     ["status"],
     ["uploads"],
     ["explain", "ds", "sub-1"],
-    ["forget", "ds", "sub-1", "--yes"],
+    ["withdraw", "ds", "sub-1", "--yes"],
 )
 PASSWORD = "Zanzibarium"
 
@@ -84,7 +84,7 @@ def test_a_ledger_that_cannot_be_used_is_one_sentence_and_exit_code_2(
 
 @pytest.mark.parametrize(
     ("command", "expected"),
-    [(["run"], 1), (["upload"], 1), (["verify", "--repair"], 2), (["forget", "ds", "sub-1", "--yes"], 2)],
+    [(["run"], 1), (["upload"], 1), (["verify", "--repair"], 2), (["withdraw", "ds", "sub-1", "--yes"], 2)],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_ledger_that_another_process_writes_all_the_time_is_one_sentence(

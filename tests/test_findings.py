@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 import dicom_etl
-from dicom_etl.findings import Finding, codes, counted, finding, findings_table
+from dicom_etl.findings import Finding, finding_codes, make_finding, merge_equal, tabulate_findings
 from dicom_etl.lake.schemas import FINDINGS
 
 PACKAGE = Path(dicom_etl.__file__).parent
-LINES = list(csv.DictReader((PACKAGE / "codes.csv").read_text(encoding="utf-8").splitlines()))
+LINES = list(csv.DictReader((PACKAGE / "finding_codes.csv").read_text(encoding="utf-8").splitlines()))
 STAGES = {"crawl", "extract", "build", "upload", "measure", "report"}
 
 # functions that take the code of a finding, and its place among their arguments
-_TAKE_A_CODE = {"finding": 0, "_found": 0, "NotRead": 1, "Moment": 1, "Problem": 0}
+_TAKE_A_CODE = {"make_finding": 0, "_found": 0, "NotRead": 1, "Moment": 1, "Problem": 0}
 
 
 @cache
@@ -88,7 +88,7 @@ def test_an_error_or_a_warning_says_what_to_do(line: dict[str, str]) -> None:
 def test_every_code_that_the_sources_use_is_in_the_catalogue() -> None:
     used = list(codes_in_calls())
     assert len(used) > 40
-    assert [(file, code) for file, code in used if code not in codes()] == []
+    assert [(file, code) for file, code in used if code not in finding_codes()] == []
 
 
 @pytest.mark.parametrize("code", [line["code"] for line in LINES if line["stage"] in {"crawl", "extract", "build"}])
@@ -100,7 +100,7 @@ def test_every_code_of_the_catalogue_is_used(code: str) -> None:
 
 
 def test_severity_stage_and_message_come_from_the_catalogue() -> None:
-    assert finding("laterality-conflict", "ds", unit="sub-1") == Finding(
+    assert make_finding("laterality-conflict", "ds", unit="sub-1") == Finding(
         code="laterality-conflict",
         severity="warning",
         stage="build",
@@ -111,26 +111,26 @@ def test_severity_stage_and_message_come_from_the_catalogue() -> None:
 
 
 def test_a_message_of_its_own_counts() -> None:
-    assert finding("header-unreadable", "ds", message="because").message == "because"
+    assert make_finding("header-unreadable", "ds", message="because").message == "because"
 
 
 def test_a_code_that_is_not_catalogued_is_a_mistake() -> None:
     with pytest.raises(KeyError, match="no-such-code"):
-        finding("no-such-code", "ds")
+        make_finding("no-such-code", "ds")
 
 
 def test_equal_findings_are_one_with_the_sum_of_their_counts() -> None:
-    one, other = finding("non-dicom-file", "ds", value=".txt"), finding("non-dicom-file", "ds", value=".pdf")
-    found = counted([one, other, one, finding("non-dicom-file", "ds", value=".txt", count=3)])
+    one, other = make_finding("non-dicom-file", "ds", value=".txt"), make_finding("non-dicom-file", "ds", value=".pdf")
+    found = merge_equal([one, other, one, make_finding("non-dicom-file", "ds", value=".txt", count=3)])
     assert [(f.value, f.count) for f in found] == [(".pdf", 1), (".txt", 5)]
 
 
 def test_no_findings_are_an_empty_table_with_its_columns() -> None:
-    assert findings_table([]).equals(FINDINGS.schema.empty_table())
+    assert tabulate_findings([]).equals(FINDINGS.schema.empty_table())
 
 
 def test_findings_become_rows_of_the_lakes_table() -> None:
-    table = findings_table([finding("file-empty", "ds", unit="sub-1", path="a.dcm", message="empty")])
+    table = tabulate_findings([make_finding("file-empty", "ds", unit="sub-1", path="a.dcm", message="empty")])
     assert table.schema.equals(FINDINGS.schema)
     (row,) = table.to_pylist()
     assert {key: value for key, value in row.items() if value is not None} == {

@@ -41,7 +41,7 @@ SUBCOMMANDS = {
     "explain": Subcommand("explain", "Show everything about a subject: files, patient, findings, resources, uploads."),
     "completeness": Subcommand("completeness", "Write a table of how often each tag is filled, empty or absent."),
     "findings": Subcommand("findings", "Write a table of the findings of all stages."),
-    "forget": Subcommand("forgetting", "Remove a withdrawn subject from server, ledger and lake, and keep it out."),
+    "withdraw": Subcommand("withdraw", "Remove a subject or a dataset from server, ledger and lake, and keep it out."),
     "doctor": Subcommand("doctor", "Check settings, access to datasets and lake, and the FHIR server."),
     "example": Subcommand("example", "Write two small example datasets and their settings file."),
 }

@@ -12,10 +12,10 @@ from dicom_etl.cli.session import Session
 from dicom_etl.inspection.preview import preview_run
 from dicom_etl.inspection.status import list_datasets
 from dicom_etl.lake.migration import must_be_rebuilt
-from dicom_etl.lake.withdrawn import admitted
 from dicom_etl.pipeline import Pipeline, RunOptions, RunResult, run
 from dicom_etl.settings import DatasetSettings, SettingsError
 from dicom_etl.sources.registry import find_datasets, select_datasets
+from dicom_etl.withdrawal.record import exclude_withdrawn
 
 _OF_THE_LAKE = {"upload", "measure", "report"}
 
@@ -59,8 +59,8 @@ def _chosen(session: Session, named: list[str], stages: Collection[str]) -> dict
 
 def _admitted(session: Session, chosen: dict[str, DatasetSettings]) -> dict[str, DatasetSettings]:
     """The datasets but those that were withdrawn, of which is told."""
-    ending = "was withdrawn and is passed over; `dicom-etl forget {} --readmit` ends that"
-    left = admitted(session.lake(), chosen)
+    ending = "was withdrawn and is passed over; `dicom-etl withdraw {} --undo` ends that"
+    left = exclude_withdrawn(session.lake(), chosen)
     gone = {name: f"dataset {name} {ending.format(name)}" for name in chosen if name not in left}
     if chosen and len(gone) == len(chosen):
         raise SettingsError("; ".join(gone.values()))

@@ -9,7 +9,7 @@ import typer
 from dicom_etl.cli.export import write_rows
 from dicom_etl.cli.options import Dataset, LakeRoot, Output, SettingsFile, check_choices
 from dicom_etl.cli.session import Session
-from dicom_etl.findings import codes
+from dicom_etl.findings import finding_codes
 from dicom_etl.lake.schemas import ALL_FINDINGS
 
 
@@ -34,6 +34,6 @@ def findings(
     if severity:
         check_choices("--severity", severity, ("error", "warning", "info"))
     if code:
-        check_choices("--code", code, codes())
+        check_choices("--code", code, finding_codes())
     batches = session.measured_lake(dataset).read_pieces(ALL_FINDINGS, dataset=dataset)
     write_rows(session, ALL_FINDINGS, batches, output, {"code": code, "severity": severity, "subject": subject})

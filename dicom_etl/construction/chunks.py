@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from dicom_etl.construction.unit_resources import COLUMNS, UnitInputs, UnitResources, make_resources
 from dicom_etl.fhir.context import SUBJECT_FIELDS, Context, samples_of
 from dicom_etl.fhir.corrections import Correction
-from dicom_etl.findings import describe_error, findings_table
+from dicom_etl.findings import describe_error, tabulate_findings
 from dicom_etl.identity.matching import PatientMatch
 from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake.commits import digest_of
@@ -146,7 +146,7 @@ def build_chunk(chunk: Chunk) -> BuiltChunk:
     for kind, content in contents.items():
         lake.write_part_marker(chunk.path(kind), content)
     tables = {
-        "findings": findings_table(found for unit in whole for found in unit.findings),
+        "findings": tabulate_findings(found for unit in whole for found in unit.findings),
         "elements": _elements(chunk.dataset, whole),
     }
     sizes = {kind: len(content) for kind, content in contents.items()}

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from dicom_etl.extraction.chunks import CHUNK_TABLES, Chunk
 from dicom_etl.extraction.findings import ValueProblem, file_findings, limit_value_findings, value_findings
-from dicom_etl.findings import Finding, findings_table
+from dicom_etl.findings import Finding, tabulate_findings
 from dicom_etl.headers.batch import Batch
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.fast import FastReader, Row
@@ -74,7 +74,7 @@ def read_chunk(chunk: Chunk) -> ChunkSummary:
     )
     tables = {
         # those of a part are limited when all parts of the unit are there
-        "findings": findings_table(result.findings if chunk.is_part else limit_value_findings(result.findings)),
+        "findings": tabulate_findings(result.findings if chunk.is_part else limit_value_findings(result.findings)),
         "tag_profiles": result.tag_profiles.combine_chunks(),
         "headers": rows,
         "files": files,

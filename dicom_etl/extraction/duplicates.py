@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from dicom_etl.extraction.chunk_reader import ChunkSummary, hash_uids
 from dicom_etl.extraction.chunks import Chunk, chunk_path
 from dicom_etl.extraction.plan import Plan
-from dicom_etl.findings import Finding, finding
+from dicom_etl.findings import Finding, make_finding
 from dicom_etl.lake.schemas import FILES, headers
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source
@@ -136,7 +136,7 @@ def _sha256(source: Source, copy: _Copy) -> str | None:
 
 
 def _finding(dataset: str, copy: _Copy, first: _Copy, *, is_identical: bool) -> Finding:
-    return finding(
+    return make_finding(
         "duplicate-identical" if is_identical else "duplicate-conflict",
         dataset,
         unit=copy.row["unit"],

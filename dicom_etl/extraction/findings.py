@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.findings import Finding, counted, finding, findings_table
+from dicom_etl.findings import Finding, make_finding, merge_equal, tabulate_findings
 from dicom_etl.headers.reader import ColumnProblem
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import mask_value
@@ -45,9 +45,9 @@ def file_findings(files: pa.Table) -> list[Finding]:
         else:
             message = {"message": file["message"]} if file["message"] else {}
             code = file["reason"] or "dicomdir"
-            findings.append(finding(code, file["dataset"], path=file["path"], **owner, **message))
+            findings.append(make_finding(code, file["dataset"], path=file["path"], **owner, **message))
     for (code, dataset, unit, subject, value), count in counts.items():
-        findings.append(finding(code, dataset, unit=unit, subject=subject, value=value, count=count))
+        findings.append(make_finding(code, dataset, unit=unit, subject=subject, value=value, count=count))
     return findings
 
 
@@ -61,7 +61,7 @@ def value_findings(entries: pa.Table, problems: Sequence[ValueProblem]) -> Itera
     numbers = pa.array([problem.number for problem in problems], pa.int64())
     units = entries.take(numbers).select(["dataset", "unit", "subject", "sample"]).to_pylist()
     for ((column, problem), _, study_uid, series_uid), unit in zip(problems, units, strict=True):
-        yield finding(
+        yield make_finding(
             problem.code,
             study_uid=study_uid,
             series_uid=series_uid,
@@ -84,7 +84,7 @@ def limit_value_findings(findings: Iterable[Finding]) -> list[Finding]:
             file_findings.append(item)
         else:  # the message names the column
             by_column[item.unit, item.series_uid, item.message, item.code].append(item)
-    return [*file_findings, *(item for group in by_column.values() for item in _most_frequent(counted(group)))]
+    return [*file_findings, *(item for group in by_column.values() for item in _most_frequent(merge_equal(group)))]
 
 
 def _most_frequent(findings: list[Finding]) -> list[Finding]:
@@ -92,7 +92,7 @@ def _most_frequent(findings: list[Finding]) -> list[Finding]:
     others = ranked[_SHOWN_VALUES:]
     if not others:
         return ranked
-    summary = finding(
+    summary = make_finding(
         others[0].code,
         others[0].dataset,
         unit=others[0].unit,
@@ -125,7 +125,7 @@ def merge_findings(read_parts: Callable[[], Iterable[pa.Table]]) -> pa.Table:
         # a series is limited after its last part: most series are in one part, so few findings wait
         on_values += limit_value_findings(item for item in waiting if last_part[item.series_uid] == number)
         waiting = [item for item in waiting if last_part[item.series_uid] > number]
-    return pa.concat_tables([_sum_counts(pa.concat_tables(on_files)), findings_table(on_values)])
+    return pa.concat_tables([_sum_counts(pa.concat_tables(on_files)), tabulate_findings(on_values)])
 
 
 def _sum_counts(findings: pa.Table) -> pa.Table:

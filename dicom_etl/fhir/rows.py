@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dicom_etl.findings import Finding, finding
+from dicom_etl.findings import Finding, make_finding
 from dicom_etl.headers.catalogue import by_name
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import mask_value
@@ -47,7 +47,7 @@ class FindingCollector:
         """Note a finding here; the value of a column is masked where it identifies."""
         tag, keyword = _tag_and_keyword(column)
         self.collected.append(
-            finding(
+            make_finding(
                 code,
                 self.dataset,
                 unit=self.unit,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from dicom_etl.lake.schemas import INVENTORY
-from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.pipeline import Pipeline
 from dicom_etl.sources import Scan
+from dicom_etl.withdrawal.record import WithdrawalRecord
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ def preview_run(pipeline: Pipeline, dataset: str) -> Preview:
     before = dict(zip(inventory["path"].to_pylist(), known, strict=True))
     files = new = changed = 0
     units: set[str] = set()
-    withdrawn = Withdrawn.of(pipeline.lake, dataset, pipeline.ids)
+    withdrawn = WithdrawalRecord.read(pipeline.lake, dataset, pipeline.ids)
     for entry in pipeline.source(dataset).scan(Scan()):
-        if withdrawn.has(entry.unit):
+        if withdrawn.is_withdrawn(entry.unit):
             continue
         files += 1
         was, now = before.pop(entry.path, None), (entry.size, entry.mtime // 1000, entry.unit)

@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import ExitStack
 
+import pyarrow as pa
+
 from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake.description import FILE, LakeDescription
 from dicom_etl.lake.recovery import STAGES
-from dicom_etl.lake.schemas import IDENTITIES
-from dicom_etl.lake.tables import Lake
+from dicom_etl.lake.row_groups import read_parquet
+from dicom_etl.lake.schemas import IDENTITIES, WITHDRAWN
+from dicom_etl.lake.tables import Lake, LakeError
 
 _BY_DATASET = ("headers", "tag_profiles", "files", "fhir_elements", "quality")
 _BY_KIND = {"fhir": ("Patient", "Endpoint", "ImagingStudy"), "findings": ("extract", "build", "upload")}
 _OF_FORMER_SCHEMAS = ("layouts", "outcomes", ".pieces")  # of schemas 1 and 3
+_PREVIOUS_COLUMNS = {"site": "namespace", "left": "pending_deletions"}  # of the records of withdrawals until schema 3
 
 
 def must_be_rebuilt(lake: Lake, id_key: str | None) -> bool:
@@ -41,12 +45,15 @@ def clear(lake: Lake, datasets: Collection[str], id_key: str | None = None) -> N
 
     Raises:
         LockHeldError: a run writes one of the datasets; nothing was removed.
+        LakeError: a record of withdrawals is damaged; nothing was removed.
     """
+    is_whole = must_be_rebuilt(lake, id_key)
     with ExitStack() as held:
-        for name in sorted(datasets):
+        for name in sorted({*datasets, *(_withdrawal_datasets(lake) if is_whole else ())}):
             held.enter_context(lake.lock(name, f"rebuild of {name}"))
-        if must_be_rebuilt(lake, id_key):
+        if is_whole:
             former = lake.describe()
+            _rewrite_withdrawals(lake)
             for folder in (*reversed(_folders()), ".chunks", "identities", *_OF_FORMER_SCHEMAS):
                 lake.remove_folder(folder)
             # last: a lake that was cleared in part is still refused
@@ -66,3 +73,48 @@ def _folders() -> list[str]:
     """The folders that hold a folder of each dataset, those of commits last."""
     kinds = [f"{parent}/{kind}" for parent, children in _BY_KIND.items() for kind in children]
     return [*_BY_DATASET, *kinds, *(f"commits/{stage}" for stage in STAGES)]
+
+
+# -- withdrawals ------------------------------------------------------------------------------------------------------
+
+
+def read_withdrawals(lake: Lake, dataset: str) -> pa.Table:
+    """The record of withdrawals of a dataset in the columns of this version, also if an older version wrote it.
+
+    Raises:
+        LakeError: it is damaged.
+    """
+    path = WITHDRAWN.path(dataset=dataset)
+    return _read_withdrawals(lake, path) if lake.exists(path) else WITHDRAWN.schema.empty_table()
+
+
+def _read_withdrawals(lake: Lake, path: str) -> pa.Table:
+    try:
+        with lake.at(path).open("rb") as file:
+            rows = read_parquet(file)
+        rows = rows.rename_columns([_PREVIOUS_COLUMNS.get(name, name) for name in rows.column_names])
+        if "id_key" not in rows.column_names:  # until schema 2
+            rows = rows.append_column("id_key", pa.nulls(rows.num_rows, pa.string()))
+        return rows.select(WITHDRAWN.schema.names).cast(WITHDRAWN.schema)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise LakeError(
+            f"{path} is damaged ({error}): restore this file from a backup, since without it the subjects that were "
+            "withdrawn would be loaded again"
+        ) from error
+
+
+def _withdrawal_datasets(lake: Lake) -> set[str]:
+    """The datasets that have a record of withdrawals; those that were withdrawn as a whole have no other table."""
+    return {name for path in _withdrawal_paths(lake) for name in _read_withdrawals(lake, path)["dataset"].to_pylist()}
+
+
+def _rewrite_withdrawals(lake: Lake) -> None:
+    """Write all records of withdrawals in the columns of this version; the caller holds the locks of their datasets."""
+    for path in _withdrawal_paths(lake):
+        rows = _read_withdrawals(lake, path)
+        for dataset in rows["dataset"].unique().to_pylist():
+            lake.write(WITHDRAWN, rows, dataset=dataset)
+
+
+def _withdrawal_paths(lake: Lake) -> list[str]:
+    return [f"withdrawn/{name}.parquet" for name in lake.names("withdrawn", ".parquet")]

@@ -277,7 +277,7 @@ WITHDRAWN = Table(
         ("imaging_studies", COUNT),
         ("endpoints", COUNT),
         ("servers", STRING),
-        ("left", STRING),
+        ("pending_deletions", STRING),
         ("time", INSTANT),
     ),
     ("digest", "namespace"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dicom_etl.findings import finding
+from dicom_etl.findings import make_finding
 from dicom_etl.settings import DatasetSettings
 from dicom_etl.sources.base import ROOT_UNIT, Entry, Scan, SourceError
 
@@ -59,10 +59,10 @@ class ListSource:
         try:
             stat = (self.root.parent / path).stat()
         except FileNotFoundError:
-            scan.findings.append(finding("listed-file-missing", self.dataset, path=path, subject=subject or None))
+            scan.findings.append(make_finding("listed-file-missing", self.dataset, path=path, subject=subject or None))
         except OSError as error:
             scan.unread_files.append(path)
-            scan.findings.append(finding("file-unreadable", self.dataset, path=path, message=error.strerror))
+            scan.findings.append(make_finding("file-unreadable", self.dataset, path=path, message=error.strerror))
         else:
             yield Entry(
                 path,

@@ -13,7 +13,7 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.findings import Finding, finding
+from dicom_etl.findings import Finding, make_finding
 from dicom_etl.lake.schemas import INVENTORY
 from dicom_etl.sources.base import Entry, Scan, Source
 
@@ -58,7 +58,7 @@ def report_missing(dataset: str, current: pa.Table, previous: pa.Table) -> list[
         return []
     units = sorted(set(pc.unique(previous["unit"]).to_pylist()) - set(pc.unique(current["unit"]).to_pylist()))
     findings = [
-        finding(
+        make_finding(
             "subject-missing",
             dataset,
             unit=unit,
@@ -71,5 +71,5 @@ def report_missing(dataset: str, current: pa.Table, previous: pa.Table) -> list[
             f"{missing} of {previous.num_rows} files are missing; "
             "if they were removed on purpose, run again with --accept-missing"
         )
-        findings.append(finding("files-missing", dataset, count=missing, message=text))
+        findings.append(make_finding("files-missing", dataset, count=missing, message=text))
     return findings

@@ -17,7 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
-from dicom_etl.findings import finding
+from dicom_etl.findings import make_finding
 from dicom_etl.settings import DatasetSettings
 from dicom_etl.sources.archives import (
     MARK,
@@ -346,7 +346,7 @@ class _TreeScan:
         return True
 
     def _add_finding(self, code: str, **fields: object) -> None:
-        self.scan.findings.append(finding(code, self.source.dataset, **fields))
+        self.scan.findings.append(make_finding(code, self.source.dataset, **fields))
 
 
 def _remember(stat: os.stat_result, inodes: set[tuple[int, int]]) -> None:

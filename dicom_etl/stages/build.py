@@ -40,7 +40,7 @@ from dicom_etl.engine import Engine, Progress
 from dicom_etl.fhir.context import Context
 from dicom_etl.fhir.corrections import Correction, read_corrections
 from dicom_etl.fhir.endpoint import make_endpoint
-from dicom_etl.findings import Finding, describe_error, finding, findings_table
+from dicom_etl.findings import Finding, describe_error, make_finding, tabulate_findings
 from dicom_etl.identity.crosswalk import CrosswalkEntry, read_crosswalk
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.commits import Commit, find_damage, read_commits, remove_other_shards, require_whole
@@ -56,11 +56,11 @@ from dicom_etl.lake.schemas import (
 from dicom_etl.lake.shard_writer import exchange_folders
 from dicom_etl.lake.shards import shard_of
 from dicom_etl.lake.tables import Lake
-from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.settings import DatasetSettings, Settings
 from dicom_etl.sources import Source as DatasetSource
 from dicom_etl.sources import SourceError
-from dicom_etl.stages.left_out import findings_kept
+from dicom_etl.withdrawal.exclusion import exclude_findings
+from dicom_etl.withdrawal.record import WithdrawalRecord
 
 _SHORT = 4.0  # seconds of work below which starting worker processes, a second each, costs more than it gains
 _UNIT, _ROW = 0.0004, 0.00002  # seconds of work that a unit and a header row take
@@ -127,7 +127,7 @@ def build(
             context.values(),
             [list(line) for line in lines],
             lake.digest(SHEETS.path(dataset=name)),
-            sorted(row["digest"] or "" for row in Withdrawn.of(lake, name).rows),
+            sorted(row.digest or "" for row in WithdrawalRecord.read(lake, name).rows),
             served,
             units.shards,
         )
@@ -145,8 +145,10 @@ def build(
         changed = _changed(job, inputs, commits, subjects=subjects, force=force)
         errors = _make(job, inputs, changed, commits)
         useless = [*_useless_crosswalk_lines(name, crosswalk, identities), *_useless_corrections(name, lines, touched)]
-        useless = findings_kept(useless, Withdrawn.of(lake, name, ids))  # they would name who was withdrawn
-        failures = [finding("build-failed", name, unit=unit, message=text) for unit, text in sorted(errors.items())]
+        useless = exclude_findings(useless, WithdrawalRecord.read(lake, name, ids))
+        failures = [
+            make_finding("build-failed", name, unit=unit, message=text) for unit, text in sorted(errors.items())
+        ]
         skipped = frozenset() if subjects is None else frozenset(units.marks.keys() - set(subjects))
         found = _findings(lake, name, [*failures, *useless], skipped)
         summary = _summary(lake, name, units, identities, len(changed) - len(errors), len(errors), found)
@@ -407,7 +409,7 @@ def _useless_corrections(
     for line in lines:
         if line not in used:
             message = f"{line.line} ({line.tag}) speaks of no instance of the dataset"
-            yield finding("correction-unmatched", dataset, subject=line.subject, message=message)
+            yield make_finding("correction-unmatched", dataset, subject=line.subject, message=message)
 
 
 def _useless_crosswalk_lines(
@@ -416,11 +418,11 @@ def _useless_crosswalk_lines(
     subjects = set(pc.unique(identities.table["subject"]).to_pylist()) if crosswalk else set()
     for line in crosswalk:
         if line.subject not in subjects:
-            yield finding("crosswalk-unmatched", dataset, subject=line.subject)
+            yield make_finding("crosswalk-unmatched", dataset, subject=line.subject)
 
 
 def _findings(lake: Lake, dataset: str, found: list[Finding], skipped: Collection[str]) -> pa.Table:
     """The findings of the dataset; those of units that this run was not to make stay."""
     before = lake.read(DATASET_FINDINGS, stage="build", dataset=dataset).to_pylist() if skipped else []
     kept = [Finding(**row) for row in before if row["unit"] in skipped]
-    return findings_table([*kept, *found])
+    return tabulate_findings([*kept, *found])

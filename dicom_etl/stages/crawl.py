@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.findings import finding, findings_table
+from dicom_etl.findings import make_finding, tabulate_findings
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import DATASET_FINDINGS, INVENTORY, SHEETS
 from dicom_etl.lake.tables import Lake
-from dicom_etl.lake.withdrawn import Withdrawn
 from dicom_etl.sources import Scan, Source, SourceError
 from dicom_etl.sources.base import SheetCell
 from dicom_etl.sources.inventory import add_unread_files, find_missing_files, list_files, report_missing
-from dicom_etl.stages.left_out import cells_kept, findings_kept
+from dicom_etl.withdrawal.exclusion import exclude_cells, exclude_findings
+from dicom_etl.withdrawal.record import WithdrawalRecord
 
 
 class DatasetStoppedError(Exception):
@@ -56,15 +56,15 @@ def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_
         DatasetStoppedError: a subject or too many files are missing; the finding is in `findings/crawl`.
     """
     with lake.lock(source.dataset, f"crawl of {source.dataset}"):
-        withdrawn = Withdrawn.of(lake, source.dataset, ids)
+        withdrawn = WithdrawalRecord.read(lake, source.dataset, ids)
         _refuse_withdrawn_dataset(withdrawn)
         scan = Scan(previous_cells=_read_cells(lake, source.dataset))
-        previous = withdrawn.without(lake.read(INVENTORY, dataset=source.dataset))
+        previous = withdrawn.exclude_rows(lake.read(INVENTORY, dataset=source.dataset))
         current = add_unread_files(_list_remaining_files(source, scan, withdrawn), previous, scan)
         if current.num_rows == 0 and not scan.unread_folders:
             raise SourceError(f"dataset {source.dataset}: {_explain_no_files(source, scan)}")
         missing = [] if accept_missing else report_missing(source.dataset, current, previous)
-        findings = findings_table([*scan.findings, *missing])
+        findings = tabulate_findings([*scan.findings, *missing])
         lake.write(DATASET_FINDINGS, findings, stage="crawl", dataset=source.dataset)
         if current.num_rows == 0:
             folder = scan.unread_folders[0] or "."
@@ -83,11 +83,11 @@ def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_
     )
 
 
-def _refuse_withdrawn_dataset(withdrawn: Withdrawn) -> None:
-    if withdrawn.whole:
+def _refuse_withdrawn_dataset(withdrawn: WithdrawalRecord) -> None:
+    if withdrawn.is_dataset_withdrawn:
         name = withdrawn.dataset
         raise SourceError(
-            f"dataset {name} was withdrawn and is not loaded; `dicom-etl forget {name} --readmit` ends that"
+            f"dataset {name} was withdrawn and is not loaded; `dicom-etl withdraw {name} --undo` ends that"
         )
 
 
@@ -97,14 +97,14 @@ def _explain_no_files(source: Source, scan: Scan) -> str:
     return f"no file that could be DICOM under {source.location}"
 
 
-def _list_remaining_files(source: Source, scan: Scan, withdrawn: Withdrawn) -> pa.Table:
+def _list_remaining_files(source: Source, scan: Scan, withdrawn: WithdrawalRecord) -> pa.Table:
     """The inventory without withdrawn subjects, of whom only the number of files is reported."""
     files = list_files(source, scan)
-    remaining = withdrawn.without(files)
-    scan.cells = cells_kept(scan.cells, withdrawn)
-    scan.findings = findings_kept(scan.findings, withdrawn)
+    remaining = withdrawn.exclude_rows(files)
+    scan.cells = exclude_cells(scan.cells, withdrawn)
+    scan.findings = exclude_findings(scan.findings, withdrawn)
     if withdrawn_files := files.num_rows - remaining.num_rows:
-        scan.findings.append(finding("subject-withdrawn", source.dataset, count=withdrawn_files))
+        scan.findings.append(make_finding("subject-withdrawn", source.dataset, count=withdrawn_files))
     return remaining
 
 

@@ -18,7 +18,7 @@ from dicom_etl.extraction.duplicates import Duplicates, find_duplicates
 from dicom_etl.extraction.plan import Units, commit_rows, plan_extraction, state_fingerprint
 from dicom_etl.extraction.reading import UnitsRead, read_units
 from dicom_etl.extraction.shards import write_shards
-from dicom_etl.findings import describe_error, finding, findings_table
+from dicom_etl.findings import describe_error, make_finding, tabulate_findings
 from dicom_etl.lake.commits import read_commits
 from dicom_etl.lake.schemas import DATASET_FINDINGS, FINDINGS, INVENTORY
 from dicom_etl.lake.tables import Lake
@@ -95,10 +95,10 @@ def _read_inventory(lake: Lake, dataset: str) -> pa.Table:
 
 def _write_findings(lake: Lake, dataset: str, units_read: UnitsRead, duplicates: Duplicates, state: str) -> None:
     failed = [
-        finding("unit-failed", dataset, unit=unit, message=describe_error(error))
+        make_finding("unit-failed", dataset, unit=unit, message=describe_error(error))
         for unit, error in units_read.failures.items()
     ]
-    rows = findings_table([*failed, *duplicates.findings])
+    rows = tabulate_findings([*failed, *duplicates.findings])
     # without the fingerprint the next run decides about duplicates again
     state = "" if units_read.failures or not duplicates.is_complete else state
     lake.write(DATASET_FINDINGS, rows, fingerprint=state, stage="extract", dataset=dataset)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl.engine import Progress
-from dicom_etl.findings import findings_table
+from dicom_etl.findings import tabulate_findings
 from dicom_etl.lake.commits import Commit, read_commits, require_whole
 from dicom_etl.lake.fingerprints import fingerprint, version_of
 from dicom_etl.lake.schemas import (
@@ -54,7 +54,7 @@ MEASURE_VERSION = 4
 
 _STAGES = ("crawl", "extract", "build", "upload")
 _TABLES = (
-    "dicom_etl:codes.csv",
+    "dicom_etl:finding_codes.csv",
     "dicom_etl.headers:catalogue.csv",
     "dicom_etl.fhir.tables:annex_l.json",
     "dicom_etl.fhir.tables:body_part_aliases.csv",
@@ -240,7 +240,7 @@ def _judge(database: Database, dataset: str, copies: Mapping[str | None, int], s
     of_subjects, unmatched_subjects = subject_matches(database, dataset)
     of_samples, unmatched_samples = sample_matches(database, dataset)
     consistent, inconsistencies = consistency(database, dataset, reference_date)
-    for found in (findings_table(of_tags), *unmatched_subjects, *unmatched_samples, *inconsistencies):
+    for found in (tabulate_findings(of_tags), *unmatched_subjects, *unmatched_samples, *inconsistencies):
         database.append("findings", found)
     return [
         *file_measures(database, copies),

@@ -34,7 +34,7 @@ REPORT_VERSION = 2
 MOST_CSV_ROWS = 200_000  # 40 MB of findings; a spreadsheet takes a million rows and is slow long before
 
 _TABLES = (
-    "dicom_etl:codes.csv",
+    "dicom_etl:finding_codes.csv",
     "dicom_etl.headers:catalogue.csv",
     "dicom_etl.quality.tables:quality_checks.json",
     "dicom_etl.quality.report:report.html.j2",

@@ -1,7 +1,7 @@
 """What leaves a server: resources that the lake no longer produces, and those of a withdrawn subject or dataset.
 
 Only resources of ours are deleted, studies before what they refer to; a Patient stays while a study on the server
-refers to it. Not here: who is withdrawn, and what the lake loses (`stages.forget`).
+refers to it. Not here: who is withdrawn, and what the lake loses (`withdrawal`).
 """
 
 from __future__ import annotations

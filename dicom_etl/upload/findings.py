@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from dicom_etl.findings import Finding, finding
+from dicom_etl.findings import Finding, make_finding
 from dicom_etl.identity.masking import MASKED
 from dicom_etl.upload.ledger import ResourceRow, State
 
@@ -19,7 +19,7 @@ def findings_of(rows: Iterable[ResourceRow], dataset: str) -> Iterator[Finding]:
             continue
         name = f"{row.type}/{row.id}"
         tag = _TAGS.get((text or "").partition(" ")[0]) if reason == "patient-conflict" else None
-        yield finding(
+        yield make_finding(
             reason,
             dataset,
             unit=row.unit,

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import orjson
 
-from dicom_etl.findings import Finding, findings_table
+from dicom_etl.findings import Finding, tabulate_findings
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.schemas import DATASET_FINDINGS
@@ -672,7 +672,7 @@ class DatasetUpload:
     async def _write_results(self) -> None:
         if self._run.target.options.dry_run:
             return
-        table = findings_table(await self._findings())
+        table = tabulate_findings(await self._findings())
         self._run.lake.write(DATASET_FINDINGS, table, stage="upload", dataset=self._dataset)
         await export_ledger(self._run.lake, self._run.target.ledger, self._dataset)
 

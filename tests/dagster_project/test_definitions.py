@@ -17,7 +17,7 @@ from dicom_etl.examples import write_examples
 from dicom_etl.inspection.snapshot import take_snapshot
 from dicom_etl.pipeline import Pipeline, run
 from dicom_etl.settings import load_settings
-from dicom_etl.stages.forget import forget
+from dicom_etl.stages.withdraw import withdraw
 from resources import PipelineResource
 
 ROOT = Path(__file__).parents[2]
@@ -169,7 +169,7 @@ def test_the_sensor_adds_partitions_and_asks_for_runs_of_changed_datasets(settin
 def test_a_dataset_that_was_withdrawn_is_not_asked_for(settings_file, tmp_path):
     pipeline = Pipeline(load_settings(settings_file))
     run(pipeline, ["breast", "heart"], ["crawl"])
-    forget("breast", None, pipeline.lake, pipeline.settings)
+    withdraw("breast", None, pipeline.lake, pipeline.settings)
     etl = PipelineResource(settings_file=str(settings_file))
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         seen = changed_datasets(dg.build_sensor_context(instance=instance, resources={"etl": etl}))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dicom_etl.fhir import imaging_study, mapping, patient
-from dicom_etl.findings import codes
+from dicom_etl.findings import finding_codes
 from dicom_etl.headers.catalogue import by_name, catalogue
 from tests.support.header_rows import CONTEXT, codes_and_tags, header_rows, new_findings
 
@@ -80,7 +80,7 @@ def test_every_line_that_is_left_out_says_why() -> None:
 def test_every_finding_that_is_named_exists() -> None:
     text = " ".join(" ".join((line.how, line.absent, line.invalid)) for line in mapping.lines())
     named = set(re.findall(r"\b[a-z]+(?:-[a-z]+)+\b", text))
-    assert named & codes().keys() >= {
+    assert named & finding_codes().keys() >= {
         "value-omitted",
         "value-from-sheet",
         "laterality-conflict",
@@ -88,7 +88,7 @@ def test_every_finding_that_is_named_exists() -> None:
     }
     assert {
         word for word in named if word.endswith(("-omitted", "-excluded", "-unmapped", "-conflict"))
-    } <= codes().keys()
+    } <= finding_codes().keys()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dicom_etl.construction.assembly import StoredUnit, commit_rows
 from dicom_etl.construction.chunks import UnitLines
-from dicom_etl.findings import finding, findings_table
+from dicom_etl.findings import make_finding, tabulate_findings
 from dicom_etl.lake.commits import Commit, digest_of
 from dicom_etl.lake.schemas import FHIR_ELEMENTS, FINDINGS, RESOURCES, STORED_BY_UNIT, place
 from dicom_etl.lake.shard_reader import read_consistently
@@ -37,7 +37,7 @@ def write_shard(
         writer.write_lines(kind, [line(kind, unit, generation) for unit in units])
     writer.write_table(FHIR_ELEMENTS, [])
     writer.write_table(
-        FINDINGS, [findings_table(finding("study-held", "ds", unit=unit, message=generation) for unit in units)]
+        FINDINGS, [tabulate_findings(make_finding("study-held", "ds", unit=unit, message=generation) for unit in units)]
     )
     lines = {unit: {kind: line(kind, unit, generation) for kind in STORED_BY_UNIT} for unit in units}
     writer.commit(commit_rows([_stored(unit, generation, lines[unit]) for unit in units]))

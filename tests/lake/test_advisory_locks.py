@@ -15,7 +15,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from dicom_etl.findings import findings_table
+from dicom_etl.findings import tabulate_findings
 from dicom_etl.lake.advisory_locks import LockLostError, hold, lock_key
 from dicom_etl.lake.database import DatabaseError
 from dicom_etl.lake.locks import LockHeldError
@@ -238,10 +238,10 @@ def test_a_lock_that_another_run_has_by_now_is_lost(lake: Lake) -> None:
 def test_no_table_is_written_without_the_lock(lake: Lake) -> None:
     place = {"stage": "build", "dataset": "ds"}
     with lake.lock("ds", "build of ds"):
-        lake.write(DATASET_FINDINGS, findings_table([]), fingerprint="before", **place)
+        lake.write(DATASET_FINDINGS, tabulate_findings([]), fingerprint="before", **place)
         end_locks(lake)
         with pytest.raises(LockLostError, match=LOST):
-            lake.write(DATASET_FINDINGS, findings_table([]), fingerprint="after", **place)
+            lake.write(DATASET_FINDINGS, tabulate_findings([]), fingerprint="after", **place)
         with pytest.raises(LockLostError, match=LOST):
             lake.write_bytes("quality/ds/x.json", b"{}")
     assert lake.fingerprint(DATASET_FINDINGS, **place) == "before"

@@ -36,7 +36,7 @@ def test_other_inputs_have_another_fingerprint(one: tuple[Any, ...], other: tupl
 
 def test_the_version_of_tables_is_of_their_content() -> None:
     one = version_of("dicom_etl.headers:catalogue.csv")
-    two = version_of("dicom_etl.headers:catalogue.csv", "dicom_etl:codes.csv")
+    two = version_of("dicom_etl.headers:catalogue.csv", "dicom_etl:finding_codes.csv")
     assert len(one) == len(two) == 16
     assert one != two
 

@@ -6,13 +6,17 @@ import hashlib
 from pathlib import Path
 
 import orjson
+import pyarrow.parquet as pq
 import pytest
 
 from dicom_etl.lake.description import LakeDescription
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.migration import clear, must_be_rebuilt
+from dicom_etl.lake.schemas import INVENTORY, WITHDRAWN
 from dicom_etl.lake.tables import Lake, LakeError
+from tests.support.command import RunCommand
 from tests.support.datasets import Tree, make_tree
+from tests.withdrawal.old_records import write_old_record
 
 KEPT = ("ledger.sqlite", "upload_ledger/server/ds.parquet", "withdrawn/ds.parquet", "locks/ds.lock")
 
@@ -21,7 +25,7 @@ CRAWLED = ("inventory/ds.parquet", "sheets/ds.parquet", "findings/crawl/ds/datas
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """Two subjects, built, with a ledger and a record of withdrawals as files of any content."""
+    """Two subjects, built, with a ledger as files of any content."""
     tree = make_tree(tmp_path)
     tree.write("sub-1/1.dcm")
     tree.write("sub-2/1.dcm", PatientID="P-2")
@@ -71,15 +75,18 @@ def with_key(lake: Lake, id_key: str) -> Lake:
 
 def test_an_outdated_lake_is_cleared_but_for_ledger_withdrawals_locks_inventory_and_sheets(tree: Tree) -> None:
     lake = outdated(tree.lake)
-    lake.write_bytes("withdrawn/ds.parquet", b"a record")
+    write_old_record(lake, 3, ["digest"], "key")
     before = content(lake)
     assert must_be_rebuilt(lake, None)
     clear(lake, ["ds"], "aaaa")
     after = content(lake)
     assert set(after) == {*KEPT, *CRAWLED, "lake.json"}
-    assert {name: after[name] for name in after if name != "lake.json"} == {
-        name: before[name] for name in after if name != "lake.json"
+    rewritten = {"lake.json", "withdrawn/ds.parquet"}
+    assert {name: after[name] for name in after.keys() - rewritten} == {
+        name: before[name] for name in after.keys() - rewritten
     }
+    [record] = pq.read_table(Path(lake.root, "withdrawn/ds.parquet")).to_pylist()
+    assert (record["namespace"], record["digest"]) == ("https://site.example", "digest")
     description = lake.describe()
     assert (description.schema, description.lake_id, description.id_key) == (4, lake.lake_id, "aaaa")
     assert not must_be_rebuilt(lake, "aaaa")
@@ -151,3 +158,40 @@ def test_a_dataset_is_cleared_and_the_others_stay(tree: Tree, tmp_path: Path) ->
 def test_a_dataset_that_is_being_written_is_not_cleared(tree: Tree) -> None:
     with tree.lake.lock("ds", "extract of ds"), pytest.raises(LockHeldError):
         clear(outdated(Lake(tree.lake.root, lock_wait=0)), ["ds"])
+
+
+# -- withdrawals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schema", [2, 3])
+def test_a_rebuild_of_an_old_lake_brings_no_withdrawn_subject_back(
+    tree: Tree, run_command: RunCommand, schema: int
+) -> None:
+    lake = outdated(tree.lake)
+    lake.write_bytes("lake.json", orjson.dumps({"schema": schema}))
+    lake.remove("ledger.sqlite")
+    digest = hashlib.sha256(b'["https://site.example","ds","sub-1"]').hexdigest()
+    write_old_record(lake, schema, [digest], None)
+    write_old_record(lake, schema, [None], None, dataset="all")
+    (tree.root.parent / "all").mkdir()
+
+    code, out, err = run_command("run", tree.root, f"all={tree.root}", "--lake", lake.root, "--rebuild")
+
+    assert code == 0, out + err
+    assert "dataset all was withdrawn" in " ".join((out + err).split())
+    assert set(lake.read(INVENTORY, dataset="ds")["unit"].to_pylist()) == {"sub-2"}
+    assert lake.names("inventory") == ["ds.parquet"]
+    for dataset, expected in (("ds", digest), ("all", None)):
+        file = pq.ParquetFile(Path(lake.root, "withdrawn", f"{dataset}.parquet"))
+        assert file.schema_arrow.names == WITHDRAWN.schema.names
+        [row] = file.read().to_pylist()
+        assert (row["namespace"], row["digest"], row["files"]) == ("https://site.example", expected, 3)
+
+
+def test_a_damaged_record_of_withdrawals_stops_a_rebuild_before_anything_is_removed(tree: Tree) -> None:
+    lake = outdated(tree.lake)
+    lake.write_bytes("withdrawn/other.parquet", b"damaged")
+    before = content(lake)
+    with pytest.raises(LakeError, match=r"withdrawn/other.parquet is damaged"):
+        clear(lake, ["ds"], "aaaa")
+    assert content(lake) == before

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dicom_etl.findings import finding, findings_table
+from dicom_etl.findings import make_finding, tabulate_findings
 from dicom_etl.lake.commits import DamagedShardError
 from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, DATASET_FINDINGS, MEASURES, SHEETS
 from dicom_etl.lake.tables import Lake
@@ -77,7 +77,7 @@ def write(lake: Lake, rows: Iterable[Row] = ROWS, **more: Any) -> Lake:
                 {"unit": s, "level": "study", "study_uid": f"study of {s}", "started": True, "started_time": False}
                 for s in ("sub-1", "sub-2")
             ],
-            "findings": {stage: findings_table(of_stage(code)).to_pylist() for stage, code in CODES.items()},
+            "findings": {stage: tabulate_findings(of_stage(code)).to_pylist() for stage, code in CODES.items()},
             "sheets": [{"sheet": "subjects", "subject": s, "field": "subject id", "value": s} for s in SUBJECTS],
             **more,
         },
@@ -89,7 +89,7 @@ CODES = {"extract": "pixel-data-absent", "build": "time-zone-missing"}
 
 
 def of_stage(code: str) -> list[Any]:
-    return [finding(code, "d", unit="sub-1", subject="sub-1", path="primary/sub-1/1-1.dcm")]
+    return [make_finding(code, "d", unit="sub-1", subject="sub-1", path="primary/sub-1/1-1.dcm")]
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_completeness_of_a_dataset_counted_by_hand(lake: Lake) -> None:
 
 
 def test_findings_of_all_stages_are_there(lake: Lake) -> None:
-    crawled = findings_table([finding("system-files-skipped", "d", path=".DS_Store")])
+    crawled = tabulate_findings([make_finding("system-files-skipped", "d", path=".DS_Store")])
     lake.write(DATASET_FINDINGS, crawled, stage="crawl", dataset="d")
     measure("d", lake, Settings())
     rows = lake.read(ALL_FINDINGS, dataset="d").to_pylist()
@@ -308,7 +308,7 @@ def test_a_setting_that_does_not_matter_does_not(lake: Lake) -> None:
 
 def test_findings_of_a_later_stage_measure_again(lake: Lake) -> None:
     measure("d", lake, Settings())
-    lake.write(DATASET_FINDINGS, findings_table(of_stage("upload-rejected")), stage="upload", dataset="d")
+    lake.write(DATASET_FINDINGS, tabulate_findings(of_stage("upload-rejected")), stage="upload", dataset="d")
     assert measure("d", lake, Settings()).updated
     assert "upload" in lake.read(ALL_FINDINGS, dataset="d")["stage"].to_pylist()
 

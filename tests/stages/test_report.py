@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from dicom_etl.findings import finding, findings_table
+from dicom_etl.findings import make_finding, tabulate_findings
 from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, MEASURES
 from dicom_etl.lake.tables import Lake
 from dicom_etl.quality.check_table import Measure, measures_table
@@ -111,11 +111,11 @@ def hostile_lake(folder: Path, fingerprint: str = "") -> Lake:
             Measure("body-part-known", "conformance", "series", 4, 3, 1, "warn", reason=text),
         ]
         where = {"path": text, "subject": text, "sample": text, "value": text, "message": text}
-        findings.append(finding("non-dicom-file", "d", **where))
+        findings.append(make_finding("non-dicom-file", "d", **where))
     measures.append(Measure("body-part-known", "conformance", "series", 4, 3, 1, "warn"))
     lake.write(COMPLETENESS, pa.Table.from_pylist(tags, schema=COMPLETENESS.schema), dataset="d")
     lake.write(MEASURES, measures_table("d", measures), dataset="d")
-    lake.write(ALL_FINDINGS, findings_table(findings), fingerprint=fingerprint, dataset="d")
+    lake.write(ALL_FINDINGS, tabulate_findings(findings), fingerprint=fingerprint, dataset="d")
     return lake
 
 
@@ -169,7 +169,7 @@ def test_it_is_small(reported: tuple[Lake, Settings], dataset: str) -> None:
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "＝1"])
 def test_csv_cells_that_a_spreadsheet_would_run_are_defused(tmp_path: Path, cell: str) -> None:
     lake = hostile_lake(tmp_path / "lake")
-    lake.write(ALL_FINDINGS, findings_table([finding("non-dicom-file", "d", value=cell, count=2)]), dataset="d")
+    lake.write(ALL_FINDINGS, tabulate_findings([make_finding("non-dicom-file", "d", value=cell, count=2)]), dataset="d")
     report("d", lake, Settings())
     text = (Path(lake.root) / "quality/d/findings.csv").read_bytes().decode()
     (row,) = csv.DictReader(io.StringIO(text, newline=""))
@@ -339,9 +339,10 @@ def test_subjects_that_are_not_listed_are_counted(tmp_path: Path) -> None:
     ]
     lake.write(MEASURES, measures_table("d", counted), dataset="d")
     found = [
-        finding("non-dicom-file", "d", subject=subject, path=str(n)) for n, subject in enumerate(["sub-7"] * 2 + ["x"])
+        make_finding("non-dicom-file", "d", subject=subject, path=str(n))
+        for n, subject in enumerate(["sub-7"] * 2 + ["x"])
     ]
-    lake.write(ALL_FINDINGS, findings_table(found), dataset="d")
+    lake.write(ALL_FINDINGS, tabulate_findings(found), dataset="d")
     report("d", lake, Settings())
     text = page(lake, "d")
     (row,) = re.findall(r"<tr><th scope=\"row\">sub-7</th>.*?</tr>", text)
@@ -351,8 +352,8 @@ def test_subjects_that_are_not_listed_are_counted(tmp_path: Path) -> None:
 
 def test_a_code_with_many_findings_has_a_few_examples_the_most_frequent_first(tmp_path: Path) -> None:
     lake = hostile_lake(tmp_path / "lake")
-    found = [finding("non-dicom-file", "d", path=f"file-{n:04d}", count=9 if n == 700 else 1) for n in range(900)]
-    lake.write(ALL_FINDINGS, findings_table(found), dataset="d")
+    found = [make_finding("non-dicom-file", "d", path=f"file-{n:04d}", count=9 if n == 700 else 1) for n in range(900)]
+    lake.write(ALL_FINDINGS, tabulate_findings(found), dataset="d")
     report("d", lake, Settings())
     examples = re.findall(r"<li>(.*?)</li>", page(lake, "d"))
     assert examples == ["file-0700 · × 9", "file-0000", "file-0001", "file-0002", "file-0003"]

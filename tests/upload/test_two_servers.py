@@ -17,9 +17,9 @@ import pytest
 from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import FhirSettings, Settings
-from dicom_etl.stages.forget import forget
 from dicom_etl.stages.upload import Uploaded, upload
 from dicom_etl.stages.verify import Verified, verify
+from dicom_etl.stages.withdraw import withdraw
 from tests.servers.hapi_server import HapiServer
 from tests.servers.medplum_server import MedplumServer
 from tests.servers.plugin import HapiFactory, MedplumFactory
@@ -345,14 +345,14 @@ def test_a_withdrawn_subject_leaves_the_server(tmp_path: Path, server: Proxy, si
     if is_needed:
         put(behind(server), make_external_study(site, subject={"reference": patient}))
 
-    forgotten = forget(tree.name, "sub-ada", tree.lake, settings)
+    forgotten = withdraw(tree.name, "sub-ada", tree.lake, settings)
 
     assert status(behind(server), study) in (404, 410)
     assert [status(behind(server), path) for path in paths("bob")] == [200, 200]
     if is_needed:
         assert status(behind(server), patient) == 200
         assert forgotten.exit_code == 1
-        assert any(patient in sentence for sentence in forgotten.left)
+        assert any(patient in sentence for sentence in forgotten.remaining)
     else:
         assert status(behind(server), patient) in (404, 410)
         assert forgotten.exit_code == 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dicom_etl.findings import codes
+from dicom_etl.findings import finding_codes
 from dicom_etl.lake.schemas import FINDINGS
 from dicom_etl.quality.check_table import NOT_EVALUATED, Measure, quality_checks
 from dicom_etl.quality.working_database import Database
@@ -101,7 +101,7 @@ def entity_findings(database: Database, code: str, dataset: str, level: str, sql
 
 def failure_findings(code: str, dataset: str, rows: pa.Table) -> pa.Table:
     """A finding for each row; its columns are columns of FINDINGS, and what they do not give is as the code says."""
-    known = codes()[code]
+    known = finding_codes()[code]
     constants = {
         "code": code,
         "severity": known.severity,

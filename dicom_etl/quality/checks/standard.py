@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pydicom.datadict import keyword_for_tag
 
 from dicom_etl.fhir import terminology
-from dicom_etl.findings import Finding, finding
+from dicom_etl.findings import Finding, make_finding
 from dicom_etl.identity.masking import IDENTIFYING_KEYWORDS, clean_text
 from dicom_etl.quality.check_table import Measure, quality_checks
 from dicom_etl.quality.checks.counting import CheckCount, count_failures, size_measure
@@ -130,7 +130,7 @@ def _violations(dataset: str, database: Database, check: str) -> Iterator[Findin
         WHERE {BROKEN[check]} GROUP BY ALL ORDER BY ALL
     """):
         keyword = keyword_for_tag(int(row["tag"], 16)) or row["tag"]
-        yield finding(
+        yield make_finding(
             _MISSING[check],
             dataset,
             tag=row["tag"],

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 from pydicom.datadict import keyword_for_tag
 
-from dicom_etl.findings import codes
+from dicom_etl.findings import finding_codes
 from dicom_etl.identity.masking import clean_text
 from dicom_etl.lake.schemas import ALL_FINDINGS
 from dicom_etl.quality.working_database import Database, open_database
@@ -101,7 +101,7 @@ def _groups(database: Database) -> tuple[FindingGroup, ...]:
 
 
 def _group(counted: Row, candidates: list[Row]) -> FindingGroup:
-    known = codes().get(counted["code"])
+    known = finding_codes().get(counted["code"])
     ranked = sorted(candidates, key=lambda row: (-row["count"], _example(row)))
     return FindingGroup(
         clean_text(counted["code"]),
@@ -117,7 +117,7 @@ def _group(counted: Row, candidates: list[Row]) -> FindingGroup:
 
 def _example(row: Row) -> str:
     """Where a finding is, and what it says beyond its code."""
-    known = codes().get(row["code"])
+    known = finding_codes().get(row["code"])
     keyword = keyword_of(row["tag"])
     message = row["message"] if not known or row["message"] != known.meaning else None
     where = row["path"] or "/".join(part for part in (row["subject"], row["sample"]) if part)

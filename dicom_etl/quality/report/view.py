@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from dicom_etl.findings import codes
+from dicom_etl.findings import finding_codes
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import clean_text
@@ -218,7 +218,7 @@ def _check_row(row: Row, reasons: Sequence[Row]) -> CheckRow:
 
 def _reason(row: Row) -> str:
     keyword = keyword_of(row["tag"])
-    known = codes().get(row["reason"] or "")
+    known = finding_codes().get(row["reason"] or "")
     return _clean(" ".join(part for part in (keyword, known.meaning if known else row["reason"]) if part))
 
 

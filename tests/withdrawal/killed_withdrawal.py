@@ -1,6 +1,7 @@
-"""Runs the stage forget and kills itself (SIGKILL) at the n-th event: before or after a rename in the lake, a removal,
-a deletion on the server or in the ledger. Without n (-1) it writes the list of events. Usage: killed_forget.py EVENTS N
-LAKE URL SITE DATASET SUBJECT
+"""Runs a withdrawal and kills itself (SIGKILL) at the n-th event: before or after a rename in the lake, a removal,
+a deletion on the server or in the ledger. Without n (-1) it writes the list of events.
+
+Usage: killed_withdrawal.py EVENTS N LAKE URL NAMESPACE DATASET SUBJECT
 """
 
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from dicom_etl.fhir_client import FhirClient
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import FhirSettings, Settings
-from dicom_etl.stages.forget import forget
+from dicom_etl.stages.withdraw import withdraw
 from dicom_etl.upload.deletion import WithdrawnLedger
 
 WHEN = int(sys.argv[2])
@@ -53,6 +54,6 @@ if __name__ == "__main__":
     Lake.remove = remove  # type: ignore[method-assign]
     FhirClient.delete = delete  # type: ignore[method-assign]
     WithdrawnLedger.drop = drop  # type: ignore[method-assign]
-    _, events, _, root, url, site, dataset, subject = sys.argv
-    forget(dataset, subject, Lake(root), Settings(namespace=site, fhir=FhirSettings(url=url)))
+    _, events, _, root, url, namespace, dataset, subject = sys.argv
+    withdraw(dataset, subject, Lake(root), Settings(namespace=namespace, fhir=FhirSettings(url=url)))
     Path(events).write_text("\n".join(seen))

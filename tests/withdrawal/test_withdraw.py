@@ -1,4 +1,4 @@
-"""A withdrawn subject leaves the server, the ledger and the lake, and does not come back."""
+"""A withdrawn subject is removed from the server, the ledger and the lake, and does not come back."""
 
 from __future__ import annotations
 
@@ -38,20 +38,21 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import FhirSettings, Settings, SettingsError
 from dicom_etl.sources import SourceError
 from dicom_etl.stages.crawl import DatasetStoppedError
-from dicom_etl.stages.forget import Forgotten, forget, readmit
 from dicom_etl.stages.measure import measure
 from dicom_etl.stages.report import report
 from dicom_etl.stages.upload import upload
+from dicom_etl.stages.withdraw import withdraw
+from dicom_etl.withdrawal.record import undo_withdrawal
+from dicom_etl.withdrawal.run import WithdrawalResult
 from tests.servers.hapi_server import HapiServer
 from tests.support.command import RunCommand
 from tests.support.datasets import Tree, make_lake, make_tree, uid, write_sheet
 from tests.support.proxy import Proxy, Reply, run_proxy
 from tests.support.server_content import get, put, status
-from tests.support.upload_lakes import Site, Study, ledger_rows, query_ledger, settings_for, shared_ledger_rows
-from tests.support.uploads import ONE, codes, findings, make_external_study
+from tests.support.upload_lakes import ledger_rows, query_ledger, shared_ledger_rows
 
 ROOT = Path(__file__).parents[2]
-KILLED = Path(__file__).parent / "killed_forget.py"
+KILLED = Path(__file__).parent / "killed_withdrawal.py"
 AUTHORITY = "urn:oid:1.2.3.4"
 
 
@@ -94,8 +95,8 @@ class House:
             measure(tree.name, self.lake, self.settings)
             report(tree.name, self.lake, self.settings)
 
-    def forget(self, tree: Tree, subject: str | None = None, **options: Any) -> Forgotten:
-        return forget(tree.name, subject, self.lake, self.settings, **options)
+    def withdraw(self, tree: Tree, subject: str | None = None, **options: Any) -> WithdrawalResult:
+        return withdraw(tree.name, subject, self.lake, self.settings, **options)
 
     def study(self, tree: Tree, name: str) -> str:
         """The place of a study on the server."""
@@ -221,9 +222,9 @@ def test_a_subject_leaves_server_ledger_and_lake_and_no_other_does(house: House)
     assert len({line.partition(":")[0] for line in naming(house.lake, *of_ada(tree))}) > 15
     before, his_rows = content(house.lake), rows_of_unit(tree, "sub-bob")
 
-    done = house.forget(tree, "sub-ada")
+    done = house.withdraw(tree, "sub-ada")
 
-    assert (done.files, done.studies, done.left, done.told, done.exit_code) == (3, 2, (), (), 0)
+    assert (done.files, done.studies, done.remaining, done.notes, done.exit_code) == (3, 2, (), (), 0)
     name = server_name(house.server.url)
     assert done.resources == {name: {"ImagingStudy": 2, "Patient": 1}}
     assert house.status(*hers, *his) == [410] * 3 + [200] * 3
@@ -247,7 +248,7 @@ def test_the_record_names_nobody_and_says_what_was_done(house: House) -> None:
     tree = two_subjects(house)
     house.run(tree)
 
-    house.forget(tree, "sub-ada")
+    house.withdraw(tree, "sub-ada")
 
     [row] = house.record(tree)
     assert row.pop("time") is not None
@@ -262,7 +263,7 @@ def test_the_record_names_nobody_and_says_what_was_done(house: House) -> None:
         "imaging_studies": 2,
         "endpoints": 0,
         "servers": server_name(house.server.url),
-        "left": None,
+        "pending_deletions": None,
     }
     assert len(row["digest"]) == 64
 
@@ -271,7 +272,7 @@ def test_the_next_run_does_not_bring_it_back_and_readmission_does(house: House) 
     tree = two_subjects(house)
     house.run(tree)
     his = stored_of(house, tree, "sub-bob")
-    house.forget(tree, "sub-ada")
+    house.withdraw(tree, "sub-ada")
     hers = [house.study(tree, "one"), house.study(tree, "two"), house.patient(tree, "ID-ADA")]
 
     house.run(tree, quality=True)
@@ -285,7 +286,7 @@ def test_the_next_run_does_not_bring_it_back_and_readmission_does(house: House) 
     assert now.keys() == his.keys()
     assert now[house.patient(tree, "ID-BOB")] == his[house.patient(tree, "ID-BOB")]
 
-    readmit(tree.name, "sub-ada", house.lake)
+    undo_withdrawal(tree.name, "sub-ada", house.lake)
     house.run(tree)
 
     assert house.status(*hers) == [200] * 3
@@ -296,13 +297,13 @@ def test_the_next_run_does_not_bring_it_back_and_readmission_does(house: House) 
 def test_what_the_sheets_say_of_others_stays(house: House) -> None:
     tree = two_subjects(house)
     tree.run()
-    forget(tree.name, "sub-ada", house.lake, house.at(None))
-    by_forget = house.lake.read(SHEETS, dataset=tree.name).to_pylist()
+    withdraw(tree.name, "sub-ada", house.lake, house.at(None))
+    by_withdrawal = house.lake.read(SHEETS, dataset=tree.name).to_pylist()
 
     tree.crawl()
 
-    assert house.lake.read(SHEETS, dataset=tree.name).to_pylist() == by_forget
-    assert {(r["sheet"], r["subject"], r["field"], r["value"]) for r in by_forget} == {
+    assert house.lake.read(SHEETS, dataset=tree.name).to_pylist() == by_withdrawal
+    assert {(r["sheet"], r["subject"], r["field"], r["value"]) for r in by_withdrawal} == {
         ("subjects", "sub-bob", "subject id", "sub-bob"),
         ("subjects", "sub-bob", "sex", "M"),
         ("samples", "sub-bob", "sample id", "sam-1"),
@@ -313,7 +314,7 @@ def test_what_the_sheets_say_of_others_stays(house: House) -> None:
 def test_findings_of_the_crawl_name_nobody_either(house: House) -> None:
     tree = two_subjects(house)
     tree.run()
-    forget(tree.name, "sub-ada", house.lake, house.at(None))
+    withdraw(tree.name, "sub-ada", house.lake, house.at(None))
     (tree.root / "primary/sub-ada/link").symlink_to("nowhere")
     (tree.root / "primary/sub-bob/link").symlink_to("nowhere")
     (tree.root / "primary/sub-ada.zip").write_bytes(b"PK\3\4 damaged")
@@ -327,7 +328,7 @@ def test_findings_of_the_crawl_name_nobody_either(house: House) -> None:
 def test_the_vanish_guard_knows_who_was_withdrawn_and_nobody_else(house: House) -> None:
     tree = two_subjects(house)
     tree.run()
-    forget(tree.name, "sub-ada", house.lake, house.at(None))
+    withdraw(tree.name, "sub-ada", house.lake, house.at(None))
     for file in (tree.root / "primary/sub-ada").rglob("*.dcm"):
         file.unlink()
     tree.crawl()
@@ -339,10 +340,10 @@ def test_the_vanish_guard_knows_who_was_withdrawn_and_nobody_else(house: House) 
 def test_a_dataset_all_of_whose_subjects_are_withdrawn_loses_its_endpoint(house: House) -> None:
     tree = two_subjects(house)
     house.run(tree)
-    house.forget(tree, "sub-bob")
+    house.withdraw(tree, "sub-bob")
     assert house.status(house.endpoint(tree)) == [200]
 
-    house.forget(tree, "sub-ada")
+    house.withdraw(tree, "sub-ada")
 
     assert house.status(house.endpoint(tree), house.study(tree, "one")) == [410, 410]
     with pytest.raises(SourceError, match="all its files are of withdrawn subjects"):
@@ -361,11 +362,11 @@ def test_a_patient_that_another_dataset_shares_stays(house: House) -> None:
     house.run(a, b)
     shared = house.shared_patient(person)
 
-    done = house.forget(a, "sub-1")
+    done = house.withdraw(a, "sub-1")
 
     assert house.status(house.study(a, "sub-1"), shared, house.study(b, "sub-x")) == [410, 200, 200]
     assert done.exit_code == 0
-    [told] = done.told
+    [told] = done.notes
     assert f"studies of {b.name} refer to them" in told
     house.run(a, b)
     assert naming(house.lake, "Married", "sub-1") == []
@@ -374,7 +375,7 @@ def test_a_patient_that_another_dataset_shares_stays(house: House) -> None:
     assert "Maiden" in names
     assert "Married" not in names
 
-    house.forget(b, "sub-x")
+    house.withdraw(b, "sub-x")
     assert house.status(shared) == [410]
 
 
@@ -391,10 +392,10 @@ def test_a_study_of_two_subjects_is_rebuilt_of_what_stays(house: House) -> None:
     house.run(tree)
     assert uid(f"{tree.name}/sub-b/1.dcm") in house.text(house.study(tree, "both"))
 
-    done = house.forget(tree, "sub-b")
+    done = house.withdraw(tree, "sub-b")
 
     assert house.status(house.study(tree, "both")) == [410]
-    assert any("the crosswalk still has lines of it" in sentence for sentence in done.told)
+    assert any("the crosswalk file still has lines about it" in sentence for sentence in done.notes)
     house.run(tree)
     assert naming(house.lake, "sub-b", uid(f"{tree.name}/sub-b/1.dcm")) == []
     assert house.status(house.study(tree, "both")) == [200]
@@ -408,16 +409,16 @@ def test_a_patient_that_others_refer_to_is_reported_and_deleted_later(house: Hou
     observation = {"resourceType": "Observation", "id": f"o-{house.site[-8:]}", "status": "final"}
     put(house.server.url, observation | {"code": {"text": "weight"}, "subject": {"reference": patient}})
 
-    done = house.forget(tree, "sub-ada")
+    done = house.withdraw(tree, "sub-ada")
 
     assert house.status(patient, house.study(tree, "one")) == [200, 410]
     assert done.exit_code == 1
-    assert [sentence.split()[:3] for sentence in done.left] == [[patient, "stays", "on"]]
+    assert [sentence.split()[:3] for sentence in done.remaining] == [[patient, "stays", "on"]]
     assert naming(house.lake, *of_ada(tree)) == []
     put(house.server.url, observation | {"code": {"text": "weight"}})
-    assert house.forget(tree, "sub-ada").exit_code == 0
+    assert house.withdraw(tree, "sub-ada").exit_code == 0
     assert house.status(patient) == [410]
-    assert (house.record(tree)[0]["patients"], house.record(tree)[0]["left"]) == (1, None)
+    assert (house.record(tree)[0]["patients"], house.record(tree)[0]["pending_deletions"]) == (1, None)
 
 
 def test_an_external_patient_stays_and_an_external_study_is_reported(house: House) -> None:
@@ -436,56 +437,16 @@ def test_an_external_patient_stays_and_an_external_study_is_reported(house: Hous
     upload([tree.name], house.lake, settings)
     assert uid(f"{tree.name}/sub-1/1.dcm") in house.text(f"ImagingStudy/{study}")
 
-    done = forget(tree.name, "sub-1", house.lake, settings)
+    done = withdraw(tree.name, "sub-1", house.lake, settings)
 
     assert house.status(house.study(tree, "ours"), f"Patient/{theirs}", f"ImagingStudy/{study}") == [410, 200, 200]
     assert done.exit_code == 1
     # their study refers to our Endpoint
-    assert [told.partition(" on ")[0] for told in done.left] == [
+    assert [told.partition(" on ")[0] for told in done.remaining] == [
         f"{house.endpoint(tree)} stays",
         f"ImagingStudy/{study}",
     ]
     assert naming(house.lake, "sub-1", person, theirs, uid(f"{tree.name}/sub-1")) == []
-
-
-def test_a_dry_run_reports_an_external_study_that_has_series_of_ours(lake: Lake, server: Proxy, site: Site) -> None:
-    theirs = make_external_study(site)
-    put(server.url, theirs)
-    site.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
-    settings = settings_for(server.url, existing_study="merge")
-    upload(["A"], lake, settings)
-
-    planned = forget("A", "sub-1", lake, settings, dry_run=True)
-    done = forget("A", "sub-1", lake, settings)
-
-    assert [told.partition(" on ")[0] for told in planned.left] == [f"ImagingStudy/{theirs['id']}"]
-    assert planned.left == done.left
-    assert planned.exit_code == done.exit_code == 1
-
-
-def test_an_external_study_is_reported_until_our_series_are_removed_from_it(
-    lake: Lake, server: Proxy, site: Site
-) -> None:
-    theirs, stays = make_external_study(site), Study("2", "P2", unit="sub-2")
-    place = f"ImagingStudy/{theirs['id']}"
-    put(server.url, theirs)
-    site.build(lake, "A", [ONE, stays])
-    settings = settings_for(server.url, existing_study="merge")
-    upload(["A"], lake, settings)
-    site.build(lake, "A", [stays])
-
-    for prune in (False, True):
-        [left] = upload(["A"], lake, settings, prune=prune)
-        assert left.counts["ImagingStudy"] == {"orphaned": 1, "unchanged": 1}
-        [told] = [row["message"] for row in findings(lake, "A") if "ImagingStudy/" in row["message"]]
-        assert f"{place} is another client's; remove our series from it there" in told
-        assert [one.partition(" on ")[0] for one in forget("A", None, lake, settings, dry_run=True).left] == [place]
-    put(server.url, theirs)
-    [done] = upload(["A"], lake, settings, prune=True)
-
-    assert done.counts["ImagingStudy"] == {"unchanged": 1}
-    assert (codes(lake, "A"), status(server.url, place)) == ([], 200)
-    assert forget("A", None, lake, settings, dry_run=True).left == ()
 
 
 # -- servers ----------------------------------------------------------------------------------------------------------
@@ -498,10 +459,10 @@ def test_a_server_out_of_reach_changes_nothing(house: House) -> None:
 
     for reply in (Reply(503), Reply(401)):
         house.server.rule = lambda asked, reply=reply: reply  # type: ignore[misc]
-        done = house.forget(tree, "sub-ada")
+        done = house.withdraw(tree, "sub-ada")
         assert done.exit_code == 3
         assert "nothing was removed" in (done.unreachable or "")
-        assert (done.files, done.resources, done.told) == (0, {}, ())
+        assert (done.files, done.resources, done.notes) == (0, {}, ())
 
     assert content(house.lake) == before
 
@@ -516,12 +477,12 @@ def test_a_server_that_goes_away_in_the_middle_leaves_the_lake_for_the_next_call
         return Reply(503) if len(deletions) > 1 else None
 
     house.server.rule = goes_away
-    cut = forget(tree.name, "sub-ada", house.lake, house.at(house.server.url, retry_seconds=0))
+    cut = withdraw(tree.name, "sub-ada", house.lake, house.at(house.server.url, retry_seconds=0))
     assert cut.exit_code == 3
     assert read_unit(house.lake, headers(), dataset=tree.name, unit="sub-ada").num_rows == 3
     house.server.rule = lambda _: None
 
-    assert house.forget(tree, "sub-ada").exit_code == 0
+    assert house.withdraw(tree, "sub-ada").exit_code == 0
 
     hers = [house.study(tree, "one"), house.study(tree, "two"), house.patient(tree, "ID-ADA")]
     assert house.status(*hers) == [410] * 3
@@ -534,10 +495,10 @@ def test_a_server_that_forbids_deletions_is_told_and_the_lake_stays(house: House
     house.run(tree)
     house.server.rule = lambda asked: Reply(405) if asked.method == "DELETE" else None
 
-    done = house.forget(tree, "sub-ada")
+    done = house.withdraw(tree, "sub-ada")
 
     assert done.exit_code == 1
-    assert "HTTP 405" in done.left[0]
+    assert "HTTP 405" in done.remaining[0]
     assert read_unit(house.lake, headers(), dataset=tree.name, unit="sub-ada").num_rows == 3
 
 
@@ -548,10 +509,10 @@ def test_another_server_is_told_and_done_when_it_is_the_configured_one(house: Ho
         upload([tree.name], house.lake, house.at(other.url))
         name = server_name(other.url)
 
-        done = house.forget(tree, "sub-ada")
+        done = house.withdraw(tree, "sub-ada")
 
         assert done.exit_code == 1
-        [told] = done.left
+        [told] = done.remaining
         assert told.startswith(f"{name} has 3 resources of it and is not the configured server")
         assert len(ledger_rows(house.lake, other.url, tree.name, "sub-ada")) == 3
         assert ledger_rows(house.lake, house.server.url, tree.name, "sub-ada") == {}
@@ -561,7 +522,7 @@ def test_another_server_is_told_and_done_when_it_is_the_configured_one(house: Ho
         }
         house.run(tree)
 
-        later = forget(tree.name, "sub-ada", house.lake, house.at(other.url))
+        later = withdraw(tree.name, "sub-ada", house.lake, house.at(other.url))
 
         assert later.exit_code == 0
         assert later.resources == {name: {"ImagingStudy": 2, "Patient": 1}}
@@ -576,13 +537,13 @@ def test_what_an_upload_that_was_killed_left_is_not_forgotten_unseen(house: Hous
     change_ledger(house.lake, "DELETE FROM units WHERE unit = 'sub-ada'")
     before = content(house.lake)
 
-    done = house.forget(tree, "sub-ada")
+    done = house.withdraw(tree, "sub-ada")
 
     assert done.exit_code == 1
-    assert f"{name} has 3 resources of it that the ledger does not know" in done.left[0]
+    assert f"{name} has 3 resources of it that are not in the ledger" in done.remaining[0]
     assert content(house.lake) == before
     upload([tree.name], house.lake, house.settings)
-    assert house.forget(tree, "sub-ada").exit_code == 0
+    assert house.withdraw(tree, "sub-ada").exit_code == 0
     assert house.status(house.study(tree, "one"), house.patient(tree, "ID-ADA")) == [410, 410]
 
 
@@ -607,7 +568,7 @@ def test_on_a_server_that_assigns_ids_resources_are_deleted_under_these(house: H
         "state = 'unconfirmed' WHERE unit = 'sub-ada'",
     )
 
-    done = forget(tree.name, "sub-ada", house.lake, settings)
+    done = withdraw(tree.name, "sub-ada", house.lake, settings)
 
     assert done.exit_code == 0
     assert house.status(*places) == [410] * 3
@@ -621,7 +582,7 @@ def test_a_whole_dataset_goes_and_is_passed_over_until_it_is_readmitted(house: H
     house.run(tree, other, quality=True)
     before = {n: digest for n, digest in content(house.lake).items() if other.name in n}
 
-    done = house.forget(tree)
+    done = house.withdraw(tree)
 
     hers = [house.study(tree, n) for n in ("one", "two", "bob")] + [house.endpoint(tree)]
     assert house.status(*hers, house.study(other, "one"), house.endpoint(other)) == [410] * 4 + [200] * 2
@@ -637,7 +598,7 @@ def test_a_whole_dataset_goes_and_is_passed_over_until_it_is_readmitted(house: H
     assert (row["digest"], row["files"], row["studies"]) == (None, 5, 3)
     with pytest.raises(SourceError, match="was withdrawn and is not loaded"):
         tree.crawl()
-    readmit(tree.name, None, house.lake)
+    undo_withdrawal(tree.name, None, house.lake)
     house.run(tree)
     assert house.status(*hers) == [200] * 4
 
@@ -699,14 +660,14 @@ def test_a_kill_at_any_moment_is_completed_by_the_next_call(moment: str, house: 
         house.run(tree)
         assert ledger_rows(house.lake, house.server.url, tree.name, "sub-ada")
 
-    done = house.forget(tree, "sub-ada")
+    done = house.withdraw(tree, "sub-ada")
 
     assert done.exit_code == 0
     hers = [house.study(tree, "one"), house.study(tree, "two"), house.patient(tree, "ID-ADA")]
     assert house.status(*hers, house.study(tree, "bob")) == [410] * 3 + [200]
     assert naming(house.lake, *of_ada(tree)) == []
     [row] = house.record(tree)
-    assert (row["imaging_studies"], row["patients"], row["left"]) == (2, 1, None)
+    assert (row["imaging_studies"], row["patients"], row["pending_deletions"]) == (2, 1, None)
     # no temporary file is left
     hidden = (path for path in Path(house.lake.root).rglob("*") if "/." in path.as_posix() and path.is_file())
     assert list(hidden) == []
@@ -731,16 +692,16 @@ def loaded(tmp_path: Path, run_command: RunCommand) -> Tree:
         (("nobody", "--yes"), "the lake has no dataset nobody"),
         (("ds", "sub-eve", "--yes"), "ds has no subject sub-eve"),
         (("ds", "", "--yes"), "the name of the subject is empty"),
-        (("ds", "sub-ada"), "say --yes where nobody can be asked"),
-        (("ds", "sub-ada", "--readmit"), "nothing of ds was withdrawn"),
-        (("ds", "sub-ada", "--readmit", "--dry-run"), "--readmit takes a record back"),
+        (("ds", "sub-ada"), "add --yes to withdraw sub-ada of ds"),
+        (("ds", "sub-ada", "--undo"), "nothing of ds was withdrawn"),
+        (("ds", "sub-ada", "--undo", "--dry-run"), "--undo cannot be combined with --dry-run"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_2(
     loaded: Tree, run_command: RunCommand, arguments: tuple[str, ...], words: str
 ) -> None:
     before = content(loaded.lake)
-    code, out, err = run_command("forget", *arguments, "--lake", loaded.lake.root)
+    code, out, err = run_command("withdraw", *arguments, "--lake", loaded.lake.root)
     text = out + err
     assert code == 2
     assert words in text
@@ -755,13 +716,13 @@ def test_a_dry_run_counts_and_does_nothing(house: House, run_command: RunCommand
     before = content(house.lake)
     house.server.requests.clear()
 
-    done = house.forget(tree, "sub-ada", dry_run=True)
-    code, text, _ = run_command("forget", tree.name, "sub-ada", "--dry-run", "--lake", house.lake.root)
+    done = house.withdraw(tree, "sub-ada", dry_run=True)
+    code, text, _ = run_command("withdraw", tree.name, "sub-ada", "--dry-run", "--lake", house.lake.root)
 
     assert done.resources == {server_name(house.server.url): {"ImagingStudy": 2, "Patient": 1}}
     assert (done.files, done.studies, done.dry_run) == (3, 2, True)
     assert (code, content(house.lake), house.server.requests) == (0, before, [])
-    assert "Would be forgotten" in text
+    assert "To be removed" in text
     assert "is not the configured server" in text
 
 
@@ -769,7 +730,7 @@ def test_the_command_forgets_and_a_run_over_all_passes_over_a_dataset(
     loaded: Tree, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake = ("--lake", loaded.lake.root)
-    code, text, _ = run_command("forget", "ds", "sub-ada", "--yes", *lake)
+    code, text, _ = run_command("withdraw", "ds", "sub-ada", "--yes", *lake)
     assert (code, "files" in text) == (0, True)
     assert naming(loaded.lake, "sub-ada") == []
     code, _, _ = run_command("run", loaded.root, *lake)
@@ -778,11 +739,11 @@ def test_the_command_forgets_and_a_run_over_all_passes_over_a_dataset(
     [plan] = json.loads(run_command("run", loaded.root, "--dry-run", "--json", *lake)[1])["plans"]
     assert (plan["files"], plan["new"], plan["units_to_extract"]) == (1, 0, 0)
 
-    assert run_command("forget", "ds", "--yes", *lake)[0] == 0
+    assert run_command("withdraw", "ds", "--yes", *lake)[0] == 0
     code, _, text = run_command("run", loaded.root, *lake)
     assert (code, len(text.strip().splitlines())) == (2, 1)
     assert "dataset ds was withdrawn and is passed over" in text
-    assert run_command("forget", "ds", "--readmit", *lake)[0] == 0
+    assert run_command("withdraw", "ds", "--undo", *lake)[0] == 0
     assert run_command("run", loaded.root, *lake)[0] == 0
     assert naming(loaded.lake, "sub-ada") == []  # that she was withdrawn still counts
 
@@ -793,13 +754,13 @@ def test_a_person_at_a_terminal_is_asked(
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for answer, code, there in ((False, 2, True), (True, 0, False)):
         monkeypatch.setattr("typer.confirm", lambda _, answer=answer: answer)
-        assert run_command("forget", "ds", "sub-ada", "--lake", loaded.lake.root)[0] == code
+        assert run_command("withdraw", "ds", "sub-ada", "--lake", loaded.lake.root)[0] == code
         assert bool(naming(loaded.lake, "sub-ada")) is there
 
 
 def test_a_dataset_that_is_being_written_is_waited_for(loaded: Tree) -> None:
     with loaded.lake.lock("ds", "extract of ds"), pytest.raises(LockHeldError, match="extract of ds"):
-        forget("ds", "sub-ada", loaded.lake, Settings())
+        withdraw("ds", "sub-ada", loaded.lake, Settings())
 
 
 def test_a_dataset_that_is_being_written_is_told_to_a_machine_too(loaded: Tree, run_command: RunCommand) -> None:
@@ -813,9 +774,9 @@ def test_a_dataset_that_is_being_written_is_told_to_a_machine_too(loaded: Tree, 
 
 
 def test_a_record_that_is_not_there_cannot_be_taken_back(loaded: Tree) -> None:
-    forget("ds", "sub-ada", loaded.lake, Settings())
+    withdraw("ds", "sub-ada", loaded.lake, Settings())
     with pytest.raises(SettingsError, match="sub-bob of ds was not withdrawn"):
-        readmit("ds", "sub-bob", loaded.lake)
+        undo_withdrawal("ds", "sub-bob", loaded.lake)
 
 
 def test_a_key_of_resource_ids_brings_nobody_back(
@@ -823,11 +784,11 @@ def test_a_key_of_resource_ids_brings_nobody_back(
 ) -> None:
     lake = tmp_path / "keyed"
     run_command("run", loaded.root, "--lake", lake)
-    assert run_command("forget", "ds", "sub-ada", "--yes", "--lake", lake)[0] == 0
+    assert run_command("withdraw", "ds", "sub-ada", "--yes", "--lake", lake)[0] == 0
     monkeypatch.setenv("DICOM_ETL_ID_KEY", "first key " * 4)
     assert run_command("run", loaded.root, "--lake", lake, "--rebuild")[0] == 0
     assert units_of(lake) == ["sub-bob"]
-    assert run_command("forget", "ds", "sub-ada", "--readmit", "--lake", lake)[0] == 0
+    assert run_command("withdraw", "ds", "sub-ada", "--undo", "--lake", lake)[0] == 0
     assert run_command("run", loaded.root, "--lake", lake)[0] == 0
     assert units_of(lake) == ["sub-ada", "sub-bob"]
 
@@ -838,13 +799,13 @@ def test_a_lake_is_not_rebuilt_where_withdrawn_subjects_would_come_back(
     lake = tmp_path / "keyed"
     monkeypatch.setenv("DICOM_ETL_ID_KEY", "first key " * 4)
     run_command("run", loaded.root, "--lake", lake)
-    assert run_command("forget", "ds", "sub-ada", "--yes", "--lake", lake)[0] == 0
+    assert run_command("withdraw", "ds", "sub-ada", "--yes", "--lake", lake)[0] == 0
     assert run_command("run", loaded.root, "--lake", lake)[0] == 0
     assert units_of(lake) == ["sub-bob"]
     before = content(Lake(str(lake)))
     monkeypatch.setenv("DICOM_ETL_ID_KEY", "other key " * 4)
     code, out, _ = run_command("run", loaded.root, "--lake", lake, "--rebuild")
-    assert (code, "who was withdrawn from ds is recorded under the id key" in " ".join(out.split())) == (1, True)
+    assert (code, "the withdrawals from ds are recorded under the id key" in " ".join(out.split())) == (1, True)
     assert content(Lake(str(lake))) == before
 
 
@@ -854,7 +815,7 @@ def units_of(lake: Path) -> list[str]:
 
 
 def test_another_site_brings_nobody_back(loaded: Tree) -> None:
-    forget("ds", "sub-ada", loaded.lake, Settings(namespace="https://one.example"))
+    withdraw("ds", "sub-ada", loaded.lake, Settings(namespace="https://one.example"))
     loaded.settings = Settings(namespace="https://two.example")
     loaded.crawl()
     assert loaded.lake.read(INVENTORY, dataset="ds")["unit"].to_pylist() == ["sub-bob"]

@@ -1,0 +1,52 @@
+"""A withdrawal where series were merged into the study of another client: it is reported until they are removed."""
+
+from __future__ import annotations
+
+from dicom_etl.lake.tables import Lake
+from dicom_etl.stages.upload import upload
+from dicom_etl.stages.withdraw import withdraw
+from tests.support.proxy import Proxy
+from tests.support.server_content import put, status
+from tests.support.upload_lakes import Site, Study, settings_for
+from tests.support.uploads import ONE, codes, findings, make_external_study
+
+
+def test_a_dry_run_reports_an_external_study_that_has_series_of_ours(lake: Lake, server: Proxy, site: Site) -> None:
+    theirs = make_external_study(site)
+    put(server.url, theirs)
+    site.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
+    settings = settings_for(server.url, existing_study="merge")
+    upload(["A"], lake, settings)
+
+    planned = withdraw("A", "sub-1", lake, settings, dry_run=True)
+    done = withdraw("A", "sub-1", lake, settings)
+
+    assert [told.partition(" on ")[0] for told in planned.remaining] == [f"ImagingStudy/{theirs['id']}"]
+    assert planned.remaining == done.remaining
+    assert planned.exit_code == done.exit_code == 1
+
+
+def test_an_external_study_is_reported_until_our_series_are_removed_from_it(
+    lake: Lake, server: Proxy, site: Site
+) -> None:
+    theirs, stays = make_external_study(site), Study("2", "P2", unit="sub-2")
+    place = f"ImagingStudy/{theirs['id']}"
+    put(server.url, theirs)
+    site.build(lake, "A", [ONE, stays])
+    settings = settings_for(server.url, existing_study="merge")
+    upload(["A"], lake, settings)
+    site.build(lake, "A", [stays])
+
+    for prune in (False, True):
+        [left] = upload(["A"], lake, settings, prune=prune)
+        assert left.counts["ImagingStudy"] == {"orphaned": 1, "unchanged": 1}
+        [told] = [row["message"] for row in findings(lake, "A") if "ImagingStudy/" in row["message"]]
+        assert f"{place} is another client's; remove our series from it there" in told
+        planned = withdraw("A", None, lake, settings, dry_run=True)
+        assert [text.partition(" on ")[0] for text in planned.remaining] == [place]
+    put(server.url, theirs)
+    [done] = upload(["A"], lake, settings, prune=True)
+
+    assert done.counts["ImagingStudy"] == {"unchanged": 1}
+    assert (codes(lake, "A"), status(server.url, place)) == ([], 200)
+    assert withdraw("A", None, lake, settings, dry_run=True).remaining == ()
