@@ -12,7 +12,7 @@ MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 # The order of prerequisites below is meant: packages of the system before what is built with them.
 .NOTPARALLEL:
-.PHONY: help setup setup-test system-packages demo dev fhir-server lint test bench-headers bench-shapes bench-fhir bench-upload soak clean check-python
+.PHONY: docs help setup setup-test system-packages demo dev fhir-server lint test bench-headers bench-shapes bench-fhir bench-upload soak clean check-python
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ dev: setup ## Start the Dagster UI on this project
 fhir-server: setup-test ## Start the FHIR server of the tests, to try an upload: http://127.0.0.1:8095/fhir, data in memory
 	@echo "dicom-etl run --fhir-url http://127.0.0.1:8095/fhir (ready in some ten seconds; Ctrl-C ends it)"
 	@cd tests/servers/hapi && LONG_LIVED=true ./run.sh -Dport=8095
+
+docs: setup ## Build the documentation as a website in site/, without network
+	@$(BIN)/python -m scripts.docs_tables --check
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "open site/index.html in a browser"
 
 lint: setup ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff check .
@@ -59,7 +64,7 @@ bench-upload: setup-test ## Measure the upload beside fhirpy's save() on the tes
 	@$(BIN)/python -m benchmarks.upload $(ARGS)
 
 clean: ## Remove all that make has made; .dagster, the history of runs, stays
-	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf tests/servers/hapi/target tests/servers/medplum/target tests/servers/medplum/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,9 +1,10 @@
-"""Writes the tables in docs/ that follow from data: schemas, findings, the catalogue of tags, settings.
+"""Writes the parts of the documentation that follow from data: commands, settings, tables, tags, mapping, findings.
 
-Each stands between two markers; the rest of a page is written by hand. `--check` says whether the pages are up to
-date and changes nothing.
+Each is between two markers; the rest of a page is written by hand. `--check` reports pages that are out of date and
+changes nothing.
 """
 
+import inspect
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import click  # noqa: E402
+from typer.main import get_command  # noqa: E402
+
+from dicom_etl import renames  # noqa: E402
+from dicom_etl.cli.app import app  # noqa: E402
 from dicom_etl.fhir.mapping import Line, lines  # noqa: E402
 from dicom_etl.findings import finding_codes  # noqa: E402
 from dicom_etl.headers.catalogue import catalogue  # noqa: E402
@@ -26,17 +32,18 @@ def rows(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def schema_tables() -> str:
-    """The columns of each table of the lake; the header table's tags are in the catalogue."""
+    """A section for each table of the lake; the tags of the header table have a page of their own."""
     tables = {value.place: value for value in vars(schemas).values() if isinstance(value, schemas.Table)}
     tables[schemas.headers().place] = schemas.headers()
-    parts = []
+    sections = []
     for place, table in sorted(tables.items()):
         tags = {column.name for column in catalogue()} if table.name == "headers" else set()
-        columns = ", ".join(f"`{name}` {kind}" for name, kind in table.fields if name not in tags)
-        parts.append(
-            [f"`{place}`", columns + (", and the catalogue's columns" if tags else ""), ", ".join(table.order)]
-        )
-    return rows(("table", "columns", "rows sorted by"), parts)
+        columns = [(f"`{name}`", str(kind)) for name, kind in table.fields if name not in tags]
+        note = "\n\nAnd one column for each of the [tags](tags.md)." if tags else ""
+        path = place.replace("{", "<").replace("}", ">")
+        order = ", ".join(table.order)
+        sections.append(f"## `{path}`\n\nSorted by {order}.\n\n{rows(('column', 'type'), columns)}{note}")
+    return "\n\n".join(sections)
 
 
 def finding_table() -> str:
@@ -50,7 +57,7 @@ def finding_table() -> str:
 def catalogue_table() -> str:
     """All columns of the header table that come from tags."""
     return rows(
-        ("column", "tag", "VR", "type", "level", "why it is kept"),
+        ("column", "tag", "VR", "type", "level", "purpose"),
         [
             (
                 f"`{c.name}`",
@@ -101,11 +108,40 @@ def settings_table() -> str:
     )
 
 
+def command_sections() -> str:
+    """A section for each subcommand, with its help."""
+    group = get_command(app)
+    sections = []
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        context = click.Context(command, info_name=f"dicom-etl {name}")
+        usage = " ".join(["dicom-etl", name, *command.collect_usage_pieces(context)])
+        options = [record for parameter in command.params if (record := parameter.get_help_record(context))]
+        cells = [(f"`{option}`", " ".join(text.split())) for option, text in options]
+        help_text = inspect.cleandoc(command.help or "")
+        sections.append(f"## {name}\n\n{help_text}\n\n    {usage}\n\n{rows(('option', 'meaning'), cells)}")
+    return "\n\n".join(sections)
+
+
+def renamed_table() -> str:
+    """All names that earlier versions had."""
+    kinds = {name: value for name, value in vars(renames).items() if name.isupper() and isinstance(value, dict)}
+    lines = [
+        (kind.lower().replace("_", " ").removesuffix("s"), f"`{old}`", f"`{new}`")
+        for kind, names in kinds.items()
+        for old, new in names.items()
+    ]
+    return rows(("kind", "old name", "new name"), lines)
+
+
 TABLES = {
-    "docs/architecture.md": {"schemas": schema_tables, "catalogue": catalogue_table},
-    "docs/mapping.md": {"mapping": mapping_table, "left-out": left_out_table},
-    "docs/quality.md": {"findings": finding_table},
-    "docs/operations.md": {"settings": settings_table},
+    "CHANGELOG.md": {"renamed": renamed_table},
+    "docs/reference/commands.md": {"commands": command_sections},
+    "docs/reference/tables.md": {"schemas": schema_tables},
+    "docs/reference/tags.md": {"catalogue": catalogue_table},
+    "docs/reference/mapping.md": {"mapping": mapping_table, "left-out": left_out_table},
+    "docs/reference/findings.md": {"findings": finding_table},
+    "docs/reference/settings.md": {"settings": settings_table},
 }
 
 

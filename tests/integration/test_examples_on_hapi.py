@@ -1,6 +1,5 @@
 """The main job on the example datasets, through the pipeline, into a real HAPI FHIR server."""
 
-import re
 from pathlib import Path
 
 import orjson
@@ -15,7 +14,6 @@ from tests.servers.hapi_server import validate
 from tests.support.datasets import write_instance
 from tests.support.proxy import Reply, run_proxy
 
-DOCS = Path(__file__).parents[2] / "docs"
 AUTHORITY = "urn:oid:2.25.323467493119269171179165005637713612697"
 
 
@@ -127,19 +125,6 @@ def test_every_resource_passes_validate_and_is_taken(request, examples, tmp_path
             checked += 1
     # 4 + 4 Patients, an Endpoint of each dataset, 17 studies
     assert checked == 8 + 2 + 17
-
-
-def test_the_documented_questions_have_answers(hapi_factory, examples, tmp_path):
-    url = hapi_factory().base_url
-    load(pipeline(examples, url, str(tmp_path / "lake")), "breast", "heart")
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "questions.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
-    said: dict = {"FHIR_URL": url}
-    exec("\n".join(blocks), said)
-    assert len(said["studies"]) == 4
-    assert said["datasets"] == {"breast", "heart"}
-    assert len(said["breasts"]) == 6  # two by their headers, four by the samples sheet
-    assert said["study"]["id"] == said["studies"][0]["id"]
 
 
 def test_a_new_subject_that_reuses_a_patient_id_changes_the_patient_matching(hapi_factory, tmp_path):
