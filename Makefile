@@ -47,9 +47,9 @@ test: setup-test lint ## Run all checks and tests (WORKERS=2: test processes)
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 soak: setup-test ## Upload under 200 seeds of faults, 300 of odd answers, and 400 kills (ARGS='--seeds 1000' KILL_ARGS='--kills 500')
-	@$(BIN)/python -m tests.upload.soak $(ARGS)
-	@$(BIN)/python -m tests.upload.odd_runs $(ARGS)
-	@$(BIN)/python -m tests.upload.kill_soak $(KILL_ARGS)
+	@$(BIN)/python -m tests.upload.soak.faults_soak $(ARGS)
+	@$(BIN)/python -m tests.upload.soak.odd_answers_soak $(ARGS)
+	@$(BIN)/python -m tests.upload.soak.kill_soak $(KILL_ARGS)
 
 bench-headers: setup ## Measure header extraction beside pydicom and others, some minutes (ARGS='--files 500 --no-peers')
 	@$(BIN)/python -m benchmarks.headers $(ARGS)

@@ -9,7 +9,7 @@ import dagster as dg
 
 from dicom_etl.pipeline import Pipeline
 from dicom_etl.stages.report import ReportSummary
-from dicom_etl.stages.upload import Uploaded
+from dicom_etl.stages.upload import UploadSummary
 
 Result = dg.MaterializeResult[None]
 
@@ -43,6 +43,6 @@ def facts(pipeline: Pipeline, tables: str, summary: Any) -> Result:
     report = place / "report.html"
     if isinstance(summary, ReportSummary) and report.exists():
         metadata["report"] = dg.MetadataValue.path(str(report))  # no browser follows a link to a file from a page
-    if isinstance(summary, Uploaded) and summary.server is None:
+    if isinstance(summary, UploadSummary) and summary.server is None:
         metadata["note"] = "no server is set (fhir.url): nothing was sent, and the NDJSON files are the result"
     return Result(metadata=metadata)

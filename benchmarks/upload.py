@@ -40,7 +40,7 @@ from dicom_etl.settings import FhirSettings, Settings
 from dicom_etl.stages.upload import upload
 from dicom_etl.stages.verify import verify
 from tests.servers.hapi_server import HapiServer, running_hapi
-from tests.support.upload_lakes import Resource, Site, Study, new_lake
+from tests.support.upload_lakes import DatasetFactory, Resource, Study, new_lake
 
 SERIES, LENGTH = 4, 50  # of each study: series, and instances of a series
 SEQUENTIAL = "save() one by one"
@@ -64,8 +64,8 @@ processor time of client and server together: see the load above."""
 # -- what is sent -----------------------------------------------------------------------------------------------------
 
 
-class BenchSite(Site):
-    """A site whose studies are as large as built ones are, and whose resources can be counted on the server."""
+class BenchFactory(DatasetFactory):
+    """A factory whose studies are as large as built ones are, and whose resources can be counted on the server."""
 
     def system(self, kind: str) -> str:
         """The system of the identifiers of Patients or Endpoints."""
@@ -88,10 +88,10 @@ class BenchSite(Site):
 class Load:
     """Studies that no server has seen: one subject each, in a lake as the build stage leaves it.
 
-    The dataset has the site's name, since verify takes any study with a dataset's identifier for one of it.
+    The dataset has the factory's name, since verify takes any study with a dataset's identifier for one of it.
     """
 
-    site: BenchSite
+    factory: BenchFactory
     studies: tuple[Study, ...]
     lake: Lake
     settings: Settings
@@ -99,12 +99,12 @@ class Load:
     @classmethod
     def new(cls, folder: Path, studies: int, settings: Settings) -> Load:
         """Write the lake."""
-        site = BenchSite(f"bench-{secrets.token_hex(6)}")
+        factory = BenchFactory(f"bench-{secrets.token_hex(6)}")
         series = {str(number): LENGTH for number in range(1, SERIES + 1)}
         made = tuple(Study(str(n), f"MRN-{n}", unit=f"sub-{n:04}", series=series) for n in range(studies))
-        lake = new_lake(folder / site.name)
-        site.build(lake, site.name, made)
-        return cls(site, made, lake, settings)
+        lake = new_lake(folder / factory.name)
+        factory.build(lake, factory.name, made)
+        return cls(factory, made, lake, settings)
 
     def settings_for(self, url: str) -> Settings:
         """The settings, with a server."""
@@ -114,8 +114,8 @@ class Load:
         """Patient and ImagingStudy of each study, without ids."""
         return [
             (
-                _nameless(self.site.patient(self.site.name, study)),
-                _nameless(self.site.imaging_study(self.site.name, study)),
+                _nameless(self.factory.patient(self.factory.name, study)),
+                _nameless(self.factory.imaging_study(self.factory.name, study)),
             )
             for study in self.studies
         ]
@@ -130,7 +130,7 @@ def _nameless(resource: Resource) -> Resource:
 
 def ours(url: str, load: Load, *, sent: bool = True) -> None:
     """Our upload; without `sent`, one that must find everything there."""
-    [done] = upload([load.site.name], load.lake, load.settings_for(url))
+    [done] = upload([load.factory.name], load.lake, load.settings_for(url))
     state, number = "stored" if sent else "unchanged", len(load.studies)
     wanted = {"Endpoint": {state: 1}, "ImagingStudy": {state: number}, "Patient": {state: number}}
     if done.stopped or done.counts != wanted:
@@ -144,7 +144,7 @@ def ours_again(url: str, load: Load) -> None:
 
 def ours_verified(url: str, load: Load) -> None:
     """Our comparison of ledger and server."""
-    done = verify([load.site.name], load.lake, load.settings_for(url))
+    done = verify([load.factory.name], load.lake, load.settings_for(url))
     counts = sum((Counter(one.counts) for one in done.compared), Counter[str]())
     if done.exit_code or +counts != {"ok": 2 * len(load.studies) + 1}:
         raise SystemExit(f"verify found {dict(counts)}")
@@ -160,7 +160,7 @@ async def _saved(client: AsyncFHIRClient, load: Load, own_endpoints: bool, searc
     endpoint = None
     for number, (patient, study) in enumerate(load.pairs()):
         if endpoint is None or own_endpoints:
-            endpoint = await put(client, _nameless(load.site.endpoint(load.site.name, str(number))))
+            endpoint = await put(client, _nameless(load.factory.endpoint(load.factory.name, str(number))))
         person = await put(client, patient)
         refers = {"subject": person.to_reference(), "endpoint": [endpoint.to_reference()]}
         await put(client, study | refers)
@@ -294,8 +294,8 @@ def _cpu_of(pid: int) -> float:
 
 def _check(step: Step, url: str, load: Load) -> None:
     number = len(load.studies)
-    patients = quote(f"{load.site.system('Patient')}|", safe="")
-    endpoints = quote(f"{load.site.system('Endpoint')}|", safe="")
+    patients = quote(f"{load.factory.system('Patient')}|", safe="")
+    endpoints = quote(f"{load.factory.system('Endpoint')}|", safe="")
     wanted = {
         f"Patient?identifier={patients}": number,
         f"ImagingStudy?patient.identifier={patients}": number,

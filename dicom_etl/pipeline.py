@@ -28,9 +28,9 @@ from dicom_etl.stages.crawl import CrawlResult, DatasetStoppedError, crawl
 from dicom_etl.stages.extract import Extracted, extract
 from dicom_etl.stages.measure import MeasureSummary, measure
 from dicom_etl.stages.report import ReportSummary, report
-from dicom_etl.stages.upload import NotBuiltError, Uploaded, upload
-from dicom_etl.stages.verify import Verified, verify
-from dicom_etl.upload.ledger import TROUBLE
+from dicom_etl.stages.upload import NotBuiltError, UploadSummary, upload
+from dicom_etl.stages.verify import VerificationResult, verify
+from dicom_etl.upload.ledger import UNFINISHED_STATES
 from dicom_etl.withdrawal.record import exclude_withdrawn
 
 STAGES = ("crawl", "extract", "build", "upload", "measure", "report")
@@ -119,7 +119,7 @@ class Pipeline:
             progress=self.progress,
         )
 
-    def upload(self, datasets: Iterable[str], options: RunOptions = RunOptions()) -> list[Uploaded]:
+    def upload(self, datasets: Iterable[str], options: RunOptions = RunOptions()) -> list[UploadSummary]:
         """The upload stage, over several datasets at once since they share persons."""
         return upload(
             list(datasets),
@@ -132,7 +132,7 @@ class Pipeline:
             progress=self.progress,
         )
 
-    def verify(self, datasets: Iterable[str], *, repair: bool = False) -> Verified:
+    def verify(self, datasets: Iterable[str], *, repair: bool = False) -> VerificationResult:
         """What the server has beside what the ledger says, over several datasets at once."""
         return verify(list(datasets), self.lake, self.settings, repair=repair, progress=self.progress)
 
@@ -170,8 +170,8 @@ class RunResult:
 
 
 def _has_failures(summary: Any) -> bool:
-    if isinstance(summary, Uploaded):
-        return any(states.get(state) for states in summary.counts.values() for state in TROUBLE)
+    if isinstance(summary, UploadSummary):
+        return any(states.get(state) for states in summary.counts.values() for state in UNFINISHED_STATES)
     return any(getattr(summary, name, 0) for name in ("units_failed", "held"))
 
 

@@ -17,8 +17,8 @@ from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.schemas import INVENTORY
 from dicom_etl.lake.tables import Lake
 from dicom_etl.pipeline import RunResult
-from dicom_etl.stages.upload import Uploaded
-from dicom_etl.stages.verify import DIFFERENCES, Comparison, Verified
+from dicom_etl.stages.upload import UploadSummary
+from dicom_etl.stages.verify import DIFFERENCES, Comparison, VerificationResult
 from dicom_etl.upload.ledger import Ledger, ResourceRow, State
 from tests.servers.hapi_server import HapiServer
 from tests.support.command import RunCommand
@@ -51,7 +51,7 @@ def row(kind: str, identity: str, state: str, hours: int = 0, **more: Any) -> Re
 
 
 def note(lake: Lake, *rows: ResourceRow) -> None:
-    with Ledger.of(lake, "s") as ledger:
+    with Ledger.from_lake(lake, "s") as ledger:
         ledger.write_rows(rows)
 
 
@@ -111,13 +111,13 @@ def test_the_status_counts_what_datasets_share_too(lake: Lake) -> None:
 
 
 def test_an_unconfirmed_resource_is_trouble() -> None:
-    uploaded = Uploaded("A", "s", {"ImagingStudy": {"unconfirmed": 1, "stored": 5}})
+    uploaded = UploadSummary("A", "s", {"ImagingStudy": {"unconfirmed": 1, "stored": 5}})
     outcome = RunResult()
     outcome.add("upload", "A", uploaded)
 
     assert outcome.exit_code == 1
     same = Comparison("A", dict.fromkeys(DIFFERENCES, 0))
-    assert Verified("s", (same,), {}, (uploaded,)).exit_code == 1
+    assert VerificationResult("s", (same,), {}, (uploaded,)).exit_code == 1
 
 
 @pytest.mark.parametrize(

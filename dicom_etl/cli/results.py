@@ -12,7 +12,7 @@ from dicom_etl.cli.output import print_table, to_printable
 from dicom_etl.cli.session import Session
 from dicom_etl.pipeline import STAGES, RunResult
 from dicom_etl.stages.report import ReportSummary
-from dicom_etl.stages.upload import Uploaded
+from dicom_etl.stages.upload import UploadSummary
 
 
 def show_result(session: Session, outcome: RunResult, **more: Any) -> None:
@@ -66,7 +66,7 @@ def _show_stage(console: Console, stage: str, summaries: list[Any]) -> None:
     print_table(console, stage, [name.replace("_", " ") for name in columns], [[r[c] for c in columns] for r in rows])
 
 
-def show_upload(console: Console, summaries: list[Uploaded]) -> None:
+def show_upload(console: Console, summaries: list[UploadSummary]) -> None:
     """Show what uploads have done, counted by dataset, type and state, and what they have removed."""
     if all(summary.server is None for summary in summaries):
         console.print("upload: no server is set; the NDJSON files in the lake are the result")

@@ -16,7 +16,7 @@ from dicom_etl.cli.session import Session
 from dicom_etl.fhir_client import FhirError
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.pipeline import Pipeline
-from dicom_etl.stages.verify import DIFFERENCES, Verified
+from dicom_etl.stages.verify import DIFFERENCES, VerificationResult
 
 _SHOWN = 20  # differences on a console
 
@@ -53,7 +53,7 @@ def _verify(session: Session, names: list[str], *, repair: bool) -> int:
     return verified.exit_code
 
 
-def _machine(verified: Verified) -> dict[str, Any]:
+def _machine(verified: VerificationResult) -> dict[str, Any]:
     found = {one.dataset: asdict(one) for one in verified.compared}
     return {
         "exit_code": verified.exit_code,
@@ -65,7 +65,7 @@ def _machine(verified: Verified) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, verified: Verified) -> None:
+def _show(console: Console, verified: VerificationResult) -> None:
     names = {one.dataset: one.dataset or "(shared)" for one in verified.compared}
     columns = ["ok", *DIFFERENCES, "orphaned"]
     counted = [[names[one.dataset], *(one.counts[column] for column in columns)] for one in verified.compared]
@@ -81,7 +81,7 @@ def _show(console: Console, verified: Verified) -> None:
         show_upload(console, list(verified.uploads))
 
 
-def _advice(verified: Verified, *, repaired: bool) -> list[str]:
+def _advice(verified: VerificationResult, *, repaired: bool) -> list[str]:
     """What each kind of difference means for the person."""
     said = {
         "missing": "missing: `dicom-etl verify --repair` sends them again",

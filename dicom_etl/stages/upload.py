@@ -14,13 +14,15 @@ from dicom_etl.fhir_client import check_server
 from dicom_etl.fhir_connection import open_client, server_name
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings
-from dicom_etl.upload.items import DatasetResources, IdStrategy, NotBuiltError, Options
+from dicom_etl.upload.items import DatasetResources, IdStrategy, NotBuiltError, UploadOptions
 from dicom_etl.upload.ledger import Ledger
-from dicom_etl.upload.run import Limits, Progress, Run, Uploaded, upload_datasets
+from dicom_etl.upload.results import UploadSummary
+from dicom_etl.upload.run import upload_datasets
+from dicom_etl.upload.scheduling import Limits, Progress, UploadRun
 from dicom_etl.upload.studies import Namespace
 from dicom_etl.upload.transfer import Target
 
-__all__ = ["NotBuiltError", "Uploaded", "upload"]
+__all__ = ["NotBuiltError", "UploadSummary", "upload"]
 
 
 def upload(
@@ -33,7 +35,7 @@ def upload(
     dry_run: bool = False,
     overwrite: bool = False,
     progress: Progress = lambda *_: None,
-) -> list[Uploaded]:
+) -> list[UploadSummary]:
     """Upload the resources of some datasets to the server of the settings; one summary per dataset.
 
     Args:
@@ -54,18 +56,18 @@ def upload(
     """
     names = list(dict.fromkeys(datasets))
     if not settings.fhir.url:
-        return [Uploaded(name, None) for name in names]
-    options = Options(prune, failed_only, dry_run, overwrite, settings.fhir.existing_study)
+        return [UploadSummary(name, None) for name in names]
+    options = UploadOptions(prune, failed_only, dry_run, overwrite, settings.fhir.existing_study)
     return asyncio.run(_upload(names, lake, settings, options, progress))
 
 
 async def _upload(
-    names: Sequence[str], lake: Lake, settings: Settings, options: Options, progress: Progress
-) -> list[Uploaded]:
+    names: Sequence[str], lake: Lake, settings: Settings, options: UploadOptions, progress: Progress
+) -> list[UploadSummary]:
     fhir = settings.fhir
-    resources = [DatasetResources.of(lake, name) for name in names]
+    resources = [DatasetResources.read(lake, name) for name in names]
     async with open_client(fhir) as client:
-        with Ledger.of(lake, server_name(fhir.url or ""), is_dry_run=options.dry_run) as ledger:
+        with Ledger.from_lake(lake, server_name(fhir.url or ""), is_dry_run=options.dry_run) as ledger:
             is_client_assigned = await check_server(client, fhir.version, fhir.client_assigned)
             strategy = IdStrategy(settings.namespace, is_client_assigned)
             namespace = Namespace(settings.resource_ids(), strategy, settings.sds_dataset_system)
@@ -73,4 +75,4 @@ async def _upload(
             # two conditional updates at once could create two resources
             batches = fhir.max_concurrent_requests + 1 if is_client_assigned else 1
             limits = Limits(fhir.max_bundle_entries, fhir.max_bundle_bytes, batches)
-            return await upload_datasets(Run(lake, target, limits, progress), resources)
+            return await upload_datasets(UploadRun(lake, target, limits, progress), resources)

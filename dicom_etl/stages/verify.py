@@ -14,19 +14,19 @@ from dicom_etl.fhir_client import check_server
 from dicom_etl.fhir_connection import open_client, server_name
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings, SettingsError
-from dicom_etl.stages.upload import Uploaded, upload
+from dicom_etl.stages.upload import UploadSummary, upload
 from dicom_etl.upload.items import DatasetResources, NotBuiltError
-from dicom_etl.upload.ledger import TROUBLE, Ledger
-from dicom_etl.upload.run import Progress
+from dicom_etl.upload.ledger import UNFINISHED_STATES, Ledger
+from dicom_etl.upload.scheduling import Progress
 from dicom_etl.upload.verification import DIFFERENCES, Comparison, Verifier
 
-__all__ = ["DIFFERENCES", "Comparison", "Verified", "verify"]
+__all__ = ["DIFFERENCES", "Comparison", "VerificationResult", "verify"]
 
 _REMAINING = ("changed", "external")  # what a repair leaves as it is
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerificationResult:
     """What was found, and what a repair sent.
 
     `compared` holds one entry per dataset and, last, one of what datasets share; `nothing` says by dataset why there
@@ -36,7 +36,7 @@ class Verified:
     server: str
     compared: tuple[Comparison, ...]
     nothing: dict[str, str]
-    uploads: tuple[Uploaded, ...] = ()
+    uploads: tuple[UploadSummary, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -47,7 +47,9 @@ class Verified:
             return 3
         left = _REMAINING if self.uploads else DIFFERENCES
         differs = any(one.counts[what] for one in self.compared for what in left)
-        failed = any(states.get(word) for up in self.uploads for states in up.counts.values() for word in TROUBLE)
+        failed = any(
+            states.get(word) for up in self.uploads for states in up.counts.values() for word in UNFINISHED_STATES
+        )
         stopped = any(uploaded.stopped for uploaded in self.uploads)
         return int(differs or failed or stopped or bool(self.nothing))
 
@@ -59,7 +61,7 @@ def verify(
     *,
     repair: bool = False,
     progress: Progress = lambda *_: None,
-) -> Verified:
+) -> VerificationResult:
     """Compare some datasets of the lake with the server of the settings.
 
     Args:
@@ -80,19 +82,19 @@ def verify(
     nothing: dict[str, str] = {}
     for name in dict.fromkeys(datasets):
         try:
-            built[name] = DatasetResources.of(lake, name)
+            built[name] = DatasetResources.read(lake, name)
         except NotBuiltError as error:
             nothing[name] = str(error)
     server = server_name(settings.fhir.url)
     if not built:
-        return Verified(server, (), nothing)
+        return VerificationResult(server, (), nothing)
     compared = asyncio.run(_compare(built, lake, settings, repair=repair, progress=progress))
     wanting = [one for one in compared if one.counts["missing"] or one.counts["unsent"]]
     if not repair or not wanting:
-        return Verified(server, compared, nothing)
+        return VerificationResult(server, compared, nothing)
     # what datasets share may be any dataset's; an upload of one that lacks nothing sends nothing
     names = list(built) if any(one.dataset is None for one in wanting) else [one.dataset or "" for one in wanting]
-    return Verified(server, compared, nothing, tuple(upload(names, lake, settings, progress=progress)))
+    return VerificationResult(server, compared, nothing, tuple(upload(names, lake, settings, progress=progress)))
 
 
 async def _compare(
@@ -101,7 +103,7 @@ async def _compare(
     fhir = settings.fhir
     async with open_client(fhir) as client:
         await check_server(client, fhir.version, fhir.client_assigned)
-        with Ledger.of(lake, server_name(fhir.url or ""), is_dry_run=not repair) as ledger:
+        with Ledger.from_lake(lake, server_name(fhir.url or ""), is_dry_run=not repair) as ledger:
             verifier = Verifier(lake, client, ledger, repair=repair, progress=progress)
             shared = await verifier.compare_shared(list(datasets.values()))
             found = [await verifier.compare_dataset(name, settings.sds_dataset_system) for name in datasets]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dicom_etl.fhir_client import FhirClient, ServerResource
 from dicom_etl.fhir_client.errors import FhirError, InvalidAnswerError
-from dicom_etl.upload.items import IdStrategy, Resource, is_of_namespace
+from dicom_etl.upload.items import IdStrategy, Resource, is_in_namespace
 from dicom_etl.upload.ledger import Key, ResourceRow
 from dicom_etl.upload.patients import find_patients
 from dicom_etl.upload.studies import Namespace, find_studies
@@ -22,7 +22,7 @@ _HISTORY = 5  # versions that are looked at
 
 
 @dataclass(frozen=True)
-class Replaced:
+class ReplacedVersion:
     """A version of another client that a write of ours replaced; None and empty where the server does not keep it.
 
     `by` is our version.
@@ -46,7 +46,7 @@ async def read_back(client: FhirClient, resource_type: str, server_id: str) -> S
     return server
 
 
-async def find_replaced(
+async def find_replaced_version(
     client: FhirClient,
     item: Key,
     server_id: str,
@@ -54,7 +54,7 @@ async def find_replaced(
     *,
     sent: Collection[str],
     version: str = "",
-) -> Replaced | None:
+) -> ReplacedVersion | None:
     """What came before our version of a resource that was to be new; None where nothing did.
 
     Args:
@@ -75,7 +75,7 @@ async def find_replaced(
         versions = None
     if versions is None:
         # a server that answers 201 to what it creates has said that this was there before
-        return Replaced(resource_type, None, "", version) if client.answers_created else None
+        return ReplacedVersion(resource_type, None, "", version) if client.answers_created else None
     is_own = [
         one is not None
         and ((version and one.version == version) or strategy.content_hash(one.resource, our_id) in sent)
@@ -90,10 +90,10 @@ async def find_replaced(
     if replaced is None:  # ours is the first version, or the first one after a deletion
         return None
     ours = versions[newest]
-    return Replaced(resource_type, replaced.resource, replaced.version, ours.version if ours else version)
+    return ReplacedVersion(resource_type, replaced.resource, replaced.version, ours.version if ours else version)
 
 
-def describe_replaced(replaced: Replaced, url: str, server_id: str) -> str:
+def describe_replaced_version(replaced: ReplacedVersion, url: str, server_id: str) -> str:
     """The text of a finding: which version of ours replaced which one, and where both are; `url` is the server's."""
     history = f"{url}/{replaced.resource_type}/{server_id}/_history"
     before = f"version {replaced.version} of another client" if replaced.version else "a version of another client"
@@ -152,7 +152,7 @@ def _with_study(
         str(study["id"])
         for study in found
         if str(study["id"]) != row.server_id
-        and not is_of_namespace(study, uid, namespace.ids, namespace.strategy, namespace.dataset_system)
+        and not is_in_namespace(study, uid, namespace.ids, namespace.strategy, namespace.dataset_system)
     )
     if not external or is_duplicate_wanted or row.reason:
         return row

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from dicom_etl.fhir_client import FhirClient
 from dicom_etl.fhir_client.errors import ConflictError, FhirError
-from dicom_etl.upload.confirmation import describe_replaced, find_replaced
+from dicom_etl.upload.confirmation import describe_replaced_version, find_replaced_version
 from dicom_etl.upload.items import IdStrategy, datasets_of, referenced_id
 from dicom_etl.upload.ledger import Attempt, Event, Key, Ledger, ResourceRow, State
 from dicom_etl.upload.studies import has_stored, is_same_version
@@ -26,7 +26,7 @@ _ORDER = ("ImagingStudy", "Patient", "Endpoint")  # what refers to others goes f
 # -- orphaned resources -----------------------------------------------------------------------------------------------
 
 
-def drop_from_lake(row: ResourceRow, *, has_attempts: bool) -> ResourceRow | None:
+def make_orphaned_row(row: ResourceRow, *, has_attempts: bool) -> ResourceRow | None:
     """The row of a resource that the lake no longer produces; None where the server has nothing of ours."""
     if row.type != "ImagingStudy" and row.is_external:
         return None  # another client's Patient was only referred to
@@ -104,10 +104,10 @@ async def _settle_unconfirmed(target: Target, row: ResourceRow, attempts: Sequen
     row = replace(row, server_id=server.id, version=server.version, etag=server.etag)
     row = replace(row, hash=last.hash, server_hash=last.server_hash)
     created = {one.server_hash for one in attempts if not one.if_match}
-    over = await find_replaced(target.client, row.key, server.id, strategy, sent=created) if created else None
+    over = await find_replaced_version(target.client, row.key, server.id, strategy, sent=created) if created else None
     if over is None:
         return row
-    text = f"not deleted: {describe_replaced(over, target.client.url, server.id)}"
+    text = f"not deleted: {describe_replaced_version(over, target.client.url, server.id)}"
     row = replace(row, reason="concurrent-overwrite", reason_text=text)
     target.ledger.write_rows([row], closed=[one.number for one in attempts if one.number is not None])
     return row
@@ -271,7 +271,7 @@ class ServerContent:
     knows_dataset: bool = False
 
 
-class WithdrawnLedger:
+class LedgerWithdrawal:
     """The ledger of a server as far as a withdrawal concerns it."""
 
     def __init__(self, ledger: Ledger, withdrawal: Withdrawal) -> None:
@@ -319,7 +319,7 @@ class WithdrawnLedger:
         return list({row.key: row for row in (*of_dataset, *shared)}.values())
 
 
-class Deleted(NamedTuple):
+class DeletionResult(NamedTuple):
     """What became of places: deleted, needed there by others, and the first other refusal."""
 
     done: set[Key]
@@ -328,7 +328,7 @@ class Deleted(NamedTuple):
     is_unreachable: bool = False
 
 
-async def delete_places(client: FhirClient, places: Iterable[Key]) -> Deleted:
+async def delete_resources(client: FhirClient, places: Iterable[Key]) -> DeletionResult:
     """Delete resources, studies before what they refer to; ends at the first refusal that is not a conflict.
 
     A Patient that other studies refer to stays, also on a server that would delete it.
@@ -345,7 +345,7 @@ async def delete_places(client: FhirClient, places: Iterable[Key]) -> Deleted:
         except ConflictError:
             needed.add(place)
         except FhirError as error:
-            return Deleted(done, needed, error, client.unreachable)
+            return DeletionResult(done, needed, error, client.unreachable)
         else:
             done.add(place)
-    return Deleted(done, needed)
+    return DeletionResult(done, needed)

@@ -38,7 +38,7 @@ class NotBuiltError(Exception):
     """A dataset has no resources yet; the text says what to do."""
 
 
-class Options(NamedTuple):
+class UploadOptions(NamedTuple):
     """What an upload is asked for; see `stages.upload`."""
 
     prune: bool = False
@@ -62,7 +62,7 @@ class UploadItem:
     business_key: str | None = None
     references: tuple[Key, ...] = ()  # Patient and Endpoint of a study, by our ids
     hash: str = ""
-    body: bytes = b""  # the canonical JSON of `resource`
+    body: bytes = b""  # the encode_canonical JSON of `resource`
     reason: str | None = None  # code of a finding that must be heard whatever becomes of it
     reason_text: str | None = None
 
@@ -84,8 +84,8 @@ class UploadItem:
         return self.resource["resourceType"], self.resource["id"]
 
     def with_hash(self) -> UploadItem:
-        """The item with its canonical JSON and its hash."""
-        body = canonical(self.resource)
+        """The item with its encode_canonical JSON and its hash."""
+        body = encode_canonical(self.resource)
         return replace(self, hash=digest(body), body=body)
 
 
@@ -118,13 +118,13 @@ class Decision:
 # -- comparing --------------------------------------------------------------------------------------------------------
 
 
-def canonical(value: Any) -> bytes:
+def encode_canonical(value: Any) -> bytes:
     """The one way to write a resource, or a part of one, whatever the order of its keys."""
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def digest(body: bytes) -> str:
-    """SHA-256 of a canonical resource, in hex."""
+    """SHA-256 of a encode_canonical resource, in hex."""
     return hashlib.sha256(body).hexdigest()
 
 
@@ -150,13 +150,13 @@ def content_hash(resource: Mapping[str, Any]) -> str:
     content = strip_server_elements(resource)
     for name in ("id", "meta", *_REFERENCES):
         content.pop(name, None)
-    return digest(canonical(content))
+    return digest(encode_canonical(content))
 
 
 def is_same_content(server: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
     """Whether the server has a resource as we make it; the order of lists, and labels that the server adds, aside."""
     one, other = strip_server_elements(server), strip_server_elements(ours)
-    if canonical(one) == canonical(other):
+    if encode_canonical(one) == encode_canonical(other):
         return True
     labels, wanted = one.pop("meta", {}), other.pop("meta", {})
     has_labels = all(
@@ -172,7 +172,7 @@ def _sort_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _sort_lists(item) for name, item in value.items()}
     if isinstance(value, list):
-        return sorted((_sort_lists(item) for item in value), key=canonical)
+        return sorted((_sort_lists(item) for item in value), key=encode_canonical)
     return value
 
 
@@ -287,7 +287,7 @@ class DatasetResources:
     identities: tuple[StudyIdentity, ...]
 
     @classmethod
-    def of(cls, lake: Lake, dataset: str) -> DatasetResources:
+    def read(cls, lake: Lake, dataset: str) -> DatasetResources:
         """Read the identities.
 
         Raises:
@@ -300,7 +300,7 @@ class DatasetResources:
         return cls(lake, dataset, tuple(map(StudyIdentity._make, zip(*columns, strict=True))))
 
     @cached_property
-    def decided(self) -> list[StudyIdentity]:
+    def resolved(self) -> list[StudyIdentity]:
         """Those whose study is built."""
         return [one for one in self.identities if one.state == "ok"]
 
@@ -330,7 +330,7 @@ class DatasetResources:
         """What changes when the resources of a unit do; empty where it was never built."""
         return self._fingerprints.get(unit, "")
 
-    def size(self, unit: str) -> int:
+    def study_bytes(self, unit: str) -> int:
         """The bytes of a unit's ImagingStudies, in NDJSON."""
         if not self._commits:
             return 0
@@ -339,58 +339,58 @@ class DatasetResources:
         return int(row["ImagingStudy_length"] or 0) if row else 0
 
     @cached_property
-    def homes(self) -> dict[str, list[str]]:
+    def units_by_patient(self) -> dict[str, list[str]]:
         """By Patient id, the units that build its studies."""
         units: dict[str, set[str]] = defaultdict(set)
-        for one in self.decided:
+        for one in self.resolved:
             units[one.patient].add(one.building_unit or one.unit)
         return {patient: sorted(owners) for patient, owners in units.items()}
 
     @cached_property
-    def patients(self) -> dict[str, set[str]]:
+    def patients_by_unit(self) -> dict[str, set[str]]:
         """By unit, the Patients of the studies that it builds."""
         patients: dict[str, set[str]] = defaultdict(set)
-        for one in self.decided:
+        for one in self.resolved:
             patients[one.building_unit or one.unit].add(one.patient)
         return patients
 
     @cached_property
-    def shared(self) -> set[str]:
+    def shared_patients(self) -> set[str]:
         """The Patients whose identifiers mean the same in every dataset."""
-        return {one.patient for one in self.decided if one.is_shared}
+        return {one.patient for one in self.resolved if one.is_shared}
 
     @cached_property
-    def study_uids(self) -> dict[str, set[str]]:
+    def study_uids_by_unit(self) -> dict[str, set[str]]:
         """By unit, the StudyInstanceUIDs of the studies that it builds."""
         uids: dict[str, set[str]] = defaultdict(set)
-        for one in self.decided:
+        for one in self.resolved:
             uids[one.building_unit or one.unit].add(one.study_uid)
         return uids
 
     @cached_property
-    def business_keys(self) -> dict[str, str]:
+    def identifier_by_patient(self) -> dict[str, str]:
         """By Patient id, its identifier."""
-        return {one.patient: f"{one.system}|{one.value}" for one in self.decided}
+        return {one.patient: f"{one.system}|{one.value}" for one in self.resolved}
 
     @cached_property
-    def subjects(self) -> dict[str, str | None]:
+    def subject_by_unit(self) -> dict[str, str | None]:
         """By unit, its subject."""
         return {one.unit: one.subject for one in self.identities}
 
     @cached_property
-    def studies(self) -> dict[str, list[StudyIdentity]]:
+    def identities_by_study(self) -> dict[str, list[StudyIdentity]]:
         """The identities by StudyInstanceUID."""
         studies: dict[str, list[StudyIdentity]] = defaultdict(list)
         for one in self.identities:
             studies[one.study_uid].append(one)
         return studies
 
-    def endpoint(self) -> Resource | None:
+    def read_endpoint(self) -> Resource | None:
         """The Endpoint of the dataset; None where no study is built."""
         content = self.lake.read_bytes(place(ENDPOINT, dataset=self.dataset))
         return orjson.loads(content) if content else None
 
-    def resources(self, resource_type: str, unit: str) -> Iterator[Resource]:
+    def read_resources(self, resource_type: str, unit: str) -> Iterator[Resource]:
         """The Patients or ImagingStudies of a unit.
 
         Raises:
@@ -408,18 +408,18 @@ class DatasetResources:
         except (DamagedShardError, OSError):  # a build may have ended since the commits were read
             return read_lines(self.lake, resource_type, dataset=self.dataset, unit=unit)
 
-    def study_items(self, unit: str) -> Iterator[UploadItem]:
+    def read_study_items(self, unit: str) -> Iterator[UploadItem]:
         """The ImagingStudies of a unit as items; their references are still by our ids."""
-        for study in self.resources("ImagingStudy", unit):
+        for study in self.read_resources("ImagingStudy", unit):
             uid = study_uid(study)
-            row = next((one for one in self.studies.get(uid, ()) if one.unit == unit), None)
-            subject = row.subject if row else self.subjects.get(unit)
+            row = next((one for one in self.identities_by_study.get(uid, ()) if one.unit == unit), None)
+            subject = row.subject if row else self.subject_by_unit.get(unit)
             references = [("Patient", referenced_id(study["subject"]))]
             references += [("Endpoint", referenced_id(endpoint)) for endpoint in study.get("endpoint", [])]
             yield UploadItem(study, self.dataset, unit, subject, uid, tuple(references))
 
 
-def refer_to(item: UploadItem, server_ids: Mapping[Key, str]) -> UploadItem:
+def resolve_references(item: UploadItem, server_ids: Mapping[Key, str]) -> UploadItem:
     """A study that refers to what it needs by the ids that these have on the server."""
     study = item.resource
     patient, *endpoints = item.references
@@ -464,7 +464,7 @@ def datasets_of(study: Mapping[str, Any], dataset_system: str) -> list[str]:
     return [value.removeprefix("urn:uid:") for value in values]
 
 
-def is_of_namespace(study: Mapping[str, Any], uid: str, ids: ResourceIds, strategy: IdStrategy, system: str) -> bool:
+def is_in_namespace(study: Mapping[str, Any], uid: str, ids: ResourceIds, strategy: IdStrategy, system: str) -> bool:
     """Whether a study of this UID is a resource of some dataset of our namespace: its id follows from that."""
     ours: Sequence[str] = [ids.resource_id("ImagingStudy", dataset, uid) for dataset in datasets_of(study, system)]
     return any(strategy.is_ours(study, identity) for identity in ours)

@@ -85,7 +85,7 @@ TRANSITIONS: dict[tuple[State | None, Event], State] = {
     (State.STORED, Event.MISSING): State.FAILED,
 }
 FAILED_STATES = (State.REJECTED, State.FAILED, State.UNCONFIRMED)  # sent again by --failed
-TROUBLE = (*FAILED_STATES, State.HELD)  # somebody must look at it
+UNFINISHED_STATES = (*FAILED_STATES, State.HELD)  # somebody must look at it
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ class Ledger:
         self._resources = ExitStack()
 
     @classmethod
-    def of(cls, lake: Lake, server: str, *, is_dry_run: bool = False) -> Self:
+    def from_lake(cls, lake: Lake, server: str, *, is_dry_run: bool = False) -> Self:
         """The ledger of a server in a lake; of a dry run, a copy that goes when it is closed.
 
         Raises:
@@ -443,7 +443,9 @@ class Ledger:
         query = sa.select(_UNITS.c.unit, _UNITS.c.fingerprint).where(*self._mine(_UNITS), _UNITS.c.dataset == dataset)
         return self._submit(lambda connection: {row.unit: row.fingerprint for row in connection.execute(query)})
 
-    def read_known(self, keys: Iterable[Key]) -> Future[tuple[dict[Key, ResourceRow], dict[Key, list[Attempt]]]]:
+    def read_rows_and_attempts(
+        self, keys: Iterable[Key]
+    ) -> Future[tuple[dict[Key, ResourceRow], dict[Key, list[Attempt]]]]:
         """The rows and the open attempts of some resources, as `read_rows` and `read_attempts` give them."""
         wanted = list(keys)
         return self._submit(

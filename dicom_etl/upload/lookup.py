@@ -16,7 +16,7 @@ _IDS_AT_ONCE = 50
 _TOKENS_AT_ONCE = 25  # identifiers of up to 150 characters in one URL
 
 
-async def read_known(
+async def read_by_id(
     client: FhirClient,
     items: Sequence[UploadItem],
     rows: Mapping[Key, ResourceRow],
@@ -34,7 +34,9 @@ async def read_known(
     return dict(zip(places, reads, strict=True))
 
 
-async def find_own(client: FhirClient, items: Sequence[UploadItem], strategy: IdStrategy) -> dict[Key, ServerResource]:
+async def find_by_search(
+    client: FhirClient, items: Sequence[UploadItem], strategy: IdStrategy
+) -> dict[Key, ServerResource]:
     """Resources of ours, all of one type, that no ledger knows and the server has all the same.
 
     Raises:

@@ -23,13 +23,13 @@ from dicom_etl.upload.items import (
     Resource,
     UploadItem,
     as_list,
-    canonical,
+    encode_canonical,
     identifiers,
     is_same_content,
     strip_server_elements,
 )
 from dicom_etl.upload.ledger import Attempt, Key, ResourceRow
-from dicom_etl.upload.lookup import find_own, read_known
+from dicom_etl.upload.lookup import find_by_search, read_by_id
 
 # elements of which a resource may have one form alone (FHIR R4, 2.1.0.6: choice of data types)
 _CHOICES = ("deceased", "multipleBirth")
@@ -55,7 +55,7 @@ class Conflict(NamedTuple):
     """An element of which contributors say different things; `by` is empty where the server does."""
 
     element: str
-    by: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class MergedPatient:
     """A Patient as it should be on the server, what we say of it, and what could not be agreed on."""
 
     patient: Resource
-    ours: Resource
+    contribution: Resource
     conflicts: tuple[Conflict, ...] = ()
 
 
@@ -115,7 +115,7 @@ def _merge_contributions(
     conflicts = []
     for name, values in sorted(_by_element(contributions).items()):
         if isinstance(values[0].value, list):
-            items = {canonical(item): item for one in values for item in one.value}
+            items = {encode_canonical(item): item for one in values for item in one.value}
             patient[name] = [items[text] for text in sorted(items)]
             continue
         different = _different(values)
@@ -130,7 +130,7 @@ def _merge_contributions(
 def _by_element(contributions: Sequence[Contribution]) -> dict[str, list[_Value]]:
     """The values of each element, in the order of the contributors' names (and then of the content)."""
     values: dict[str, list[_Value]] = {}
-    for by, patient in sorted(contributions, key=lambda one: (one.by, canonical(one.patient))):
+    for by, patient in sorted(contributions, key=lambda one: (one.by, encode_canonical(one.patient))):
         for element, value in patient.items():
             name = next((choice for choice in _CHOICES if element.startswith(choice)), element)
             if _SAYS_NOTHING.get(name) != value:
@@ -146,7 +146,7 @@ def _different(values: Sequence[_Value]) -> list[_Value]:
     """The different values, first by name first; a date that is part of a more precise one does not count."""
     first: dict[bytes, _Value] = {}
     for one in values:
-        first.setdefault(canonical([one.element, one.value]), one)
+        first.setdefault(encode_canonical([one.element, one.value]), one)
     different = list(first.values())
     if different[0].element != "birthDate":
         return different
@@ -201,9 +201,9 @@ def _unite(mine: Sequence[Any], before: Sequence[Any], there: Sequence[Any]) -> 
 
     In the server's order where it has them all, else in one that does not depend on who came first.
     """
-    withdrawn = set(map(canonical, before)) - set(map(canonical, mine))
-    kept = {canonical(item): item for item in (*there, *mine) if canonical(item) not in withdrawn}
-    has_all = len(kept) == len(there) and all(canonical(item) in kept for item in there)
+    withdrawn = set(map(encode_canonical, before)) - set(map(encode_canonical, mine))
+    kept = {encode_canonical(item): item for item in (*there, *mine) if encode_canonical(item) not in withdrawn}
+    has_all = len(kept) == len(there) and all(encode_canonical(item) in kept for item in there)
     return list(kept.values()) if has_all else [kept[key] for key in sorted(kept)]
 
 
@@ -219,7 +219,7 @@ def _unite_labels(mine: Mapping[str, Any], there: Mapping[str, Any]) -> Resource
 
 
 @dataclass(frozen=True)
-class SeenPatient:
+class PatientOnServer:
     """What the server has for one of our Patients.
 
     `own` is under our id, or under that of the other client's Patient that is used; `is_gone` says that the server had
@@ -243,7 +243,7 @@ async def look_up_patients(
     attempts: Mapping[Key, Sequence[Attempt]],
     strategy: IdStrategy,
     shared: Mapping[Key, tuple[str, str]],
-) -> dict[Key, SeenPatient]:
+) -> dict[Key, PatientOnServer]:
     """Ask the server for Patients: by id where the ledger knows them, else by identifier or id in a search.
 
     Args:
@@ -257,12 +257,12 @@ async def look_up_patients(
     Raises:
         FhirError: the server could not be asked.
     """
-    own = await read_known(client, items, rows, attempts, strategy)
+    own = await read_by_id(client, items, rows, attempts, strategy)
     seen = {}
     for key, server in own.items():
         row = rows.get(key)
         is_gone = server is None and row is not None and row.is_on_server
-        seen[key] = SeenPatient(is_gone=True) if is_gone else await _follow(client, server)
+        seen[key] = PatientOnServer(is_gone=True) if is_gone else await _follow(client, server)
     unknown = [one for one in items if one.key not in own]
     lost = {one.key for one in items if one.key in own and seen[one.key].is_gone and one.key in shared}
     to_match = [one for one in items if one.key in lost or (one.key not in own and one.key in shared)]
@@ -272,25 +272,25 @@ async def look_up_patients(
         # what a read by id did not find is gone, also where an index still has it
         seen[one.key] = replace(match, own=None, is_gone=True) if one.key in lost else match
     own_only = [one for one in unknown if one.key not in shared]
-    places = await find_own(client, own_only, strategy)
+    places = await find_by_search(client, own_only, strategy)
     return seen | {one.key: await _follow(client, places.get(one.key)) for one in own_only}
 
 
-async def _follow(client: FhirClient, own: ServerResource | None) -> SeenPatient:
+async def _follow(client: FhirClient, own: ServerResource | None) -> PatientOnServer:
     """A Patient with the one that it was merged into (FHIR R4, Patient.link of type replaced-by)."""
     if own is None:
-        return SeenPatient()
+        return PatientOnServer()
     current: ServerResource | None = own
     for _ in range(_LINKS):
         if current is None:
-            return SeenPatient(own, is_inactive=True)
+            return PatientOnServer(own, is_inactive=True)
         replacement = _replacement(current.resource, client.url)
         if replacement is None:
             is_inactive = current.resource.get("active") is False
             survivor = current if current.id != own.id and not is_inactive else None
-            return SeenPatient(own, survivor=survivor, is_inactive=is_inactive)
+            return PatientOnServer(own, survivor=survivor, is_inactive=is_inactive)
         current = await client.read("Patient", replacement) if replacement else None
-    return SeenPatient(own, is_inactive=True)
+    return PatientOnServer(own, is_inactive=True)
 
 
 def _replacement(patient: Mapping[str, Any], url: str) -> str | None:
@@ -324,7 +324,9 @@ async def find_patients(client: FhirClient, wanted: Sequence[tuple[str, str]]) -
     return found
 
 
-async def _match(client: FhirClient, item: UploadItem, found: Sequence[Resource], strategy: IdStrategy) -> SeenPatient:
+async def _match(
+    client: FhirClient, item: UploadItem, found: Sequence[Resource], strategy: IdStrategy
+) -> PatientOnServer:
     """Ours and others among the Patients of an identifier; those that were merged are followed."""
     own = next((one for one in found if strategy.is_ours(one, item.id)), None)
     if own is not None:
@@ -343,15 +345,15 @@ async def _match(client: FhirClient, item: UploadItem, found: Sequence[Resource]
             others[str(alive["id"])] = alive
     candidates = tuple(others[identity] for identity in sorted(others))
     if own is not None:
-        return SeenPatient(ServerResource(own), candidates=candidates)
-    return SeenPatient(candidates=candidates, is_inactive=is_inactive and not candidates)
+        return PatientOnServer(ServerResource(own), candidates=candidates)
+    return PatientOnServer(candidates=candidates, is_inactive=is_inactive and not candidates)
 
 
 # -- decisions --------------------------------------------------------------------------------------------------------
 
 
 def decide_patient(  # noqa: PLR0911 - one line per case
-    item: UploadItem, seen: SeenPatient, row: ResourceRow | None, attempts: Sequence[Attempt], strategy: IdStrategy
+    item: UploadItem, seen: PatientOnServer, row: ResourceRow | None, attempts: Sequence[Attempt], strategy: IdStrategy
 ) -> Decision:
     """What is done with a Patient of ours, from what the server has."""
     if seen.survivor is not None:
@@ -375,7 +377,7 @@ def decide_patient(  # noqa: PLR0911 - one line per case
 
 
 def _use_external(item: UploadItem, other: ServerResource) -> Decision:
-    if elements := conflicting_elements(item.resource, other.resource):
+    if elements := find_conflicting_elements(item.resource, other.resource):
         verb = "differs" if len(elements) == 1 else "differ"
         text = f"{' and '.join(elements)} of Patient/{other.id} {verb} from ours"
         return Decision(Action.HOLD, "patient-conflict", text)
@@ -383,9 +385,9 @@ def _use_external(item: UploadItem, other: ServerResource) -> Decision:
 
 
 def _merge(
-    item: UploadItem, seen: SeenPatient, row: ResourceRow | None, attempts: Sequence[Attempt], strategy: IdStrategy
+    item: UploadItem, seen: PatientOnServer, row: ResourceRow | None, attempts: Sequence[Attempt], strategy: IdStrategy
 ) -> Decision:
-    base = [orjson.loads(text) for text in contributions_of(row, attempts)]
+    base = [orjson.loads(text) for text in list_contributions(row, attempts)]
     server = strategy.as_produced(seen.own.resource, item.id) if seen.own else None
     merged = merge_patient(base, [Contribution("", item.resource)], server, seen.replaced)
     reason, text = item.reason, item.reason_text
@@ -402,13 +404,13 @@ def _merge(
     return Decision(Action.SEND, reason, text, resource=merged.patient, server=seen.own)
 
 
-def contributions_of(row: ResourceRow | None, attempts: Sequence[Attempt]) -> list[str]:
+def list_contributions(row: ResourceRow | None, attempts: Sequence[Attempt]) -> list[str]:
     """What we said of a Patient before, as JSON: what was stored last, then what was sent since."""
     stored = [row.contribution] if row is not None and row.is_ours and row.contribution else []
     return stored + [one.contribution for one in attempts if one.contribution]
 
 
-def conflicting_elements(ours: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def find_conflicting_elements(ours: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The elements that show two Patients to be two persons: birthDate and gender, where both say it."""
     conflicts = []
     births = ours.get("birthDate"), other.get("birthDate")

@@ -1,7 +1,7 @@
 """ImagingStudies and Endpoints: whether one of ours may be sent, from what the server has of it.
 
 Held, with the code of a finding: what would remove series or instances, what another client changed since we sent it,
-and a study that another client has under the same UID. Options decide otherwise. `decide_study` and what it
+and a study that another client has under the same UID. UploadOptions decide otherwise. `decide_study` and what it
 uses are pure; `look_up_studies` only asks.
 """
 
@@ -18,19 +18,19 @@ from dicom_etl.upload.items import (
     Action,
     Decision,
     IdStrategy,
-    Options,
     Resource,
     UploadItem,
+    UploadOptions,
     as_list,
     content_hash,
-    is_of_namespace,
+    is_in_namespace,
     is_same_content,
     strip_server_elements,
     study_uids,
     uid_token,
 )
 from dicom_etl.upload.ledger import Attempt, Key, ResourceRow
-from dicom_etl.upload.lookup import read_known
+from dicom_etl.upload.lookup import read_by_id
 from dicom_etl.upload.tasks import gather
 
 _UIDS_AT_ONCE = 25  # UIDs of up to 64 characters in one search
@@ -43,7 +43,7 @@ _LISTS = ("identifier", "modality", "endpoint", "procedureCode", "reasonCode", "
 
 
 @dataclass(frozen=True)
-class SeenStudy:
+class StudyOnServer:
     """What the server has of a study (or an Endpoint) of ours.
 
     `external` are studies of other clients under the same StudyInstanceUID. `has_arrived`: what was attempted without
@@ -71,7 +71,7 @@ async def look_up_studies(
     namespace: Namespace,
     *,
     reads_external: bool,
-) -> dict[Key, SeenStudy]:
+) -> dict[Key, StudyOnServer]:
     """Ask the server for studies: by id where the ledger knows them, else by UID in a search.
 
     A search that does not find what the ledger knows says nothing: servers index late.
@@ -88,7 +88,7 @@ async def look_up_studies(
     Raises:
         FhirError: the server could not be asked.
     """
-    own = await read_known(client, items, rows, attempts, namespace.strategy)
+    own = await read_by_id(client, items, rows, attempts, namespace.strategy)
     unknown = [item for item in items if own.get(item.key) is None]
     external: dict[Key, list[Resource]] = defaultdict(list)
     found = await find_studies(client, [item.business_key or "" for item in unknown])
@@ -99,7 +99,7 @@ async def look_up_studies(
             if namespace.strategy.is_ours(study, item.id):
                 if item.key not in own:  # what a read by id did not find is gone, also where an index still has it
                     to_read[item.key] = str(study["id"])
-            elif not is_of_namespace(study, uid, namespace.ids, namespace.strategy, namespace.dataset_system):
+            elif not is_in_namespace(study, uid, namespace.ids, namespace.strategy, namespace.dataset_system):
                 external[item.key].append(study)
     reads = await gather(client.read("ImagingStudy", identity) for identity in to_read.values())
     own |= dict(zip(to_read, reads, strict=True))
@@ -108,7 +108,7 @@ async def look_up_studies(
             whole = await gather(client.read("ImagingStudy", str(study["id"])) for study in studies)
             external[key] = [one.resource for one in whole if one is not None]
     return {
-        item.key: SeenStudy(
+        item.key: StudyOnServer(
             own.get(item.key),
             tuple(external[item.key]),
             await _has_arrived(client, item, own.get(item.key), attempts.get(item.key, ()), namespace.strategy),
@@ -176,10 +176,10 @@ async def has_stored(
 
 def decide_study(
     item: UploadItem,
-    seen: SeenStudy,
+    seen: StudyOnServer,
     row: ResourceRow | None,
     attempts: Sequence[Attempt],
-    options: Options,
+    options: UploadOptions,
     strategy: IdStrategy,
 ) -> Decision:
     """What is done with a study or an Endpoint of ours, from what the server has of it."""
@@ -200,10 +200,10 @@ def decide_study(
 
 def _decide_update(
     item: UploadItem,
-    seen: SeenStudy,
+    seen: StudyOnServer,
     row: ResourceRow | None,
     attempts: Sequence[Attempt],
-    options: Options,
+    options: UploadOptions,
     strategy: IdStrategy,
 ) -> Decision:
     own = seen.own
@@ -213,7 +213,7 @@ def _decide_update(
         return Decision(Action.UNCHANGED, server=own)
     if not options.overwrite and (text := _external_change(own, server, row, attempts, has_arrived=seen.has_arrived)):
         return Decision(Action.HOLD, "changed-on-server", text, server=own)
-    loss = content_loss(server, item.resource)
+    loss = find_content_loss(server, item.resource)
     if loss and not options.prune:
         return Decision(Action.HOLD, "update-removes-content", str(loss), server=own)
     return Decision(Action.SEND, resource=item.resource, server=own)
@@ -286,7 +286,7 @@ class ContentLoss:
         )
 
 
-def content_loss(server: Mapping[str, Any], ours: Mapping[str, Any]) -> ContentLoss:
+def find_content_loss(server: Mapping[str, Any], ours: Mapping[str, Any]) -> ContentLoss:
     """What our study lacks of the server's, by UID. An instance in another series of the study is not lost."""
     series_before, instances_before = _uids(server)
     series_after, instances_after = _uids(ours)

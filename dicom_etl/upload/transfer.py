@@ -19,19 +19,19 @@ from dicom_etl.fhir_client.errors import FhirError, InvalidAnswerError, Permanen
 from dicom_etl.upload.batching import Delivery, TransactionSizes, deliver
 from dicom_etl.upload.confirmation import (
     FOUND_BY_SEARCH,
-    Replaced,
+    ReplacedVersion,
     confirm_indexed,
-    describe_replaced,
-    find_replaced,
+    describe_replaced_version,
+    find_replaced_version,
     read_back,
 )
-from dicom_etl.upload.items import Action, Decision, Options, Resource, UploadItem, canonical, content_hash
+from dicom_etl.upload.items import Action, Decision, Resource, UploadItem, UploadOptions, content_hash, encode_canonical
 from dicom_etl.upload.ledger import Attempt, Event, Key, Ledger, ResourceRow, State
-from dicom_etl.upload.lookup import find_own, read_known
+from dicom_etl.upload.lookup import find_by_search, read_by_id
 from dicom_etl.upload.patients import decide_patient, look_up_patients
 from dicom_etl.upload.studies import (
     Namespace,
-    SeenStudy,
+    StudyOnServer,
     decide_study,
     is_still_replaced,
     look_up_studies,
@@ -39,7 +39,7 @@ from dicom_etl.upload.studies import (
 from dicom_etl.upload.tasks import gather
 
 _LOOKS, _LOOKS_TOGETHER = 10, 3  # times; then each resource goes by itself
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds between two looks
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two looks
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Target:
     client: FhirClient
     ledger: Ledger
     namespace: Namespace
-    options: Options
+    options: UploadOptions
     single_request_bytes: int
     sizes: TransactionSizes = field(default_factory=TransactionSizes)
     shared: dict[Key, tuple[str, str]] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class _Batch:
     items: list[UploadItem]
     rows: dict[Key, ResourceRow]
     attempts: dict[Key, list[Attempt]]
-    replaced: dict[Key, Replaced]
+    replaced: dict[Key, ReplacedVersion]
 
     def row(self, item: UploadItem) -> ResourceRow:
         """The ledger's row of an item, with what the lake knows of it now."""
@@ -89,7 +89,7 @@ class _Batch:
 async def upload_items(target: Target, items: Sequence[UploadItem]) -> None:
     """Bring items to the server, as far as may be; the ledger has what became of each."""
     left = list(items)
-    replaced: dict[Key, Replaced] = {}
+    replaced: dict[Key, ReplacedVersion] = {}
     conflicts: dict[Key, FhirError] = {}
     for look in range(_LOOKS):
         batches = [left] if look < _LOOKS_TOGETHER else [[one] for one in left]
@@ -97,7 +97,7 @@ async def upload_items(target: Target, items: Sequence[UploadItem]) -> None:
         left = [item for some in stale for item in some]
         if not left:
             return
-        await asyncio.sleep(random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**look)))
+        await asyncio.sleep(random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**look)))
     rows = await asyncio.wrap_future(target.ledger.read_rows([item.key for item in left]))
     failed = []
     for item in left:
@@ -110,11 +110,11 @@ async def upload_items(target: Target, items: Sequence[UploadItem]) -> None:
 
 
 async def _upload_once(
-    target: Target, items: Sequence[UploadItem], replaced: dict[Key, Replaced], conflicts: dict[Key, FhirError]
+    target: Target, items: Sequence[UploadItem], replaced: dict[Key, ReplacedVersion], conflicts: dict[Key, FhirError]
 ) -> list[UploadItem]:
     """Look, decide and send once; returns the items that must be looked at again."""
     keys = [item.key for item in items]
-    rows, attempts = await asyncio.wrap_future(target.ledger.read_known(keys))
+    rows, attempts = await asyncio.wrap_future(target.ledger.read_rows_and_attempts(keys))
     batch = _Batch(list(items), rows, attempts, replaced)
     decisions, errors = await _decide(target, batch)
     _note_failed_looks(target, batch, errors)
@@ -198,18 +198,18 @@ async def _decide_patients(target: Target, batch: _Batch, items: list[UploadItem
 
 async def _decide_endpoints(target: Target, batch: _Batch, items: list[UploadItem]) -> dict[Key, Decision]:
     strategy = target.namespace.strategy
-    own = await read_known(target.client, items, batch.rows, batch.attempts, strategy)
+    own = await read_by_id(target.client, items, batch.rows, batch.attempts, strategy)
     unknown = [item for item in items if item.key not in own]
-    own |= await find_own(target.client, unknown, strategy)
+    own |= await find_by_search(target.client, unknown, strategy)
     decisions = {}
     for item in items:
         row, attempts = batch.rows.get(item.key), batch.attempts.get(item.key, [])
-        seen = SeenStudy(own.get(item.key))
+        seen = StudyOnServer(own.get(item.key))
         decisions[item.key] = decide_study(item, seen, row, attempts, target.options, strategy)
     return decisions
 
 
-async def _decide_study(target: Target, batch: _Batch, item: UploadItem, seen: SeenStudy) -> Decision:
+async def _decide_study(target: Target, batch: _Batch, item: UploadItem, seen: StudyOnServer) -> Decision:
     row, attempts = batch.rows.get(item.key), batch.attempts.get(item.key, [])
     decision = decide_study(item, seen, row, attempts, target.options, target.namespace.strategy)
     if is_still_replaced(seen.own, row, attempts) and decision.reason is None and row is not None:
@@ -224,7 +224,7 @@ async def _decide_study(target: Target, batch: _Batch, item: UploadItem, seen: S
     return replace(decision, text=f"{decision.text}; {overwrite['reason_text']}")
 
 
-async def _replaced_by(target: Target, batch: _Batch, item: UploadItem, own: ServerResource) -> Replaced | None:
+async def _replaced_by(target: Target, batch: _Batch, item: UploadItem, own: ServerResource) -> ReplacedVersion | None:
     """What a write of ours replaced though the server was seen to have nothing: in this run, or in one that was killed.
 
     Of a run that was killed, an attempt without a version is open, and the history of the server knows the rest.
@@ -235,12 +235,12 @@ async def _replaced_by(target: Target, batch: _Batch, item: UploadItem, own: Ser
     row = batch.rows.get(item.key)
     if not created or (row is not None and row.is_ours):
         return None
-    return await find_replaced(target.client, item.key, own.id, target.namespace.strategy, sent=created)
+    return await find_replaced_version(target.client, item.key, own.id, target.namespace.strategy, sent=created)
 
 
-def _overwrite_reason(target: Target, over: Replaced, server_id: str) -> dict[str, Any]:
+def _overwrite_reason(target: Target, over: ReplacedVersion, server_id: str) -> dict[str, Any]:
     """The reason of a study, or an Endpoint, that replaced another client's version."""
-    text = describe_replaced(over, target.client.url, server_id)
+    text = describe_replaced_version(over, target.client.url, server_id)
     return {"reason": "concurrent-overwrite", "reason_text": text}
 
 
@@ -360,7 +360,7 @@ def _prepare(target: Target, batch: _Batch, item: UploadItem, decision: Decision
     request = WriteRequest(
         item.type,
         "" if condition else str(body["id"]),
-        item.body if body is item.resource else canonical(body),
+        item.body if body is item.resource else encode_canonical(body),
         if_match=server.if_match if server else "",
         condition=condition,
     )
@@ -427,7 +427,7 @@ async def _confirm(target: Target, batch: _Batch, delivery: Delivery) -> _Stored
     server, over = None, None
     try:
         if delivery.request.condition and not result.server_id:
-            found = await find_own(target.client, [item], strategy)
+            found = await find_by_search(target.client, [item], strategy)
             if item.key not in found:
                 text = "the server took it, and no search finds it yet; run again"
                 raise InvalidAnswerError(text, status=result.status)
@@ -438,7 +438,9 @@ async def _confirm(target: Target, batch: _Batch, delivery: Delivery) -> _Stored
         if delivery.is_new and result.status != 201:
             sent = {delivery.attempt.server_hash}
             version = result.version
-            over = await find_replaced(target.client, item.key, result.server_id, strategy, sent=sent, version=version)
+            over = await find_replaced_version(
+                target.client, item.key, result.server_id, strategy, sent=sent, version=version
+            )
     except FhirError as error:
         target.ledger.write_rows([_failed(delivery.row, error, may_have_arrived=True)])
         return None

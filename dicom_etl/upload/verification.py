@@ -22,7 +22,7 @@ from dicom_etl.upload.tasks import gather
 DIFFERENCES = ("missing", "changed", "external", "unsent")
 _IDS_AT_ONCE = 50  # in one search: its URL stays below 2,000 characters
 _READS_AT_ONCE = 100
-_PAGE = 500  # studies on one page of a search; a server may give fewer
+PAGE_SIZE = 500  # studies on one page of a search; a server may give fewer
 
 Progress = Callable[[str, int, int], None]
 
@@ -69,7 +69,7 @@ class Verifier:
             keys = {row.key for row in ledger_rows}
             produced: dict[Key, str] = {}
             for one in datasets:
-                produced |= {key: unit for key, unit in produced_by(one).items() if _is_shared(key, one, keys)}
+                produced |= {key: unit for key, unit in list_produced(one).items() if _is_shared(key, one, keys)}
             names = {one.dataset for one in datasets}
             # of what only other datasets produce, nothing is known here
             rows = [
@@ -90,15 +90,15 @@ class Verifier:
             NotBuiltError: it has no resources.
         """
         with self._lake.lock(name, f"verify of {name}"):
-            resources = DatasetResources.of(self._lake, name)
+            resources = DatasetResources.read(self._lake, name)
             shared = {row.key for row in await asyncio.wrap_future(self._ledger.read_where(is_shared=True))}
             produced = {
-                key: unit for key, unit in produced_by(resources).items() if not _is_shared(key, resources, shared)
+                key: unit for key, unit in list_produced(resources).items() if not _is_shared(key, resources, shared)
             }
             rows = await asyncio.wrap_future(self._ledger.read_where(dataset=name, is_shared=False))
             versions = await self._find_versions(rows, f"verify {name}")
             token = f"{escape_token(dataset_system)}|{escape_token(f'urn:uid:{name}')}"
-            search = {"identifier": token, "_elements": "meta", "_count": str(_PAGE)}
+            search = {"identifier": token, "_elements": "meta", "_count": str(PAGE_SIZE)}
             carrying = [str(one["id"]) for one in await self._client.search("ImagingStudy", search)]
             self._note_missing(rows, versions, produced)
             unfinished = set(resources.units) - set(resources.built_units)
@@ -167,23 +167,23 @@ def _version_of(resource: Mapping[str, object]) -> str:
 # -- comparing --------------------------------------------------------------------------------------------------------
 
 
-def produced_by(resources: DatasetResources) -> dict[Key, str]:
+def list_produced(resources: DatasetResources) -> dict[Key, str]:
     """The resources of a dataset's units whose build is complete, and a unit of each."""
     produced: dict[Key, str] = {}
-    endpoint = resources.endpoint()
+    endpoint = resources.read_endpoint()
     if endpoint and resources.built_units:
         produced["Endpoint", endpoint["id"]] = resources.built_units[0]
     for unit in resources.built_units:
         for kind in STORED_BY_UNIT:
-            for resource in resources.resources(kind, unit):
-                if kind != "Patient" or resource["id"] in resources.homes:
+            for resource in resources.read_resources(kind, unit):
+                if kind != "Patient" or resource["id"] in resources.units_by_patient:
                     produced.setdefault((kind, resource["id"]), unit)
     return produced
 
 
 def _is_shared(key: Key, resources: DatasetResources, shared: Collection[Key]) -> bool:
     """Whether datasets share a resource; another dataset may be the reason."""
-    return key[0] == "Endpoint" or key[1] in resources.shared or key in shared
+    return key[0] == "Endpoint" or key[1] in resources.shared_patients or key in shared
 
 
 def compare(

@@ -23,10 +23,17 @@ from dicom_etl.identity.crosswalk import read_crosswalk
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings, SettingsError
-from dicom_etl.upload.deletion import Deleted, ServerContent, Withdrawal, WithdrawnLedger, delete_places, locate
-from dicom_etl.upload.export import export_ledger
+from dicom_etl.upload.deletion import (
+    DeletionResult,
+    LedgerWithdrawal,
+    ServerContent,
+    Withdrawal,
+    delete_resources,
+    locate,
+)
 from dicom_etl.upload.items import IdStrategy
 from dicom_etl.upload.ledger import Key, Ledger, read_servers
+from dicom_etl.upload.results import export_ledger
 from dicom_etl.withdrawal.contents import find_sharing_datasets, has_contents, read_contents
 from dicom_etl.withdrawal.record import (
     WithdrawalRecord,
@@ -100,8 +107,8 @@ class WithdrawalRun:
         )
         self._server_contents: dict[str, ServerContent] = {}
         for name in read_servers(lake):
-            with Ledger.of(lake, name) as ledger:
-                self._server_contents[name] = WithdrawnLedger(ledger, self._withdrawal).content()
+            with Ledger.from_lake(lake, name) as ledger:
+                self._server_contents[name] = LedgerWithdrawal(ledger, self._withdrawal).content()
         self._pending = self._find_pending()
         self._notes = [*self._shared_patient_notes(), *self._list_file_notes()]
 
@@ -134,7 +141,7 @@ class WithdrawalRun:
             if unknown:
                 return self._result({}, (self._unknown_resources(unknown),))
         self._write_record(set())
-        deleted = asyncio.run(self._delete()) if asks_server else Deleted(set(), set())
+        deleted = asyncio.run(self._delete()) if asks_server else DeletionResult(set(), set())
         if deleted.refused:
             return self._stop(deleted)
         self._pending[self._server] = _format_keys(deleted.needed)
@@ -180,21 +187,21 @@ class WithdrawalRun:
                 raise UnreachableError(f"{client.url}: {error}") from None
         return len(_format_keys(unknown) - self._pending[server])
 
-    async def _delete(self) -> Deleted:
+    async def _delete(self) -> DeletionResult:
         """Delete from the server, then from the ledger; one lock over both, so that no upload relies on a Patient
         that is being deleted.
         """
         keys: set[Key] = {(kind, identity) for kind, _, identity in map(_partition, self._pending[self._server])}
         async with open_client(self._settings.fhir) as client:
             with self._lake.lock(f"shared of {self._server}", f"withdrawal from {self._dataset}"):
-                deleted = await delete_places(client, keys)
+                deleted = await delete_resources(client, keys)
                 if not deleted.refused and self._server in self._server_contents:
-                    with Ledger.of(self._lake, self._server) as ledger:
-                        WithdrawnLedger(ledger, self._withdrawal).drop()
+                    with Ledger.from_lake(self._lake, self._server) as ledger:
+                        LedgerWithdrawal(ledger, self._withdrawal).drop()
                         await export_ledger(self._lake, ledger, self._dataset)
         return deleted
 
-    def _stop(self, deleted: Deleted) -> WithdrawalResult:
+    def _stop(self, deleted: DeletionResult) -> WithdrawalResult:
         """The server failed in between: the lake keeps everything, so that the next call knows what to delete."""
         text = (
             f"{self._server}: not everything was deleted, and the lake still has it; run this command again: "

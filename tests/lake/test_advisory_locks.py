@@ -262,7 +262,7 @@ def test_no_shard_is_committed_without_the_lock(lake: Lake) -> None:
 def test_nothing_is_written_to_the_ledger_without_the_lock(lake: Lake) -> None:
     one, other = ResourceRow("Patient", "p", "ds"), ResourceRow("Patient", "q", "ds")
     with lake.lock("ds", "upload"):
-        ledger = Ledger.of(lake, "server").__enter__()
+        ledger = Ledger.from_lake(lake, "server").__enter__()
         ledger.write_rows([one]).result(30)
         end_locks(lake)
         with pytest.raises(LedgerError, match=rf"{LOST} \(its connection has ended\)"):

@@ -7,14 +7,16 @@ from dicom_etl.stages.upload import upload
 from dicom_etl.stages.withdraw import withdraw
 from tests.support.proxy import Proxy
 from tests.support.server_content import put, status
-from tests.support.upload_lakes import Site, Study, settings_for
+from tests.support.upload_lakes import DatasetFactory, Study, settings_for
 from tests.support.uploads import ONE, codes, findings, make_external_study
 
 
-def test_a_dry_run_reports_an_external_study_that_has_series_of_ours(lake: Lake, server: Proxy, site: Site) -> None:
-    theirs = make_external_study(site)
+def test_a_dry_run_reports_an_external_study_that_has_series_of_ours(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    theirs = make_external_study(factory)
     put(server.url, theirs)
-    site.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
+    factory.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
     settings = settings_for(server.url, existing_study="merge")
     upload(["A"], lake, settings)
 
@@ -27,15 +29,15 @@ def test_a_dry_run_reports_an_external_study_that_has_series_of_ours(lake: Lake,
 
 
 def test_an_external_study_is_reported_until_our_series_are_removed_from_it(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    theirs, stays = make_external_study(site), Study("2", "P2", unit="sub-2")
+    theirs, stays = make_external_study(factory), Study("2", "P2", unit="sub-2")
     place = f"ImagingStudy/{theirs['id']}"
     put(server.url, theirs)
-    site.build(lake, "A", [ONE, stays])
+    factory.build(lake, "A", [ONE, stays])
     settings = settings_for(server.url, existing_study="merge")
     upload(["A"], lake, settings)
-    site.build(lake, "A", [stays])
+    factory.build(lake, "A", [stays])
 
     for prune in (False, True):
         [left] = upload(["A"], lake, settings, prune=prune)

@@ -52,8 +52,8 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Site:
-    """Makes lakes; all ids and UIDs are of this site, so that tests share a server."""
+class DatasetFactory:
+    """Makes lakes; all ids and UIDs are of this factory, so that tests share a server."""
 
     name: str  # unique per test
 
@@ -68,7 +68,7 @@ class Site:
         return f"{AUTHORITY}.{int.from_bytes(self.name.encode(), 'big')}"
 
     def uid(self, *parts: str) -> str:
-        """A DICOM UID of this site."""
+        """A DICOM UID of this factory."""
         return f"2.25.{int(fingerprint(self.name, *parts), 16)}"
 
     def identifier(self, dataset: str, study: Study) -> tuple[str, str]:

@@ -13,10 +13,10 @@ import orjson
 
 from dicom_etl.lake.schemas import DATASET_FINDINGS
 from dicom_etl.lake.tables import Lake
-from dicom_etl.stages.upload import Uploaded, upload
+from dicom_etl.stages.upload import UploadSummary, upload
 from tests.support.proxy import Proxy
 from tests.support.upload_lakes import (
-    Site,
+    DatasetFactory,
     Study,
     settings_for,
 )
@@ -26,8 +26,8 @@ _PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 ONE = Study("1", "P1")
 
 
-class Moved(Site):
-    """A site whose archive has another address."""
+class Moved(DatasetFactory):
+    """A factory whose archive has another address."""
 
     def endpoint(self, dataset: str) -> dict[str, Any]:
         return super().endpoint(dataset) | {"address": "https://new.example"}
@@ -38,7 +38,7 @@ def behind_proxy(server: Proxy) -> Any:
     return SimpleNamespace(url=server.target)
 
 
-def load(lake: Lake, server: Proxy, *datasets: str, **options: Any) -> list[Uploaded]:
+def load(lake: Lake, server: Proxy, *datasets: str, **options: Any) -> list[UploadSummary]:
     return upload(datasets, lake, settings_for(server.url), **options)
 
 
@@ -97,21 +97,21 @@ def findings(lake: Lake, dataset: str) -> list[dict[str, Any]]:
     return rows
 
 
-def study_path(site: Site, dataset: str, number: str) -> str:
-    return f"ImagingStudy/{site.study_id(dataset, number)}"
+def study_path(factory: DatasetFactory, dataset: str, number: str) -> str:
+    return f"ImagingStudy/{factory.study_id(dataset, number)}"
 
 
-def patient_path(site: Site, dataset: str, study: Study) -> str:
-    return f"Patient/{site.patient_id(dataset, study)}"
+def patient_path(factory: DatasetFactory, dataset: str, study: Study) -> str:
+    return f"Patient/{factory.patient_id(dataset, study)}"
 
 
 def shared_person(**patient: Any) -> Study:
     return Study("1", "P1", rule="authority", patient=patient)
 
 
-def make_external_study(site: Site, **more: Any) -> dict[str, Any]:
+def make_external_study(factory: DatasetFactory, **more: Any) -> dict[str, Any]:
     """A study of another client with the StudyInstanceUID of ONE: another series, and one instance of ours."""
-    made = site.imaging_study("A", ONE)
+    made = factory.imaging_study("A", ONE)
     series = [
         {**made["series"][0], "description": "theirs", "numberOfInstances": 1},
         {"uid": "1.2.3.4", "modality": {"code": "SR"}, "numberOfInstances": 7},
@@ -119,7 +119,7 @@ def make_external_study(site: Site, **more: Any) -> dict[str, Any]:
     series[0]["instance"] = made["series"][0]["instance"][:1]
     return {
         "resourceType": "ImagingStudy",
-        "id": f"{site.name}-theirs",
+        "id": f"{factory.name}-theirs",
         "identifier": made["identifier"][:1],
         "status": "available",
         "subject": {"display": "somebody"},

@@ -25,14 +25,14 @@ from dicom_etl.fhir_client.errors import (
 from dicom_etl.lake import database
 from dicom_etl.lake.tables import Lake
 from dicom_etl.upload.batching import Delivery, TransactionSizes, deliver, pack
-from dicom_etl.upload.items import Action, Decision, UploadItem, canonical
+from dicom_etl.upload.items import Action, Decision, UploadItem, encode_canonical
 from dicom_etl.upload.ledger import Attempt, Ledger, LedgerError, ResourceRow, State
-from tests.upload.stub_client import StubClient
+from tests.upload.support.stub_client import StubClient
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.of(Lake(str(tmp_path / "lake")).open(), "server") as opened:
+    with Ledger.from_lake(Lake(str(tmp_path / "lake")).open(), "server") as opened:
         yield opened
 
 
@@ -42,7 +42,9 @@ def item(identity: str, size: int = 10) -> UploadItem:
 
 def delivery(identity: str, *, size: int = 0, condition: str = "") -> Delivery:
     resource = {"resourceType": "ImagingStudy", "id": identity, "description": "x" * size}
-    request = WriteRequest("ImagingStudy", "" if condition else identity, canonical(resource), condition=condition)
+    request = WriteRequest(
+        "ImagingStudy", "" if condition else identity, encode_canonical(resource), condition=condition
+    )
     row = ResourceRow("ImagingStudy", identity, "ds", "u")
     attempt = Attempt("ImagingStudy", identity, "h", "s", "")
     return Delivery(UploadItem(resource, "ds"), Decision(Action.SEND), row, request, attempt)
@@ -148,7 +150,7 @@ def test_what_is_sent_is_committed_before_and_no_transaction_is_open_meanwhile(
 
     client = StubClient()
     client.on_call = on_call
-    with Ledger.of(lake, "server") as ledger:
+    with Ledger.from_lake(lake, "server") as ledger:
         send(client, ledger, [delivery("a"), delivery("b"), delivery("c", size=500)], single=200)
     every = [("a", "unconfirmed"), ("b", "unconfirmed"), ("c", "unconfirmed")]
     assert seen == [every, every]
@@ -156,7 +158,7 @@ def test_what_is_sent_is_committed_before_and_no_transaction_is_open_meanwhile(
 
 def test_where_the_journal_cannot_be_written_nothing_is_sent(tmp_path: Path) -> None:
     lake, client = Lake(str(tmp_path / "lake")).open(), StubClient()
-    ledger = Ledger.of(lake, "server").__enter__()
+    ledger = Ledger.from_lake(lake, "server").__enter__()
     with sqlite3.connect(Path(lake.root, "ledger.sqlite")) as other:
         other.execute("DROP TABLE attempts")
     with pytest.raises(LedgerError):
@@ -169,7 +171,7 @@ def test_where_the_journal_cannot_be_written_nothing_is_sent(tmp_path: Path) -> 
 def test_the_journal_is_not_written_on_the_event_loop(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake")).open()
     engine = database.open_engine(lake)
-    with Ledger.of(lake, "server"):
+    with Ledger.from_lake(lake, "server"):
         pass
     threads = set()
     sa.event.listen(engine, "before_cursor_execute", lambda *_: threads.add(threading.get_ident()))

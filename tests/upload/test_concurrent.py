@@ -20,9 +20,9 @@ from tests.servers.hapi_server import HapiServer
 from tests.servers.plugin import HapiFactory
 from tests.support import server_content
 from tests.support.server_content import Resource
-from tests.support.upload_lakes import Site, Study, attempts, ledger_rows, new_lake, settings_for
-from tests.upload.faults import Faults, faulty
-from tests.upload.soak import DATASETS, World, held_wrong, noted_wrong
+from tests.support.upload_lakes import DatasetFactory, Study, attempts, ledger_rows, new_lake, settings_for
+from tests.upload.soak.faults_soak import DATASETS, World, held_wrong, noted_wrong
+from tests.upload.support.faults import Faults, faulty
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,32 +106,32 @@ def _united(contributions: Iterable[Resource]) -> Resource:
     return whole
 
 
-def _patients(url: str, site: Site) -> dict[str, list[Resource]]:
+def _patients(url: str, factory: DatasetFactory) -> dict[str, list[Resource]]:
     """The Patients of each identifier that the datasets share."""
     held: dict[str, list[Resource]] = {person: [] for person in _PERSONS}
-    for patient in server_content.find_by_identifiers(url, "Patient", [(site.authority, "")]):
+    for patient in server_content.find_by_identifiers(url, "Patient", [(factory.authority, "")]):
         held[patient["identifier"][0]["value"]].append(patient)
     return held
 
 
-def _everything(url: str, site: Site) -> dict[str, str]:
+def _everything(url: str, factory: DatasetFactory) -> dict[str, str]:
     """The versions of all resources, by Type/id."""
-    systems = [(f"https://{site.name}/{dataset}/patient-id", "") for dataset in _SAID]
-    uids = [("urn:dicom:uid", f"urn:oid:{site.uid(number)}") for number in (*_PERSONS, "own")]
-    endpoints = ",".join(site.endpoint_id(dataset) for dataset in _SAID)
+    systems = [(f"https://{factory.name}/{dataset}/patient-id", "") for dataset in _SAID]
+    uids = [("urn:dicom:uid", f"urn:oid:{factory.uid(number)}") for number in (*_PERSONS, "own")]
+    endpoints = ",".join(factory.endpoint_id(dataset) for dataset in _SAID)
     resources = [
-        *server_content.find_by_identifiers(url, "Patient", [(site.authority, ""), *systems]),
+        *server_content.find_by_identifiers(url, "Patient", [(factory.authority, ""), *systems]),
         *server_content.find_by_identifiers(url, "ImagingStudy", uids),
         *server_content.search(url, f"Endpoint?_id={endpoints}"),
     ]
     return {f"{one['resourceType']}/{one['id']}": server_content.version(one) for one in resources}
 
 
-def _known(url: str, site: Site) -> dict[str, Resource]:
+def _known(url: str, factory: DatasetFactory) -> dict[str, Resource]:
     """What the server knows of each person: the one Patient of the identifier, without what says which that is."""
     known = {}
-    for person, [patient] in _patients(url, site).items():
-        assert patient["identifier"] == [{"system": site.authority, "value": person}]
+    for person, [patient] in _patients(url, factory).items():
+        assert patient["identifier"] == [{"system": factory.authority, "value": person}]
         ours = patient.keys() - {"resourceType", "id", "meta", "identifier"}
         known[person] = {name: patient[name] for name in ours}
     return known
@@ -143,21 +143,21 @@ def homes(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Lake]:
     return {dataset: new_lake(tmp_path / (dataset if request.param == "eight lakes" else "lake")) for dataset in _SAID}
 
 
-def _built(homes: Mapping[str, Lake]) -> Site:
-    site = Site("eight-lakes" if len({lake.root for lake in homes.values()}) > 1 else "one-lake")
+def _built(homes: Mapping[str, Lake]) -> DatasetFactory:
+    factory = DatasetFactory("eight-lakes" if len({lake.root for lake in homes.values()}) > 1 else "one-lake")
     for dataset, lake in homes.items():
-        site.build(lake, dataset, _studies(dataset))
-    return site
+        factory.build(lake, dataset, _studies(dataset))
+    return factory
 
 
 def test_eight_runs_at_once_share_patients_without_copies_and_without_flipping(
     homes: dict[str, Lake], hapi: HapiServer
 ) -> None:
-    site, whole = _built(homes), _united(_SAID.values())
+    factory, whole = _built(homes), _united(_SAID.values())
     with faulty(hapi.base_url, rate=0.0) as server:
         all_at_once([started(lake, server.url, dataset) for dataset, lake in homes.items()])
-        patients, versions = _patients(hapi.base_url, site), _everything(hapi.base_url, site)
-        first = _known(hapi.base_url, site)
+        patients, versions = _patients(hapi.base_url, factory), _everything(hapi.base_url, factory)
+        first = _known(hapi.base_url, factory)
         for dataset in reversed(homes):
             upload([dataset], homes[dataset], settings_for(server.url))
 
@@ -167,14 +167,14 @@ def test_eight_runs_at_once_share_patients_without_copies_and_without_flipping(
         )  # of each dataset an Endpoint, an own Patient and four ImagingStudies
         shared = {f"Patient/{patient['id']}" for [patient] in patients.values()}
         assert {version for key, version in versions.items() if key not in shared} == {"1"}
-        assert _everything(hapi.base_url, site) == versions
+        assert _everything(hapi.base_url, factory) == versions
 
         more = {"multipleBirthBoolean": False}
-        site.build(homes["D0"], "D0", _studies("D0", more))
+        factory.build(homes["D0"], "D0", _studies("D0", more))
         upload(["D0"], homes["D0"], settings_for(server.url))
 
-    assert _known(hapi.base_url, site) == dict.fromkeys(_PERSONS, whole | more)
-    after = _everything(hapi.base_url, site)
+    assert _known(hapi.base_url, factory) == dict.fromkeys(_PERSONS, whole | more)
+    after = _everything(hapi.base_url, factory)
     assert after == versions | {key: str(int(versions[key]) + 1) for key in shared}
 
 
@@ -252,13 +252,13 @@ def test_a_run_that_was_killed_at_any_request_is_completed_by_the_next(hapi: Hap
 
 
 def test_a_change_of_a_killed_run_is_not_taken_for_another_clients(hapi: HapiServer, tmp_path: Path) -> None:
-    site, lake = Site(f"killed-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
+    factory, lake = DatasetFactory(f"killed-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
     one = Study("1", "P1")
     runs: list[subprocess.Popen[str]] = []
     with faulty(hapi.base_url, rate=0.0) as server:
-        site.build(lake, "A", [one])
+        factory.build(lake, "A", [one])
         upload(["A"], lake, settings_for(server.url))
-        site.build(lake, "A", [replace(one, series={"1": 3})])
+        factory.build(lake, "A", [replace(one, series={"1": 3})])
         server.asked.clear()
         server.watch = _killed_at(4, runs, answered=True)  # once the server has the change, before the ledger knows
         runs.append(started(lake, server.url, "A"))
@@ -267,11 +267,11 @@ def test_a_change_of_a_killed_run_is_not_taken_for_another_clients(hapi: HapiSer
         asked = list(server.asked)
         server.watch = lambda _number, _answered: True
         server.settle()
-        site.build(lake, "A", [replace(one, series={"1": 4})])
+        factory.build(lake, "A", [replace(one, series={"1": 4})])
 
         [done] = upload(["A"], lake, settings_for(server.url))
 
-    place = f"ImagingStudy/{site.study_id('A', '1')}"
+    place = f"ImagingStudy/{factory.study_id('A', '1')}"
     assert runs[0].returncode == -signal.SIGKILL
     assert asked[3] == f"PUT {place}"
     assert done.counts["ImagingStudy"] == {"stored": 1}

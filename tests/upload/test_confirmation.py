@@ -25,12 +25,12 @@ from dicom_etl.fhir_client.errors import (
 )
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.tables import Lake
-from dicom_etl.upload.confirmation import Replaced, confirm_indexed, find_replaced, read_back
-from dicom_etl.upload.items import IdStrategy, Options, UploadItem, content_hash
+from dicom_etl.upload.confirmation import ReplacedVersion, confirm_indexed, find_replaced_version, read_back
+from dicom_etl.upload.items import IdStrategy, UploadItem, UploadOptions, content_hash
 from dicom_etl.upload.ledger import Ledger, ResourceRow, State
 from dicom_etl.upload.studies import Namespace
 from dicom_etl.upload.transfer import Target, upload_items
-from tests.upload.stub_client import StubClient
+from tests.upload.support.stub_client import StubClient
 
 CLIENT = IdStrategy("https://site.example")
 SERVER = IdStrategy("https://site.example", is_client_assigned=False)
@@ -62,7 +62,7 @@ def item(resource: dict[str, Any]) -> UploadItem:
 
 
 @dataclass
-class Site:
+class Uploads:
     """A ledger and a server, and uploads from the one to the other."""
 
     ledger: Ledger
@@ -73,7 +73,7 @@ class Site:
     def upload(self, resource: dict[str, Any], **options: Any) -> ResourceRow:
         """The ledger's row after an upload."""
         namespace = Namespace(IDS, self.strategy, SYSTEM)
-        target = Target(self.client, self.ledger, namespace, Options(**options), 10**6, shared=self.shared)  # type: ignore[arg-type]
+        target = Target(self.client, self.ledger, namespace, UploadOptions(**options), 10**6, shared=self.shared)  # type: ignore[arg-type]
         asyncio.run(upload_items(target, [item(resource)]))
         return self.row(resource)
 
@@ -90,14 +90,14 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with Ledger.of(Lake(str(tmp_path / "lake")).open(), "server") as ledger:
-        yield Site(ledger)
+def uploads(tmp_path: Path) -> Iterator[Uploads]:
+    with Ledger.from_lake(Lake(str(tmp_path / "lake")).open(), "server") as ledger:
+        yield Uploads(ledger)
 
 
 @pytest.fixture(autouse=True)
 def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicom_etl.upload.transfer._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dicom_etl.upload.transfer.FIRST_PAUSE", 0.001)
 
 
 def once(method: str, action: Any) -> Any:
@@ -133,7 +133,7 @@ def test_what_was_stored_and_is_not_there_may_have_arrived() -> None:
     assert failure.value.may_have_arrived
 
 
-# -- find_replaced ----------------------------------------------------------------------------------------------------
+# -- find_replaced_version ---------------------------------------------------------------------------------------------
 
 OURS, OTHER, THIRD = study(), study(description="another client's"), study(description="a third")
 HISTORIES = [
@@ -165,7 +165,7 @@ def test_what_a_write_replaced(history: list[Any], version: str, expected: tuple
     for number, resource in reversed(history):
         stored = resource | {"meta": {"versionId": number}} if resource else None
         client.versions["ImagingStudy", STUDY_ID].append(stored)
-    work = find_replaced(
+    work = find_replaced_version(
         client, ("ImagingStudy", STUDY_ID), STUDY_ID, IdStrategy("urn:x"), sent={content_hash(OURS)}, version=version
     )  # type: ignore[arg-type]
     found = asyncio.run(work)
@@ -183,17 +183,17 @@ def test_without_a_history_a_server_that_tells_what_it_creates_has_told(problem:
     client.answers_created, client.keeps_history = tells_creates, problem != "keeps none"
     if problem == "cannot be read":
         client.on_call = once("read_history", fail(InvalidAnswerError("the answer is too large")))
-    work = find_replaced(
+    work = find_replaced_version(
         client, ("ImagingStudy", STUDY_ID), STUDY_ID, IdStrategy("urn:x"), sent=[content_hash(OURS)], version="7"
     )  # type: ignore[arg-type]
-    assert asyncio.run(work) == (Replaced("ImagingStudy", None, "", "7") if tells_creates else None)
+    assert asyncio.run(work) == (ReplacedVersion("ImagingStudy", None, "", "7") if tells_creates else None)
 
 
 def test_another_failure_is_told() -> None:
     client = StubClient()
     client.on_call = once("read_history", fail(BusyError("busy", status=429)))
     with pytest.raises(BusyError):
-        asyncio.run(find_replaced(client, KEY, STUDY_ID, CLIENT, sent=[]))  # type: ignore[arg-type]
+        asyncio.run(find_replaced_version(client, KEY, STUDY_ID, CLIENT, sent=[]))  # type: ignore[arg-type]
 
 
 # -- confirm_indexed --------------------------------------------------------------------------------------------------
@@ -280,33 +280,38 @@ def test_a_reason_that_there_is_stays() -> None:
 @pytest.mark.parametrize("keeps_history", [True, False])
 @pytest.mark.parametrize("names_ids", [True, False])
 def test_on_every_server_a_study_is_stored_once_and_then_updated(
-    site: Site, strategy: IdStrategy, names_versions: bool, tells_creates: bool, keeps_history: bool, names_ids: bool
+    uploads: Uploads,
+    strategy: IdStrategy,
+    names_versions: bool,
+    tells_creates: bool,
+    keeps_history: bool,
+    names_ids: bool,
 ) -> None:
-    client = site.client
+    client = uploads.client
     client.names_versions, client.tells_creates = names_versions, tells_creates
     client.keeps_history, client.names_ids = keeps_history, names_ids
     client.version_name = lambda number: f"v/{'x' * number}=Ä"
-    site.strategy = strategy
-    first = site.upload(study())
+    uploads.strategy = strategy
+    first = uploads.upload(study())
     assert (first.state, first.reason, first.is_indexed, first.is_ours) == (State.STORED, None, True, True)
     assert first.version == ("v/x=Ä" if names_versions else "")
-    assert site.open_attempts(study()) == 0
-    assert site.writes() == 1
+    assert uploads.open_attempts(study()) == 0
+    assert uploads.writes() == 1
 
-    assert site.upload(study()).state is State.STORED
-    assert site.writes() == 1  # it is as it should be
+    assert uploads.upload(study()).state is State.STORED
+    assert uploads.writes() == 1  # it is as it should be
 
     changed = study(description="new")
-    second = site.upload(changed)
+    second = uploads.upload(changed)
     assert (second.state, second.reason) == (State.STORED, None)
-    assert site.writes() == 2
+    assert uploads.writes() == 2
     assert second.server_id == first.server_id
     current = client.current(("ImagingStudy", str(second.server_id)))
     assert current is not None
     assert current["description"] == "new"
 
     # changed again, though nobody else wrote: no conflict
-    third = site.upload(study(description="newer"))
+    third = uploads.upload(study(description="newer"))
     assert (third.state, third.reason) == (State.STORED, None)
     assert len([one for one in client.versions if one[0] == "ImagingStudy" and client.current(one)]) == 1
 
@@ -314,57 +319,57 @@ def test_on_every_server_a_study_is_stored_once_and_then_updated(
 @pytest.mark.parametrize("strategy", [CLIENT, SERVER])
 @pytest.mark.parametrize("names_versions", [True, False])
 def test_what_the_server_had_as_it_should_be_can_be_changed_later(
-    site: Site, strategy: IdStrategy, names_versions: bool
+    uploads: Uploads, strategy: IdStrategy, names_versions: bool
 ) -> None:
     """The ledger did not know it, took it over unchanged, and then a run has something new to send."""
-    site.client.names_versions, site.strategy = names_versions, strategy
+    uploads.client.names_versions, uploads.strategy = names_versions, strategy
     body, _ = strategy.address(study(), "17" if strategy is SERVER else None)
-    site.client.store(body)
-    assert site.upload(study()).state is State.STORED
-    assert site.writes() == 0
-    row = site.upload(study(description="new"))
+    uploads.client.store(body)
+    assert uploads.upload(study()).state is State.STORED
+    assert uploads.writes() == 0
+    row = uploads.upload(study(description="new"))
     assert (row.state, row.reason) == (State.STORED, None)
-    assert site.writes() == 1
+    assert uploads.writes() == 1
 
 
 @pytest.mark.parametrize("strategy", [CLIENT, SERVER])
 @pytest.mark.parametrize("names_versions", [True, False])
-def test_what_another_client_changed_is_held(site: Site, strategy: IdStrategy, names_versions: bool) -> None:
-    site.client.names_versions, site.strategy = names_versions, strategy
-    place = ("ImagingStudy", str(site.upload(study()).server_id))
-    site.client.store((site.client.current(place) or {}) | {"note": [{"text": "n"}]})
-    row = site.upload(study(description="new"))
+def test_what_another_client_changed_is_held(uploads: Uploads, strategy: IdStrategy, names_versions: bool) -> None:
+    uploads.client.names_versions, uploads.strategy = names_versions, strategy
+    place = ("ImagingStudy", str(uploads.upload(study()).server_id))
+    uploads.client.store((uploads.client.current(place) or {}) | {"note": [{"text": "n"}]})
+    row = uploads.upload(study(description="new"))
     assert (row.state, row.reason) == (State.HELD, "changed-on-server")
-    assert site.writes() == 1
-    assert site.upload(study(description="new"), overwrite=True).state is State.STORED
+    assert uploads.writes() == 1
+    assert uploads.upload(study(description="new"), overwrite=True).state is State.STORED
 
 
-def test_a_dry_run_writes_nothing_to_the_server(site: Site) -> None:
-    row = site.upload(study(), dry_run=True)
+def test_a_dry_run_writes_nothing_to_the_server(uploads: Uploads) -> None:
+    row = uploads.upload(study(), dry_run=True)
     assert row.state is State.STORED
-    assert site.writes() == 0
-    assert site.client.versions == {}
+    assert uploads.writes() == 0
+    assert uploads.client.versions == {}
 
 
 # -- a batch: other clients at the same time --------------------------------------------------------------------------
 
 
-def test_a_version_between_our_look_and_our_update_is_not_lost(site: Site) -> None:
-    site.upload(study())
-    site.client.on_call = once("transaction", lambda: site.client.store(study(note=[{"text": "n"}])))
-    row = site.upload(study(description="new"))
+def test_a_version_between_our_look_and_our_update_is_not_lost(uploads: Uploads) -> None:
+    uploads.upload(study())
+    uploads.client.on_call = once("transaction", lambda: uploads.client.store(study(note=[{"text": "n"}])))
+    row = uploads.upload(study(description="new"))
     assert (row.state, row.reason) == (State.HELD, "changed-on-server")
-    assert site.open_attempts(study()) == 0
-    current = site.client.current(("ImagingStudy", STUDY_ID))
+    assert uploads.open_attempts(study()) == 0
+    current = uploads.client.current(("ImagingStudy", STUDY_ID))
     assert current is not None
     assert current["note"] == [{"text": "n"}]
 
 
 @pytest.mark.parametrize("tells_creates", [True, False])
-def test_a_study_that_replaced_another_client_s_is_reported(site: Site, tells_creates: bool) -> None:
-    site.client.tells_creates = tells_creates
-    site.client.on_call = once("transaction", lambda: site.client.store(OTHER))
-    row = site.upload(study())
+def test_a_study_that_replaced_another_client_s_is_reported(uploads: Uploads, tells_creates: bool) -> None:
+    uploads.client.tells_creates = tells_creates
+    uploads.client.on_call = once("transaction", lambda: uploads.client.store(OTHER))
+    row = uploads.upload(study())
     assert (row.state, row.reason) == (State.STORED, "concurrent-overwrite")
     assert row.reason_text == (
         "our version 2 replaced version 1 of another client, which was written at the same time; see "
@@ -372,31 +377,31 @@ def test_a_study_that_replaced_another_client_s_is_reported(site: Site, tells_cr
     )
 
 
-def test_a_patient_that_replaced_another_client_s_is_merged_with_it(site: Site) -> None:
+def test_a_patient_that_replaced_another_client_s_is_merged_with_it(uploads: Uploads) -> None:
     other = patient(telecom=[{"value": "1"}], gender="male")
-    site.client.on_call = once("transaction", lambda: site.client.store(other))
-    row = site.upload(patient())
+    uploads.client.on_call = once("transaction", lambda: uploads.client.store(other))
+    row = uploads.upload(patient())
     assert (row.state, row.reason) == (State.STORED, "patient-conflict")
-    current = site.client.current(("Patient", "p"))
+    current = uploads.client.current(("Patient", "p"))
     assert current is not None
     assert current | {"meta": {}} == patient(telecom=[{"value": "1"}]) | {"meta": {}}
-    assert (row.version, site.open_attempts(patient())) == ("3", 0)
+    assert (row.version, uploads.open_attempts(patient())) == ("3", 0)
 
 
-def test_another_client_that_writes_all_the_time_ends_as_failed(site: Site) -> None:
-    site.upload(patient())
+def test_another_client_that_writes_all_the_time_ends_as_failed(uploads: Uploads) -> None:
+    uploads.upload(patient())
 
     def on_call(method: str, _what: Any) -> None:
         if method == "transaction":
-            site.client.store(patient(telecom=[{"value": str(len(site.client.calls))}]))
+            uploads.client.store(patient(telecom=[{"value": str(len(uploads.client.calls))}]))
 
-    site.client.on_call = on_call
-    row = site.upload(patient(gender="male"))
+    uploads.client.on_call = on_call
+    row = uploads.upload(patient(gender="male"))
     assert (row.state, row.reason, row.http_status) == (State.FAILED, "upload-failed", 412)
     assert str(row.reason_text).startswith(
         "refused 10 times, each time after a new look at the server: another client keeps modifying it"
     )
-    assert site.open_attempts(patient()) == 0
+    assert uploads.open_attempts(patient()) == 0
 
 
 # -- a batch: no answer -----------------------------------------------------------------------------------------------
@@ -407,23 +412,23 @@ def test_another_client_that_writes_all_the_time_ends_as_failed(site: Site) -> N
 @pytest.mark.parametrize("arrives", [True, False])
 @pytest.mark.parametrize("next_resource", [study(), study(description="new")])
 def test_what_was_sent_without_an_answer_is_looked_up_by_the_next_run(
-    site: Site, strategy: IdStrategy, error: FhirError, arrives: bool, next_resource: dict[str, Any]
+    uploads: Uploads, strategy: IdStrategy, error: FhirError, arrives: bool, next_resource: dict[str, Any]
 ) -> None:
-    client, site.strategy = site.client, strategy
+    client, uploads.strategy = uploads.client, strategy
     hook = once("transaction", fail(error))
     if arrives:
         client.after_write = hook
     else:
         client.on_call = hook
-    row = site.upload(study())
+    row = uploads.upload(study())
     assert (row.state, row.reason, row.is_on_server) == (State.UNCONFIRMED, "upload-unconfirmed", False)
-    assert site.open_attempts(study()) == 1
+    assert uploads.open_attempts(study()) == 1
 
     client.on_call = client.after_write = lambda *_: None
-    row = site.upload(next_resource)
+    row = uploads.upload(next_resource)
     assert (row.state, row.reason, row.is_ours) == (State.STORED, None, True)
-    assert site.open_attempts(study()) == 0
-    assert site.writes() == (1 if arrives and next_resource == study() else 2)
+    assert uploads.open_attempts(study()) == 0
+    assert uploads.writes() == (1 if arrives and next_resource == study() else 2)
     assert len([one for one in client.versions if client.current(one)]) == 1
 
 
@@ -435,57 +440,59 @@ def test_what_was_sent_without_an_answer_is_looked_up_by_the_next_run(
         (RejectedError("no", status=422), State.REJECTED, "upload-rejected"),
     ],
 )
-def test_what_was_not_delivered_leaves_no_attempt(site: Site, error: FhirError, state: State, reason: str) -> None:
-    site.client.on_call = once("transaction", fail(error))
-    row = site.upload(study())
+def test_what_was_not_delivered_leaves_no_attempt(
+    uploads: Uploads, error: FhirError, state: State, reason: str
+) -> None:
+    uploads.client.on_call = once("transaction", fail(error))
+    row = uploads.upload(study())
     assert (row.state, row.reason, row.http_status) == (state, reason, error.status)
-    assert site.open_attempts(study()) == 0
+    assert uploads.open_attempts(study()) == 0
 
 
-def test_a_failure_takes_nothing_away_from_what_is_known(site: Site) -> None:
-    before = site.upload(study())
-    site.client.on_call = once("transaction", fail(BusyError("busy", status=429)))
-    after = site.upload(study(description="new"))
+def test_a_failure_takes_nothing_away_from_what_is_known(uploads: Uploads) -> None:
+    before = uploads.upload(study())
+    uploads.client.on_call = once("transaction", fail(BusyError("busy", status=429)))
+    after = uploads.upload(study(description="new"))
     assert after.state is State.FAILED
     kept = ("server_id", "version", "etag", "hash", "server_hash")
     assert [getattr(after, name) for name in kept] == [getattr(before, name) for name in kept]
 
 
 @pytest.mark.parametrize("method", ["search", "read"])
-def test_where_the_server_cannot_be_asked_nothing_is_sent(site: Site, method: str) -> None:
+def test_where_the_server_cannot_be_asked_nothing_is_sent(uploads: Uploads, method: str) -> None:
     if method == "read":
-        site.upload(study())
-    writes = site.writes()
-    site.client.on_call = once(method, fail(BusyError("busy", status=429)))
-    row = site.upload(study(description="new"))
+        uploads.upload(study())
+    writes = uploads.writes()
+    uploads.client.on_call = once(method, fail(BusyError("busy", status=429)))
+    row = uploads.upload(study(description="new"))
     assert (row.state, row.reason) == (State.FAILED, "upload-failed")
-    assert site.writes() == writes
+    assert uploads.writes() == writes
 
 
-def test_until_it_is_known_what_a_write_replaced_the_attempt_stays_open(site: Site) -> None:
-    site.client.tells_creates = False
-    site.client.on_call = once("read_history", fail(BusyError("busy", status=429)))
-    row = site.upload(study())
-    assert (row.state, site.open_attempts(study())) == (State.UNCONFIRMED, 1)
-    assert site.upload(study()).state is State.STORED
-    assert site.open_attempts(study()) == 0
+def test_until_it_is_known_what_a_write_replaced_the_attempt_stays_open(uploads: Uploads) -> None:
+    uploads.client.tells_creates = False
+    uploads.client.on_call = once("read_history", fail(BusyError("busy", status=429)))
+    row = uploads.upload(study())
+    assert (row.state, uploads.open_attempts(study())) == (State.UNCONFIRMED, 1)
+    assert uploads.upload(study()).state is State.STORED
+    assert uploads.open_attempts(study()) == 0
 
 
-def test_what_a_killed_run_replaced_is_found_by_the_next(site: Site) -> None:
-    site.client.on_call = once("transaction", lambda: site.client.store(OTHER))
-    site.client.after_write = once("transaction", fail(TimedOutError("late")))
-    assert site.upload(study()).state is State.UNCONFIRMED
-    row = site.upload(study())
+def test_what_a_killed_run_replaced_is_found_by_the_next(uploads: Uploads) -> None:
+    uploads.client.on_call = once("transaction", lambda: uploads.client.store(OTHER))
+    uploads.client.after_write = once("transaction", fail(TimedOutError("late")))
+    assert uploads.upload(study()).state is State.UNCONFIRMED
+    row = uploads.upload(study())
     assert (row.state, row.reason) == (State.STORED, "concurrent-overwrite")
-    assert site.open_attempts(study()) == 0
+    assert uploads.open_attempts(study()) == 0
 
 
-def test_what_we_said_of_a_patient_and_withdrew_goes_also_after_a_lost_answer(site: Site) -> None:
-    site.client.after_write = once("transaction", fail(TimedOutError("late")))
-    assert site.upload(patient(name=[{"family": "A"}])).state is State.UNCONFIRMED
-    site.client.store((site.client.current(("Patient", "p")) or {}) | {"telecom": [{"value": "1"}]})
-    row = site.upload(patient())
-    current = site.client.current(("Patient", "p"))
+def test_what_we_said_of_a_patient_and_withdrew_goes_also_after_a_lost_answer(uploads: Uploads) -> None:
+    uploads.client.after_write = once("transaction", fail(TimedOutError("late")))
+    assert uploads.upload(patient(name=[{"family": "A"}])).state is State.UNCONFIRMED
+    uploads.client.store((uploads.client.current(("Patient", "p")) or {}) | {"telecom": [{"value": "1"}]})
+    row = uploads.upload(patient())
+    current = uploads.client.current(("Patient", "p"))
     assert current is not None
     assert row.state is State.STORED
     assert "name" not in current
@@ -493,21 +500,21 @@ def test_what_we_said_of_a_patient_and_withdrew_goes_also_after_a_lost_answer(si
     assert orjson.loads(row.contribution or "") == patient()
 
 
-def test_the_etag_of_what_was_read_is_sent_back_as_it_came(site: Site) -> None:
-    site.upload(study())
+def test_the_etag_of_what_was_read_is_sent_back_as_it_came(uploads: Uploads) -> None:
+    uploads.upload(study())
     seen: list[str] = []
 
     async def read(resource_type: str, resource_id: str) -> ServerResource:
-        found = site.client.current((resource_type, resource_id))
+        found = uploads.client.current((resource_type, resource_id))
         assert found is not None
         return ServerResource(found, '"strong-Ä"')
 
-    transaction = site.client.transaction
+    transaction = uploads.client.transaction
 
     async def note_transaction(requests: Any, *, retry: bool = True) -> Any:
         seen.extend(request.if_match for request in requests)
         return await transaction([replace(request, if_match="") for request in requests], retry=retry)
 
-    site.client.read, site.client.transaction = read, note_transaction  # type: ignore[method-assign,assignment]
-    site.upload(study(description="new"))
+    uploads.client.read, uploads.client.transaction = read, note_transaction  # type: ignore[method-assign,assignment]
+    uploads.upload(study(description="new"))
     assert seen == ['"strong-Ä"']

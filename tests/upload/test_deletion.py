@@ -12,19 +12,19 @@ from dicom_etl.fhir_client.errors import AccessDeniedError, ConflictError, Unrea
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.tables import Lake
 from dicom_etl.upload.deletion import (
-    Deleted,
+    DeletionResult,
+    LedgerWithdrawal,
     Withdrawal,
-    WithdrawnLedger,
     delete_orphaned,
-    delete_places,
-    drop_from_lake,
+    delete_resources,
     locate,
+    make_orphaned_row,
 )
-from dicom_etl.upload.items import IdStrategy, Options, content_hash
+from dicom_etl.upload.items import IdStrategy, UploadOptions, content_hash
 from dicom_etl.upload.ledger import Attempt, Key, Ledger, ResourceRow, State
 from dicom_etl.upload.studies import Namespace
 from dicom_etl.upload.transfer import Target
-from tests.upload.stub_client import StubClient
+from tests.upload.support.stub_client import StubClient
 from tests.upload.test_items import ODD
 
 CLIENT = IdStrategy("https://site.example")
@@ -35,7 +35,7 @@ IDS = ResourceIds.from_key("https://site.example", None)
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.of(Lake(str(tmp_path / "lake")).open(), "server") as opened:
+    with Ledger.from_lake(Lake(str(tmp_path / "lake")).open(), "server") as opened:
         yield opened
 
 
@@ -96,14 +96,14 @@ def test_a_resource_that_is_no_longer_produced(
     kind: str, values: Any, has_attempts: bool, state: str | None, reason: str | None, text: str | None
 ) -> None:
     before = row(kind, **values)
-    after = drop_from_lake(before, has_attempts=has_attempts)
+    after = make_orphaned_row(before, has_attempts=has_attempts)
     if state is None:
         assert after is None
         return
     assert after is not None
     assert (after.state, after.reason, after.reason_text) == (state, reason, text)
     assert (after.server_id, after.hash, after.version) == (before.server_id, before.hash, before.version)
-    assert drop_from_lake(after, has_attempts=has_attempts) is after
+    assert make_orphaned_row(after, has_attempts=has_attempts) is after
 
 
 # -- what is deleted --------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def prune(
 ) -> tuple[list[str], set[Key]]:
     """What was deleted, as the ledger's ids and as places."""
     namespace = Namespace(IDS, strategy, SYSTEM)
-    target = Target(client, ledger, namespace, Options(prune=True, dry_run=dry_run), 10**6)  # type: ignore[arg-type]
+    target = Target(client, ledger, namespace, UploadOptions(prune=True, dry_run=dry_run), 10**6)  # type: ignore[arg-type]
     ledger.write_rows(rows)
     deleted: set[Key] = set()
     gone = asyncio.run(delete_orphaned(target, rows, deleted))
@@ -247,8 +247,8 @@ def test_places_are_deleted_in_order_until_the_first_refusal() -> None:
 
     client.on_call = on_call
     places = [("Endpoint", "e"), ("Patient", "q"), ("Patient", "p"), ("ImagingStudy", "s")]
-    done = asyncio.run(delete_places(client, places))  # type: ignore[arg-type]
-    assert done == Deleted({("Patient", "p")}, {("ImagingStudy", "s")}, refusals["Patient", "q"])
+    done = asyncio.run(delete_resources(client, places))  # type: ignore[arg-type]
+    assert done == DeletionResult({("Patient", "p")}, {("ImagingStudy", "s")}, refusals["Patient", "q"])
 
 
 # -- withdrawals ------------------------------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def test_what_is_withdrawn_leaves_the_ledger_and_nothing_else_does(ledger: Ledge
     ]
     ledger.write_attempts([Attempt("ImagingStudy", "lost", "h", "s", "")], rows)
     ledger.write_fingerprints("ds", {"u1": "f1", "u2": "f2", "u3": "f3"})
-    withdrawn = WithdrawnLedger(ledger, SUBJECT)
+    withdrawn = LedgerWithdrawal(ledger, SUBJECT)
     content = withdrawn.content()
     assert content.places == {("ImagingStudy", "mine"), ("ImagingStudy", "partly"), ("Patient", "17")}
     assert content.unsure == {("ImagingStudy", "lost")}

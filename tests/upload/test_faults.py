@@ -8,9 +8,9 @@ from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import HapiServer
 from tests.support import server_content
 from tests.support.proxy import ReceivedRequest, Reply, run_proxy
-from tests.support.upload_lakes import Site, Study, new_lake, settings_for, with_changes
-from tests.upload.faults import KINDS, faulty
-from tests.upload.soak import hurried, scenario
+from tests.support.upload_lakes import DatasetFactory, Study, new_lake, settings_for, with_changes
+from tests.upload.soak.faults_soak import hurried, scenario
+from tests.upload.support.faults import KINDS, faulty
 
 
 @pytest.mark.parametrize("first", range(0, 20, 5))
@@ -24,17 +24,17 @@ def test_an_upload_through_faults_ends_with_what_the_lake_holds(first: int, hapi
 
 def test_an_empty_answer_does_not_let_a_study_shrink(hapi: HapiServer, tmp_path: Path) -> None:
     """An answer that a gateway has emptied says nothing of the study, and not that there is none."""
-    site, lake = Site("faults-empty"), new_lake(tmp_path / "lake")
+    factory, lake = DatasetFactory("faults-empty"), new_lake(tmp_path / "lake")
     study = Study("1", "P1", series={"1": 5})
-    path = f"ImagingStudy/{site.study_id('A', '1')}"
+    path = f"ImagingStudy/{factory.study_id('A', '1')}"
 
     def emptied(asked: ReceivedRequest) -> Reply | None:
         return Reply(200) if asked.method == "GET" and asked.path.startswith("ImagingStudy") else None
 
     with run_proxy(hapi.base_url) as server, hurried():
-        site.build(lake, "A", [study])
+        factory.build(lake, "A", [study])
         upload(["A"], lake, settings_for(server.url))
-        site.build(lake, "A", [with_changes(study, series={"1": 1})])
+        factory.build(lake, "A", [with_changes(study, series={"1": 1})])
         server.rule = emptied
         [done] = upload(["A"], lake, settings_for(server.url, retry_seconds=0.2))
 
@@ -43,14 +43,14 @@ def test_an_empty_answer_does_not_let_a_study_shrink(hapi: HapiServer, tmp_path:
 
 
 def test_bundles_of_which_all_is_held_do_not_stop_the_others(hapi: HapiServer, tmp_path: Path) -> None:
-    site, lake = Site("faults-held"), new_lake(tmp_path / "lake")
+    factory, lake = DatasetFactory("faults-held"), new_lake(tmp_path / "lake")
     studies = [Study(str(number), "P1", unit=f"sub-{number}", series={"1": 3}) for number in range(5)]
 
     with faulty(hapi.base_url, rate=0.0) as server:
-        site.build(lake, "A", studies)
+        factory.build(lake, "A", studies)
         upload(["A"], lake, settings_for(server.url))
         shrunk = [with_changes(study, series={"1": 1}) for study in studies]
-        site.build(lake, "A", [*shrunk, Study("new", "P2", unit="sub-9")])
+        factory.build(lake, "A", [*shrunk, Study("new", "P2", unit="sub-9")])
         [done] = upload(["A"], lake, settings_for(server.url, max_bundle_entries=1, max_concurrent_requests=1))
 
     assert done.counts["ImagingStudy"] == {"held": 5, "stored": 1}

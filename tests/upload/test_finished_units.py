@@ -1,37 +1,16 @@
 """A unit is finished when everything of it is stored: its shared Patients, too, and nothing else must be looked at."""
 
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
-
 import orjson
 import pytest
 
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
-from tests.servers.hapi_server import HapiServer
 from tests.support import server_content
-from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
-from tests.support.upload_lakes import Site, Study, ledger_rows, new_lake, settings_for, with_changes
+from tests.support.proxy import Proxy, ReceivedRequest, Reply
+from tests.support.upload_lakes import DatasetFactory, Study, ledger_rows, settings_for, with_changes
 
 SHARED = Study("1", "P1", rule="authority")
 OWN = Study("1", "P1")
-
-
-@pytest.fixture
-def site() -> Site:
-    return Site(f"finished-{uuid.uuid4().hex[:12]}")
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return new_lake(tmp_path / "lake")
-
-
-@pytest.fixture
-def server(hapi: HapiServer) -> Iterator[Proxy]:
-    with run_proxy(hapi.base_url) as counted:
-        yield counted
 
 
 def paths(server: Proxy) -> list[str]:
@@ -45,23 +24,27 @@ def refuse_patients(asked: ReceivedRequest) -> Reply | None:
     return Reply(422, orjson.dumps(refusal)) if writes and b'"Patient"' in asked.body else None
 
 
-def test_a_shared_patient_that_waited_is_sent_by_the_next_run(site: Site, lake: Lake, server: Proxy) -> None:
-    site.build(lake, "A", [SHARED])
+def test_a_shared_patient_that_waited_is_sent_by_the_next_run(
+    factory: DatasetFactory, lake: Lake, server: Proxy
+) -> None:
+    factory.build(lake, "A", [SHARED])
     upload(["A"], lake, settings_for(server.url))
-    site.build(lake, "A", [with_changes(SHARED, patient={"gender": "female"})])
+    factory.build(lake, "A", [with_changes(SHARED, patient={"gender": "female"})])
 
     [waiting] = upload(["A"], lake, settings_for(server.url), failed_only=True)
     [done] = upload(["A"], lake, settings_for(server.url))
 
     assert waiting.counts["Patient"] == {"waiting": 1}
     assert done.counts["Patient"] == {"stored": 1}
-    assert server_content.get(server.target, f"Patient/{site.patient_id('A', SHARED)}")["gender"] == "female"
+    assert server_content.get(server.target, f"Patient/{factory.patient_id('A', SHARED)}")["gender"] == "female"
 
 
-def test_a_shared_patient_that_was_rejected_is_sent_by_the_next_run(site: Site, lake: Lake, server: Proxy) -> None:
-    site.build(lake, "A", [SHARED])
+def test_a_shared_patient_that_was_rejected_is_sent_by_the_next_run(
+    factory: DatasetFactory, lake: Lake, server: Proxy
+) -> None:
+    factory.build(lake, "A", [SHARED])
     upload(["A"], lake, settings_for(server.url))
-    site.build(lake, "A", [with_changes(SHARED, patient={"gender": "female"})])
+    factory.build(lake, "A", [with_changes(SHARED, patient={"gender": "female"})])
     server.rule = refuse_patients
 
     [rejected] = upload(["A"], lake, settings_for(server.url))
@@ -71,14 +54,16 @@ def test_a_shared_patient_that_was_rejected_is_sent_by_the_next_run(site: Site, 
     assert rejected.counts["Patient"] == {"rejected": 1}
     assert rejected.counts["ImagingStudy"] == {"unchanged": 1}
     assert done.counts["Patient"] == {"stored": 1}
-    assert server_content.get(server.target, f"Patient/{site.patient_id('A', SHARED)}")["gender"] == "female"
+    assert server_content.get(server.target, f"Patient/{factory.patient_id('A', SHARED)}")["gender"] == "female"
 
 
 @pytest.mark.parametrize("prune", [False, True])
-def test_orphaned_studies_do_not_keep_their_unit_unfinished(prune: bool, site: Site, lake: Lake, server: Proxy) -> None:
-    site.build(lake, "A", [OWN, Study("2", "P1")])
+def test_orphaned_studies_do_not_keep_their_unit_unfinished(
+    prune: bool, factory: DatasetFactory, lake: Lake, server: Proxy
+) -> None:
+    factory.build(lake, "A", [OWN, Study("2", "P1")])
     upload(["A"], lake, settings_for(server.url))
-    site.build(lake, "A", [OWN])
+    factory.build(lake, "A", [OWN])
     [done] = upload(["A"], lake, settings_for(server.url), prune=prune)
     server.requests.clear()
 
@@ -89,17 +74,19 @@ def test_orphaned_studies_do_not_keep_their_unit_unfinished(prune: bool, site: S
     assert again.counts["ImagingStudy"] == {"unchanged": 1} | ({} if prune else {"orphaned": 1})
 
 
-def test_an_orphaned_study_that_is_on_hold_in_another_unit_is_not_pruned(site: Site, lake: Lake, server: Proxy) -> None:
+def test_an_orphaned_study_that_is_on_hold_in_another_unit_is_not_pruned(
+    factory: DatasetFactory, lake: Lake, server: Proxy
+) -> None:
     moving = Study("2", "P1")
-    site.build(lake, "A", [OWN, moving])
+    factory.build(lake, "A", [OWN, moving])
     upload(["A"], lake, settings_for(server.url))
-    site.build(lake, "A", [OWN])
+    factory.build(lake, "A", [OWN])
     upload(["A"], lake, settings_for(server.url))
-    site.build(lake, "A", [OWN, with_changes(moving, unit="sub-2", state="held")])
+    factory.build(lake, "A", [OWN, with_changes(moving, unit="sub-2", state="held")])
 
     [done] = upload(["A"], lake, settings_for(server.url), prune=True)
 
-    key = f"ImagingStudy/{site.study_id('A', '2')}"
+    key = f"ImagingStudy/{factory.study_id('A', '2')}"
     assert done.counts["ImagingStudy"] == {"unchanged": 1, "held": 1}
     assert done.removed == ()
     assert ledger_rows(lake, server.url, "A")[key]["reason"] == "held-study-on-server"
@@ -107,12 +94,12 @@ def test_an_orphaned_study_that_is_on_hold_in_another_unit_is_not_pruned(site: S
 
 
 def test_a_patient_that_moved_to_another_unit_while_it_waited_leaves_no_unit_unfinished(
-    site: Site, lake: Lake, server: Proxy
+    factory: DatasetFactory, lake: Lake, server: Proxy
 ) -> None:
     other = Study("2", "P2")
-    site.build(lake, "A", [OWN, other])
+    factory.build(lake, "A", [OWN, other])
     upload(["A"], lake, settings_for(server.url))
-    site.build(lake, "A", [with_changes(OWN, unit="sub-2"), other])
+    factory.build(lake, "A", [with_changes(OWN, unit="sub-2"), other])
     upload(["A"], lake, settings_for(server.url), failed_only=True)
     upload(["A"], lake, settings_for(server.url))
     server.requests.clear()
@@ -120,4 +107,4 @@ def test_a_patient_that_moved_to_another_unit_while_it_waited_leaves_no_unit_unf
     upload(["A"], lake, settings_for(server.url))
 
     assert paths(server) == ["GET metadata"]
-    assert f"Patient/{site.patient_id('A', OWN)}" in ledger_rows(lake, server.url, "A", "sub-2")
+    assert f"Patient/{factory.patient_id('A', OWN)}" in ledger_rows(lake, server.url, "A", "sub-2")

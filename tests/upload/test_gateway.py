@@ -16,9 +16,8 @@ import orjson
 import pytest
 
 from dicom_etl.fhir_client import FhirError
-from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.tables import Lake
-from dicom_etl.stages.upload import Uploaded, upload
+from dicom_etl.stages.upload import UploadSummary, upload
 from dicom_etl.stages.verify import verify
 from tests.servers.hapi_server import HapiServer
 from tests.servers.medplum_server import MedplumServer
@@ -27,7 +26,7 @@ from tests.support import server_content
 from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
 from tests.support.server_content import get, put, status, version, without_meta
 from tests.support.upload_lakes import (
-    Site,
+    DatasetFactory,
     Study,
     attempts,
     ledger_rows,
@@ -59,16 +58,6 @@ each_answer = pytest.mark.parametrize("kind", ANSWERS)
 
 
 @pytest.fixture
-def site(request: pytest.FixtureRequest) -> Site:
-    return Site(f"site-{fingerprint(request.node.nodeid)[:16]}")
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return new_lake(tmp_path / "lake")
-
-
-@pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[Proxy]:
     """A shared server; of a factory, an empty one that assigns ids itself."""
     source: HapiServer | MedplumServer | HapiFactory | MedplumFactory = request.getfixturevalue(request.param)
@@ -95,10 +84,12 @@ def gateway(reply: Reply, after: int = 0) -> Callable[[ReceivedRequest], Reply |
     return rule
 
 
-def load(lake: Lake, server: Proxy, site: Site, *, is_assigning: bool = False, **fhir: Any) -> Uploaded:
+def load(
+    lake: Lake, server: Proxy, factory: DatasetFactory, *, is_assigning: bool = False, **fhir: Any
+) -> UploadSummary:
     fhir = {"retry_seconds": 0.5, "max_bundle_entries": 3} | fhir
     settings = settings_for(server.url, client_assigned_ids="no" if is_assigning else "auto", **fhir)
-    [done] = upload(["A"], lake, settings.model_copy(update={"namespace": f"https://{site.name}"}))
+    [done] = upload(["A"], lake, settings.model_copy(update={"namespace": f"https://{factory.name}"}))
     return done
 
 
@@ -135,41 +126,43 @@ NEW = Study("7", "P7", unit="sub-7")
 @each_answer
 @pytest.mark.parametrize("after", [0, 1, 2, 4])
 def test_whatever_searches_answer_nothing_is_lost_and_all_is_reported(
-    lake: Lake, server: Proxy, site: Site, kind: str, after: int
+    lake: Lake, server: Proxy, factory: DatasetFactory, kind: str, after: int
 ) -> None:
-    site.build(lake, "A", [NOTED, SHARED, GROWING])
-    load(lake, server, site)
-    noted = add_to(server, study_path(site, "A", "1"), note=NOTE)
+    factory.build(lake, "A", [NOTED, SHARED, GROWING])
+    load(lake, server, factory)
+    noted = add_to(server, study_path(factory, "A", "1"), note=NOTE)
     for study in (NOTED, SHARED):
-        add_to(server, patient_path(site, "A", study), telecom=PHONE)
-    external_study = make_external_study(site) | {"identifier": site.imaging_study("A", EXISTING)["identifier"][:1]}
-    external_patient = site.patient("A", KNOWN) | {"id": f"{site.name}-p", "telecom": PHONE}
+        add_to(server, patient_path(factory, "A", study), telecom=PHONE)
+    external_study = make_external_study(factory) | {
+        "identifier": factory.imaging_study("A", EXISTING)["identifier"][:1]
+    }
+    external_patient = factory.patient("A", KNOWN) | {"id": f"{factory.name}-p", "telecom": PHONE}
     for resource in (external_study, external_patient):
         put(behind(server), resource)
-    site.build(lake, "A", [*GROWN, EXISTING, KNOWN, NEW])
+    factory.build(lake, "A", [*GROWN, EXISTING, KNOWN, NEW])
 
     server.rule = gateway(ANSWERS[kind], after)
-    load(lake, server, site)
-    load(lake, server, site)
+    load(lake, server, factory)
+    load(lake, server, factory)
     # what the ledger knew needs no search
     for study in GROWN[1:]:
-        assert on_server(server, study_path(site, "A", study.number)) == site.imaging_study("A", study)
+        assert on_server(server, study_path(factory, "A", study.number)) == factory.imaging_study("A", study)
     server.rule = lambda _: None
     for _ in range(2):
-        load(lake, server, site)
+        load(lake, server, factory)
 
-        assert on_server(server, study_path(site, "A", "1")) == noted
+        assert on_server(server, study_path(factory, "A", "1")) == noted
         for study in GROWN[:2]:
-            path = patient_path(site, "A", study)
-            assert on_server(server, path) == site.patient("A", study) | {"telecom": PHONE}
+            path = patient_path(factory, "A", study)
+            assert on_server(server, path) == factory.patient("A", study) | {"telecom": PHONE}
         for study in (*GROWN[1:], NEW):
-            assert on_server(server, study_path(site, "A", study.number)) == site.imaging_study("A", study)
+            assert on_server(server, study_path(factory, "A", study.number)) == factory.imaging_study("A", study)
         assert on_server(server, f"ImagingStudy/{external_study['id']}") == external_study
         assert on_server(server, f"Patient/{external_patient['id']}") == external_patient
-        is_beside = status(behind(server), patient_path(site, "A", KNOWN)) == 200
-        patient = site.patient_id("A", KNOWN) if is_beside else external_patient["id"]
-        study = site.imaging_study("A", KNOWN) | {"subject": {"reference": f"Patient/{patient}"}}
-        assert on_server(server, study_path(site, "A", "6")) == study
+        is_beside = status(behind(server), patient_path(factory, "A", KNOWN)) == 200
+        patient = factory.patient_id("A", KNOWN) if is_beside else external_patient["id"]
+        study = factory.imaging_study("A", KNOWN) | {"subject": {"reference": f"Patient/{patient}"}}
+        assert on_server(server, study_path(factory, "A", "6")) == study
         assert sorted(codes(lake, "A")) == sorted(
             [
                 "changed-on-server",
@@ -185,8 +178,8 @@ def test_whatever_searches_answer_nothing_is_lost_and_all_is_reported(
             if row["state"] == "stored" and not row["is_external"]:
                 assert version(get(behind(server), f"{row['type']}/{row['server_id']}")) == row["version"]
         assert {key for key, row in rows.items() if row["state"] != "stored"} <= {
-            study_path(site, "A", "1"),
-            study_path(site, "A", "5"),
+            study_path(factory, "A", "1"),
+            study_path(factory, "A", "5"),
         }
 
 
@@ -194,11 +187,12 @@ def test_whatever_searches_answer_nothing_is_lost_and_all_is_reported(
 
 
 @pytest.fixture
-def hidden(server: Proxy, site: Site) -> dict[str, dict[str, Any]]:
+def hidden(server: Proxy, factory: DatasetFactory) -> dict[str, dict[str, Any]]:
     """A study and a Patient of another client; the gateway says that there are none."""
     resources = {
-        "ImagingStudy": make_external_study(site) | {"identifier": site.imaging_study("A", KNOWN)["identifier"][:1]},
-        "Patient": site.patient("A", KNOWN) | {"id": f"{site.name}-p"},
+        "ImagingStudy": make_external_study(factory)
+        | {"identifier": factory.imaging_study("A", KNOWN)["identifier"][:1]},
+        "Patient": factory.patient("A", KNOWN) | {"id": f"{factory.name}-p"},
     }
     for resource in resources.values():
         put(behind(server), resource)
@@ -211,14 +205,16 @@ BOTH_REPORTED = ["duplicate-patient-on-server", "study-exists-on-server"]
 
 @both
 @pytest.mark.usefixtures("hidden")
-def test_what_was_hidden_is_reported_also_where_ours_has_changed_since(lake: Lake, server: Proxy, site: Site) -> None:
+def test_what_was_hidden_is_reported_also_where_ours_has_changed_since(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
     for study in (KNOWN, with_changes(KNOWN, series={"1": 3}, patient={"gender": "male"})):
-        site.build(lake, "A", [study])
-        load(lake, server, site)
+        factory.build(lake, "A", [study])
+        load(lake, server, factory)
         assert codes(lake, "A") == []
     server.rule = lambda _: None
 
-    load(lake, server, site)
+    load(lake, server, factory)
 
     assert sorted(codes(lake, "A")) == BOTH_REPORTED
 
@@ -227,18 +223,18 @@ def test_what_was_hidden_is_reported_also_where_ours_has_changed_since(lake: Lak
 @pytest.mark.usefixtures("hidden")
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
 def test_what_was_hidden_is_reported_also_where_the_answer_to_ours_was_lost(
-    lake: Lake, server: Proxy, site: Site, single_request_bytes: int
+    lake: Lake, server: Proxy, factory: DatasetFactory, single_request_bytes: int
 ) -> None:
-    site.build(lake, "A", [KNOWN])
+    factory.build(lake, "A", [KNOWN])
     search = server.rule
     writes = {"PUT", "POST"}
     server.rule = lambda asked: search(asked) or (Reply(cut=True) if asked.method in writes else None)
     for _ in range(3):  # the Endpoint, the Patient, the study
-        load(lake, server, site, retry_seconds=0, single_request_bytes=single_request_bytes)
-    assert status(behind(server), study_path(site, "A", "6")) == 200
+        load(lake, server, factory, retry_seconds=0, single_request_bytes=single_request_bytes)
+    assert status(behind(server), study_path(factory, "A", "6")) == 200
     server.rule = lambda _: None
 
-    load(lake, server, site)
+    load(lake, server, factory)
 
     assert sorted(codes(lake, "A")) == BOTH_REPORTED
     assert attempts(lake) == []
@@ -246,36 +242,38 @@ def test_what_was_hidden_is_reported_also_where_the_answer_to_ours_was_lost(
 
 @both
 def test_what_was_found_beside_ours_is_reported_as_long_as_it_is_there(
-    lake: Lake, server: Proxy, site: Site, hidden: dict[str, dict[str, Any]]
+    lake: Lake, server: Proxy, factory: DatasetFactory, hidden: dict[str, dict[str, Any]]
 ) -> None:
-    site.build(lake, "A", [KNOWN])
-    load(lake, server, site)
+    factory.build(lake, "A", [KNOWN])
+    load(lake, server, factory)
     server.rule = lambda _: None
-    load(lake, server, site)
+    load(lake, server, factory)
     assert sorted(codes(lake, "A")) == BOTH_REPORTED
 
     # also when ours changes, and when the gateway fails again
     for number, kind in enumerate([None, "nothing found", "error object", None]):
         server.rule = gateway(ANSWERS[kind]) if kind else lambda _: None
-        site.build(
+        factory.build(
             lake, "A", [with_changes(KNOWN, series={"1": 3 + number}, patient={"birthDate": f"198{number}-01-01"})]
         )
-        load(lake, server, site)
-        assert on_server(server, study_path(site, "A", "6"))["numberOfInstances"] == 3 + number
+        load(lake, server, factory)
+        assert on_server(server, study_path(factory, "A", "6"))["numberOfInstances"] == 3 + number
         assert sorted(codes(lake, "A")) == BOTH_REPORTED
 
     for resource in hidden.values():
         server_content.delete(behind(server), f"{resource['resourceType']}/{resource['id']}")
-    load(lake, server, site)
+    load(lake, server, factory)
     assert codes(lake, "A") == []
 
 
 @both
 @each_answer
-def test_verify_calls_nothing_missing_that_is_there(lake: Lake, server: Proxy, site: Site, kind: str) -> None:
-    site.build(lake, "A", [NOTED, SHARED])
-    load(lake, server, site)
-    before = version(get(behind(server), study_path(site, "A", "1")))
+def test_verify_calls_nothing_missing_that_is_there(
+    lake: Lake, server: Proxy, factory: DatasetFactory, kind: str
+) -> None:
+    factory.build(lake, "A", [NOTED, SHARED])
+    load(lake, server, factory)
+    before = version(get(behind(server), study_path(factory, "A", "1")))
     server.rule = gateway(ANSWERS[kind])
     settings = settings_for(server.url, retry_seconds=0.5)
 
@@ -287,10 +285,10 @@ def test_verify_calls_nothing_missing_that_is_there(lake: Lake, server: Proxy, s
         with pytest.raises(FhirError, match="answer"):
             verify(["A"], lake, settings, repair=True)
 
-    assert version(get(behind(server), study_path(site, "A", "1"))) == before
+    assert version(get(behind(server), study_path(factory, "A", "1"))) == before
     server.rule = lambda _: None
-    load(lake, server, site)
-    assert version(get(behind(server), study_path(site, "A", "1"))) == before
+    load(lake, server, factory)
+    assert version(get(behind(server), study_path(factory, "A", "1"))) == before
 
 
 # -- servers that assign ids ------------------------------------------------------------------------------------------
@@ -303,27 +301,27 @@ def all_of(server: Proxy, kind: str) -> list[dict[str, Any]]:
 @each_assigning
 @each_answer
 def test_a_server_that_assigns_ids_has_everything_once_whatever_searches_answer(
-    lake: Lake, server: Proxy, site: Site, kind: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, kind: str
 ) -> None:
-    site.build(lake, "A", [NOTED, SHARED, GROWING])
-    load(lake, server, site, is_assigning=True)
-    noted = next(one for one in all_of(server, "ImagingStudy") if site.uid("1") in str(one["identifier"]))
+    factory.build(lake, "A", [NOTED, SHARED, GROWING])
+    load(lake, server, factory, is_assigning=True)
+    noted = next(one for one in all_of(server, "ImagingStudy") if factory.uid("1") in str(one["identifier"]))
     put(behind(server), noted | {"note": NOTE})
-    site.build(lake, "A", [*GROWN, NEW])
+    factory.build(lake, "A", [*GROWN, NEW])
     server.rule = gateway(ANSWERS[kind])
     for _ in range(2):
-        load(lake, server, site, is_assigning=True)
+        load(lake, server, factory, is_assigning=True)
     server.rule = lambda _: None
 
-    load(lake, server, site, is_assigning=True)
+    load(lake, server, factory, is_assigning=True)
 
     studies = all_of(server, "ImagingStudy")
     sizes = {one["identifier"][0]["value"]: (one["numberOfInstances"], one.get("note")) for one in studies}
     assert sizes == {
-        f"urn:oid:{site.uid('1')}": (2, NOTE),
-        f"urn:oid:{site.uid('2')}": (4, None),
-        f"urn:oid:{site.uid('3')}": (5, None),
-        f"urn:oid:{site.uid('7')}": (2, None),
+        f"urn:oid:{factory.uid('1')}": (2, NOTE),
+        f"urn:oid:{factory.uid('2')}": (4, None),
+        f"urn:oid:{factory.uid('3')}": (5, None),
+        f"urn:oid:{factory.uid('7')}": (2, None),
     }
     assert (len(studies), len(all_of(server, "Patient")), len(all_of(server, "Endpoint"))) == (4, 4, 1)
     assert codes(lake, "A") == ["changed-on-server"]
@@ -331,17 +329,19 @@ def test_a_server_that_assigns_ids_has_everything_once_whatever_searches_answer(
 
 
 @each_assigning
-def test_what_a_conditional_update_replaced_is_reported(lake: Lake, server: Proxy, site: Site, tmp_path: Path) -> None:
+def test_what_a_conditional_update_replaced_is_reported(
+    lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
+) -> None:
     """The server finds by itself what a gateway hides from a lake without a ledger."""
-    site.build(lake, "A", [NOTED])
-    load(lake, server, site, is_assigning=True)
+    factory.build(lake, "A", [NOTED])
+    load(lake, server, factory, is_assigning=True)
     [study] = all_of(server, "ImagingStudy")
     put(behind(server), study | {"note": NOTE})
     server.rule = gateway(ANSWERS["nothing found"])
     fresh = new_lake(tmp_path / "fresh")
-    site.build(fresh, "A", [NOTED])
+    factory.build(fresh, "A", [NOTED])
 
-    load(fresh, server, site, is_assigning=True)
+    load(fresh, server, factory, is_assigning=True)
 
     assert len(all_of(server, "ImagingStudy")) == 1
     assert codes(fresh, "A") == ["concurrent-overwrite"]

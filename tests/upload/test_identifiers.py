@@ -12,7 +12,7 @@ from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import HapiServer
 from tests.support import server_content
 from tests.support.server_content import Resource
-from tests.support.upload_lakes import Site, Study, new_lake, settings_for
+from tests.support.upload_lakes import DatasetFactory, Study, new_lake, settings_for
 
 # those of a line turn into each other when something is escaped too often, too seldom, or not exactly compared
 CONFUSABLE = (
@@ -37,7 +37,7 @@ ACCESSION = "https://accession.example"
 
 
 @dataclass(frozen=True)
-class AccessionSite(Site):
+class AccessionFactory(DatasetFactory):
     """Studies whose accession number is as hard as their person's identifier."""
 
     def imaging_study(self, dataset: str, study: Study) -> Resource:
@@ -50,13 +50,13 @@ def studies_of(values: Iterable[str], rule: str, first: int = 0) -> list[Study]:
     return [Study(str(number), value, rule=rule) for number, value in enumerate(values, first)]
 
 
-def store_external(url: str, site: Site, values: Sequence[str]) -> dict[str, str]:
+def store_external(url: str, factory: DatasetFactory, values: Sequence[str]) -> dict[str, str]:
     """Store Patients as another client; returns the ids that the server gave them, by value."""
     entries = [
         {
             "resource": {
                 "resourceType": "Patient",
-                "identifier": [{"system": site.authority, "value": value}],
+                "identifier": [{"system": factory.authority, "value": value}],
             },
             "request": {"method": "POST", "url": "Patient"},
         }
@@ -67,9 +67,9 @@ def store_external(url: str, site: Site, values: Sequence[str]) -> dict[str, str
     return dict(zip(values, (location.split("/")[1] for location in locations), strict=True))
 
 
-def subjects(url: str, site: Site, dataset: str, studies: Sequence[Study]) -> dict[str, str]:
+def subjects(url: str, factory: DatasetFactory, dataset: str, studies: Sequence[Study]) -> dict[str, str]:
     """By its person's value, to which Patient a study on the server refers."""
-    by_id = {site.study_id(dataset, study.number): study.person for study in studies}
+    by_id = {factory.study_id(dataset, study.number): study.person for study in studies}
     ids = list(by_id)
     there = [
         study
@@ -88,46 +88,48 @@ def holders(url: str, system: str) -> Counter[str]:
 
 
 def test_each_identifier_is_matched_with_its_own_patient_and_none_is_copied(hapi: HapiServer, tmp_path: Path) -> None:
-    site, lake = Site("identifiers-matched"), new_lake(tmp_path / "lake")
-    theirs = store_external(hapi.base_url, site, VALUES)
+    factory, lake = DatasetFactory("identifiers-matched"), new_lake(tmp_path / "lake")
+    theirs = store_external(hapi.base_url, factory, VALUES)
     shared, own = studies_of(VALUES, "authority"), studies_of(VALUES, "patient-id")
-    site.build(lake, "A", shared)
-    site.build(lake, "B", own)
+    factory.build(lake, "A", shared)
+    factory.build(lake, "B", own)
 
     first, second = upload(["A", "B"], lake, settings_for(hapi.base_url))
 
     assert first.counts["Patient"] == {"external": len(VALUES)}
-    assert subjects(hapi.base_url, site, "A", shared) == theirs
-    assert holders(hapi.base_url, site.authority) == Counter(VALUES)
+    assert subjects(hapi.base_url, factory, "A", shared) == theirs
+    assert holders(hapi.base_url, factory.authority) == Counter(VALUES)
     assert second.counts["Patient"] == {"stored": len(VALUES)}
-    assert subjects(hapi.base_url, site, "B", own) == {one.person: site.patient_id("B", one) for one in own}
-    assert holders(hapi.base_url, site.identifier("B", own[0])[0]) == Counter(VALUES)
+    assert subjects(hapi.base_url, factory, "B", own) == {one.person: factory.patient_id("B", one) for one in own}
+    assert holders(hapi.base_url, factory.identifier("B", own[0])[0]) == Counter(VALUES)
 
 
 def test_an_identifier_is_never_matched_with_one_that_looks_like_it(hapi: HapiServer, tmp_path: Path) -> None:
-    site, lake = Site("identifiers-confusable"), new_lake(tmp_path / "lake")
-    theirs = store_external(hapi.base_url, site, [values[0] for values in CONFUSABLE])
+    factory, lake = DatasetFactory("identifiers-confusable"), new_lake(tmp_path / "lake")
+    theirs = store_external(hapi.base_url, factory, [values[0] for values in CONFUSABLE])
     studies = studies_of([value for value in VALUES if value not in theirs], "authority")
-    site.build(lake, "A", studies)
+    factory.build(lake, "A", studies)
 
     [done] = upload(["A"], lake, settings_for(hapi.base_url))
 
     assert done.counts["Patient"] == {"stored": len(studies)}
-    assert subjects(hapi.base_url, site, "A", studies) == {one.person: site.patient_id("A", one) for one in studies}
-    assert holders(hapi.base_url, site.authority) == Counter(VALUES)
+    assert subjects(hapi.base_url, factory, "A", studies) == {
+        one.person: factory.patient_id("A", one) for one in studies
+    }
+    assert holders(hapi.base_url, factory.authority) == Counter(VALUES)
 
 
 def test_a_search_for_an_accession_number_finds_one_study(hapi: HapiServer, tmp_path: Path) -> None:
-    site, lake = AccessionSite("identifiers-accession"), new_lake(tmp_path / "lake")
+    factory, lake = AccessionFactory("identifiers-accession"), new_lake(tmp_path / "lake")
     studies = studies_of(VALUES, "patient-id")
-    site.build(lake, "A", studies)
+    factory.build(lake, "A", studies)
 
     upload(["A"], lake, settings_for(hapi.base_url))
 
-    found = asyncio.run(_studies_of_accessions(hapi.base_url, f"{ACCESSION}/{site.name}"))
+    found = asyncio.run(_studies_of_accessions(hapi.base_url, f"{ACCESSION}/{factory.name}"))
     # HAPI searches without the blanks at both ends, so that "lead" and " lead " are one there
     ids = {
-        value: {site.study_id("A", one.number) for one in studies if one.person.strip() == value.strip()}
+        value: {factory.study_id("A", one.number) for one in studies if one.person.strip() == value.strip()}
         for value in VALUES
     }
     assert found == ids

@@ -14,10 +14,10 @@ from dicom_etl.upload.items import (
     content_hash,
     datasets_of,
     identifiers,
-    is_of_namespace,
+    is_in_namespace,
     is_same_content,
-    refer_to,
     referenced_id,
+    resolve_references,
     strip_server_elements,
     study_uids,
 )
@@ -137,7 +137,7 @@ def test_no_shape_of_a_resource_raises(server: dict[str, Any], ours: dict[str, A
         assert strategy.as_produced(server, "p")["id"] == "p"
         body, _ = strategy.address(ours | {"id": "p"}, "17")
         assert body["id"] == "17"
-    assert not is_of_namespace(server, "1.2", ResourceIds.from_key("n", None), CLIENT, "s")
+    assert not is_in_namespace(server, "1.2", ResourceIds.from_key("n", None), CLIENT, "s")
 
 
 @pytest.mark.parametrize("odd", ODD)
@@ -215,11 +215,11 @@ def test_a_study_refers_to_what_the_server_has() -> None:
         "endpoint": [{"reference": "Endpoint/e"}],
     }
     item = UploadItem(study, "ds", references=(("Patient", "p"), ("Endpoint", "e")))
-    moved = refer_to(item, {("Patient", "p"): "17"})
+    moved = resolve_references(item, {("Patient", "p"): "17"})
     assert moved.resource["subject"] == {"reference": "Patient/17", "display": "x"}
     assert moved.resource["endpoint"] == [{"reference": "Endpoint/e"}]
-    assert refer_to(item, {}).resource == study
-    assert refer_to(item, {}).hash != moved.hash
+    assert resolve_references(item, {}).resource == study
+    assert resolve_references(item, {}).hash != moved.hash
     assert item.resource == study
 
 
@@ -247,11 +247,11 @@ def test_studies_of_our_namespace_are_told_by_their_id() -> None:
     ours = ids.resource_id("ImagingStudy", "ds", "1.2")
     named = {"system": "https://site.example/dataset", "value": "urn:uid:ds"}
     study = {"id": ours, "identifier": [named]}
-    assert is_of_namespace(study, "1.2", ids, CLIENT, "https://site.example/dataset")
-    assert not is_of_namespace(study | {"id": "x"}, "1.2", ids, CLIENT, "https://site.example/dataset")
-    assert not is_of_namespace(study, "1.3", ids, CLIENT, "https://site.example/dataset")
-    assert not is_of_namespace(study, "1.2", ids, CLIENT, "https://other.example/dataset")
-    assert not is_of_namespace({"id": ours}, "1.2", ids, CLIENT, "https://site.example/dataset")
+    assert is_in_namespace(study, "1.2", ids, CLIENT, "https://site.example/dataset")
+    assert not is_in_namespace(study | {"id": "x"}, "1.2", ids, CLIENT, "https://site.example/dataset")
+    assert not is_in_namespace(study, "1.3", ids, CLIENT, "https://site.example/dataset")
+    assert not is_in_namespace(study, "1.2", ids, CLIENT, "https://other.example/dataset")
+    assert not is_in_namespace({"id": ours}, "1.2", ids, CLIENT, "https://site.example/dataset")
 
 
 @pytest.mark.parametrize(

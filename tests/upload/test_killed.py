@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.servers.hapi_server import HapiServer
-from tests.upload.kill_soak import Size, scenario
-from tests.upload.killed_uploads import AT_COMMIT, AT_REQUEST
+from tests.upload.soak.kill_soak import Size, scenario
+from tests.upload.soak.killed_uploads import AT_COMMIT, AT_REQUEST
 
 # `make soak` has 300 changed and 300 new studies, and kills among the first 120 requests
 SMALL = Size(changed=20, new=20, kills=15, most_requests=24)

@@ -22,7 +22,6 @@ from sqlalchemy.pool import NullPool
 from dicom_etl.lake import database
 from dicom_etl.lake.schemas import UPLOAD_LEDGER
 from dicom_etl.lake.tables import Lake
-from dicom_etl.upload.export import export_ledger
 from dicom_etl.upload.items import UploadItem
 from dicom_etl.upload.ledger import (
     Attempt,
@@ -37,7 +36,8 @@ from dicom_etl.upload.ledger import (
     read_resources,
     read_servers,
 )
-from dicom_etl.upload.run import _settle_known as settle_known
+from dicom_etl.upload.results import export_ledger
+from dicom_etl.upload.scheduling import resolve_from_ledger
 from tests.servers import postgres_server
 from tests.servers.postgres_server import PostgresServer
 
@@ -157,13 +157,13 @@ class Gate:
 
 
 def test_every_column_comes_back_as_it_was_written(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([FULL, EMPTY])
         assert ledger.read_rows([FULL.key, EMPTY.key, ("Patient", "unknown")]).result(WAIT) == {
             FULL.key: FULL,
             EMPTY.key: EMPTY,
         }
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         rows = ledger.read_rows([FULL.key, EMPTY.key]).result(WAIT)
     assert rows == {FULL.key: FULL, EMPTY.key: EMPTY}
     assert rows[FULL.key].time.tzinfo == UTC
@@ -173,7 +173,7 @@ def test_every_column_comes_back_as_it_was_written(lake: Lake) -> None:
 
 def test_a_time_of_another_zone_is_the_same_instant_in_utc(lake: Lake) -> None:
     elsewhere = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([row("a", time=elsewhere)])
         time = ledger.read_rows([("ImagingStudy", "a")]).result(WAIT)["ImagingStudy", "a"].time
     assert (time, time.utcoffset()) == (NOON, timedelta())
@@ -183,7 +183,7 @@ def test_times_of_a_postgresql_server_in_another_zone_are_in_utc(tmp_path: Path,
     lake = Lake(str(tmp_path / "lake"), ledger_url=postgres_url).open()
     name = postgres_url.rpartition("/")[2]
     query(lake, f"ALTER DATABASE {name} SET timezone TO 'America/New_York'")
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([row("a")])
         time = ledger.read_rows([("ImagingStudy", "a")]).result(WAIT)["ImagingStudy", "a"].time
         generation = ledger.read_generation("ds").result(WAIT)
@@ -193,7 +193,7 @@ def test_times_of_a_postgresql_server_in_another_zone_are_in_utc(tmp_path: Path,
 
 def test_writing_a_row_again_replaces_all_of_it(lake: Lake) -> None:
     bare = ResourceRow(FULL.type, FULL.id, "ds", state=State.FAILED, time=NOON + timedelta(seconds=1))
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([FULL])
         ledger.write_rows([bare])
         assert ledger.read_rows([FULL.key]).result(WAIT) == {FULL.key: bare}
@@ -201,14 +201,14 @@ def test_writing_a_row_again_replaces_all_of_it(lake: Lake) -> None:
 
 
 def test_of_one_resource_written_twice_at_once_the_later_row_counts(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([row("a", version="1"), row("b"), row("a", version="2")])
         rows = ledger.read_rows([("ImagingStudy", "a")]).result(WAIT)
     assert rows["ImagingStudy", "a"].version == "2"
 
 
 def test_a_unit_that_moves_takes_its_row_with_it(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([row("a", unit="before")])
         ledger.write_rows([row("a", unit="after", dataset="other")])
         assert ledger.read_units("ds", ["before", "after"]).result(WAIT) == {}
@@ -219,7 +219,7 @@ def test_a_unit_that_moves_takes_its_row_with_it(lake: Lake) -> None:
 
 def test_more_keys_than_a_statement_takes_are_found(lake: Lake) -> None:
     rows = [row(f"{number:05}", unit=f"u{number}") for number in range(1_234)]
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows(rows)
         assert len(ledger.read_rows([one.key for one in rows]).result(WAIT)) == 1_234
         assert len(ledger.read_units("ds", [str(one.unit) for one in rows]).result(WAIT)) == 1_234
@@ -234,7 +234,7 @@ def test_more_keys_than_a_statement_takes_are_found(lake: Lake) -> None:
 
 
 def test_a_statement_without_keys_concerns_nothing(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([row("a")])
         assert ledger.read_rows([]).result(WAIT) == {}
         assert ledger.read_units("ds", []).result(WAIT) == {}
@@ -255,7 +255,7 @@ def test_conditions_choose_rows(lake: Lake) -> None:
         "fresh": row("fresh", is_indexed=False),
         "elsewhere": row("elsewhere", dataset="other"),
     }
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows(list(rows.values()))
 
         def chosen(**conditions: Any) -> list[str]:
@@ -279,7 +279,7 @@ def test_conditions_choose_rows(lake: Lake) -> None:
 
 
 def test_ids_that_differ_on_the_server_are_those_of_patients(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         patients = [
             ResourceRow("Patient", "p1", "ds", server_id="p1", time=NOON),
             ResourceRow("Patient", "p2", "ds", server_id="17", time=NOON),
@@ -290,7 +290,7 @@ def test_ids_that_differ_on_the_server_are_those_of_patients(lake: Lake) -> None
 
 
 def test_a_generation_changes_with_every_row(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         generations = [ledger.read_generation("ds").result(WAIT)]
         for write in (
             lambda: ledger.write_rows([row("a")]),
@@ -309,12 +309,12 @@ def test_a_generation_changes_with_every_row(lake: Lake) -> None:
 def test_the_exported_table_follows_a_unit_that_moved(sqlite_lake: Lake) -> None:
     stored = row("a", unit="before")
     item = UploadItem({"resourceType": "ImagingStudy", "id": "a"}, "ds", "after", hash="h")
-    with Ledger.of(sqlite_lake, SERVER) as ledger:
+    with Ledger.from_lake(sqlite_lake, SERVER) as ledger:
         ledger.write_rows([stored])
         asyncio.run(export_ledger(sqlite_lake, ledger, "ds"))
-        settled = settle_known(item, stored, has_attempts=False)
-        assert settled is not None
-        ledger.write_rows([settled])
+        resolved = resolve_from_ledger(item, stored, has_attempts=False)
+        assert resolved is not None
+        ledger.write_rows([resolved])
         asyncio.run(export_ledger(sqlite_lake, ledger, "ds"))
     exported = sqlite_lake.read(UPLOAD_LEDGER, ["id", "unit"], server=SERVER, dataset="ds").to_pylist()
     assert exported == [{"id": "a", "unit": "after"}]
@@ -337,7 +337,7 @@ def test_another_process_sees_an_attempt_once_its_future_is_done(sqlite_lake: La
     code = (
         "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT id, hash FROM attempts').fetchall())"
     )
-    with Ledger.of(sqlite_lake, SERVER) as ledger:
+    with Ledger.from_lake(sqlite_lake, SERVER) as ledger:
         ledger.write_attempts([attempt("a")], []).result(WAIT)
         command = [sys.executable, "-c", code, str(Path(sqlite_lake.root, "ledger.sqlite"))]
         seen = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -346,7 +346,7 @@ def test_another_process_sees_an_attempt_once_its_future_is_done(sqlite_lake: La
 
 def test_an_attempt_comes_back_as_it_was_opened(lake: Lake) -> None:
     opened = attempt("a", if_match='W/"é"', contribution="{}", server_id="17", hash="x", server_hash="y")
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         before = datetime.now(UTC)
         numbers = ledger.write_attempts([opened, attempt("a")], []).result(WAIT)
         attempts = ledger.read_attempts([("ImagingStudy", "a"), ("ImagingStudy", "b")]).result(WAIT)
@@ -358,7 +358,7 @@ def test_an_attempt_comes_back_as_it_was_opened(lake: Lake) -> None:
 
 
 def test_an_answer_closes_its_attempt_and_no_other(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         numbers = ledger.write_attempts([attempt("a"), attempt("a"), attempt("b")], []).result(WAIT)
         ledger.write_rows([row("a")], closed=[numbers[0]])
         left = ledger.read_attempts([("ImagingStudy", "a"), ("ImagingStudy", "b")]).result(WAIT)
@@ -376,7 +376,7 @@ def test_halves_are_reopened_in_one_commit(lake: Lake) -> None:
 
 
 def test_a_number_is_not_given_again_while_an_attempt_is_open(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         (first,) = ledger.write_attempts([attempt("a")], []).result(WAIT)
         (second,) = ledger.write_attempts([attempt("b")], [], closed=[first]).result(WAIT)
         (third,) = ledger.write_attempts([attempt("c")], []).result(WAIT)
@@ -386,7 +386,7 @@ def test_a_number_is_not_given_again_while_an_attempt_is_open(lake: Lake) -> Non
 
 
 def test_forgotten_resources_take_their_attempts_with_them(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_attempts([attempt("a"), attempt("b")], [row("a"), row("b")])
         ledger.delete_rows([("ImagingStudy", "a")])
         assert [one.id for one in ledger.read_where().result(WAIT)] == ["b"]
@@ -399,7 +399,7 @@ def test_forgotten_resources_take_their_attempts_with_them(lake: Lake) -> None:
 
 
 def test_fingerprints_are_noted_replaced_and_forgotten(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_fingerprints("ds", {"u1": "f1", "ü2": "f2"})
         ledger.write_fingerprints("other", {"u1": "g1"})
         assert ledger.read_fingerprints("ds").result(WAIT) == {"u1": "f1", "ü2": "f2"}
@@ -414,7 +414,7 @@ def test_fingerprints_are_noted_replaced_and_forgotten(lake: Lake) -> None:
 
 
 def test_what_was_written_is_read(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         reads = []
         for number in range(50):
             ledger.write_rows([row("a", version=str(number))])
@@ -464,14 +464,14 @@ def test_no_statement_runs_in_the_thread_of_the_caller(lake: Lake) -> None:
 
 
 def test_the_end_waits_for_all_that_was_written(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         for number in range(500):
             ledger.write_rows([row(str(number))])
     assert query(lake, "SELECT count(*) FROM resources") == [(500,)]
 
 
 def test_the_end_waits_also_when_the_body_fails(lake: Lake) -> None:
-    with ends_with(RuntimeError, match="broken"), Ledger.of(lake, SERVER) as ledger:
+    with ends_with(RuntimeError, match="broken"), Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([row("a")])
         raise RuntimeError("broken")
     assert query(lake, "SELECT count(*) FROM resources") == [(1,)]
@@ -558,7 +558,7 @@ def test_a_database_that_takes_no_writes_makes_all_later_calls_fail(sqlite_lake:
 
 def test_a_connection_that_was_closed_makes_all_later_calls_fail(tmp_path: Path, postgres_url: str) -> None:
     lake = Lake(str(tmp_path / "lake"), ledger_url=postgres_url).open()
-    with ends_with(LedgerError), Ledger.of(lake, SERVER) as ledger:
+    with ends_with(LedgerError), Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([row("a")])
         ledger.flush()
         query(lake, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dicom-etl'")
@@ -568,7 +568,7 @@ def test_a_connection_that_was_closed_makes_all_later_calls_fail(tmp_path: Path,
 
 
 def test_the_error_of_the_body_is_not_hidden_by_that_of_the_ledger(lake: Lake) -> None:
-    with ends_with(RuntimeError, match="broken"), Ledger.of(lake, SERVER) as ledger:
+    with ends_with(RuntimeError, match="broken"), Ledger.from_lake(lake, SERVER) as ledger:
         query(lake, "DROP TABLE resources")
         with pytest.raises(LedgerError):
             ledger.write_rows([row("a")]).result(WAIT)
@@ -589,7 +589,7 @@ def test_all_of_a_commit_that_failed_is_missing(lake: Lake) -> None:
 
 
 def test_a_value_that_no_database_takes_fails_and_hangs_nothing(lake: Lake) -> None:
-    with ends_with(LedgerError), Ledger.of(lake, SERVER) as ledger:
+    with ends_with(LedgerError), Ledger.from_lake(lake, SERVER) as ledger:
         unwritable = ledger.write_rows([row("sub-Mustermann\udcff")])
         with pytest.raises(LedgerError) as failure:
             unwritable.result(WAIT)
@@ -613,7 +613,7 @@ def test_a_cancelled_call_hangs_nothing_after_a_failure(sqlite_lake: Lake) -> No
 def test_a_database_that_cannot_be_reached_is_told_without_its_password(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path), ledger_url="postgresql://somebody:geheim@127.0.0.1:1/name").open()
     with pytest.raises(LedgerError) as failure:
-        Ledger.of(lake, SERVER)
+        Ledger.from_lake(lake, SERVER)
     text = str(failure.value)
     assert text.startswith("the upload ledger cannot be opened: connection failed: ")
     assert "geheim" not in text
@@ -667,7 +667,7 @@ def test_lakes_and_servers_in_one_database_do_not_see_each_other(
     lake: Lake, other_lake: bool, other_server: bool
 ) -> None:
     second_id, second_server = "another-lake" if other_lake else lake.lake_id, "other" if other_server else SERVER
-    with Ledger.of(lake, SERVER) as one, Ledger(database.open_engine(lake), second_id, second_server) as other:
+    with Ledger.from_lake(lake, SERVER) as one, Ledger(database.open_engine(lake), second_id, second_server) as other:
         nothing = every_reading(other)
         one.write_attempts([attempt("a")], [row("a"), ResourceRow("Patient", "a", "ds", server_id="x", time=NOON)])
         one.write_fingerprints("ds", {"u1": "f"})
@@ -686,10 +686,10 @@ def test_lakes_and_servers_in_one_database_do_not_see_each_other(
 
 
 def test_looking_without_a_server_regards_this_lake(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger, Ledger(database.open_engine(lake), "another-lake", SERVER) as other:
+    with Ledger.from_lake(lake, SERVER) as ledger, Ledger(database.open_engine(lake), "another-lake", SERVER) as other:
         ledger.write_rows([row("b"), row("a", unit="u2", state=State.HELD)])
         other.write_rows([row("c")])
-    with Ledger.of(lake, "second") as ledger:
+    with Ledger.from_lake(lake, "second") as ledger:
         ledger.write_rows([row("a")])
     assert read_servers(lake) == ["second", SERVER]
     assert count_resources(lake) == {
@@ -721,15 +721,15 @@ def test_looking_where_there_is_no_ledger_finds_nothing_and_makes_none(tmp_path:
 def test_a_dry_run_has_a_copy_and_changes_nothing(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    with Ledger.of(lake, "other") as other:
+    with Ledger.from_lake(lake, "other") as other:
         other.write_rows([row("of another server")])
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_attempts([attempt("a", if_match='W/"1"')], [FULL, EMPTY, row("a")])
         ledger.write_fingerprints("ds", {"u1": "f"})
         before = every_reading(ledger)
     dump = [query(lake, f"SELECT * FROM {table}") for table in ("resources", "attempts", "units")]
 
-    with Ledger.of(lake, SERVER, is_dry_run=True) as ledger:
+    with Ledger.from_lake(lake, SERVER, is_dry_run=True) as ledger:
         assert every_reading(ledger) == before
         assert ledger.read_rows([FULL.key, EMPTY.key]).result(WAIT) == {FULL.key: FULL, EMPTY.key: EMPTY}
         assert ledger.read_where(dataset="ds").result(WAIT) == [row("a"), EMPTY]
@@ -749,18 +749,18 @@ def test_a_dry_run_has_a_copy_and_changes_nothing(lake: Lake, tmp_path: Path, mo
 
 
 def test_another_format_is_refused_in_a_sentence(lake: Lake) -> None:
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([row("a")])
     query(lake, "UPDATE ledger_format SET format = 2")
     for is_dry_run in (False, True):
         with pytest.raises(LedgerError, match=r"^the upload ledger has format 2, and this dicom-etl writes 1"):
-            Ledger.of(lake, SERVER, is_dry_run=is_dry_run)
+            Ledger.from_lake(lake, SERVER, is_dry_run=is_dry_run)
     assert query(lake, "SELECT id FROM resources") == [("a",)]
 
 
 def test_opening_it_again_keeps_its_one_format(lake: Lake) -> None:
     for _ in range(3):
-        with Ledger.of(lake, SERVER):
+        with Ledger.from_lake(lake, SERVER):
             pass
     assert query(lake, "SELECT format FROM ledger_format") == [(1,)]
 
@@ -768,7 +768,7 @@ def test_opening_it_again_keeps_its_one_format(lake: Lake) -> None:
 def test_a_file_that_is_not_a_database_is_refused_in_a_sentence(sqlite_lake: Lake) -> None:
     Path(sqlite_lake.root, "ledger.sqlite").write_bytes(b"not a database, and longer than its header" * 100)
     with pytest.raises(LedgerError, match=r"^the upload ledger cannot be opened: file is not a database"):
-        Ledger.of(sqlite_lake, SERVER)
+        Ledger.from_lake(sqlite_lake, SERVER)
 
 
 # -- pages ------------------------------------------------------------------------------------------------------------
@@ -799,7 +799,7 @@ ODD_IDS = [
 def pages(lake: Lake, size: int) -> list[list[Key]]:
     """The keys of all pages, the last of which is empty."""
     found = []
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         after: Key = ("", "")
         while True:
             page = [one.key for one in ledger.read_page("ds", after, size).result(WAIT)]
@@ -814,7 +814,7 @@ def write_odd_rows(lake: Lake) -> list[Key]:
     rows = [
         replace(row(identity), type=kind) for kind in ("Patient", "ImagingStudy", "Endpoint") for identity in ODD_IDS
     ]
-    with Ledger.of(lake, SERVER) as ledger:
+    with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([*rows, row("elsewhere", dataset="other")])
     return sorted((one.key for one in rows), key=lambda key: (key[0].encode(), key[1].encode()))
 
@@ -863,7 +863,7 @@ def test_what_is_committed_outlives_a_loss_of_power(sqlite_lake: Lake) -> None:
 def test_files_are_for_their_owner_alone(sqlite_lake: Lake) -> None:
     folder, before = Path(sqlite_lake.root), os.umask(0)
     try:
-        with Ledger.of(sqlite_lake, SERVER) as ledger:
+        with Ledger.from_lake(sqlite_lake, SERVER) as ledger:
             ledger.write_rows([row("a")])
             ledger.flush()
             modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.glob("ledger.sqlite*")}
@@ -885,7 +885,7 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.upload.ledger import Attempt, Ledger, ResourceRow, State
 name, batches = sys.argv[2], int(sys.argv[3])
 sys.stdin.readline()  # all begin at once
-with Ledger.of(Lake(sys.argv[1]), "server") as ledger:
+with Ledger.from_lake(Lake(sys.argv[1]), "server") as ledger:
     for number in range(batches):
         rows = [ResourceRow("Patient", f"{name}-{number}-{one}", name, "u") for one in range(3)]
         attempts = [Attempt("Patient", one.id, "h", "s", "") for one in rows]

@@ -11,20 +11,20 @@ from typing import Any
 from dicom_etl.lake.tables import Lake
 from tests.servers.hapi_server import HapiServer
 from tests.support import server_content
-from tests.support.upload_lakes import Site, Study, new_lake
-from tests.upload.kill_checks import LedgerContent, read_ledger
-from tests.upload.killed_uploads import Job, Running
+from tests.support.upload_lakes import DatasetFactory, Study, new_lake
+from tests.upload.soak.kill_checks import LedgerContent, read_ledger
+from tests.upload.soak.killed_uploads import Job, Running
 
 DATASETS = tuple(f"D{number}" for number in range(8))
 UNITS = 5
 SETTINGS = {"max_bundle_entries": 4, "max_concurrent_requests": 2}
 
 
-def _site() -> Site:
-    return Site(f"many-{uuid.uuid4().hex[:8]}")
+def _factory() -> DatasetFactory:
+    return DatasetFactory(f"many-{uuid.uuid4().hex[:8]}")
 
 
-def _build(site: Site, lake: Lake, datasets: tuple[str, ...]) -> None:
+def _build(factory: DatasetFactory, lake: Lake, datasets: tuple[str, ...]) -> None:
     """Per dataset ten studies of five units; each has a Patient of its own and one that all datasets share."""
     for dataset in datasets:
         studies = [
@@ -32,7 +32,7 @@ def _build(site: Site, lake: Lake, datasets: tuple[str, ...]) -> None:
             for number in range(UNITS)
             for rule in ("authority", "patient-id")
         ]
-        site.build(lake, dataset, studies)
+        factory.build(lake, dataset, studies)
 
 
 def _upload_all(lakes: Mapping[str, Lake], url: str, ledger_url: str | None, folder: Path) -> list[str]:
@@ -60,10 +60,10 @@ def _expected() -> Counter[tuple[Any, ...]]:
     return Counter(per_dataset | studies | shared)
 
 
-def _versions(url: str, site: Site) -> Counter[str]:
+def _versions(url: str, factory: DatasetFactory) -> Counter[str]:
     """The versions of the studies on the server."""
     uids = [
-        ("urn:dicom:uid", f"urn:oid:{site.uid(f'{dataset}-{rule}-{number}')}")
+        ("urn:dicom:uid", f"urn:oid:{factory.uid(f'{dataset}-{rule}-{number}')}")
         for dataset in DATASETS
         for number in range(UNITS)
         for rule in ("authority", "patient-id")
@@ -79,8 +79,8 @@ def _versions(url: str, site: Site) -> Counter[str]:
 def test_eight_processes_upload_eight_datasets_of_one_lake_into_one_sqlite_ledger(
     hapi: HapiServer, tmp_path: Path
 ) -> None:
-    site, lake = _site(), new_lake(tmp_path / "lake")
-    _build(site, lake, DATASETS)
+    factory, lake = _factory(), new_lake(tmp_path / "lake")
+    _build(factory, lake, DATASETS)
 
     ended = _upload_all({"lake": lake}, hapi.base_url, None, tmp_path)
 
@@ -88,16 +88,16 @@ def test_eight_processes_upload_eight_datasets_of_one_lake_into_one_sqlite_ledge
     ledger = read_ledger(lake.root, None, lake.lake_id)
     assert _states(ledger) == _expected()
     assert list(ledger.attempts) == []
-    assert _versions(hapi.base_url, site) == {"1": 8 * 2 * UNITS}
+    assert _versions(hapi.base_url, factory) == {"1": 8 * 2 * UNITS}
 
 
 def test_two_lakes_upload_eight_datasets_each_at_once_into_one_postgresql_ledger(
     hapi: HapiServer, tmp_path: Path, postgres_url: str
 ) -> None:
-    sites, lakes = {}, {}
+    factories, lakes = {}, {}
     for name in ("A", "B"):
-        sites[name], lakes[name] = _site(), new_lake(tmp_path / name)
-        _build(sites[name], lakes[name], DATASETS)
+        factories[name], lakes[name] = _factory(), new_lake(tmp_path / name)
+        _build(factories[name], lakes[name], DATASETS)
 
     ended = _upload_all(lakes, hapi.base_url, postgres_url, tmp_path)
 
@@ -106,4 +106,4 @@ def test_two_lakes_upload_eight_datasets_each_at_once_into_one_postgresql_ledger
         ledger = read_ledger(lake.root, postgres_url, lake.lake_id)
         assert _states(ledger) == _expected()
         assert list(ledger.attempts) == []
-        assert _versions(hapi.base_url, sites[name]) == {"1": 8 * 2 * UNITS}
+        assert _versions(hapi.base_url, factories[name]) == {"1": 8 * 2 * UNITS}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicom_etl.upload.items import canonical, is_same_content
+from dicom_etl.upload.items import encode_canonical, is_same_content
 from dicom_etl.upload.patients import Conflict, Contribution, merge_patient
 from tests.upload.test_items import ODD, odd_resources
 
@@ -41,7 +41,7 @@ def test_lists_are_united_and_single_values_taken_from_who_has_them() -> None:
     assert merged.patient == patient(
         identifier=[{"value": "1"}, {"value": "2"}], birthDate="1980-05-01", gender="female"
     )
-    assert merged.ours == merged.patient
+    assert merged.contribution == merged.patient
     assert merged.conflicts == ()
 
 
@@ -146,7 +146,7 @@ CASES = [
 def test_what_is_sent(ours: Any, before: Any, server: Any, expected: Any, conflicts: Any) -> None:
     merged = merge_with_server(BASE | ours, [] if before is None else [BASE | before], BASE | server)
     assert merged.patient == BASE | expected
-    assert merged.ours == BASE | ours
+    assert merged.contribution == BASE | ours
     assert merged.conflicts == tuple(Conflict(element) for element in conflicts)
 
 
@@ -203,7 +203,7 @@ OURS = patient(
 def test_a_server_may_have_anything_in_the_place_of_an_element(element: str, odd: Any) -> None:
     for before in ([], [OURS], [{}]):
         merged = merge_with_server(OURS, before, OURS | {element: odd})
-        canonical(merged.patient)
+        encode_canonical(merged.patient)
         if element in ("identifier", "name"):
             assert all(item in merged.patient[element] for item in OURS[element])
 
@@ -224,7 +224,7 @@ def test_a_birth_date_of_another_type_is_kept_or_replaced_but_does_not_raise(bir
 @given(server=odd_resources, replaced=st.none() | odd_resources)
 def test_no_shape_of_a_server_raises(server: dict[str, Any], replaced: dict[str, Any] | None) -> None:
     merged = merge_with_server(OURS, [OURS], server, replaced)
-    assert merged.ours["name"] == OURS["name"]
+    assert merged.contribution["name"] == OURS["name"]
 
 
 # -- properties -------------------------------------------------------------------------------------------------------
@@ -250,16 +250,16 @@ several = st.lists(st.builds(Contribution, st.sampled_from("ABC"), patients), mi
 def test_any_order_of_contributors_gives_the_same(contributions: Any, base: Any, server: Any, data: Any) -> None:
     shuffled = data.draw(st.permutations(contributions))
     one, other = merge_patient(base, contributions, server), merge_patient(base, shuffled, server)
-    assert canonical(one.patient) == canonical(other.patient)
+    assert encode_canonical(one.patient) == encode_canonical(other.patient)
     assert one.conflicts == other.conflicts
 
 
 @given(contributions=several, base=st.lists(patients, max_size=2), server=st.none() | patients)
 def test_merging_again_changes_nothing(contributions: Any, base: Any, server: Any) -> None:
     first = merge_patient(base, contributions, server)
-    again = merge_patient([first.ours], contributions, first.patient)
-    assert canonical(again.ours) == canonical(first.ours)
-    assert canonical(again.patient) == canonical(first.patient)
+    again = merge_patient([first.contribution], contributions, first.patient)
+    assert encode_canonical(again.contribution) == encode_canonical(first.contribution)
+    assert encode_canonical(again.patient) == encode_canonical(first.patient)
     assert is_same_content(first.patient, again.patient)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.servers.hapi_server import HapiServer
-from tests.upload.odd_answers import FIXED
-from tests.upload.odd_runs import run_seed
+from tests.upload.soak.odd_answers_soak import run_seed
+from tests.upload.support.odd_answers import FIXED
 
 SEEDS = 40
 

@@ -10,7 +10,15 @@ from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import HapiServer
 from tests.support import server_content
 from tests.support.proxy import ReceivedRequest, Reply, run_proxy
-from tests.support.upload_lakes import Site, Study, attempts, ledger_rows, new_lake, settings_for, with_changes
+from tests.support.upload_lakes import (
+    DatasetFactory,
+    Study,
+    attempts,
+    ledger_rows,
+    new_lake,
+    settings_for,
+    with_changes,
+)
 
 OTHERS = Study("1", "P1", series={"7": 1})  # what the other client has under the same UID
 KEPT = Study("kept", "P1")
@@ -26,10 +34,10 @@ def _reason(lake: Lake, url: str, key: str) -> tuple[str, str | None]:
 
 
 def test_a_concurrent_overwrite_stays_a_finding_after_later_updates(hapi: HapiServer, tmp_path: Path) -> None:
-    site, lake = Site(f"other-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
+    factory, lake = DatasetFactory(f"other-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
     study = Study("1", "P1")
-    key = f"ImagingStudy/{site.study_id('A', '1')}"
-    others = site.imaging_study("A", OTHERS)
+    key = f"ImagingStudy/{factory.study_id('A', '1')}"
+    others = factory.imaging_study("A", OTHERS)
 
     written: list[ReceivedRequest] = []
 
@@ -40,14 +48,14 @@ def test_a_concurrent_overwrite_stays_a_finding_after_later_updates(hapi: HapiSe
         return None
 
     with run_proxy(hapi.base_url, write_others_before_first) as server:
-        site.build(lake, "A", [study])
+        factory.build(lake, "A", [study])
         [first] = upload(["A"], lake, settings_for(server.url))
         told = _reason(lake, server.url, key)
-        site.build(lake, "A", [with_changes(study, series={"1": 3})])
+        factory.build(lake, "A", [with_changes(study, series={"1": 3})])
         [second] = upload(["A"], lake, settings_for(server.url))
         told_later = _reason(lake, server.url, key)
         server_content.put(hapi.base_url, others)
-        site.build(lake, "A", [with_changes(study, series={"1": 4})])
+        factory.build(lake, "A", [with_changes(study, series={"1": 4})])
         upload(["A"], lake, settings_for(server.url))
 
         assert told == told_later == ("stored", "concurrent-overwrite")
@@ -57,18 +65,18 @@ def test_a_concurrent_overwrite_stays_a_finding_after_later_updates(hapi: HapiSe
 
 
 def test_a_study_that_never_arrived_and_is_another_clients_now_is_not_pruned(hapi: HapiServer, tmp_path: Path) -> None:
-    site, lake = Site(f"other-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
-    key = f"ImagingStudy/{site.study_id('A', '1')}"
-    others = site.imaging_study("A", OTHERS)
+    factory, lake = DatasetFactory(f"other-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
+    key = f"ImagingStudy/{factory.study_id('A', '1')}"
+    others = factory.imaging_study("A", OTHERS)
     with run_proxy(hapi.base_url, lambda asked: Reply(503) if _is_study_write(asked) else None) as server:
-        site.build(lake, "A", [Study("1", "P1"), KEPT])
+        factory.build(lake, "A", [Study("1", "P1"), KEPT])
         upload(["A"], lake, settings_for(server.url, retry_seconds=0))
         sent = ledger_rows(lake, server.url, "A")[key]["state"]
         server.rule = lambda _: None
         server_content.put(hapi.base_url, others)
         upload(["A"], lake, settings_for(server.url))
         held = _reason(lake, server.url, key)
-        site.build(lake, "A", [KEPT])
+        factory.build(lake, "A", [KEPT])
         [done] = upload(["A"], lake, settings_for(server.url), prune=True)
 
         assert sent == "unconfirmed"

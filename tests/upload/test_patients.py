@@ -11,15 +11,15 @@ from dicom_etl.fhir_client import ServerResource
 from dicom_etl.upload.items import Action, Decision, IdStrategy, UploadItem
 from dicom_etl.upload.ledger import Attempt, ResourceRow, State
 from dicom_etl.upload.patients import (
-    SeenPatient,
-    conflicting_elements,
-    contributions_of,
+    PatientOnServer,
     decide_patient,
+    find_conflicting_elements,
     find_patients,
     is_same_date,
+    list_contributions,
     look_up_patients,
 )
-from tests.upload.stub_client import StubClient
+from tests.upload.support.stub_client import StubClient
 from tests.upload.test_items import ODD, odd_resources
 
 CLIENT = IdStrategy("https://site.example")
@@ -45,7 +45,7 @@ def merged_into(identity: str, *, link: str = "replaced-by", **elements: Any) ->
     return {"link": [{"other": {"reference": identity}, "type": link}], "active": False} | elements
 
 
-def decide(seen: SeenPatient, row: ResourceRow | None = None, attempts: Any = ()) -> Decision:
+def decide(seen: PatientOnServer, row: ResourceRow | None = None, attempts: Any = ()) -> Decision:
     return decide_patient(ITEM, seen, row, attempts, CLIENT)
 
 
@@ -72,8 +72,8 @@ def row(**values: Any) -> ResourceRow:
     ],
 )
 def test_only_what_both_say_can_conflict(other: dict[str, Any], elements: list[str]) -> None:
-    assert conflicting_elements(OURS, other) == elements
-    assert conflicting_elements(other, OURS) == elements
+    assert find_conflicting_elements(OURS, other) == elements
+    assert find_conflicting_elements(other, OURS) == elements
 
 
 @pytest.mark.parametrize(
@@ -94,23 +94,23 @@ def test_dates_that_may_be_the_same_day(one: str, other: str, same: bool) -> Non
 
 
 def test_a_patient_that_the_server_does_not_have_is_sent() -> None:
-    assert decide(SeenPatient(candidates=())) == Decision(Action.SEND, resource=OURS)
+    assert decide(PatientOnServer(candidates=())) == Decision(Action.SEND, resource=OURS)
 
 
 def test_ours_as_the_server_has_it_stays() -> None:
     own = ServerResource(OURS | {"meta": {"versionId": "4"}})
-    assert decide(SeenPatient(own), row()) == Decision(Action.UNCHANGED, server=own)
+    assert decide(PatientOnServer(own), row()) == Decision(Action.UNCHANGED, server=own)
 
 
 def test_what_another_client_added_stays_and_ours_is_sent() -> None:
     own = ServerResource(patient("p", birthDate="1980", telecom=[{"value": "1"}]))
-    decision = decide(SeenPatient(own), row())
+    decision = decide(PatientOnServer(own), row())
     assert decision == Decision(Action.SEND, resource=OURS | {"telecom": [{"value": "1"}]}, server=own)
 
 
 def test_the_server_s_value_stays_as_a_conflict() -> None:
     own = ServerResource(OURS | {"gender": "male"})
-    assert decide(SeenPatient(own), row()) == Decision(
+    assert decide(PatientOnServer(own), row()) == Decision(
         Action.UNCHANGED, "patient-conflict", "gender differs on the server, whose value stays", server=own
     )
 
@@ -118,7 +118,7 @@ def test_the_server_s_value_stays_as_a_conflict() -> None:
 def test_what_was_sent_and_has_no_answer_yet_is_ours() -> None:
     own = ServerResource(OURS | {"gender": "male"})
     attempt = Attempt("Patient", "p", "h", "s", "", contribution='{"gender":"male"}')
-    assert decide(SeenPatient(own), None, [attempt]) == Decision(Action.SEND, resource=OURS, server=own)
+    assert decide(PatientOnServer(own), None, [attempt]) == Decision(Action.SEND, resource=OURS, server=own)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_what_was_sent_and_has_no_answer_yet_is_ours() -> None:
     ],
 )
 def test_another_client_s_patient(candidates: list[Any], expected: tuple[Any, ...]) -> None:
-    decision = decide(SeenPatient(candidates=tuple(candidates)))
+    decision = decide(PatientOnServer(candidates=tuple(candidates)))
     assert (decision.action, decision.reason, decision.text) == expected
     if decision.action is Action.USE_EXTERNAL:
         assert decision.server == ServerResource(candidates[0])
@@ -141,7 +141,7 @@ def test_another_client_s_patient(candidates: list[Any], expected: tuple[Any, ..
 
 
 def test_another_beside_ours_is_reported() -> None:
-    decision = decide(SeenPatient(ServerResource(OURS), candidates=(patient("x"),)), row())
+    decision = decide(PatientOnServer(ServerResource(OURS), candidates=(patient("x"),)), row())
     assert (decision.action, decision.reason, decision.text) == (
         Action.UNCHANGED,
         "duplicate-patient-on-server",
@@ -152,14 +152,14 @@ def test_another_beside_ours_is_reported() -> None:
 def test_the_external_patient_stays_the_one_that_is_used() -> None:
     own = ServerResource(patient("x", name=[{"family": "A"}]))
     external = row(server_id="x", is_external=True)
-    assert decide(SeenPatient(own), external) == Decision(Action.USE_EXTERNAL, server=own, is_external=True)
+    assert decide(PatientOnServer(own), external) == Decision(Action.USE_EXTERNAL, server=own, is_external=True)
     other = ServerResource(patient("x", birthDate="1999"))
-    assert decide(SeenPatient(other), external).reason == "patient-conflict"
+    assert decide(PatientOnServer(other), external).reason == "patient-conflict"
 
 
 def test_a_patient_that_was_merged_is_followed() -> None:
     survivor = ServerResource(patient("x"))
-    decision = decide(SeenPatient(ServerResource(OURS), survivor=survivor), row())
+    decision = decide(PatientOnServer(ServerResource(OURS), survivor=survivor), row())
     assert decision == Decision(
         Action.USE_EXTERNAL,
         "patient-merged-on-server",
@@ -170,8 +170,8 @@ def test_a_patient_that_was_merged_is_followed() -> None:
 
 
 def test_no_study_goes_to_an_inactive_or_deleted_patient() -> None:
-    assert decide(SeenPatient(ServerResource(OURS), is_inactive=True)).reason == "patient-inactive-on-server"
-    decision = decide(SeenPatient(is_gone=True), row())
+    assert decide(PatientOnServer(ServerResource(OURS), is_inactive=True)).reason == "patient-inactive-on-server"
+    decision = decide(PatientOnServer(is_gone=True), row())
     assert (decision.action, decision.reason) == (Action.HOLD, "patient-deleted-on-server")
     assert "`dicom-etl verify --repair`" in str(decision.text)
 
@@ -183,9 +183,9 @@ def test_no_shape_of_a_patient_raises(
 ) -> None:
     candidate = own | {"id": "x"}
     for seen in (
-        SeenPatient(ServerResource(own), survivor=ServerResource(survivor) if survivor is not None else None),
-        SeenPatient(candidates=(candidate,)),
-        SeenPatient(ServerResource(own), candidates=(candidate, candidate), replaced=survivor),
+        PatientOnServer(ServerResource(own), survivor=ServerResource(survivor) if survivor is not None else None),
+        PatientOnServer(candidates=(candidate,)),
+        PatientOnServer(ServerResource(own), candidates=(candidate, candidate), replaced=survivor),
     ):
         assert decide_patient(ITEM, seen, row(is_external=is_external), (), strategy).action in Action
 
@@ -209,7 +209,7 @@ def test_what_we_said_before_is_what_was_stored_and_what_was_sent(
     values: dict[str, Any] | None, attempts: list[str | None], contributions: list[str]
 ) -> None:
     sent = [Attempt("Patient", "p", "h", "s", "", contribution=text) for text in attempts]
-    assert contributions_of(row(**values) if values is not None else None, sent) == contributions
+    assert list_contributions(row(**values) if values is not None else None, sent) == contributions
 
 
 # -- what the server is asked -----------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def look(
     attempts: Any = None,
     shared: bool = False,
     strategy: IdStrategy = CLIENT,
-) -> SeenPatient:
+) -> PatientOnServer:
     rows = {KEY: known} if known else {}
     seen = asyncio.run(
         look_up_patients(
@@ -247,15 +247,15 @@ def test_what_the_ledger_knows_is_read_and_not_searched_for() -> None:
 
 def test_what_was_sent_without_an_answer_is_read() -> None:
     client = StubClient()
-    assert look(client, attempts=[Attempt("Patient", "p", "h", "s", "")]) == SeenPatient()
+    assert look(client, attempts=[Attempt("Patient", "p", "h", "s", "")]) == PatientOnServer()
     assert client.calls == [("read", ("Patient", "p"))]
 
 
 def test_what_is_unknown_is_searched_for_by_id_or_by_its_identifier() -> None:
     client = StubClient()
-    assert look(client) == SeenPatient()
-    assert look(client, shared=True) == SeenPatient(candidates=())
-    assert look(client, strategy=SERVER) == SeenPatient()
+    assert look(client) == PatientOnServer()
+    assert look(client, shared=True) == PatientOnServer(candidates=())
+    assert look(client, strategy=SERVER) == PatientOnServer()
     assert [what for _, what in client.calls] == [
         ("Patient", {"_id": "p", "_count": "1"}),
         ("Patient", {"identifier": "s|1", "_count": "50"}),
@@ -265,10 +265,10 @@ def test_what_is_unknown_is_searched_for_by_id_or_by_its_identifier() -> None:
 
 def test_what_is_no_longer_there_is_gone() -> None:
     client = StubClient()
-    assert look(client, known=row()) == SeenPatient(is_gone=True)
+    assert look(client, known=row()) == PatientOnServer(is_gone=True)
     # also where an index still has it, and another client's may take its place
     client.store(patient("x"))
-    assert look(client, known=row(), shared=True) == SeenPatient(
+    assert look(client, known=row(), shared=True) == PatientOnServer(
         is_gone=True, candidates=(client.versions["Patient", "x"][0],)
     )
 
@@ -331,7 +331,7 @@ def test_of_candidates_those_that_are_alive_count() -> None:
 def test_where_no_candidate_is_alive_ours_is_not_created_beside_it() -> None:
     client = StubClient()
     client.store(patient("b", active=False))
-    assert look(client, shared=True) == SeenPatient(candidates=(), is_inactive=True)
+    assert look(client, shared=True) == PatientOnServer(candidates=(), is_inactive=True)
 
 
 def test_a_search_that_gives_too_much_is_filtered() -> None:

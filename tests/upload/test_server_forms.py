@@ -8,37 +8,32 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
 from dicom_etl.fhir_client import FhirError
-from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.tables import Lake
-from dicom_etl.stages.upload import Uploaded, upload
+from dicom_etl.stages.upload import UploadSummary, upload
 from dicom_etl.stages.verify import verify
 from tests.servers.hapi_server import HapiServer
 from tests.support.server_content import get, put, status, version, without_meta
-from tests.support.upload_lakes import Site, Study, attempts, ledger_rows, new_lake, settings_for, with_changes
+from tests.support.upload_lakes import (
+    DatasetFactory,
+    Study,
+    attempts,
+    ledger_rows,
+    settings_for,
+    with_changes,
+)
 from tests.support.uploads import codes, patient_path, study_path
-from tests.upload.odd_answers import Ask, Changed, Request, changing, with_json
+from tests.upload.support.odd_answers import Ask, Changed, Request, changing, with_json
 
 ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
 NOTE = [{"text": "seen by the radiologist"}]
 JSON = {"Content-Type": "application/fhir+json"}
 Form = Callable[[Request, Changed], Changed]
-
-
-@pytest.fixture
-def site(request: pytest.FixtureRequest) -> Site:
-    return Site(f"site-{fingerprint(request.node.nodeid)[:16]}")
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return new_lake(tmp_path / "lake")
 
 
 @contextmanager
@@ -53,7 +48,7 @@ def formed(hapi: HapiServer, form: Form) -> Iterator[str]:
         yield url
 
 
-def load(lake: Lake, url: str, **fhir: Any) -> Uploaded:
+def load(lake: Lake, url: str, **fhir: Any) -> UploadSummary:
     [done] = upload(["A"], lake, settings_for(url, **({"retry_seconds": 0.5} | fhir)))
     return done
 
@@ -135,24 +130,24 @@ FORMS: dict[str, Form] = {
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
 @pytest.mark.parametrize("name", FORMS)
 def test_a_study_grows_twice_whatever_answers_name(
-    lake: Lake, hapi: HapiServer, site: Site, name: str, single_request_bytes: int
+    lake: Lake, hapi: HapiServer, factory: DatasetFactory, name: str, single_request_bytes: int
 ) -> None:
     """No own version is taken for one of another client; one of another client is seen."""
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     with formed(hapi, FORMS[name]) as url:
         for count in (1, 2, 3):
             study = with_changes(ONE, series={str(number): 2 for number in range(count)}, patient={"gender": "female"})
-            site.build(lake, "A", [study, TWO])
+            factory.build(lake, "A", [study, TWO])
             done = load(lake, url, single_request_bytes=single_request_bytes)
             assert done.counts["ImagingStudy"] == {"stored": 1} | ({"unchanged": 1} if count > 1 else {"stored": 2})
-            assert without_meta(get(hapi.base_url, path)) == site.imaging_study("A", study)
+            assert without_meta(get(hapi.base_url, path)) == factory.imaging_study("A", study)
             assert version(get(hapi.base_url, path)) == str(count)
             assert codes(lake, "A") == []
             assert attempts(lake) == []
         load(lake, url)
         assert version(get(hapi.base_url, path)) == "3"
-        put(hapi.base_url, site.imaging_study("A", study) | {"note": NOTE})
-        site.build(lake, "A", [ONE, TWO])
+        put(hapi.base_url, factory.imaging_study("A", study) | {"note": NOTE})
+        factory.build(lake, "A", [ONE, TWO])
         assert load(lake, url).counts["ImagingStudy"]["held"] == 1
         assert codes(lake, "A") == ["changed-on-server"]
         assert get(hapi.base_url, path)["note"] == NOTE
@@ -160,7 +155,7 @@ def test_a_study_grows_twice_whatever_answers_name(
 
 @pytest.mark.parametrize("suffix", ["-gzip", "--gzip", ";gzip"])
 def test_an_etag_that_a_compressing_proxy_changed_is_no_change_of_the_study(
-    lake: Lake, hapi: HapiServer, site: Site, suffix: str
+    lake: Lake, hapi: HapiServer, factory: DatasetFactory, suffix: str
 ) -> None:
     """Apache (mod_deflate) and Jetty add a suffix inside the quotes, and take it off what is sent back to them."""
 
@@ -169,13 +164,13 @@ def test_an_etag_that_a_compressing_proxy_changed_is_no_change_of_the_study(
         tag = answer.headers.get("ETag")
         return Changed(answer.status, answer.body, answer.headers | ({"ETag": f'{tag[:-1]}{suffix}"'} if tag else {}))
 
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     with changing(hapi.base_url, change, if_match=lambda text: text.replace(suffix, "")) as url:
         for count in (1, 2, 3):
             study = with_changes(ONE, series={str(number): 2 for number in range(count)})
-            site.build(lake, "A", [study])
+            factory.build(lake, "A", [study])
             assert load(lake, url, single_request_bytes=0).counts["ImagingStudy"] == {"stored": 1}
-            assert without_meta(get(hapi.base_url, path)) == site.imaging_study("A", study)
+            assert without_meta(get(hapi.base_url, path)) == factory.imaging_study("A", study)
             assert codes(lake, "A") == []
 
 
@@ -194,7 +189,7 @@ VERSIONS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
 @pytest.mark.parametrize("name", VERSIONS)
 def test_a_version_is_whatever_the_server_names(
-    lake: Lake, hapi: HapiServer, site: Site, name: str, single_request_bytes: int
+    lake: Lake, hapi: HapiServer, factory: DatasetFactory, name: str, single_request_bytes: int
 ) -> None:
     """Answers and If-Match have versions of another form than HAPI's."""
     renumber = VERSIONS[name]
@@ -220,17 +215,17 @@ def test_a_version_is_whatever_the_server_names(
             text = text.replace(f'\\"{other}\\"', f'\\"{number}\\"').replace(f'"{other}"', f'"{number}"')
         return text
 
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     with changing(hapi.base_url, change, if_match=own) as url:
         for count in (1, 2, 3):
             study = with_changes(ONE, series={str(number): 2 for number in range(count)})
-            site.build(lake, "A", [study])
+            factory.build(lake, "A", [study])
             done = load(lake, url, single_request_bytes=single_request_bytes)
             assert done.counts["ImagingStudy"] == {"stored": 1}
             assert ledger_rows(lake, url, "A")[path]["version"] == renumber(str(count))
-            assert without_meta(get(hapi.base_url, path)) == site.imaging_study("A", study)
-        put(hapi.base_url, site.imaging_study("A", study) | {"note": NOTE})
-        site.build(lake, "A", [ONE])
+            assert without_meta(get(hapi.base_url, path)) == factory.imaging_study("A", study)
+        put(hapi.base_url, factory.imaging_study("A", study) | {"note": NOTE})
+        factory.build(lake, "A", [ONE])
         assert load(lake, url).counts["ImagingStudy"] == {"held": 1}
         assert get(hapi.base_url, path)["note"] == NOTE
 
@@ -258,26 +253,26 @@ FALSE: dict[str, bytes] = {
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
 @pytest.mark.parametrize("name", FALSE)
 def test_what_never_reached_the_server_is_not_called_stored(
-    lake: Lake, hapi: HapiServer, site: Site, name: str, single_request_bytes: int, is_update: bool
+    lake: Lake, hapi: HapiServer, factory: DatasetFactory, name: str, single_request_bytes: int, is_update: bool
 ) -> None:
-    path, lies = study_path(site, "A", "1"), [False]
+    path, lies = study_path(factory, "A", "1"), [False]
 
     async def change(asked: Request, ask: Ask) -> Changed:
         is_write = asked.kind in ("put", "transaction") and b"ImagingStudy" in asked.body
         return Changed(200, FALSE[name], dict(JSON)) if lies[0] and is_write else await ask()
 
     with changing(hapi.base_url, change) as url:
-        site.build(lake, "A", [TWO, ONE] if is_update else [TWO])
+        factory.build(lake, "A", [TWO, ONE] if is_update else [TWO])
         load(lake, url)
         study = with_changes(ONE, series={"1": 2, "2": 2})
-        site.build(lake, "A", [TWO, study])
+        factory.build(lake, "A", [TWO, study])
         for lies[0] in (True, True, False):
             done = load(lake, url, single_request_bytes=single_request_bytes)
             if lies[0]:
                 assert done.counts["ImagingStudy"] == {"unchanged": 1, "unconfirmed": 1}
                 assert codes(lake, "A") == ["upload-unconfirmed"]
         assert done.counts["ImagingStudy"] == {"unchanged": 1, "stored": 1}
-        assert without_meta(get(hapi.base_url, path)) == site.imaging_study("A", study)
+        assert without_meta(get(hapi.base_url, path)) == factory.imaging_study("A", study)
         assert codes(lake, "A") == []
         assert attempts(lake) == []
 
@@ -302,7 +297,7 @@ NO_SEARCH: dict[str, Changed] = {
 
 @pytest.mark.parametrize("name", NO_SEARCH)
 def test_an_answer_that_is_not_a_search_is_not_taken_for_nothing_found(
-    lake: Lake, hapi: HapiServer, site: Site, name: str
+    lake: Lake, hapi: HapiServer, factory: DatasetFactory, name: str
 ) -> None:
     """Nothing new is created; what is known is read by its id, does not lose content, and grows."""
     lies = [False]
@@ -312,33 +307,33 @@ def test_an_answer_that_is_not_a_search_is_not_taken_for_nothing_found(
 
     large = with_changes(TWO, series={"1": 4})
     with changing(hapi.base_url, change) as url:
-        site.build(lake, "A", [ONE, large])
+        factory.build(lake, "A", [ONE, large])
         load(lake, url)
         new = Study("3", "P3", unit="sub-3")
-        site.build(lake, "A", [with_changes(ONE, series={"1": 3}), TWO, new])
+        factory.build(lake, "A", [with_changes(ONE, series={"1": 3}), TWO, new])
         lies[0] = True
         done = load(lake, url)
         assert done.counts["ImagingStudy"] == {"failed": 1, "held": 1, "stored": 1}
-        assert status(hapi.base_url, study_path(site, "A", "3")) == 404
-        assert status(hapi.base_url, patient_path(site, "A", new)) == 404
-        assert get(hapi.base_url, study_path(site, "A", "1"))["numberOfInstances"] == 3
-        assert get(hapi.base_url, study_path(site, "A", "2"))["numberOfInstances"] == 4
+        assert status(hapi.base_url, study_path(factory, "A", "3")) == 404
+        assert status(hapi.base_url, patient_path(factory, "A", new)) == 404
+        assert get(hapi.base_url, study_path(factory, "A", "1"))["numberOfInstances"] == 3
+        assert get(hapi.base_url, study_path(factory, "A", "2"))["numberOfInstances"] == 4
         assert "update-removes-content" in codes(lake, "A")
         with pytest.raises(FhirError):
             verify(["A"], lake, settings_for(url, retry_seconds=0.5))
         lies[0] = False
         assert load(lake, url).counts["ImagingStudy"] == {"held": 1, "stored": 1, "unchanged": 1}
-        assert without_meta(get(hapi.base_url, study_path(site, "A", "3"))) == site.imaging_study("A", new)
+        assert without_meta(get(hapi.base_url, study_path(factory, "A", "3"))) == factory.imaging_study("A", new)
 
 
 @pytest.mark.parametrize("status_code", [404, 410])
 @pytest.mark.parametrize("times", [1, 99])
 def test_a_page_that_has_expired_is_asked_for_again_once(
-    lake: Lake, hapi: HapiServer, site: Site, status_code: int, times: int
+    lake: Lake, hapi: HapiServer, factory: DatasetFactory, status_code: int, times: int
 ) -> None:
     """HAPI clusters without a shared search cache answer so; `times`: how often."""
-    dataset = f"set-{site.name}"
-    site.build(lake, dataset, [Study(str(number), f"P{number}", unit=f"sub-{number}") for number in range(6)])
+    dataset = f"set-{factory.name}"
+    factory.build(lake, dataset, [Study(str(number), f"P{number}", unit=f"sub-{number}") for number in range(6)])
     left = [times]
 
     async def change(asked: Request, ask: Ask) -> Changed:

@@ -10,20 +10,28 @@ from hypothesis import strategies as st
 
 from dicom_etl.fhir_client import ServerResource
 from dicom_etl.identity.ids import ResourceIds
-from dicom_etl.upload.items import Action, Decision, IdStrategy, Options, UploadItem, content_hash, is_same_content
+from dicom_etl.upload.items import (
+    Action,
+    Decision,
+    IdStrategy,
+    UploadItem,
+    UploadOptions,
+    content_hash,
+    is_same_content,
+)
 from dicom_etl.upload.ledger import Attempt, ResourceRow, State
 from dicom_etl.upload.studies import (
     ContentLoss,
     Namespace,
-    SeenStudy,
-    content_loss,
+    StudyOnServer,
     decide_study,
+    find_content_loss,
     find_studies,
     is_same_version,
     look_up_studies,
     merge_into_existing,
 )
-from tests.upload.stub_client import StubClient
+from tests.upload.support.stub_client import StubClient
 from tests.upload.test_items import ODD, odd_resources
 
 CLIENT = IdStrategy("https://site.example")
@@ -113,7 +121,9 @@ def test_a_study_of_ours(
     server: Any, known: Any, attempts: Any, has_arrived: Any, options: Any, action: Action, reason: Any, text: Any
 ) -> None:
     own = on_server(server) if server else None
-    decision = decide_study(ITEM, SeenStudy(own, has_arrived=has_arrived), known, attempts, Options(**options), CLIENT)
+    decision = decide_study(
+        ITEM, StudyOnServer(own, has_arrived=has_arrived), known, attempts, UploadOptions(**options), CLIENT
+    )
     assert (decision.action, decision.reason, decision.text) == (action, reason, text)
     assert decision.server == own
     assert decision.resource == (OURS if action is S else None)
@@ -129,7 +139,9 @@ def test_the_same_holds_where_the_server_assigns_ids(
     server: Any, known: Any, attempts: Any, has_arrived: Any, options: Any, action: Action, reason: Any, text: Any
 ) -> None:
     own = on_server(SERVER.address(server, "17")[0]) if server else None
-    decision = decide_study(ITEM, SeenStudy(own, has_arrived=has_arrived), known, attempts, Options(**options), SERVER)
+    decision = decide_study(
+        ITEM, StudyOnServer(own, has_arrived=has_arrived), known, attempts, UploadOptions(**options), SERVER
+    )
     assert (decision.action, decision.reason, decision.text) == (action, reason, text)
 
 
@@ -139,8 +151,8 @@ def test_an_endpoint_is_decided_in_the_same_way() -> None:
     known = ResourceRow("Endpoint", "e", "ds", server_id="e", hash="h", version="1")
 
     def decide(server: Any, row: ResourceRow | None, **options: bool) -> Decision:
-        seen = SeenStudy(on_server(server) if server else None)
-        return decide_study(item, seen, row, (), Options(**options), CLIENT)
+        seen = StudyOnServer(on_server(server) if server else None)
+        return decide_study(item, seen, row, (), UploadOptions(**options), CLIENT)
 
     assert decide(None, None) == Decision(S, resource=endpoint)
     assert decide(endpoint, None).action is U
@@ -150,30 +162,32 @@ def test_an_endpoint_is_decided_in_the_same_way() -> None:
 
 
 def test_another_client_s_study_holds_ours() -> None:
-    seen = SeenStudy(external=(study("x"),))
-    assert decide_study(ITEM, seen, None, (), Options(), CLIENT) == Decision(
+    seen = StudyOnServer(external=(study("x"),))
+    assert decide_study(ITEM, seen, None, (), UploadOptions(), CLIENT) == Decision(
         H, "study-exists-on-server", "ImagingStudy/x of another client has its StudyInstanceUID"
     )
-    assert decide_study(ITEM, seen, None, (), Options(existing_study="duplicate"), CLIENT).action is S
+    assert decide_study(ITEM, seen, None, (), UploadOptions(existing_study="duplicate"), CLIENT).action is S
 
 
 def test_ours_is_merged_into_another_client_s() -> None:
     external = study("x", series=series(s1=["a"]))
-    decision = decide_study(ITEM, SeenStudy(external=(external,)), None, (), Options(existing_study="merge"), CLIENT)
+    decision = decide_study(
+        ITEM, StudyOnServer(external=(external,)), None, (), UploadOptions(existing_study="merge"), CLIENT
+    )
     assert (decision.action, decision.reason, decision.is_external) == (S, "study-merged", True)
     assert decision.text == "our series and instances are in ImagingStudy/x of another client"
     assert decision.server == ServerResource(external)
     assert decision.resource is not None
     assert decision.resource["id"] == "x"
     again = decide_study(
-        ITEM, SeenStudy(ServerResource(decision.resource)), row(is_external=True), (), Options(), CLIENT
+        ITEM, StudyOnServer(ServerResource(decision.resource)), row(is_external=True), (), UploadOptions(), CLIENT
     )
     assert (again.action, again.reason, again.is_external) == (U, "study-merged", True)
 
 
 def test_of_several_none_is_merged_into() -> None:
-    seen = SeenStudy(external=(study("y"), study("x")))
-    assert decide_study(ITEM, seen, None, (), Options(existing_study="merge"), CLIENT) == Decision(
+    seen = StudyOnServer(external=(study("y"), study("x")))
+    assert decide_study(ITEM, seen, None, (), UploadOptions(existing_study="merge"), CLIENT) == Decision(
         H,
         "study-exists-on-server",
         "ImagingStudy/x, ImagingStudy/y of other clients have its StudyInstanceUID, so that ours cannot be merged into "
@@ -204,17 +218,17 @@ def test_versions_are_compared_as_they_are(known: Any, server: Any, same: bool) 
 
 def test_where_the_server_names_no_versions_its_content_tells() -> None:
     known = row(version="", etag="", server_hash=content_hash(FORMER))
-    seen = SeenStudy(on_server(FORMER, ""))
-    assert decide_study(ITEM, seen, known, (), Options(), CLIENT).action is S
-    seen = SeenStudy(on_server(FORMER | {"description": "x"}, ""))
-    decision = decide_study(ITEM, seen, known, (), Options(), CLIENT)
+    seen = StudyOnServer(on_server(FORMER, ""))
+    assert decide_study(ITEM, seen, known, (), UploadOptions(), CLIENT).action is S
+    seen = StudyOnServer(on_server(FORMER | {"description": "x"}, ""))
+    decision = decide_study(ITEM, seen, known, (), UploadOptions(), CLIENT)
     assert decision.text == "version (unnamed) on the server is not the one that we stored"
 
 
 def test_a_study_that_moved_to_the_survivor_of_a_merge_was_not_changed() -> None:
     moved = FORMER | {"subject": {"reference": "Patient/survivor"}}
     known = row(server_hash=content_hash(FORMER))
-    assert decide_study(ITEM, SeenStudy(on_server(moved)), known, (), Options(), CLIENT).action is S
+    assert decide_study(ITEM, StudyOnServer(on_server(moved)), known, (), UploadOptions(), CLIENT).action is S
 
 
 @pytest.mark.parametrize("strategy", [CLIENT, SERVER])
@@ -222,12 +236,12 @@ def test_a_study_that_moved_to_the_survivor_of_a_merge_was_not_changed() -> None
 def test_no_shape_of_a_study_raises(
     strategy: IdStrategy, server: dict[str, Any], options: str, is_external: bool
 ) -> None:
-    given_options = Options(existing_study=options)
-    for seen in (SeenStudy(ServerResource(server)), SeenStudy(external=(server | {"id": "x"},))):
+    given_options = UploadOptions(existing_study=options)
+    for seen in (StudyOnServer(ServerResource(server)), StudyOnServer(external=(server | {"id": "x"},))):
         for known in (None, row(is_external=is_external)):
             decision = decide_study(ITEM, seen, known, [attempt(OURS)], given_options, strategy)
             assert decision.action in Action
-    decide_study(ITEM, SeenStudy(ServerResource(server)), row(), (), Options(), strategy)
+    decide_study(ITEM, StudyOnServer(ServerResource(server)), row(), (), UploadOptions(), strategy)
 
 
 # -- content loss -----------------------------------------------------------------------------------------------------
@@ -250,7 +264,7 @@ def test_no_shape_of_a_study_raises(
     ],
 )
 def test_what_an_update_would_remove(server: Any, ours: Any, loss: tuple[int, int, int, int]) -> None:
-    found = content_loss({"series": server}, {"series": ours})
+    found = find_content_loss({"series": server}, {"series": ours})
     assert found == ContentLoss(*loss)
     assert bool(found) is (loss[0] + loss[2] > 0)
 
@@ -350,10 +364,10 @@ some_series = st.dictionaries(st.sampled_from(["s1", "s2", "s3"]), some_uids, ma
 def test_merging_adds_and_merging_again_changes_nothing(server: Any, ours: Any, further: Any, count: int) -> None:
     theirs, mine = study("x", series=series(**server), numberOfInstances=count), study(series=series(**ours))
     merged = merge_into_existing(theirs, mine)
-    assert not content_loss(merged, merge_into_existing(merged, mine))
+    assert not find_content_loss(merged, merge_into_existing(merged, mine))
     assert merge_into_existing(merged, mine) == merged
-    assert not content_loss(theirs, merged)
-    assert not content_loss(mine, merged)
+    assert not find_content_loss(theirs, merged)
+    assert not find_content_loss(mine, merged)
     assert merged["numberOfInstances"] >= count
     third = study(series=series(**further))
     one = merge_into_existing(merged, third)
@@ -364,7 +378,7 @@ def test_merging_adds_and_merging_again_changes_nothing(server: Any, ours: Any, 
 @given(server=odd_resources)
 def test_no_shape_of_another_client_s_study_raises(server: dict[str, Any]) -> None:
     merged = merge_into_existing(server, OURS)
-    assert not content_loss(OURS, merged)
+    assert not find_content_loss(OURS, merged)
     assert merge_into_existing(merged, OURS) == merged
 
 
@@ -372,7 +386,7 @@ def test_no_shape_of_another_client_s_study_raises(server: dict[str, Any]) -> No
 @pytest.mark.parametrize("element", ["identifier", "series", "subject", "meta", "numberOfSeries", "note", "text"])
 def test_another_client_s_study_may_have_anything_in_the_place_of_an_element(element: str, odd: Any) -> None:
     merged = merge_into_existing(study("x") | {element: odd}, OURS)
-    assert not content_loss(OURS, merged)
+    assert not find_content_loss(OURS, merged)
     assert isinstance(merged["numberOfSeries"], int)
     assert not isinstance(merged["numberOfSeries"], bool)
 
@@ -392,7 +406,7 @@ def look(
     attempts: Any = (),
     strategy: Any = CLIENT,
     reads: bool = False,
-) -> SeenStudy:
+) -> StudyOnServer:
     namespace = Namespace(IDS, strategy, SYSTEM)
     rows = {MY_ITEM.key: known} if known else {}
     sent = {MY_ITEM.key: list(attempts)} if attempts else {}
@@ -409,7 +423,7 @@ def test_a_known_study_is_read_by_its_id() -> None:
 
 def test_an_unknown_study_is_searched_for_by_its_uid() -> None:
     client = StubClient()
-    assert look(client) == SeenStudy()
+    assert look(client) == StudyOnServer()
     assert client.calls == [
         (
             "search",
@@ -443,7 +457,7 @@ def test_what_a_read_by_id_did_not_find_is_gone_also_where_an_index_has_it() -> 
     client = StubClient()
     client.store(MINE)
     client.read = lambda *_: asyncio.sleep(0, None)  # type: ignore[method-assign]
-    assert look(client, known=row(server_id=OUR_ID)) == SeenStudy()
+    assert look(client, known=row(server_id=OUR_ID)) == StudyOnServer()
 
 
 def test_external_studies_are_read_whole_where_they_are_merged_into() -> None:

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from dicom_etl.upload.ledger import FAILED_STATES, TRANSITIONS, TROUBLE, Event, ResourceRow, State
+from dicom_etl.upload.ledger import FAILED_STATES, TRANSITIONS, UNFINISHED_STATES, Event, ResourceRow, State
 
 NEVER = "-"  # it cannot happen
 TABLE = """
@@ -97,7 +97,7 @@ def test_values_that_change_without_an_event_have_a_new_time() -> None:
 
 def test_states_that_are_sent_again_and_those_that_somebody_must_look_at() -> None:
     assert set(FAILED_STATES) == {"rejected", "failed", "unconfirmed"}
-    assert set(TROUBLE) == {"rejected", "failed", "unconfirmed", "held"}
+    assert set(UNFINISHED_STATES) == {"rejected", "failed", "unconfirmed", "held"}
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,10 @@ from typing import Any, Protocol
 import orjson
 import pytest
 
-from dicom_etl.lake.fingerprints import fingerprint
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import FhirSettings, Settings
-from dicom_etl.stages.upload import Uploaded, upload
-from dicom_etl.stages.verify import Verified, verify
+from dicom_etl.stages.upload import UploadSummary, upload
+from dicom_etl.stages.verify import VerificationResult, verify
 from dicom_etl.stages.withdraw import withdraw
 from tests.servers.hapi_server import HapiServer
 from tests.servers.medplum_server import MedplumServer
@@ -28,7 +27,7 @@ from tests.support.datasets import make_lake, make_tree, uid
 from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
 from tests.support.server_content import get, put, status, version, without_meta
 from tests.support.upload_lakes import (
-    Site,
+    DatasetFactory,
     Study,
     attempts,
     ledger_rows,
@@ -49,17 +48,6 @@ each_assigning = pytest.mark.parametrize("assigning", ["hapi", "medplum"], indir
 
 
 @pytest.fixture
-def site(request: pytest.FixtureRequest) -> Site:
-    """A site of this test alone: no id of another test on the shared server."""
-    return Site(f"site-{fingerprint(request.node.nodeid)[:16]}")
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return new_lake(tmp_path / "lake")
-
-
-@pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[Proxy]:
     """The server of a kind, with every request counted."""
     running: HapiServer | MedplumServer = request.getfixturevalue(request.param)
@@ -70,14 +58,14 @@ def server(request: pytest.FixtureRequest) -> Iterator[Proxy]:
 @pytest.fixture
 def assigning(request: pytest.FixtureRequest) -> Iterator[Proxy]:
     """An empty server that assigns ids itself."""
-    factory: HapiFactory | MedplumFactory = request.getfixturevalue(f"{request.param}_factory")
-    with run_proxy(factory(client_ids=False).base_url) as counted:
+    start: HapiFactory | MedplumFactory = request.getfixturevalue(f"{request.param}_factory")
+    with run_proxy(start(client_ids=False).base_url) as counted:
         yield counted
 
 
 def load(
     lake: Lake, server: Proxy, dataset: str = "A", *, settings: Settings | None = None, **options: Any
-) -> Uploaded:
+) -> UploadSummary:
     """Upload a dataset; every request of the run is counted anew."""
     server.requests.clear()
     [done] = upload([dataset], lake, settings or settings_for(server.url), **options)
@@ -90,8 +78,8 @@ def behind(server: Proxy) -> str:
     return server.target
 
 
-def build(lake: Lake, site: Site, *studies: Study) -> None:
-    site.build(lake, "A", studies)
+def build(lake: Lake, factory: DatasetFactory, *studies: Study) -> None:
+    factory.build(lake, "A", studies)
 
 
 def on_server(server: Proxy, path: str) -> dict[str, Any]:
@@ -123,17 +111,17 @@ def once(reply: Reply, matches: Callable[[ReceivedRequest], bool]) -> Callable[[
 
 @both
 def test_everything_is_stored_as_the_lake_has_it_and_a_second_run_sends_nothing(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    build(lake, site, ONE, TWO)
+    build(lake, factory, ONE, TWO)
 
     done = load(lake, server)
 
     assert done.counts == {"Endpoint": {"stored": 1}, "ImagingStudy": {"stored": 2}, "Patient": {"stored": 2}}
     for study in (ONE, TWO):
-        assert on_server(server, study_path(site, "A", study.number)) == site.imaging_study("A", study)
-        assert on_server(server, patient_path(site, "A", study)) == site.patient("A", study)
-    paths = [study_path(site, "A", "1"), study_path(site, "A", "2"), patient_path(site, "A", ONE)]
+        assert on_server(server, study_path(factory, "A", study.number)) == factory.imaging_study("A", study)
+        assert on_server(server, patient_path(factory, "A", study)) == factory.patient("A", study)
+    paths = [study_path(factory, "A", "1"), study_path(factory, "A", "2"), patient_path(factory, "A", ONE)]
     before = versions(server, paths)
     assert ledger_rows(lake, server.url, "A")[paths[0]]["version"] == before[paths[0]]
     assert codes(lake, "A") == []
@@ -148,18 +136,18 @@ def test_everything_is_stored_as_the_lake_has_it_and_a_second_run_sends_nothing(
 
 @both
 def test_only_what_changed_is_sent_and_it_replaces_the_version_that_was_seen(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    build(lake, site, ONE, TWO)
+    build(lake, factory, ONE, TWO)
     load(lake, server)
-    paths = [study_path(site, "A", "1"), study_path(site, "A", "2")]
+    paths = [study_path(factory, "A", "1"), study_path(factory, "A", "2")]
     before = versions(server, paths)
 
     for studies in (MORE, with_changes(MORE, series={"1": 2, "2": 4})):
-        build(lake, site, studies, TWO)
+        build(lake, factory, studies, TWO)
         done = load(lake, server)
         assert done.counts["ImagingStudy"] == {"stored": 1, "unchanged": 1}
-        assert on_server(server, paths[0]) == site.imaging_study("A", studies)
+        assert on_server(server, paths[0]) == factory.imaging_study("A", studies)
 
     after = versions(server, paths)
     assert after[paths[0]] != before[paths[0]]
@@ -170,30 +158,32 @@ def test_only_what_changed_is_sent_and_it_replaces_the_version_that_was_seen(
 
 @both
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
-def test_what_another_client_added_is_kept(lake: Lake, server: Proxy, site: Site, single_request_bytes: int) -> None:
+def test_what_another_client_added_is_kept(
+    lake: Lake, server: Proxy, factory: DatasetFactory, single_request_bytes: int
+) -> None:
     settings = settings_for(server.url, single_request_bytes=single_request_bytes)
-    build(lake, site, ONE)
+    build(lake, factory, ONE)
     load(lake, server, settings=settings)
-    study, patient = study_path(site, "A", "1"), patient_path(site, "A", ONE)
+    study, patient = study_path(factory, "A", "1"), patient_path(factory, "A", ONE)
     noted = add_to(server, study, note=NOTE)
     add_to(server, patient, telecom=PHONE)
 
-    build(lake, site, with_changes(MORE, patient={"gender": "female"}))
+    build(lake, factory, with_changes(MORE, patient={"gender": "female"}))
     done = load(lake, server, settings=settings)
 
     assert done.counts["ImagingStudy"] == {"held": 1}
     assert codes(lake, "A") == ["changed-on-server"]
     assert on_server(server, study) == noted
-    assert on_server(server, patient) == site.patient("A", ONE) | {"gender": "female", "telecom": PHONE}
+    assert on_server(server, patient) == factory.patient("A", ONE) | {"gender": "female", "telecom": PHONE}
 
     meant = load(lake, server, settings=settings, overwrite=True)
     assert meant.counts["ImagingStudy"] == {"stored": 1}
-    assert on_server(server, study) == site.imaging_study("A", MORE)
+    assert on_server(server, study) == factory.imaging_study("A", MORE)
 
 
 @both
-def test_an_answer_that_was_lost_is_found_out(lake: Lake, server: Proxy, site: Site) -> None:
-    build(lake, site, ONE)
+def test_an_answer_that_was_lost_is_found_out(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    build(lake, factory, ONE)
     server.rule = lambda asked: Reply(cut=True) if asked.is_posted and b"ImagingStudy" in asked.body else None
     failed = load(lake, server, settings=settings_for(server.url, retry_seconds=0))
     assert failed.counts["ImagingStudy"] == {"unconfirmed": 1}
@@ -204,7 +194,7 @@ def test_an_answer_that_was_lost_is_found_out(lake: Lake, server: Proxy, site: S
     assert done.counts["ImagingStudy"] == {"unchanged": 1}
     assert server.request_lines("PUT") == []
     assert server.post_requests() == []
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     assert ledger_rows(lake, server.url, "A")[path]["version"] == version(get(behind(server), path))
     assert attempts(lake) == []
     assert codes(lake, "A") == []
@@ -215,10 +205,10 @@ def test_an_answer_that_was_lost_is_found_out(lake: Lake, server: Proxy, site: S
 
 @both
 @pytest.mark.parametrize("entries", [50, 51, 120, 500])
-def test_transactions_of_any_size_arrive(lake: Lake, server: Proxy, site: Site, entries: int) -> None:
+def test_transactions_of_any_size_arrive(lake: Lake, server: Proxy, factory: DatasetFactory, entries: int) -> None:
     """Medplum takes 50 updates in a transaction; all are sent, and what it refused is not tried again and again."""
     studies = [Study(str(number), f"P{number}", unit=f"sub-{number}") for number in range(130)]
-    build(lake, site, *studies)
+    build(lake, factory, *studies)
     settings = settings_for(server.url, max_bundle_entries=entries, single_request_bytes=1_000_000)
 
     done = load(lake, server, settings=settings)
@@ -233,16 +223,16 @@ def test_transactions_of_any_size_arrive(lake: Lake, server: Proxy, site: Site, 
     else:
         assert sum(sizes) == 261
 
-    build(lake, site, *[with_changes(study, series={"1": 3}) for study in studies])
+    build(lake, factory, *[with_changes(study, series={"1": 3}) for study in studies])
     server.requests.clear()
     assert load(lake, server, settings=settings).counts["ImagingStudy"] == {"stored": 130}
 
 
 @both
-def test_one_bad_resource_does_not_make_transactions_small(lake: Lake, server: Proxy, site: Site) -> None:
+def test_one_bad_resource_does_not_make_transactions_small(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     studies = [Study(str(number), f"P{number}", unit=f"sub-{number}") for number in range(80)]
-    build(lake, site, *studies)
-    bad = site.study_id("A", "3").encode()
+    build(lake, factory, *studies)
+    bad = factory.study_id("A", "3").encode()
     refusal = Reply(400, b'{"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "invalid"}]}')
     server.rule = lambda asked: refusal if asked.method in ("POST", "PUT") and bad in asked.body else None
     settings = settings_for(
@@ -260,13 +250,13 @@ def test_one_bad_resource_does_not_make_transactions_small(lake: Lake, server: P
 
 @both
 def test_a_resource_that_is_deleted_between_the_look_and_the_write_is_looked_at_again(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     """An If-Match of what is not there is answered 404 by Medplum, 201 by HAPI."""
-    build(lake, site, ONE)
+    build(lake, factory, ONE)
     load(lake, server)
-    path = study_path(site, "A", "1")
-    build(lake, site, MORE)
+    path = study_path(factory, "A", "1")
+    build(lake, factory, MORE)
     gone: list[str] = []
 
     def rule(asked: ReceivedRequest) -> None:
@@ -279,7 +269,7 @@ def test_a_resource_that_is_deleted_between_the_look_and_the_write_is_looked_at_
 
     assert gone == [path]
     assert done.counts["ImagingStudy"] == {"stored": 1}
-    assert on_server(server, path) == site.imaging_study("A", MORE)
+    assert on_server(server, path) == factory.imaging_study("A", MORE)
     assert attempts(lake) == []
 
 
@@ -287,47 +277,52 @@ def test_a_resource_that_is_deleted_between_the_look_and_the_write_is_looked_at_
 
 
 @both
-def test_what_the_lake_no_longer_produces_stays_until_prune(lake: Lake, server: Proxy, site: Site) -> None:
-    build(lake, site, ONE, TWO)
+def test_what_the_lake_no_longer_produces_stays_until_prune(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    build(lake, factory, ONE, TWO)
     load(lake, server)
-    study, patient = study_path(site, "A", "2"), patient_path(site, "A", TWO)
-    build(lake, site, ONE)
+    study, patient = study_path(factory, "A", "2"), patient_path(factory, "A", TWO)
+    build(lake, factory, ONE)
 
     kept = load(lake, server)
     assert kept.counts["ImagingStudy"] == {"orphaned": 1, "unchanged": 1}
     assert codes(lake, "A") == ["orphaned-on-server", "orphaned-on-server"]
-    assert on_server(server, study) == site.imaging_study("A", TWO)
+    assert on_server(server, study) == factory.imaging_study("A", TWO)
 
     pruned = load(lake, server, prune=True)
     assert pruned.removed == (study, patient)
     assert {status(behind(server), path) for path in (study, patient)} <= {404, 410}
-    assert status(behind(server), study_path(site, "A", "1")) == 200
+    assert status(behind(server), study_path(factory, "A", "1")) == 200
     assert load(lake, server).counts["ImagingStudy"] == {"unchanged": 1}
 
 
 @both
 def test_a_patient_that_a_study_of_another_client_refers_to_is_not_pruned(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    build(lake, site, ONE, TWO)
+    build(lake, factory, ONE, TWO)
     load(lake, server)
-    patient = patient_path(site, "A", TWO)
-    put(behind(server), make_external_study(site, id=f"{site.name}-x", identifier=[], subject={"reference": patient}))
-    build(lake, site, ONE)
+    patient = patient_path(factory, "A", TWO)
+    put(
+        behind(server),
+        make_external_study(factory, id=f"{factory.name}-x", identifier=[], subject={"reference": patient}),
+    )
+    build(lake, factory, ONE)
 
     pruned = load(lake, server, prune=True)
 
-    assert pruned.removed == (study_path(site, "A", "2"),)
+    assert pruned.removed == (study_path(factory, "A", "2"),)
     assert status(behind(server), patient) == 200
     assert shared_ledger_rows(lake, server.url)[patient]["state"] == "orphaned"
 
 
 @both
 @pytest.mark.parametrize("is_needed", [False, True])
-def test_a_withdrawn_subject_leaves_the_server(tmp_path: Path, server: Proxy, site: Site, is_needed: bool) -> None:
+def test_a_withdrawn_subject_leaves_the_server(
+    tmp_path: Path, server: Proxy, factory: DatasetFactory, is_needed: bool
+) -> None:
     """Medplum deletes what others refer to; so it is asked first who does."""
-    settings = Settings(namespace=f"https://{site.name}", fhir=FhirSettings(url=server.url, retry_seconds=5))
-    tree = make_tree(tmp_path, site.name, lake=make_lake(tmp_path))
+    settings = Settings(namespace=f"https://{factory.name}", fhir=FhirSettings(url=server.url, retry_seconds=5))
+    tree = make_tree(tmp_path, factory.name, lake=make_lake(tmp_path))
     tree.settings = settings
     for subject in ("ada", "bob"):
         tree.write(f"sub-{subject}/1.dcm", PatientID=f"ID-{subject}")
@@ -336,14 +331,14 @@ def test_a_withdrawn_subject_leaves_the_server(tmp_path: Path, server: Proxy, si
 
     def paths(subject: str) -> tuple[str, str]:
         study = ids.resource_id("ImagingStudy", tree.name, uid(f"{tree.name}/sub-{subject}"))
-        patient = ids.resource_id("Patient", f"https://{site.name}/{tree.name}/patient-id", f"ID-{subject}")
+        patient = ids.resource_id("Patient", f"https://{factory.name}/{tree.name}/patient-id", f"ID-{subject}")
         return f"ImagingStudy/{study}", f"Patient/{patient}"
 
     upload([tree.name], tree.lake, settings)
     assert [status(behind(server), path) for path in (*paths("ada"), *paths("bob"))] == [200] * 4
     study, patient = paths("ada")
     if is_needed:
-        put(behind(server), make_external_study(site, subject={"reference": patient}))
+        put(behind(server), make_external_study(factory, subject={"reference": patient}))
 
     forgotten = withdraw(tree.name, "sub-ada", tree.lake, settings)
 
@@ -362,27 +357,27 @@ def test_a_withdrawn_subject_leaves_the_server(tmp_path: Path, server: Proxy, si
 
 
 @both
-def test_a_study_of_another_client_holds_ours(lake: Lake, server: Proxy, site: Site) -> None:
-    external = make_external_study(site)
+def test_a_study_of_another_client_holds_ours(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    external = make_external_study(factory)
     put(behind(server), external)
-    build(lake, site, ONE)
+    build(lake, factory, ONE)
 
     done = load(lake, server)
 
     assert done.counts["ImagingStudy"] == {"held": 1}
     assert codes(lake, "A") == ["study-exists-on-server"]
-    assert status(behind(server), study_path(site, "A", "1")) in (404, 410)
+    assert status(behind(server), study_path(factory, "A", "1")) in (404, 410)
     assert on_server(server, f"ImagingStudy/{external['id']}") == external
 
 
 @both
-def test_a_study_of_another_client_takes_our_series(lake: Lake, server: Proxy, site: Site) -> None:
-    external = make_external_study(site)
+def test_a_study_of_another_client_takes_our_series(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    external = make_external_study(factory)
     path = f"ImagingStudy/{external['id']}"
     put(behind(server), external)
     settings = settings_for(server.url, existing_study="merge")
     for study, instances in ((ONE, 2), (with_changes(ONE, series={"1": 3}), 3)):
-        build(lake, site, study)
+        build(lake, factory, study)
         done = load(lake, server, settings=settings)
         assert done.counts["ImagingStudy"] == {"external": 1}
         merged = on_server(server, path)
@@ -394,51 +389,53 @@ def test_a_study_of_another_client_takes_our_series(lake: Lake, server: Proxy, s
     before = version(get(behind(server), path))
     load(lake, server, settings=settings)
     assert version(get(behind(server), path)) == before
-    assert status(behind(server), study_path(site, "A", "1")) in (404, 410)
+    assert status(behind(server), study_path(factory, "A", "1")) in (404, 410)
 
 
 @both
-def test_ours_goes_beside_a_study_of_another_client(lake: Lake, server: Proxy, site: Site) -> None:
-    external = make_external_study(site)
+def test_ours_goes_beside_a_study_of_another_client(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    external = make_external_study(factory)
     put(behind(server), external)
-    build(lake, site, ONE)
+    build(lake, factory, ONE)
 
     done = load(lake, server, settings=settings_for(server.url, existing_study="duplicate"))
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
     assert codes(lake, "A") == []
-    assert on_server(server, study_path(site, "A", "1")) == site.imaging_study("A", ONE)
+    assert on_server(server, study_path(factory, "A", "1")) == factory.imaging_study("A", ONE)
     assert on_server(server, f"ImagingStudy/{external['id']}") == external
 
 
 @both
-def test_a_patient_of_another_client_is_used(lake: Lake, server: Proxy, site: Site) -> None:
+def test_a_patient_of_another_client_is_used(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     shared = with_changes(ONE, rule="authority")
-    external = site.patient("A", shared) | {"id": f"{site.name}-p", "telecom": PHONE}
+    external = factory.patient("A", shared) | {"id": f"{factory.name}-p", "telecom": PHONE}
     put(behind(server), external)
-    build(lake, site, shared)
+    build(lake, factory, shared)
 
     done = load(lake, server)
 
     assert done.counts["Patient"] == {"external": 1}
     assert codes(lake, "A") == ["external-patient-used"]
-    study = on_server(server, study_path(site, "A", "1"))
+    study = on_server(server, study_path(factory, "A", "1"))
     assert study["subject"] == {"reference": f"Patient/{external['id']}"}
     assert on_server(server, f"Patient/{external['id']}") == external
-    assert status(behind(server), patient_path(site, "A", shared)) in (404, 410)
+    assert status(behind(server), patient_path(factory, "A", shared)) in (404, 410)
 
 
 # -- verify -----------------------------------------------------------------------------------------------------------
 
 
 @both
-def test_verify_finds_what_differs_and_repairs_what_is_missing(lake: Lake, server: Proxy, site: Site) -> None:
-    dataset = f"set-{site.name}"  # its identifier is on the shared server, too
+def test_verify_finds_what_differs_and_repairs_what_is_missing(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    dataset = f"set-{factory.name}"  # its identifier is on the shared server, too
     settings = settings_for(server.url)
-    site.build(lake, dataset, [ONE, TWO, Study("3", "P3", unit="sub-3")])
+    factory.build(lake, dataset, [ONE, TWO, Study("3", "P3", unit="sub-3")])
     load(lake, server, dataset)
     assert verify([dataset], lake, settings).exit_code == 0
-    paths = [study_path(site, dataset, number) for number in "123"]
+    paths = [study_path(factory, dataset, number) for number in "123"]
     delete(server, paths[0])
     noted = add_to(server, paths[1], note=NOTE)
 
@@ -447,29 +444,31 @@ def test_verify_finds_what_differs_and_repairs_what_is_missing(lake: Lake, serve
 
     assert differences(checked) == differences(repaired) == [("changed", paths[1]), ("missing", paths[0])]
     assert checked.exit_code == 1
-    assert on_server(server, paths[0]) == site.imaging_study(dataset, ONE)
+    assert on_server(server, paths[0]) == factory.imaging_study(dataset, ONE)
     assert on_server(server, paths[1]) == noted
     assert differences(verify([dataset], lake, settings)) == [("changed", paths[1])]
 
 
-def differences(verified: Verified) -> list[tuple[str, str]]:
+def differences(verified: VerificationResult) -> list[tuple[str, str]]:
     return sorted((found.what, found.resource) for one in verified.compared for found in one.differences)
 
 
 @both
 def test_verify_finds_a_study_that_this_lake_did_not_send(
-    lake: Lake, server: Proxy, site: Site, tmp_path: Path
+    lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
-    dataset = f"set-{site.name}"
-    site.build(lake, dataset, [ONE])
+    dataset = f"set-{factory.name}"
+    factory.build(lake, dataset, [ONE])
     load(lake, server, dataset)
     other = new_lake(tmp_path / "other")
-    site.build(other, dataset, [ONE, Study("9", "P9", unit="sub-9")])
+    factory.build(other, dataset, [ONE, Study("9", "P9", unit="sub-9")])
     load(other, server, dataset)
 
     [own, _] = verify([dataset], lake, settings_for(server.url)).compared
 
-    assert [(found.what, found.resource) for found in own.differences] == [("external", study_path(site, dataset, "9"))]
+    assert [(found.what, found.resource) for found in own.differences] == [
+        ("external", study_path(factory, dataset, "9"))
+    ]
 
 
 # -- two lakes of one namespace ---------------------------------------------------------------------------------------
@@ -477,13 +476,13 @@ def test_verify_finds_a_study_that_this_lake_did_not_send(
 
 @both
 def test_two_lakes_that_write_the_same_one_after_the_other_agree(
-    lake: Lake, server: Proxy, site: Site, tmp_path: Path
+    lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
     other = new_lake(tmp_path / "other")
     for one in (lake, other):
-        build(one, site, ONE, TWO)
+        build(one, factory, ONE, TWO)
     load(lake, server)
-    paths = [study_path(site, "A", "1"), study_path(site, "A", "2"), patient_path(site, "A", ONE)]
+    paths = [study_path(factory, "A", "1"), study_path(factory, "A", "2"), patient_path(factory, "A", ONE)]
     before = versions(server, paths)
 
     done = load(other, server)
@@ -497,11 +496,13 @@ def test_two_lakes_that_write_the_same_one_after_the_other_agree(
 
 
 @both
-def test_two_lakes_that_write_the_same_at_once_agree(lake: Lake, server: Proxy, site: Site, tmp_path: Path) -> None:
+def test_two_lakes_that_write_the_same_at_once_agree(
+    lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
+) -> None:
     studies = [Study(str(number), f"P{number}", unit=f"sub-{number}") for number in range(30)]
     lakes = [lake, new_lake(tmp_path / "other")]
     for one in lakes:
-        build(one, site, *studies)
+        build(one, factory, *studies)
     settings = settings_for(server.url, max_bundle_entries=4)
 
     with ThreadPoolExecutor(2) as pool:
@@ -512,17 +513,17 @@ def test_two_lakes_that_write_the_same_at_once_agree(lake: Lake, server: Proxy, 
         assert codes(one, "A") == []
         assert attempts(one) == []
     for study in studies:
-        assert on_server(server, study_path(site, "A", study.number)) == site.imaging_study("A", study)
+        assert on_server(server, study_path(factory, "A", study.number)) == factory.imaging_study("A", study)
 
 
 @both
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
 def test_a_write_that_replaces_one_made_since_the_look_is_reported(
-    lake: Lake, server: Proxy, site: Site, single_request_bytes: int
+    lake: Lake, server: Proxy, factory: DatasetFactory, single_request_bytes: int
 ) -> None:
     """There is no If-None-Match in a PUT of FHIR R4: the history tells what was replaced."""
-    build(lake, site, ONE)
-    path, other = study_path(site, "A", "1"), site.imaging_study("A", MORE)
+    build(lake, factory, ONE)
+    path, other = study_path(factory, "A", "1"), factory.imaging_study("A", MORE)
     written: list[str] = []
 
     def rule(asked: ReceivedRequest) -> None:
@@ -539,47 +540,47 @@ def test_a_write_that_replaces_one_made_since_the_look_is_reported(
     assert found["code"] == "concurrent-overwrite"
     assert written[0] in found["message"]
     assert f"{path}/_history" in found["message"]
-    assert on_server(server, path) == site.imaging_study("A", ONE)
+    assert on_server(server, path) == factory.imaging_study("A", ONE)
     load(lake, server, settings=settings)
     assert codes(lake, "A") == ["concurrent-overwrite"]
 
 
 @both
 def test_a_patient_that_replaces_one_made_since_the_look_is_merged_with_it(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     person = with_changes(ONE, patient={"gender": "female"})
-    build(lake, site, person)
-    path = patient_path(site, "A", person)
+    build(lake, factory, person)
+    path = patient_path(factory, "A", person)
     written: list[str] = []
 
     def rule(asked: ReceivedRequest) -> None:
         if asked.method in ("PUT", "POST") and b'"gender"' in asked.body and not written:
-            put(behind(server), site.patient("A", ONE) | {"telecom": PHONE})
+            put(behind(server), factory.patient("A", ONE) | {"telecom": PHONE})
             written.append(path)
 
     server.rule = rule
     load(lake, server)
 
     assert written
-    assert on_server(server, path) == site.patient("A", person) | {"telecom": PHONE}
+    assert on_server(server, path) == factory.patient("A", person) | {"telecom": PHONE}
 
 
 # -- servers that assign ids ------------------------------------------------------------------------------------------
 
 
 class Loading(Protocol):
-    def __call__(self, lake: Lake, *studies: Study, **options: Any) -> Uploaded: ...
+    def __call__(self, lake: Lake, *studies: Study, **options: Any) -> UploadSummary: ...
 
 
 @pytest.fixture
-def load_assigning(assigning: Proxy, site: Site) -> Loading:
-    def run(lake: Lake, *studies: Study, **options: Any) -> Uploaded:
-        build(lake, site, *studies)
+def load_assigning(assigning: Proxy, factory: DatasetFactory) -> Loading:
+    def run(lake: Lake, *studies: Study, **options: Any) -> UploadSummary:
+        build(lake, factory, *studies)
         fhir = {name: options.pop(name) for name in ("max_bundle_entries", "retry_seconds") if name in options}
         settings = settings_for(assigning.url, client_assigned_ids="no", **fhir)
         return load(
-            lake, assigning, settings=settings.model_copy(update={"namespace": f"https://{site.name}"}), **options
+            lake, assigning, settings=settings.model_copy(update={"namespace": f"https://{factory.name}"}), **options
         )
 
     return run
@@ -591,7 +592,7 @@ def all_of(server: Proxy, kind: str) -> list[dict[str, Any]]:
 
 @each_assigning
 def test_a_server_that_assigns_ids_has_everything_once(
-    lake: Lake, assigning: Proxy, load_assigning: Loading, site: Site, tmp_path: Path
+    lake: Lake, assigning: Proxy, load_assigning: Loading, factory: DatasetFactory, tmp_path: Path
 ) -> None:
     studies = [Study(str(number), f"P{number}", unit=f"sub-{number}", rule="authority") for number in range(30)]
 
@@ -603,11 +604,11 @@ def test_a_server_that_assigns_ids_has_everything_once(
     patients = {one["id"]: one for one in all_of(assigning, "Patient")}
     found = all_of(assigning, "ImagingStudy")
     assert (len(found), len(patients), len(all_of(assigning, "Endpoint"))) == (30, 30, 1)
-    uids = {f"urn:oid:{site.uid(study.number)}": study.person for study in studies}
+    uids = {f"urn:oid:{factory.uid(study.number)}": study.person for study in studies}
     for study in found:
         patient = patients[study["subject"]["reference"].removeprefix("Patient/")]
         person = uids[study["identifier"][0]["value"]]
-        assert (site.authority, person) in {(one["system"], one["value"]) for one in patient["identifier"]}
+        assert (factory.authority, person) in {(one["system"], one["value"]) for one in patient["identifier"]}
 
     before = {one["id"]: version(one) for one in found}
     assert load_assigning(lake, *studies).counts["ImagingStudy"] == {"unchanged": 30}

@@ -13,7 +13,7 @@ from dicom_etl.fhir_client import FhirClient
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import FhirSettings, Settings
 from dicom_etl.stages.withdraw import withdraw
-from dicom_etl.upload.deletion import WithdrawnLedger
+from dicom_etl.upload.deletion import LedgerWithdrawal
 
 WHEN = int(sys.argv[2])
 seen: list[str] = []
@@ -43,7 +43,7 @@ async def delete(self: FhirClient, kind: str, identity: str, real=FhirClient.del
     return await real(self, kind, identity)
 
 
-def drop(self: WithdrawnLedger, real=WithdrawnLedger.drop) -> None:
+def drop(self: LedgerWithdrawal, real=LedgerWithdrawal.drop) -> None:
     happened("before the ledger")
     real(self)
     happened("after the ledger")
@@ -53,7 +53,7 @@ if __name__ == "__main__":
     Path.replace = rename  # type: ignore[method-assign]
     Lake.remove = remove  # type: ignore[method-assign]
     FhirClient.delete = delete  # type: ignore[method-assign]
-    WithdrawnLedger.drop = drop  # type: ignore[method-assign]
+    LedgerWithdrawal.drop = drop  # type: ignore[method-assign]
     _, events, _, root, url, namespace, dataset, subject = sys.argv
     withdraw(dataset, subject, Lake(root), Settings(namespace=namespace, fhir=FhirSettings(url=url)))
     Path(events).write_text("\n".join(seen))

@@ -7,9 +7,8 @@ import orjson
 import pytest
 
 from dicom_etl.lake.tables import Lake
-from tests.stages.test_upload_patients import external
 from tests.support.proxy import Proxy, ReceivedRequest, Reply
-from tests.support.upload_lakes import Site, Study, ledger_rows, new_lake, shared_ledger_rows, with_changes
+from tests.support.upload_lakes import DatasetFactory, Study, ledger_rows, new_lake, shared_ledger_rows, with_changes
 from tests.support.uploads import (
     ONE,
     codes,
@@ -24,6 +23,7 @@ from tests.support.uploads import (
     study_path,
     version,
 )
+from tests.upload.test_shared_patients import external
 
 _NOTHING = Reply(
     200,
@@ -59,16 +59,18 @@ def first_search_of(resource_type: str) -> Callable[[ReceivedRequest], Reply | N
 
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
-def test_updates_do_not_depend_on_the_search_index(lake: Lake, server: Proxy, site: Site, rule: str) -> None:
+def test_updates_do_not_depend_on_the_search_index(
+    lake: Lake, server: Proxy, factory: DatasetFactory, rule: str
+) -> None:
     study = with_changes(ONE, rule=rule)
-    paths = [study_path(site, "A", "1"), patient_path(site, "A", study), f"Endpoint/{site.endpoint_id('A')}"]
+    paths = [study_path(factory, "A", "1"), patient_path(factory, "A", study), f"Endpoint/{factory.endpoint_id('A')}"]
     server.rule = empty_index
-    site.build(lake, "A", [study])
+    factory.build(lake, "A", [study])
     load(lake, server, "A")
     assert [version(server, path) for path in paths] == ["1"] * 3
     put(server, get(server, paths[1]) | {"telecom": [{"system": "phone", "value": "1"}]})
 
-    site.build(lake, "A", [with_changes(study, series={"1": 2, "2": 3}, patient={"gender": "female"})])
+    factory.build(lake, "A", [with_changes(study, series={"1": 2, "2": 3}, patient={"gender": "female"})])
     [updated] = load(lake, server, "A")
     [again] = load(lake, server, "A")
 
@@ -81,13 +83,15 @@ def test_updates_do_not_depend_on_the_search_index(lake: Lake, server: Proxy, si
     assert codes(lake, "A") == []
 
 
-def test_what_another_client_changed_is_held_also_with_an_empty_index(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_what_another_client_changed_is_held_also_with_an_empty_index(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    factory.build(lake, "A", [ONE])
     load(lake, server, "A")
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
     server.rule = empty_index
-    site.build(lake, "A", [with_changes(ONE, series={"1": 3})])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 3})])
 
     [done] = load(lake, server, "A")
 
@@ -97,17 +101,17 @@ def test_what_another_client_changed_is_held_also_with_an_empty_index(lake: Lake
 
 
 def test_a_lake_that_replaces_a_study_that_no_search_found_reports_the_version(
-    tmp_path: Path, server: Proxy, site: Site
+    tmp_path: Path, server: Proxy, factory: DatasetFactory
 ) -> None:
     full, part = new_lake(tmp_path / "full"), new_lake(tmp_path / "part")
-    site.build(full, "A", [with_changes(ONE, series={"1": 5})])
+    factory.build(full, "A", [with_changes(ONE, series={"1": 5})])
     load(full, server, "A")
-    site.build(part, "A", [with_changes(ONE, series={"1": 1})])
+    factory.build(part, "A", [with_changes(ONE, series={"1": 1})])
     server.rule = empty_index
 
     load(part, server, "A")
 
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     [found] = findings(part, "A")
     assert found["code"] == "concurrent-overwrite"
     assert "our version 2 replaced version 1" in found["message"]
@@ -118,15 +122,15 @@ def test_a_lake_that_replaces_a_study_that_no_search_found_reports_the_version(
 
 
 def test_a_study_created_beside_a_hidden_study_of_another_client_is_reported_by_the_next_run(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    existing = make_external_study(site)
+    existing = make_external_study(factory)
     put(server, existing)
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
     server.rule = empty_index
     [first] = load(lake, server, "A")
     told = codes(lake, "A")
-    is_indexed = ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
+    is_indexed = ledger_rows(lake, server.url, "A")[study_path(factory, "A", "1")]["is_indexed"]
     server.rule = lambda _: None
 
     for _ in range(2):  # the lake has not changed
@@ -136,8 +140,8 @@ def test_a_study_created_beside_a_hidden_study_of_another_client_is_reported_by_
         assert found["code"] == "study-exists-on-server"
         assert f"ImagingStudy/{existing['id']} of another client" in found["message"]
     assert (first.counts["ImagingStudy"], told, is_indexed) == ({"stored": 1}, [], False)
-    assert ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
-    assert version(server, study_path(site, "A", "1")) == version(server, f"ImagingStudy/{existing['id']}") == "1"
+    assert ledger_rows(lake, server.url, "A")[study_path(factory, "A", "1")]["is_indexed"]
+    assert version(server, study_path(factory, "A", "1")) == version(server, f"ImagingStudy/{existing['id']}") == "1"
     server.requests.clear()
     load(lake, server, "A")
     [search] = server.request_lines()  # whether the other study is still there; nothing else
@@ -145,10 +149,10 @@ def test_a_study_created_beside_a_hidden_study_of_another_client_is_reported_by_
 
 
 def test_a_study_created_beside_one_that_the_first_search_missed_is_reported_at_once(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    put(server, make_external_study(site))
-    site.build(lake, "A", [ONE])
+    put(server, make_external_study(factory))
+    factory.build(lake, "A", [ONE])
     server.rule = first_search_of("ImagingStudy")
 
     [done] = load(lake, server, "A")
@@ -157,17 +161,19 @@ def test_a_study_created_beside_one_that_the_first_search_missed_is_reported_at_
     assert codes(lake, "A") == ["study-exists-on-server"]
 
 
-def test_a_study_that_is_indexed_late_is_confirmed_by_the_next_run(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_a_study_that_is_indexed_late_is_confirmed_by_the_next_run(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    factory.build(lake, "A", [ONE])
     server.rule = empty_index
     load(lake, server, "A")
     load(lake, server, "A")
-    still_hidden = ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
+    still_hidden = ledger_rows(lake, server.url, "A")[study_path(factory, "A", "1")]["is_indexed"]
     server.rule = lambda _: None
     load(lake, server, "A")
 
     assert not still_hidden
-    assert ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["is_indexed"]
+    assert ledger_rows(lake, server.url, "A")[study_path(factory, "A", "1")]["is_indexed"]
     assert codes(lake, "A") == []
 
 
@@ -175,12 +181,12 @@ def test_a_study_that_is_indexed_late_is_confirmed_by_the_next_run(lake: Lake, s
 
 
 def test_a_patient_created_beside_a_hidden_one_of_another_client_is_reported_by_the_next_run(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    put(server, external(site, "hidden"))
+    put(server, external(factory, "hidden"))
     study = shared_person()
-    path = patient_path(site, "A", study)
-    site.build(lake, "A", [study])
+    path = patient_path(factory, "A", study)
+    factory.build(lake, "A", [study])
     server.rule = empty_index
     [first] = load(lake, server, "A")
     told = codes(lake, "A")
@@ -191,17 +197,17 @@ def test_a_patient_created_beside_a_hidden_one_of_another_client_is_reported_by_
         assert done.counts["Patient"] == {"unchanged": 1}
         [found] = findings(lake, "A")
         assert found["code"] == "duplicate-patient-on-server"
-        assert f"Patient/{site.name}-hidden" in found["message"]
+        assert f"Patient/{factory.name}-hidden" in found["message"]
     assert (first.counts["Patient"], told) == ({"stored": 1}, [])
     assert shared_ledger_rows(lake, server.url)[path]["is_indexed"]
-    assert get(server, study_path(site, "A", "1"))["subject"]["reference"] == path
+    assert get(server, study_path(factory, "A", "1"))["subject"]["reference"] == path
 
 
 def test_a_patient_created_beside_one_that_the_first_search_missed_is_reported_at_once(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    put(server, external(site, "hidden"))
-    site.build(lake, "A", [shared_person()])
+    put(server, external(factory, "hidden"))
+    factory.build(lake, "A", [shared_person()])
     server.rule = first_search_of("Patient")
 
     [done] = load(lake, server, "A")
@@ -210,16 +216,18 @@ def test_a_patient_created_beside_one_that_the_first_search_missed_is_reported_a
     assert codes(lake, "A") == ["duplicate-patient-on-server"]
 
 
-def test_the_duplicate_of_a_patient_stays_a_finding_after_an_update(lake: Lake, server: Proxy, site: Site) -> None:
-    put(server, external(site, "hidden"))
-    site.build(lake, "A", [shared_person()])
+def test_the_duplicate_of_a_patient_stays_a_finding_after_an_update(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    put(server, external(factory, "hidden"))
+    factory.build(lake, "A", [shared_person()])
     server.rule = empty_index
     load(lake, server, "A")
     server.rule = lambda _: None
-    site.build(lake, "A", [shared_person(gender="female"), Study("2", "P1", rule="authority")])
+    factory.build(lake, "A", [shared_person(gender="female"), Study("2", "P1", rule="authority")])
 
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 1, "unchanged": 1}
     assert codes(lake, "A") == ["duplicate-patient-on-server"]
-    assert status_of(server, f"Patient/{site.name}-hidden") == 200
+    assert status_of(server, f"Patient/{factory.name}-hidden") == 200

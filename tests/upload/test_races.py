@@ -16,7 +16,7 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from dicom_etl.stages.verify import verify
 from tests.support.proxy import Proxy, ReceivedRequest, Reply
-from tests.support.upload_lakes import Site, Study, attempts, ledger_rows, settings_for, with_changes
+from tests.support.upload_lakes import DatasetFactory, Study, attempts, ledger_rows, settings_for, with_changes
 from tests.support.uploads import (
     ONE,
     behind_proxy,
@@ -44,11 +44,11 @@ APART = Study("2", "P2", unit="sub-2")
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
 @pytest.mark.parametrize("series", [{"1": 2, "2": 3}, {"1": 1}], ids=["with more", "with less"])
 def test_what_ours_replaced_stays_in_the_history_and_the_finding_names_both_versions(
-    lake: Lake, server: Proxy, site: Site, single_request_bytes: int, series: dict[str, int]
+    lake: Lake, server: Proxy, factory: DatasetFactory, single_request_bytes: int, series: dict[str, int]
 ) -> None:
-    site.build(lake, "A", [ONE])
-    path = study_path(site, "A", "1")
-    external = site.imaging_study("A", with_changes(ONE, series=series))
+    factory.build(lake, "A", [ONE])
+    path = study_path(factory, "A", "1")
+    external = factory.imaging_study("A", with_changes(ONE, series=series))
     server.rule = quicker(server, path, external)
     settings = settings_for(server.url, single_request_bytes=single_request_bytes)
 
@@ -61,18 +61,18 @@ def test_what_ours_replaced_stays_in_the_history_and_the_finding_names_both_vers
         assert "our version 2 replaced version 1 of another client" in found["message"]
         assert f"{server.url}/{path}/_history" in found["message"]
     assert without_meta(get(server, f"{path}/_history/1")) == external
-    assert without_meta(get(server, path)) == site.imaging_study("A", ONE)
+    assert without_meta(get(server, path)) == factory.imaging_study("A", ONE)
     assert version(server, path) == ledger_rows(lake, server.url, "A")[path]["version"] == "2"
     assert attempts(lake) == []
 
 
 @pytest.mark.parametrize("status", [422, 503])
 def test_what_ours_replaced_is_a_finding_of_the_next_run_if_the_history_could_not_be_read(
-    lake: Lake, server: Proxy, site: Site, status: int
+    lake: Lake, server: Proxy, factory: DatasetFactory, status: int
 ) -> None:
-    site.build(lake, "A", [ONE])
-    path = study_path(site, "A", "1")
-    race = quicker(server, path, site.imaging_study("A", MORE))
+    factory.build(lake, "A", [ONE])
+    path = study_path(factory, "A", "1")
+    race = quicker(server, path, factory.imaging_study("A", MORE))
     server.rule = lambda asked: Reply(status) if is_history(asked) else race(asked)
     settings = settings_for(server.url, single_request_bytes=0, retry_seconds=0)
 
@@ -90,15 +90,15 @@ def test_what_ours_replaced_is_a_finding_of_the_next_run_if_the_history_could_no
 
 
 def test_what_ours_replaced_unseen_stays_known_while_the_next_update_is_held(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
-    site.build(lake, "A", [ONE, APART])
-    race, lost = quicker(server, path, foreign_made(site, MORE)), lost_answer(path)
+    path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
+    factory.build(lake, "A", [ONE, APART])
+    race, lost = quicker(server, path, foreign_made(factory, MORE)), lost_answer(path)
     server.rule = lambda asked: race(asked) or lost(asked)
     upload(["A"], lake, settings)
     server.rule = lambda _: None
-    site.build(lake, "A", [with_changes(ONE, series={"1": 1}), APART])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 1}), APART])
 
     for _ in range(2):
         [held] = upload(["A"], lake, settings)
@@ -106,19 +106,21 @@ def test_what_ours_replaced_unseen_stays_known_while_the_next_update_is_held(
         assert held.counts["ImagingStudy"] == {"held": 1, "unchanged": 1}
         assert found["code"] == "update-removes-content"
         assert "our version 2 replaced version 1 of another client" in found["message"]
-    site.build(lake, "A", [APART])
+    factory.build(lake, "A", [APART])
     [pruned] = upload(["A"], lake, settings, prune=True)
 
     assert (pruned.removed, status_of(server, path)) == ((), 200)
     assert "concurrent-overwrite" in codes(lake, "A")
 
 
-def test_what_ours_replaced_is_found_where_the_server_keeps_its_labels(lake: Lake, server: Proxy, site: Site) -> None:
+def test_what_ours_replaced_is_found_where_the_server_keeps_its_labels(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
     """A server keeps labels over an update, so that what it has then is not quite what was sent."""
-    site.build(lake, "A", [ONE])
-    path = study_path(site, "A", "1")
+    factory.build(lake, "A", [ONE])
+    path = study_path(factory, "A", "1")
     labels = {"tag": [{"system": "https://tags.example", "code": "teaching"}]}
-    server.rule = quicker(server, path, site.imaging_study("A", MORE) | {"meta": labels})
+    server.rule = quicker(server, path, factory.imaging_study("A", MORE) | {"meta": labels})
 
     [done] = load(lake, server, "A")
     [again] = load(lake, server, "A")
@@ -129,9 +131,11 @@ def test_what_ours_replaced_is_found_where_the_server_keeps_its_labels(lake: Lak
     assert get(server, path)["meta"]["tag"] == labels["tag"]
 
 
-def test_what_ours_replaced_on_a_server_without_history_is_a_finding(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
-    race = quicker(server, study_path(site, "A", "1"), site.imaging_study("A", MORE))
+def test_what_ours_replaced_on_a_server_without_history_is_a_finding(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    factory.build(lake, "A", [ONE])
+    race = quicker(server, study_path(factory, "A", "1"), factory.imaging_study("A", MORE))
     server.rule = lambda asked: Reply(405) if is_history(asked) else race(asked)
 
     for state in ("stored", "unchanged"):
@@ -143,12 +147,12 @@ def test_what_ours_replaced_on_a_server_without_history_is_a_finding(lake: Lake,
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
 def test_a_patient_that_ours_replaced_is_merged_by_the_next_run_if_it_could_not_be_read(
-    lake: Lake, server: Proxy, site: Site, rule: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, rule: str
 ) -> None:
     person = with_changes(ONE, rule=rule, patient={"gender": "male"})
-    site.build(lake, "A", [person])
-    path = patient_path(site, "A", person)
-    theirs = site.patient("A", person) | {"telecom": [{"system": "phone", "value": "1"}], "birthDate": "1980-01-01"}
+    factory.build(lake, "A", [person])
+    path = patient_path(factory, "A", person)
+    theirs = factory.patient("A", person) | {"telecom": [{"system": "phone", "value": "1"}], "birthDate": "1980-01-01"}
     theirs.pop("gender")
     race = quicker(server, path, theirs)
     server.rule = lambda asked: Reply(500) if is_history(asked) else race(asked)
@@ -164,15 +168,15 @@ def test_a_patient_that_ours_replaced_is_merged_by_the_next_run_if_it_could_not_
 
 
 def test_a_study_that_another_lake_created_after_ours_was_deleted_is_a_concurrent_overwrite(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     """The server had lost ours: what is there then is not what the ledger once knew as stored."""
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
     settings = settings_for(server.url)
     upload(["A"], lake, settings)
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     delete(server, path)
-    server.rule = quicker(server, path, site.imaging_study("A", MORE))
+    server.rule = quicker(server, path, factory.imaging_study("A", MORE))
     verify(["A"], lake, settings, repair=True)
 
     for _ in range(2):
@@ -183,18 +187,18 @@ def test_a_study_that_another_lake_created_after_ours_was_deleted_is_a_concurren
 
 
 def test_a_study_that_was_never_ours_is_held_for_its_content_and_never_deleted(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    path, other = study_path(site, "A", "1"), Study("2", "P1")
-    put(server, foreign_made(site, MORE))
-    site.build(lake, "A", [ONE, other])
+    path, other = study_path(factory, "A", "1"), Study("2", "P1")
+    put(server, foreign_made(factory, MORE))
+    factory.build(lake, "A", [ONE, other])
     load(lake, server, "A")
-    put(server, foreign_made(site, with_changes(ONE, series={"1": 2, "2": 3, "3": 1})))
+    put(server, foreign_made(factory, with_changes(ONE, series={"1": 2, "2": 3, "3": 1})))
 
     [held] = load(lake, server, "A")
     assert codes(lake, "A") == ["update-removes-content"]
     assert "2 of 3 series" in findings(lake, "A")[0]["message"]
-    site.build(lake, "A", [other])
+    factory.build(lake, "A", [other])
     [pruned] = load(lake, server, "A", prune=True)
 
     assert held.counts["ImagingStudy"] == {"held": 1, "unchanged": 1}
@@ -205,36 +209,36 @@ def test_a_study_that_was_never_ours_is_held_for_its_content_and_never_deleted(
 
 @pytest.mark.parametrize("held_before", [False, True])
 def test_a_study_of_another_lake_that_grew_before_our_write_is_not_deleted_with_ours(
-    lake: Lake, server: Proxy, site: Site, held_before: bool
+    lake: Lake, server: Proxy, factory: DatasetFactory, held_before: bool
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0)
-    put(server, foreign_made(site, ONE))
+    path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0)
+    put(server, foreign_made(factory, ONE))
     if held_before:
-        site.build(lake, "A", [with_changes(ONE, series={"1": 1}), APART])
+        factory.build(lake, "A", [with_changes(ONE, series={"1": 1}), APART])
         upload(["A"], lake, settings)
-    site.build(lake, "A", [with_changes(ONE, series={"1": 3}), APART])
-    server.rule = quicker(server, path, foreign_made(site, MORE))
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 3}), APART])
+    server.rule = quicker(server, path, foreign_made(factory, MORE))
 
     upload(["A"], lake, settings)
     told = codes(lake, "A")
-    site.build(lake, "A", [APART])
+    factory.build(lake, "A", [APART])
     [pruned] = upload(["A"], lake, settings, prune=True)
 
     assert told == ["update-removes-content"]
-    assert pruned.removed == (patient_path(site, "A", ONE),)
+    assert pruned.removed == (patient_path(factory, "A", ONE),)
     assert get(server, path)["numberOfSeries"] == 2
 
 
 @pytest.mark.parametrize("looked_at", [False, True])
 def test_a_study_that_another_lake_created_where_ours_never_arrived_is_held_and_not_deleted_with_ours(
-    lake: Lake, server: Proxy, site: Site, looked_at: bool
+    lake: Lake, server: Proxy, factory: DatasetFactory, looked_at: bool
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
-    site.build(lake, "A", [ONE, APART])
+    path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
+    factory.build(lake, "A", [ONE, APART])
     server.rule = lambda asked: Reply(503) if asked.method == "PUT" and asked.path == path else None
     upload(["A"], lake, settings)
     server.rule = lambda _: None
-    put(server, foreign_made(site, MORE))
+    put(server, foreign_made(factory, MORE))
 
     if looked_at:
         [held] = upload(["A"], lake, settings)
@@ -242,10 +246,10 @@ def test_a_study_that_another_lake_created_where_ours_never_arrived_is_held_and_
         assert held.counts["ImagingStudy"] == {"held": 1, "unchanged": 1}
         assert found["code"] == "changed-on-server"
         assert "is not what we sent, which did not arrive" in found["message"]
-    site.build(lake, "A", [APART])
+    factory.build(lake, "A", [APART])
     [pruned] = upload(["A"], lake, settings, prune=True)
 
-    assert pruned.removed == (patient_path(site, "A", ONE),)
+    assert pruned.removed == (patient_path(factory, "A", ONE),)
     assert get(server, path)["numberOfSeries"] == 2
     assert codes(lake, "A") == []
 
@@ -255,25 +259,29 @@ def test_a_study_that_another_lake_created_where_ours_never_arrived_is_held_and_
 
 @pytest.mark.parametrize("how", ["a look fails", "the patient is held"])
 def test_a_merged_study_stays_merged_when_nothing_could_be_sent(
-    lake: Lake, server: Proxy, site: Site, how: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, how: str
 ) -> None:
-    theirs = make_external_study(site)
+    theirs = make_external_study(factory)
     put(server, theirs)
     person = with_changes(ONE, rule="authority")
-    site.build(lake, "A", [person])
+    factory.build(lake, "A", [person])
     settings = settings_for(server.url, existing_study="merge", retry_seconds=0)
     upload(["A"], lake, settings)
     twins = [
-        {"resourceType": "Patient", "id": f"{site.name}-{n}", "identifier": [{"system": site.authority, "value": "P9"}]}
+        {
+            "resourceType": "Patient",
+            "id": f"{factory.name}-{n}",
+            "identifier": [{"system": factory.authority, "value": "P9"}],
+        }
         for n in "ab"
     ]
     if how == "a look fails":
-        site.build(lake, "A", [with_changes(person, series={"1": 3})])
+        factory.build(lake, "A", [with_changes(person, series={"1": 3})])
         server.rule = lambda asked: Reply(500) if asked.method == "GET" and "ImagingStudy" in asked.path else None
     else:
         for one in twins:
             put(server, one)
-        site.build(lake, "A", [with_changes(person, person="P9")])
+        factory.build(lake, "A", [with_changes(person, person="P9")])
 
     [left] = upload(["A"], lake, settings)
     server.rule = lambda _: None
@@ -283,8 +291,8 @@ def test_a_merged_study_stays_merged_when_nothing_could_be_sent(
 
     assert left.counts["ImagingStudy"] == ({"failed": 1} if how == "a look fails" else {"held": 1})
     assert done.counts["ImagingStudy"] == {"external": 1}
-    assert status_of(server, study_path(site, "A", "1")) == 404
-    assert ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["server_id"] == theirs["id"]
+    assert status_of(server, study_path(factory, "A", "1")) == 404
+    assert ledger_rows(lake, server.url, "A")[study_path(factory, "A", "1")]["server_id"] == theirs["id"]
 
 
 SECOND: dict[str, Callable[[ReceivedRequest], Reply | None]] = {
@@ -298,11 +306,11 @@ SECOND: dict[str, Callable[[ReceivedRequest], Reply | None]] = {
 
 @pytest.mark.parametrize("second", SECOND)
 def test_what_arrived_without_an_answer_is_known_as_ours_also_after_another_failure(
-    lake: Lake, server: Proxy, site: Site, second: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, second: str
 ) -> None:
     def make(number: int) -> None:
         person = {"gender": ("female", "male")[number % 2], "birthDate": f"19{number}0-01-01"}
-        site.build(lake, "A", [with_changes(ONE, series={"1": number}, patient=person)])
+        factory.build(lake, "A", [with_changes(ONE, series={"1": number}, patient=person)])
 
     settings = settings_for(server.url, single_request_bytes=0, retry_seconds=0)
     rules: list[Callable[[ReceivedRequest], Reply | None]] = [
@@ -317,20 +325,20 @@ def test_what_arrived_without_an_answer_is_known_as_ours_also_after_another_fail
 
     assert done.counts["ImagingStudy"] == done.counts["Patient"] == {"stored": 1}
     assert codes(lake, "A") == []
-    assert get(server, study_path(site, "A", "1"))["numberOfInstances"] == 5
-    assert get(server, patient_path(site, "A", ONE))["birthDate"] == "1950-01-01"
+    assert get(server, study_path(factory, "A", "1"))["numberOfInstances"] == 5
+    assert get(server, patient_path(factory, "A", ONE))["birthDate"] == "1950-01-01"
 
 
 @pytest.mark.parametrize("status", [409, 412])
 def test_a_study_in_constant_conflict_does_not_keep_others_from_the_server(
-    lake: Lake, server: Proxy, site: Site, status: int
+    lake: Lake, server: Proxy, factory: DatasetFactory, status: int
 ) -> None:
     studies = [Study(str(number), "P1") for number in range(4)]
-    site.build(lake, "A", studies)
+    factory.build(lake, "A", studies)
     load(lake, server, "A")
-    bad = f'"url":"{study_path(site, "A", "2")}"'.encode()
+    bad = f'"url":"{study_path(factory, "A", "2")}"'.encode()
     server.rule = lambda asked: Reply(status) if asked.is_posted and bad in asked.body else None
-    site.build(lake, "A", [with_changes(study, series={"1": 3}) for study in studies])
+    factory.build(lake, "A", [with_changes(study, series={"1": 3}) for study in studies])
 
     [done] = upload(["A"], lake, settings_for(server.url, retry_seconds=0))
 
@@ -338,13 +346,15 @@ def test_a_study_in_constant_conflict_does_not_keep_others_from_the_server(
     assert f"HTTP {status}" in findings(lake, "A")[0]["message"]
 
 
-def test_a_study_that_leaves_a_unit_that_is_being_built_is_still_guarded(lake: Lake, server: Proxy, site: Site) -> None:
+def test_a_study_that_leaves_a_unit_that_is_being_built_is_still_guarded(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
     stays = Study("2", "P2")
-    site.build(lake, "A", [ONE, stays])
+    factory.build(lake, "A", [ONE, stays])
     load(lake, server, "A")
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
-    site.build(lake, "A", [with_changes(ONE, unit="sub-2", series={"1": 3}), stays])
+    factory.build(lake, "A", [with_changes(ONE, unit="sub-2", series={"1": 3}), stays])
     remove_units(lake, "A", {"sub-1"})
 
     load(lake, server, "A")
@@ -354,19 +364,19 @@ def test_a_study_that_leaves_a_unit_that_is_being_built_is_still_guarded(lake: L
 
 
 def test_a_study_that_moves_to_a_unit_that_is_being_built_is_guarded_and_counted(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     stays = Study("2", "P2")
-    site.build(lake, "A", [ONE, stays])
+    factory.build(lake, "A", [ONE, stays])
     load(lake, server, "A")
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
     moved = [with_changes(ONE, unit="sub-9", series={"1": 3}), stays]
-    site.build(lake, "A", moved)
+    factory.build(lake, "A", moved)
     remove_units(lake, "A", {"sub-9"})
 
     [between] = load(lake, server, "A")
-    site.build(lake, "A", moved)
+    factory.build(lake, "A", moved)
     [after] = load(lake, server, "A")
 
     assert between.counts["ImagingStudy"] == between.counts["Patient"] == {"unchanged": 2}
@@ -377,19 +387,19 @@ def test_a_study_that_moves_to_a_unit_that_is_being_built_is_guarded_and_counted
 
 @pytest.mark.parametrize("meanwhile", ["held", "orphaned"])
 def test_a_study_that_is_as_before_what_arrived_without_an_answer_is_sent_again(
-    lake: Lake, server: Proxy, site: Site, meanwhile: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, meanwhile: str
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
-    site.build(lake, "A", [ONE, APART])
+    path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
+    factory.build(lake, "A", [ONE, APART])
     upload(["A"], lake, settings)
-    site.build(lake, "A", [with_changes(ONE, status="registered"), APART])
+    factory.build(lake, "A", [with_changes(ONE, status="registered"), APART])
     server.rule = lost_answer(path)
     upload(["A"], lake, settings)
     server.rule = lambda _: None
-    site.build(lake, "A", [APART, *([with_changes(ONE, state="held")] if meanwhile == "held" else [])])
+    factory.build(lake, "A", [APART, *([with_changes(ONE, state="held")] if meanwhile == "held" else [])])
     [left] = upload(["A"], lake, settings)
     arrived = get(server, path)["status"]
-    site.build(lake, "A", [ONE, APART])
+    factory.build(lake, "A", [ONE, APART])
 
     [done] = upload(["A"], lake, settings)
 
@@ -399,27 +409,29 @@ def test_a_study_that_is_as_before_what_arrived_without_an_answer_is_sent_again(
 
 
 def test_a_study_that_was_deleted_and_that_another_client_has_is_not_created_again(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
     load(lake, server, "A")
-    delete(server, study_path(site, "A", "1"))
-    put(server, make_external_study(site))
-    site.build(lake, "A", [with_changes(ONE, series={"1": 3})])
+    delete(server, study_path(factory, "A", "1"))
+    put(server, make_external_study(factory))
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 3})])
 
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"held": 1}
     assert codes(lake, "A") == ["study-exists-on-server"]
-    assert status_of(server, study_path(site, "A", "1")) == 410
+    assert status_of(server, study_path(factory, "A", "1")) == 410
 
 
-def test_a_search_for_patients_that_fails_does_not_concern_the_endpoint(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [with_changes(ONE, rule="authority")])
+def test_a_search_for_patients_that_fails_does_not_concern_the_endpoint(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    factory.build(lake, "A", [with_changes(ONE, rule="authority")])
     settings = settings_for(server.url, retry_seconds=0)
     upload(["A"], lake, settings)
     delete_ledger_rows(
-        lake, f"Endpoint/{site.endpoint_id('A')}", patient_path(site, "A", with_changes(ONE, rule="authority"))
+        lake, f"Endpoint/{factory.endpoint_id('A')}", patient_path(factory, "A", with_changes(ONE, rule="authority"))
     )
     server.rule = lambda asked: Reply(500) if asked.path.startswith("Patient") else None
 
@@ -430,8 +442,10 @@ def test_a_search_for_patients_that_fails_does_not_concern_the_endpoint(lake: La
     assert done.counts["ImagingStudy"] == {"unchanged": 1}  # the ledger knows that the server has it as it is
 
 
-def test_a_server_that_knows_no_versions_is_guarded_by_the_content(lake: Lake, server: Proxy, site: Site) -> None:
-    path = study_path(site, "A", "1")
+def test_a_server_that_knows_no_versions_is_guarded_by_the_content(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    path = study_path(factory, "A", "1")
 
     def silent(asked: ReceivedRequest) -> Reply | None:
         if asked.method == "PUT" and asked.path == path:
@@ -445,12 +459,12 @@ def test_a_server_that_knows_no_versions_is_guarded_by_the_content(lake: Lake, s
 
     server.rule = silent
     settings = settings_for(server.url, single_request_bytes=0)
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
     upload(["A"], lake, settings)
-    site.build(lake, "A", [with_changes(ONE, series={"1": 3})])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 3})])
     [ours] = upload(["A"], lake, settings)
     put(behind_proxy(server), get(behind_proxy(server), path) | {"description": "read by Dr. Roe"})
-    site.build(lake, "A", [with_changes(ONE, series={"1": 4})])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 4})])
     [done] = upload(["A"], lake, settings)
 
     assert ours.counts["ImagingStudy"] == {"stored": 1}
@@ -468,9 +482,9 @@ upload(["A"], Lake(sys.argv[1]), settings_for(sys.argv[2]))
 
 
 def test_what_was_being_sent_when_a_run_was_killed_is_a_finding_and_stops_no_other_run(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
     started: list[subprocess.Popen[bytes]] = []
     tries: list[ReceivedRequest] = []
 
@@ -486,10 +500,10 @@ def test_what_was_being_sent_when_a_run_was_killed_is_a_finding_and_stops_no_oth
     command = [sys.executable, "-c", _KILLED, str(lake.root), server.url]
     started.append(subprocess.Popen(command, cwd=Path(__file__).parents[2]))
     started[0].wait(60)
-    left = ledger_rows(lake, server.url, "A")[patient_path(site, "A", ONE)]
+    left = ledger_rows(lake, server.url, "A")[patient_path(factory, "A", ONE)]
     server.rule = lambda _: None
-    site.build(lake, "A", [with_changes(ONE, state="unmade")])
-    site.build(lake, "B", [ONE])
+    factory.build(lake, "A", [with_changes(ONE, state="unmade")])
+    factory.build(lake, "B", [ONE])
     done = load(lake, server, "A", "B")
 
     assert (left["state"], left["server_id"]) == ("unconfirmed", None)
@@ -502,15 +516,15 @@ def test_what_was_being_sent_when_a_run_was_killed_is_a_finding_and_stops_no_oth
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
 def test_a_patient_that_a_study_on_the_server_refers_to_is_not_deleted(
-    lake: Lake, server: Proxy, site: Site, rule: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, rule: str
 ) -> None:
     """Not every server would refuse that."""
     studies = [Study("1", "P1", rule=rule), Study("2", "P1", unit="sub-2", rule=rule)]
-    site.build(lake, "A", studies)
+    factory.build(lake, "A", studies)
     load(lake, server, "A")
-    bad = f'"url":"{study_path(site, "A", "2")}"'.encode()
+    bad = f'"url":"{study_path(factory, "A", "2")}"'.encode()
     server.rule = lambda asked: Reply(422) if bad in asked.body else None
-    site.build(lake, "A", [with_changes(study, person="P2") for study in studies])
+    factory.build(lake, "A", [with_changes(study, person="P2") for study in studies])
 
     [refused] = load(lake, server, "A", prune=True)
     asked = server.request_lines("DELETE")
@@ -521,23 +535,23 @@ def test_a_patient_that_a_study_on_the_server_refers_to_is_not_deleted(
     assert refused.counts["ImagingStudy"] == {"rejected": 1, "stored": 1}
     assert (asked, refused.removed) == ([], ())
     assert "1 ImagingStudy" in told["message"]
-    assert done.removed == (patient_path(site, "A", studies[0]),)
+    assert done.removed == (patient_path(factory, "A", studies[0]),)
 
 
 @pytest.mark.parametrize("how", ["the history could not be read", "the answer was lost"])
 def test_what_ours_replaced_unseen_is_not_deleted_with_ours_and_the_finding_names_its_version(
-    lake: Lake, server: Proxy, site: Site, how: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, how: str
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
-    site.build(lake, "A", [ONE, APART])
-    race, lost = quicker(server, path, foreign_made(site, MORE)), lost_answer(path)
+    path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
+    factory.build(lake, "A", [ONE, APART])
+    race, lost = quicker(server, path, foreign_made(factory, MORE)), lost_answer(path)
     if how == "the answer was lost":
         server.rule = lambda asked: race(asked) or lost(asked)
     else:
         server.rule = lambda asked: Reply(500) if is_history(asked) else race(asked)
     upload(["A"], lake, settings)
     server.rule = lambda _: None
-    site.build(lake, "A", [APART])
+    factory.build(lake, "A", [APART])
 
     for _ in range(2):
         [pruned] = upload(["A"], lake, settings, prune=True)
@@ -550,14 +564,14 @@ def test_what_ours_replaced_unseen_is_not_deleted_with_ours_and_the_finding_name
 
 
 def test_a_study_whose_answer_was_lost_stays_when_its_patient_becomes_undecided(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
-    site.build(lake, "A", [ONE, APART])
+    path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
+    factory.build(lake, "A", [ONE, APART])
     server.rule = lost_answer(path)
     upload(["A"], lake, settings)
     server.rule = lambda _: None
-    site.build(lake, "A", [with_changes(ONE, state="held"), APART])
+    factory.build(lake, "A", [with_changes(ONE, state="held"), APART])
 
     [pruned] = upload(["A"], lake, settings, prune=True)
 
@@ -566,53 +580,53 @@ def test_a_study_whose_answer_was_lost_stays_when_its_patient_becomes_undecided(
 
 
 def test_what_arrived_without_an_answer_and_is_held_is_deleted_when_it_leaves_the_lake(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
-    site.build(lake, "A", [ONE, APART])
+    path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
+    factory.build(lake, "A", [ONE, APART])
     server.rule = lost_answer(path)
     upload(["A"], lake, settings)
     server.rule = lambda _: None
-    site.build(lake, "A", [with_changes(ONE, series={"1": 1}), APART])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 1}), APART])
     upload(["A"], lake, settings)
     told = codes(lake, "A")
-    site.build(lake, "A", [APART])
+    factory.build(lake, "A", [APART])
 
     [pruned] = upload(["A"], lake, settings, prune=True)
 
     assert told == ["update-removes-content"]
-    assert pruned.removed == (path, patient_path(site, "A", ONE))
+    assert pruned.removed == (path, patient_path(factory, "A", ONE))
     assert status_of(server, path) == 410
 
 
 def test_an_orphaned_study_that_comes_back_in_a_unit_that_is_being_built_is_not_deleted(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     stays = Study("2", "P2")
-    site.build(lake, "A", [ONE, stays])
+    factory.build(lake, "A", [ONE, stays])
     load(lake, server, "A")
-    site.build(lake, "A", [stays])
+    factory.build(lake, "A", [stays])
     load(lake, server, "A")
-    site.build(lake, "A", [with_changes(ONE, unit="sub-9"), stays])
+    factory.build(lake, "A", [with_changes(ONE, unit="sub-9"), stays])
     remove_units(lake, "A", {"sub-9"})
 
     [done] = load(lake, server, "A", prune=True)
 
     assert done.removed == ()
-    assert status_of(server, study_path(site, "A", "1")) == 200
+    assert status_of(server, study_path(factory, "A", "1")) == 200
 
 
 @pytest.mark.parametrize("then", ["restored", "deleted"])
 def test_a_concurrent_overwrite_that_is_orphaned_is_forgotten_once_its_version_changed_on_the_server(
-    lake: Lake, server: Proxy, site: Site, then: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, then: str
 ) -> None:
-    path, settings = study_path(site, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
-    other, external = Study("2", "P2", unit="sub-2"), foreign_made(site, MORE)
-    site.build(lake, "A", [ONE, other])
+    path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
+    other, external = Study("2", "P2", unit="sub-2"), foreign_made(factory, MORE)
+    factory.build(lake, "A", [ONE, other])
     server.rule = quicker(server, path, external)
     upload(["A"], lake, settings)
     server.rule = lambda _: None
-    site.build(lake, "A", [other])
+    factory.build(lake, "A", [other])
     [left] = upload(["A"], lake, settings, prune=True)
     told = [row["message"] for row in findings(lake, "A") if row["message"].startswith("ImagingStudy")]
     if then == "restored":
@@ -630,12 +644,12 @@ def test_a_concurrent_overwrite_that_is_orphaned_is_forgotten_once_its_version_c
 
 
 def test_a_lock_that_is_held_at_the_end_of_a_prune_is_reported_with_what_was_done(
-    lake: Lake, server: Proxy, site: Site, tmp_path: Path
+    lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
     gone = Study("2", "P2", rule="authority")
-    site.build(lake, "A", [ONE, gone])
+    factory.build(lake, "A", [ONE, gone])
     load(lake, server, "A")
-    site.build(lake, "A", [with_changes(ONE, series={"1": 3})])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 3})])
     other = Lake(lake.root).open()
     impatient = Lake(lake.root, 0.0, lambda _: None).open()
     name = f"shared of {server_name(server.url)}"
@@ -679,8 +693,8 @@ def without_meta(resource: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in resource.items() if name != "meta"}
 
 
-def foreign_made(site: Site, study: Study) -> dict[str, Any]:
+def foreign_made(factory: DatasetFactory, study: Study) -> dict[str, Any]:
     """A study of ours as another lake builds it, whose Patient and Endpoint this server does not have."""
-    made = site.imaging_study("A", study) | {"subject": {"display": "somebody"}}
+    made = factory.imaging_study("A", study) | {"subject": {"display": "somebody"}}
     made.pop("endpoint")
     return made

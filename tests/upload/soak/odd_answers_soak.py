@@ -25,9 +25,17 @@ from dicom_etl.settings import Settings
 from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import running_hapi
 from tests.support.server_content import get, put, status, version, without_meta
-from tests.support.upload_lakes import Site, Study, attempts, new_lake, query_ledger, settings_for, with_changes
+from tests.support.upload_lakes import (
+    DatasetFactory,
+    Study,
+    attempts,
+    new_lake,
+    query_ledger,
+    settings_for,
+    with_changes,
+)
 from tests.support.uploads import make_external_study
-from tests.upload.odd_answers import Grammar, changing
+from tests.upload.support.odd_answers import Grammar, changing
 
 NOTE, PHONE = [{"text": "seen by the radiologist"}], [{"system": "phone", "value": "1"}]
 SECONDS = 150.0  # bound on a run, on a busy machine too; each request is tried for half a second
@@ -64,15 +72,15 @@ def run_seed(url: str, folder: Path, seed: int, *, is_command: bool = False, onl
     Raises:
         AssertionError: something that must be true is not.
     """
-    site = Site(f"odd-{seed}-{os.urandom(4).hex()}")
-    lake = new_lake(folder / f"lake-{site.name}")
-    site.build(lake, "A", BEFORE)
+    factory = DatasetFactory(f"odd-{seed}-{os.urandom(4).hex()}")
+    lake = new_lake(folder / f"lake-{factory.name}")
+    factory.build(lake, "A", BEFORE)
     grammar = Grammar(seed, is_honest=True, only=only)
     with changing(url, grammar.change) as proxied:
         settings = settings_for(proxied, retry_seconds=0.5, timeout_seconds=20, max_bundle_entries=4)
         upload(["A"], lake, settings)
-        external = change_as_another_client(url, site)
-        site.build(lake, "A", AFTER)
+        external = change_as_another_client(url, factory)
+        factory.build(lake, "A", AFTER)
         grammar.is_honest = False
         began = time.monotonic()
         if is_command:
@@ -82,21 +90,23 @@ def run_seed(url: str, folder: Path, seed: int, *, is_command: bool = False, onl
                 upload(["A"], lake, settings)
         assert time.monotonic() - began < SECONDS
         check_kept(url, external)
-        check_ledger(url, lake, settings, site)
+        check_ledger(url, lake, settings, factory)
         grammar.is_honest = True
         upload(["A"], lake, settings)
         check_kept(url, external)
-        check_final(url, lake, site, external)
+        check_final(url, lake, factory, external)
     return grammar.made
 
 
-def change_as_another_client(url: str, site: Site) -> dict[str, dict[str, Any]]:
+def change_as_another_client(url: str, factory: DatasetFactory) -> dict[str, dict[str, Any]]:
     """What another client does; returns what must stay as it is, by Type/id."""
-    noted = site.imaging_study("A", NOTED) | {"note": NOTE}
+    noted = factory.imaging_study("A", NOTED) | {"note": NOTE}
     for study in (NOTED, SHARED):
-        put(url, site.patient("A", study) | {"telecom": PHONE})
-    external_study = make_external_study(site) | {"identifier": site.imaging_study("A", EXISTING)["identifier"][:1]}
-    external_patient = site.patient("A", KNOWN) | {"id": f"{site.name}-p", "telecom": PHONE}
+        put(url, factory.patient("A", study) | {"telecom": PHONE})
+    external_study = make_external_study(factory) | {
+        "identifier": factory.imaging_study("A", EXISTING)["identifier"][:1]
+    }
+    external_patient = factory.patient("A", KNOWN) | {"id": f"{factory.name}-p", "telecom": PHONE}
     external = {f"{one['resourceType']}/{one['id']}": one for one in (noted, external_study, external_patient)}
     for resource in external.values():
         put(url, resource)
@@ -108,7 +118,7 @@ def _run_command(lake: Lake, url: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
     environment |= {"DICOM_ETL_FHIR__RETRY_SECONDS": "0.5", "DICOM_ETL_FHIR__TIMEOUT_SECONDS": "20", "NO_COLOR": "1"}
     environment |= {"DICOM_ETL_FHIR__MAX_BUNDLE_ENTRIES": "4"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
     folder = Path(lake.root).parent
     (folder / "A").mkdir(exist_ok=True)
     (folder / "dicom-etl.toml").write_text('[datasets.A]\nroot = "A"\n')
@@ -132,13 +142,13 @@ def check_kept(url: str, external: dict[str, dict[str, Any]]) -> None:
         assert status(url, path) == 200
 
 
-def check_ledger(url: str, lake: Lake, settings: Settings, site: Site) -> None:
+def check_ledger(url: str, lake: Lake, settings: Settings, factory: DatasetFactory) -> None:
     """Nothing is called stored that the server does not have as sent; what another client changed since is aside."""
     sent: dict[str, dict[str, Any]] = {}  # by digest
     for study in BEFORE + AFTER:
-        for resource in (site.imaging_study("A", study), site.patient("A", study)):
+        for resource in (factory.imaging_study("A", study), factory.patient("A", study)):
             sent[_digest(resource)] = resource
-    may_differ = {site.study_id("A", "1"), site.patient_id("A", NOTED), site.patient_id("A", SHARED)}
+    may_differ = {factory.study_id("A", "1"), factory.patient_id("A", NOTED), factory.patient_id("A", SHARED)}
     name = server_name(settings.fhir.url or "")
     for row in query_ledger(lake, "SELECT * FROM resources WHERE server = ? AND state = 'stored'", name):
         if row["is_external"] or row["type"] == "Endpoint" or row["id"] in may_differ:
@@ -154,13 +164,13 @@ def _digest(resource: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_final(url: str, lake: Lake, site: Site, external: dict[str, dict[str, Any]]) -> None:
+def check_final(url: str, lake: Lake, factory: DatasetFactory, external: dict[str, dict[str, Any]]) -> None:
     """After an honest run the server has what the lake says."""
     assert attempts(lake) == []
     external_patient = next(one for path, one in external.items() if path.startswith("Patient/"))
     for study in AFTER:
-        path, expected = f"ImagingStudy/{site.study_id('A', study.number)}", site.imaging_study("A", study)
-        patient = f"Patient/{site.patient_id('A', study)}"
+        path, expected = f"ImagingStudy/{factory.study_id('A', study.number)}", factory.imaging_study("A", study)
+        patient = f"Patient/{factory.patient_id('A', study)}"
         if study.number == "1":
             continue  # held, as `check_kept` has seen
         if study is EXISTING and status(url, path) != 200:
@@ -169,11 +179,11 @@ def check_final(url: str, lake: Lake, site: Site, external: dict[str, dict[str, 
             expected = expected | {"subject": {"reference": f"Patient/{external_patient['id']}"}}
         else:
             phone = {"telecom": PHONE} if study.number == "2" else {}
-            assert without_meta(get(url, patient)) == site.patient("A", study) | phone
+            assert without_meta(get(url, patient)) == factory.patient("A", study) | phone
         assert without_meta(get(url, path)) == expected
     states = {row["id"]: row["state"] for row in query_ledger(lake, "SELECT id, state FROM resources")}
     not_stored = {identity for identity, state in states.items() if state != "stored"}
-    assert not_stored <= {site.study_id("A", "1"), site.study_id("A", "5")}
+    assert not_stored <= {factory.study_id("A", "1"), factory.study_id("A", "5")}
 
 
 def main() -> None:

@@ -23,10 +23,10 @@ from dicom_etl.lake.tables import Lake
 from tests.servers.hapi_server import running_hapi
 from tests.servers.postgres_server import fresh_database, running_postgres
 from tests.support.upload_lakes import new_lake
-from tests.upload import kill_checks
-from tests.upload.kill_checks import Checked
-from tests.upload.kill_world import DATASET, SINGLE_REQUEST_BYTES, KillWorld, LakeContent
-from tests.upload.killed_uploads import Job, Kill, Running, Watch, watched
+from tests.upload.soak import kill_checks
+from tests.upload.soak.kill_checks import Checked
+from tests.upload.soak.kill_world import DATASET, SINGLE_REQUEST_BYTES, KillWorld, LakeContent
+from tests.upload.soak.killed_uploads import Job, Kill, Running, Watch, watched
 
 _MOST_ROUNDS = 5  # of undisturbed runs of both lakes, until nothing is written any more
 _DELAY = 0.3  # seconds: of writes, while lakes are killed
@@ -133,7 +133,7 @@ def scenario(seed: int, url: str, folder: Path, size: Size, ledger_url: str | No
     counts = Counter({f"{side.content.name} {kind}": n for side in sides for kind, n in side.killed.items()})
     counts |= _count(checked)
     if wrong:
-        raise AssertionError("\n".join([f"seed {seed} ({world.site.name}), {counts.total()}:", *wrong]))
+        raise AssertionError("\n".join([f"seed {seed} ({world.factory.name}), {counts.total()}:", *wrong]))
     return counts
 
 
@@ -147,7 +147,7 @@ def _settings(world: KillWorld) -> dict[str, int]:
 
 
 def _build(world: KillWorld, side: Side) -> None:
-    world.site.build(side.lake, DATASET, side.content.built_studies())
+    world.factory.build(side.lake, DATASET, side.content.built_studies())
 
 
 def _disturb(world: KillWorld, a: Side, b: Side, size: Size) -> None:
@@ -216,8 +216,8 @@ def _stale_wrong(world: KillWorld, sides: Sequence[Side], checked: Checked, url:
         rows = kill_checks.read_ledger(side.lake.root, side.ledger_url, side.lake.lake_id).rows
         after = kill_checks.read_server(url, world)
         for number in stale:
-            said = kill_checks.describe(checked, f"ImagingStudy/{world.site.study_id(DATASET, number)}")
-            key = f"ImagingStudy/{world.site.study_id(DATASET, number)}"
+            said = kill_checks.describe(checked, f"ImagingStudy/{world.factory.study_id(DATASET, number)}")
+            key = f"ImagingStudy/{world.factory.study_id(DATASET, number)}"
             if (rows[key]["state"], rows[key]["reason"]) != ("held", "changed-on-server"):
                 wrong.append(f"study {number} ({said}): changed by the other lake, and then {rows[key]['state']}")
             if len(after.versions[key]) != len(checked.server.versions[key]):

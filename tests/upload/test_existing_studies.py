@@ -11,7 +11,7 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from tests.support.proxy import Proxy, ReceivedRequest, Reply
 from tests.support.upload_lakes import (
-    Site,
+    DatasetFactory,
     Study,
     ledger_rows,
     settings_for,
@@ -38,13 +38,13 @@ from tests.support.uploads import (
 
 
 def test_a_study_that_another_client_changed_is_held_until_it_may_be_overwritten(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [ONE, Study("2", "P1")])
+    factory.build(lake, "A", [ONE, Study("2", "P1")])
     load(lake, server, "A")
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
-    site.build(lake, "A", [with_changes(ONE, series={"1": 3}), Study("2", "P1", series={"1": 3})])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 3}), Study("2", "P1", series={"1": 3})])
 
     [done] = load(lake, server, "A")
     assert done.counts["ImagingStudy"] == {"held": 1, "stored": 1}
@@ -59,13 +59,13 @@ def test_a_study_that_another_client_changed_is_held_until_it_may_be_overwritten
 
 
 def test_an_endpoint_that_another_client_changed_stays_until_it_may_be_overwritten_and_the_studies_are_sent(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
     load(lake, server, "A")
-    path = f"Endpoint/{site.endpoint_id('A')}"
+    path = f"Endpoint/{factory.endpoint_id('A')}"
     put(server, get(server, path) | {"name": "of the radiology"})
-    moved = Moved(site.name)
+    moved = Moved(factory.name)
     moved.build(lake, "A", [with_changes(ONE, series={"1": 3})])
 
     for _ in range(2):
@@ -73,7 +73,7 @@ def test_an_endpoint_that_another_client_changed_stays_until_it_may_be_overwritt
         assert done.counts["Endpoint"] == {"held": 1}
         assert get(server, path)["name"] == "of the radiology"
         assert codes(lake, "A") == ["changed-on-server"]
-    assert get(server, study_path(site, "A", "1"))["numberOfInstances"] == 3
+    assert get(server, study_path(factory, "A", "1"))["numberOfInstances"] == 3
 
     [done] = load(lake, server, "A", overwrite=True)
     assert done.counts["Endpoint"] == {"stored": 1}
@@ -82,14 +82,16 @@ def test_an_endpoint_that_another_client_changed_stays_until_it_may_be_overwritt
     assert codes(lake, "A") == []
 
 
-def test_a_new_version_with_the_content_that_we_sent_is_not_a_conflict(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_a_new_version_with_the_content_that_we_sent_is_not_a_conflict(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    factory.build(lake, "A", [ONE])
     load(lake, server, "A")
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     before = get(server, path)
     put(server, before | {"description": "a note"})
     put(server, before)  # and back: version 3, with what we sent
-    site.build(lake, "A", [with_changes(ONE, series={"1": 3})])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 3})])
 
     [done] = load(lake, server, "A")
 
@@ -97,11 +99,13 @@ def test_a_new_version_with_the_content_that_we_sent_is_not_a_conflict(lake: Lak
     assert version(server, path) == "4"
 
 
-def test_a_change_between_the_look_and_the_write_is_not_overwritten(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_a_change_between_the_look_and_the_write_is_not_overwritten(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    factory.build(lake, "A", [ONE])
     load(lake, server, "A")
-    path = study_path(site, "A", "1")
-    site.build(lake, "A", [with_changes(ONE, series={"1": 3})])
+    path = study_path(factory, "A", "1")
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 3})])
     late: list[int] = []
 
     def changes(asked: ReceivedRequest) -> Reply | None:
@@ -118,22 +122,24 @@ def test_a_change_between_the_look_and_the_write_is_not_overwritten(lake: Lake, 
     assert get(server, path)["description"] == "just now"
 
 
-def test_where_the_answer_names_no_version_the_resource_is_read_back(lake: Lake, server: Proxy, site: Site) -> None:
+def test_where_the_answer_names_no_version_the_resource_is_read_back(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
     def silent(asked: ReceivedRequest) -> Reply | None:
         if asked.method != "PUT" or not asked.path.startswith("ImagingStudy"):
             return None
         put(behind_proxy(server), orjson.loads(asked.body))
         return Reply(200)
 
-    site.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
+    factory.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
     settings = settings_for(server.url, single_request_bytes=0)
     server.rule = silent
     upload(["A"], lake, settings)
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     read_back = ledger_rows(lake, server.url, "A")[path]["version"]
     server.rule = lambda _: None
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
-    site.build(lake, "A", [with_changes(ONE, series={"1": 3}), Study("2", "P2", unit="sub-2", series={"1": 3})])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 3}), Study("2", "P2", unit="sub-2", series={"1": 3})])
 
     [done] = upload(["A"], lake, settings)
 
@@ -144,12 +150,12 @@ def test_where_the_answer_names_no_version_the_resource_is_read_back(lake: Lake,
 
 
 def test_a_study_that_is_held_stays_held_after_a_run_in_which_the_server_failed(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [with_changes(ONE, series={"1": 2, "2": 3})])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 2, "2": 3})])
     load(lake, server, "A")
-    site.build(lake, "A", [with_changes(ONE, series={"1": 2})])
-    path = study_path(site, "A", "1")
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 2})])
+    path = study_path(factory, "A", "1")
     server.rule = lambda asked: Reply(500) if asked.method == "GET" and asked.path == path else None
     [failed] = upload(["A"], lake, settings_for(server.url, retry_seconds=0))
     server.rule = lambda _: None
@@ -163,14 +169,14 @@ def test_a_study_that_is_held_stays_held_after_a_run_in_which_the_server_failed(
 
 
 def test_a_study_that_another_client_changed_is_held_also_when_its_folder_is_renamed(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [with_changes(ONE, patient={"gender": "male"})])
+    factory.build(lake, "A", [with_changes(ONE, patient={"gender": "male"})])
     load(lake, server, "A")
-    path = study_path(site, "A", "1")
+    path = study_path(factory, "A", "1")
     put(server, get(server, path) | {"description": "read by Dr. Roe"})
     moved = with_changes(ONE, unit="sub-2", series={"1": 3}, patient={"gender": "female"})
-    site.build(lake, "A", [moved])
+    factory.build(lake, "A", [moved])
     server.requests.clear()
 
     [done] = load(lake, server, "A")
@@ -179,31 +185,31 @@ def test_a_study_that_another_client_changed_is_held_also_when_its_folder_is_ren
     assert codes(lake, "A") == ["changed-on-server"]
     assert get(server, path)["description"] == "read by Dr. Roe"
     # what we said of the patient is known as ours, and corrected
-    assert get(server, patient_path(site, "A", ONE))["gender"] == "female"
-    assert ledger_rows(lake, server.url, "A", "sub-2").keys() == {path, patient_path(site, "A", ONE)}
+    assert get(server, patient_path(factory, "A", ONE))["gender"] == "female"
+    assert ledger_rows(lake, server.url, "A", "sub-2").keys() == {path, patient_path(factory, "A", ONE)}
     assert ledger_rows(lake, server.url, "A", "sub-1") == {}
 
 
 @pytest.mark.parametrize("how", ["the answer is lost", "the folder is renamed", "the ledger is lost"])
 def test_an_existing_study_that_ours_was_merged_into_is_known_again(
-    lake: Lake, server: Proxy, site: Site, how: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, how: str
 ) -> None:
-    theirs = make_external_study(site)
+    theirs = make_external_study(factory)
     put(server, theirs)
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
     settings = settings_for(server.url, existing_study="merge", single_request_bytes=0)
     lost = iter([Reply(cut=True)] if how == "the answer is lost" else [])
     server.rule = lambda asked: next(lost, None) if asked.path.endswith("-theirs") else None
     upload(["A"], lake, settings)
     if how == "the folder is renamed":
-        site.build(lake, "A", [with_changes(ONE, unit="sub-2")])
+        factory.build(lake, "A", [with_changes(ONE, unit="sub-2")])
     if how == "the ledger is lost":
         Path(lake.root, "ledger.sqlite").unlink()
 
     [done] = upload(["A"], lake, settings)
 
     assert done.counts["ImagingStudy"] in ({"external": 1}, {"unchanged": 1})
-    assert status_of(server, study_path(site, "A", "1")) == 404
+    assert status_of(server, study_path(factory, "A", "1")) == 404
     made = get(server, f"ImagingStudy/{theirs['id']}")
     assert (made["meta"]["versionId"], made["description"], made["subject"]) == (
         "2",
@@ -211,15 +217,17 @@ def test_an_existing_study_that_ours_was_merged_into_is_known_again(
         {"display": "somebody"},
     )
     unit = "sub-2" if how == "the folder is renamed" else "sub-1"
-    assert ledger_rows(lake, server.url, "A", unit)[study_path(site, "A", "1")]["is_external"]
+    assert ledger_rows(lake, server.url, "A", unit)[study_path(factory, "A", "1")]["is_external"]
 
 
-def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(lake: Lake, server: Proxy, site: Site) -> None:
+def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
     person, other = shared_person(), Study("2", "P2", unit="sub-2", rule="authority")
-    site.build(lake, "A", [person, other])
+    factory.build(lake, "A", [person, other])
     load(lake, server, "A")
-    site.build(lake, "A", [other])
-    site.build(lake, "B", [person])
+    factory.build(lake, "A", [other])
+    factory.build(lake, "B", [person])
     meanwhile = threading.Thread(target=load, args=(Lake(lake.root).open(), server, "B"))
 
     def progress(*_: Any) -> None:
@@ -229,32 +237,34 @@ def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(lake: Lake, s
 
     [done] = load(lake, server, "A", prune=True, progress=progress)
 
-    patient = patient_path(site, "A", person)
-    assert done.removed == (study_path(site, "A", person.number),)
+    patient = patient_path(factory, "A", person)
+    assert done.removed == (study_path(factory, "A", person.number),)
     assert version(server, patient) == "1"
-    assert {patient, f"Endpoint/{site.endpoint_id('B')}"} <= shared_ledger_rows(lake, server.url).keys()
+    assert {patient, f"Endpoint/{factory.endpoint_id('B')}"} <= shared_ledger_rows(lake, server.url).keys()
 
 
 @pytest.mark.parametrize("setting", ["hold", "merge"])
 def test_a_study_of_another_namespace_whose_dataset_has_the_same_name_is_external(
-    lake: Lake, server: Proxy, site: Site, setting: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, setting: str
 ) -> None:
-    theirs = make_external_study(site, identifier=site.imaging_study("A", ONE)["identifier"])
+    theirs = make_external_study(factory, identifier=factory.imaging_study("A", ONE)["identifier"])
     put(server, theirs)
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
 
     [done] = upload(["A"], lake, settings_for(server.url, existing_study=setting))
 
     assert done.counts["ImagingStudy"] == ({"held": 1} if setting == "hold" else {"external": 1})
     assert codes(lake, "A") == ["study-exists-on-server" if setting == "hold" else "study-merged"]
-    assert status_of(server, study_path(site, "A", "1")) == 404
+    assert status_of(server, study_path(factory, "A", "1")) == 404
     made = get(server, f"ImagingStudy/{theirs['id']}")
     assert (made["meta"]["versionId"], made["subject"]) == ("1" if setting == "hold" else "2", {"display": "somebody"})
 
 
-def test_the_same_study_in_two_datasets_of_ours_is_two_resources(lake: Lake, server: Proxy, site: Site) -> None:
+def test_the_same_study_in_two_datasets_of_ours_is_two_resources(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
     for dataset in "AB":
-        site.build(lake, dataset, [ONE])
+        factory.build(lake, dataset, [ONE])
 
     done = load(lake, server, "A", "B")
 
@@ -263,22 +273,22 @@ def test_the_same_study_in_two_datasets_of_ours_is_two_resources(lake: Lake, ser
 
 @pytest.mark.parametrize("order", ["AB", "BA"])
 def test_an_existing_study_that_one_dataset_was_merged_into_is_external_to_another(
-    lake: Lake, server: Proxy, site: Site, order: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, order: str
 ) -> None:
-    theirs = make_external_study(site)
+    theirs = make_external_study(factory)
     put(server, theirs)
     for dataset in order:
-        site.build(lake, dataset, [ONE])
+        factory.build(lake, dataset, [ONE])
         upload([dataset], lake, settings_for(server.url, existing_study="merge"))
 
-    assert [status_of(server, study_path(site, dataset, "1")) for dataset in order] == [404, 404]
+    assert [status_of(server, study_path(factory, dataset, "1")) for dataset in order] == [404, 404]
     named = [i["value"] for i in get(server, f"ImagingStudy/{theirs['id']}")["identifier"][1:]]
     assert sorted(named) == ["urn:uid:A", "urn:uid:B"]
 
 
-def test_a_merged_study_is_a_finding_of_every_run(lake: Lake, server: Proxy, site: Site) -> None:
-    put(server, make_external_study(site))
-    site.build(lake, "A", [ONE])
+def test_a_merged_study_is_a_finding_of_every_run(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    put(server, make_external_study(factory))
+    factory.build(lake, "A", [ONE])
     settings = settings_for(server.url, existing_study="merge")
 
     told = [(upload(["A"], lake, settings)[0].counts["ImagingStudy"], codes(lake, "A")) for _ in range(3)]
@@ -287,10 +297,10 @@ def test_a_merged_study_is_a_finding_of_every_run(lake: Lake, server: Proxy, sit
 
 
 def test_a_dataset_that_is_being_written_does_not_keep_the_others_from_the_server(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     for dataset in "ABC":
-        site.build(lake, dataset, [ONE])
+        factory.build(lake, dataset, [ONE])
     impatient = Lake(lake.root, 0.0, lambda _: None).open()
 
     with lake.lock("B", "build of B"):
@@ -301,35 +311,35 @@ def test_a_dataset_that_is_being_written_does_not_keep_the_others_from_the_serve
     assert "build of B" in str(done[1].stopped)
 
 
-def test_an_existing_study_is_not_changed_and_ours_is_held(lake: Lake, server: Proxy, site: Site) -> None:
-    theirs = make_external_study(site)
+def test_an_existing_study_is_not_changed_and_ours_is_held(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    theirs = make_external_study(factory)
     put(server, theirs)
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
 
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"held": 1}
     assert codes(lake, "A") == ["study-exists-on-server"]
-    assert status_of(server, study_path(site, "A", "1")) == 404
+    assert status_of(server, study_path(factory, "A", "1")) == 404
     assert version(server, f"ImagingStudy/{theirs['id']}") == "1"
 
 
-def test_an_existing_study_is_duplicated_if_that_is_set(lake: Lake, server: Proxy, site: Site) -> None:
-    put(server, make_external_study(site))
-    site.build(lake, "A", [ONE])
+def test_an_existing_study_is_duplicated_if_that_is_set(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    put(server, make_external_study(factory))
+    factory.build(lake, "A", [ONE])
 
     [done] = upload(["A"], lake, settings_for(server.url, existing_study="duplicate"))
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
-    assert status_of(server, study_path(site, "A", "1")) == 200
+    assert status_of(server, study_path(factory, "A", "1")) == 200
 
 
 def test_our_instances_are_merged_into_an_existing_study_and_its_content_stays(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    theirs = make_external_study(site)
+    theirs = make_external_study(factory)
     put(server, theirs)
-    site.build(lake, "A", [with_changes(ONE, series={"1": 2, "2": 3})])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 2, "2": 3})])
     settings = settings_for(server.url, existing_study="merge")
 
     [done] = upload(["A"], lake, settings)
@@ -340,23 +350,23 @@ def test_our_instances_are_merged_into_an_existing_study_and_its_content_stays(
     made = get(server, path)
     assert (made["description"], made["subject"]) == ("of the hospital", {"display": "somebody"})
     assert {one["uid"]: one["numberOfInstances"] for one in made["series"]} == {
-        site.uid("1", "1"): 2,
+        factory.uid("1", "1"): 2,
         "1.2.3.4": 7,
-        site.uid("1", "2"): 3,
+        factory.uid("1", "2"): 3,
     }
     assert made["series"][0]["description"] == "theirs"
     assert (made["numberOfSeries"], made["numberOfInstances"]) == (3, 8)
-    assert status_of(server, study_path(site, "A", "1")) == 404
+    assert status_of(server, study_path(factory, "A", "1")) == 404
 
     server.requests.clear()
     upload(["A"], lake, settings)
     assert server.request_lines() == []
-    site.build(lake, "A", [with_changes(ONE, series={"1": 4, "2": 3})])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 4, "2": 3})])
     upload(["A"], lake, settings)
-    assert {one["uid"]: one["numberOfInstances"] for one in get(server, path)["series"]}[site.uid("1", "1")] == 4
+    assert {one["uid"]: one["numberOfInstances"] for one in get(server, path)["series"]}[factory.uid("1", "1")] == 4
     assert version(server, path) == "3"
 
     # what another client owns is not deleted
-    site.build(lake, "A", [])
+    factory.build(lake, "A", [])
     upload(["A"], lake, settings, prune=True)
     assert status_of(server, path) == 200

@@ -11,7 +11,7 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from tests.support.proxy import Proxy, ReceivedRequest, Reply
 from tests.support.upload_lakes import (
-    Site,
+    DatasetFactory,
     Study,
     attempts,
     ledger_rows,
@@ -39,16 +39,16 @@ from tests.support.uploads import (
 
 @pytest.mark.parametrize("order", [("A", "B"), ("B", "A")])
 def test_a_shared_patient_is_the_same_in_both_orders(
-    lake: Lake, server: Proxy, site: Site, order: Sequence[str]
+    lake: Lake, server: Proxy, factory: DatasetFactory, order: Sequence[str]
 ) -> None:
     said = {
         "A": shared_person(birthDate="1980-05-01", name=[{"family": "Beta"}]),
         "B": shared_person(gender="female", name=[{"family": "Alpha"}]),
     }
     for dataset in order:
-        site.build(lake, dataset, [said[dataset]])
+        factory.build(lake, dataset, [said[dataset]])
         load(lake, server, dataset)
-    path = patient_path(site, "A", said["A"])
+    path = patient_path(factory, "A", said["A"])
     assert version(server, path) == "2"
     server.requests.clear()
 
@@ -64,25 +64,27 @@ def test_a_shared_patient_is_the_same_in_both_orders(
     assert codes(lake, "A") == codes(lake, "B") == []
 
 
-def test_two_datasets_in_one_run_make_one_version(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [shared_person(birthDate="1980-05-01")])
-    site.build(lake, "B", [shared_person(gender="female")])
+def test_two_datasets_in_one_run_make_one_version(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [shared_person(birthDate="1980-05-01")])
+    factory.build(lake, "B", [shared_person(gender="female")])
 
     first, second = load(lake, server, "A", "B")
 
     assert first.counts["Patient"] == second.counts["Patient"] == {"stored": 1}
-    patient = get(server, patient_path(site, "A", shared_person()))
+    patient = get(server, patient_path(factory, "A", shared_person()))
     assert (patient["birthDate"], patient["gender"], patient["meta"]["versionId"]) == ("1980-05-01", "female", "1")
 
 
-def test_a_conflict_is_a_finding_and_the_value_on_the_server_stays(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "B", [shared_person(birthDate="1980-05-01")])
+def test_a_conflict_is_a_finding_and_the_value_on_the_server_stays(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    factory.build(lake, "B", [shared_person(birthDate="1980-05-01")])
     load(lake, server, "B")
-    site.build(lake, "A", [shared_person(birthDate="1999-09-09")])
+    factory.build(lake, "A", [shared_person(birthDate="1999-09-09")])
 
     load(lake, server, "A", "B")
 
-    path = patient_path(site, "A", shared_person())
+    path = patient_path(factory, "A", shared_person())
     assert get(server, path)["birthDate"] == "1980-05-01"
     assert version(server, path) == "1"
     for dataset in ("A", "B"):
@@ -93,21 +95,21 @@ def test_a_conflict_is_a_finding_and_the_value_on_the_server_stays(lake: Lake, s
             "(masked)",
             "sub-1",
         )
-        assert found["message"] == f"{path}: birthDate is not the same in A, B"
+        assert found["message"] == f"{path}: birthDate has different values in A, B"
 
 
 # -- Patients that the server has already -----------------------------------------------------------------------------
 
 
-def external(site: Site, name: str, value: str = "P1", **more: Any) -> dict[str, Any]:
-    identifier = [{"system": site.authority, "value": value}]
-    return {"resourceType": "Patient", "id": f"{site.name}-{name}", "identifier": identifier, **more}
+def external(factory: DatasetFactory, name: str, value: str = "P1", **more: Any) -> dict[str, Any]:
+    identifier = [{"system": factory.authority, "value": value}]
+    return {"resourceType": "Patient", "id": f"{factory.name}-{name}", "identifier": identifier, **more}
 
 
-def test_an_external_patient_is_referred_to_and_not_changed(lake: Lake, server: Proxy, site: Site) -> None:
-    theirs = external(site, "theirs", birthDate="1980-05-01", telecom=[{"system": "phone", "value": "1"}])
+def test_an_external_patient_is_referred_to_and_not_changed(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    theirs = external(factory, "theirs", birthDate="1980-05-01", telecom=[{"system": "phone", "value": "1"}])
     put(server, theirs)
-    site.build(lake, "A", [shared_person(birthDate="1980-05-01")])
+    factory.build(lake, "A", [shared_person(birthDate="1980-05-01")])
 
     [done] = load(lake, server, "A")
     server.requests.clear()
@@ -116,47 +118,53 @@ def test_an_external_patient_is_referred_to_and_not_changed(lake: Lake, server: 
     assert done.counts["Patient"] == again.counts["Patient"] == {"external": 1}
     assert done.counts["ImagingStudy"] == {"stored": 1}
     assert server.request_lines() == []
-    assert get(server, study_path(site, "A", "1"))["subject"]["reference"] == f"Patient/{theirs['id']}"
+    assert get(server, study_path(factory, "A", "1"))["subject"]["reference"] == f"Patient/{theirs['id']}"
     assert version(server, f"Patient/{theirs['id']}") == "1"
-    assert status_of(server, patient_path(site, "A", shared_person())) == 404
+    assert status_of(server, patient_path(factory, "A", shared_person())) == 404
     [row] = [r for r in shared_ledger_rows(lake, server.url).values() if r["type"] == "Patient"]
     assert (row["server_id"], row["state"]) == (theirs["id"], "stored")
     assert codes(lake, "A") == ["external-patient-used"]
 
 
 @pytest.mark.parametrize("value", ["A|B", "A,B", "A$B", "A\\B", "A&B+C %7C", "Ä-東?;"])
-def test_the_identifier_that_is_searched_is_exactly_that(lake: Lake, server: Proxy, site: Site, value: str) -> None:
-    put(server, external(site, "right", value))
-    put(server, external(site, "wrong", "A"))
-    site.build(lake, "A", [Study("1", value, rule="crosswalk")])
+def test_the_identifier_that_is_searched_is_exactly_that(
+    lake: Lake, server: Proxy, factory: DatasetFactory, value: str
+) -> None:
+    put(server, external(factory, "right", value))
+    put(server, external(factory, "wrong", "A"))
+    factory.build(lake, "A", [Study("1", value, rule="crosswalk")])
 
     load(lake, server, "A")
 
-    reference = get(server, study_path(site, "A", "1"))["subject"]["reference"]
-    assert reference == f"Patient/{site.name}-right"
+    reference = get(server, study_path(factory, "A", "1"))["subject"]["reference"]
+    assert reference == f"Patient/{factory.name}-right"
 
 
-def test_several_patients_of_one_identifier_hold_the_studies(lake: Lake, server: Proxy, site: Site) -> None:
+def test_several_patients_of_one_identifier_hold_the_studies(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
     for name in ("one", "other"):
-        put(server, external(site, name))
-    site.build(lake, "A", [shared_person(), Study("2", "P2", unit="sub-2", rule="authority")])
+        put(server, external(factory, name))
+    factory.build(lake, "A", [shared_person(), Study("2", "P2", unit="sub-2", rule="authority")])
 
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"held": 1, "stored": 1}
-    assert status_of(server, study_path(site, "A", "1")) == 404
+    assert status_of(server, study_path(factory, "A", "1")) == 404
     [found] = findings(lake, "A")
-    assert (found["code"], found["study_uid"]) == ("patient-ambiguous", site.uid("1"))
-    assert f"Patient/{site.name}-one" in found["message"]
+    assert (found["code"], found["study_uid"]) == ("patient-ambiguous", factory.uid("1"))
+    assert f"Patient/{factory.name}-one" in found["message"]
 
 
-def test_a_patient_in_conflict_holds_the_studies_until_that_is_fixed(lake: Lake, server: Proxy, site: Site) -> None:
-    put(server, external(site, "theirs", gender="male"))
-    site.build(lake, "A", [shared_person(gender="female")])
+def test_a_patient_in_conflict_holds_the_studies_until_that_is_fixed(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    put(server, external(factory, "theirs", gender="male"))
+    factory.build(lake, "A", [shared_person(gender="female")])
 
     [held] = load(lake, server, "A")
     told = codes(lake, "A")
-    site.build(lake, "A", [shared_person(gender="male")])
+    factory.build(lake, "A", [shared_person(gender="male")])
     [fixed] = load(lake, server, "A")
 
     assert held.counts["ImagingStudy"] == {"held": 1}
@@ -168,45 +176,47 @@ def test_a_patient_in_conflict_holds_the_studies_until_that_is_fixed(lake: Lake,
     }
 
 
-def test_our_own_patient_is_known_again_by_a_new_lake(tmp_path: Path, server: Proxy, site: Site) -> None:
+def test_our_own_patient_is_known_again_by_a_new_lake(tmp_path: Path, server: Proxy, factory: DatasetFactory) -> None:
     for name in ("first", "second"):
         lake = new_lake(tmp_path / name)
-        site.build(lake, "A", [shared_person(gender="male")])
+        factory.build(lake, "A", [shared_person(gender="male")])
         [done] = load(lake, server, "A")
 
     assert done.counts["Patient"] == {"unchanged": 1}
-    assert version(server, patient_path(site, "A", shared_person())) == "1"
+    assert version(server, patient_path(factory, "A", shared_person())) == "1"
     assert codes(lake, "A") == []
 
 
 def test_two_lakes_that_know_different_things_of_a_patient_make_one_that_stays_as_it_is(
-    tmp_path: Path, server: Proxy, site: Site
+    tmp_path: Path, server: Proxy, factory: DatasetFactory
 ) -> None:
     said = {"A": {"birthDate": "1980-05-01"}, "B": {"gender": "female", "name": [{"family": "Alpha"}]}}
     lakes = {name: new_lake(tmp_path / name) for name in said}
     for name, patient in said.items():
-        site.build(lakes[name], name, [shared_person(**patient)])
+        factory.build(lakes[name], name, [shared_person(**patient)])
     for name in ("A", "B", "A", "B"):
         load(lakes[name], server, name)
 
-    path = patient_path(site, "A", shared_person())
+    path = patient_path(factory, "A", shared_person())
     patient = get(server, path)
     assert (patient["birthDate"], patient["gender"], patient["name"]) == ("1980-05-01", "female", [{"family": "Alpha"}])
     assert patient["meta"]["versionId"] == "2"
 
     # what one lake says differently now is changed, and what the other said stays
-    site.build(lakes["A"], "A", [shared_person(birthDate="1981-06-02")])
+    factory.build(lakes["A"], "A", [shared_person(birthDate="1981-06-02")])
     load(lakes["A"], server, "A")
     patient = get(server, path)
     assert (patient["birthDate"], patient["gender"]) == ("1981-06-02", "female")
 
 
-def test_what_another_client_added_to_a_patient_of_ours_stays(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [with_changes(ONE, patient={"gender": "male"})])
+def test_what_another_client_added_to_a_patient_of_ours_stays(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    factory.build(lake, "A", [with_changes(ONE, patient={"gender": "male"})])
     load(lake, server, "A")
-    path = patient_path(site, "A", ONE)
+    path = patient_path(factory, "A", ONE)
     put(server, get(server, path) | {"telecom": [{"system": "phone", "value": "1"}]})
-    site.build(lake, "A", [with_changes(ONE, patient={"gender": "male", "birthDate": "1980-05-01"})])
+    factory.build(lake, "A", [with_changes(ONE, patient={"gender": "male", "birthDate": "1980-05-01"})])
 
     load(lake, server, "A")
 
@@ -215,32 +225,34 @@ def test_what_another_client_added_to_a_patient_of_ours_stays(lake: Lake, server
     assert codes(lake, "A") == []
 
 
-def test_another_patient_of_the_same_identifier_is_a_finding(tmp_path: Path, server: Proxy, site: Site) -> None:
+def test_another_patient_of_the_same_identifier_is_a_finding(
+    tmp_path: Path, server: Proxy, factory: DatasetFactory
+) -> None:
     lakes = [new_lake(tmp_path / name) for name in ("first", "second")]
     for lake in lakes:
-        site.build(lake, "A", [shared_person()])
+        factory.build(lake, "A", [shared_person()])
     load(lakes[0], server, "A")
-    put(server, external(site, "late"))
+    put(server, external(factory, "late"))
 
     [done] = load(lakes[1], server, "A")
 
     assert done.counts["ImagingStudy"] == {"unchanged": 1}
     assert codes(lakes[1], "A") == ["duplicate-patient-on-server"]
-    assert get(server, study_path(site, "A", "1"))["subject"]["reference"].endswith(
-        site.patient_id("A", shared_person())
+    assert get(server, study_path(factory, "A", "1"))["subject"]["reference"].endswith(
+        factory.patient_id("A", shared_person())
     )
 
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
 def test_values_of_ours_that_the_server_stored_without_an_answer_are_known_as_ours(
-    lake: Lake, server: Proxy, site: Site, rule: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, rule: str
 ) -> None:
     """What we say next is then not in conflict with another client."""
-    path = patient_path(site, "A", Study("1", "P1", rule=rule))
+    path = patient_path(factory, "A", Study("1", "P1", rule=rule))
     contributions: list[list[str | None]] = []
 
     def says(gender: str) -> None:
-        site.build(lake, "A", [Study("1", "P1", rule=rule, patient={"gender": gender})])
+        factory.build(lake, "A", [Study("1", "P1", rule=rule, patient={"gender": gender})])
 
     def known() -> list[str | None]:
         rows = shared_ledger_rows(lake, server.url) if rule == "authority" else ledger_rows(lake, server.url, "A")
@@ -274,12 +286,12 @@ def test_values_of_ours_that_the_server_stored_without_an_answer_are_known_as_ou
 
 
 def test_a_shared_patient_that_a_refused_study_still_refers_to_is_not_pruned(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     old, new = shared_person(), Study("1", "P2", rule="authority")
-    site.build(lake, "A", [old])
+    factory.build(lake, "A", [old])
     load(lake, server, "A")
-    site.build(lake, "A", [new])
+    factory.build(lake, "A", [new])
     server.rule = lambda asked: Reply(422) if b'"url":"ImagingStudy' in asked.body else None
 
     [refused] = load(lake, server, "A", prune=True)
@@ -289,4 +301,4 @@ def test_a_shared_patient_that_a_refused_study_still_refers_to_is_not_pruned(
 
     assert refused.counts["ImagingStudy"] == {"rejected": 1}
     assert (asked, refused.removed) == ([], ())
-    assert done.removed == (patient_path(site, "A", old),)
+    assert done.removed == (patient_path(factory, "A", old),)

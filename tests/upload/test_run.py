@@ -13,11 +13,11 @@ from dicom_etl.fhir_client.errors import UnreachableError, UnsuitableServerError
 from dicom_etl.fhir_connection import server_name
 from dicom_etl.lake.schemas import UPLOAD_LEDGER
 from dicom_etl.lake.tables import Lake
-from dicom_etl.stages.upload import NotBuiltError, Uploaded, upload
-from dicom_etl.upload import run
+from dicom_etl.stages.upload import NotBuiltError, UploadSummary, upload
+from dicom_etl.upload import datasets
 from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
 from tests.support.upload_lakes import (
-    Site,
+    DatasetFactory,
     Study,
     attempts,
     ledger_rows,
@@ -35,9 +35,11 @@ ROOT = Path(__file__).parents[2]
 # -- what is sent -----------------------------------------------------------------------------------------------------
 
 
-def test_two_uploads_leave_one_of_each_and_the_second_sends_nothing(lake: Lake, server: Proxy, site: Site) -> None:
+def test_two_uploads_leave_one_of_each_and_the_second_sends_nothing(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
     two = Study("2", "P2", unit="sub-2", rule="authority")
-    site.build(lake, "A", [ONE, two])
+    factory.build(lake, "A", [ONE, two])
 
     [first] = load(lake, server, "A")
     server.requests.clear()
@@ -50,20 +52,20 @@ def test_two_uploads_leave_one_of_each_and_the_second_sends_nothing(lake: Lake, 
         "Patient": {"unchanged": 2},
     }
     assert [one.path for one in server.requests] == ["metadata"]
-    for path in (study_path(site, "A", "1"), study_path(site, "A", "2"), f"Endpoint/{site.endpoint_id('A')}"):
+    for path in (study_path(factory, "A", "1"), study_path(factory, "A", "2"), f"Endpoint/{factory.endpoint_id('A')}"):
         assert version(server, path) == "1"
     for study in (ONE, two):
-        assert version(server, patient_path(site, "A", study)) == "1"
-        system, value = site.identifier("A", study)
+        assert version(server, patient_path(factory, "A", study)) == "1"
+        system, value = factory.identifier("A", study)
         assert get(server, f"Patient?identifier={system}%7C{value}&_summary=count")["total"] == 1
 
 
-def test_the_ledger_says_what_the_server_has(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_the_ledger_says_what_the_server_has(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [ONE])
 
     load(lake, server, "A")
 
-    row = ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]
+    row = ledger_rows(lake, server.url, "A")[study_path(factory, "A", "1")]
     row_time = row.pop("time")
     assert row == {
         "lake_id": lake.lake_id,
@@ -72,9 +74,9 @@ def test_the_ledger_says_what_the_server_has(lake: Lake, server: Proxy, site: Si
         "unit": "sub-1",
         "subject": "sub-1",
         "type": "ImagingStudy",
-        "business_key": site.uid("1"),
-        "id": site.study_id("A", "1"),
-        "server_id": site.study_id("A", "1"),
+        "business_key": factory.uid("1"),
+        "id": factory.study_id("A", "1"),
+        "server_id": factory.study_id("A", "1"),
         "is_external": False,
         "hash": row["hash"],
         "server_hash": row["server_hash"],
@@ -91,26 +93,26 @@ def test_the_ledger_says_what_the_server_has(lake: Lake, server: Proxy, site: Si
     assert len(row["hash"]) == len(row["server_hash"]) == 64
     assert row_time is not None
     assert attempts(lake) == []
-    assert list(shared_ledger_rows(lake, server.url)) == [f"Endpoint/{site.endpoint_id('A')}"]
+    assert list(shared_ledger_rows(lake, server.url)) == [f"Endpoint/{factory.endpoint_id('A')}"]
     assert codes(lake, "A") == []
 
 
-def test_the_version_rises_only_when_the_content_changes(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE, Study("2", "P1")])
+def test_the_version_rises_only_when_the_content_changes(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [ONE, Study("2", "P1")])
     load(lake, server, "A")
 
-    site.build(lake, "A", [with_changes(ONE, series={"1": 3}), Study("2", "P1")])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 3}), Study("2", "P1")])
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 1, "unchanged": 1}
-    assert version(server, study_path(site, "A", "1")) == "2"
-    assert version(server, study_path(site, "A", "2")) == "1"
-    assert version(server, patient_path(site, "A", ONE)) == "1"
-    assert ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["version"] == "2"
+    assert version(server, study_path(factory, "A", "1")) == "2"
+    assert version(server, study_path(factory, "A", "2")) == "1"
+    assert version(server, patient_path(factory, "A", ONE)) == "1"
+    assert ledger_rows(lake, server.url, "A")[study_path(factory, "A", "1")]["version"] == "2"
 
 
-def test_many_studies_travel_in_few_requests(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(60)])
+def test_many_studies_travel_in_few_requests(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(60)])
 
     [done] = load(lake, server, "A")
 
@@ -121,11 +123,11 @@ def test_many_studies_travel_in_few_requests(lake: Lake, server: Proxy, site: Si
 
 
 def test_patients_go_a_little_ahead_of_the_studies_and_before_those_that_refer_to_them(
-    lake: Lake, server: Proxy, site: Site, monkeypatch: pytest.MonkeyPatch
+    lake: Lake, server: Proxy, factory: DatasetFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Units go by fours here; patients have studies in several, also beyond such a border."""
-    monkeypatch.setattr(run, "_SLAB_UNITS", 4)
-    site.build(lake, "A", [Study(str(n), f"P{n // 3}", unit=f"sub-{n:02}") for n in range(20)])
+    monkeypatch.setattr(datasets, "GROUP_UNITS", 4)
+    factory.build(lake, "A", [Study(str(n), f"P{n // 3}", unit=f"sub-{n:02}") for n in range(20)])
     settings = settings_for(server.url, max_concurrent_requests=2, max_bundle_entries=2)
 
     [done] = upload(["A"], lake, settings)
@@ -141,10 +143,10 @@ def test_patients_go_a_little_ahead_of_the_studies_and_before_those_that_refer_t
     assert [row["version"] for row in rows] == ["1"] * (20 + 7)
 
 
-def test_without_a_server_the_files_are_the_result(lake: Lake, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_without_a_server_the_files_are_the_result(lake: Lake, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [ONE])
 
-    assert upload(["A"], lake, settings_for(None)) == [Uploaded("A", None)]
+    assert upload(["A"], lake, settings_for(None)) == [UploadSummary("A", None)]
     assert not lake.exists("upload_ledger")
 
 
@@ -154,13 +156,13 @@ def test_a_dataset_that_was_not_built_is_an_error(lake: Lake, server: Proxy) -> 
     assert server.requests == []
 
 
-def test_names_with_blanks_and_slashes_can_be_uploaded(lake: Lake, server: Proxy, site: Site) -> None:
+def test_names_with_blanks_and_slashes_can_be_uploaded(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     study = Study("1", "P1", unit="sub 1/ä")
-    site.build(lake, "Brust / 2024", [study])
+    factory.build(lake, "Brust / 2024", [study])
 
     [done] = load(lake, server, "Brust / 2024")
     [again] = load(lake, server, "Brust / 2024")
-    site.build(lake, "Brust / 2024", [Study("2", "P2")])
+    factory.build(lake, "Brust / 2024", [Study("2", "P2")])
     load(lake, server, "Brust / 2024")
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
@@ -172,26 +174,26 @@ def test_names_with_blanks_and_slashes_can_be_uploaded(lake: Lake, server: Proxy
 
 
 def test_a_busy_server_gets_fewer_requests_at_once_and_more_again_when_it_is_calm(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(40)])
+    factory.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(40)])
     busy = iter([Reply(429, headers={"Retry-After": "0"})] * 4)
     server.rule = lambda asked: next(busy, None) if asked.is_posted else None
 
     [done] = upload(["A"], lake, settings_for(server.url, max_concurrent_requests=4, max_bundle_entries=2))
 
     assert done.counts["ImagingStudy"] == {"stored": 40}
-    assert ledger_rows(lake, server.url, "A", "sub-39")[study_path(site, "A", "39")]["version"] == "1"
+    assert ledger_rows(lake, server.url, "A", "sub-39")[study_path(factory, "A", "39")]["version"] == "1"
 
 
 # -- no content is lost -----------------------------------------------------------------------------------------------
 
 
-def test_an_update_that_removes_content_is_held_until_prune(lake: Lake, server: Proxy, site: Site) -> None:
-    path = study_path(site, "A", "1")
-    site.build(lake, "A", [with_changes(ONE, series={"1": 2, "2": 3})])
+def test_an_update_that_removes_content_is_held_until_prune(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    path = study_path(factory, "A", "1")
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 2, "2": 3})])
     load(lake, server, "A")
-    site.build(lake, "A", [with_changes(ONE, series={"1": 1})])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 1})])
 
     [held] = load(lake, server, "A")
     [found] = findings(lake, "A")
@@ -207,43 +209,45 @@ def test_an_update_that_removes_content_is_held_until_prune(lake: Lake, server: 
     assert codes(lake, "A") == []
 
 
-def test_a_study_that_is_whole_again_is_no_longer_held(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_a_study_that_is_whole_again_is_no_longer_held(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [ONE])
     load(lake, server, "A")
-    site.build(lake, "A", [with_changes(ONE, series={"1": 1})])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 1})])
     load(lake, server, "A")
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
 
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"unchanged": 1}
     assert codes(lake, "A") == []
-    assert version(server, study_path(site, "A", "1")) == "1"
+    assert version(server, study_path(factory, "A", "1")) == "1"
 
 
-def test_a_new_lake_with_fewer_instances_removes_nothing(tmp_path: Path, server: Proxy, site: Site) -> None:
+def test_a_new_lake_with_fewer_instances_removes_nothing(
+    tmp_path: Path, server: Proxy, factory: DatasetFactory
+) -> None:
     full, part = new_lake(tmp_path / "full"), new_lake(tmp_path / "part")
-    site.build(full, "A", [with_changes(ONE, series={"1": 5})])
+    factory.build(full, "A", [with_changes(ONE, series={"1": 5})])
     load(full, server, "A")
-    site.build(part, "A", [with_changes(ONE, series={"1": 1})])
+    factory.build(part, "A", [with_changes(ONE, series={"1": 1})])
 
     [held] = load(part, server, "A")
 
     assert held.counts["ImagingStudy"] == {"held": 1}
-    assert get(server, study_path(site, "A", "1"))["numberOfInstances"] == 5
+    assert get(server, study_path(factory, "A", "1"))["numberOfInstances"] == 5
 
 
-def test_what_is_orphaned_stays_on_the_server_until_prune(lake: Lake, server: Proxy, site: Site) -> None:
+def test_what_is_orphaned_stays_on_the_server_until_prune(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     gone = Study("2", "P2", unit="sub-2", rule="authority")
     own = Study("3", "P3", unit="sub-3")
-    site.build(lake, "A", [ONE, gone, own])
+    factory.build(lake, "A", [ONE, gone, own])
     load(lake, server, "A")
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
     paths = [
-        f"ImagingStudy/{site.study_id('A', '2')}",
-        f"ImagingStudy/{site.study_id('A', '3')}",
-        patient_path(site, "A", gone),
-        patient_path(site, "A", own),
+        f"ImagingStudy/{factory.study_id('A', '2')}",
+        f"ImagingStudy/{factory.study_id('A', '3')}",
+        patient_path(factory, "A", gone),
+        patient_path(factory, "A", own),
     ]
 
     for _ in range(2):
@@ -261,17 +265,19 @@ def test_what_is_orphaned_stays_on_the_server_until_prune(lake: Lake, server: Pr
     assert listed.counts["ImagingStudy"] == {"unchanged": 1, "would-delete": 2}
     assert pruned.counts["ImagingStudy"] == {"unchanged": 1, "deleted": 2}
     assert [status_of(server, path) for path in paths] == [410] * 4
-    assert status_of(server, study_path(site, "A", "1")) == 200
+    assert status_of(server, study_path(factory, "A", "1")) == 200
     assert codes(lake, "A") == []
     exported = lake.read(UPLOAD_LEDGER, ["unit"], server=server_name(server.url), dataset="A")["unit"].to_pylist()
     assert sorted(map(str, exported)) == ["None", "sub-1", "sub-1"]  # the Endpoint; the study and its Patient
 
 
-def test_a_study_of_another_patient_now_leaves_the_old_patient_orphaned(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_a_study_of_another_patient_now_leaves_the_old_patient_orphaned(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    factory.build(lake, "A", [ONE])
     load(lake, server, "A")
     right = with_changes(ONE, person="P9")
-    site.build(lake, "A", [right])
+    factory.build(lake, "A", [right])
 
     [done] = load(lake, server, "A")
 
@@ -280,27 +286,27 @@ def test_a_study_of_another_patient_now_leaves_the_old_patient_orphaned(lake: La
         "ImagingStudy": {"stored": 1},
         "Patient": {"orphaned": 1, "stored": 1},
     }
-    assert get(server, study_path(site, "A", "1"))["subject"]["reference"] == patient_path(site, "A", right)
-    assert status_of(server, patient_path(site, "A", ONE)) == 200
+    assert get(server, study_path(factory, "A", "1"))["subject"]["reference"] == patient_path(factory, "A", right)
+    assert status_of(server, patient_path(factory, "A", ONE)) == 200
     [found] = findings(lake, "A")
-    assert (found["code"], found["message"]) == ("orphaned-on-server", patient_path(site, "A", ONE))
+    assert (found["code"], found["message"]) == ("orphaned-on-server", patient_path(factory, "A", ONE))
 
 
-def test_a_patient_that_others_refer_to_is_not_deleted(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_a_patient_that_others_refer_to_is_not_deleted(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [ONE])
     load(lake, server, "A")
-    patient = patient_path(site, "A", ONE)
+    patient = patient_path(factory, "A", ONE)
     put(
         server,
         {
             "resourceType": "Observation",
-            "id": f"{site.name}-o",
+            "id": f"{factory.name}-o",
             "status": "final",
             "code": {"text": "weight"},
             "subject": {"reference": patient},
         },
     )
-    site.build(lake, "A", [with_changes(ONE, person="P9")])
+    factory.build(lake, "A", [with_changes(ONE, person="P9")])
 
     [done] = load(lake, server, "A", prune=True)
 
@@ -313,11 +319,11 @@ def test_a_patient_that_others_refer_to_is_not_deleted(lake: Lake, server: Proxy
 
 
 def test_a_study_that_is_held_now_stays_with_its_patient_even_when_pruned(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
     load(lake, server, "A")
-    site.build(lake, "A", [with_changes(ONE, state="held")])
+    factory.build(lake, "A", [with_changes(ONE, state="held")])
 
     [done] = load(lake, server, "A", prune=True)
 
@@ -328,44 +334,46 @@ def test_a_study_that_is_held_now_stays_with_its_patient_even_when_pruned(
         ("orphaned-on-server", "Endpoint"),
         ("orphaned-on-server", "Patient"),
     ]
-    assert status_of(server, study_path(site, "A", "1")) == status_of(server, patient_path(site, "A", ONE)) == 200
+    assert status_of(server, study_path(factory, "A", "1")) == status_of(server, patient_path(factory, "A", ONE)) == 200
 
 
 def test_a_study_that_can_no_longer_be_built_is_held_and_not_orphaned_even_when_pruned(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
     load(lake, server, "A")
-    site.build(lake, "A", [with_changes(ONE, state="unmade")])
+    factory.build(lake, "A", [with_changes(ONE, state="unmade")])
 
     [done] = load(lake, server, "A", prune=True)
 
     assert done.counts["ImagingStudy"] == {"held": 1}
     assert done.removed == ()
     assert "held-study-on-server" in codes(lake, "A")
-    assert status_of(server, study_path(site, "A", "1")) == status_of(server, patient_path(site, "A", ONE)) == 200
+    assert status_of(server, study_path(factory, "A", "1")) == status_of(server, patient_path(factory, "A", ONE)) == 200
 
 
-def test_a_study_that_moved_to_another_unit_is_neither_orphaned_nor_new(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_a_study_that_moved_to_another_unit_is_neither_orphaned_nor_new(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    factory.build(lake, "A", [ONE])
     load(lake, server, "A")
-    site.build(lake, "A", [with_changes(ONE, unit="sub-9")])
+    factory.build(lake, "A", [with_changes(ONE, unit="sub-9")])
 
     [done] = load(lake, server, "A", prune=True)
 
     assert done.removed == ()
     assert codes(lake, "A") == []
-    assert version(server, study_path(site, "A", "1")) == "1"
-    assert version(server, patient_path(site, "A", ONE)) == "1"
+    assert version(server, study_path(factory, "A", "1")) == "1"
+    assert version(server, patient_path(factory, "A", ONE)) == "1"
     assert ledger_rows(lake, server.url, "A", "sub-1") == {}
     assert ledger_rows(lake, server.url, "A", "sub-9").keys() == {
-        study_path(site, "A", "1"),
-        patient_path(site, "A", ONE),
+        study_path(factory, "A", "1"),
+        patient_path(factory, "A", ONE),
     }
 
 
-def test_a_dry_run_changes_nothing(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2", rule="authority")])
+def test_a_dry_run_changes_nothing(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2", rule="authority")])
 
     [dry] = load(lake, server, "A", dry_run=True)
 
@@ -383,9 +391,9 @@ def test_a_dry_run_changes_nothing(lake: Lake, server: Proxy, site: Site) -> Non
 
 
 def test_a_dry_run_counts_the_studies_of_units_after_that_of_their_patient(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [Study(str(n), "P1", unit=f"sub-{n}") for n in range(6)])
+    factory.build(lake, "A", [Study(str(n), "P1", unit=f"sub-{n}") for n in range(6)])
     settings = settings_for(server.url, max_concurrent_requests=1, max_bundle_entries=1)
 
     [dry] = upload(["A"], lake, settings, dry_run=True)
@@ -400,82 +408,84 @@ def test_a_dry_run_counts_the_studies_of_units_after_that_of_their_patient(
 # -- refusals and failures --------------------------------------------------------------------------------------------
 
 
-def test_one_bad_resource_among_many_is_rejected_alone(lake: Lake, server: Proxy, site: Site) -> None:
+def test_one_bad_resource_among_many_is_rejected_alone(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     studies = [Study(str(n), "P1") for n in range(10)]
     studies[3] = with_changes(studies[3], status="nonsense")
     studies[7] = with_changes(studies[7], unit="sub-7", person="P7", patient={"gender": "nonsense"})
-    site.build(lake, "A", studies)
+    factory.build(lake, "A", studies)
 
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"rejected": 2, "stored": 8}
     assert done.counts["Patient"] == {"rejected": 1, "stored": 1}
-    row = ledger_rows(lake, server.url, "A")[study_path(site, "A", "3")]
+    row = ledger_rows(lake, server.url, "A")[study_path(factory, "A", "3")]
     assert (row["state"], row["http_status"], row["version"]) == ("rejected", 400, None)
     assert "Unknown ImagingStudyStatus code 'nonsense'" in row["reason_text"]
-    blocked = ledger_rows(lake, server.url, "A", "sub-7")[study_path(site, "A", "7")]
-    assert blocked["reason_text"] == f"not sent, since {patient_path(site, 'A', studies[7])} was rejected"
+    blocked = ledger_rows(lake, server.url, "A", "sub-7")[study_path(factory, "A", "7")]
+    assert blocked["reason_text"] == f"not sent, because the server rejected {patient_path(factory, 'A', studies[7])}"
     assert codes(lake, "A") == ["upload-rejected"] * 3
 
 
 def test_one_invalid_study_among_a_thousand_is_rejected_and_the_others_are_stored(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     studies = [Study(str(n), f"P{n // 100}", unit=f"sub-{n // 100}", series={"1": 1}) for n in range(1000)]
     studies[617] = with_changes(studies[617], status="nonsense")
-    site.build(lake, "A", studies)
+    factory.build(lake, "A", studies)
 
     [done] = upload(["A"], lake, settings_for(server.url, max_bundle_entries=50))
 
     assert done.counts["ImagingStudy"] == {"rejected": 1, "stored": 999}
-    row = ledger_rows(lake, server.url, "A", "sub-6")[study_path(site, "A", "617")]
+    row = ledger_rows(lake, server.url, "A", "sub-6")[study_path(factory, "A", "617")]
     assert (row["state"], row["http_status"]) == ("rejected", 400)
     assert "Unknown ImagingStudyStatus code 'nonsense'" in row["reason_text"]
     assert codes(lake, "A") == ["upload-rejected"]
 
 
-def test_only_what_failed_is_sent_again_when_that_is_asked_for(lake: Lake, server: Proxy, site: Site) -> None:
+def test_only_what_failed_is_sent_again_when_that_is_asked_for(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
     bad = Study("2", "P2", unit="sub-2", status="nonsense")
-    site.build(lake, "A", [ONE, bad])
+    factory.build(lake, "A", [ONE, bad])
     load(lake, server, "A")
-    site.build(lake, "A", [with_changes(ONE, series={"1": 5}), with_changes(bad, status="available")])
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 5}), with_changes(bad, status="available")])
 
     [done] = load(lake, server, "A", failed_only=True)
     [rest] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 1, "waiting": 1}
     assert rest.counts["ImagingStudy"] == {"stored": 1, "unchanged": 1}
-    assert version(server, study_path(site, "A", "1")) == "2"
+    assert version(server, study_path(factory, "A", "1")) == "2"
 
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
 def test_what_failed_is_sent_with_the_patient_that_it_needs_now(
-    lake: Lake, server: Proxy, site: Site, rule: str
+    lake: Lake, server: Proxy, factory: DatasetFactory, rule: str
 ) -> None:
     bad = with_changes(ONE, rule=rule, status="nonsense")
-    site.build(lake, "A", [bad])
+    factory.build(lake, "A", [bad])
     load(lake, server, "A")
     fixed = with_changes(bad, status="available", person="P9")
-    site.build(lake, "A", [fixed])
+    factory.build(lake, "A", [fixed])
 
     [done] = load(lake, server, "A", failed_only=True)
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
     assert done.counts["Patient"] == {"orphaned": 1, "stored": 1}
-    assert get(server, study_path(site, "A", "1"))["subject"]["reference"] == patient_path(site, "A", fixed)
+    assert get(server, study_path(factory, "A", "1"))["subject"]["reference"] == patient_path(factory, "A", fixed)
 
 
-def test_a_server_that_is_not_there_loses_nothing(lake: Lake, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_a_server_that_is_not_there_loses_nothing(lake: Lake, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [ONE])
 
     with pytest.raises(UnreachableError, match="cannot be reached"):
         load(lake, Proxy("http://127.0.0.1:1/fhir"), "A")
     assert not lake.exists("upload_ledger")
 
 
-def test_a_server_of_another_version_gets_nothing(lake: Lake, site: Site) -> None:
+def test_a_server_of_another_version_gets_nothing(lake: Lake, factory: DatasetFactory) -> None:
     statement = {"resourceType": "CapabilityStatement", "fhirVersion": "5.0.0"}
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
 
     with run_proxy(rule=lambda _: Reply(200, orjson.dumps(statement))) as other:
         with pytest.raises(UnsuitableServerError, match=r"has FHIR version 5\.0\.0"):
@@ -484,9 +494,9 @@ def test_a_server_of_another_version_gets_nothing(lake: Lake, site: Site) -> Non
 
 
 def test_a_server_that_goes_away_in_the_middle_gets_the_rest_in_the_next_run(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(30)])
+    factory.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(30)])
     bundles: list[ReceivedRequest] = []
 
     def goes_away(asked: ReceivedRequest) -> Reply | None:
@@ -514,46 +524,46 @@ def test_a_server_that_goes_away_in_the_middle_gets_the_rest_in_the_next_run(
     assert not rest.unreachable
     assert codes(lake, "A") == []
     assert attempts(lake) == []
-    assert {version(server, study_path(site, "A", str(n))) for n in range(30)} == {"1"}
+    assert {version(server, study_path(factory, "A", str(n))) for n in range(30)} == {"1"}
 
 
-def test_a_busy_server_is_asked_again(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_a_busy_server_is_asked_again(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [ONE])
     refusals = iter([Reply(429, headers={"Retry-After": "0"}), Reply(503)])
 
     server.rule = lambda asked: next(refusals, None) if asked.is_posted else None
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
-    assert shared_ledger_rows(lake, server.url)[f"Endpoint/{site.endpoint_id('A')}"]["attempts"] == 3
+    assert shared_ledger_rows(lake, server.url)[f"Endpoint/{factory.endpoint_id('A')}"]["attempts"] == 3
 
 
-def test_an_answer_that_gets_lost_makes_no_second_version(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_an_answer_that_gets_lost_makes_no_second_version(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [ONE])
     lost = iter([Reply(cut=True)] * 3)
 
     server.rule = lambda asked: next(lost, None) if asked.is_posted else None
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
-    assert version(server, study_path(site, "A", "1")) == "1"
-    assert version(server, patient_path(site, "A", ONE)) == "1"
+    assert version(server, study_path(factory, "A", "1")) == "1"
+    assert version(server, patient_path(factory, "A", ONE)) == "1"
 
 
 def test_a_ledger_that_was_lost_after_the_server_stored_makes_no_second_version(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     two = Study("2", "P2", unit="sub-2", rule="authority")
-    site.build(lake, "A", [ONE, two])
+    factory.build(lake, "A", [ONE, two])
     load(lake, server, "A")
     Path(lake.root, "ledger.sqlite").unlink()
 
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"unchanged": 2}
-    for path in (study_path(site, "A", "1"), patient_path(site, "A", ONE), patient_path(site, "A", two)):
+    for path in (study_path(factory, "A", "1"), patient_path(factory, "A", ONE), patient_path(factory, "A", two)):
         assert version(server, path) == "1"
-    assert ledger_rows(lake, server.url, "A")[study_path(site, "A", "1")]["version"] == "1"
+    assert ledger_rows(lake, server.url, "A")[study_path(factory, "A", "1")]["version"] == "1"
 
 
 _KILLED = """
@@ -565,8 +575,8 @@ upload(["A"], Lake(sys.argv[1]), settings_for(sys.argv[2], max_concurrent_reques
 """
 
 
-def test_a_killed_run_is_completed_by_the_next(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(30)])
+def test_a_killed_run_is_completed_by_the_next(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(30)])
     started: list[subprocess.Popen[bytes]] = []
     bundles: list[ReceivedRequest] = []
 
@@ -591,20 +601,20 @@ def test_a_killed_run_is_completed_by_the_next(lake: Lake, server: Proxy, site: 
 
     # ten of the ledger, ten that the server was found to have
     assert done.counts["ImagingStudy"] == {"stored": 10, "unchanged": 20}
-    assert {version(server, study_path(site, "A", str(n))) for n in range(30)} == {"1"}
+    assert {version(server, study_path(factory, "A", str(n))) for n in range(30)} == {"1"}
     assert lake.names(f"upload_ledger/{server_name(server.url)}") == ["A.parquet"]
     assert attempts(lake) == []
 
 
 def test_a_wrong_token_stops_the_upload_and_is_not_in_the_findings(
-    lake: Lake, server: Proxy, site: Site, monkeypatch: pytest.MonkeyPatch
+    lake: Lake, server: Proxy, factory: DatasetFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def guarded(asked: ReceivedRequest) -> Reply | None:
         open_to_all = asked.path == "metadata" or asked.headers.get("Authorization") == "Bearer open-sesame"
         return None if open_to_all else Reply(401)
 
     server.rule = guarded
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
 
     monkeypatch.setenv("DICOM_ETL_FHIR_TOKEN", "close-sesame")
     [refused] = load(lake, server, "A")
@@ -620,8 +630,8 @@ def test_a_wrong_token_stops_the_upload_and_is_not_in_the_findings(
     assert done.counts == {k: {"stored": 1} for k in ("Endpoint", "ImagingStudy", "Patient")}
 
 
-def test_two_servers_have_two_ledgers(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [ONE])
+def test_two_servers_have_two_ledgers(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [ONE])
     load(lake, server, "A")
 
     with run_proxy(server.url) as other:
@@ -630,8 +640,8 @@ def test_two_servers_have_two_ledgers(lake: Lake, server: Proxy, site: Site) -> 
         assert lake.names("upload_ledger") == sorted(server_name(one.url) for one in (server, other))
 
 
-def test_progress_counts_units(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(3)])
+def test_progress_counts_units(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(3)])
     steps: list[tuple[str, int, int]] = []
 
     load(lake, server, "A", progress=lambda *step: steps.append(step))

@@ -9,12 +9,12 @@ import pytest
 from fhirpy import SyncFHIRClient
 
 from dicom_etl.lake.tables import Lake
-from dicom_etl.stages.upload import Uploaded, upload
+from dicom_etl.stages.upload import UploadSummary, upload
 from tests.servers.plugin import HapiFactory
 from tests.support import server_content
 from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
 from tests.support.upload_lakes import (
-    Site,
+    DatasetFactory,
     Study,
     ledger_rows,
     new_lake,
@@ -35,10 +35,10 @@ def server(hapi_factory: HapiFactory) -> Iterator[Proxy]:
 
 
 def load(
-    lake: Lake, server: Proxy, site: Site, *names: str, retry_seconds: float = 20, **options: Any
-) -> list[Uploaded]:
+    lake: Lake, server: Proxy, factory: DatasetFactory, *names: str, retry_seconds: float = 20, **options: Any
+) -> list[UploadSummary]:
     settings = settings_for(server.url, max_concurrent_requests=4, retry_seconds=retry_seconds).model_copy(
-        update={"namespace": f"https://{site.name}"}
+        update={"namespace": f"https://{factory.name}"}
     )
     return upload(names, lake, settings, **options)
 
@@ -53,83 +53,83 @@ def versions(server: Proxy) -> dict[str, str]:
 
 
 def test_everything_is_there_once_and_refers_to_ids_of_the_server(
-    lake: Lake, server: Proxy, site: Site, tmp_path: Path
+    lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
-    site.build(lake, "A", [ONE, TWO, Study("3", "P2", unit="sub-2")])
+    factory.build(lake, "A", [ONE, TWO, Study("3", "P2", unit="sub-2")])
     lost = iter([Reply(cut=True)])  # after the server has stored the first bundle
     server.rule = lambda asked: next(lost, None) if asked.is_posted else None
 
-    [done] = load(lake, server, site, "A")
+    [done] = load(lake, server, factory, "A")
 
     assert done.counts == {"Endpoint": {"stored": 1}, "ImagingStudy": {"stored": 3}, "Patient": {"stored": 2}}
     studies, patients = resources(server, "ImagingStudy"), resources(server, "Patient")
     assert (len(studies), len(patients), len(resources(server, "Endpoint"))) == (3, 2, 1)
-    assert {one["id"] for one in studies + patients}.isdisjoint({site.study_id("A", n) for n in "123"})
+    assert {one["id"] for one in studies + patients}.isdisjoint({factory.study_id("A", n) for n in "123"})
     by_value = {one["identifier"][0]["value"]: f"Patient/{one['id']}" for one in patients}
     by_uid = {one["identifier"][0]["value"]: one["subject"]["reference"] for one in studies}
-    assert by_uid == {f"urn:oid:{site.uid(n)}": by_value[p] for n, p in (("1", "P1"), ("2", "P2"), ("3", "P2"))}
+    assert by_uid == {f"urn:oid:{factory.uid(n)}": by_value[p] for n, p in (("1", "P1"), ("2", "P2"), ("3", "P2"))}
     assert set(versions(server).values()) == {"1"}
 
     # again, with the ledger and with none
     before = versions(server)
     server.requests.clear()
-    load(lake, server, site, "A")
+    load(lake, server, factory, "A")
     assert server.request_lines() == []
     fresh = new_lake(tmp_path / "fresh")
-    site.build(fresh, "A", [ONE, TWO, Study("3", "P2", unit="sub-2")])
-    load(fresh, server, site, "A")
+    factory.build(fresh, "A", [ONE, TWO, Study("3", "P2", unit="sub-2")])
+    load(fresh, server, factory, "A")
     assert versions(server) == before
 
     # a change is a plain PUT to the server's own id
-    site.build(lake, "A", [with_changes(ONE, series={"1": 5}), TWO, Study("3", "P2", unit="sub-2")])
-    load(lake, server, site, "A")
+    factory.build(lake, "A", [with_changes(ONE, series={"1": 5}), TWO, Study("3", "P2", unit="sub-2")])
+    load(lake, server, factory, "A")
     after = versions(server)
-    row = ledger_rows(lake, server.url, "A")[f"ImagingStudy/{site.study_id('A', '1')}"]
+    row = ledger_rows(lake, server.url, "A")[f"ImagingStudy/{factory.study_id('A', '1')}"]
     key = f"ImagingStudy/{row['server_id']}"
     assert {one for one in after if after[one] != before[one]} == {key}
     assert after[key] == "2"
 
     # and what is orphaned is deleted under the server's id
-    site.build(lake, "A", [ONE])
-    [done] = load(lake, server, site, "A", prune=True)
+    factory.build(lake, "A", [ONE])
+    [done] = load(lake, server, factory, "A", prune=True)
     assert len(resources(server, "ImagingStudy")) == 1
     assert shared_ledger_rows(lake, server.url)
 
 
-def test_only_one_bundle_is_on_its_way(lake: Lake, server: Proxy, site: Site) -> None:
-    site.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(25)])
+def test_only_one_bundle_is_on_its_way(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    factory.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(25)])
 
-    load(lake, server, site, "A")
+    load(lake, server, factory, "A")
 
     assert len(resources(server, "ImagingStudy")) == len(resources(server, "Patient")) == 25
     assert {one.path.partition("?")[0] for one in server.requests if one.is_posted} == {""}
 
 
 def test_a_server_that_does_not_say_that_it_assigns_ids_is_recognised_and_the_setting_is_named(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [ONE])
+    factory.build(lake, "A", [ONE])
     settings = settings_for(server.url, client_assigned_ids="yes")
 
     [done] = upload(["A"], lake, settings)
 
     assert done.counts["Endpoint"] == {"rejected": 1}
-    row = shared_ledger_rows(lake, server.url)[f"Endpoint/{site.endpoint_id('A')}"]
+    row = shared_ledger_rows(lake, server.url)[f"Endpoint/{factory.endpoint_id('A')}"]
     assert 'set fhir.client_assigned_ids = "no"' in row["reason_text"]
 
 
 def test_a_patient_that_no_ledger_knows_is_merged_and_its_studies_are_stored(
-    lake: Lake, server: Proxy, site: Site, tmp_path: Path
+    lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
-    site.build(lake, "A", [Study("1", "P1")])
-    load(lake, server, site, "A")
+    factory.build(lake, "A", [Study("1", "P1")])
+    load(lake, server, factory, "A")
     [patient] = resources(server, "Patient")
     phone = {"system": "phone", "value": "1"}
     server_content.put(str(server.target), json.loads(json.dumps(patient | {"telecom": [phone]})))
     other = new_lake(tmp_path / "other")
-    site.build(other, "A", [Study("1", "P1"), Study("2", "P1")])
+    factory.build(other, "A", [Study("1", "P1"), Study("2", "P1")])
 
-    [done] = load(other, server, site, "A")
+    [done] = load(other, server, factory, "A")
 
     assert {state for states in done.counts.values() for state in states} <= {"stored", "unchanged"}
     assert len(resources(server, "ImagingStudy")) == 2
@@ -137,35 +137,39 @@ def test_a_patient_that_no_ledger_knows_is_merged_and_its_studies_are_stored(
     assert kept["telecom"] == [phone]
 
 
-def test_what_was_sent_without_an_answer_is_pruned_under_the_server_s_id(lake: Lake, server: Proxy, site: Site) -> None:
+def test_what_was_sent_without_an_answer_is_pruned_under_the_server_s_id(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
     sent, stays = Study("1", "P1"), Study("2", "P2", unit="sub-2")
-    site.build(lake, "A", [sent, stays])
-    uid = site.uid("1").encode()
+    factory.build(lake, "A", [sent, stays])
+    uid = factory.uid("1").encode()
     server.rule = lambda asked: Reply(cut=True) if asked.is_posted and uid in asked.body else None
-    load(lake, server, site, "A", retry_seconds=0)
+    load(lake, server, factory, "A", retry_seconds=0)
     server.rule = lambda _: None
     there = [one["identifier"][0]["value"] for one in resources(server, "ImagingStudy")]
-    site.build(lake, "A", [stays])
+    factory.build(lake, "A", [stays])
 
-    load(lake, server, site, "A", prune=True)
+    load(lake, server, factory, "A", prune=True)
 
-    assert sorted(there) == sorted(f"urn:oid:{site.uid(number)}" for number in "12")
-    assert [one["identifier"][0]["value"] for one in resources(server, "ImagingStudy")] == [f"urn:oid:{site.uid('2')}"]
+    assert sorted(there) == sorted(f"urn:oid:{factory.uid(number)}" for number in "12")
+    assert [one["identifier"][0]["value"] for one in resources(server, "ImagingStudy")] == [
+        f"urn:oid:{factory.uid('2')}"
+    ]
     assert ledger_rows(lake, server.url, "A") == {}
 
 
-def test_an_endpoint_whose_answer_was_lost_is_known_as_ours(lake: Lake, server: Proxy, site: Site) -> None:
+def test_an_endpoint_whose_answer_was_lost_is_known_as_ours(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     def of_an_endpoint(asked: ReceivedRequest) -> bool:
         return (asked.is_posted or asked.method == "PUT") and b'"resourceType":"Endpoint"' in asked.body
 
-    site.build(lake, "A", [TWO])
-    load(lake, server, site, "A")
-    Moved(site.name).build(lake, "A", [TWO])
+    factory.build(lake, "A", [TWO])
+    load(lake, server, factory, "A")
+    Moved(factory.name).build(lake, "A", [TWO])
     server.rule = lambda asked: Reply(cut=True) if of_an_endpoint(asked) else None
-    load(lake, server, site, "A", retry_seconds=0)
+    load(lake, server, factory, "A", retry_seconds=0)
     server.rule = lambda _: None
 
-    [done] = load(lake, server, site, "A")
+    [done] = load(lake, server, factory, "A")
 
     [endpoint] = resources(server, "Endpoint")
     assert (endpoint["address"], endpoint["meta"]["versionId"]) == ("https://new.example", "2")
@@ -174,18 +178,18 @@ def test_an_endpoint_whose_answer_was_lost_is_known_as_ours(lake: Lake, server: 
 
 
 def test_a_study_whose_answer_was_lost_is_known_as_ours_when_the_next_one_differs(
-    lake: Lake, server: Proxy, site: Site
+    lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    site.build(lake, "A", [TWO])
-    load(lake, server, site, "A")
-    site.build(lake, "A", [with_changes(TWO, series={"1": 3})])
+    factory.build(lake, "A", [TWO])
+    load(lake, server, factory, "A")
+    factory.build(lake, "A", [with_changes(TWO, series={"1": 3})])
     server.rule = lambda asked: Reply(cut=True) if asked.is_posted and b"ImagingStudy" in asked.body else None
-    load(lake, server, site, "A", retry_seconds=0)
+    load(lake, server, factory, "A", retry_seconds=0)
     server.rule = lambda _: None
     [arrived] = resources(server, "ImagingStudy")
-    site.build(lake, "A", [with_changes(TWO, series={"1": 4})])
+    factory.build(lake, "A", [with_changes(TWO, series={"1": 4})])
 
-    [done] = load(lake, server, site, "A")
+    [done] = load(lake, server, factory, "A")
 
     [study] = resources(server, "ImagingStudy")
     assert (arrived["numberOfInstances"], study["numberOfInstances"]) == (3, 4)
@@ -194,20 +198,20 @@ def test_a_study_whose_answer_was_lost_is_known_as_ours_when_the_next_one_differ
 
 
 def test_a_study_that_no_ledger_knew_and_whose_version_moved_without_a_change_is_updated(
-    lake: Lake, server: Proxy, site: Site, tmp_path: Path
+    lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
-    site.build(lake, "A", [TWO])
-    load(lake, server, site, "A")
+    factory.build(lake, "A", [TWO])
+    load(lake, server, factory, "A")
     other = new_lake(tmp_path / "other")
-    site.build(other, "A", [TWO])
-    load(other, server, site, "A")  # it is there as it should be
+    factory.build(other, "A", [TWO])
+    load(other, server, factory, "A")  # it is there as it should be
     [study] = resources(server, "ImagingStudy")
     plain = json.loads(json.dumps(study))
     server_content.put(str(server.target), plain | {"description": "a note"})
     server_content.put(str(server.target), plain)
-    site.build(other, "A", [with_changes(TWO, series={"1": 3})])
+    factory.build(other, "A", [with_changes(TWO, series={"1": 3})])
 
-    [done] = load(other, server, site, "A")
+    [done] = load(other, server, factory, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
     assert codes(other, "A") == []

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.support.upload_lakes import Resource, Site, Study
+from tests.support.upload_lakes import DatasetFactory, Resource, Study
 
 DATASET = "X"
 LARGE = 24  # instances: the study goes by a request of its own
@@ -27,8 +27,8 @@ class DescribedStudy(Study):
 
 
 @dataclass(frozen=True)
-class DescribedSite(Site):
-    """A site whose studies have descriptions."""
+class DescribedFactory(DatasetFactory):
+    """A factory whose studies have descriptions."""
 
     def imaging_study(self, dataset: str, study: Study) -> Resource:
         """The ImagingStudy resource."""
@@ -61,14 +61,14 @@ class KillWorld:
     """The studies of a seed, in both lakes."""
 
     chance: random.Random
-    site: DescribedSite
+    factory: DescribedFactory
     a: LakeContent
     b: LakeContent
 
     @classmethod
     def of(cls, seed: int, name: str, changed: int, new: int) -> KillWorld:
         """The first state of lake A: `changed` studies; `add_changes` adds the `new` ones."""
-        world = cls(random.Random(seed), DescribedSite(name), _content("A", seed), _content("B", seed))
+        world = cls(random.Random(seed), DescribedFactory(name), _content("A", seed), _content("B", seed))
         world._units = _make_units(world.chance, changed + new)
         world._first, world._all = changed, changed + new
         for number in range(changed):
@@ -121,7 +121,7 @@ class KillWorld:
         for number, study in lake.studies.items():
             if number not in lake.shrunk and chance.random() < 1 / 8:
                 kind = chance.choice(("instance", "description"))
-                round_ = len(lake.contents[self.site.study_id(DATASET, number)])
+                round_ = len(lake.contents[self.factory.study_id(DATASET, number)])
                 lake.studies[number] = _change(study, kind, f"{lake.name}{round_ + 1}")
         for key, stated in lake.stated.items():
             if chance.random() < 1 / 8:
@@ -158,8 +158,8 @@ class KillWorld:
     def _keep(self, lake: LakeContent) -> None:
         """Note the contents that the lake has now."""
         for study in lake.studies.values():
-            contents = lake.contents.setdefault(self.site.study_id(DATASET, study.number), [])
-            resource = self.site.imaging_study(DATASET, study)
+            contents = lake.contents.setdefault(self.factory.study_id(DATASET, study.number), [])
+            resource = self.factory.imaging_study(DATASET, study)
             if resource not in contents[-1:]:
                 contents.append(resource)
         for key, stated in lake.stated.items():
@@ -175,7 +175,7 @@ class KillWorld:
     def study_ids(self) -> dict[str, str]:
         """The number of each study of any lake, by its id."""
         numbers = {number for lake in self.lakes for number in lake.studies}
-        return {self.site.study_id(DATASET, number): number for number in sorted(numbers)}
+        return {self.factory.study_id(DATASET, number): number for number in sorted(numbers)}
 
     def persons(self) -> dict[str, tuple[str, str]]:
         """Rule and person of each Patient of any lake, by its id."""
@@ -184,7 +184,7 @@ class KillWorld:
 
     def patient_id(self, key: tuple[str, str]) -> str:
         """The id of the Patient of a rule and a person."""
-        return self.site.patient_id(DATASET, Study("", key[1], rule=key[0]))
+        return self.factory.patient_id(DATASET, Study("", key[1], rule=key[0]))
 
 
 def _content(name: str, seed: int) -> LakeContent:

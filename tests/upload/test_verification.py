@@ -16,7 +16,7 @@ from dicom_etl.lake.shard_reader import read_lines
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import SettingsError
 from dicom_etl.stages.upload import upload
-from dicom_etl.stages.verify import Verified, verify
+from dicom_etl.stages.verify import VerificationResult, verify
 from dicom_etl.upload import verification
 from dicom_etl.upload.verification import Comparison, Difference
 from tests.support import server_content
@@ -24,7 +24,7 @@ from tests.support.command import RunCommand
 from tests.support.datasets import write_instance
 from tests.support.proxy import Proxy, Reply
 from tests.support.upload_lakes import (
-    Site,
+    DatasetFactory,
     Study,
     ledger_rows,
     new_lake,
@@ -38,21 +38,21 @@ _PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
 
 
-def loaded(lake: Lake, server: Proxy, site: Site, *studies: Study) -> None:
-    site.build(lake, site.name, studies)
-    upload([site.name], lake, settings_for(server.url))
+def loaded(lake: Lake, server: Proxy, factory: DatasetFactory, *studies: Study) -> None:
+    factory.build(lake, factory.name, studies)
+    upload([factory.name], lake, settings_for(server.url))
     server.requests.clear()
 
 
-def check(lake: Lake, server: Proxy, *names: str, **options: Any) -> Verified:
+def check(lake: Lake, server: Proxy, *names: str, **options: Any) -> VerificationResult:
     return verify(names, lake, settings_for(server.url), **options)
 
 
-def told(verified: Verified) -> list[tuple[str, str]]:
+def told(verified: VerificationResult) -> list[tuple[str, str]]:
     return sorted((found.what, found.resource) for one in verified.compared for found in one.differences)
 
 
-def counts(verified: Verified) -> list[dict[str, int]]:
+def counts(verified: VerificationResult) -> list[dict[str, int]]:
     """By dataset, the numbers that are not zero; what datasets share comes last."""
     return [{what: number for what, number in one.counts.items() if number} for one in verified.compared]
 
@@ -84,16 +84,16 @@ def _send(url: str, method: str, body: dict[str, Any] | None = None) -> None:
         answer.read()
 
 
-def study_path(site: Site, number: str) -> str:
-    return f"ImagingStudy/{site.study_id(site.name, number)}"
+def study_path(factory: DatasetFactory, number: str) -> str:
+    return f"ImagingStudy/{factory.study_id(factory.name, number)}"
 
 
-def patient_path(site: Site, study: Study) -> str:
-    return f"Patient/{site.patient_id(site.name, study)}"
+def patient_path(factory: DatasetFactory, study: Study) -> str:
+    return f"Patient/{factory.patient_id(factory.name, study)}"
 
 
-def endpoint_path(site: Site) -> str:
-    return f"Endpoint/{site.endpoint_id(site.name)}"
+def endpoint_path(factory: DatasetFactory) -> str:
+    return f"Endpoint/{factory.endpoint_id(factory.name)}"
 
 
 def versions(server: Proxy, *paths: str) -> list[str]:
@@ -103,11 +103,13 @@ def versions(server: Proxy, *paths: str) -> list[str]:
 # -- looking ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_intact_server_is_asked_little_and_nothing_is_written(lake: Lake, server: Proxy, site: Site) -> None:
-    loaded(lake, server, site, *(Study(str(n), "P1") for n in range(51)))
+def test_an_intact_server_is_asked_little_and_nothing_is_written(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    loaded(lake, server, factory, *(Study(str(n), "P1") for n in range(51)))
     before = files(lake)
 
-    found = check(lake, server, site.name)
+    found = check(lake, server, factory.name)
 
     assert counts(found) == [{"ok": 52}, {"ok": 1}]
     assert found.exit_code == 0
@@ -120,34 +122,40 @@ def test_an_intact_server_is_asked_little_and_nothing_is_written(lake: Lake, ser
     assert files(lake) == before
 
 
-def test_what_was_deleted_is_missing_and_a_repair_sends_it_alone(lake: Lake, server: Proxy, site: Site) -> None:
-    loaded(lake, server, site, ONE, with_changes(ONE, number="3"), TWO)
-    _send(f"{server.target}/{study_path(site, '1')}", "DELETE")
+def test_what_was_deleted_is_missing_and_a_repair_sends_it_alone(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    loaded(lake, server, factory, ONE, with_changes(ONE, number="3"), TWO)
+    _send(f"{server.target}/{study_path(factory, '1')}", "DELETE")
     before = files(lake)
 
-    found = check(lake, server, site.name)
+    found = check(lake, server, factory.name)
     unchanged = files(lake) == before
     server.requests.clear()
-    repaired = check(lake, server, site.name, repair=True)
+    repaired = check(lake, server, factory.name, repair=True)
 
-    assert told(found) == told(repaired) == [("missing", study_path(site, "1"))]
+    assert told(found) == told(repaired) == [("missing", study_path(factory, "1"))]
     assert (found.exit_code, repaired.exit_code) == (1, 0)
     assert unchanged
     assert len(server.post_requests()) == 1
-    assert versions(server, study_path(site, "1"), study_path(site, "3"), patient_path(site, ONE)) == ["3", "1", "1"]
-    again = check(lake, server, site.name)
+    assert versions(server, study_path(factory, "1"), study_path(factory, "3"), patient_path(factory, ONE)) == [
+        "3",
+        "1",
+        "1",
+    ]
+    again = check(lake, server, factory.name)
     assert (told(again), again.exit_code) == ([], 0)
 
 
-def test_a_wiped_server_gets_everything_again_and_each_once(lake: Lake, server: Proxy, site: Site) -> None:
+def test_a_wiped_server_gets_everything_again_and_each_once(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     studies = [ONE, TWO, *(Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(3, 15))]
-    loaded(lake, server, site, *studies)
-    paths = [*(study_path(site, study.number) for study in studies), endpoint_path(site)]
-    paths += [patient_path(site, study) for study in studies]
+    loaded(lake, server, factory, *studies)
+    paths = [*(study_path(factory, study.number) for study in studies), endpoint_path(factory)]
+    paths += [patient_path(factory, study) for study in studies]
     delete(server, *paths)
     assert {server_content.status(str(server.target), path) for path in paths} == {404}
 
-    repaired = check(lake, server, site.name, repair=True)
+    repaired = check(lake, server, factory.name, repair=True)
 
     assert told(repaired) == sorted(("missing", path) for path in paths)
     assert repaired.exit_code == 0
@@ -155,36 +163,40 @@ def test_a_wiped_server_gets_everything_again_and_each_once(lake: Lake, server: 
     assert (
         len(server.post_requests()) == 2 + 1 + 1
     )  # what is shared: the Endpoint, then the Patient; 13 Patients; 14 studies
-    again = check(lake, server, site.name)
+    again = check(lake, server, factory.name)
     assert counts(again) == [{"ok": 2 * len(studies) - 1}, {"ok": 2}]
 
 
-def test_a_repair_that_is_cut_off_is_completed_by_the_next_upload(lake: Lake, server: Proxy, site: Site) -> None:
-    loaded(lake, server, site, ONE)
-    delete(server, study_path(site, "1"))
+def test_a_repair_that_is_cut_off_is_completed_by_the_next_upload(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    loaded(lake, server, factory, ONE)
+    delete(server, study_path(factory, "1"))
     server.rule = lambda asked: Reply(503) if asked.is_posted else None
 
-    cut = verify([site.name], lake, settings_for(server.url, retry_seconds=0), repair=True)
-    row = ledger_rows(lake, server.url, site.name)[study_path(site, "1")]
+    cut = verify([factory.name], lake, settings_for(server.url, retry_seconds=0), repair=True)
+    row = ledger_rows(lake, server.url, factory.name)[study_path(factory, "1")]
     server.rule = lambda _: None
-    upload([site.name], lake, settings_for(server.url), failed_only=True)
+    upload([factory.name], lake, settings_for(server.url), failed_only=True)
 
     assert cut.exit_code in (1, 3)
     # whether a request that was answered with 503 arrived is not known
     assert (row["state"], row["server_id"], row["version"]) == ("unconfirmed", None, None)
-    assert versions(server, study_path(site, "1")) == ["1"]
-    assert told(check(lake, server, site.name)) == []
+    assert versions(server, study_path(factory, "1")) == ["1"]
+    assert told(check(lake, server, factory.name)) == []
 
 
-def test_what_another_client_changed_is_reported_and_not_overwritten(lake: Lake, server: Proxy, site: Site) -> None:
-    loaded(lake, server, site, ONE, TWO)
+def test_what_another_client_changed_is_reported_and_not_overwritten(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    loaded(lake, server, factory, ONE, TWO)
     url = str(server.target)
-    paths = [study_path(site, "1"), patient_path(site, TWO)]
+    paths = [study_path(factory, "1"), patient_path(factory, TWO)]
     server_content.put(url, server_content.get(url, paths[0]) | {"description": "theirs"})
     server_content.put(url, server_content.get(url, paths[1]) | {"gender": "other"})
 
     for repair in (False, True):
-        found = check(lake, server, site.name, repair=repair)
+        found = check(lake, server, factory.name, repair=repair)
         assert told(found) == sorted(("changed", path) for path in paths)
         assert found.exit_code == 1
     assert server_content.get(url, paths[0])["description"] == "theirs"
@@ -195,101 +207,115 @@ def test_what_another_client_changed_is_reported_and_not_overwritten(lake: Lake,
 
 
 def test_a_study_of_another_lake_is_external_also_on_a_later_page(
-    tmp_path: Path, lake: Lake, server: Proxy, site: Site, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lake: Lake, server: Proxy, factory: DatasetFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded(lake, server, site, ONE, with_changes(ONE, number="4"))
+    loaded(lake, server, factory, ONE, with_changes(ONE, number="4"))
     other = new_lake(tmp_path / "other")
-    loaded(other, server, site, *(with_changes(ONE, number=str(number)) for number in (1, 2, 3)))
-    monkeypatch.setattr(verification, "_PAGE", 2)
+    loaded(other, server, factory, *(with_changes(ONE, number=str(number)) for number in (1, 2, 3)))
+    monkeypatch.setattr(verification, "PAGE_SIZE", 2)
 
-    found = check(lake, server, site.name)
+    found = check(lake, server, factory.name)
 
-    assert told(found) == sorted(("external", study_path(site, number)) for number in ("2", "3"))
+    assert told(found) == sorted(("external", study_path(factory, number)) for number in ("2", "3"))
     assert found.exit_code == 1
     # HAPI names itself in its links; what is asked all the same is the address of the settings
     assert len([path for path in server.request_lines("GET") if "_getpages" in path]) == 1
 
 
-def test_what_was_rejected_and_what_was_never_sent_is_unsent(lake: Lake, server: Proxy, site: Site) -> None:
-    loaded(lake, server, site, ONE, with_changes(ONE, number="2", status="nonsense"))
-    site.build(lake, site.name, [ONE, with_changes(ONE, number="2", status="nonsense"), with_changes(ONE, number="3")])
+def test_what_was_rejected_and_what_was_never_sent_is_unsent(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    loaded(lake, server, factory, ONE, with_changes(ONE, number="2", status="nonsense"))
+    factory.build(
+        lake, factory.name, [ONE, with_changes(ONE, number="2", status="nonsense"), with_changes(ONE, number="3")]
+    )
 
-    found = check(lake, server, site.name)
+    found = check(lake, server, factory.name)
 
-    assert told(found) == sorted(("unsent", study_path(site, number)) for number in ("2", "3"))
+    assert told(found) == sorted(("unsent", study_path(factory, number)) for number in ("2", "3"))
     texts = {one.resource: one.text for one in found.compared[0].differences}
-    assert [texts[study_path(site, number)] for number in ("2", "3")] == ["rejected", "never sent"]
+    assert [texts[study_path(factory, number)] for number in ("2", "3")] == ["rejected", "never sent"]
     assert found.exit_code == 1
 
-    repaired = check(lake, server, site.name, repair=True)
+    repaired = check(lake, server, factory.name, repair=True)
     assert repaired.exit_code == 1  # the invalid one is still refused
-    assert told(check(lake, server, site.name)) == [("unsent", study_path(site, "2"))]
+    assert told(check(lake, server, factory.name)) == [("unsent", study_path(factory, "2"))]
 
 
-def test_an_external_patient_may_change_and_must_not_disappear(lake: Lake, server: Proxy, site: Site) -> None:
-    url, theirs = str(server.target), f"{site.name}-theirs"
-    patient = {"resourceType": "Patient", "id": theirs, "identifier": [{"system": site.authority, "value": "P2"}]}
+def test_an_external_patient_may_change_and_must_not_disappear(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    url, theirs = str(server.target), f"{factory.name}-theirs"
+    patient = {"resourceType": "Patient", "id": theirs, "identifier": [{"system": factory.authority, "value": "P2"}]}
     server_content.put(url, patient)
-    loaded(lake, server, site, TWO)
+    loaded(lake, server, factory, TWO)
     server_content.put(url, patient | {"gender": "other"})
-    changed_there = check(lake, server, site.name)
-    delete(server, study_path(site, "2"), f"Patient/{theirs}")
+    changed_there = check(lake, server, factory.name)
+    delete(server, study_path(factory, "2"), f"Patient/{theirs}")
 
-    found = check(lake, server, site.name, repair=True)
+    found = check(lake, server, factory.name, repair=True)
 
     assert (told(changed_there), changed_there.exit_code) == ([], 0)
-    assert told(found) == [("missing", study_path(site, "2")), ("missing", f"Patient/{theirs}")]
+    assert told(found) == [("missing", study_path(factory, "2")), ("missing", f"Patient/{theirs}")]
     assert found.exit_code == 0
-    assert server_content.get(url, study_path(site, "2"))["subject"]["reference"] == patient_path(site, TWO)
-    assert shared_ledger_rows(lake, server.url)[patient_path(site, TWO)]["server_id"] == patient_path(site, TWO)[8:]
+    assert server_content.get(url, study_path(factory, "2"))["subject"]["reference"] == patient_path(factory, TWO)
+    assert (
+        shared_ledger_rows(lake, server.url)[patient_path(factory, TWO)]["server_id"] == patient_path(factory, TWO)[8:]
+    )
 
 
-def test_what_datasets_share_is_sent_for_the_one_that_is_named(lake: Lake, server: Proxy, site: Site) -> None:
-    names = [site.name, f"{site.name}-b"]
+def test_what_datasets_share_is_sent_for_the_one_that_is_named(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    names = [factory.name, f"{factory.name}-b"]
     for name in names:
-        site.build(lake, name, [TWO])
+        factory.build(lake, name, [TWO])
     upload(names, lake, settings_for(server.url))
-    studies = [f"ImagingStudy/{site.study_id(name, '2')}" for name in names]
-    endpoints = [f"Endpoint/{site.endpoint_id(name)}" for name in names]
-    delete(server, *studies, *endpoints, patient_path(site, TWO))
+    studies = [f"ImagingStudy/{factory.study_id(name, '2')}" for name in names]
+    endpoints = [f"Endpoint/{factory.endpoint_id(name)}" for name in names]
+    delete(server, *studies, *endpoints, patient_path(factory, TWO))
 
     first = check(lake, server, names[0], repair=True)
     second = check(lake, server, names[1], repair=True)
 
-    assert told(first) == sorted(("missing", path) for path in (studies[0], endpoints[0], patient_path(site, TWO)))
+    assert told(first) == sorted(("missing", path) for path in (studies[0], endpoints[0], patient_path(factory, TWO)))
     assert told(second) == sorted(("missing", path) for path in (studies[1], endpoints[1]))
     assert (first.exit_code, second.exit_code) == (0, 0)
-    assert versions(server, *studies, *endpoints, patient_path(site, TWO)) == ["1"] * 5
+    assert versions(server, *studies, *endpoints, patient_path(factory, TWO)) == ["1"] * 5
     assert told(check(lake, server, *names)) == []
 
 
-def test_what_the_lake_no_longer_produces_is_orphaned_and_not_missing(lake: Lake, server: Proxy, site: Site) -> None:
-    loaded(lake, server, site, ONE, with_changes(ONE, number="2"), with_changes(ONE, number="3"))
-    loaded(lake, server, site, ONE)
-    delete(server, study_path(site, "2"))
+def test_what_the_lake_no_longer_produces_is_orphaned_and_not_missing(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    loaded(lake, server, factory, ONE, with_changes(ONE, number="2"), with_changes(ONE, number="3"))
+    loaded(lake, server, factory, ONE)
+    delete(server, study_path(factory, "2"))
 
-    found = check(lake, server, site.name, repair=True)
+    found = check(lake, server, factory.name, repair=True)
 
     assert counts(found) == [{"ok": 2, "orphaned": 1}, {"ok": 1}]
     assert found.exit_code == 0
 
 
-def test_a_dataset_that_is_being_written_is_not_compared(lake: Lake, server: Proxy, site: Site) -> None:
-    loaded(lake, server, site, ONE)
+def test_a_dataset_that_is_being_written_is_not_compared(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+    loaded(lake, server, factory, ONE)
 
-    with lake.lock(site.name, "upload"), pytest.raises(LockHeldError, match="is being written by"):
-        check(lake, server, site.name)
+    with lake.lock(factory.name, "upload"), pytest.raises(LockHeldError, match="is being written by"):
+        check(lake, server, factory.name)
 
 
-def test_without_a_server_there_is_nothing_to_compare_with(lake: Lake, site: Site) -> None:
+def test_without_a_server_there_is_nothing_to_compare_with(lake: Lake, factory: DatasetFactory) -> None:
     with pytest.raises(SettingsError, match="no FHIR server is set"):
-        verify([site.name], lake, settings_for(None))
+        verify([factory.name], lake, settings_for(None))
 
 
-def test_a_dataset_without_resources_leaves_the_others_alone(lake: Lake, server: Proxy, site: Site) -> None:
-    loaded(lake, server, site, ONE)
+def test_a_dataset_without_resources_leaves_the_others_alone(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
+    loaded(lake, server, factory, ONE)
 
-    found = check(lake, server, "unbuilt", site.name)
+    found = check(lake, server, "unbuilt", factory.name)
 
     assert counts(found) == [{"ok": 2}, {"ok": 1}]
     assert found.nothing == {"unbuilt": "dataset unbuilt has no resources yet; build it first"}
@@ -301,10 +327,12 @@ def test_a_dataset_without_resources_leaves_the_others_alone(lake: Lake, server:
 
 
 def test_a_dry_run_tells_a_machine_what_would_be_read_and_what_would_be_sent(
-    run_command: RunCommand, tmp_path: Path, server: Proxy, site: Site
+    run_command: RunCommand, tmp_path: Path, server: Proxy, factory: DatasetFactory
 ) -> None:
-    write_instance(tmp_path / site.name / "primary/sub-1/sam-1/1.dcm", study=site.name, series="1", PatientID="P-1")
-    where = (tmp_path / site.name, "--lake", tmp_path / "lake", "--fhir-url", server.url)
+    write_instance(
+        tmp_path / factory.name / "primary/sub-1/sam-1/1.dcm", study=factory.name, series="1", PatientID="P-1"
+    )
+    where = (tmp_path / factory.name, "--lake", tmp_path / "lake", "--fhir-url", server.url)
     for stage in ("crawl", "extract", "build"):
         assert run_command(stage, *where[:3])[0] == 0
 
@@ -313,46 +341,48 @@ def test_a_dry_run_tells_a_machine_what_would_be_read_and_what_would_be_sent(
     assert code == 0
     told = json.loads(out)
     assert [(plan["files"], plan["new"]) for plan in told["plans"]] == [(1, 0)]
-    sent = told["datasets"][site.name]["upload"]["counts"]
+    sent = told["datasets"][factory.name]["upload"]["counts"]
     assert sent == {kind: {"would-send": 1} for kind in ("Endpoint", "ImagingStudy", "Patient")}
 
 
 def test_the_command_tells_what_is_missing_and_repairs_it(
-    run_command: RunCommand, tmp_path: Path, server: Proxy, site: Site, monkeypatch: pytest.MonkeyPatch
+    run_command: RunCommand, tmp_path: Path, server: Proxy, factory: DatasetFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DICOM_ETL_FHIR__EXISTING_STUDY", "duplicate")  # another test's site has the same studies there
+    monkeypatch.setenv(
+        "DICOM_ETL_FHIR__EXISTING_STUDY", "duplicate"
+    )  # another test's factory has the same studies there
     for subject in (1, 2):
         write_instance(
-            tmp_path / site.name / f"primary/sub-{subject}/sam-1/1.dcm",
+            tmp_path / factory.name / f"primary/sub-{subject}/sam-1/1.dcm",
             study=str(subject),
             series="1",
             PatientID=f"SECRET-{subject}",
         )
     where = ("--lake", tmp_path / "lake", "--fhir-url", server.url)
-    assert run_command("run", tmp_path / site.name, *where)[0] == 0
+    assert run_command("run", tmp_path / factory.name, *where)[0] == 0
     assert run_command("verify", *where)[0] == 0
-    lines = read_lines(Lake(str(tmp_path / "lake")), "ImagingStudy", dataset=site.name, unit="sub-1")
+    lines = read_lines(Lake(str(tmp_path / "lake")), "ImagingStudy", dataset=factory.name, unit="sub-1")
     path = f"ImagingStudy/{json.loads(lines)['id']}"
     _send(f"{server.target}/{path}", "DELETE")
 
-    code, out, _ = run_command("verify", site.name, *where)
+    code, out, _ = run_command("verify", factory.name, *where)
     assert code == 1
     assert path in out
     assert "--repair" in out
     assert "SECRET" not in out
 
-    code, out, _ = run_command("verify", tmp_path / site.name, *where, "--repair", "--json")
+    code, out, _ = run_command("verify", tmp_path / factory.name, *where, "--repair", "--json")
     machine = json.loads(out)
     assert (code, machine["exit_code"]) == (0, 0)
-    [found] = machine["datasets"][site.name]["differences"]
+    [found] = machine["datasets"][factory.name]["differences"]
     assert (found["what"], found["resource"], found["unit"]) == ("missing", path, "sub-1")
-    assert machine["uploads"][site.name]["counts"]["ImagingStudy"] == {"stored": 1, "unchanged": 1}
+    assert machine["uploads"][factory.name]["counts"]["ImagingStudy"] == {"stored": 1, "unchanged": 1}
     assert "SECRET" not in out
-    assert run_command("verify", site.name, *where)[0] == 0
+    assert run_command("verify", factory.name, *where)[0] == 0
 
     monkeypatch.setattr(capabilities, "_RETRY_SECONDS", 0.0)
     closed = ("--lake", tmp_path / "lake", "--fhir-url", "http://127.0.0.1:9/fhir")
-    code, out, err = run_command("verify", site.name, *closed, "--json")
+    code, out, err = run_command("verify", factory.name, *closed, "--json")
     assert code == 3
     assert "127.0.0.1:9" in json.loads(out)["stopped"]
     assert "Traceback" not in out + err
@@ -363,7 +393,7 @@ def test_of_many_differences_the_console_shows_the_first(
 ) -> None:
     new_lake(tmp_path / "lake")
     many = tuple(Difference("missing", f"Patient/{n}", "u", "") for n in range(30))
-    found = Verified(
+    found = VerificationResult(
         "s",
         (Comparison("A", {"ok": 0, "missing": 30, "changed": 0, "external": 0, "unsent": 0, "orphaned": 0}, many),),
         {},

@@ -25,12 +25,12 @@ from dicom_etl.fhir_client import retry
 from dicom_etl.fhir_client.errors import UnreachableError
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings
-from dicom_etl.stages.upload import Uploaded, upload
+from dicom_etl.stages.upload import UploadSummary, upload
 from tests.servers.hapi_server import running_hapi
 from tests.support import server_content
 from tests.support.server_content import Resource
 from tests.support.upload_lakes import (
-    Site,
+    DatasetFactory,
     Study,
     attempts,
     ledger_rows,
@@ -39,7 +39,7 @@ from tests.support.upload_lakes import (
     shared_ledger_rows,
     with_changes,
 )
-from tests.upload.faults import KINDS, Faults, faulty
+from tests.upload.support.faults import KINDS, Faults, faulty
 
 DATASETS = ("A", "B", "C")
 EXTERNAL = "theirs"  # ends the id of a Patient that another client stored
@@ -56,7 +56,7 @@ class World:
     """What a seed makes: the studies of some datasets, and a history of what the server has to hold of them."""
 
     seed: int
-    site: Site
+    factory: DatasetFactory
     chance: random.Random
     studies: dict[str, list[Study]]
     external: str | None  # the shared person whom the server has already, under another id
@@ -71,7 +71,7 @@ class World:
             dataset = DATASETS[number] if number < len(DATASETS) else chance.choice(DATASETS)
             studies[dataset].append(_study(chance, dataset, str(number)))
         external = "P0" if chance.random() < 1 / 3 else None
-        return cls(seed, Site(f"soak-{seed}"), chance, studies, external)
+        return cls(seed, DatasetFactory(f"soak-{seed}"), chance, studies, external)
 
     def settings(self, url: str) -> Settings:
         """Those of an upload under faults."""
@@ -104,7 +104,7 @@ class World:
     def build(self, lake: Lake) -> None:
         """Write the lake, and note what the server has to hold."""
         for dataset, studies in self.studies.items():
-            self.site.build(lake, dataset, studies)
+            self.factory.build(lake, dataset, studies)
         for key, resource in self.wanted().items():
             contents = self.history.setdefault(key, [])
             if not contents or contents[-1] != resource:
@@ -114,9 +114,9 @@ class World:
         """By Type/id, what the server has to hold."""
         resources: dict[str, Resource] = {}
         for dataset, studies in self.studies.items():
-            resources |= keyed(self.site.endpoint(dataset))
+            resources |= keyed(self.factory.endpoint(dataset))
             for study in studies:
-                resources |= keyed(self.site.imaging_study(dataset, self._linked(dataset, study)))
+                resources |= keyed(self.factory.imaging_study(dataset, self._linked(dataset, study)))
         return resources | {key: patient for key, patient in self.patients().items() if not self._is_external(key)}
 
     def patients(self) -> dict[str, Resource]:
@@ -124,28 +124,28 @@ class World:
         resources: dict[str, Resource] = {}
         for dataset, studies in self.studies.items():
             for study in studies:
-                [(key, said)] = keyed(self.site.patient(dataset, study)).items()
+                [(key, said)] = keyed(self.factory.patient(dataset, study)).items()
                 resources[key] = resources.get(key, {}) | said
         return resources
 
     def _linked(self, dataset: str, study: Study) -> Study:
-        mine = f"Patient/{self.site.patient_id(dataset, study)}"
+        mine = f"Patient/{self.factory.patient_id(dataset, study)}"
         return replace(study, subject=f"Patient/{self.external_id}") if self._is_external(mine) else study
 
     def _is_external(self, key: str) -> bool:
         if self.external is None:
             return False
-        return key == f"Patient/{self.site.patient_id('', Study('', self.external, rule='authority'))}"
+        return key == f"Patient/{self.factory.patient_id('', Study('', self.external, rule='authority'))}"
 
     @property
     def external_id(self) -> str:
         """The id of the Patient that the server has already."""
-        return f"{self.site.name}-{EXTERNAL}"
+        return f"{self.factory.name}-{EXTERNAL}"
 
     def store_external(self, url: str) -> None:
         """Store the Patient that the server has already."""
         if self.external is not None:
-            identifier = [{"system": self.site.authority, "value": self.external}]
+            identifier = [{"system": self.factory.authority, "value": self.external}]
             server_content.put(url, {"resourceType": "Patient", "id": self.external_id, "identifier": identifier})
 
 
@@ -214,7 +214,7 @@ def _brought(world: World, lake: Lake, faults: Faults, *, prune: bool) -> Iterat
     faults.rate = rate
 
 
-def _run(world: World, lake: Lake, faults: Faults, *, prune: bool, failed_only: bool = False) -> list[Uploaded]:
+def _run(world: World, lake: Lake, faults: Faults, *, prune: bool, failed_only: bool = False) -> list[UploadSummary]:
     names = world.chance.sample(DATASETS, len(DATASETS))
     try:
         return upload(names, lake, world.settings(faults.url), prune=prune, failed_only=failed_only)
@@ -224,7 +224,7 @@ def _run(world: World, lake: Lake, faults: Faults, *, prune: bool, failed_only: 
         return []  # its first request failed for as long as it is tried
 
 
-def _refused(done: Sequence[Uploaded]) -> Iterator[str]:
+def _refused(done: Sequence[UploadSummary]) -> Iterator[str]:
     """No resource is bad here, so none may be called so."""
     for one in done:
         for kind, counts in one.counts.items():
@@ -255,13 +255,13 @@ def held_wrong(world: World, url: str) -> Iterator[str]:
 
 def server_side(world: World, url: str) -> dict[str, Resource]:
     """All that the server has of this world, by Type/id: what carries its identifiers, under whatever ids."""
-    site = world.site
-    own = [f"https://{site.name}/{dataset}/patient-id" for dataset in DATASETS]
+    factory = world.factory
+    own = [f"https://{factory.name}/{dataset}/patient-id" for dataset in DATASETS]
     ever = [content[0] for key, content in world.history.items() if key.startswith("ImagingStudy/")]
     uids = [(one["identifier"][0]["system"], one["identifier"][0]["value"]) for one in ever]
-    endpoints = ",".join(site.endpoint_id(dataset) for dataset in DATASETS)
+    endpoints = ",".join(factory.endpoint_id(dataset) for dataset in DATASETS)
     resources = [
-        *server_content.find_by_identifiers(url, "Patient", [(system, "") for system in (site.authority, *own)]),
+        *server_content.find_by_identifiers(url, "Patient", [(system, "") for system in (factory.authority, *own)]),
         *server_content.find_by_identifiers(url, "ImagingStudy", uids),
         *server_content.search(url, f"Endpoint?_id={endpoints}"),
     ]

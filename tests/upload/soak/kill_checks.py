@@ -20,8 +20,8 @@ from psycopg.rows import dict_row
 
 from tests.support import server_content
 from tests.support.upload_lakes import Resource
-from tests.upload.kill_world import DATASET, KillWorld, LakeContent, text, uids
-from tests.upload.killed_uploads import Written
+from tests.upload.soak.kill_world import DATASET, KillWorld, LakeContent, text, uids
+from tests.upload.soak.killed_uploads import Written
 
 Row = dict[str, Any]
 LOSSES = ("concurrent-overwrite", "changed-on-server", "update-removes-content")
@@ -77,9 +77,11 @@ def read_server(url: str, world: KillWorld) -> ServerContent:
     """Search for everything that both lakes may have produced, and read all histories."""
     tokens: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for number in world.study_ids().values():
-        tokens["ImagingStudy"].append(("urn:dicom:uid", f"urn:oid:{world.site.uid(number)}"))
+        tokens["ImagingStudy"].append(("urn:dicom:uid", f"urn:oid:{world.factory.uid(number)}"))
     for rule, person in world.persons().values():
-        system = world.site.authority if rule == "authority" else f"https://{world.site.name}/{DATASET}/patient-id"
+        system = (
+            world.factory.authority if rule == "authority" else f"https://{world.factory.name}/{DATASET}/patient-id"
+        )
         tokens["Patient"].append((system, person))
     found: dict[str, Resource] = {}
     counts: dict[tuple[str, str], int] = defaultdict(int)
@@ -91,7 +93,7 @@ def read_server(url: str, world: KillWorld) -> ServerContent:
         kind = key.partition("/")[0]
         for one in resource["identifier"]:
             counts[kind, one["value"] if kind == "ImagingStudy" else f"{one['system']}|{one['value']}"] += 1
-    endpoint = f"Endpoint/{world.site.endpoint_id(DATASET)}"
+    endpoint = f"Endpoint/{world.factory.endpoint_id(DATASET)}"
     found |= {
         f"Endpoint/{one['id']}": one for one in server_content.search(url, f"Endpoint?_id={endpoint.partition('/')[2]}")
     }
@@ -160,7 +162,7 @@ def resources_wrong(checked: Checked) -> Iterator[str]:
     """Each resource is there once, under its id."""
     expected = {f"ImagingStudy/{one}" for one in checked.world.study_ids()}
     expected |= {f"Patient/{one}" for one in checked.world.persons()}
-    expected.add(f"Endpoint/{checked.world.site.endpoint_id(DATASET)}")
+    expected.add(f"Endpoint/{checked.world.factory.endpoint_id(DATASET)}")
     yield from (f"{key} is not on the server" for key in sorted(expected - checked.server.found.keys()))
     yield from (f"{key} is on the server, and should not be" for key in sorted(checked.server.found.keys() - expected))
     for (kind, value), number in sorted(checked.server.counts.items()):
@@ -174,9 +176,9 @@ def resources_wrong(checked: Checked) -> Iterator[str]:
 def _produced(world: KillWorld) -> list[set[str]]:
     """The keys of the resources that each lake produces."""
     return [
-        {f"ImagingStudy/{world.site.study_id(DATASET, number)}" for number in lake.studies}
+        {f"ImagingStudy/{world.factory.study_id(DATASET, number)}" for number in lake.studies}
         | {f"Patient/{world.patient_id(key)}" for key in lake.stated}
-        | {f"Endpoint/{world.site.endpoint_id(DATASET)}"}
+        | {f"Endpoint/{world.factory.endpoint_id(DATASET)}"}
         for lake in world.lakes
     ]
 
@@ -216,7 +218,7 @@ def _has_reason(checked: Checked, ledger: LedgerContent, key: str, number: str) 
     row = ledger.rows.get(key)
     if row is None or row["reason"] not in LOSSES:
         return False
-    return (row["reason"], checked.world.site.uid(number)) in ledger.findings
+    return (row["reason"], checked.world.factory.uid(number)) in ledger.findings
 
 
 def _row_wrong(checked: Checked, lake: LakeContent, ledger: LedgerContent, key: str, number: str) -> Iterator[str]:
