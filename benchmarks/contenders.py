@@ -25,7 +25,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
-from dicom_etl.engine import Done, Engine
+from dicom_etl.engine import Engine, ItemResult
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source, TreeSource
@@ -55,12 +55,12 @@ class StartedEngine(Engine):
         *,
         small: bool = False,  # noqa: ARG002
         weight: Callable[[Item], int] = lambda _: 1,  # noqa: ARG002
-    ) -> Iterator[Done[Item, Value]]:
+    ) -> Iterator[ItemResult[Item, Value]]:
         """As `Engine.map`, over the running workers."""
         assert self.pool is not None
         running = {self.pool.submit(function, item): item for item in items}
         for future in as_completed(running):
-            yield Done(running[future], future.result())
+            yield ItemResult(running[future], future.result())
 
 
 class SlowSource(TreeSource):

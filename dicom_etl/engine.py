@@ -47,7 +47,7 @@ class WorkerDiedError(Exception):
 
 
 @dataclass(frozen=True)
-class Done(Generic[Item, Value]):
+class ItemResult(Generic[Item, Value]):
     """What became of one item: a value, or the error that it raised."""
 
     item: Item
@@ -77,7 +77,7 @@ class Engine:
         *,
         small: bool = False,
         weight: Callable[[Item], int] = lambda _: _LEAST_WEIGHT,
-    ) -> Iterator[Done[Item, Value]]:
+    ) -> Iterator[ItemResult[Item, Value]]:
         """Run `function` over `items`; results come as they are done, in any order.
 
         Args:
@@ -97,11 +97,11 @@ class Engine:
         return _in_processes(function, items, min(self.workers, len(items)))
 
 
-def _attempt(function: Callable[[Item], Value], item: Item) -> Done[Item, Value]:
+def _attempt(function: Callable[[Item], Value], item: Item) -> ItemResult[Item, Value]:
     try:
-        return Done(item, function(item))
+        return ItemResult(item, function(item))
     except Exception as error:  # noqa: BLE001  (the stage that asked turns it into a finding with its unit)
-        return Done(item, None, error)
+        return ItemResult(item, None, error)
 
 
 # -- in a worker ------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def _run_packed(packed: bytes) -> list[bytes]:
     return _run_batch(*pickle.loads(packed))
 
 
-def _packed(done: Done[Any, Any]) -> bytes:
+def _packed(done: ItemResult[Any, Any]) -> bytes:
     """A value and an error as bytes. What cannot travel is told in words, and harms no other item."""
     try:
         packed = pickle.dumps((done.value, done.error))
@@ -132,10 +132,10 @@ def _packed(done: Done[Any, Any]) -> bytes:
     return packed
 
 
-def _unpacked(batch: Sequence[Item], packed: Sequence[bytes]) -> Iterator[Done[Item, Any]]:
+def _unpacked(batch: Sequence[Item], packed: Sequence[bytes]) -> Iterator[ItemResult[Item, Any]]:
     for item, content in zip(batch, packed, strict=True):
         value, error = pickle.loads(content)
-        yield Done(item, value, error)
+        yield ItemResult(item, value, error)
 
 
 # -- local processes --------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def _unpacked(batch: Sequence[Item], packed: Sequence[bytes]) -> Iterator[Done[I
 
 def _in_processes(
     function: Callable[[Item], Value], items: Sequence[Item], workers: int
-) -> Iterator[Done[Item, Value]]:
+) -> Iterator[ItemResult[Item, Value]]:
     """Items over a pool. When a worker dies the pool is replaced; the items it had go once more, one at a time."""
     queue, lost = deque(items), deque[Item]()
     while queue:
@@ -158,7 +158,7 @@ def _in_processes(
 
 def _one_pool(
     function: Callable[[Item], Value], queue: deque[Item], workers: int, most: int
-) -> Iterator[Done[Item, Value]]:
+) -> Iterator[ItemResult[Item, Value]]:
     """Take items from the queue, `most` at a time, until it is empty or the pool is broken."""
     context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads can hang
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent, initargs=(os.getpid(),))
@@ -173,13 +173,13 @@ def _one_pool(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _outcomes(batch: Sequence[Item], future: Any, death: type[Exception]) -> Iterator[Done[Item, Any]]:
+def _outcomes(batch: Sequence[Item], future: Any, death: type[Exception]) -> Iterator[ItemResult[Item, Any]]:
     """What became of the items of a finished task; `death` is what its kind of workers calls their death."""
     error = future.exception()
     if error is None:
         yield from _unpacked(batch, future.result())
     else:
-        yield from (Done(item, None, WorkerDiedError() if isinstance(error, death) else error) for item in batch)
+        yield from (ItemResult(item, None, WorkerDiedError() if isinstance(error, death) else error) for item in batch)
 
 
 def _refill(
@@ -236,7 +236,7 @@ def _die_with_parent(parent: int) -> None:
 
 def _over_dask(
     function: Callable[[Item], Value], items: Sequence[Item], engine: Engine, weight: Callable[[Item], int]
-) -> Iterator[Done[Item, Value]]:
+) -> Iterator[ItemResult[Item, Value]]:
     """Batches of items over the workers of a cluster.
 
     A batch whose worker dies is tried again by the scheduler, as often as it allows (`allowed-failures`); then its
@@ -324,7 +324,7 @@ def _threads(client: Any) -> int:
 
 def _through(
     client: Any, function: Callable[[Item], Value], queue: deque[list[Item]], most: int
-) -> Iterator[Done[Item, Value]]:
+) -> Iterator[ItemResult[Item, Value]]:
     """Run batches, `most` at a time, until the queue is empty."""
     from distributed import KilledWorker  # noqa: PLC0415
 
@@ -343,12 +343,12 @@ def _through(
 
 def _submit(
     client: Any, function: Callable[[Item], Value], batch: list[Item], running: dict[Any, list[Item]]
-) -> Iterator[Done[Item, Value]]:
+) -> Iterator[ItemResult[Item, Value]]:
     """Send a batch; one that cannot travel comes back at once."""
     try:
         packed = pickle.dumps((function, batch))
     except Exception as error:  # noqa: BLE001  (whatever an object's own pickling raises)
-        yield from (Done(item, None, error) for item in batch)
+        yield from (ItemResult(item, None, error) for item in batch)
     else:
         running[client.submit(_run_packed, packed, pure=False)] = batch
 

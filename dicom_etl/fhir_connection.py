@@ -35,7 +35,7 @@ def open_client(fhir: FhirSettings) -> FhirClient:
     raise SettingsError(f"fhir.ca_file {problem}")
 
 
-def server_name(url: str) -> str:
+def get_server_name(url: str) -> str:
     """`host_port_path` of a base URL, without credentials (`http://hapi:8080/fhir/` is `hapi_8080_fhir`).
 
     It is the server's name in the lake: readable, and the same for every way to write the address.
@@ -55,10 +55,10 @@ def choose_authentication(fhir: FhirSettings) -> Authentication:
     Raises:
         SettingsError: something that it needs is missing; the text says what to set.
     """
-    return _METHODS[chosen_method(fhir)](fhir)
+    return _METHODS[choose_method(fhir)](fhir)
 
 
-def chosen_method(fhir: FhirSettings) -> str:
+def choose_method(fhir: FhirSettings) -> str:
     """`fhir.auth`, or what follows from the other settings.
 
     Raises:

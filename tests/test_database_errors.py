@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dicom_etl.fhir_connection import server_name
+from dicom_etl.fhir_connection import get_server_name
 from dicom_etl.lake import database
 from dicom_etl.lake.tables import Lake
 from dicom_etl.upload.ledger import Ledger, ResourceRow
@@ -51,7 +51,7 @@ def lake(run_command: RunCommand, server: Proxy, tmp_path: Path, monkeypatch: py
     for stage in ("crawl", "extract", "build"):
         assert run_command(stage)[0] == 0
     lake = Lake(str(tmp_path / "lake"))
-    with Ledger.from_lake(lake, server_name(server.url)) as ledger:
+    with Ledger.from_lake(lake, get_server_name(server.url)) as ledger:
         ledger.write_rows([ResourceRow("ImagingStudy", "s1", "ds", "sub-1", server_id="s1", hash="0")])
     return lake
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dicom_etl.engine import Done, Engine, EngineError, WorkerDiedError
+from dicom_etl.engine import Engine, EngineError, ItemResult, WorkerDiedError
 from tests.servers.dask_cluster import DaskCluster, running_cluster
 from tests.support import engine_work as work
 
@@ -42,7 +42,7 @@ def over(cluster: DaskCluster) -> Engine:
     return Engine("dask", 1, cluster.address)  # the scheduler knows better how many workers there are
 
 
-def values(done: list[Done[int, int]]) -> dict[int, int]:
+def values(done: list[ItemResult[int, int]]) -> dict[int, int]:
     """The value by item, of the items that have one."""
     return {one.item: one.value for one in done if one.value is not None}
 

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from dicom_etl.fhir_client import FhirClient, FhirError
-from dicom_etl.fhir_connection import choose_authentication, chosen_method, open_client, server_name
+from dicom_etl.fhir_connection import choose_authentication, choose_method, get_server_name, open_client
 from dicom_etl.settings import FhirSettings, SettingsError
 from tests.support.proxy import Reply, run_proxy
 
@@ -104,7 +104,7 @@ def test_what_is_missing_is_one_sentence(fhir: Any, said: str) -> None:
 def test_a_key_that_would_not_be_sent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DICOM_ETL_FHIR_API_KEY", "k")
     with pytest.raises(SettingsError, match=r'API_KEY is set and would not be used: set fhir.auth = "api-key"'):
-        chosen_method(FhirSettings(url=URL))
+        choose_method(FhirSettings(url=URL))
 
 
 def test_a_colon_in_the_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,4 +164,4 @@ def test_the_time_allowed_fits_a_change_of_50_000_instances_on_a_slow_server() -
     ],
 )
 def test_the_name_of_a_server_is_readable_and_contains_no_credentials(url: str, name: str) -> None:
-    assert server_name(url) == name
+    assert get_server_name(url) == name

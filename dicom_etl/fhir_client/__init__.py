@@ -1,7 +1,17 @@
-"""A client of FHIR servers: transport, authentication, retries, concurrency limit, Bundles, searches, redaction.
+"""Client of FHIR servers: transport, authentication, retries, concurrency limit, Bundles, searches, redaction.
 
-Nothing here knows the settings, the lake or the ledger: what is uploaded, and whether, is decided elsewhere. The
-modules `transport`, `auth`, `session`, `retry` and `limit` know nothing of FHIR and serve other HTTP clients as well.
+It uses neither the settings nor the lake nor the ledger: `dicom_etl.upload` decides what is sent. The modules
+`transport`, `auth`, `session`, `retry` and `concurrency` do not depend on FHIR and serve other HTTP clients as well.
+
+Where an unusual answer of a server is handled:
+
+    encoding, size, time limit          `transport`
+    status, a single resource           `answers`
+    transactions, pages, histories      `bundles`
+    links from page to page             `search`
+    ids, versions, ETags, locations     `models`
+    CapabilityStatement                 `capabilities`
+    text that is shown in messages      `redaction`
 """
 
 from dicom_etl.fhir_client.auth import Authentication, Basic, BearerToken, ClientCredentials, FixedHeader
@@ -22,8 +32,8 @@ from dicom_etl.fhir_client.errors import (
     UnreachableError,
     UnsuitableServerError,
 )
-from dicom_etl.fhir_client.paging import escape_token
-from dicom_etl.fhir_client.resources import ServerResource, WriteRequest, WriteResult
+from dicom_etl.fhir_client.models import ServerResource, WriteRequest, WriteResult
+from dicom_etl.fhir_client.search import escape_token
 from dicom_etl.fhir_client.transport import CertificateFileError
 from dicom_etl.fhir_client.urls import parse_credentials, strip_credentials
 

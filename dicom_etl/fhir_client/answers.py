@@ -1,10 +1,10 @@
-"""Checks of answers: each becomes what was requested, or an error; nothing that a server says is believed unseen.
+"""Validation of a server's answers: an answer becomes the requested result, or a `FhirError`.
 
-An answer of a success status is a success only if its body is what the specification says. An OperationOutcome with an
-error, the JSON of a gateway, a page of HTML, or JSON of another shape is an InvalidAnswerError: never "not there", and
-never "stored". No shape of JSON at any place raises anything else.
+An answer with a success status is a success only if its body conforms to the specification. An OperationOutcome with
+an error, the JSON of a gateway, an HTML page, or JSON of another structure is an InvalidAnswerError; it is never taken
+for "not found" or "stored". JSON of any structure raises no other errors than these.
 
-Not here: Bundles (`bundles`), and how pages of a search follow each other (`paging`).
+Not here: Bundles (`bundles`), and the order of the pages of a search (`search`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from dicom_etl.fhir_client.errors import FhirError, InvalidAnswerError, RejectedError, make_error
-from dicom_etl.fhir_client.resources import (
+from dicom_etl.fhir_client.models import (
     ServerResource,
     WriteRequest,
     WriteResult,
@@ -28,21 +28,21 @@ from dicom_etl.fhir_client.resources import (
 )
 from dicom_etl.fhir_client.transport import Answer
 
-_LONGEST_REASON = 400  # characters
-_MOST_ISSUES = 20  # of an OperationOutcome, in an error message
-_DEEPEST = 254  # levels; orjson writes no more, although it reads 1024
+_MAX_REASON_LENGTH = 400  # characters
+_MAX_ISSUES = 20  # of an OperationOutcome, in an error message
+_MAX_DEPTH = 254  # levels; orjson writes no more, although it reads 1024
 # objects and lists, of some 100 bytes of memory each; a study of 50,000 instances has 150,000
-_MOST_CONTAINERS = 700_000
+_MAX_CONTAINERS = 700_000
 _MESSAGE_MEMBERS = ("error", "message", "detail", "errorMessage")  # of JSON that is not FHIR
 
 
 @dataclass(frozen=True)
-class Received:
-    """An answer, with what error messages about it need.
+class ReceivedAnswer:
+    """An answer and the context for error messages about it.
 
     Attributes:
-        answer: as it came.
-        redact: removes from a server's words what must not be repeated.
+        answer: the answer, unchanged.
+        redact: removes from a server's text what must not be shown.
         advice_on_denial: what to do about a 401.
     """
 
@@ -50,21 +50,21 @@ class Received:
     redact: Callable[[str], str] = str
     advice_on_denial: str = ""
 
-    def make_invalid(self, problem: str, *, content: Any = None) -> InvalidAnswerError:
-        """The error of an answer that is not a success although its status says so, with the server's words.
+    def make_invalid_error(self, problem: str, *, content: Any = None) -> InvalidAnswerError:
+        """The error of an answer whose status is a success and whose body is not, with the server's text.
 
         Args:
-            problem: what is wrong: the rest of a sentence that begins with "the answer".
-            content: its JSON.
+            problem: the problem: the rest of a sentence that begins with "the answer".
+            content: the JSON of the body.
         """
-        words = self._shorten(" ".join(_extract_words(content)))
-        reason = f"the answer {problem}" + (f" ({words})" if words else "")
+        text = self._shorten(" ".join(_extract_texts(content)))
+        reason = f"the answer {problem}" + (f" ({text})" if text else "")
         advice = "check fhir.url" if content is None and self.answer.body[:1] == b"<" else ""
         return InvalidAnswerError(reason, status=self.answer.status, advice=advice)
 
-    def make_failure(self, status: int, content: Any) -> FhirError:
-        """The error of a failure status, with the server's words."""
-        reason = self._shorten(" ".join(_extract_words(content))) or _get_phrase(status)
+    def make_status_error(self, status: int, content: Any) -> FhirError:
+        """The error of a failure status, with the server's text."""
+        reason = self._shorten(" ".join(_extract_texts(content))) or _get_phrase(status)
         advice = self.advice_on_denial if status == 401 and self.advice_on_denial else None
         is_confirmed = is_operation_outcome(content) or not self.answer.body.strip()
         retry_after = self.answer.retry_after
@@ -73,63 +73,64 @@ class Received:
             error.is_unsupported = True
         return error
 
-    def _shorten(self, words: str) -> str:
-        text = self.redact(words) if words else ""
-        clean = "".join(c if c.isprintable() else " " for c in text).strip()
-        return clean if len(clean) <= _LONGEST_REASON else clean[: _LONGEST_REASON - 1] + "…"
+    def _shorten(self, text: str) -> str:
+        redacted = self.redact(text) if text else ""
+        printable = "".join(c if c.isprintable() else " " for c in redacted).strip()
+        return printable if len(printable) <= _MAX_REASON_LENGTH else printable[: _MAX_REASON_LENGTH - 1] + "…"
 
 
 # -- status and JSON --------------------------------------------------------------------------------------------------
 
 
-def check_status(received: Received, *allowed: int) -> None:
-    """Check that the status is one of those allowed.
+def check_status(received: ReceivedAnswer, *allowed: int) -> None:
+    """Check that the status is allowed.
 
     Raises:
-        FhirError: of the class that the status means; InvalidAnswerError where it is another success.
+        FhirError: of the class that belongs to the status; InvalidAnswerError if it is another success status.
     """
     status = received.answer.status
     if status in allowed:
         return
     if not 200 <= status < 300:
-        raise received.make_failure(status, parse_json(received.answer.body))
-    raise received.make_invalid("has a status that was not expected", content=parse_json(received.answer.body))
+        raise received.make_status_error(status, parse_json(received.answer.body))
+    raise received.make_invalid_error("has an unexpected status", content=parse_json(received.answer.body))
 
 
 def parse_json(body: bytes) -> Any:
-    """The JSON of a body; None where it is not JSON, takes too much memory, or is nested too deeply to be written."""
+    """The JSON of a body; None if it is not JSON, needs too much memory, or is nested too deeply to be serialized."""
     containers = body.count(b"[") + body.count(b"{")
-    if containers > _MOST_CONTAINERS:
+    if containers > _MAX_CONTAINERS:
         return None
     try:
         content = orjson.loads(body)
-        if containers > _DEEPEST:
+        if containers > _MAX_DEPTH:
             orjson.dumps(content)
     except (ValueError, TypeError):  # TypeError: orjson.JSONEncodeError
         return None
     return content
 
 
-def parse_object(received: Received, what: str) -> dict[str, Any]:
+def parse_object(received: ReceivedAnswer, expected: str) -> dict[str, Any]:
     """The JSON object of an answer.
 
     Args:
         received: the answer.
-        what: what it should be, for the error message.
+        expected: what the object should be, for the error message.
 
     Raises:
-        InvalidAnswerError: it is empty, cut off, not JSON or not an object, or an OperationOutcome with an error.
+        InvalidAnswerError: it is empty, truncated, not JSON or not an object, or an OperationOutcome with an error.
     """
     body = received.answer.body.strip()
     if not body:
-        raise received.make_invalid("is empty")
+        raise received.make_invalid_error("is empty")
     content = parse_json(body)
     if content is None and body != b"null":
-        raise received.make_invalid("is not complete, too large, or not JSON" if body[:1] in b"{[" else "is not JSON")
+        problem = "is not complete, too large, or not JSON" if body[:1] in b"{[" else "is not JSON"
+        raise received.make_invalid_error(problem)
     if not isinstance(content, dict):
-        raise received.make_invalid(f"is not {what}, but JSON of another type")
+        raise received.make_invalid_error(f"is not {expected}, but JSON of another type")
     if has_error(content):
-        raise received.make_invalid("is an OperationOutcome with an error", content=content)
+        raise received.make_invalid_error("is an OperationOutcome with an error", content=content)
     return content
 
 
@@ -155,7 +156,7 @@ _HARMLESS = ("warning", "information", "success")  # FHIR R4 and R5, value set i
 
 
 def _get_issues(content: object) -> list[dict[str, Any]]:
-    """The issues of an OperationOutcome; those that are not objects are left out."""
+    """The issues of an OperationOutcome, without those that are not objects."""
     if not isinstance(content, dict) or not is_operation_outcome(content):
         return []
     issues = content.get("issue")
@@ -166,23 +167,23 @@ def _get_issue_codes(content: object) -> list[str]:
     return [get_text(issue.get("code")) for issue in _get_issues(content)]
 
 
-def _extract_words(content: object) -> list[str]:
-    """What JSON says of a failure: codes and diagnostics of an OperationOutcome, or the message of a gateway."""
+def _extract_texts(content: object) -> list[str]:
+    """The texts that explain a failure: codes and diagnostics of an OperationOutcome, or the message of a gateway."""
     if not isinstance(content, dict):
         return []
     if not is_operation_outcome(content):
         return [text for name in _MESSAGE_MEMBERS if (text := get_text(content.get(name)))][:1]
     issues = _get_issues(content)
     errors = [issue for issue in issues if issue.get("severity") not in _HARMLESS] or issues
-    texts = [_describe_issue(issue) for issue in errors[:_MOST_ISSUES]]
+    texts = [_describe_issue(issue) for issue in errors[:_MAX_ISSUES]]
     return [f"{text};" for text in texts[:-1]] + texts[-1:]
 
 
 def _describe_issue(issue: dict[str, Any]) -> str:
     details = issue.get("details")
-    words = get_text(issue.get("diagnostics")) or (get_text(details.get("text")) if isinstance(details, dict) else "")
+    text = get_text(issue.get("diagnostics")) or (get_text(details.get("text")) if isinstance(details, dict) else "")
     code = get_text(issue.get("code")) or "error"
-    return f"{code}: {words}" if words else code
+    return f"{code}: {text}" if text else code
 
 
 def _get_phrase(status: int) -> str:
@@ -195,14 +196,14 @@ def _get_phrase(status: int) -> str:
 # -- single resources -------------------------------------------------------------------------------------------------
 
 
-def read_resource(received: Received, resource_type: str, resource_id: str, version: str = "") -> ServerResource:
+def read_resource(received: ReceivedAnswer, resource_type: str, resource_id: str, version: str = "") -> ServerResource:
     """The resource of a read (FHIR R4, 3.1.0.1), or of a vread.
 
     Args:
         received: the answer.
         resource_type: its type.
         resource_id: its id.
-        version: its version; empty: whatever it is.
+        version: its version; empty: any version.
 
     Raises:
         FhirError: the answer is a failure, or not that resource.
@@ -211,15 +212,15 @@ def read_resource(received: Received, resource_type: str, resource_id: str, vers
     resource = parse_object(received, f"a {resource_type} resource")
     _check_identity(received, resource, resource_type, resource_id)
     if version and get_version(resource) not in ("", version):
-        raise received.make_invalid("is another version of the resource")
+        raise received.make_invalid_error("is another version of the resource")
     return ServerResource(resource, received.answer.etag)
 
 
-def read_put_result(received: Received, request: WriteRequest) -> WriteResult:
+def read_put_result(received: ReceivedAnswer, request: WriteRequest) -> WriteResult:
     """The result of a PUT (FHIR R4, 3.1.0.1.8): the body is empty, the resource, or an OperationOutcome.
 
     Raises:
-        FhirError: the answer is a failure, or does not say that the resource was stored.
+        FhirError: the answer is a failure, or does not confirm that the resource was stored.
     """
     check_status(received, 200, 201)
     answer = received.answer
@@ -235,14 +236,14 @@ def read_put_result(received: Received, request: WriteRequest) -> WriteResult:
 def make_result(
     request: WriteRequest, status: int, resource: dict[str, Any], location: object, etag: object
 ) -> WriteResult:
-    """The result of a write, from wherever the server names id and version.
+    """The result of a write, with id and version from the resource, its location or its ETag.
 
-    A server that stores a resource under another id than that of the request is not corrected: the result has its id.
+    If the server stored the resource under another id than that of the request, the result has the server's id.
 
     Args:
         request: the write.
         status: HTTP status.
-        resource: as stored; empty where it was not returned.
+        resource: as stored; empty if it was not returned.
         location: `Location`, or `Bundle.entry.response.location`.
         etag: `ETag`, or `Bundle.entry.response.etag`.
     """
@@ -254,20 +255,20 @@ def make_result(
     return WriteResult(status, server_id, version, get_text(etag))
 
 
-def check_deletion(received: Received) -> None:
+def check_deletion(received: ReceivedAnswer) -> None:
     """Check that a resource was deleted (FHIR R4, 3.1.0.7.1).
 
     Raises:
-        FhirError: the answer is a failure, or does not say that.
+        FhirError: the answer is a failure, or does not confirm the deletion.
     """
     check_status(received, 200, 202, 204)
     if received.answer.body.strip() and received.answer.status != 202:
         content = parse_object(received, "an OperationOutcome")
         if not is_operation_outcome(content):
-            raise received.make_invalid("is not an OperationOutcome", content=content)
+            raise received.make_invalid_error("is not an OperationOutcome", content=content)
 
 
-def read_capability_statement(received: Received) -> dict[str, Any]:
+def read_capability_statement(received: ReceivedAnswer) -> dict[str, Any]:
     """The CapabilityStatement of a server (FHIR R4, 3.1.0.9).
 
     Raises:
@@ -276,15 +277,15 @@ def read_capability_statement(received: Received) -> dict[str, Any]:
     check_status(received, 200)
     statement = parse_object(received, "a CapabilityStatement")
     if statement.get("resourceType") != "CapabilityStatement":
-        raise received.make_invalid("is not a CapabilityStatement", content=statement)
+        raise received.make_invalid_error("is not a CapabilityStatement", content=statement)
     return statement
 
 
-def read_content(received: Received, *, needs_body: bool) -> Any:
-    """The resource of an answer to any request; None where it has no body, or was not modified (304).
+def read_content(received: ReceivedAnswer, *, needs_body: bool) -> Any:
+    """The resource of an answer to any request; None if it has no body, or was not modified (304).
 
     Raises:
-        FhirError: the answer is a failure; or it is not a resource, although it has a body or needs one.
+        FhirError: the answer is a failure, or its body is not a resource, or a required body is missing.
     """
     if received.answer.status == 304:
         return None
@@ -293,13 +294,13 @@ def read_content(received: Received, *, needs_body: bool) -> Any:
         return None
     content = parse_object(received, "a resource")
     if not isinstance(content.get("resourceType"), str):
-        raise received.make_invalid("is not a resource", content=content)
+        raise received.make_invalid_error("is not a resource", content=content)
     return content
 
 
-def _check_identity(received: Received, resource: dict[str, Any], resource_type: str, resource_id: str) -> None:
+def _check_identity(received: ReceivedAnswer, resource: dict[str, Any], resource_type: str, resource_id: str) -> None:
     if resource.get("resourceType") != resource_type:
-        raise received.make_invalid(f"is not a {resource_type} resource", content=resource)
+        raise received.make_invalid_error(f"is not a {resource_type} resource", content=resource)
     server_id = resource.get("id")
     if not isinstance(server_id, str) or (resource_id and server_id != resource_id):
-        raise received.make_invalid(f"is another {resource_type} resource", content=resource)
+        raise received.make_invalid_error(f"is another {resource_type} resource", content=resource)

@@ -1,7 +1,7 @@
 """Authentication of requests: none, a bearer token, username and password, an API key, OAuth2 client credentials.
 
-Nothing here knows FHIR or the settings. Secrets stay in these objects and leave them only as headers; `secrets` lists
-them, so that they can be removed from the words of a server that repeats them.
+This module depends neither on FHIR nor on the settings. Secrets leave these objects only as headers; `secrets` lists
+them, so that they can be removed from a server's text that repeats them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dicom_etl.fhir_client.urls import strip_credentials
 
 _TOKEN_SECONDS = 60.0  # longest wait for a token
 _MAX_TOKEN_BYTES = 1_000_000
-_EARLY_SECONDS, _EARLY_SHARE = 30.0, 0.1  # a token is renewed so long before it expires
-# RFC 6749, 5.2; nothing else of a token endpoint's answer is repeated, since that may repeat what was sent
+_EARLY_SECONDS, _EARLY_SHARE = 30.0, 0.1  # how long before its expiry a token is renewed
+# RFC 6749, 5.2; nothing else of a token endpoint's answer is shown, since it may contain what was sent
 _REFUSALS = {
     "invalid_client": "check {0}.client_id and the client secret",
     "invalid_grant": "check the client's permissions",
@@ -36,7 +36,7 @@ _REFUSALS = {
 
 
 class Send(Protocol):
-    """Sends one request, as `Transport.send` does; raises UnreachableError where there is no answer."""
+    """Sends one request, as `Transport.send` does; raises UnreachableError if there is no answer."""
 
     def __call__(
         self,
@@ -61,11 +61,11 @@ class Authentication:
         self.advice = advice
 
     async def headers(self, send: Send) -> dict[str, str]:  # noqa: ARG002
-        """The headers of a request. A token that is needed first is requested with `send`."""
+        """The headers of a request; a token is requested with `send` first if one is needed."""
         return {}
 
     async def renew(self, refused: Mapping[str, str]) -> bool:  # noqa: ARG002
-        """Whether another attempt makes sense after the server refused these headers: there are newer ones."""
+        """Whether another attempt makes sense after the server refused these headers, because there are newer ones."""
         return False
 
     def secrets(self) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ class FixedHeader(Authentication):
         name: of the header.
         value: of the header.
         advice: what to do about a 401.
-        secrets: other secrets that the value is made of.
+        secrets: other secrets that the value contains.
     """
 
     def __init__(self, name: str, value: str, *, advice: str = "check the API key", secrets: tuple[str, ...] = ()):
@@ -96,7 +96,7 @@ class FixedHeader(Authentication):
 
 
 class BearerToken(FixedHeader):
-    """A bearer token (RFC 6750) that somebody issued beforehand."""
+    """A bearer token (RFC 6750) that was issued in advance."""
 
     def __init__(self, token: str, *, advice: str = "check the token") -> None:
         super().__init__("Authorization", f"Bearer {token}", advice=advice)
@@ -180,7 +180,7 @@ class ClientCredentials(Authentication):
         body = urlencode(form).encode()
         answer = await self._send_form(send, headers, body)
         if answer.status != 200:
-            raise self._make_refusal(answer)
+            raise self._make_refusal_error(answer)
         content = _parse_object(answer.body)
         token, token_type = content.get("access_token"), str(content.get("token_type", "bearer"))
         if not isinstance(token, str) or not token.isprintable() or not token or token_type.lower() != "bearer":
@@ -199,7 +199,7 @@ class ClientCredentials(Authentication):
             error.may_have_arrived = False  # the request that needs the token was not sent
             raise
 
-    def _make_refusal(self, answer: Answer) -> FhirError:
+    def _make_refusal_error(self, answer: Answer) -> FhirError:
         status = answer.status
         if status in (408, 429) or status >= 500:
             reason = f"{self._endpoint} issues no token at present"
@@ -207,11 +207,11 @@ class ClientCredentials(Authentication):
             error.may_have_arrived = False
             return error
         code = str(_parse_object(answer.body).get("error"))
-        words = f"{code} (HTTP {status})" if code in _REFUSALS else f"HTTP {status}"
+        refusal = f"{code} (HTTP {status})" if code in _REFUSALS else f"HTTP {status}"
         advice = _REFUSALS.get(code, "check {0}.token_url, {0}.client_id and the client secret")
-        # 401, whatever it was: it concerns us, so that no resource is blamed for it
+        # always 401: the credentials are the problem, not the resource that is being sent
         return AccessDeniedError(
-            f"{self._endpoint} issues no token: {words}", status=401, advice=advice.format(self._section)
+            f"{self._endpoint} issues no token: {refusal}", status=401, advice=advice.format(self._section)
         )
 
 
@@ -228,7 +228,7 @@ def _parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _compute_lifetime(expires_in: object) -> float:
-    """How long a token is used; one that does not say when it expires is used until it is refused."""
+    """Seconds for which a token is used; without an expiry it is used until the server refuses it."""
     try:
         seconds = float(expires_in)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Capabilities of a server (FHIR R4, 5.1: CapabilityStatement), and whether they are sufficient for an upload."""
+"""Capabilities of a server (FHIR R4, 5.1: CapabilityStatement), and the check that they suffice for an upload."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dicom_etl.fhir_client.errors import (
     UnreachableError,
     UnsuitableServerError,
 )
-from dicom_etl.fhir_client.resources import get_text
+from dicom_etl.fhir_client.models import get_text
 
 if TYPE_CHECKING:
     from dicom_etl.fhir_client.client import FhirClient
 
 UPLOADED_TYPES = ("Patient", "Endpoint", "ImagingStudy")
 _VERSIONS = {"R4": ("4.0.", "4.1.", "4.3."), "R5": ("5.0.",)}
-_RETRY_SECONDS = 5.0  # a person at a terminal wants to know soon that the server is down
-_ANSWER_SECONDS = 60.0  # a server that has just started may need long to compute its statement
+_RETRY_SECONDS = 5.0  # so that a person at a terminal soon learns that the server is down
+_ANSWER_SECONDS = 60.0  # a server that has just started may need much time to compute its statement
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a CapabilityStatement offers; elements of another shape than the specification's are taken as missing.
+    """A CapabilityStatement; elements with another structure than the specification's are treated as missing.
 
     Attributes:
         statement: its JSON.
@@ -36,28 +36,28 @@ class Capabilities:
 
     @property
     def fhir_version(self) -> str:
-        """Such as 4.0.1; `none` where the server names none."""
+        """The FHIR version, such as 4.0.1; `none` if the server states none."""
         version = self.statement.get("fhirVersion")
         return get_text(version) if get_text(version).isprintable() and get_text(version) else "none"
 
     @property
     def accepts_client_ids(self) -> bool:
-        """Whether the client may choose the ids of all types of an upload.
+        """Whether the client may assign the ids of all uploaded types.
 
-        `updateCreate` is optional, and HAPI permits it without saying so: only a plain no is taken for a no.
+        `updateCreate` is optional, and HAPI permits it without stating it: only an explicit false means no.
         """
-        return not any(offer.get("updateCreate") is False for offer in self._offers())
+        return not any(entry.get("updateCreate") is False for entry in map(self._find_entry, UPLOADED_TYPES) if entry)
 
     @property
     def assigns_ids(self) -> bool:
         """Whether the server assigns ids itself."""
         return not self.accepts_client_ids
 
-    def unsuitable(self, fhir_version: str) -> str | None:
-        """Why an upload to this server is not possible (the rest of a sentence); None if it is.
+    def find_problem(self, fhir_version: str) -> str | None:
+        """The problem that prevents an upload (a sentence without its subject); None if there is none.
 
         Args:
-            fhir_version: that of the resources, R4 or R5.
+            fhir_version: version of the resources, R4 or R5.
         """
         if not self.fhir_version.startswith(_VERSIONS[fhir_version]):
             return (
@@ -67,37 +67,36 @@ class Capabilities:
         if "transaction" not in _get_codes(self._rest):
             return "does not accept transactions, which the upload needs: choose another server"
         for name in UPLOADED_TYPES:
-            offer = self._offer(name)
-            if offer is None or "update" not in _get_codes(offer):
-                return f"does not permit to write {name} resources (update): choose or configure another server"
-            if offer.get("updateCreate") is False and offer.get("conditionalUpdate") is False:
-                return f"lets the client neither choose ids of {name} resources nor find them (conditionalUpdate)"
+            entry = self._find_entry(name)
+            if entry is None or "update" not in _get_codes(entry):
+                return f"does not permit writing {name} resources (update): choose or configure another server"
+            if entry.get("updateCreate") is False and entry.get("conditionalUpdate") is False:
+                return (
+                    f"permits neither client-assigned ids nor conditional updates of {name} resources: choose another"
+                )
         return None
 
     @property
     def _rest(self) -> dict[str, Any]:
         return next((rest for rest in _select_objects(self.statement.get("rest")) if rest.get("mode") == "server"), {})
 
-    def _offer(self, resource_type: str) -> dict[str, Any] | None:
-        return next(
-            (offer for offer in _select_objects(self._rest.get("resource")) if offer.get("type") == resource_type), None
-        )
-
-    def _offers(self) -> list[dict[str, Any]]:
-        return [self._offer(name) or {} for name in UPLOADED_TYPES]
+    def _find_entry(self, resource_type: str) -> dict[str, Any] | None:
+        """The element `rest.resource` of a type."""
+        entries = _select_objects(self._rest.get("resource"))
+        return next((entry for entry in entries if entry.get("type") == resource_type), None)
 
 
 async def check_server(client: FhirClient, fhir_version: str, client_assigned_ids: bool | None = None) -> bool:
-    """Ask the server for its capabilities; returns whether the client chooses ids.
+    """Check that the server can take an upload; returns whether the client assigns the ids of resources.
 
     Args:
-        client: asks.
+        client: client of the server.
         fhir_version: of the resources, R4 or R5.
-        client_assigned_ids: what the settings say of ids; None: what the server says.
+        client_assigned_ids: the setting; None: as the server supports.
 
     Raises:
-        UnreachableError: it does not answer, or is failing.
-        UnsuitableServerError: it answers, and an upload is not possible, or our credentials are not accepted.
+        UnreachableError: it does not answer, or it answers with server errors.
+        UnsuitableServerError: an upload is not possible, or the credentials are not accepted.
     """
     failure: UnreachableError | UnsuitableServerError
     try:
@@ -113,16 +112,16 @@ async def check_server(client: FhirClient, fhir_version: str, client_assigned_id
     except PermanentError as error:
         failure = UnsuitableServerError(f"{client.url}: {error}")
     else:
-        if problem := capabilities.unsuitable(fhir_version):
+        if problem := capabilities.find_problem(fhir_version):
             raise UnsuitableServerError(f"{client.url} {problem}")
         return capabilities.accepts_client_ids if client_assigned_ids is None else client_assigned_ids
     raise failure
 
 
 def _select_objects(value: object) -> list[dict[str, Any]]:
-    """The objects of a list; none where it is not a list."""
+    """The objects in a list; an empty list if the value is not a list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _get_codes(part: dict[str, Any]) -> set[str]:
-    return {get_text(interaction.get("code")) for interaction in _select_objects(part.get("interaction"))}
+def _get_codes(entry: dict[str, Any]) -> set[str]:
+    return {get_text(interaction.get("code")) for interaction in _select_objects(entry.get("interaction"))}

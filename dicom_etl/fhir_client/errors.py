@@ -1,4 +1,4 @@
-"""Errors of requests to a server: whether a later attempt may succeed is the class of the error.
+"""Errors of requests to a server; their class tells whether a later attempt may succeed.
 
     FhirError                     a request failed
     ├── TransientError            a later attempt may succeed
@@ -6,7 +6,7 @@
     │   │   └── TimedOutError     no answer within the time limit
     │   ├── BusyError             429, 503
     │   ├── ServerFailureError    408, other 5xx
-    │   └── InvalidAnswerError    success, with a body that is not what the specification calls success
+    │   └── InvalidAnswerError    a success status, with a body that does not conform to the specification
     ├── ConflictError             409, 412
     └── PermanentError            the same request will fail again
         ├── AccessDeniedError     401, 403
@@ -14,8 +14,8 @@
         ├── RejectedError         other 4xx, redirects, 501, 505
         └── UnsuitableServerError the server cannot do what is needed
 
-`make_error` is the one place where a status code becomes a class. Every error is one sentence without credentials and
-without identifying values: the words of a server that it contains were redacted before (`redaction`).
+`make_error` is the only place that maps status codes to classes. Every error is one sentence without credentials and
+without identifying values: text from a server is redacted before it becomes part of an error (`redaction`).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class FhirError(BaseFHIRError):
     """A request failed.
 
     Attributes:
-        reason: what happened, with the server's words.
-        status: HTTP status; None where there was no answer.
+        reason: what happened, with the server's text.
+        status: HTTP status; None if there was no answer.
         advice: what to do about it; may be empty.
         attempts: number of times the request was sent.
-        may_have_arrived: whether the server may have done what was requested, in any of the attempts.
+        may_have_arrived: whether the server may have executed the request, in any of the attempts.
     """
 
     attempts: int = 1
@@ -59,7 +59,7 @@ class FhirError(BaseFHIRError):
 
 
 class TransientError(FhirError):
-    """A later attempt may succeed. `retry_after`: seconds that the server asks to wait, None where it does not."""
+    """A later attempt may succeed. `retry_after`: seconds that the server asks to wait, or None."""
 
     retry_after: float | None = None
 
@@ -85,16 +85,16 @@ class ServerFailureError(TransientError):
 
 
 class InvalidAnswerError(TransientError):
-    """A success status with a body that is not what the specification calls success."""
+    """A success status with a body that does not conform to the specification."""
 
     may_have_arrived = True
 
 
 class ConflictError(FhirError):
-    """Another version by now, a concurrent write, or other resources that refer to this one (409, 412).
+    """The resource has another version now, is being written, or is referenced by other resources (409, 412).
 
     Attributes:
-        may_pass: whether this may be two writes at the same time, of which one passes on its next attempt (409).
+        may_pass: whether the cause may be two simultaneous writes, so that the next attempt may succeed (409).
     """
 
     may_pass: bool = False
@@ -105,15 +105,15 @@ class PermanentError(FhirError):
 
 
 class AccessDeniedError(PermanentError):
-    """The server does not accept our credentials or our account (401, 403); every other request will fail as well."""
+    """The server does not accept the credentials or the account (401, 403); every other request will fail as well."""
 
 
 class NotFoundError(PermanentError):
-    """There is nothing under this address (404, 410).
+    """Nothing exists at this address (404, 410).
 
     Attributes:
-        is_deleted: the server had it once (410).
-        is_confirmed: a FHIR server said so, with an OperationOutcome or without a body; not the page of a gateway.
+        is_deleted: the server had the resource before (410).
+        is_confirmed: the answer has an OperationOutcome or no body; so it is from a FHIR server, not from a gateway.
     """
 
     is_deleted: bool = False
@@ -124,7 +124,7 @@ class RejectedError(PermanentError):
     """The server does not accept this request.
 
     Attributes:
-        is_unsupported: it does not support the interaction at all (405, 501).
+        is_unsupported: the server does not support the interaction at all (405, 501).
     """
 
     is_unsupported: bool = False
@@ -141,8 +141,8 @@ def make_error(
 
     Args:
         status: HTTP status.
-        reason: the server's words, redacted.
-        advice: what to do; None: what follows from the status.
+        reason: the server's text, redacted.
+        advice: what to do; None: the advice for the status.
         retry_after: seconds that the server asks to wait.
         is_confirmed: for 404 and 410, whether a FHIR server gave the answer.
     """
@@ -151,7 +151,7 @@ def make_error(
     )
     if isinstance(error, TransientError):
         error.retry_after = retry_after
-    if status == 503:  # proxies also answer so when the server behind them took too long, or closed the connection
+    if status == 503:  # also the answer of a proxy when the server behind it took too long, or closed the connection
         error.may_have_arrived = True
     if isinstance(error, ConflictError):
         error.may_pass = status == 409
@@ -171,7 +171,7 @@ _CLASSES: dict[int, type[FhirError]] = {
     410: NotFoundError,
     412: ConflictError,
     429: BusyError,
-    501: RejectedError,  # RFC 9110, 15.6.2: the server does not know the method; no wait changes that
+    501: RejectedError,  # RFC 9110, 15.6.2: the server does not know the method; waiting does not help
     503: BusyError,
     505: RejectedError,
 }

@@ -1,4 +1,4 @@
-"""Retries: which errors, with which pauses, within which time."""
+"""Retries of failed requests: which errors are retried, with which pauses, and for how long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from dicom_etl.fhir_client.errors import FhirError, InvalidAnswerError, TransientError
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0  # seconds
-_INVALID_ANSWERS = 3  # in one call: waiting rarely helps
+_INVALID_ANSWERS = 3  # of one call that are sent: waiting rarely helps
 
 T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
@@ -22,19 +22,19 @@ Sleep = Callable[[float], Awaitable[None]]
 
 @dataclass
 class RetryTime:
-    """The seconds that all attempts of a call may take together, counted from the first `start`."""
+    """Time limit for all attempts of a call together, in seconds from the first call of `start`."""
 
     seconds: float
     clock: Callable[[], float] = time.monotonic
     _started: float | None = None
 
     def start(self) -> None:
-        """Count from now, unless this was called before."""
+        """Start the clock, unless it is running."""
         if self._started is None:
             self._started = self.clock()
 
     def remaining(self) -> float:
-        """Seconds that remain."""
+        """Seconds until the limit."""
         return self.seconds if self._started is None else self.seconds - (self.clock() - self._started)
 
 
@@ -52,18 +52,18 @@ async def retry(
 ) -> tuple[T, int]:
     """The result of the first attempt that succeeds, and the number of attempts.
 
-    There is at least one attempt, and no pause that is longer than the time that remains.
+    There is at least one attempt, and no further one if the pause before it would exceed the remaining time.
 
     Args:
         attempt: the request.
-        retry_time: limits all attempts together; it starts with the first attempt unless `attempt` starts it later.
+        retry_time: limit for all attempts together; `attempt` starts its clock.
         should_retry: whether another attempt makes sense after an error.
         sleep: waits for some seconds.
 
     Raises:
-        FhirError: that of the last attempt, with the number of attempts; `may_have_arrived` regards all of them.
+        FhirError: the error of the last attempt, with the number of attempts; `may_have_arrived` covers all of them.
     """
-    try:  # most calls succeed at once, and need no machinery
+    try:  # most calls succeed at once and do not need tenacity
         return await attempt(), 1
     except FhirError as error:
         failure = error
@@ -77,11 +77,11 @@ async def _retry_after(
     should_retry: Callable[[FhirError], bool],
     sleep: Sleep,
 ) -> tuple[T, int]:
-    """As `retry`, of a call whose first attempt has failed."""
+    """As `retry`, after a first attempt that failed."""
     attempts = invalid_answers = 0
     may_have_arrived = False
 
-    def retries(error: BaseException) -> bool:
+    def needs_retry(error: BaseException) -> bool:
         nonlocal invalid_answers
         if not isinstance(error, FhirError):
             return False
@@ -92,7 +92,7 @@ async def _retry_after(
         return should_retry(error)
 
     retrying = AsyncRetrying(
-        retry=retry_if_exception(retries),
+        retry=retry_if_exception(needs_retry),
         wait=_choose_pause,
         stop=lambda state: state.upcoming_sleep > retry_time.remaining(),
         sleep=sleep,
@@ -116,7 +116,7 @@ async def _retry_after(
 
 
 def _choose_pause(state: RetryCallState) -> float:
-    """Half to whole of a doubling pause, so that requests that failed together are not repeated together."""
+    """A random pause whose upper bound doubles, so that requests that failed together are not repeated together."""
     longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(state.attempt_number - 1, 10))
     pause = random.uniform(longest / 2, longest)
     error = state.outcome.exception() if state.outcome else None

@@ -1,6 +1,6 @@
-"""Requests that are authenticated and compressed, over one transport.
+"""Authenticated and compressed requests over one transport, independent of FHIR.
 
-Nothing here knows FHIR. Not here: how many requests at once (`limit`) and when again (`retry`).
+Not here: the limit on concurrent requests (`concurrency`) and the repetition of failed ones (`retry`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Self
 from dicom_etl.fhir_client.auth import Authentication
 from dicom_etl.fhir_client.transport import MAX_ANSWER_BYTES, Answer, Transport
 
-_WORTH_COMPRESSING = 1_000  # bytes
-# what servers and gateways that do not inflate say of a gzipped body, whose first bytes are 1F 8B (RFC 1952, 2.3.1)
+_MIN_COMPRESSED_BYTES = 1_000  # smaller bodies are not compressed
+# text with which servers and gateways that do not inflate reject gzip, whose first bytes are 1F 8B (RFC 1952, 2.3.1)
 _NOT_INFLATED = re.compile(rb"gzip|compress|content-encoding|pars|malformed|invalid json|unexpected|0x1f|\\u001f", re.I)
-_LOOKED_AT = 4_000  # bytes
+_EXAMINED_BYTES = 4_000
 
 
 class AuthenticatedSession:
@@ -25,7 +25,7 @@ class AuthenticatedSession:
 
     def __init__(self, transport: Transport, authentication: Authentication) -> None:
         self._transport, self._authentication = transport, authentication
-        self._compresses = True
+        self._is_compressing = True
         self._has_compressed = False  # the server accepted a compressed body before
 
     async def __aenter__(self) -> Self:
@@ -46,12 +46,12 @@ class AuthenticatedSession:
         *,
         max_bytes: int = MAX_ANSWER_BYTES,
         timeout_seconds: float | None = None,
-        compresses: bool = True,
+        compress: bool = True,
     ) -> Answer:
         """The answer to a request, whatever its status.
 
-        A body is compressed unless the server turns out not to accept that: then it is sent again without, and so is
-        every later one.
+        If the server does not accept a compressed body, the request is sent again uncompressed, and later requests
+        are not compressed.
 
         Args:
             method: of HTTP.
@@ -60,7 +60,7 @@ class AuthenticatedSession:
             body: of the request.
             max_bytes: largest body of an answer, inflated.
             timeout_seconds: another limit than that of the transport.
-            compresses: whether the body may be compressed.
+            compress: whether the body may be compressed.
 
         Raises:
             FhirError: as `Transport.send`, or no token was issued.
@@ -71,7 +71,7 @@ class AuthenticatedSession:
                 method, url, headers, body, max_bytes=max_bytes, timeout_seconds=timeout_seconds
             )
 
-        if body is None or not (compresses and self._compresses) or len(body) <= _WORTH_COMPRESSING:
+        if body is None or not (compress and self._is_compressing) or len(body) <= _MIN_COMPRESSED_BYTES:
             return await send_body(body, headers)
         compressed = gzip.compress(body, compresslevel=1, mtime=0)
         answer = await send_body(compressed, {**headers, "Content-Encoding": "gzip"})
@@ -80,15 +80,15 @@ class AuthenticatedSession:
             return answer
         plain_answer = await send_body(body, headers)
         if answer.status == 415 or plain_answer.status != answer.status:
-            self._compresses = False
+            self._is_compressing = False
         return plain_answer
 
     def _may_refuse_compression(self, answer: Answer) -> bool:
-        if answer.status == 415:  # RFC 9110, 15.5.16: also the answer to an encoding that the server does not accept
+        if answer.status == 415:  # RFC 9110, 15.5.16: also for an unsupported content encoding
             return True
         if answer.status != 400 or self._has_compressed:
             return False
-        return bool(_NOT_INFLATED.search(answer.body[:_LOOKED_AT]))
+        return bool(_NOT_INFLATED.search(answer.body[:_EXAMINED_BYTES]))
 
     async def _authenticate_and_send(
         self,
@@ -100,7 +100,7 @@ class AuthenticatedSession:
         max_bytes: int,
         timeout_seconds: float | None,
     ) -> Answer:
-        """Send once; and once more, if the credentials were refused and could be renewed."""
+        """Send the request; send it once more if the credentials were refused and could be renewed."""
         login = await self._authentication.headers(self._transport.send)
         answer = await self._transport.send(
             method, url, {**headers, **login}, body, max_bytes=max_bytes, timeout_seconds=timeout_seconds

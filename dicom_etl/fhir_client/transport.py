@@ -1,7 +1,7 @@
-"""HTTP requests over one persistent session, with bounds on the size of answers and the time they take.
+"""HTTP requests over one persistent session, with limits on the size of answers and on the time that they take.
 
-Nothing here knows FHIR, credentials or retries: an answer of any status is an `Answer`. No redirect is followed, no
-cookie is kept, and no proxy is taken from the environment.
+This module depends neither on FHIR nor on credentials or retries: an answer with any status is an `Answer`. Redirects
+are not followed, cookies are not kept, and proxies of the environment are not used.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ from dicom_etl.fhir_client.urls import strip_credentials
 MAX_RESOURCE_BYTES = 32_000_000  # a study of 50,000 instances has 8.4 MB, a page of a search several resources
 MAX_ANSWER_BYTES = 16_000_000
 _MAX_ERROR_BYTES = 1_000_000
-_INFLATED_STEP = 1_000_000  # bytes
-_LARGE_BYTES = 2_000_000  # of more than these, one answer is read at a time: each may grow to its bound
-UNREADABLE = (
-    b"(unreadable)"  # the body of a failure that could not be read; it is not empty, which would mean something
-)
+_INFLATE_BYTES = 1_000_000  # that are inflated in one step
+_LARGE_BYTES = 2_000_000  # larger answers are read one at a time, since each may grow to its limit
+# replaces the body of a failure that cannot be read: an empty body would confirm a 404 (`answers`)
+UNREADABLE = b"(unreadable)"
 _CONNECT_SECONDS = 10.0
-_LONGEST_RETRY_AFTER = 300.0  # seconds
-_CHUNK = 65_536  # bytes
-_UNKNOWN_AUTHORITY = (18, 19, 20, 21)  # X509_V_ERR_*: self-signed, or signed by an authority that is not known
+_MAX_RETRY_AFTER = 300.0  # seconds
+_CHUNK_BYTES = 65_536
+_UNKNOWN_AUTHORITY = (18, 19, 20, 21)  # X509_V_ERR_*: self-signed, or signed by an unknown authority
 
 
 class CertificateFileError(ValueError):
@@ -46,14 +45,14 @@ class CertificateFileError(ValueError):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of any status.
+    """An answer with any status.
 
     Attributes:
         status: HTTP status.
         body: inflated.
-        retry_after: seconds, at most 300; None where the header is missing or not understood.
-        etag: the header exactly as it came; empty where it is missing, contradictory or not printable.
-        location: the header as it came.
+        retry_after: seconds, at most 300; None if the header is missing or invalid.
+        etag: the header, unchanged; empty if it is missing, contradictory or not printable.
+        location: the header, unchanged.
     """
 
     status: int
@@ -67,9 +66,9 @@ class Transport:
     """Sends requests; open it with `async with` inside the event loop that uses it.
 
     Args:
-        base_url: of the server; errors name it instead of the address of a request, which may identify a person.
+        base_url: of the server; error messages contain it instead of the URL of a request, which may identify a person.
         ca_file: PEM file of certificate authorities to trust in addition to those of the system.
-        timeout_seconds: longest time for a request, its answer included.
+        timeout_seconds: longest time for a request including its answer.
 
     Raises:
         CertificateFileError: `ca_file` cannot be used.
@@ -84,7 +83,7 @@ class Transport:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),  # `limit` is the only limit on requests
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),  # `concurrency.ConcurrencyLimit` is the only limit
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
@@ -108,10 +107,10 @@ class Transport:
         max_bytes: int = MAX_ANSWER_BYTES,
         timeout_seconds: float | None = None,
     ) -> Answer:
-        """One request, sent once.
+        """Send a request once.
 
         Args:
-            method: of HTTP.
+            method: HTTP method.
             url: percent-encoded; sent as it is.
             headers: of the request.
             body: of the request.
@@ -136,7 +135,7 @@ class Transport:
                     URL(url, encoded=True),
                     data=body,
                     headers=headers,
-                    allow_redirects=False,  # a redirect would turn a POST into a GET
+                    allow_redirects=False,  # a redirect could turn a POST into a GET
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
                 ) as response,
             ):
@@ -152,7 +151,7 @@ class Transport:
         except (aiohttp.ClientError, OSError) as error:
             failure = UnreachableError(f"the connection to {server} was lost: {_describe(error)}")
             failure.may_have_arrived = True
-        # raised here, since aiohttp's errors contain the request with its headers and would be its context
+        # raised here, outside of `except`: aiohttp's errors contain the request's headers and would become its context
         raise failure
 
 
@@ -162,10 +161,10 @@ async def _read_answer(response: aiohttp.ClientResponse, max_bytes: int, large_a
     try:
         body = await _read_body(response, max_bytes if is_success else min(max_bytes, _MAX_ERROR_BYTES), large_answer)
     except InvalidAnswerError:
-        response.close()  # the rest is not wanted
+        response.close()  # the rest of the body is not needed
         if is_success:
             raise
-        body = UNREADABLE  # of a failure, the status says enough
+        body = UNREADABLE  # the status of a failure is sufficient
     etags = set(headers.getall("ETag", []))
     etag = etags.pop() if len(etags) == 1 else ""
     return Answer(
@@ -180,10 +179,10 @@ async def _read_answer(response: aiohttp.ClientResponse, max_bytes: int, large_a
 async def _read_body(response: aiohttp.ClientResponse, max_bytes: int, large_answer: asyncio.Lock) -> bytes:
     body = Body(response.status, _get_encoding(response.headers), max_bytes)
     if (response.content_length or 0) > max_bytes:
-        raise body.make_too_large()
+        raise body.make_size_error()
     async with AsyncExitStack() as stack:
         is_large = False
-        async for chunk in response.content.iter_chunked(_CHUNK):
+        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
             body.add(chunk)
             if not is_large and body.size > _LARGE_BYTES:
                 is_large = True
@@ -197,15 +196,16 @@ def _get_encoding(headers: CIMultiDictProxy[str]) -> str:
 
 
 class Body:
-    """The body of an answer, collected in chunks and inflated while its size is within a bound.
+    """The body of an answer: collects chunks and inflates them, up to a maximal size.
 
     Args:
         status: HTTP status of the answer, for error messages.
         encoding: `Content-Encoding` (RFC 9110, 8.4.1): empty, gzip, x-gzip or deflate.
-        max_bytes: bound on the bytes received, and on the inflated bytes.
+        max_bytes: limit on the received bytes, and on the inflated bytes.
 
-    Raises (from `add` and `finish`, too):
-        InvalidAnswerError: the encoding is unknown or damaged, or the body is too large.
+    Raises:
+        InvalidAnswerError: the encoding is unknown. `add` and `finish` raise it too: the compressed content is damaged
+            or incomplete, or the body is too large.
     """
 
     def __init__(self, status: int, encoding: str, max_bytes: int) -> None:
@@ -215,20 +215,20 @@ class Body:
         self._is_deflate = encoding == "deflate"
         self._inflate: zlib._Decompress | None = None
         if encoding in ("gzip", "x-gzip", "deflate"):
-            self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out whether it is gzip or zlib
+            self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # detects gzip and zlib
         elif encoding:
-            raise self._make_invalid("its content encoding is unknown")
+            raise self._make_error("its content encoding is unknown")
 
     @property
     def size(self) -> int:
-        """The bytes so far, inflated."""
+        """The number of bytes so far, inflated."""
         return self._content.tell()
 
     def add(self, chunk: bytes) -> None:
-        """Take the next bytes."""
+        """Add the next bytes that were received."""
         self._received += len(chunk)
         if self._received > self._max_bytes:
-            raise self.make_too_large()
+            raise self.make_size_error()
         if self._inflate is None:
             self._content.write(chunk)
             return
@@ -238,47 +238,47 @@ class Body:
         except zlib.error:
             problem = True
         if problem:
-            raise self._make_invalid("its compressed content is damaged")
+            raise self._make_error("its compressed content is damaged")
 
     def finish(self) -> bytes:
         """The whole body."""
         if self._inflate is not None and self._received and not self._inflate.eof:
-            raise self._make_invalid("its compressed content is not complete")
+            raise self._make_error("its compressed content is not complete")
         return self._content.getvalue()
 
     def _add_inflated(self, chunk: bytes) -> None:
-        """Inflate in steps: zlib needs room for all that it gives at once, beside what is here already."""
-        is_more = bool(chunk)
-        while is_more:
+        """Inflate in steps: zlib allocates the output of a whole step in addition to the content so far."""
+        has_more = bool(chunk)
+        while has_more:
             assert self._inflate is not None
             if self._inflate.eof:  # RFC 1952, 2.2: a gzip file may have several members
                 self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
-            step = min(self._max_bytes - self._content.tell() + 1, _INFLATED_STEP)
-            inflated = self._decompress(chunk, step)
+            step_bytes = min(self._max_bytes - self._content.tell() + 1, _INFLATE_BYTES)
+            inflated = self._decompress(chunk, step_bytes)
             self._content.write(inflated)
             if self._content.tell() > self._max_bytes:
-                raise self.make_too_large()
-            # a full step may leave output in zlib, also where it has taken all of the input
-            is_step_full = len(inflated) == step and not self._inflate.eof
-            chunk = self._inflate.unconsumed_tail if is_step_full else self._inflate.unused_data
-            is_more = is_step_full or bool(chunk)
+                raise self.make_size_error()
+            # after a full step, zlib may hold further output even if it has consumed all input
+            is_full_step = len(inflated) == step_bytes and not self._inflate.eof
+            chunk = self._inflate.unconsumed_tail if is_full_step else self._inflate.unused_data
+            has_more = is_full_step or bool(chunk)
 
-    def _decompress(self, chunk: bytes, room: int) -> bytes:
+    def _decompress(self, chunk: bytes, max_length: int) -> bytes:
         assert self._inflate is not None
         try:
-            return self._inflate.decompress(chunk, room)
+            return self._inflate.decompress(chunk, max_length)
         except zlib.error:
             if not self._is_deflate or self._received != len(chunk):
                 raise
-        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)  # RFC 9110, 8.4.1.2: some servers leave out the header
-        return self._inflate.decompress(chunk, room)
+        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)  # RFC 9110, 8.4.1.2: some servers omit the zlib header
+        return self._inflate.decompress(chunk, max_length)
 
-    def make_too_large(self) -> InvalidAnswerError:
-        """The error of a body that exceeds the bound; what was read of it is given up at once."""
+    def make_size_error(self) -> InvalidAnswerError:
+        """The error of a body that exceeds the limit; releases the content that was read."""
         self._content = io.BytesIO()
-        return self._make_invalid(f"it has more than {self._max_bytes:,} bytes")
+        return self._make_error(f"it has more than {self._max_bytes:,} bytes")
 
-    def _make_invalid(self, problem: str) -> InvalidAnswerError:
+    def _make_error(self, problem: str) -> InvalidAnswerError:
         return InvalidAnswerError(f"the answer cannot be read: {problem}", status=self._status)
 
 
@@ -310,7 +310,7 @@ def parse_retry_after(header: str | None) -> float | None:
         seconds = float(header)
     except ValueError:
         seconds = _count_seconds_until(header)
-    return None if math.isnan(seconds) else min(max(0.0, seconds), _LONGEST_RETRY_AFTER)
+    return None if math.isnan(seconds) else min(max(0.0, seconds), _MAX_RETRY_AFTER)
 
 
 def _count_seconds_until(date: str) -> float:
@@ -324,7 +324,7 @@ def _count_seconds_until(date: str) -> float:
 
 
 def _describe(error: BaseException) -> str:
-    """The system's words for a network error, which contain neither headers nor addresses."""
+    """The operating system's text for a network error; it contains neither headers nor addresses."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _describe_certificate_error(error.certificate_error)
     system_error = getattr(error, "os_error", error)

@@ -1,4 +1,4 @@
-"""Addresses of servers: without credentials, and the credentials by themselves."""
+"""Addresses of servers, and the credentials in them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 
 def parse_credentials(url: str) -> tuple[str, str] | None:
-    """Username and password of an address; None where it has none."""
+    """Username and password in an address; None if it has none."""
     parts = urlsplit(url)
     return None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
 
 
 def strip_credentials(url: str) -> str:
-    """An address without username and password, query, and slash at its end."""
+    """The address without username, password, query and final slash."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from dicom_etl.fhir_client import FhirError, check_server, parse_credentials
-from dicom_etl.fhir_connection import choose_authentication, chosen_method, open_client
+from dicom_etl.fhir_connection import choose_authentication, choose_method, open_client
 from dicom_etl.identity.crosswalk import read_crosswalk
 from dicom_etl.lake import database
 from dicom_etl.lake.tables import Lake, LakeError
@@ -132,7 +132,7 @@ def _server_checks(fhir: FhirSettings) -> Iterator[Check]:
 
 def _describe_authentication(fhir: FhirSettings) -> str:
     choose_authentication(fhir)  # raises, if anything is missing
-    method = chosen_method(fhir)
+    method = choose_method(fhir)
     return "no credentials are sent" if method == "none" else f"{method}: all that it needs is there"
 
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 
 from dicom_etl.fhir_client import check_server
-from dicom_etl.fhir_connection import open_client, server_name
+from dicom_etl.fhir_connection import get_server_name, open_client
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings
 from dicom_etl.upload.items import DatasetResources, IdStrategy, NotBuiltError, UploadOptions
@@ -67,7 +67,7 @@ async def _upload(
     fhir = settings.fhir
     resources = [DatasetResources.read(lake, name) for name in names]
     async with open_client(fhir) as client:
-        with Ledger.from_lake(lake, server_name(fhir.url or ""), is_dry_run=options.dry_run) as ledger:
+        with Ledger.from_lake(lake, get_server_name(fhir.url or ""), is_dry_run=options.dry_run) as ledger:
             is_client_assigned = await check_server(client, fhir.version, fhir.client_assigned)
             strategy = IdStrategy(settings.namespace, is_client_assigned)
             namespace = Namespace(settings.resource_ids(), strategy, settings.sds_dataset_system)

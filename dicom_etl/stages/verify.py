@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dicom_etl.fhir_client import check_server
-from dicom_etl.fhir_connection import open_client, server_name
+from dicom_etl.fhir_connection import get_server_name, open_client
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings, SettingsError
 from dicom_etl.stages.upload import UploadSummary, upload
@@ -85,7 +85,7 @@ def verify(
             built[name] = DatasetResources.read(lake, name)
         except NotBuiltError as error:
             nothing[name] = str(error)
-    server = server_name(settings.fhir.url)
+    server = get_server_name(settings.fhir.url)
     if not built:
         return VerificationResult(server, (), nothing)
     compared = asyncio.run(_compare(built, lake, settings, repair=repair, progress=progress))
@@ -103,7 +103,7 @@ async def _compare(
     fhir = settings.fhir
     async with open_client(fhir) as client:
         await check_server(client, fhir.version, fhir.client_assigned)
-        with Ledger.from_lake(lake, server_name(fhir.url or ""), is_dry_run=not repair) as ledger:
+        with Ledger.from_lake(lake, get_server_name(fhir.url or ""), is_dry_run=not repair) as ledger:
             verifier = Verifier(lake, client, ledger, repair=repair, progress=progress)
             shared = await verifier.compare_shared(list(datasets.values()))
             found = [await verifier.compare_dataset(name, settings.sds_dataset_system) for name in datasets]

@@ -169,7 +169,7 @@ async def _deliver_together(
         results = await client.transaction([one.request for one in deliveries], retry=retry)
     except FhirError as error:
         error.may_have_arrived |= may_have_arrived and not isinstance(error, RejectedError)
-        if isinstance(error, ConflictError | AccessDeniedError) or len(deliveries) == 1 or client.stopped:
+        if isinstance(error, ConflictError | AccessDeniedError) or len(deliveries) == 1 or client.stop_reason:
             return [replace(one, error=error) for one in deliveries]
         log.info("a transaction of %d resources was refused and is cut in halves: %s", len(deliveries), error)
         retry = retry and not isinstance(error, TransientError)

@@ -75,7 +75,7 @@ async def find_replaced_version(
         versions = None
     if versions is None:
         # a server that answers 201 to what it creates has said that this was there before
-        return ReplacedVersion(resource_type, None, "", version) if client.answers_created else None
+        return ReplacedVersion(resource_type, None, "", version) if client.has_answered_created else None
     is_own = [
         one is not None
         and ((version and one.version == version) or strategy.content_hash(one.resource, our_id) in sent)

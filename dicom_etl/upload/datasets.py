@@ -196,7 +196,7 @@ class DatasetUpload:
                 text = f"not sent, because the server rejected {name}"
                 status = reference.http_status
                 return row.after(Event.REFUSED, reason="upload-rejected", reason_text=text, http_status=status)
-            stopped = self._run.target.client.stopped
+            stopped = self._run.target.client.stop_reason
             text = stopped or f"not sent, because {name} is not on the server yet; run again"
             return row.after(Event.FAILED, reason="upload-failed", reason_text=text)
         return None
@@ -325,8 +325,8 @@ class DatasetUpload:
             dict(by_type),
             len(await self._collect_findings()),
             tuple(sorted("/".join(key) for key in deleted)),
-            client.unreachable,
-            self.stopped or client.stopped,
+            client.is_unreachable,
+            self.stopped or client.stop_reason,
             run.target.options.dry_run,
         )
 

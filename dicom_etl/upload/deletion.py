@@ -345,7 +345,7 @@ async def delete_resources(client: FhirClient, places: Iterable[Key]) -> Deletio
         except ConflictError:
             needed.add(place)
         except FhirError as error:
-            return DeletionResult(done, needed, error, client.unreachable)
+            return DeletionResult(done, needed, error, client.is_unreachable)
         else:
             done.add(place)
     return DeletionResult(done, needed)

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 
 from dicom_etl.fhir.corrections import read_corrections
 from dicom_etl.fhir_client import FhirError, UnreachableError, UnsuitableServerError, check_server
-from dicom_etl.fhir_connection import open_client, server_name
+from dicom_etl.fhir_connection import get_server_name, open_client
 from dicom_etl.identity.crosswalk import read_crosswalk
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.tables import Lake
@@ -101,7 +101,7 @@ class WithdrawalRun:
         require_contents(lake, dataset, subject, self._ids)
         self._contents = contents = read_contents(lake, dataset, subject)
         self._record = WithdrawalRecord.read(lake, dataset, self._ids)
-        self._server = server_name(settings.fhir.url) if settings.fhir.url else ""
+        self._server = get_server_name(settings.fhir.url) if settings.fhir.url else ""
         self._withdrawal = Withdrawal(
             dataset, subject, contents.studies, contents.patients, contents.needed_patients, contents.is_all
         )

@@ -19,7 +19,7 @@ def changed(change: Any) -> dict[str, Any]:
 
 
 def test_a_server_that_does_not_mention_update_create_permits_it() -> None:
-    assert Capabilities(STATEMENT).unsuitable("R4") is None
+    assert Capabilities(STATEMENT).find_problem("R4") is None
 
 
 @pytest.mark.parametrize(
@@ -28,17 +28,17 @@ def test_a_server_that_does_not_mention_update_create_permits_it() -> None:
         (lambda s: s.update(fhirVersion="5.0.0"), "has FHIR version 5.0.0, but the resources have R4"),
         (lambda s: s.pop("fhirVersion"), "has FHIR version none"),
         (lambda s: s["rest"][0]["interaction"].clear(), "does not accept transactions"),
-        (lambda s: s["rest"][0]["resource"].pop(1), "does not permit to write Endpoint resources"),
-        (lambda s: s["rest"][0]["resource"][2]["interaction"].pop(), "does not permit to write ImagingStudy resources"),
+        (lambda s: s["rest"][0]["resource"].pop(1), "does not permit writing Endpoint resources"),
+        (lambda s: s["rest"][0]["resource"][2]["interaction"].pop(), "does not permit writing ImagingStudy resources"),
         (
             lambda s: s["rest"][0]["resource"][0].update(updateCreate=False, conditionalUpdate=False),
-            "lets the client neither choose ids of Patient resources nor find them",
+            "permits neither client-assigned ids nor conditional updates of Patient resources",
         ),
         (lambda s: s.pop("rest"), "does not accept transactions"),
     ],
 )
 def test_what_is_missing_is_named(change: Any, words: str) -> None:
-    complaint = Capabilities(changed(change)).unsuitable("R4")
+    complaint = Capabilities(changed(change)).find_problem("R4")
 
     assert complaint is not None
     assert words in complaint

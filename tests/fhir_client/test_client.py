@@ -477,8 +477,8 @@ def test_credentials_that_are_not_accepted_stop_everything(status: int) -> None:
     client, errors, paths = stop(lambda _: Reply(status), put, read, put)
     assert paths == ["Patient/a"]
     assert [type(error) for error in errors] == [AccessDeniedError, UnreachableError, UnreachableError]
-    assert client.stopped == str(errors[0]) == str(errors[1])
-    assert not client.unreachable
+    assert client.stop_reason == str(errors[0]) == str(errors[1])
+    assert not client.is_unreachable
     assert errors[1] is not None
     assert (errors[1].attempts, errors[1].may_have_arrived) == (0, False)
 
@@ -487,14 +487,14 @@ def test_a_server_that_goes_away_is_asked_for_metadata_once_and_then_left_alone(
     client, errors, paths = stop(lambda _: Reply(503), put, put, read)
     assert paths == ["Patient/a", "metadata"]
     assert [type(error) for error in errors] == [BusyError, UnreachableError, UnreachableError]
-    assert client.unreachable
+    assert client.is_unreachable
 
 
 @pytest.mark.parametrize("answer", [Reply(200, b"{}"), Reply(200, b"<html>"), Reply(404), Reply(400)])
 def test_a_server_that_answers_anything_is_asked_again(answer: Reply) -> None:
     client, _, paths = stop(lambda asked: answer if asked.path == "metadata" else Reply(500), read, read)
     assert paths == ["Patient/a", "metadata"] * 2
-    assert client.stopped is None
+    assert client.stop_reason is None
 
 
 def test_a_server_that_accepts_nothing_is_left_alone_after_two_rounds() -> None:
@@ -504,8 +504,8 @@ def test_a_server_that_accepts_nothing_is_left_alone_after_two_rounds() -> None:
     client, errors, paths = stop(read_only, *[put] * 6, max_concurrent_requests=2)
     assert paths.count("Patient/a") == 4
     assert [type(error) for error in errors] == [*[ServerFailureError] * 4, *[UnreachableError] * 2]
-    assert client.stopped is not None
-    assert client.stopped.startswith("the server accepts no requests; retries exhausted (HTTP 504: Gateway Timeout")
+    assert client.stop_reason is not None
+    assert client.stop_reason.startswith("the server accepts no requests; retries exhausted (HTTP 504: Gateway Timeout")
 
 
 @pytest.mark.parametrize("between", [Reply(200), Reply(422), Reply(409)])
@@ -516,7 +516,7 @@ def test_a_write_that_is_accepted_or_refused_begins_the_count_anew(between: Repl
         return Reply(200) if asked.path == "metadata" else left.pop(0)
 
     client, _, _ = stop(rule, *[put] * 7, max_concurrent_requests=2)
-    assert client.stopped is None
+    assert client.stop_reason is None
 
 
 def test_failed_reads_do_not_count() -> None:
@@ -524,7 +524,7 @@ def test_failed_reads_do_not_count() -> None:
         return Reply(200) if asked.path == "metadata" else Reply(504)
 
     client, _, paths = stop(rule, *[read] * 10, max_concurrent_requests=1)
-    assert client.stopped is None
+    assert client.stop_reason is None
     assert paths.count("Patient/a") == 10
 
 

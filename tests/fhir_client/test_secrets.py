@@ -109,7 +109,7 @@ async def ask(url: str, auth: str, token_url: str) -> list[Any]:
     for call in calls:
         async with open_client(settings) as client:
             results += await asyncio.gather(call(client), return_exceptions=True)
-            results.append(f"{client!r} {vars(client)} {vars(client._authentication)} {client.stopped}")
+            results.append(f"{client!r} {vars(client)} {vars(client._authentication)} {client.stop_reason}")
     return results
 
 

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from dicom_etl.fhir_client import InvalidAnswerError, WriteRequest, WriteResult
-from dicom_etl.fhir_client.answers import Received
+from dicom_etl.fhir_client.answers import ReceivedAnswer
 from dicom_etl.fhir_client.bundles import read_transaction_results
 from dicom_etl.fhir_client.transport import Answer
 from tests.support.fhir_answers import conditional, patient, transaction_response, write
@@ -14,7 +14,7 @@ from tests.support.fhir_answers import conditional, patient, transaction_respons
 
 def read(requests: list[WriteRequest], *entries: dict[str, Any]) -> list[WriteResult]:
     bundle = transaction_response() | {"entry": list(entries)}
-    return read_transaction_results(Received(Answer(200, orjson.dumps(bundle))), requests)
+    return read_transaction_results(ReceivedAnswer(Answer(200, orjson.dumps(bundle))), requests)
 
 
 def entry(status: Any = "200 OK", resource: Any = None, **response: Any) -> dict[str, Any]:

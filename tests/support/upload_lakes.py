@@ -13,7 +13,7 @@ import orjson
 
 from dicom_etl.construction.assembly import StoredUnit, commit_rows
 from dicom_etl.construction.chunks import UnitLines
-from dicom_etl.fhir_connection import server_name
+from dicom_etl.fhir_connection import get_server_name
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.commits import digest_of
 from dicom_etl.lake.fingerprints import fingerprint
@@ -224,7 +224,7 @@ def shared_ledger_rows(lake: Lake, url: str) -> dict[str, dict[str, Any]]:
 
 def _rows(lake: Lake, url: str) -> dict[str, dict[str, Any]]:
     query = "SELECT * FROM resources WHERE lake_id = ? AND server = ?"
-    return {f"{row['type']}/{row['id']}": row for row in query_ledger(lake, query, lake.lake_id, server_name(url))}
+    return {f"{row['type']}/{row['id']}": row for row in query_ledger(lake, query, lake.lake_id, get_server_name(url))}
 
 
 def attempts(lake: Lake) -> list[dict[str, Any]]:

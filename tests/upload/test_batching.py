@@ -266,7 +266,7 @@ def test_after_the_server_was_given_up_nothing_more_is_sent(ledger: Ledger) -> N
     client = StubClient()
 
     def on_call(_method: str, _what: Any) -> None:
-        client.stopped = "the server does not answer"
+        client.stop_reason = "the server does not answer"
         raise UnreachableError("no connection")
 
     client.on_call = on_call

@@ -180,7 +180,7 @@ def test_what_a_write_replaced(history: list[Any], version: str, expected: tuple
 @pytest.mark.parametrize("tells_creates", [True, False])
 def test_without_a_history_a_server_that_tells_what_it_creates_has_told(problem: str, tells_creates: bool) -> None:
     client = StubClient()
-    client.answers_created, client.keeps_history = tells_creates, problem != "keeps none"
+    client.has_answered_created, client.keeps_history = tells_creates, problem != "keeps none"
     if problem == "cannot be read":
         client.on_call = once("read_history", fail(InvalidAnswerError("the answer is too large")))
     work = find_replaced_version(

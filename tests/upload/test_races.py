@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from dicom_etl.construction.assembly import remove_units
-from dicom_etl.fhir_connection import server_name
+from dicom_etl.fhir_connection import get_server_name
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from dicom_etl.stages.verify import verify
@@ -652,7 +652,7 @@ def test_a_lock_that_is_held_at_the_end_of_a_prune_is_reported_with_what_was_don
     factory.build(lake, "A", [with_changes(ONE, series={"1": 3})])
     other = Lake(lake.root).open()
     impatient = Lake(lake.root, 0.0, lambda _: None).open()
-    name = f"shared of {server_name(server.url)}"
+    name = f"shared of {get_server_name(server.url)}"
     locks = [other.lock(name, "another upload")]
 
     def progress(*_: Any) -> None:

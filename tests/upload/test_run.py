@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from dicom_etl.fhir_client.errors import UnreachableError, UnsuitableServerError
-from dicom_etl.fhir_connection import server_name
+from dicom_etl.fhir_connection import get_server_name
 from dicom_etl.lake.schemas import UPLOAD_LEDGER
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import NotBuiltError, UploadSummary, upload
@@ -69,7 +69,7 @@ def test_the_ledger_says_what_the_server_has(lake: Lake, server: Proxy, factory:
     row_time = row.pop("time")
     assert row == {
         "lake_id": lake.lake_id,
-        "server": server_name(server.url),
+        "server": get_server_name(server.url),
         "dataset": "A",
         "unit": "sub-1",
         "subject": "sub-1",
@@ -267,7 +267,7 @@ def test_what_is_orphaned_stays_on_the_server_until_prune(lake: Lake, server: Pr
     assert [status_of(server, path) for path in paths] == [410] * 4
     assert status_of(server, study_path(factory, "A", "1")) == 200
     assert codes(lake, "A") == []
-    exported = lake.read(UPLOAD_LEDGER, ["unit"], server=server_name(server.url), dataset="A")["unit"].to_pylist()
+    exported = lake.read(UPLOAD_LEDGER, ["unit"], server=get_server_name(server.url), dataset="A")["unit"].to_pylist()
     assert sorted(map(str, exported)) == ["None", "sub-1", "sub-1"]  # the Endpoint; the study and its Patient
 
 
@@ -602,7 +602,7 @@ def test_a_killed_run_is_completed_by_the_next(lake: Lake, server: Proxy, factor
     # ten of the ledger, ten that the server was found to have
     assert done.counts["ImagingStudy"] == {"stored": 10, "unchanged": 20}
     assert {version(server, study_path(factory, "A", str(n))) for n in range(30)} == {"1"}
-    assert lake.names(f"upload_ledger/{server_name(server.url)}") == ["A.parquet"]
+    assert lake.names(f"upload_ledger/{get_server_name(server.url)}") == ["A.parquet"]
     assert attempts(lake) == []
 
 
@@ -637,7 +637,7 @@ def test_two_servers_have_two_ledgers(lake: Lake, server: Proxy, factory: Datase
     with run_proxy(server.url) as other:
         [done] = load(lake, other, "A")
         assert done.counts["ImagingStudy"] == {"unchanged": 1}  # the other address is the same server
-        assert lake.names("upload_ledger") == sorted(server_name(one.url) for one in (server, other))
+        assert lake.names("upload_ledger") == sorted(get_server_name(one.url) for one in (server, other))
 
 
 def test_progress_counts_units(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from dicom_etl.fhir_connection import server_name
+from dicom_etl.fhir_connection import get_server_name
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.commits import read_commits
 from dicom_etl.lake.fingerprints import fingerprint
@@ -225,7 +225,7 @@ def test_a_subject_leaves_server_ledger_and_lake_and_no_other_does(house: House)
     done = house.withdraw(tree, "sub-ada")
 
     assert (done.files, done.studies, done.remaining, done.notes, done.exit_code) == (3, 2, (), (), 0)
-    name = server_name(house.server.url)
+    name = get_server_name(house.server.url)
     assert done.resources == {name: {"ImagingStudy": 2, "Patient": 1}}
     assert house.status(*hers, *his) == [410] * 3 + [200] * 3
     assert naming(house.lake, *of_ada(tree)) == []
@@ -262,7 +262,7 @@ def test_the_record_names_nobody_and_says_what_was_done(house: House) -> None:
         "patients": 1,
         "imaging_studies": 2,
         "endpoints": 0,
-        "servers": server_name(house.server.url),
+        "servers": get_server_name(house.server.url),
         "pending_deletions": None,
     }
     assert len(row["digest"]) == 64
@@ -507,7 +507,7 @@ def test_another_server_is_told_and_done_when_it_is_the_configured_one(house: Ho
     house.run(tree)
     with run_proxy(hapi.base_url) as other:
         upload([tree.name], house.lake, house.at(other.url))
-        name = server_name(other.url)
+        name = get_server_name(other.url)
 
         done = house.withdraw(tree, "sub-ada")
 
@@ -532,7 +532,7 @@ def test_another_server_is_told_and_done_when_it_is_the_configured_one(house: Ho
 def test_what_an_upload_that_was_killed_left_is_not_forgotten_unseen(house: House) -> None:
     tree = two_subjects(house)
     house.run(tree)
-    name = server_name(house.server.url)
+    name = get_server_name(house.server.url)
     change_ledger(house.lake, "DELETE FROM resources WHERE unit = 'sub-ada'")
     change_ledger(house.lake, "DELETE FROM units WHERE unit = 'sub-ada'")
     before = content(house.lake)
@@ -586,7 +586,7 @@ def test_a_whole_dataset_goes_and_is_passed_over_until_it_is_readmitted(house: H
 
     hers = [house.study(tree, n) for n in ("one", "two", "bob")] + [house.endpoint(tree)]
     assert house.status(*hers, house.study(other, "one"), house.endpoint(other)) == [410] * 4 + [200] * 2
-    assert done.resources == {server_name(house.server.url): {"Endpoint": 1, "ImagingStudy": 3, "Patient": 2}}
+    assert done.resources == {get_server_name(house.server.url): {"Endpoint": 1, "ImagingStudy": 3, "Patient": 2}}
     assert [line.partition(":")[0] for line in naming(house.lake, tree.name)] == [
         f"locks/{tree.name}.lock",
         f"withdrawn/{tree.name}.parquet",
@@ -719,7 +719,7 @@ def test_a_dry_run_counts_and_does_nothing(house: House, run_command: RunCommand
     done = house.withdraw(tree, "sub-ada", dry_run=True)
     code, text, _ = run_command("withdraw", tree.name, "sub-ada", "--dry-run", "--lake", house.lake.root)
 
-    assert done.resources == {server_name(house.server.url): {"ImagingStudy": 2, "Patient": 1}}
+    assert done.resources == {get_server_name(house.server.url): {"ImagingStudy": 2, "Patient": 1}}
     assert (done.files, done.studies, done.dry_run) == (3, 2, True)
     assert (code, content(house.lake), house.server.requests) == (0, before, [])
     assert "To be removed" in text

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dicom_etl.fhir_client import FhirError
-from dicom_etl.fhir_connection import server_name
+from dicom_etl.fhir_connection import get_server_name
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings
 from dicom_etl.stages.upload import upload
@@ -149,7 +149,7 @@ def check_ledger(url: str, lake: Lake, settings: Settings, factory: DatasetFacto
         for resource in (factory.imaging_study("A", study), factory.patient("A", study)):
             sent[_digest(resource)] = resource
     may_differ = {factory.study_id("A", "1"), factory.patient_id("A", NOTED), factory.patient_id("A", SHARED)}
-    name = server_name(settings.fhir.url or "")
+    name = get_server_name(settings.fhir.url or "")
     for row in query_ledger(lake, "SELECT * FROM resources WHERE server = ? AND state = 'stored'", name):
         if row["is_external"] or row["type"] == "Endpoint" or row["id"] in may_differ:
             continue

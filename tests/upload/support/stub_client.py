@@ -41,8 +41,8 @@ class StubClient:
         self.names_versions = self.keeps_history = self.tells_creates = self.names_ids = True
         self.version_name: Callable[[int], str] = str
         self.unindexed: set[Key] = set()
-        self.stopped: str | None = None
-        self.unreachable = self.answers_created = False
+        self.stop_reason: str | None = None
+        self.is_unreachable = self.has_answered_created = False
         self.retries: list[bool] = []
 
     # -- what another client does
@@ -135,7 +135,7 @@ class StubClient:
             raise ConflictError("another version", status=412)
         key = self.store(resource)
         is_created = found is None and self.tells_creates
-        self.answers_created |= is_created
+        self.has_answered_created |= is_created
         stored = self.versions[key][-1]
         assert stored is not None
         version = stored.get("meta", {}).get("versionId", "")

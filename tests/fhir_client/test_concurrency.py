@@ -6,8 +6,8 @@ import contextlib
 import pytest
 
 from dicom_etl.fhir_client import FhirError, RejectedError, ServerFailureError, TimedOutError, UnreachableError
+from dicom_etl.fhir_client.concurrency import ConcurrencyLimit
 from dicom_etl.fhir_client.errors import make_error
-from dicom_etl.fhir_client.limit import ConcurrencyLimit
 
 BUSY = make_error(429, "busy")
 

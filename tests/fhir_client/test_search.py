@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 import pytest
 
 from dicom_etl.fhir_client import FhirClient, InvalidAnswerError, NotFoundError, escape_token
-from dicom_etl.fhir_client.paging import PageRequest, find_next_request
+from dicom_etl.fhir_client.search import PageRequest, find_next_request
 from tests.support.fhir_answers import fail, following, json_reply, outcome, patient, run, searchset
 from tests.support.proxy import ReceivedRequest, Reply, run_proxy
 
@@ -83,7 +83,7 @@ def test_the_next_page_is_asked_below_our_own_address(link: str, path: str, quer
 
 @pytest.mark.parametrize("link", ["http://[1", "/r/fhir/..%2f../x", f"{BASE}/%2e%2e/x", "http://h:port\u2100/"])
 def test_what_is_not_an_address_below_is_refused(link: str) -> None:
-    with pytest.raises(InvalidAnswerError, match="not an address below"):
+    with pytest.raises(InvalidAnswerError, match="not an address at the server"):
         find_next_request(BASE, "Patient", PageRequest("Patient", ""), link)
 
 
@@ -111,7 +111,7 @@ def test_a_page_that_would_repeat_an_identifier_in_its_address_is_not_asked() ->
     with run_proxy(rule=lambda _: json_reply(searchset(patient()) | link)) as server:
         error = fail(server.url, lambda client: client.search("Patient", {"identifier": "urn:x|Ossian"}, in_body=True))
         assert len(server.requests) == 1
-    assert "repeats the values" in str(error)
+    assert "contains the values" in str(error)
     assert "Ossian" not in str(error)
 
 
@@ -150,7 +150,7 @@ def counting(page: Callable[[int], dict[str, Any]]) -> Callable[[ReceivedRequest
 
 def test_three_pages_without_news_are_an_error() -> None:
     with run_proxy(rule=counting(lambda _: searchset(patient()))) as server:
-        assert "3 pages gave nothing new" in str(fail(server.url, search))
+        assert "3 pages contained nothing new" in str(fail(server.url, search))
         assert len(server.requests) == 4
 
 
@@ -180,7 +180,7 @@ def test_fewer_resources_than_the_server_counted_are_an_error() -> None:
 
     first = searchset(patient("p1"), total=3) | following("/fhir?page=2")
     with run_proxy(rule=rule) as server:
-        assert "found 3 resources, but its pages gave 2" in str(fail(server.url, search))
+        assert "found 3 resources, but its pages contained 2" in str(fail(server.url, search))
 
 
 # -- searches whose pages expire --------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_a_search_whose_pages_always_expire_is_an_error() -> None:
         error = fail(server.url, search)
         assert len(server.requests) == 4
     assert type(error) is InvalidAnswerError
-    assert str(error).startswith("HTTP 410: a page of the search had expired, also when the search was begun anew; run")
+    assert str(error).startswith("HTTP 410: a page of the search had expired, also after the search was restarted; run")
 
 
 def test_a_first_page_that_is_not_there_is_not_nothing() -> None:

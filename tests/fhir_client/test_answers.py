@@ -25,7 +25,7 @@ from dicom_etl.fhir_client import (
     ServerResource,
     WriteResult,
 )
-from dicom_etl.fhir_client.answers import Received, read_capability_statement, read_put_result, read_resource
+from dicom_etl.fhir_client.answers import ReceivedAnswer, read_capability_statement, read_put_result, read_resource
 from dicom_etl.fhir_client.bundles import read_history, read_search_page, read_transaction_results
 from dicom_etl.fhir_client.capabilities import Capabilities
 from dicom_etl.fhir_client.transport import Answer
@@ -573,7 +573,7 @@ READERS: dict[str, tuple[Any, Any]] = {
         {"resourceType": "OperationOutcome", "issue": [ISSUE]},
         lambda received: read_put_result(received, write("a")),
     ),
-    "metadata": (STATEMENT, lambda received: Capabilities(read_capability_statement(received)).unsuitable("R4")),
+    "metadata": (STATEMENT, lambda received: Capabilities(read_capability_statement(received)).find_problem("R4")),
 }
 
 
@@ -588,6 +588,6 @@ def test_no_shape_of_json_at_any_place_is_anything_but_a_result_or_an_error(
         body = orjson.dumps(content)
         tried += 1
         with contextlib.suppress(FhirError):
-            reader(Received(Answer(status, body)))
+            reader(ReceivedAnswer(Answer(status, body)))
     assert tried > 50
     assert valid == before

@@ -1,6 +1,6 @@
-"""A resource as the server has it, a write that is requested, and the result of a write.
+"""Resources on the server, requests to write resources, and their results; ids and versions in answers.
 
-Versions are opaque strings (numbers, UUIDs, whatever a proxy made of an ETag) and are compared, never interpreted.
+Versions are opaque strings (numbers, UUIDs, or whatever a proxy made of an ETag): compared, never interpreted.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from urllib.parse import quote
 _ETAG = re.compile(r'(?:W/)?"(.*)"', re.DOTALL)
 # FHIR R4, 3.1.0.1.3: the location of a version is [base]/[type]/[id]/_history/[vid]
 _LOCATION = re.compile(r"(?:^|/)([A-Z][A-Za-z]{0,63})/([A-Za-z0-9.-]{1,64})(?:/_history/([^/?#\s]{1,256}))?/?$")
-_LONGEST_LOCATION = 4_000
-_LONGEST_VERSION = 256
+_MAX_LOCATION_LENGTH = 4_000
+_MAX_VERSION_LENGTH = 256
 
 
 @dataclass(frozen=True)
 class ServerResource:
-    """A resource as the server has it.
+    """A resource on the server.
 
     Attributes:
         resource: its JSON.
-        etag: the header exactly as it came; empty where there was none.
+        etag: the header, unchanged; empty if there was none.
     """
 
     resource: dict[str, Any]
@@ -32,17 +32,17 @@ class ServerResource:
 
     @property
     def id(self) -> str:
-        """Its id on the server."""
+        """The id on the server."""
         return get_text(self.resource.get("id"))
 
     @property
     def version(self) -> str:
-        """`meta.versionId`; empty where the server names none."""
+        """`meta.versionId`; empty if the server gives none."""
         return get_version(self.resource)
 
     @property
     def if_match(self) -> str:
-        """The `If-Match` that permits to replace this version only; empty where neither ETag nor version is known."""
+        """The `If-Match` that permits replacing only this version; empty if neither ETag nor version is known."""
         if self.etag:
             return self.etag
         return f'W/"{self.version}"' if self.version and '"' not in self.version else ""
@@ -54,9 +54,9 @@ class WriteRequest:
 
     Attributes:
         type: resource type.
-        id: its id on the server; empty where there is a condition.
+        id: its id on the server; empty if there is a condition.
         body: its canonical JSON.
-        if_match: sent exactly so; empty: whatever version there is may be replaced.
+        if_match: sent unchanged; empty: any version may be replaced.
         condition: query of a conditional update (FHIR R4, 3.1.0.4.3), percent-encoded.
     """
 
@@ -74,7 +74,7 @@ class WriteRequest:
 
     @property
     def path(self) -> str:
-        """Its address below the base address."""
+        """The address relative to the base address."""
         if self.condition:
             return f"{self.type}?{quote(self.condition, safe=KEPT_IN_QUERY)}"
         return f"{self.type}/{quote(self.id, safe='')}"
@@ -82,13 +82,13 @@ class WriteRequest:
 
 @dataclass(frozen=True)
 class WriteResult:
-    """The result of a PUT that succeeded.
+    """The result of a successful PUT.
 
     Attributes:
-        status: 200 where the resource was there before, else 201.
-        server_id: its id; empty where a conditional update does not name it.
-        version: opaque; empty where the server names none.
-        etag: exactly as it came; empty where there was none.
+        status: 201 if the resource was created, otherwise 200.
+        server_id: its id; empty if the answer to a conditional update does not contain it.
+        version: opaque; empty if the server gives none.
+        etag: unchanged; empty if there was none.
         attempts: number of times the request was sent.
     """
 
@@ -101,23 +101,23 @@ class WriteResult:
 
 @dataclass(frozen=True)
 class Location:
-    """Type, id and version that the location of a resource names."""
+    """Type, id and version in the location of a resource."""
 
     type: str
     id: str
     version: str = ""
 
 
-KEPT_IN_QUERY = "%!$&'()*+,;=:@/?~-._|"  # what is percent-encoded stays so
+KEPT_IN_QUERY = "%!$&'()*+,;=:@/?~-._|"  # characters that are not percent-encoded again
 
 
 def get_text(value: object) -> str:
-    """A string as it is, and whatever else there is as the empty string."""
+    """The value if it is a string, otherwise the empty string."""
     return value if isinstance(value, str) else ""
 
 
 def get_version(resource: Mapping[str, Any]) -> str:
-    """`meta.versionId`; also as a number, which some servers write; empty where there is none."""
+    """`meta.versionId`, also if a server writes it as a number; empty if there is none."""
     meta = resource.get("meta")
     version = meta.get("versionId") if isinstance(meta, dict) else None
     text = str(version) if isinstance(version, int) and not isinstance(version, bool) else get_text(version)
@@ -125,18 +125,18 @@ def get_version(resource: Mapping[str, Any]) -> str:
 
 
 def _check_version(text: str) -> str:
-    return text if text.isprintable() and len(text) <= _LONGEST_VERSION else ""
+    return text if text.isprintable() and len(text) <= _MAX_VERSION_LENGTH else ""
 
 
 def parse_location(location: object) -> Location | None:
-    """Type, id and version of a `Location` (FHIR R4, 3.1.0.1.3), relative or absolute; None where it names none."""
+    """Type, id and version of a `Location` (FHIR R4, 3.1.0.1.3), relative or absolute; None if it has none."""
     text = get_text(location)
-    match = _LOCATION.search(text) if len(text) <= _LONGEST_LOCATION else None
+    match = _LOCATION.search(text) if len(text) <= _MAX_LOCATION_LENGTH else None
     return Location(match[1], match[2], match[3] or "") if match else None
 
 
 def is_etag(text: str) -> bool:
-    """Whether a text is an entity tag (RFC 9110, 8.8.3), and can be sent in a header."""
+    """Whether a text is an entity tag (RFC 9110, 8.8.3) that can be sent in a header."""
     return text.isprintable() and _ETAG.fullmatch(text) is not None
 
 

@@ -1,6 +1,6 @@
-"""Limit on concurrent requests that adapts to the server: it falls when the server is busy, and rises again.
+"""Limit on concurrent requests that adapts to the server: it falls when the server is busy, and rises again later.
 
-Not here: when a request is sent again (`retry`).
+Not here: the repetition of failed requests (`retry`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _SUCCESSES_TO_GROW = 8
 
 
 class ConcurrencyLimit:
-    """Admits `limit` requests at once, in the order in which they asked; use `async with` around each.
+    """Admits `limit` requests at once, first come first served; enter it with `async with` for each request.
 
     Attributes:
-        limit: number of requests admitted now; from 1 to `maximum`.
+        limit: number of requests admitted at present, from 1 to `maximum`.
     """
 
     def __init__(self, maximum: int) -> None:
@@ -35,7 +35,7 @@ class ConcurrencyLimit:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # cancelled in the moment in which its turn came
+            if turn.done() and not turn.cancelled():  # cancelled just when its turn came
                 self._running -= 1
             self._admit()
             raise
