@@ -72,7 +72,8 @@ class Capabilities:
                 return f"does not permit writing {name} resources (update): choose or configure another server"
             if entry.get("updateCreate") is False and entry.get("conditionalUpdate") is False:
                 return (
-                    f"permits neither client-assigned ids nor conditional updates of {name} resources: choose another"
+                    f"permits neither client-assigned ids nor conditional updates of {name} resources: "
+                    "choose or configure another server"
                 )
         return None
 
