@@ -86,7 +86,7 @@ def test_a_package_imports_only_what_lies_below_it(package):
     assert used - {package} <= ALLOWED[package]
 
 
-@pytest.mark.parametrize("module", ["transport", "auth", "session", "retry", "limit", "urls"])
+@pytest.mark.parametrize("module", ["transport", "auth", "session", "retry", "concurrency", "urls"])
 def test_what_other_http_clients_use_knows_no_fhir(module):
     shared = {f"dicom_etl.fhir_client.{name}" for name in ("errors", "transport", "auth", "session", "urls")}
     used = {name for name in imported(ROOT / f"dicom_etl/fhir_client/{module}.py") if name.startswith("dicom_etl.")}
