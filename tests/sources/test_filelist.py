@@ -32,7 +32,7 @@ def test_subject_and_sample_may_be_unknown(tmp_path: Path) -> None:
     assert [entry[:4] for entry in entries] == [("a.dcm", ".", None, None)]
 
 
-def test_blanks_around_a_cell_are_no_part_of_it(tmp_path: Path) -> None:
+def test_blanks_around_a_cell_are_ignored(tmp_path: Path) -> None:
     entries, _ = scanned(tmp_path, "path,subject\n a.dcm , sub-1 \n")
     assert [entry[:3] for entry in entries] == [("a.dcm", "sub-1", "sub-1")]
 
@@ -48,13 +48,13 @@ def test_a_path_that_is_listed_twice_is_one_file(tmp_path: Path) -> None:
     assert [(entry.path, entry.subject) for entry in entries] == [("a.dcm", "sub-1")]
 
 
-def test_a_listed_file_that_is_missing_is_said(tmp_path: Path) -> None:
+def test_a_missing_listed_file_is_reported(tmp_path: Path) -> None:
     entries, scan = scanned(tmp_path, "path,subject\ngone.dcm,sub-1\nb.dcm,sub-1\n")
     assert [entry.path for entry in entries] == ["b.dcm"]
     assert [(f.code, f.path, f.subject) for f in scan.findings] == [("listed-file-missing", "gone.dcm", "sub-1")]
 
 
-def test_a_listed_file_that_does_not_answer_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_listed_file_is_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat = Path.stat
 
     def failing(path: Path, **options: bool) -> object:
@@ -69,7 +69,7 @@ def test_a_listed_file_that_does_not_answer_is_not_gone(tmp_path: Path, monkeypa
     assert [finding.code for finding in scan.findings] == ["file-unreadable"]
 
 
-def test_empty_lines_and_a_byte_order_mark_do_no_harm(tmp_path: Path) -> None:
+def test_empty_lines_and_a_byte_order_mark_are_ignored(tmp_path: Path) -> None:
     entries, _ = scanned(tmp_path, "\ufeffpath,subject\n\na.dcm\n,sub-1\n")
     assert [entry.path for entry in entries] == ["a.dcm"]
 
@@ -79,7 +79,7 @@ def test_a_list_without_paths_is_refused(tmp_path: Path) -> None:
         scanned(tmp_path, "file\na.dcm\n")
 
 
-def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_list_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"path\nM\xfcller.dcm\n")
     with pytest.raises(SourceError, match="cannot be read"):
         list(ListSource("ds", tmp_path / "list.csv").scan(Scan()))

@@ -55,19 +55,19 @@ def contents(storage: Storage) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("delay", [0, 0.003])
-def test_every_file_is_opened_once_and_comes_in_its_place(delay: float) -> None:
+def test_every_file_is_opened_once_and_in_order(delay: float) -> None:
     storage = Storage(delay)
     assert list(contents(storage)) == PATHS
     assert sorted(storage.begun) == sorted(PATHS)
 
 
 @pytest.mark.parametrize("delay", [0, 0.003])
-def test_what_opening_raises_is_raised_in_its_place(delay: float) -> None:
+def test_errors_of_opening_are_raised_in_order(delay: float) -> None:
     storage = Storage(delay, missing=frozenset({"3.dcm", "70.dcm"}))
     assert list(contents(storage)) == [f"no {path}" if path in storage.missing else path for path in PATHS]
 
 
-def test_of_fast_storage_one_file_is_open_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_storage_opens_one_file_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     # a clock that stands still: on a busy machine even fast storage may have to be waited for
     monkeypatch.setattr(
         "dicom_etl.sources.prefetch.time", SimpleNamespace(perf_counter=lambda: 0, thread_time=lambda: 0)
@@ -79,13 +79,13 @@ def test_of_fast_storage_one_file_is_open_at_a_time(monkeypatch: pytest.MonkeyPa
     assert storage.most_at_once == 1
 
 
-def test_of_slow_storage_several_files_are_opened_at_once() -> None:
+def test_slow_storage_opens_several_files_at_once() -> None:
     storage = Storage(0.003)
     list(contents(storage))
     assert 2 <= storage.most_at_once <= 16
 
 
-def test_what_was_opened_ahead_is_closed_when_the_reader_stops() -> None:
+def test_prefetched_files_are_closed_when_the_reader_stops() -> None:
     storage = Storage(0.003)
     openings = open_files(storage.open, PATHS)
     for _, opening in zip(range(50), openings, strict=False):
@@ -95,7 +95,7 @@ def test_what_was_opened_ahead_is_closed_when_the_reader_stops() -> None:
     assert all(file.closed for file in storage.files)
 
 
-def test_the_beginning_of_a_file_is_there_when_it_comes(tmp_path: Path) -> None:
+def test_the_first_bytes_of_a_file_are_prefetched(tmp_path: Path) -> None:
     (tmp_path / "1").write_bytes(b"x" * 20_000)
     read: list[int] = []
 
