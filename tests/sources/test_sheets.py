@@ -1,4 +1,4 @@
-"""Metadata sheets as cells of text: four file types, one answer."""
+"""Metadata sheets as cells of text: four file types give the same cells."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ class TestLimits:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = write(tmp_path / "subjects.xlsx", SUBJECTS)
-        monkeypatch.setattr(sheets, "_MAX_INFLATED_BYTES", 1000)
+        monkeypatch.setattr(sheets, "MAX_INFLATED_BYTES", 1000)
         with pytest.raises(SheetError, match=r"it inflates to [0-9,]+ bytes; workbooks of at most 1,000 are read"):
             read_sheet("subjects", path, path.name)
 

@@ -1,4 +1,4 @@
-"""The directory of a zip archive: what it lists, and which archives are refused. No member is inflated here."""
+"""The directory of a zip archive: its members, and the archives that are refused. No member is inflated."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from typing import Any
 import pytest
 
 from dicom_etl.sources.base import ArchiveError, NotAnArchiveError
-from dicom_etl.sources.zip import directory as zip_directory
 from dicom_etl.sources.zip.directory import LIMITS, Directory, Limits, read_directory
-from tests.sources.zips import DEFLATED, DOS, ENCRYPTED, UTF8, Member, write_zip, zip_bytes
+from tests.support.zip_archives import DEFLATED, DOS, ENCRYPTED, UTF8, Member, write_zip, zip_bytes
 
 
-def directory(tmp_path: Path, *members: Member | str, limits: Limits = LIMITS) -> Directory:
+def list_written(tmp_path: Path, *members: Member | str, limits: Limits = LIMITS) -> Directory:
     return read_directory(write_zip(tmp_path / "a.zip", *members), limits)
 
 
-def refused(tmp_path: Path, *members: Member | str, limits: Limits = LIMITS) -> tuple[str, str]:
+def refusal(tmp_path: Path, *members: Member | str, limits: Limits = LIMITS) -> tuple[str, str]:
     """The code and the reason of a refusal."""
     with pytest.raises(ArchiveError) as caught:
-        directory(tmp_path, *members, limits=limits)
+        list_written(tmp_path, *members, limits=limits)
     return caught.value.code, str(caught.value)
 
 
-def code_of(path: Path) -> str | None:
+def refusal_code(path: Path) -> str | None:
     """The code that an archive is refused with, None if it is read."""
     try:
         read_directory(path)
@@ -39,8 +38,8 @@ def code_of(path: Path) -> str | None:
 class TestListing:
     def test_offset_and_sizes_of_members(self, tmp_path: Path) -> None:
         packed = b"\x4b\x04\x00"  # "a", deflated with fixed codes
-        found = directory(tmp_path, Member("x/1.dcm", b"12345"), Member("2.dcm", b"a", DEFLATED, packed=packed))
-        first, second = found.members["x/1.dcm"], found.members["2.dcm"]
+        listed = list_written(tmp_path, Member("x/1.dcm", b"12345"), Member("2.dcm", b"a", DEFLATED, packed=packed))
+        first, second = listed.members["x/1.dcm"], listed.members["2.dcm"]
         assert (first.offset, first.packed, first.size, first.deflated) == (0, 5, 5, False)
         # 30 bytes of local header, 7 of the name, 5 of content
         assert (second.offset, second.packed, second.size, second.deflated) == (42, 3, 1, True)
@@ -62,40 +61,42 @@ class TestListing:
         assert read_directory(tmp_path / "a.zip").members["1.dcm"].offset == 10
 
     def test_an_empty_archive_has_no_members(self, tmp_path: Path) -> None:
-        assert directory(tmp_path) == Directory()
+        assert list_written(tmp_path) == Directory()
 
     def test_folders_are_not_members(self, tmp_path: Path) -> None:
-        assert set(directory(tmp_path, Member("x/", b""), Member("./", b""), "x/1.dcm").members) == {"x/1.dcm"}
+        assert set(list_written(tmp_path, Member("x/", b""), Member("./", b""), "x/1.dcm").members) == {"x/1.dcm"}
 
     def test_dots_and_double_slashes_are_removed_from_paths(self, tmp_path: Path) -> None:
-        assert set(directory(tmp_path, "./x//1.dcm", "x/./2.dcm", "..3.dcm").members) == {
+        assert set(list_written(tmp_path, "./x//1.dcm", "x/./2.dcm", "..3.dcm").members) == {
             "x/1.dcm",
             "x/2.dcm",
             "..3.dcm",
         }
 
     def test_backslashes_separate_folders_only_on_windows(self, tmp_path: Path) -> None:
-        found = directory(tmp_path, Member(r"x\1.dcm", system=DOS), Member(r"y\2.dcm"))
-        assert set(found.members) == {"x/1.dcm", r"y\2.dcm"}
+        listed = list_written(tmp_path, Member(r"x\1.dcm", system=DOS), Member(r"y\2.dcm"))
+        assert set(listed.members) == {"x/1.dcm", r"y\2.dcm"}
 
     def test_the_last_of_members_with_one_name_is_listed(self, tmp_path: Path) -> None:
-        found = directory(tmp_path, Member("1.dcm", b"12"), Member("./1.dcm", b"123"), Member("1.dcm", b"1234"))
-        assert {path: member.size for path, member in found.members.items()} == {"1.dcm": 4}
-        assert found.repeated == ["1.dcm", "1.dcm"]
+        listed = list_written(tmp_path, Member("1.dcm", b"12"), Member("./1.dcm", b"123"), Member("1.dcm", b"1234"))
+        assert {path: member.size for path, member in listed.members.items()} == {"1.dcm": 4}
+        assert listed.repeated == ["1.dcm", "1.dcm"]
 
     def test_names_are_utf_8_with_or_without_the_flag(self, tmp_path: Path) -> None:
-        found = directory(tmp_path, Member("ü1.dcm", flags=UTF8), Member("ü2.dcm", flags=0))
-        assert set(found.members) == {"ü1.dcm", "ü2.dcm"}
+        listed = list_written(tmp_path, Member("ü1.dcm", flags=UTF8), Member("ü2.dcm", flags=0))
+        assert set(listed.members) == {"ü1.dcm", "ü2.dcm"}
 
     def test_a_name_in_another_encoding_is_not_listed(self, tmp_path: Path) -> None:
-        found = directory(tmp_path, Member(b"M\x81ller.dcm", flags=0), "1.dcm")
-        assert set(found.members) == {"1.dcm"}
-        assert found.undecodable == ["M\N{REPLACEMENT CHARACTER}ller.dcm"]
+        listed = list_written(tmp_path, Member(b"M\x81ller.dcm", flags=0), "1.dcm")
+        assert set(listed.members) == {"1.dcm"}
+        assert listed.undecodable == ["M\N{REPLACEMENT CHARACTER}ller.dcm"]
 
     @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
     def test_links_and_devices_are_not_files(self, tmp_path: Path, kind: int) -> None:
-        found = directory(tmp_path, Member("odd", b"/etc/passwd", mode=kind | 0o777), Member("1", mode=stat.S_IFREG))
-        assert (set(found.members), found.special) == ({"1"}, ["odd"])
+        listed = list_written(
+            tmp_path, Member("odd", b"/etc/passwd", mode=kind | 0o777), Member("1", mode=stat.S_IFREG)
+        )
+        assert (set(listed.members), listed.special) == ({"1"}, ["odd"])
 
 
 class TestRefusals:
@@ -114,21 +115,21 @@ class TestRefusals:
 
     def test_too_many_members(self, tmp_path: Path) -> None:
         limits = Limits(members=2)
-        assert len(directory(tmp_path, "1", "2", limits=limits).members) == 2
-        assert refused(tmp_path, "1", "2", "3", limits=limits) == (
+        assert len(list_written(tmp_path, "1", "2", limits=limits).members) == 2
+        assert refusal(tmp_path, "1", "2", "3", limits=limits) == (
             "archive-refused",
             "it has 3 members; at most 2 are read",
         )
 
     def test_a_member_that_is_too_large(self, tmp_path: Path) -> None:
         limits = Limits(member_bytes=4)
-        assert directory(tmp_path, Member("1", b"1234"), limits=limits).members
-        assert refused(tmp_path, Member("1", b"12345"), limits=limits)[1] == "'1' has 5 bytes; at most 4 are read"
+        assert list_written(tmp_path, Member("1", b"1234"), limits=limits).members
+        assert refusal(tmp_path, Member("1", b"12345"), limits=limits)[1] == "'1' has 5 bytes; at most 4 are read"
 
     def test_members_that_are_too_large_together(self, tmp_path: Path) -> None:
         limits = Limits(total_bytes=6)
-        assert directory(tmp_path, Member("1", b"123"), Member("2", b"123"), limits=limits).members
-        assert refused(tmp_path, Member("1", b"123"), Member("2", b"1234"), limits=limits) == (
+        assert list_written(tmp_path, Member("1", b"123"), Member("2", b"123"), limits=limits).members
+        assert refusal(tmp_path, Member("1", b"123"), Member("2", b"1234"), limits=limits) == (
             "archive-refused",
             "its members have 7 bytes; at most 6 are read",
         )
@@ -138,40 +139,40 @@ class TestRefusals:
         fine = Member("1", method=DEFLATED, packed=packed, size=2_000_000)
         bomb = Member("1", method=DEFLATED, packed=packed, size=2_000_001)
         small = Member("1", method=DEFLATED, packed=b"\0", size=1_000_000)
-        assert directory(tmp_path, fine).members
-        assert directory(tmp_path, small).members
-        assert refused(tmp_path, bomb) == ("archive-refused", "'1' inflates to more than 1000 times its packed size")
+        assert list_written(tmp_path, fine).members
+        assert list_written(tmp_path, small).members
+        assert refusal(tmp_path, bomb) == ("archive-refused", "'1' inflates to more than 1000 times its packed size")
 
     def test_a_directory_that_is_too_large(self, tmp_path: Path) -> None:
         limits = Limits(directory_bytes=46)  # one member whose name is empty
-        assert refused(tmp_path, "1", limits=limits) == (
+        assert refusal(tmp_path, "1", limits=limits) == (
             "archive-refused",
             "its directory has 47 bytes; at most 46 are read",
         )
 
     def test_an_encrypted_member(self, tmp_path: Path) -> None:
-        assert refused(tmp_path, "1", Member("2", flags=ENCRYPTED)) == ("archive-refused", "'2' is encrypted")
+        assert refusal(tmp_path, "1", Member("2", flags=ENCRYPTED)) == ("archive-refused", "'2' is encrypted")
 
     @pytest.mark.parametrize(
         "name", ["/etc/passwd", "../1.dcm", "x/../../1.dcm", "x/..", "C:/1.dcm", "1.dcm\0.txt", "", "\0"]
     )
     def test_an_unsafe_name(self, tmp_path: Path, name: str) -> None:
-        code, why = refused(tmp_path, "1", name)
+        code, why = refusal(tmp_path, "1", name)
         assert (code, why) == ("archive-refused", f"the name {name!r} leads out of the archive or is not a path")
 
     @pytest.mark.parametrize("name", [r"..\1.dcm", r"C:\1.dcm", r"\1.dcm", r"\\server\1.dcm"])
     def test_an_unsafe_name_of_windows(self, tmp_path: Path, name: str) -> None:
-        assert refused(tmp_path, Member(name, system=DOS))[0] == "archive-refused"
+        assert refusal(tmp_path, Member(name, system=DOS))[0] == "archive-refused"
 
     @pytest.mark.parametrize("method", [1, 9, 12, 14, 93, 99])
     def test_other_compression_methods(self, tmp_path: Path, method: int) -> None:
-        assert refused(tmp_path, Member("1", method=method)) == (
+        assert refusal(tmp_path, Member("1", method=method)) == (
             "archive-refused",
             f"'1' is compressed by method {method}; only stored and deflated members are read",
         )
 
     def test_members_that_share_bytes(self, tmp_path: Path) -> None:
-        assert refused(tmp_path, Member("1", bytes(100)), Member("2", b"12", offset=40)) == (
+        assert refusal(tmp_path, Member("1", bytes(100)), Member("2", b"12", offset=40)) == (
             "archive-refused",
             "'2' overlaps another member",
         )
@@ -184,7 +185,7 @@ class TestDamage:
         ids=["beyond the end", "stored longer", "stored shorter"],
     )
     def test_impossible_offsets_and_sizes_are_damage(self, tmp_path: Path, member: Member) -> None:
-        assert refused(tmp_path, member)[0] == "archive-damaged"
+        assert refusal(tmp_path, member)[0] == "archive-damaged"
 
     @pytest.mark.parametrize("left", [4, 40, 100, -1])
     def test_a_truncated_archive_is_damaged(self, tmp_path: Path, left: int) -> None:
@@ -194,7 +195,7 @@ class TestDamage:
         assert caught.value.code == "archive-damaged"
 
     def test_a_name_with_the_flag_that_is_not_utf_8_is_damage(self, tmp_path: Path) -> None:
-        assert refused(tmp_path, Member(b"\xff.dcm", flags=UTF8))[0] == "archive-damaged"
+        assert refusal(tmp_path, Member(b"\xff.dcm", flags=UTF8))[0] == "archive-damaged"
 
     @pytest.mark.parametrize("content", [b"", b"x", b"no archive at all", bytes(128) + b"DICM" + bytes(300)])
     def test_a_file_with_only_the_name_is_not_an_archive(self, tmp_path: Path, content: bytes) -> None:
@@ -211,7 +212,7 @@ class TestDamage:
                 changed = bytearray(whole)
                 changed[place] = value
                 (tmp_path / "a.zip").write_bytes(changed)
-                codes.add(code_of(tmp_path / "a.zip"))
+                codes.add(refusal_code(tmp_path / "a.zip"))
         assert codes == {None, "archive-damaged", "archive-refused"}
 
     def test_a_read_error_is_not_damage(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +230,7 @@ class TestDamage:
 
         path = write_zip(tmp_path / "a.zip", "1.dcm")
         with path.open("rb", buffering=0) as file:
-            monkeypatch.setattr(zip_directory, "_open", lambda _: Broken(file))
+            monkeypatch.setattr(Path, "open", lambda *_, **__: Broken(file))
             with pytest.raises(OSError, match="Input/output error"):
                 read_directory(path)
 

@@ -1,4 +1,4 @@
-"""An open member of an archive: a file like any other, that never gives more than the directory declares."""
+"""An open member of an archive: a file like any other, with no more bytes than the directory declares."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ import hashlib
 import io
 import os
 import random
+import zipfile
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import pytest
 
-from dicom_etl.sources.zip import directory, members
+from dicom_etl.sources.zip import members
 from dicom_etl.sources.zip.members import open_member
-from tests.sources.zips import DEFLATED, STORED, Member, deflated, write_zip
+from tests.support.zip_archives import DEFLATED, STORED, Member, deflated, write_zip
 
-# longer than what is kept for steps back, and no two parts alike
+# longer than the head that is kept for steps back, and without repetitions
 LONG = b"".join(number.to_bytes(4, "big") for number in range(400_000))
 
 
-def opened(tmp_path: Path, member: Member) -> BinaryIO:
+def open_written_member(tmp_path: Path, member: Member) -> BinaryIO:
     return open_member(write_zip(tmp_path / "a.zip", Member("first", b"first"), member), str(member.name))
 
 
 @pytest.fixture(params=[STORED, DEFLATED], ids=["stored", "deflated"])
 def long(request: pytest.FixtureRequest, tmp_path: Path) -> BinaryIO:
-    return opened(tmp_path, Member("long", LONG, request.param))
+    return open_written_member(tmp_path, Member("long", LONG, request.param))
 
 
 class TestReading:
@@ -83,11 +84,11 @@ class TestReading:
             file.fileno()
 
     def test_an_empty_member_is_empty(self, tmp_path: Path) -> None:
-        with opened(tmp_path, Member("1", b"", DEFLATED)) as file:
+        with open_written_member(tmp_path, Member("1", b"", DEFLATED)) as file:
             assert file.read(10) == b""
 
     def test_an_extra_field_of_only_the_local_header_is_skipped(self, tmp_path: Path) -> None:
-        with opened(tmp_path, Member("1", b"12345", local_extra=b"\xfe\xca\x04\x00abcd")) as file:
+        with open_written_member(tmp_path, Member("1", b"12345", local_extra=b"\xfe\xca\x04\x00abcd")) as file:
             assert file.read() == b"12345"
 
     def test_closing_a_member_closes_the_archive(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +100,7 @@ class TestReading:
                 files.append(self)
 
         monkeypatch.setattr(members.io, "FileIO", Noted)
-        file = opened(tmp_path, Member("1"))
+        file = open_written_member(tmp_path, Member("1"))
         assert [archive.closed for archive in files] == [False]
         file.close()
         assert [archive.closed for archive in files] == [True]
@@ -128,16 +129,16 @@ class TestDamage:
             file.read()
 
     def test_no_more_is_inflated_than_declared(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        made: list[int] = []
+        inflated: list[int] = []
 
         class Counting:
             def __init__(self, _: int) -> None:
                 self._inside = inflater(-15)
 
-            def decompress(self, content: bytes, most: int) -> bytes:
-                piece = self._inside.decompress(content, most)
-                made.append(len(piece))
-                return piece
+            def decompress(self, packed: bytes, max_bytes: int) -> bytes:
+                content = self._inside.decompress(packed, max_bytes)
+                inflated.append(len(content))
+                return content
 
             @property
             def unconsumed_tail(self) -> bytes:
@@ -150,13 +151,13 @@ class TestDamage:
         inflater = members.zlib.decompressobj
         monkeypatch.setattr(members.zlib, "decompressobj", Counting)
         bomb = Member("1", b"0" * 1000, DEFLATED, packed=deflated(bytes(5_000_000)))
-        with opened(tmp_path, bomb) as file, pytest.raises(OSError, match="longer than the 1,000 bytes"):
+        with open_written_member(tmp_path, bomb) as file, pytest.raises(OSError, match="longer than the 1,000 bytes"):
             file.read()
-        assert sum(made) == 1001
+        assert sum(inflated) == 1001
 
     def test_reading_a_header_inflates_only_the_head(self, tmp_path: Path) -> None:
         spoilt = deflated(LONG)[:100_000] + b"\xff" * 100_000
-        with opened(tmp_path, Member("1", LONG, DEFLATED, packed=spoilt)) as file:
+        with open_written_member(tmp_path, Member("1", LONG, DEFLATED, packed=spoilt)) as file:
             assert file.read(8192) == LONG[:8192]
 
 
@@ -179,8 +180,8 @@ class TestArchives:
     def test_the_directory_is_read_once_for_all_members(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = write_zip(tmp_path / "a.zip", *(f"{number}.dcm" for number in range(20)))
         reads = []
-        read = directory._read_directory
-        monkeypatch.setattr(directory, "_read_directory", lambda file, limits: reads.append(file) or read(file, limits))
+        read = zipfile.ZipFile
+        monkeypatch.setattr(zipfile, "ZipFile", lambda file: reads.append(file) or read(file))
         for number in range(20):
             open_member(path, f"{number}.dcm").close()
         assert len(reads) == 1
@@ -199,7 +200,7 @@ class TestArchives:
             assert file.read().startswith(b"abc")
 
     def test_two_archives_can_be_open_at_once(self, tmp_path: Path) -> None:
-        one = write_zip(tmp_path / "1.zip", Member("1.dcm", b"one" * 9, DEFLATED))
-        two = write_zip(tmp_path / "2.zip", Member("1.dcm", b"two" * 9, DEFLATED))
-        with open_member(one, "1.dcm") as first, open_member(two, "1.dcm") as second:
+        path_1 = write_zip(tmp_path / "1.zip", Member("1.dcm", b"one" * 9, DEFLATED))
+        path_2 = write_zip(tmp_path / "2.zip", Member("1.dcm", b"two" * 9, DEFLATED))
+        with open_member(path_1, "1.dcm") as first, open_member(path_2, "1.dcm") as second:
             assert (first.read(3), second.read(3), first.read(3)) == (b"one", b"two", b"one")
