@@ -16,7 +16,7 @@ __all__ = ["__version__", "to_imaging_studies"]
 def __getattr__(name: str) -> Any:
     """Import a function of the API when it is used: worker processes need none of it."""
     if name == "to_imaging_studies":
-        from dicom_etl.convert import to_imaging_studies  # noqa: PLC0415
+        from dicom_etl.convert import to_imaging_studies
 
         return to_imaging_studies
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ _INTERRUPTED = 130  # as shells have it: 128 and SIGINT; typer ends so without a
 def main() -> None:
     """Run the command."""
     try:
-        from dicom_etl.cli import main as command  # noqa: PLC0415  (takes the better part of a second)
+        from dicom_etl.cli import main as command
 
         command()
     except (KeyboardInterrupt, SystemExit) as ended:

@@ -23,6 +23,7 @@ from pydantic_settings.exceptions import SettingsError as UnreadableVariableErro
 
 from dicom_etl.errors import UserError
 from dicom_etl.identity.ids import ResourceIds
+from dicom_etl.renames import SETTINGS, describe_rename
 
 DEFAULT_FILE = "dicom-etl.toml"
 URI = r"[A-Za-z][A-Za-z0-9+.-]*:\S+"  # FHIR asks that the system of an identifier is an absolute one
@@ -54,7 +55,7 @@ _HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # a token of RFC 9110, 5.6.2
 
 
 class SettingsError(UserError):
-    """A setting is missing or wrong; the text says which and how to mend it."""
+    """A setting is missing or wrong; the text says which, and how to fix it."""
 
 
 class _Strict(BaseModel):
@@ -62,12 +63,14 @@ class _Strict(BaseModel):
 
 
 class DatasetSettings(_Strict):
-    """One dataset: where it lies and what its headers do not say."""
+    """One dataset: where it is, and what its headers do not contain."""
 
     root: str = Field(description="folder of the dataset (kind tree), or the CSV file that lists it (kind list)")
     kind: Literal["tree", "list"] = Field("tree", description="a folder tree, or a CSV file with one file per line")
-    time_zone: str | None = Field(None, description="IANA zone of its dates, for headers that name no offset")
-    assigning_authority: str | None = Field(None, description="URI under which its PatientIDs are unique")
+    time_zone: str | None = Field(None, description="IANA time zone of its dates, for headers without UTC offset")
+    assigning_authority: str | None = Field(
+        None, description="URI of the authority that assigned its PatientIDs: the `system` of the FHIR identifiers"
+    )
     endpoint: str | None = Field(None, description="DICOMweb (WADO-RS) address; default: the folder")
     roles: tuple[Literal["primary", "derivative", "source"], ...] = Field(
         ("primary",), description="which SDS folders are crawled"
@@ -85,57 +88,62 @@ class DatasetSettings(_Strict):
 
 
 class FhirSettings(_Strict):
-    """The FHIR server, and how resources are made for it."""
+    """The FHIR server, and how resources are built for it."""
 
-    url: str | None = Field(None, description="base address; none: the NDJSON files are the result")
+    url: str | None = Field(
+        None, description="base URL of the FHIR server; without one, the NDJSON files in the lake are the result"
+    )
     version: Literal["R4", "R5"] = Field("R4", description="FHIR version of the resources")
     strict: bool = Field(
-        False, description="whether a value that cannot stand in FHIR holds its study; else the value alone is left out"
+        False,
+        description="true: a value that FHIR cannot represent puts its study on hold; false: only the value is omitted",
     )
     chest_code: Literal["816094009", "43799004"] = Field(
-        "816094009", description="SNOMED CT code of CHEST and THORAX; 43799004 is what the German MII profiles ask for"
+        "816094009", description="SNOMED CT code of CHEST and THORAX; 43799004 is the code of the German MII profiles"
     )
     client_assigned_ids: Literal["auto", "yes", "no"] = Field(
-        "auto", description="whether the server lets us choose ids; auto: unless it says that it does not"
+        "auto",
+        description="whether the client assigns the ids of new resources (`yes`) or the server (`no`); `auto`: the "
+        "client, unless the CapabilityStatement of the server excludes it",
     )
     existing_study: Literal["hold", "merge", "duplicate"] = Field(
         "hold",
-        description="where the server has a study of another client under the same StudyInstanceUID: hold ours, add "
-        "our series and instances to that one, or put ours beside it",
+        description="if another client has uploaded a study with the same StudyInstanceUID: `hold` the study of this "
+        "lake, `merge` its series and instances into the existing study, or `duplicate` the study",
     )
-    max_concurrent_requests: int = Field(4, ge=1, le=16, description="requests on their way at once")
-    max_bundle_entries: int = Field(25, ge=1, le=500, description="resources in a transaction, at most")
-    max_bundle_bytes: int = Field(4_000_000, ge=10_000, description="bytes of a transaction, about")
+    max_concurrent_requests: int = Field(4, ge=1, le=16, description="most requests at the same time")
+    max_bundle_entries: int = Field(25, ge=1, le=500, description="most resources in a transaction bundle")
+    max_bundle_bytes: int = Field(4_000_000, ge=10_000, description="approximate size of a transaction bundle in bytes")
     # a PUT of a study of 100 instances takes HAPI a tenth less time than its share of a transaction, and less memory
     single_request_bytes: int = Field(
-        16_000, ge=0, description="a resource of more bytes goes by a request of its own, outside of transactions"
+        16_000, ge=0, description="a resource of more bytes is sent in a single request, not in a transaction bundle"
     )
-    retry_seconds: float = Field(600, ge=0, description="total time for retries of one request")
+    retry_seconds: float = Field(600, ge=0, description="total time for the retries of one request")
     # a small change to a study of 50,000 instances takes HAPI 42 s on two cores; another server may take ten times that
     timeout_seconds: float = Field(
-        600, gt=0, description="longest time for one try of one request, the answer included"
+        600, gt=0, description="timeout of one attempt of one request, including the response"
     )
     auth: Literal["none", "bearer", "basic", "oauth2", "api-key"] | None = Field(
         None,
-        description="how the server is told who asks: `none`, `bearer`, `basic`, `oauth2` or `api-key`; default: "
-        "bearer where there is a token, basic where the address holds a user, else none",
+        description="authentication method: `none`, `bearer`, `basic`, `oauth2` or `api-key`; default: `bearer` if "
+        "there is a token, `basic` if the URL contains a username, otherwise `none`",
     )
-    token_file: str | None = Field(None, description="bearer: file that holds the token")
-    username: str | None = Field(None, description="basic: the user")
-    password_file: str | None = Field(None, description="basic: file that holds the password")
-    token_url: str | None = Field(None, description="oauth2: address that gives tokens for client credentials")
-    client_id: str | None = Field(None, description="oauth2: the client")
-    client_secret_file: str | None = Field(None, description="oauth2: file that holds the client's secret")
-    scope: str | None = Field(None, description="oauth2: scopes to ask for, with blanks between")
-    api_key_header: str = Field("X-API-Key", description="api-key: header that holds the key")
-    api_key_file: str | None = Field(None, description="api-key: file that holds the key")
+    token_file: str | None = Field(None, description="auth `bearer`: file that contains the token")
+    username: str | None = Field(None, description="auth `basic`: username")
+    password_file: str | None = Field(None, description="auth `basic`: file that contains the password")
+    token_url: str | None = Field(None, description="auth `oauth2`: token endpoint (client credentials grant)")
+    client_id: str | None = Field(None, description="auth `oauth2`: client id")
+    client_secret_file: str | None = Field(None, description="auth `oauth2`: file that contains the client secret")
+    scope: str | None = Field(None, description="auth `oauth2`: scopes to request, separated by spaces")
+    api_key_header: str = Field("X-API-Key", description="auth `api-key`: name of the HTTP header of the key")
+    api_key_file: str | None = Field(None, description="auth `api-key`: file that contains the key")
     ca_file: str | None = Field(
-        None, description="PEM file of certificate authorities to trust beside those that the system knows"
+        None, description="PEM file of certificate authorities to trust in addition to those of the system"
     )
 
     @property
     def client_assigned(self) -> bool | None:
-        """Whether we choose the ids of resources; None: the server says it."""
+        """Whether the client assigns the ids of resources; None: as the CapabilityStatement of the server allows."""
         return None if self.client_assigned_ids == "auto" else self.client_assigned_ids == "yes"
 
     @field_validator("url", "token_url")
@@ -147,14 +155,14 @@ class FhirSettings(_Strict):
     @classmethod
     def _no_login(cls, url: str | None) -> str | None:
         if url is not None and "@" in urlsplit(url).netloc:
-            raise ValueError("holds a user: give fhir.client_id and the client secret instead")
+            raise ValueError("contains a username: set fhir.client_id and the client secret instead")
         return url
 
     @field_validator("api_key_header")
     @classmethod
     def _header(cls, name: str) -> str:
         if not re.fullmatch(_HEADER_NAME, name):
-            raise ValueError("is no name of a header")
+            raise ValueError("is not a valid name of an HTTP header")
         return name
 
     def secret(self, name: str) -> str | None:
@@ -175,7 +183,7 @@ class FhirSettings(_Strict):
         except OSError as error:
             raise SettingsError(f"{place} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise SettingsError(f"{place} holds no text") from None
+            raise SettingsError(f"{place} is not a text file") from None
         if not value:
             raise SettingsError(f"{place} is empty")
         return _one_line(value, place)
@@ -183,7 +191,7 @@ class FhirSettings(_Strict):
 
 def _one_line(secret: str, place: str) -> str:
     if not secret.isprintable():
-        raise SettingsError(f"{place} holds a line break or another control character inside its secret")
+        raise SettingsError(f"{place} contains a line break or another control character")
     return secret
 
 
@@ -192,40 +200,52 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DICOM_ETL_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
-    namespace: str = Field("https://dicom-etl.local", description="namespace of the ids and identifiers we make")
+    namespace: str = Field(
+        "https://dicom-etl.local", description="URI that is the namespace of the ids and identifiers of this site"
+    )
     id_key_file: str | None = Field(
         None,
-        description="file that holds the secret key of resource ids; the environment variable `DICOM_ETL_ID_KEY` "
-        "counts before it; default: a key derived from `namespace`, with which ids can be guessed",
+        description="file that contains the secret key of resource ids; the environment variable `DICOM_ETL_ID_KEY` "
+        "takes precedence; default: a key derived from `namespace`, with which ids can be guessed",
     )
-    lake: str = Field("lake", description="folder or URL of the tables")
+    lake: str = Field("lake", description="folder or URL of the lake")
     ledger_url: SecretStr | None = Field(
         None,
         description="database of the upload ledger: `postgresql://user@host/name`, which several lakes and machines "
-        "may share, or `sqlite:////path` of a file on a local disk; default: `ledger.sqlite` in the lake",
+        "can share, or `sqlite:////path` of a file on a local disk; default: `ledger.sqlite` in the lake",
     )
-    time_zone: str | None = Field(None, description="IANA zone of datasets that name none")
-    crosswalk: str | None = Field(None, description="CSV file: dataset, subject, system, value")
+    time_zone: str | None = Field(None, description="IANA time zone of datasets without one, such as Europe/Berlin")
+    crosswalk: str | None = Field(
+        None, description="CSV file that gives subjects their identifiers; columns: dataset, subject, system, value"
+    )
     corrections: str | None = Field(
         None, description="CSV file: dataset, subject, sample, study, series, tag, value, why"
     )
-    watch_folders: tuple[str, ...] = Field((), description="folders of which every sub-folder is a dataset")
+    watch_folders: tuple[str, ...] = Field(
+        (), description="folders that are watched for datasets: every subfolder is one"
+    )
     engine: Literal["serial", "processes", "dask"] = Field(
-        "processes", description="where units are worked on: `serial`, `processes` or `dask`"
+        "processes",
+        description="how units are processed: `serial`, in `processes` of this machine, or on a `dask` cluster",
     )
     scheduler: str | None = Field(
-        None, description="engine `dask`: address of the scheduler (`tcp://host:8786`); none: a cluster of its own here"
+        None,
+        description="engine `dask`: address of the scheduler (`tcp://host:8786`); default: a cluster on this machine",
     )
     workers: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="processes; default: one per core"
     )
-    lock_wait_seconds: float = Field(3600, ge=0, description="how long to wait for another run of a dataset")
+    lock_wait_seconds: float = Field(3600, ge=0, description="longest time to wait for another run of the same dataset")
     # the SPARC tutorial's names; no registered URNs (an underscore is not allowed in one), hence settings
-    sds_dataset_system: str = Field("urn:sparc_dataset:uid", description="system of the dataset's identifier")
-    sds_study_system: str = Field("urn:sparc_study:uid", description="system of the subject's study identifier")
-    staff_names: bool = Field(False, description="whether names of staff go into FHIR resources")
-    contact_details: bool = Field(False, description="whether patients' addresses and telephone numbers go into FHIR")
-    reference_date: str | None = Field(None, description="date (YYYY-MM-DD) that rules take as today")
+    sds_dataset_system: str = Field("urn:sparc_dataset:uid", description="`system` of the identifier of an SDS dataset")
+    sds_study_system: str = Field(
+        "urn:sparc_study:uid", description="`system` of the identifier of an SDS subject in its study"
+    )
+    staff_names: bool = Field(False, description="whether FHIR resources contain names of staff")
+    contact_details: bool = Field(
+        False, description="whether FHIR resources contain addresses and telephone numbers of patients"
+    )
+    reference_date: str | None = Field(None, description="date (YYYY-MM-DD) that rules use as today")
     fhir: FhirSettings = FhirSettings()
     datasets: dict[str, DatasetSettings] = Field(default_factory=dict)
 
@@ -271,7 +291,7 @@ class Settings(BaseSettings):
 
 
 def _id_key(file: str | None) -> bytes | None:
-    """The key of resource ids, from the environment or a file; None where there is neither."""
+    """The key of resource ids, from the environment or a file; None if there is neither."""
     if key := os.fsencode(os.environ.get(ID_KEY_VARIABLE, "")).strip():
         source = ID_KEY_VARIABLE
     elif file is None:
@@ -283,12 +303,12 @@ def _id_key(file: str | None) -> bytes | None:
         except OSError as error:
             raise SettingsError(f"{source} cannot be read: {error.strerror}") from None
     if len(key) < _ID_KEY_BYTES:
-        raise SettingsError(f"{source} holds a key of less than {_ID_KEY_BYTES} bytes: make one with `{NEW_ID_KEY}`")
+        raise SettingsError(f"{source} contains a key of less than {_ID_KEY_BYTES} bytes: make one with `{NEW_ID_KEY}`")
     return key
 
 
 def _web_address(url: str | None) -> str | None:
-    """The address is not repeated: it may hold a password."""
+    """Check a URL; the message does not repeat it, since it may contain a password."""
     if not url:
         return None
     try:
@@ -297,7 +317,7 @@ def _web_address(url: str | None) -> str | None:
     except ValueError:
         fine = False
     if not fine:
-        raise ValueError("is no address, such as https://fhir.example.org/fhir")
+        raise ValueError("is not a URL such as https://fhir.example.org/fhir")
     return url
 
 
@@ -306,18 +326,18 @@ def _known_zone(zone: str | None) -> str | None:
         try:
             ZoneInfo(zone)
         except (KeyError, ValueError, OSError):
-            raise ValueError(f"{zone!r} is no IANA time zone, such as Europe/Berlin") from None
+            raise ValueError(f"{zone!r} is not an IANA time zone such as Europe/Berlin") from None
     return zone
 
 
 def _absolute_uri(uri: str | None) -> str | None:
     if uri is not None and not re.fullmatch(URI, uri):
-        raise ValueError(f"{uri!r} is no URI, such as https://hospital.example or urn:oid:1.2.3")
+        raise ValueError(f"{uri!r} is not a URI such as https://hospital.example or urn:oid:1.2.3")
     return uri
 
 
-class _Given(Settings):
-    """Settings from values alone, to check those that win over the environment."""
+class _Overrides(Settings):
+    """Settings from constructor arguments only, to check those that take precedence over the environment."""
 
     @classmethod
     def settings_customise_sources(
@@ -336,7 +356,7 @@ def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
 
     Args:
         file: the TOML file; paths in it are relative to its folder.
-        overrides: values that win over everything (of the command line); None is no value. Nested ones as
+        overrides: values that take precedence over everything (of the command line); None is ignored. Nested ones as
             `fhir={"url": ...}`.
 
     Raises:
@@ -351,21 +371,32 @@ def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
         given = {key: value for key, value in overrides.items() if value is not None}
         if nested := given.pop("fhir", None):
             given["fhir"] = settings.fhir.model_dump() | {k: v for k, v in nested.items() if v is not None}
-        checked = _Given(**given)  # a copy is not checked
+        checked = _Overrides(**given)  # a copy is not checked
         merged = settings.model_copy(update={name: getattr(checked, name) for name in given})
     except UnreadableVariableError as error:
         raise SettingsError(f"environment variables: {error}: lists and tables are written as JSON") from None
     except ValidationError as error:
-        raise SettingsError(_sentence(error, chosen)) from None
+        raise SettingsError(_describe_error(error, chosen)) from None
     return _absolute(merged, folder, overridden="lake" in given)
 
 
 def _check_variables() -> None:
-    """A variable that is nearly that of a setting would be passed over without a word."""
+    """Refuse environment variables that look like a setting and would be ignored without a message."""
+    for old in SETTINGS:
+        if _variable(old) in os.environ:
+            names = {_variable(name): _variable(new) for name, new in SETTINGS.items()}
+            raise SettingsError(describe_rename(names, _variable(old), "environment variable") or "")
     for name in FhirSettings.model_fields:
-        wrong, right = f"DICOM_ETL_FHIR_{name.upper()}", f"DICOM_ETL_FHIR__{name.upper()}"
-        if wrong in os.environ:
-            raise SettingsError(f"environment variable {wrong} is no setting: it is {right}, with two underscores")
+        variable, setting = f"DICOM_ETL_FHIR_{name.upper()}", _variable(f"fhir.{name}")
+        if variable in os.environ:
+            raise SettingsError(
+                f"environment variable {variable} is not a setting: use {setting}, with two underscores"
+            )
+
+
+def _variable(setting: str) -> str:
+    """The environment variable of a setting: `DICOM_ETL_FHIR__URL` of `fhir.url`."""
+    return f"DICOM_ETL_{setting.upper().replace('.', '__')}"
 
 
 def _default_file() -> Path | None:
@@ -384,12 +415,17 @@ def _toml(file: Path) -> dict[str, Any]:
         raise SettingsError(f"the settings file {file} is not valid TOML: {error}") from None
 
 
-def _sentence(error: ValidationError, file: Path | None) -> str:
+def _describe_error(error: ValidationError, file: Path | None) -> str:
+    """The first error, as a sentence."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    setting = ".".join(str(part) for part in first["loc"])
     source = f" in {file} (or its environment variable)" if file else " (environment variable or option)"
-    hint = "is no setting; see `dicom-etl doctor --settings-help`" if first["type"] == "extra_forbidden" else ""
-    return f"setting {where}{source}: {hint or first['msg'].removeprefix('Value error, ')}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        if renamed := describe_rename(SETTINGS, setting, "setting"):
+            return f"{renamed}{source}"
+        message = "there is no such setting; `dicom-etl doctor --settings-help` lists all of them"
+    return f"setting {setting}{source}: {message}"
 
 
 def _absolute(settings: Settings, folder: Path, *, overridden: bool) -> Settings:

@@ -150,13 +150,16 @@ def test_a_url_stays_as_it_is(tmp_path: Path) -> None:
 def test_an_unknown_setting_is_one_sentence(tmp_path: Path) -> None:
     file = written(tmp_path, 'lkae = "x"\n')
     assert refusal(file) == (
-        f"setting lkae in {file} (or its environment variable): is no setting; see `dicom-etl doctor --settings-help`"
+        f"setting lkae in {file} (or its environment variable): "
+        "there is no such setting; `dicom-etl doctor --settings-help` lists all of them"
     )
 
 
 def test_an_unknown_setting_of_a_dataset_is_named_with_its_place(tmp_path: Path) -> None:
     file = written(tmp_path, '[datasets.ds]\nroot = "x"\ntimezone = "UTC"\n')
-    assert refusal(file).startswith(f"setting datasets.ds.timezone in {file} (or its environment variable): is no set")
+    assert refusal(file).startswith(
+        f"setting datasets.ds.timezone in {file} (or its environment variable): there is no"
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_an_unknown_setting_of_a_dataset_is_named_with_its_place(tmp_path: Path)
 def test_a_zone_that_is_none_is_one_sentence(tmp_path: Path, content: str, place: str) -> None:
     said = refusal(written(tmp_path, content))
     assert said.startswith(f"setting {place} in ")
-    assert said.endswith("is no IANA time zone, such as Europe/Berlin")
+    assert said.endswith("is not an IANA time zone such as Europe/Berlin")
     assert "\n" not in said
 
 
@@ -185,7 +188,7 @@ def test_a_zone_that_is_none_is_one_sentence(tmp_path: Path, content: str, place
 def test_a_namespace_that_is_no_uri_is_one_sentence(tmp_path: Path, content: str, place: str) -> None:
     said = refusal(written(tmp_path, content))
     assert said.startswith(f"setting {place} in ")
-    assert said.endswith("is no URI, such as https://hospital.example or urn:oid:1.2.3")
+    assert said.endswith("is not a URI such as https://hospital.example or urn:oid:1.2.3")
 
 
 @pytest.mark.parametrize(
@@ -298,8 +301,8 @@ def test_without_a_secret_there_is_none(name: str, monkeypatch: pytest.MonkeyPat
     [
         (None, "cannot be read: No such file or directory"),
         (b"\n", "is empty"),
-        (b"\xff\xfe" + TOKEN.encode(), "holds no text"),
-        (TOKEN.encode() + b"\r\nX-Evil: 1", "holds a line break or another control character inside its secret"),
+        (b"\xff\xfe" + TOKEN.encode(), "is not a text file"),
+        (TOKEN.encode() + b"\r\nX-Evil: 1", "contains a line break or another control character"),
     ],
 )
 def test_a_file_that_holds_no_secret_is_one_sentence(
@@ -356,8 +359,8 @@ def test_the_environments_key_counts_before_the_files(tmp_path: Path, monkeypatc
     ("content", "said"),
     [
         (None, "cannot be read: No such file or directory"),
-        (b"", "holds a key of less than 32 bytes: make one with `openssl rand -hex 32`"),
-        (b" " * 32 + b"x" * 31 + b"\n", "holds a key of less than 32 bytes: make one with `openssl rand -hex 32`"),
+        (b"", "contains a key of less than 32 bytes: make one with `openssl rand -hex 32`"),
+        (b" " * 32 + b"x" * 31 + b"\n", "contains a key of less than 32 bytes: make one with `openssl rand -hex 32`"),
     ],
 )
 def test_a_file_that_holds_no_key_is_one_sentence(tmp_path: Path, content: bytes | None, said: str) -> None:
@@ -374,7 +377,7 @@ def test_a_short_key_in_the_environment_is_refused_and_not_repeated(monkeypatch:
     with pytest.raises(SettingsError) as refused:
         load_settings().resource_ids()
     assert str(refused.value) == (
-        "DICOM_ETL_ID_KEY holds a key of less than 32 bytes: make one with `openssl rand -hex 32`"
+        "DICOM_ETL_ID_KEY contains a key of less than 32 bytes: make one with `openssl rand -hex 32`"
     )
 
 
@@ -387,7 +390,7 @@ def test_a_key_in_the_settings_file_is_refused_and_not_repeated(tmp_path: Path) 
 
 def test_a_secret_of_two_lines_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DICOM_ETL_FHIR_API_KEY", f"{TOKEN}\nX-Evil: 1")
-    with pytest.raises(SettingsError, match="DICOM_ETL_FHIR_API_KEY holds a line break") as refused:
+    with pytest.raises(SettingsError, match="DICOM_ETL_FHIR_API_KEY contains a line break") as refused:
         load_settings().fhir.secret("api_key")
     assert TOKEN not in str(refused.value)
 
@@ -395,12 +398,16 @@ def test_a_secret_of_two_lines_in_the_environment_is_refused(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("content", "place", "said"),
     [
-        (f'url = "ftp://me:{TOKEN}@host/"', "url", "is no address, such as https://fhir.example.org/fhir"),
-        (f'url = "https://me:{TOKEN}@[host/"', "url", "is no address, such as https://fhir.example.org/fhir"),
-        ('url = "fhir.example.org"', "url", "is no address, such as https://fhir.example.org/fhir"),
-        ('url = "https://host:port/"', "url", "is no address, such as https://fhir.example.org/fhir"),
-        (f'token_url = "https://me:{TOKEN}@host/"', "token_url", "holds a user: give fhir.client_id and the client"),
-        ('api_key_header = "X Key"', "api_key_header", "is no name of a header"),
+        (f'url = "ftp://me:{TOKEN}@host/"', "url", "is not a URL such as https://fhir.example.org/fhir"),
+        (f'url = "https://me:{TOKEN}@[host/"', "url", "is not a URL such as https://fhir.example.org/fhir"),
+        ('url = "fhir.example.org"', "url", "is not a URL such as https://fhir.example.org/fhir"),
+        ('url = "https://host:port/"', "url", "is not a URL such as https://fhir.example.org/fhir"),
+        (
+            f'token_url = "https://me:{TOKEN}@host/"',
+            "token_url",
+            "contains a username: set fhir.client_id and the client",
+        ),
+        ('api_key_header = "X Key"', "api_key_header", "is not a valid name of an HTTP header"),
         (
             'auth = "digest"',
             "auth",

@@ -12,13 +12,13 @@ import typer
 from dicom_etl.cli.export import write_rows
 from dicom_etl.cli.options import Dataset, LakeRoot, Output, SettingsFile, check_choices
 from dicom_etl.cli.session import Session
+from dicom_etl.errors import UserError
 from dicom_etl.lake.commits import read_commits
 from dicom_etl.lake.schemas import COMPLETENESS, INVENTORY
 from dicom_etl.lake.shards import shard_of
 from dicom_etl.lake.tables import Lake
 from dicom_etl.quality.occurrences import GROUPS
 from dicom_etl.quality.subject_completeness import completeness_by_subject
-from dicom_etl.settings import SettingsError
 
 _LEVELS = ("series", "study", "instance")
 _STORED_GROUPS = ("all", *GROUPS)
@@ -56,8 +56,8 @@ def completeness(
     levels = check_choices("--level", level or list(_LEVELS), _LEVELS)
     groups = check_choices("--by", [by] if by else list(_STORED_GROUPS), (*_STORED_GROUPS, "subject"))
     if subject and by != "subject":
-        raise SettingsError("--subject limits a table by subject: give --by subject as well")
-    measured_lake = session.measured_lake(dataset)
+        raise UserError("--subject limits a table by subject: give --by subject as well")
+    measured_lake = session.open_measured_lake(dataset)
     if by == "subject":
         shards, subjects = _find_shards(measured_lake, dataset, subject)
         batches = completeness_by_subject(measured_lake, dataset, shards, subjects=subjects, levels=levels)
@@ -79,6 +79,6 @@ def _find_shards(lake: Lake, dataset: str, subjects: list[str] | None) -> tuple[
         units |= set(pc.unique(rows["unit"]).to_pylist())
         existing |= set(pc.unique(rows["subject"]).to_pylist())
     if missing := [name for name in subjects if name not in existing]:
-        raise SettingsError(f"{dataset} has no subject {missing[0]}; `dicom-etl report` lists its subjects")
+        raise UserError(f"{dataset} has no subject {missing[0]}; `dicom-etl report` lists its subjects")
     total = next(iter(commits.values())).shards if commits else 1
     return {shard_of(unit, total) for unit in units} & set(commits), subjects

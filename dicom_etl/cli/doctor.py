@@ -11,7 +11,6 @@ import typer
 from dicom_etl.cli.options import FhirUrl, Json, LakeRoot, SettingsFile
 from dicom_etl.cli.output import print_table
 from dicom_etl.cli.session import Session
-from dicom_etl.inspection.doctor import run_checks
 from dicom_etl.settings import describe_settings
 
 
@@ -19,7 +18,7 @@ def doctor(
     settings: SettingsFile = None,
     lake: LakeRoot = None,
     fhir_url: FhirUrl = None,
-    list_settings: Annotated[bool, typer.Option("--settings-help", help="list all settings and what they do")] = False,
+    list_settings: Annotated[bool, typer.Option("--settings-help", help="list all settings and their meaning")] = False,
     as_json: Json = False,
 ) -> None:
     """Check settings, access to datasets and lake, and the FHIR server."""
@@ -27,12 +26,14 @@ def doctor(
     if list_settings:
         _list_settings(session)
         return
+    from dicom_etl.inspection.doctor import run_checks
+
     checks = run_checks(session.settings)
     if as_json:
         print(json.dumps([asdict(check) for check in checks]))
     else:
-        rows = [("ok" if c.ok else "WRONG", c.what, c.said) for c in checks]
-        print_table(session.console, "doctor", ["", "what", "result"], rows)
+        rows = [("ok" if check.ok else "WRONG", check.check, check.result) for check in checks]
+        print_table(session.console, "doctor", ["", "checked", "result"], rows)
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 

@@ -7,25 +7,25 @@ from typing import Annotated
 
 import typer
 
-from dicom_etl.cli.options import Json, LakeRoot, SettingsFile
+from dicom_etl.cli.options import Dataset, Json, LakeRoot, SettingsFile
 from dicom_etl.cli.output import print_table
 from dicom_etl.cli.session import Session
 from dicom_etl.inspection.explanation import explain_subject
 
 
 def explain(
-    dataset: Annotated[str, typer.Argument(help="name of the dataset")],
-    subject: Annotated[str, typer.Argument(help="subject (or unit) in it")],
+    dataset: Dataset,
+    subject: Annotated[str, typer.Argument(help="subject (or unit) of the dataset")],
     settings: SettingsFile = None,
     lake: LakeRoot = None,
     as_json: Json = False,
 ) -> None:
     """Show everything about a subject: files, patient, findings, resources, uploads."""
     session = Session(as_json, settings, lake)
-    sections = explain_subject(session.existing(), dataset, subject)
+    sections = explain_subject(session.open_lake(), dataset, subject)
     if as_json:
-        found = {s.title: [dict(zip(s.columns, row, strict=True)) for row in s.rows] for s in sections}
-        print(json.dumps(found, default=str))
+        rows = {s.title: [dict(zip(s.columns, row, strict=True)) for row in s.rows] for s in sections}
+        print(json.dumps(rows, default=str))
         return
     for section in sections:
         if section.rows:

@@ -11,10 +11,11 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dicom_etl.cli.output import count_noun
 from dicom_etl.cli.session import Session
+from dicom_etl.errors import UserError
 from dicom_etl.lake.schemas import Table
 from dicom_etl.quality.report.export import write_csv, write_parquet
-from dicom_etl.settings import SettingsError
 
 _FORMATS: dict[str, Callable[[IO[bytes], pa.Schema, Iterable[pa.Table]], int]] = {
     ".csv": write_csv,
@@ -39,7 +40,7 @@ def write_rows(
         filters: column -> the values that a row must have one of; an empty list does not limit anything.
 
     Raises:
-        SettingsError: the file cannot be written, or its name does not end in .csv or .parquet.
+        UserError: the file cannot be written, or its name does not end in .csv or .parquet.
     """
     rows = _filter(batches, filters or {})
     if output is None:
@@ -47,17 +48,17 @@ def write_rows(
         return
     write = _FORMATS.get(output.suffix.lower())
     if write is None:
-        raise SettingsError(f"--output {output}: the name must end in {' or '.join(_FORMATS)}")
+        raise UserError(f"--output {output}: the name must end in {' or '.join(_FORMATS)}")
     unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         with unfinished.open("wb") as sink:
             count = write(sink, table.schema, rows)
         unfinished.replace(output)
     except OSError as error:
-        raise SettingsError(f"{output} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
     finally:
         unfinished.unlink(missing_ok=True)
-    session.tell(f"{output}: {count:,} row{'' if count == 1 else 's'}")
+    session.tell(f"{output}: {count_noun(count, 'row')}")
 
 
 def _filter(batches: Iterable[pa.Table], filters: Mapping[str, list[str] | None]) -> Iterator[pa.Table]:

@@ -9,8 +9,10 @@ import typer
 from dicom_etl.cli.export import write_rows
 from dicom_etl.cli.options import Dataset, LakeRoot, Output, SettingsFile, check_choices
 from dicom_etl.cli.session import Session
+from dicom_etl.errors import UserError
 from dicom_etl.findings import finding_codes
 from dicom_etl.lake.schemas import ALL_FINDINGS
+from dicom_etl.renames import FINDING_CODES, describe_rename
 
 
 def findings(
@@ -31,9 +33,10 @@ def findings(
     The dataset must have been measured. `dicom-etl explain` shows everything about one subject, findings included.
     """
     session = Session(output is None, settings, lake)
-    if severity:
-        check_choices("--severity", severity, ("error", "warning", "info"))
-    if code:
-        check_choices("--code", code, finding_codes())
-    batches = session.measured_lake(dataset).read_pieces(ALL_FINDINGS, dataset=dataset)
+    check_choices("--severity", severity or [], ("error", "warning", "info"))
+    for name in code or []:
+        if sentence := describe_rename(FINDING_CODES, name, "finding code"):
+            raise UserError(sentence)
+    check_choices("--code", code or [], finding_codes())
+    batches = session.open_measured_lake(dataset).read_pieces(ALL_FINDINGS, dataset=dataset)
     write_rows(session, ALL_FINDINGS, batches, output, {"code": code, "severity": severity, "subject": subject})

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dicom_etl.settings import SettingsError
+from dicom_etl.errors import UserError
 
 Dataset = Annotated[str, typer.Argument(help="name of the dataset")]
 Datasets = Annotated[list[str] | None, typer.Argument(help="folders, NAME=FOLDER or registered names")]
@@ -54,8 +54,8 @@ def check_choices(option: str, values: list[str], choices: Collection[str]) -> l
     """The values of an option, each of which must be one of the choices.
 
     Raises:
-        SettingsError: one of them is not.
+        UserError: one of them is not.
     """
     if unknown := [value for value in values if value not in choices]:
-        raise SettingsError(f"{option} {unknown[0]}: the choices are {', '.join(choices)}")
+        raise UserError(f"{option} {unknown[0]}: the choices are {', '.join(choices)}")
     return values

@@ -1,4 +1,4 @@
-"""What a person sees while and after a command runs: progress, tables, sentences. All text from data is defused."""
+"""What a command prints for a person: tables, progress and messages, with control characters of the data replaced."""
 
 from __future__ import annotations
 
@@ -6,37 +6,46 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 def to_printable(value: object) -> str:
-    """A value as text that cannot steer a terminal."""
+    """The text of a value, without characters that could control a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
+def count_noun(count: int, noun: str) -> str:
+    """A number with its noun in the singular or plural: `1 error`, `1,200 errors`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; numbers to the right."""
+    """Print a table; columns of numbers are aligned to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
     rows = list(rows)
-    shown = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for position, column in enumerate(columns):
-        number = all(isinstance(row[position], int) for row in rows) and bool(rows)
-        shown.add_column(column, justify="right" if number else "left", overflow="fold")
+        is_number = all(isinstance(row[position], int) for row in rows) and bool(rows)
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(f"{v:,}" if isinstance(v, int) else to_printable("" if v is None else v)) for v in row))
-    console.print(shown)
+        table.add_row(*(Text(f"{v:,}" if isinstance(v, int) else to_printable("" if v is None else v)) for v in row))
+    console.print(table)
 
 
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
-    """Progress with rate and remaining time on a terminal, a to_printable line now and then elsewhere."""
+    """Progress bars with rate and remaining time on a terminal; elsewhere a plain line every few seconds."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self._console = console
         self._quiet = quiet
         self._tasks: dict[str, TaskID] = {}
@@ -62,7 +71,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         self._bars.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Show that `done` of `total` of `what` is done."""
+        """Show that `done` of `total` items of the work `what` are done."""
         if self._quiet:
             return
         now = time.monotonic()
@@ -74,4 +83,6 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
             self._bars.update(self._tasks[what], completed=done, total=total, rate=text)
         elif done >= total or now - self._last.get(what, 0.0) > _SECONDS_BETWEEN_LINES:
             self._last[what] = now
+            from rich.text import Text
+
             self._console.print(Text(f"{to_printable(what)}: {done:,} of {total:,} {text}".rstrip()))

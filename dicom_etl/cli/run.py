@@ -23,8 +23,8 @@ from dicom_etl.cli.options import (
     Workers,
 )
 from dicom_etl.cli.session import Session
+from dicom_etl.errors import UserError
 from dicom_etl.pipeline import STAGES, RunOptions
-from dicom_etl.settings import SettingsError
 
 
 def run(
@@ -92,8 +92,8 @@ def audit(
 def _check_rebuild(*, rebuild: bool, dry_run: bool, subject: list[str] | None) -> None:
     """Refuse options that contradict each other."""
     if rebuild and dry_run:
-        raise SettingsError("--rebuild removes tables and --dry-run changes nothing: choose one of them")
+        raise UserError("--rebuild removes tables, --dry-run changes nothing: choose one of them")
     if rebuild and subject:
-        raise SettingsError(
-            "--rebuild rebuilds whole datasets and --subject limits the run to some: choose one of them"
+        raise UserError(
+            "--rebuild rebuilds whole datasets, --subject limits a run to some subjects: choose one of them"
         )

@@ -1,22 +1,24 @@
-"""What every command needs: its settings, the lake, the datasets that are meant, and a way to tell a person."""
+"""The session of a command: its settings, its lake, the datasets that were named, and a console for messages."""
 
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from dicom_etl.cli.output import to_printable
-from dicom_etl.inspection.status import list_datasets
-from dicom_etl.lake.schemas import ALL_FINDINGS
-from dicom_etl.lake.tables import Lake
+from dicom_etl.lake.location import has_lake
 from dicom_etl.settings import Settings, SettingsError, load_settings
-from dicom_etl.sources.registry import select_datasets
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dicom_etl.lake.tables import Lake
 
 
 class Session:
-    """Settings with the options of a command laid over them, and a console; with JSON it is standard error."""
+    """The settings, overridden by the options of a command; and a console: standard error where there is JSON."""
 
     def __init__(
         self,
@@ -32,7 +34,6 @@ class Session:
     ) -> None:
         self.as_json = as_json
         self.rebuild = rebuild
-        self.console = Console(highlight=False, stderr=as_json, soft_wrap=False)
         self.settings: Settings = load_settings(
             settings_file,
             lake=lake,
@@ -42,45 +43,68 @@ class Session:
             lock_wait_seconds=0.0 if no_wait else None,
         )
 
+    @cached_property
+    def console(self) -> Console:
+        """The console for tables and messages."""
+        from rich.console import Console
+
+        return Console(highlight=False, emoji=False, stderr=self.as_json, soft_wrap=False)
+
     def tell(self, sentence: str) -> None:
-        """A sentence for the person."""
+        """Print a sentence for the person."""
         self.console.print(to_printable(sentence), markup=False)
 
-    def stopped(self, error: Exception, exit_code: int) -> int:
-        """Say why a command ended before its end; returns its exit code."""
+    def stop(self, error: Exception, exit_code: int) -> int:
+        """Print why a command ended early; returns its exit code."""
         if self.as_json:
             print(json.dumps({"exit_code": exit_code, "stopped": str(error)}))
         else:
             self.tell(str(error))
         return exit_code
 
-    def lake(self) -> Lake:
-        """The lake, opened to be written."""
+    def create_lake(self) -> Lake:
+        """The lake, opened for writing; it is created if it does not exist."""
+        from dicom_etl.lake.tables import Lake
+
         lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell, self.settings.database)
         return lake.open(rebuild=self.rebuild, id_key=self.settings.resource_ids().key_fingerprint)
 
-    def existing(self) -> Lake:
-        """The lake, which must be there."""
-        lake = Lake(self.settings.lake, ledger_url=self.settings.database)
-        if not lake.exists("lake.json"):
-            raise SettingsError(f"there is no lake at {self.settings.lake}; name it with --lake, or run first")
-        return lake.open()
+    def open_lake(self) -> Lake:
+        """The lake, opened for reading.
 
-    def measured_lake(self, dataset: str) -> Lake:
-        """The lake, in which the dataset must have been measured."""
-        lake = self.existing()
-        names = list_datasets(lake)
+        Raises:
+            SettingsError: it does not exist.
+        """
+        if not has_lake(self.settings.lake):
+            root = self.settings.lake
+            raise SettingsError(f"there is no lake at {root}: name one with --lake, or create it with `dicom-etl run`")
+        from dicom_etl.lake.tables import Lake
+
+        return Lake(self.settings.lake, ledger_url=self.settings.database).open()
+
+    def open_measured_lake(self, dataset: str) -> Lake:
+        """The lake, opened for reading.
+
+        Raises:
+            SettingsError: it does not exist, or the dataset is not in it or has not been measured.
+        """
+        from dicom_etl.lake.schemas import ALL_FINDINGS
+
+        lake = self.open_lake()
+        names = lake.datasets()
         if dataset not in names:
             raise SettingsError(f"the lake has no dataset {dataset}; it has {', '.join(names) or 'none'}")
         if lake.fingerprint(ALL_FINDINGS, dataset=dataset) is None:
             raise SettingsError(f"dataset {dataset} has not been measured: run `dicom-etl measure {dataset}` first")
         return lake
 
-    def in_lake(self, named: list[str] | None) -> list[str]:
-        """The datasets of the lake that are named, by name or folder; all of them if none is."""
-        lake = self.existing()
-        there = list_datasets(lake)
+    def find_datasets(self, named: list[str] | None) -> list[str]:
+        """The names of the datasets of the lake that were named, by name or by folder; all of them if none was."""
+        from dicom_etl.sources.registry import select_datasets
+
+        lake = self.open_lake()
+        existing = lake.datasets()
         if not named:
-            return there
-        names = [[text] if text in there else select_datasets(self.settings, lake, [text]) for text in named]
-        return list(dict.fromkeys(name for some in names for name in some))
+            return existing
+        names = [[text] if text in existing else [*select_datasets(self.settings, lake, [text])] for text in named]
+        return list(dict.fromkeys(name for matches in names for name in matches))

@@ -1,19 +1,22 @@
-"""`dicom-etl uploads`: the resources that are not on the server as they should be, and why."""
+"""`dicom-etl uploads`: the resources whose upload failed or is pending, and why."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from dicom_etl.cli.options import Datasets, Json, LakeRoot, SettingsFile
 from dicom_etl.cli.output import print_table, to_printable
 from dicom_etl.cli.session import Session
+from dicom_etl.errors import UserError
 from dicom_etl.inspection.uploads import STATES, DatasetUploads, UploadedResource, list_uploads
-from dicom_etl.settings import SettingsError
+from dicom_etl.renames import UPLOAD_STATES, describe_rename
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def uploads(
@@ -24,50 +27,53 @@ def uploads(
         list[str] | None,
         typer.Option(
             "--state",
-            help=f"{', '.join(STATES)} (may be repeated); unchanged: count alone [default: all but stored]",
+            help=f"{', '.join(STATES)} (may be repeated); unchanged: show only the counts [default: all but stored]",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """List resources whose upload failed or is pending, and why; needs no server.
 
-    With no dataset named, all of the lake.
+    Without a dataset, all datasets of the lake.
     """
     states = state or []
-    if unknown := sorted(set(states) - {*STATES, "unchanged"}):
-        raise SettingsError(f"{', '.join(unknown)} is no state; there are {', '.join(STATES)}")
+    for name in states:
+        if name not in (*STATES, "unchanged"):
+            choices = f"--state {name}: the choices are {', '.join(STATES)} and unchanged"
+            raise UserError(describe_rename(UPLOAD_STATES, name, "state") or choices)
     session = Session(as_json, settings, lake)
-    found = [list_uploads(session.existing(), name, states) for name in session.in_lake(datasets)]
+    opened_lake = session.open_lake()
+    listings = [list_uploads(opened_lake, name, states) for name in session.find_datasets(datasets)]
     if as_json:
-        print(json.dumps({"datasets": {one.dataset: asdict(one) for one in found}}, default=str))
+        print(json.dumps({"datasets": {listing.dataset: asdict(listing) for listing in listings}}, default=str))
         return
-    for one in found:
-        _show_sendings(session.console, one)
-    for sentence in _advice({sent.state for one in found for sent in one.listed}):
+    for listing in listings:
+        _show_listing(session.console, listing)
+    for sentence in _advise({resource.state for listing in listings for resource in listing.listed}):
         session.tell(sentence)
 
 
-def _show_sendings(console: Console, sendings: DatasetUploads) -> None:
-    counts = ", ".join(f"{number:,} {state}" for state, number in sendings.counts.items())
-    console.print(to_printable(f"{sendings.dataset}: {counts or 'nothing was sent'}"), markup=False)
+def _show_listing(console: Console, listing: DatasetUploads) -> None:
+    counts = ", ".join(f"{number:,} {state}" for state, number in listing.counts.items())
+    console.print(to_printable(f"{listing.dataset}: {counts or 'nothing was uploaded'}"), markup=False)
     columns = ["state", "HTTP", "tries", "resource", "unit", "subject", "server", "when (UTC)", "reason"]
-    if sendings.listed:
-        print_table(console, "", columns, [_sending(sent) for sent in sendings.listed])
+    if listing.listed:
+        print_table(console, "", columns, [_cells(resource) for resource in listing.listed])
 
 
-def _sending(sent: UploadedResource) -> tuple[Any, ...]:
-    when = f"{sent.time:%Y-%m-%d %H:%M:%S}"
-    place = sent.resource, sent.unit, sent.subject, sent.server
-    return sent.state, sent.status, sent.attempts, *place, when, sent.reason
+def _cells(resource: UploadedResource) -> tuple[Any, ...]:
+    names = resource.resource, resource.unit, resource.subject, resource.server
+    time = f"{resource.time:%Y-%m-%d %H:%M:%S}"
+    return resource.state, resource.status, resource.attempts, *names, time, resource.reason
 
 
-def _advice(listed: set[str]) -> list[str]:
-    """What a person can do about the states that were listed."""
-    told = []
-    if listed & {"rejected", "failed", "unconfirmed"}:
-        told.append("once the cause is fixed, `dicom-etl upload --failed` sends them again")
-    if "held" in listed:
-        told.append("what is held waits for a decision: its reason begins with the code of the finding")
-    if "orphaned" in listed:
-        told.append("what is orphaned stays on the server until `dicom-etl upload --prune`")
-    return told
+def _advise(states: set[str]) -> list[str]:
+    """What a person can do about resources in these states."""
+    advice = []
+    if states & {"rejected", "failed", "unconfirmed"}:
+        advice.append("rejected, failed, unconfirmed: fix the cause, then run `dicom-etl upload --failed`")
+    if "held" in states:
+        advice.append("held: on hold until you decide; the reason begins with the finding code, see docs/quality.md")
+    if "orphaned" in states:
+        advice.append("orphaned: stays on the server until `dicom-etl upload --prune` removes it")
+    return advice

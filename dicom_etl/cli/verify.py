@@ -1,4 +1,4 @@
-"""The command that compares the FHIR server with the lake."""
+"""`dicom-etl verify`: compares the FHIR server with the lake."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.pipeline import Pipeline
 from dicom_etl.stages.verify import DIFFERENCES, VerificationResult
 
-_SHOWN = 20  # differences on a console
+_MAX_DIFFERENCES = 20  # on a console
 
 
 def verify(
@@ -26,16 +26,16 @@ def verify(
     settings: SettingsFile = None,
     lake: LakeRoot = None,
     fhir_url: FhirUrl = None,
-    repair: Annotated[bool, typer.Option("--repair", help="upload what the server does not have")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="upload what is missing on the server")] = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
     """Compare the FHIR server with lake and upload ledger.
 
-    With no dataset named, all of the lake.
+    Counts what is missing, changed, external or unsent. Without a dataset, all datasets of the lake.
     """
     session = Session(as_json, settings, lake, fhir_url=fhir_url, no_wait=no_wait)
-    raise typer.Exit(_verify(session, session.in_lake(datasets), repair=repair))
+    raise typer.Exit(_verify(session, session.find_datasets(datasets), repair=repair))
 
 
 def _verify(session: Session, names: list[str], *, repair: bool) -> int:
@@ -43,53 +43,55 @@ def _verify(session: Session, names: list[str], *, repair: bool) -> int:
         with ProgressDisplay(session.console, quiet=session.as_json) as progress:
             verified = Pipeline(session.settings, progress=progress, tell=session.tell).verify(names, repair=repair)
     except (FhirError, LockHeldError) as error:
-        return session.stopped(error, 3 if isinstance(error, FhirError) else 1)
+        return session.stop(error, 3 if isinstance(error, FhirError) else 1)
     if session.as_json:
-        print(json.dumps(_machine(verified)))
+        print(json.dumps(_to_json(verified)))
     else:
         _show(session.console, verified)
-        for sentence in (*verified.nothing.values(), *_advice(verified, repaired=repair)):
+        for sentence in (*verified.nothing.values(), *_advise(verified, is_repaired=repair)):
             session.tell(sentence)
     return verified.exit_code
 
 
-def _machine(verified: VerificationResult) -> dict[str, Any]:
-    found = {one.dataset: asdict(one) for one in verified.compared}
+def _to_json(verified: VerificationResult) -> dict[str, Any]:
+    comparisons = {comparison.dataset: asdict(comparison) for comparison in verified.compared}
     return {
         "exit_code": verified.exit_code,
         "server": verified.server,
-        "shared": found.pop(None, None),
-        "datasets": found,
+        "shared": comparisons.pop(None, None),
+        "datasets": comparisons,
         "uploads": {uploaded.dataset: asdict(uploaded) for uploaded in verified.uploads},
         "nothing": verified.nothing,
     }
 
 
 def _show(console: Console, verified: VerificationResult) -> None:
-    names = {one.dataset: one.dataset or "(shared)" for one in verified.compared}
     columns = ["ok", *DIFFERENCES, "orphaned"]
-    counted = [[names[one.dataset], *(one.counts[column] for column in columns)] for one in verified.compared]
-    print_table(console, verified.server, ["dataset", *columns], counted)
-    found = [
-        (d.what, names[one.dataset], d.unit, d.resource, d.text) for one in verified.compared for d in one.differences
-    ]
-    if found:
-        print_table(console, "Differences", ["what", "dataset", "unit", "resource", "more"], found[:_SHOWN])
-    if len(found) > _SHOWN:
-        console.print(f"and {len(found) - _SHOWN:,} more: --json lists all")
+    counts = []
+    differences = []
+    for comparison in verified.compared:
+        name = comparison.dataset or "(shared)"
+        counts.append([name, *(comparison.counts[column] for column in columns)])
+        differences += [(d.what, name, d.unit, d.resource, d.text) for d in comparison.differences]
+    print_table(console, verified.server, ["dataset", *columns], counts)
+    if differences:
+        columns = ["difference", "dataset", "unit", "resource", "details"]
+        print_table(console, "Differences", columns, differences[:_MAX_DIFFERENCES])
+    if len(differences) > _MAX_DIFFERENCES:
+        console.print(f"and {len(differences) - _MAX_DIFFERENCES:,} more: --json lists all")
     if verified.uploads:
         show_upload(console, list(verified.uploads))
 
 
-def _advice(verified: VerificationResult, *, repaired: bool) -> list[str]:
-    """What each kind of difference means for the person."""
-    said = {
-        "missing": "missing: `dicom-etl verify --repair` sends them again",
-        "changed": "changed: another client has changed them on the server; they are left as they are",
-        "external": "external: another lake or program has sent them; they are left as they are",
-        "unsent": "unsent: `dicom-etl uploads` says why; `dicom-etl upload` sends what can be sent",
+def _advise(verified: VerificationResult, *, is_repaired: bool) -> list[str]:
+    """What each kind of difference means, and what a person can do about it."""
+    advice = {
+        "missing": "missing: `dicom-etl verify --repair` uploads them again",
+        "changed": "changed: another client has changed them on the server; they stay as they are",
+        "external": "external: another lake or client has uploaded them; they stay as they are",
+        "unsent": "unsent: `dicom-etl uploads` shows why; `dicom-etl upload` uploads them where that is possible",
     }
-    if repaired:
-        said |= dict.fromkeys(("missing", "unsent"), "what was not there: sent, as far as the server has taken it")
-    told = [said[what] for what in DIFFERENCES if any(one.counts[what] for one in verified.compared)]
-    return list(dict.fromkeys([*told, *(uploaded.stopped for uploaded in verified.uploads if uploaded.stopped)]))
+    if is_repaired:
+        advice |= dict.fromkeys(("missing", "unsent"), "missing, unsent: uploaded, unless the server refused them")
+    sentences = [advice[what] for what in DIFFERENCES if any(c.counts[what] for c in verified.compared)]
+    return list(dict.fromkeys([*sentences, *(upload.stopped for upload in verified.uploads if upload.stopped)]))

@@ -1,4 +1,4 @@
-"""The command that withdraws a subject or a dataset, and undoes a withdrawal."""
+"""`dicom-etl withdraw`: removes a subject or a dataset everywhere, and undoes a withdrawal."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def withdraw(
 ) -> None:
     """Remove a subject or a dataset from server, ledger and lake, and keep it out."""
     session = Session(as_json, settings, lake, fhir_url=fhir_url, no_wait=no_wait)
-    session.existing()
+    session.open_lake()
     try:
         if undo:
             code = _undo(session, dataset, subject, dry_run=dry_run)
         else:
             code = _withdraw(session, dataset, subject, yes=yes, dry_run=dry_run)
     except LockHeldError as error:
-        code = session.stopped(error, 1)
+        code = session.stop(error, 1)
     raise typer.Exit(code)
 
 
@@ -51,13 +51,13 @@ def _name(dataset: str, subject: str | None) -> str:
 def _undo(session: Session, dataset: str, subject: str | None, *, dry_run: bool) -> int:
     if dry_run:
         raise SettingsError("--undo cannot be combined with --dry-run")
-    undo_withdrawal(dataset, subject, session.lake(), session.settings.resource_ids())
+    undo_withdrawal(dataset, subject, session.create_lake(), session.settings.resource_ids())
     session.tell(f"{_name(dataset, subject)} is no longer withdrawn; the next run loads it from its folder")
     return 0
 
 
 def _withdraw(session: Session, dataset: str, subject: str | None, *, yes: bool, dry_run: bool) -> int:
-    lake, name = session.lake(), _name(dataset, subject)
+    lake, name = session.create_lake(), _name(dataset, subject)
     plan = stage.withdraw(dataset, subject, lake, session.settings, dry_run=True)
     if dry_run:
         _show(session, plan)

@@ -1,4 +1,7 @@
-"""doctor: whether the settings, the datasets, the lake and the server are as a run needs them. Changes nothing."""
+"""The checks of `dicom-etl doctor`: whether settings, datasets, lake and FHIR server are ready for a run.
+
+Changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from dicom_etl.fhir_client import FhirError, check_server, parse_credentials
-from dicom_etl.fhir_connection import choose_authentication, choose_method, open_client
+from dicom_etl.errors import UserError
 from dicom_etl.identity.crosswalk import read_crosswalk
 from dicom_etl.lake import database
-from dicom_etl.lake.tables import Lake, LakeError
+from dicom_etl.lake.location import has_lake
+from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import (
     ID_KEY_VARIABLE,
     NEW_ID_KEY,
@@ -24,56 +28,57 @@ from dicom_etl.settings import (
     Settings,
     SettingsError,
 )
-from dicom_etl.sources import SourceError, open_source
+from dicom_etl.sources import open_source
 from dicom_etl.sources.registry import find_datasets
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """One check and its result, a sentence."""
 
-    what: str
+    check: str
     ok: bool
-    said: str
+    result: str
 
 
 def run_checks(settings: Settings) -> list[Check]:
-    """Whether everything that a run needs is there."""
+    """Check everything that a run needs."""
     version = ".".join(map(str, sys.version_info[:3]))
     return [
         Check("Python", sys.version_info >= (3, 11), version),
-        *_dataset_checks(settings),
-        _tried("crosswalk", lambda: f"{len(read_crosswalk(settings.crosswalk))} lines"),
-        _tried("resource ids", partial(_describe_ids, settings)),
-        *_secret_checks(settings),
-        _lake_check(settings),
-        _tried("upload ledger", partial(_describe_ledger, settings)),
-        *_server_checks(settings.fhir),
+        *_check_datasets(settings),
+        _check("crosswalk", lambda: f"{len(read_crosswalk(settings.crosswalk))} lines"),
+        _check("resource ids", partial(_describe_ids, settings)),
+        *(Check("secrets", True, f"warning: {risk}") for risk in _find_exposed_secrets(settings)),
+        _check("lake", partial(_describe_lake, settings)),
+        _check("upload ledger", partial(_describe_ledger, settings)),
+        *_check_server(settings.fhir),
     ]
 
 
-def _tried(what: str, look: Callable[[], str]) -> Check:
+def _check(name: str, describe: Callable[[], str], error_type: type[Exception] = UserError) -> Check:
+    """A check that passes unless the description raises an error."""
     try:
-        return Check(what, True, look())
-    except (SettingsError, SourceError, LakeError, FhirError, OSError) as error:
-        return Check(what, False, str(error))
+        return Check(name, True, describe())
+    except (UserError, OSError, error_type) as error:
+        return Check(name, False, str(error))
 
 
-def _dataset_checks(settings: Settings) -> Iterator[Check]:
+def _check_datasets(settings: Settings) -> Iterator[Check]:
     try:
-        known = find_datasets(settings)
+        datasets = find_datasets(settings)
     except SettingsError as error:
         yield Check("datasets", False, str(error))
         return
-    if not known:
+    if not datasets:
         yield Check("datasets", True, "none registered: name folders on the command line")
-    for name, dataset in known.items():
-        check = _tried(f"dataset {name}", partial(_location, name, dataset))
+    for name, dataset in datasets.items():
+        check = _check(f"dataset {name}", partial(_describe_location, name, dataset))
         zone = dataset.time_zone or settings.time_zone
-        yield Check(check.what, check.ok, f"{check.said}, {zone or 'no time zone: only dates are given'}")
+        yield Check(check.check, check.ok, f"{check.result}, {zone or 'no time zone: dates without times'}")
 
 
-def _location(name: str, dataset: DatasetSettings) -> str:
+def _describe_location(name: str, dataset: DatasetSettings) -> str:
     return open_source(name, dataset).location
 
 
@@ -88,64 +93,60 @@ def _describe_ids(settings: Settings) -> str:
     return f"key {ids.key_fingerprint} (fingerprint); all lakes of the namespace {ids.namespace} must share this key"
 
 
-def _lake_check(settings: Settings) -> Check:
-    def look() -> str:
-        if "://" not in settings.lake:
-            folder = Path(settings.lake)
-            while not folder.exists():
-                folder = folder.parent
-            probe = folder / ".dicom-etl-probe"
-            probe.write_bytes(b"")
-            probe.unlink()
-        lake = Lake(settings.lake, ledger_url=settings.database)
-        if not lake.exists("lake.json"):
-            return f"{settings.lake}: will be made"
-        lake.open().check_id_key(settings.resource_ids().key_fingerprint)
-        return f"{settings.lake}: there"
-
-    return _tried("lake", look)
+def _describe_lake(settings: Settings) -> str:
+    if "://" not in settings.lake:
+        folder = Path(settings.lake)
+        while not folder.exists():
+            folder = folder.parent
+        probe = folder / ".dicom-etl-probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    if not has_lake(settings.lake):
+        return f"{settings.lake}: will be created"
+    lake = Lake(settings.lake, ledger_url=settings.database).open()
+    lake.check_id_key(settings.resource_ids().key_fingerprint)
+    return f"{settings.lake}: exists"
 
 
 def _describe_ledger(settings: Settings) -> str:
     lake = Lake(settings.lake, ledger_url=settings.database)
     url = database.database_url(lake)
     if url.get_backend_name() == "sqlite":
-        return f"{url.database}: {'there' if database.exists(lake) else 'will be created'}"
+        return f"{url.database}: {'exists' if database.exists(lake) else 'will be created'}"
     database.check_connection(lake)
-    return f"PostgreSQL, database {url.database} on {url.host or 'this machine'}: there"
+    return f"PostgreSQL, database {url.database} on {url.host or 'this machine'}: exists"
 
 
-def _server_checks(fhir: FhirSettings) -> Iterator[Check]:
+def _check_server(fhir: FhirSettings) -> Iterator[Check]:
     if not fhir.url:
         yield Check("FHIR server", True, "none: the NDJSON files of the lake are the result")
         return
-    yield _tried("authentication", lambda: _describe_authentication(fhir))
+    from dicom_etl.fhir_client import FhirError, check_server
+    from dicom_etl.fhir_connection import choose_authentication, choose_method, open_client
 
-    async def look() -> str:
+    def describe_authentication() -> str:
+        choose_authentication(fhir)  # raises an error if anything is missing
+        method = choose_method(fhir)
+        return "no credentials are sent" if method == "none" else f"{method}: complete"
+
+    async def describe_server() -> str:
         async with open_client(fhir) as client:
-            ours = await check_server(client, fhir.version, fhir.client_assigned)
-            ids = "our ids" if ours else "its own ids"
-            return f"{client.url}: FHIR {fhir.version}, accepts transactions, resources have {ids}"
+            is_client_assigned = await check_server(client, fhir.version, fhir.client_assigned)
+            ids = "client-assigned" if is_client_assigned else "server-assigned"
+            return f"{client.url}: FHIR {fhir.version}, accepts transactions, ids are {ids}"
 
-    yield _tried("FHIR server", lambda: asyncio.run(look()))
-
-
-def _describe_authentication(fhir: FhirSettings) -> str:
-    choose_authentication(fhir)  # raises, if anything is missing
-    method = choose_method(fhir)
-    return "no credentials are sent" if method == "none" else f"{method}: all that it needs is there"
+    yield _check("authentication", describe_authentication)
+    yield _check("FHIR server", lambda: asyncio.run(describe_server()), FhirError)
 
 
-def _secret_checks(settings: Settings) -> Iterator[Check]:
-    yield from (Check("secrets", True, f"warning: {said}") for said in _careless(settings))
-
-
-def _careless(settings: Settings) -> Iterator[str]:
-    """Ways in which a secret is easier to come by than it need be."""
+def _find_exposed_secrets(settings: Settings) -> Iterator[str]:
+    """Secrets that are easier to read than they need to be, and what to do about it."""
     fhir = settings.fhir
-    files = {f"fhir.{place.setting}": getattr(fhir, place.setting) for place in SECRETS.values() if fhir.url}
-    for setting, file in {"id_key_file": settings.id_key_file, **files}.items():
+    files = {"id_key_file": settings.id_key_file}
+    if fhir.url:
+        files |= {f"fhir.{place.setting}": getattr(fhir, place.setting) for place in SECRETS.values()}
+    for setting, file in files.items():
         if file and Path(file).is_file() and Path(file).stat().st_mode & stat.S_IROTH:
             yield f"{setting} {file} can be read by everybody: chmod o-r"
-    if parse_credentials(fhir.url or ""):
-        yield f"fhir.url holds a password: set fhir.username, and the password by {SECRETS['password'].places}"
+    if urlsplit(fhir.url or "").username is not None:
+        yield f"fhir.url contains a password: set fhir.username, and the password by {SECRETS['password'].places}"

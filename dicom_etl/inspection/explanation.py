@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pyarrow.compute as pc
 
-from dicom_etl.inspection.status import FINDING_STAGES, list_datasets, list_units
+from dicom_etl.inspection.status import FINDING_STAGES, list_units
 from dicom_etl.inspection.uploads import format_reason
 from dicom_etl.lake.schemas import COMMITS, DATASET_FINDINGS, FILES, FINDINGS, IDENTITIES, STORED_BY_UNIT, headers
 from dicom_etl.lake.shard_reader import read_lines, read_unit
@@ -33,8 +33,9 @@ def explain_subject(lake: Lake, dataset: str, subject: str) -> list[Section]:
     Raises:
         SettingsError: the lake has no such dataset or subject.
     """
-    if dataset not in list_datasets(lake):
-        raise SettingsError(f"the lake has no dataset {dataset}; it has {', '.join(list_datasets(lake)) or 'none'}")
+    names = lake.datasets()
+    if dataset not in names:
+        raise SettingsError(f"the lake has no dataset {dataset}; it has {', '.join(names) or 'none'}")
     if subject not in (units := list_units(lake, dataset)):
         raise SettingsError(f"{dataset} has no subject {subject}; it has {', '.join(units[:20])}")
     where = {"dataset": dataset, "unit": subject}

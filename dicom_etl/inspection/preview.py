@@ -20,11 +20,11 @@ class Preview:
     files: int
     new: int
     changed: int
-    gone: int
+    missing: int
     units_to_extract: int
 
 
-def preview_run(pipeline: Pipeline, dataset: str) -> Preview:
+def preview_crawl(pipeline: Pipeline, dataset: str) -> Preview:
     """Compare a dataset with its inventory; nothing is written."""
     inventory = pipeline.lake.read(INVENTORY, ["path", "size", "mtime", "unit"], dataset=dataset)
     columns = [inventory["size"], inventory["mtime"].cast(pa.int64()), inventory["unit"]]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.lake.row_groups import read_parquet
 from dicom_etl.lake.schemas import (
     ALL_FINDINGS,
     COMMITS,
@@ -45,18 +44,7 @@ class DatasetStatus:
 
 def read_status(lake: Lake) -> list[DatasetStatus]:
     """One row per dataset of the lake."""
-    return [read_dataset_status(lake, name) for name in list_datasets(lake)]
-
-
-def list_datasets(lake: Lake) -> list[str]:
-    """The true names of the datasets in the lake."""
-    names = []
-    for encoded in lake.names("inventory", ".parquet"):
-        path = lake.at(f"inventory/{encoded}.parquet")
-        with path.open("rb") as file:
-            rows = read_parquet(file, ["dataset"])
-        names += pc.unique(rows["dataset"]).to_pylist()
-    return sorted(names)
+    return [read_dataset_status(lake, name) for name in lake.datasets()]
 
 
 def list_units(lake: Lake, dataset: str) -> list[str]:

@@ -13,8 +13,6 @@ import orjson
 
 from dicom_etl.lake.schemas import SCHEMA_VERSION
 
-FILE = "lake.json"
-
 _FIRST_WITH_DATABASE = 3
 
 

@@ -12,7 +12,8 @@ from contextlib import ExitStack
 import pyarrow as pa
 
 from dicom_etl.identity.name_encoding import encode_name
-from dicom_etl.lake.description import FILE, LakeDescription
+from dicom_etl.lake.description import LakeDescription
+from dicom_etl.lake.location import DESCRIPTION_FILE
 from dicom_etl.lake.recovery import STAGES
 from dicom_etl.lake.row_groups import read_parquet
 from dicom_etl.lake.schemas import IDENTITIES, WITHDRAWN
@@ -57,7 +58,7 @@ def clear(lake: Lake, datasets: Collection[str], id_key: str | None = None) -> N
             for folder in (*reversed(_folders()), ".chunks", "identities", *_OF_FORMER_SCHEMAS):
                 lake.remove_folder(folder)
             # last: a lake that was cleared in part is still refused
-            lake.write_bytes(FILE, LakeDescription.new(id_key or former.id_key, former.lake_id).dump())
+            lake.write_bytes(DESCRIPTION_FILE, LakeDescription.new(id_key or former.id_key, former.lake_id).dump())
         for name in datasets:
             _clear_dataset(lake, name)
 

@@ -28,7 +28,8 @@ from upath import UPath
 from dicom_etl.errors import UserError
 from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake import locks, recovery
-from dicom_etl.lake.description import FILE, LakeDescription
+from dicom_etl.lake.description import LakeDescription
+from dicom_etl.lake.location import DESCRIPTION_FILE
 from dicom_etl.lake.row_groups import empty, groups_between, read_parquet, write_row_groups
 from dicom_etl.lake.schemas import SCHEMA_VERSION, Table
 
@@ -91,7 +92,7 @@ class Lake:
             LakeError: the folder holds something else, or a lake of another schema version or another key, or it
                 cannot be created.
         """
-        if not self.exists(FILE):
+        if not self.exists(DESCRIPTION_FILE):
             self._create(id_key)
         description = self.describe()
         if description.has_no_database and self._has_former_ledgers():
@@ -115,9 +116,9 @@ class Lake:
             LakeError: it cannot be read.
         """
         try:
-            return LakeDescription.parse(self.read_bytes(FILE) or b"")
+            return LakeDescription.parse(self.read_bytes(DESCRIPTION_FILE) or b"")
         except ValueError:
-            raise LakeError(f"{self.at(FILE)} cannot be read: restore it, or choose another lake") from None
+            raise LakeError(f"{self.at(DESCRIPTION_FILE)} cannot be read: restore it, or choose another lake") from None
 
     @cached_property
     def lake_id(self) -> str:
@@ -147,15 +148,15 @@ class Lake:
             )
 
     def _create(self, id_key: str | None) -> None:
-        if self._holds_something() and not self.exists(FILE):  # another run may have made it just now
+        if self._holds_something() and not self.exists(DESCRIPTION_FILE):  # another run may have made it just now
             raise LakeError(f"{self.root} is not empty and is no lake: choose an empty or a new folder")
         content = LakeDescription.new(id_key).dump()
         try:
             if self.local:
                 Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o700)
-                _write_if_absent(Path(self.root) / FILE, content)
+                _write_if_absent(Path(self.root) / DESCRIPTION_FILE, content)
             else:
-                self.write_bytes(FILE, content)
+                self.write_bytes(DESCRIPTION_FILE, content)
         except OSError as error:
             raise LakeError(f"the lake {self.root} cannot be made: {error.strerror or error}") from None
 
@@ -366,6 +367,14 @@ class Lake:
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(n.removesuffix(suffix) for n in found if n.endswith(suffix) and not n.startswith("."))
+
+    def datasets(self) -> list[str]:
+        """The names of the datasets that have an inventory, sorted."""
+        datasets: set[str] = set()
+        for encoded in self.names("inventory", ".parquet"):
+            with self.at(f"inventory/{encoded}.parquet").open("rb") as file:
+                datasets |= set(pc.unique(read_parquet(file, ["dataset"])["dataset"]).to_pylist())
+        return sorted(datasets)
 
     # -- other files ------------------------------------------------------------------------------------------------
 

@@ -398,8 +398,8 @@ def test_of_many_differences_the_console_shows_the_first(
         (Comparison("A", {"ok": 0, "missing": 30, "changed": 0, "external": 0, "unsent": 0, "orphaned": 0}, many),),
         {},
     )
-    monkeypatch.setattr("dicom_etl.pipeline.verify", lambda *_, **__: found)
-    monkeypatch.setattr("dicom_etl.cli.session.list_datasets", lambda _: ["A"])
+    monkeypatch.setattr("dicom_etl.stages.verify.verify", lambda *_, **__: found)
+    monkeypatch.setattr(Lake, "datasets", lambda _: ["A"])
 
     code, out, _ = run_command("verify", "--lake", tmp_path / "lake")
 

@@ -742,7 +742,7 @@ def test_the_command_forgets_and_a_run_over_all_passes_over_a_dataset(
     assert run_command("withdraw", "ds", "--yes", *lake)[0] == 0
     code, _, text = run_command("run", loaded.root, *lake)
     assert (code, len(text.strip().splitlines())) == (2, 1)
-    assert "dataset ds was withdrawn and is passed over" in text
+    assert "dataset ds was withdrawn and is skipped" in text
     assert run_command("withdraw", "ds", "--undo", *lake)[0] == 0
     assert run_command("run", loaded.root, *lake)[0] == 0
     assert naming(loaded.lake, "sub-ada") == []  # that she was withdrawn still counts
