@@ -78,7 +78,7 @@ def quiet(_: str) -> None:
 
 def crawled(source: Source, folder: str) -> Lake:
     """A new lake that holds the inventory of the dataset."""
-    lake = Lake(folder, lock_wait=0, tell=quiet).open()
+    lake = Lake(folder, lock_wait=0, notify=quiet).open()
     crawl(source, lake)
     return lake
 

@@ -201,7 +201,7 @@ def _building(place: Place, engine: Engine) -> Run:
 def check_built(lake: Lake, studies: int) -> None:
     """Fail where the NDJSON of the lake has not these studies with all their instances."""
     found, instances = 0, 0
-    for name in lake.names(f"fhir/ImagingStudy/{DATASET}", ".ndjson"):
+    for name in lake.list_names(f"fhir/ImagingStudy/{DATASET}", ".ndjson"):
         for line in (lake.read_bytes(f"fhir/ImagingStudy/{DATASET}/{name}.ndjson") or b"").splitlines():
             found += 1
             instances += sum(len(series["instance"]) for series in orjson.loads(line)["series"])

@@ -398,7 +398,7 @@ def _memory(place: Place, _: Options) -> Iterable[str]:
 
 def _extract_and_tell(pipe: Connection, source: TreeSource, root: str) -> None:
     before = peak_memory()
-    extraction(source, Lake(root, lock_wait=0, tell=quiet).open(), Engine())
+    extraction(source, Lake(root, lock_wait=0, notify=quiet).open(), Engine())
     pipe.send((before, peak_memory()))
 
 
@@ -418,9 +418,9 @@ def _size(lake: Lake, table: Table, dataset: str, shards: list[int]) -> tuple[fl
     for shard in shards:
         content = lake.read(table, dataset=dataset, shard=shard)
         place = lake.write(table, content.slice(0, 1), dataset="size", shard=shard)
-        one += lake.at(place).stat().st_size
-        whole += lake.at(table.path(dataset=dataset, shard=shard)).stat().st_size
-        instances += lake.row_count(header_table(), dataset=dataset, shard=shard)
+        one += lake.resolve(place).stat().st_size
+        whole += lake.resolve(table.path(dataset=dataset, shard=shard)).stat().st_size
+        instances += lake.count_rows(header_table(), dataset=dataset, shard=shard)
     return one / len(shards), (whole - one) / max(1, instances - len(shards))
 
 

@@ -19,10 +19,10 @@ import pyarrow as pa
 from benchmarks.contenders import crawled, extraction
 from benchmarks.realistic import SeriesFiles, all_series
 from dicom_etl.engine import Engine
-from dicom_etl.lake.schemas import EXTRACT_COMMITS, INVENTORY, SHEETS, headers
+from dicom_etl.lake.schemas import EXTRACT_COMMITS, INVENTORY, SHEETS, header_table
 from dicom_etl.lake.shard_reader import read_unit
 from dicom_etl.lake.shard_writer import ShardWriter
-from dicom_etl.lake.shards import row_groups, shard_count, shard_of
+from dicom_etl.lake.shards import assign_shard, choose_row_groups, choose_shard_count
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import TreeSource
 from dicom_etl.sources.base import ROOT_UNIT
@@ -108,7 +108,7 @@ def read_rows(folder: Path, scratch: Path) -> list[pa.Table]:
     source = replace(TreeSource(DATASET, folder), is_flat=True)
     lake = crawled(source, str(scratch))
     extraction(source, lake, Engine())
-    rows = read_unit(lake, headers(), dataset=DATASET, unit=ROOT_UNIT)
+    rows = read_unit(lake, header_table(), dataset=DATASET, unit=ROOT_UNIT)
     if rows.num_rows % INSTANCES:
         raise AssertionError(f"{rows.num_rows} rows are no whole studies")
     # rows lie in the order of their paths, hence study by study and series by series
@@ -117,7 +117,7 @@ def read_rows(folder: Path, scratch: Path) -> list[pa.Table]:
 
 def write_lake(root: Path, patterns: list[pa.Table], studies: int) -> Lake:
     """A new lake with inventory, sheets and header tables of so many studies, of which each is like a pattern."""
-    lake = Lake(str(root), lock_wait=0, tell=lambda _: None).open()
+    lake = Lake(str(root), lock_wait=0, notify=lambda _: None).open()
     subjects = [_subject(number, patterns) for number in range(-(-studies // PER_UNIT))]
     inventory: list[pa.Table] = []
 
@@ -126,9 +126,9 @@ def write_lake(root: Path, patterns: list[pa.Table], studies: int) -> Lake:
         inventory.append(_files(rows))
         return rows
 
-    shards = shard_count(subject.rows(studies) for subject in subjects)
+    shards = choose_shard_count(subject.rows(studies) for subject in subjects)
     for shard in range(shards):
-        own = [subject for subject in subjects if shard_of(subject.name, shards) == shard]
+        own = [subject for subject in subjects if assign_shard(subject.name, shards) == shard]
         if own:
             _write_shard(
                 lake, shard, shards, {subject.name: subject.rows(studies) for subject in own}, map(rows_of, own)
@@ -141,7 +141,7 @@ def write_lake(root: Path, patterns: list[pa.Table], studies: int) -> Lake:
 def _write_shard(lake: Lake, shard: int, shards: int, counts: Mapping[str, int], rows: Iterable[pa.Table]) -> None:
     """Write the header rows of some units, sorted, as an extraction does; a build reads no other table of a shard."""
     writer = ShardWriter(lake, "extract", DATASET, shard, shards)
-    writer.write_table(headers(), rows, row_groups(list(counts.values())))
+    writer.write_table(header_table(), rows, choose_row_groups(list(counts.values())))
     units = [
         {"unit": unit, "fingerprint": unit, "rows": count, "files": count, "to_retry": False, "duplicates": None}
         for unit, count in counts.items()
@@ -165,7 +165,7 @@ def _study(pattern: pa.Table, number: int, subject: _Subject) -> pa.Table:
         old = [constant[name]] * INSTANCES if name in constant else pattern[name].to_pylist()
         varying[name] = [value] * (INSTANCES // 2) + old[INSTANCES // 2 :]
     columns = {name: pattern[name] for name in pattern.column_names}
-    schema = headers().schema
+    schema = header_table().schema
     columns |= {
         name: pa.repeat(pa.scalar(value, schema.field(name).type), INSTANCES) for name, value in constant.items()
     }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dicom_etl.engine import Engine, EngineError, Progress
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.locks import LockHeldError
-from dicom_etl.lake.migration import clear, must_be_rebuilt
+from dicom_etl.lake.migration import clear_datasets, needs_rebuild
 from dicom_etl.lake.schemas import INVENTORY
 from dicom_etl.lake.tables import Lake, LakeError
 from dicom_etl.settings import DatasetSettings, Settings, SettingsError
@@ -251,12 +251,12 @@ def _clear(pipeline: Pipeline, datasets: Collection[str], crawled: list[str], re
     Where the whole lake must be rebuilt, all of its datasets must have been crawled, or nothing is removed.
     """
     id_key = pipeline.ids.key_fingerprint
-    if must_be_rebuilt(pipeline.lake, id_key) and len(crawled) < len(datasets):
+    if needs_rebuild(pipeline.lake, id_key) and len(crawled) < len(datasets):
         text = "nothing was removed from the lake, since not all of its datasets could be crawled"
         result.stopped |= dict.fromkeys(crawled, text)
         return []
     try:
-        clear(pipeline.lake, crawled, id_key)
+        clear_datasets(pipeline.lake, crawled, id_key)
     except LockHeldError as error:
         result.stopped |= dict.fromkeys(crawled, str(error))
         return []

@@ -34,7 +34,7 @@ def rows(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def schema_tables() -> str:
     """A section for each table of the lake; the tags of the header table have a page of their own."""
     tables = {value.place: value for value in vars(schemas).values() if isinstance(value, schemas.Table)}
-    tables[schemas.headers().place] = schemas.headers()
+    tables[schemas.header_table().place] = schemas.header_table()
     sections = []
     for place, table in sorted(tables.items()):
         tags = {column.name for column in catalogue()} if table.name == "headers" else set()

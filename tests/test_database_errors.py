@@ -70,7 +70,7 @@ def test_a_ledger_that_cannot_be_used_is_one_sentence_and_exit_code_2(
     command: list[str], run_command: RunCommand, lake: Lake, server: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as shared:
-        shared.setattr(database, "file_system_of", lambda _: "nfs4")
+        shared.setattr(database, "detect_file_system", lambda _: "nfs4")
         assert_one_sentence(run_command(*command), "is on a shared file system (nfs4)")
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("DICOM_ETL_LEDGER_URL", f"postgresql://me:{PASSWORD}@127.0.0.1:1/ledger")

@@ -13,7 +13,7 @@ import pytest
 
 from dicom_etl.inspection.status import read_dataset_status
 from dicom_etl.inspection.uploads import list_uploads
-from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.fingerprints import compute_fingerprint
 from dicom_etl.lake.schemas import INVENTORY
 from dicom_etl.lake.tables import Lake
 from dicom_etl.pipeline import RunResult
@@ -164,7 +164,7 @@ def test_what_was_rejected_goes_with_failed_and_nothing_else_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DICOM_ETL_FHIR__EXISTING_STUDY", "duplicate")  # another test's site has the same studies there
-    name = f"uploads-{fingerprint(request.node.name)[:16]}"
+    name = f"uploads-{compute_fingerprint(request.node.name)[:16]}"
     for subject in (1, 2):
         write_instance(
             tmp_path / name / f"primary/sub-{subject}/sam-1/1.dcm",

@@ -15,7 +15,7 @@ from dicom_etl.cli.session import Session
 from dicom_etl.errors import UserError
 from dicom_etl.lake.commits import read_commits
 from dicom_etl.lake.schemas import COMPLETENESS, INVENTORY
-from dicom_etl.lake.shards import shard_of
+from dicom_etl.lake.shards import assign_shard
 from dicom_etl.lake.tables import Lake
 from dicom_etl.quality.occurrences import GROUPS
 from dicom_etl.quality.subject_completeness import completeness_by_subject
@@ -63,7 +63,7 @@ def completeness(
         batches = completeness_by_subject(measured_lake, dataset, shards, subjects=subjects, levels=levels)
         write_rows(session, COMPLETENESS, batches, output)
     else:
-        batches = measured_lake.read_pieces(COMPLETENESS, dataset=dataset)
+        batches = measured_lake.read_batches(COMPLETENESS, dataset=dataset)
         write_rows(session, COMPLETENESS, batches, output, {"group_by": groups, "level": levels})
 
 
@@ -74,11 +74,11 @@ def _find_shards(lake: Lake, dataset: str, subjects: list[str] | None) -> tuple[
         return commits, None
     units: set[str] = set()
     existing: set[str] = set()
-    for batch in lake.read_pieces(INVENTORY, ["unit", "subject"], dataset=dataset):
+    for batch in lake.read_batches(INVENTORY, ["unit", "subject"], dataset=dataset):
         rows = batch.filter(pc.is_in(batch["subject"], pa.array(subjects, pa.string())))
         units |= set(pc.unique(rows["unit"]).to_pylist())
         existing |= set(pc.unique(rows["subject"]).to_pylist())
     if missing := [name for name in subjects if name not in existing]:
         raise UserError(f"{dataset} has no subject {missing[0]}; `dicom-etl report` lists its subjects")
     total = next(iter(commits.values())).shards if commits else 1
-    return {shard_of(unit, total) for unit in units} & set(commits), subjects
+    return {assign_shard(unit, total) for unit in units} & set(commits), subjects

@@ -10,7 +10,7 @@ from dicom_etl.cli.output import ProgressDisplay, print_table
 from dicom_etl.cli.results import show_result
 from dicom_etl.cli.session import Session
 from dicom_etl.inspection.preview import preview_crawl
-from dicom_etl.lake.migration import must_be_rebuilt
+from dicom_etl.lake.migration import needs_rebuild
 from dicom_etl.pipeline import Pipeline, RunOptions, RunResult, run
 from dicom_etl.settings import DatasetSettings, SettingsError
 from dicom_etl.sources.registry import find_datasets, select_datasets
@@ -66,7 +66,7 @@ def _exclude_withdrawn(session: Session, datasets: dict[str, DatasetSettings]) -
 def _check_rebuild_is_complete(session: Session, datasets: Collection[str]) -> None:
     """Refuse to rebuild some datasets of a lake where the tables of all of them are removed."""
     lake = session.create_lake()
-    if not must_be_rebuilt(lake, session.settings.resource_ids().key_fingerprint):
+    if not needs_rebuild(lake, session.settings.resource_ids().key_fingerprint):
         return
     if missing := sorted(set(lake.datasets()) - set(datasets)):
         raise SettingsError(

@@ -38,5 +38,5 @@ def findings(
         if sentence := describe_rename(FINDING_CODES, name, "finding code"):
             raise UserError(sentence)
     check_choices("--code", code or [], finding_codes())
-    batches = session.open_measured_lake(dataset).read_pieces(ALL_FINDINGS, dataset=dataset)
+    batches = session.open_measured_lake(dataset).read_batches(ALL_FINDINGS, dataset=dataset)
     write_rows(session, ALL_FINDINGS, batches, output, {"code": code, "severity": severity, "subject": subject})

@@ -94,7 +94,7 @@ class Session:
         names = lake.datasets()
         if dataset not in names:
             raise SettingsError(f"the lake has no dataset {dataset}; it has {', '.join(names) or 'none'}")
-        if lake.fingerprint(ALL_FINDINGS, dataset=dataset) is None:
+        if lake.read_fingerprint(ALL_FINDINGS, dataset=dataset) is None:
             raise SettingsError(f"dataset {dataset} has not been measured: run `dicom-etl measure {dataset}` first")
         return lake
 

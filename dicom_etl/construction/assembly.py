@@ -9,8 +9,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl.construction.chunks import UnitLines, chunk_path
-from dicom_etl.lake.commits import Commit, damaged_file, read_commits, remove_other_shards, remove_shard
-from dicom_etl.lake.schemas import BUILD_COMMITS, FHIR_ELEMENTS, FINDINGS, RESOURCES, STORED_BY_UNIT, Table, place
+from dicom_etl.lake.commits import Commit, find_damaged_file, read_commits, remove_other_shards, remove_shard
+from dicom_etl.lake.schemas import (
+    BUILD_COMMITS,
+    FHIR_ELEMENTS,
+    FINDINGS,
+    RESOURCE_PATH,
+    UNIT_RESOURCE_TYPES,
+    Table,
+    make_path,
+)
 from dicom_etl.lake.shard_writer import ShardWriter
 from dicom_etl.lake.tables import Lake
 
@@ -45,7 +53,7 @@ class ShardTask(NamedTuple):
 def assemble_shard(task: ShardTask) -> None:
     """Write the NDJSON files and tables of a shard, and its commit."""
     writer = ShardWriter(task.lake, "build", task.dataset, task.shard, task.shards, new_folders=task.new_folders)
-    for kind in STORED_BY_UNIT:
+    for kind in UNIT_RESOURCE_TYPES:
         writer.write_lines(kind, _chunks(task, kind))
     writer.write_table(FHIR_ELEMENTS, [_rows(task, FHIR_ELEMENTS, "elements")])
     writer.write_table(FINDINGS, [_rows(task, FINDINGS, "findings")])
@@ -55,11 +63,11 @@ def assemble_shard(task: ShardTask) -> None:
 
 def commit_rows(units: Sequence[StoredUnit]) -> pa.Table:
     """The rows of a commit: lines are stored in the order of the units."""
-    offsets = dict.fromkeys(STORED_BY_UNIT, 0)
+    offsets = dict.fromkeys(UNIT_RESOURCE_TYPES, 0)
     rows: list[dict[str, Any]] = []
     for unit in units:
         row: dict[str, Any] = {"unit": unit.unit, "fingerprint": unit.fingerprint, "to_retry": unit.to_retry}
-        for kind in STORED_BY_UNIT:
+        for kind in UNIT_RESOURCE_TYPES:
             lines = unit.lines.get(kind, UnitLines(0, 0, 0, ""))
             row |= {f"{kind}_{name}": value for name, value in lines._replace(offset=offsets[kind])._asdict().items()}
             offsets[kind] += lines.length
@@ -87,7 +95,7 @@ def _chunks(task: ShardTask, kind: str) -> Iterator[bytes]:
 def _path(task: ShardTask, unit: StoredUnit, kind: str) -> str:
     if unit.chunk is not None:
         return chunk_path(task.dataset, unit.chunk, kind)
-    return place(RESOURCES, type=kind, dataset=task.dataset, shard=unit.previous_shard or 0)
+    return make_path(RESOURCE_PATH, type=kind, dataset=task.dataset, shard=unit.previous_shard or 0)
 
 
 def _rows(task: ShardTask, table: Table, kind: str) -> pa.Table:
@@ -98,7 +106,7 @@ def _rows(task: ShardTask, table: Table, kind: str) -> pa.Table:
             chunks[unit.chunk] = None
         elif unit.previous_shard is not None:
             kept.setdefault(unit.previous_shard, []).append(unit.unit)
-    new = (task.lake.read_part(chunk_path(task.dataset, key, kind)) for key in chunks)
+    new = (task.lake.read_arrow(chunk_path(task.dataset, key, kind)) for key in chunks)
     return pa.concat_tables([table.schema.empty_table(), *_former(task, table, kept), *new])
 
 
@@ -117,7 +125,7 @@ def list_stored_units(commit: Commit) -> dict[str, StoredUnit]:
             row["to_retry"],
             None,
             commit.shard,
-            {kind: UnitLines(*(row[f"{kind}_{name}"] for name in UnitLines._fields)) for kind in STORED_BY_UNIT},
+            {kind: UnitLines(*(row[f"{kind}_{name}"] for name in UnitLines._fields)) for kind in UNIT_RESOURCE_TYPES},
         )
         for unit, row in commit.rows.items()
     }
@@ -134,7 +142,7 @@ def remove_units(lake: Lake, dataset: str, units: Collection[str]) -> None:
         kept = tuple(stored for unit, stored in list_stored_units(commit).items() if unit not in units)
         if len(kept) == commit.units.num_rows:
             continue
-        if kept and not damaged_file(lake, commit, digests=True):
+        if kept and not find_damaged_file(lake, commit, digests=True):
             assemble_shard(ShardTask(lake, dataset, shard, commit.shards, False, kept))
         else:
             remove_shard(lake, commit)

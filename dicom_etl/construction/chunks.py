@@ -22,9 +22,9 @@ from dicom_etl.fhir.corrections import Correction
 from dicom_etl.findings import describe_error, tabulate_findings
 from dicom_etl.identity.matching import PatientMatch
 from dicom_etl.identity.name_encoding import encode_name
-from dicom_etl.lake.commits import digest_of
-from dicom_etl.lake.fingerprints import fingerprint
-from dicom_etl.lake.schemas import FHIR_ELEMENTS, STORED_BY_UNIT, headers
+from dicom_etl.lake.commits import hash_lines
+from dicom_etl.lake.fingerprints import compute_fingerprint
+from dicom_etl.lake.schemas import FHIR_ELEMENTS, UNIT_RESOURCE_TYPES, header_table
 from dicom_etl.lake.tables import Lake
 
 CHUNK_ROWS = 2_500
@@ -136,25 +136,25 @@ def build_chunk(chunk: Chunk) -> BuiltChunk:
     lake = chunk.lake
     if (marker := lake.read_bytes(chunk.path("done"))) is not None:
         sizes, lines = orjson.loads(marker)
-        if sizes == {kind: lake.size(chunk.path(kind)) for kind in sizes}:
+        if sizes == {kind: lake.get_size(chunk.path(kind)) for kind in sizes}:
             return BuiltChunk({unit: {k: UnitLines(*v) for k, v in kinds.items()} for unit, kinds in lines.items()}, {})
     plans = chunk.inputs.plans()
     made = [*make_resources(plans, _rows(chunk, plans))]
     whole = [unit for unit in made if unit.error is None]
     lines = _lines(whole)
-    contents = {kind: b"".join(unit.lines.get(kind, b"") for unit in whole) for kind in STORED_BY_UNIT}
+    contents = {kind: b"".join(unit.lines.get(kind, b"") for unit in whole) for kind in UNIT_RESOURCE_TYPES}
     for kind, content in contents.items():
-        lake.write_part_marker(chunk.path(kind), content)
+        lake.write_unsynced(chunk.path(kind), content)
     tables = {
         "findings": tabulate_findings(found for unit in whole for found in unit.findings),
         "elements": _elements(chunk.dataset, whole),
     }
     sizes = {kind: len(content) for kind, content in contents.items()}
-    sizes |= {kind: lake.write_part(chunk.path(kind), table) for kind, table in tables.items()}
+    sizes |= {kind: lake.write_arrow(chunk.path(kind), table) for kind, table in tables.items()}
     errors = {unit.unit: describe_error(unit.error) for unit in made if unit.error is not None}
     if not errors:
         plain = {unit: {kind: list(where) for kind, where in kinds.items()} for unit, kinds in lines.items()}
-        lake.write_part_marker(chunk.path("done"), orjson.dumps([sizes, plain]))
+        lake.write_unsynced(chunk.path("done"), orjson.dumps([sizes, plain]))
     return BuiltChunk(lines, errors)
 
 
@@ -164,10 +164,10 @@ def _rows(chunk: Chunk, plans: Iterable[UnitInputs]) -> pa.Table:
         [p.study_uid for plan in plans for p in plan.persons if p.building_unit == plan.unit], pa.string()
     )
     wanted = list(dict.fromkeys(["unit", *COLUMNS, "duplicate"]))
-    tables = [headers().schema.empty_table().select(wanted)]
+    tables = [header_table().schema.empty_table().select(wanted)]
     for shard, units in chunk.sources:
         ranges = {"unit": (units[0], units[-1])}
-        rows = chunk.lake.read_between(headers(), ranges, wanted, dataset=chunk.dataset, shard=shard)
+        rows = chunk.lake.read_between(header_table(), ranges, wanted, dataset=chunk.dataset, shard=shard)
         own = pc.and_(pc.is_in(rows["unit"], pa.array(units)), pc.is_null(rows["duplicate"]))
         tables.append(rows.filter(pc.and_(own, pc.is_in(rows["StudyInstanceUID"], studies))))
     return pa.concat_tables(tables).combine_chunks()
@@ -175,13 +175,13 @@ def _rows(chunk: Chunk, plans: Iterable[UnitInputs]) -> pa.Table:
 
 def _lines(units: Sequence[UnitResources]) -> dict[str, dict[str, UnitLines]]:
     found: dict[str, dict[str, UnitLines]] = {}
-    offsets = dict.fromkeys(STORED_BY_UNIT, 0)
+    offsets = dict.fromkeys(UNIT_RESOURCE_TYPES, 0)
     for unit in units:
         found[unit.unit] = {}
-        for kind in STORED_BY_UNIT:
+        for kind in UNIT_RESOURCE_TYPES:
             content = unit.lines.get(kind, b"")
             count = unit.counts.get(kind, 0)
-            found[unit.unit][kind] = UnitLines(offsets[kind], len(content), count, digest_of(content))
+            found[unit.unit][kind] = UnitLines(offsets[kind], len(content), count, hash_lines(content))
             offsets[kind] += len(content)
     return found
 
@@ -196,4 +196,4 @@ def _elements(dataset: str, units: Sequence[UnitResources]) -> pa.Table:
 
 def chunk_key(fingerprints: Iterable[str]) -> str:
     """The name of a chunk."""
-    return fingerprint(list(fingerprints))
+    return compute_fingerprint(list(fingerprints))

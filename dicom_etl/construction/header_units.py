@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from dicom_etl.lake.commits import Commit
-from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.fingerprints import compute_fingerprint
 
 
 class HeaderUnits:
@@ -31,4 +31,4 @@ class HeaderUnits:
     @cached_property
     def mark(self) -> str:
         """The fingerprint of all of them."""
-        return fingerprint(sorted(self.marks.items()))
+        return compute_fingerprint(sorted(self.marks.items()))

@@ -25,8 +25,8 @@ from dicom_etl.identity.matching import (
     PatientMatch,
     match_patients,
 )
-from dicom_etl.lake.fingerprints import fingerprint, run_digests
-from dicom_etl.lake.schemas import IDENTITIES, headers
+from dicom_etl.lake.fingerprints import compute_fingerprint, hash_runs
+from dicom_etl.lake.schemas import IDENTITIES, header_table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings
 
@@ -59,7 +59,7 @@ class Identities:
     @cached_property
     def digests(self) -> dict[str, str]:
         """The digest of the rows of each unit."""
-        return dict(zip(self.units, run_digests(self._rows.select(PERSON_COLUMNS), self._ends), strict=True))
+        return dict(zip(self.units, hash_runs(self._rows.select(PERSON_COLUMNS), self._ends), strict=True))
 
     def rows_of(self, units: Iterable[str]) -> pa.Table:
         """The rows of some units."""
@@ -88,7 +88,7 @@ def matching_fingerprint(
     """What patient matching depends on."""
     lines = [list(line) for line in sorted(crosswalk)]
     made_with = (ids.namespace, ids.key_fingerprint)
-    return fingerprint(MATCHING_VERSION, made_with, dataset.assigning_authority, lines, units.mark)
+    return compute_fingerprint(MATCHING_VERSION, made_with, dataset.assigning_authority, lines, units.mark)
 
 
 def match_dataset(
@@ -101,7 +101,7 @@ def match_dataset(
     mark: str,
 ) -> Identities:
     """The patients of the studies of a dataset; decided again when something that they depend on has changed."""
-    if lake.fingerprint(IDENTITIES, dataset=name) != mark:
+    if lake.read_fingerprint(IDENTITIES, dataset=name) != mark:
         decided = {line.subject: (line.system, line.value) for line in crosswalk}
         scope = MatchingScope(name, ids.namespace, dataset.assigning_authority, decided)
         rows = _identity_rows(ids, name, match_patients(_claims(lake, name, units), scope))
@@ -122,7 +122,7 @@ def _claims(lake: Lake, dataset: str, units: HeaderUnits) -> list[PatientEvidenc
     """What each study's instances say of their patient: distinct combinations, read shard by shard."""
     claims = []
     for shard in sorted(set(units.shard_of.values())):
-        rows = lake.read(headers(), [*_CLAIM, "duplicate"], dataset=dataset, shard=shard)
+        rows = lake.read(header_table(), [*_CLAIM, "duplicate"], dataset=dataset, shard=shard)
         kept = rows.filter(pc.and_(pc.is_null(rows["duplicate"]), pc.is_valid(rows["StudyInstanceUID"])))
         distinct = kept.group_by(list(_CLAIM)).aggregate([])
         for *said, removed in zip(*(distinct[name].to_pylist() for name in _CLAIM), strict=True):

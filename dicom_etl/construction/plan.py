@@ -25,17 +25,17 @@ from dicom_etl.fhir.context import SAMPLE_FIELDS, SUBJECT_FIELDS, Context
 from dicom_etl.fhir.corrections import CORRECTED_FROM, Correction
 from dicom_etl.fhir.mapping import MAPPING_TABLES
 from dicom_etl.lake.commits import Commit
-from dicom_etl.lake.fingerprints import fingerprint, run_digests, version_of
-from dicom_etl.lake.schemas import headers
+from dicom_etl.lake.fingerprints import compute_fingerprint, hash_package_files, hash_runs
+from dicom_etl.lake.schemas import header_table
 from dicom_etl.lake.tables import Lake
 
 
 def mapping_fingerprint() -> str:
     """What resources are made by: rules and tables."""
-    return fingerprint(
+    return compute_fingerprint(
         imaging_study.MAPPING_VERSION,
         pydicom.__version__,  # its tables name modalities, SOP classes and SNOMED codes
-        version_of(*(f"dicom_etl.fhir.tables:{table}" for table in MAPPING_TABLES)),
+        hash_package_files(*(f"dicom_etl.fhir.tables:{table}" for table in MAPPING_TABLES)),
     )
 
 
@@ -50,7 +50,7 @@ class MappedSheets:
         subjects = ends.values.to_pylist() if ends else []
         self._ends: list[int] = ends.run_ends.to_pylist() if ends else []
         self._place = {subject: number for number, subject in enumerate(subjects)}
-        self._digests = list(run_digests(self._rows.drop_columns(["path", "row", "dataset"]), self._ends))
+        self._digests = list(hash_runs(self._rows.drop_columns(["path", "row", "dataset"]), self._ends))
 
     def digest(self, subject: str) -> str:
         """The digest of what they say of a subject."""
@@ -74,7 +74,7 @@ def match_corrections(
     numbers: dict[str, set[int]] = defaultdict(set)
     for shard in shards:
         columns = ["unit", *CORRECTED_FROM]
-        rows = lake.read(headers(), columns, dataset=dataset, shard=shard)
+        rows = lake.read(header_table(), columns, dataset=dataset, shard=shard)
         if None not in subjects:
             rows = rows.filter(pc.is_in(rows["subject"], pa.array(list(subjects), pa.string())))
         for unit, *places in zip(
@@ -97,7 +97,7 @@ class BuildInputs:
 
     @cached_property
     def _constant(self) -> str:
-        return fingerprint(mapping_fingerprint(), self.context.values())
+        return compute_fingerprint(mapping_fingerprint(), self.context.values())
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

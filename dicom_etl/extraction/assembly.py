@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 
 from dicom_etl.extraction.chunks import chunk_path
 from dicom_etl.extraction.findings import merge_findings
-from dicom_etl.lake.commits import damaged_file, read_commits, remove_other_shards, remove_shard
-from dicom_etl.lake.schemas import FILES, FINDINGS, TAG_PROFILES, Table, headers
+from dicom_etl.lake.commits import find_damaged_file, read_commits, remove_other_shards, remove_shard
+from dicom_etl.lake.schemas import FILES, FINDINGS, TAG_PROFILES, Table, header_table
 from dicom_etl.lake.shard_writer import ShardWriter
-from dicom_etl.lake.shards import SHARD_ROWS, row_groups
+from dicom_etl.lake.shards import SHARD_ROWS, choose_row_groups
 from dicom_etl.lake.tables import Lake
 
 
@@ -64,8 +64,10 @@ def assemble_shard(task: ShardTask) -> None:
     writer.write_table(FINDINGS, [_findings(task)])
     groups = _group_units(task.units)
     tag_profiles: set[int] = set()
-    writer.write_table(headers(), _header_rows(task, groups, tag_profiles), row_groups(task.units["rows"].to_pylist()))
-    writer.write_table(FILES, _file_rows(task, groups), row_groups(task.units["files"].to_pylist()))
+    writer.write_table(
+        header_table(), _header_rows(task, groups, tag_profiles), choose_row_groups(task.units["rows"].to_pylist())
+    )
+    writer.write_table(FILES, _file_rows(task, groups), choose_row_groups(task.units["files"].to_pylist()))
     writer.write_table(TAG_PROFILES, [_tag_profiles(task, tag_profiles)])
     writer.commit(task.units)
     pa.default_memory_pool().release_unused()
@@ -90,7 +92,7 @@ def _group_units(units: pa.Table) -> list[_UnitGroup]:
 
 def _header_rows(task: ShardTask, groups: Sequence[_UnitGroup], tag_profiles: set[int]) -> Iterator[pa.Table]:
     """The header rows; their tag profiles are added to `tag_profiles`."""
-    for rows in _rows(task, headers(), "headers", groups):
+    for rows in _rows(task, header_table(), "headers", groups):
         tag_profiles.update(pc.unique(rows["tag_profile"]).to_pylist())
         yield _set_column(rows, "duplicate", task.duplicate_flags)
 
@@ -141,12 +143,12 @@ def _previous_rows(task: ShardTask, table: Table, units: Sequence[str]) -> Itera
     ranges, unit_array = {"unit": (units[0], units[-1])}, pa.array(units)
     names = {"dataset": task.dataset, "stage": "extract"}
     for shard in task.previous_shards:
-        for rows in task.lake.pieces_between(table, ranges, shard=shard, **names):
+        for rows in task.lake.read_batches_between(table, ranges, shard=shard, **names):
             yield rows.filter(pc.is_in(rows["unit"], unit_array))
 
 
 def _read_chunks(task: ShardTask, chunks: Iterable[StoredChunk], name: str) -> Iterator[pa.Table]:
-    return (task.lake.read_part(chunk_path(task.dataset, chunk.key, name)) for chunk in chunks)
+    return (task.lake.read_arrow(chunk_path(task.dataset, chunk.key, name)) for chunk in chunks)
 
 
 def _tag_profiles(task: ShardTask, needed: set[int]) -> pa.Table:
@@ -191,10 +193,10 @@ def remove_units(lake: Lake, dataset: str, units: Collection[str]) -> None:
         rows = commit.units.filter(pc.invert(pc.is_in(commit.units["unit"], pa.array(units, pa.string()))))
         if rows.num_rows == commit.units.num_rows:
             continue
-        if not rows.num_rows or damaged_file(lake, commit, digests=True):
+        if not rows.num_rows or find_damaged_file(lake, commit, digests=True):
             remove_shard(lake, commit)
             continue
-        header_rows = lake.read(headers(), ["path", "duplicate"], dataset=dataset, shard=shard)
+        header_rows = lake.read(header_table(), ["path", "duplicate"], dataset=dataset, shard=shard)
         file_rows = lake.read(FILES, ["path", "sha256"], dataset=dataset, shard=shard)
         assemble_shard(
             ShardTask(

@@ -27,8 +27,8 @@ from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.fast import FastReader, Row
 from dicom_etl.headers.reader import READER_VERSION, NotRead
 from dicom_etl.headers.tag_profile import table_of
-from dicom_etl.lake.fingerprints import fingerprint, version_of
-from dicom_etl.lake.schemas import FILES, FINDINGS, SCHEMA_VERSION, TAG_PROFILES, Table, headers
+from dicom_etl.lake.fingerprints import compute_fingerprint, hash_package_files
+from dicom_etl.lake.schemas import FILES, FINDINGS, SCHEMA_VERSION, TAG_PROFILES, Table, header_table
 from dicom_etl.sources.prefetch import Opener, open_files
 
 _COLLECTED_OBJECTS = 100_000  # between two garbage collections: as many as pydicom creates for some hundred files
@@ -56,7 +56,9 @@ class _ChunkResult(NamedTuple):
 
 def reader_fingerprint() -> str:
     """The fingerprint of the readers and the catalogue. Rows that have another one are never reused."""
-    return fingerprint(READER_VERSION, SCHEMA_VERSION, version_of("dicom_etl.headers:catalogue.csv"))[:8]
+    return compute_fingerprint(READER_VERSION, SCHEMA_VERSION, hash_package_files("dicom_etl.headers:catalogue.csv"))[
+        :8
+    ]
 
 
 def read_chunk(chunk: Chunk) -> ChunkSummary:
@@ -65,7 +67,7 @@ def read_chunk(chunk: Chunk) -> ChunkSummary:
     A result that an earlier run has stored is used, unless there were files that could not be opened.
     """
     if _is_stored(chunk):
-        rows, files = (chunk.lake.read_part(chunk.path(table)) for table in ("headers", "files"))
+        rows, files = (chunk.lake.read_arrow(chunk.path(table)) for table in ("headers", "files"))
         return _summarize(rows, files, 0, frozenset())
     result = _read_files(chunk)
     rows, files = (
@@ -79,9 +81,9 @@ def read_chunk(chunk: Chunk) -> ChunkSummary:
         "headers": rows,
         "files": files,
     }
-    sizes = {table: chunk.lake.write_part(chunk.path(table), tables[table]) for table in CHUNK_TABLES}
+    sizes = {table: chunk.lake.write_arrow(chunk.path(table), tables[table]) for table in CHUNK_TABLES}
     if not result.to_retry:
-        chunk.lake.write_part_marker(chunk.path("done"), orjson.dumps(sizes))
+        chunk.lake.write_unsynced(chunk.path("done"), orjson.dumps(sizes))
     summary = _summarize(rows, files, result.files_opened, result.to_retry)
     del result, tables, rows, files
     pa.default_memory_pool().release_unused()  # else the pool keeps the memory of this chunk during the next one
@@ -90,7 +92,7 @@ def read_chunk(chunk: Chunk) -> ChunkSummary:
 
 def _is_stored(chunk: Chunk) -> bool:
     marker = chunk.lake.read_bytes(chunk.path("done"))
-    sizes = {table: chunk.lake.size(chunk.path(table)) for table in CHUNK_TABLES}
+    sizes = {table: chunk.lake.get_size(chunk.path(table)) for table in CHUNK_TABLES}
     return marker is not None and orjson.loads(marker) == sizes
 
 
@@ -98,7 +100,7 @@ def _summarize(rows: pa.Table, files: pa.Table, files_opened: int, to_retry: fro
     digests = {}
     for unit in sorted(to_retry):
         unit_files = files.filter(pc.equal(files["unit"], unit)).select(["path", "kind", "reason"])
-        digests[unit] = fingerprint([column.to_pylist() for column in unit_files.itercolumns()])[:8]
+        digests[unit] = compute_fingerprint([column.to_pylist() for column in unit_files.itercolumns()])[:8]
     uid_hashes = hash_uids(rows["SOPInstanceUID"])
     return ChunkSummary(files_opened, _rows_by_unit(rows), _rows_by_unit(files), digests, uid_hashes)
 
@@ -150,7 +152,7 @@ def _read_files(chunk: Chunk) -> _ChunkResult:
 
 def _reusable(chunk: Chunk) -> tuple[pa.Table, pa.Table]:
     """Header rows and file rows of the last extraction that can be reused."""
-    files, rows, findings = (_previous_rows(chunk, table) for table in (FILES, headers(), FINDINGS))
+    files, rows, findings = (_previous_rows(chunk, table) for table in (FILES, header_table(), FINDINGS))
     if not files.num_rows:
         return rows.slice(0, 0), files
     # value findings are counted by series: a series that has some is read again, so that they can be counted again
@@ -290,7 +292,7 @@ class _FilesRead:
         entries = self._entries.take(pa.array(numbers, pa.int64()))
         columns |= {name: entries[name] for name in ("dataset", "unit", "subject", "sample", "role", "path")}
         columns |= {"duplicate": pa.nulls(len(numbers), pa.string()), "tag_profile": tag_profiles}
-        schema = headers().schema
+        schema = header_table().schema
         return pa.table([columns[name] for name in schema.names], schema=schema)
 
     def files(self) -> pa.Table:

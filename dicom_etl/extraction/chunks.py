@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dicom_etl.identity.name_encoding import encode_name
-from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.fingerprints import compute_fingerprint
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source
 
@@ -77,7 +77,7 @@ def split_units(
     for unit in units:
         if unit.files > PART_FILES:
             for number, part in enumerate(split_unit(inventory.slice(unit.start, unit.files))):
-                key = fingerprint(unit.fingerprint, unit.previous_fingerprint, number)
+                key = compute_fingerprint(unit.fingerprint, unit.previous_fingerprint, number)
                 # with buffers of its own: a slice would be sent with the whole inventory
                 entries = part.take(pa.array(np.arange(part.num_rows)))
                 yield Chunk(source, lake, entries, (unit.unit,), previous_shards, key, is_part=True)
@@ -96,7 +96,7 @@ def make_chunk(
 ) -> Chunk:
     """Make one chunk of whole units."""
     rows = np.concatenate([np.arange(unit.start, unit.start + unit.files) for unit in units])
-    key = fingerprint([(unit.fingerprint, unit.previous_fingerprint) for unit in units])
+    key = compute_fingerprint([(unit.fingerprint, unit.previous_fingerprint) for unit in units])
     names = tuple(unit.unit for unit in units)
     return Chunk(source, lake, inventory.take(pa.array(rows)), names, previous_shards, key, is_part=False)
 

@@ -22,7 +22,7 @@ from dicom_etl.extraction.chunk_reader import ChunkSummary, hash_uids
 from dicom_etl.extraction.chunks import Chunk, chunk_path
 from dicom_etl.extraction.plan import Plan
 from dicom_etl.findings import Finding, make_finding
-from dicom_etl.lake.schemas import FILES, headers
+from dicom_etl.lake.schemas import FILES, header_table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Source
 
@@ -99,12 +99,12 @@ def _instances(
 
 
 def _chunk_rows(lake: Lake, chunk: Chunk, table: str, columns: Iterable[str]) -> pa.Table:
-    return lake.read_part(chunk_path(chunk.dataset, chunk.key, table)).select(list(columns))
+    return lake.read_arrow(chunk_path(chunk.dataset, chunk.key, table)).select(list(columns))
 
 
 def _other_rows(lake: Lake, dataset: str, shard: int, columns: Iterable[str], replaced: Collection[str]) -> pa.Table:
     """The header rows of a shard, except those of some units."""
-    rows = lake.read(headers(), list(columns), dataset=dataset, shard=shard)
+    rows = lake.read(header_table(), list(columns), dataset=dataset, shard=shard)
     return rows.filter(pc.invert(pc.is_in(rows["unit"], pa.array(replaced, pa.string()))))
 
 

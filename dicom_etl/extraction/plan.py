@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 
 from dicom_etl.extraction.chunk_reader import reader_fingerprint
 from dicom_etl.extraction.chunks import UnitFiles
-from dicom_etl.lake.commits import Commit, find_damage, read_commits
-from dicom_etl.lake.fingerprints import fingerprint, run_digests
+from dicom_etl.lake.commits import Commit, read_commits, warn_of_damage
+from dicom_etl.lake.fingerprints import compute_fingerprint, hash_runs
 from dicom_etl.lake.schemas import EXTRACT_COMMITS
-from dicom_etl.lake.shards import former_shards, shard_count, shard_of
+from dicom_etl.lake.shards import assign_shard, choose_shard_count, list_previous_shards
 from dicom_etl.lake.tables import Lake
 
 
@@ -41,13 +41,13 @@ class Units:
     def fingerprints(self) -> list[str]:
         """The fingerprint of each unit: that of the reader, and a digest of its part of the inventory."""
         reader = reader_fingerprint()
-        digests = run_digests(self.inventory.drop_columns(["dataset", "unit"]), self._ends)
+        digests = hash_runs(self.inventory.drop_columns(["dataset", "unit"]), self._ends)
         return [f"{reader}-{digest}" for digest in digests]
 
     @cached_property
     def shards(self) -> int:
         """The number of shards in which they are stored."""
-        return shard_count(self.file_counts)
+        return choose_shard_count(self.file_counts)
 
     def start(self, number: int) -> int:
         """The row of the inventory with the first file of a unit."""
@@ -89,13 +89,13 @@ class Plan:
     def shard_of_unit(self) -> list[int]:
         """The shard of each unit."""
         shards = self.units.shards
-        return [shard_of(unit, shards) for unit in self.units.names]
+        return [assign_shard(unit, shards) for unit in self.units.names]
 
     def previous_shards(self, shard: int) -> tuple[int, ...]:
         """The shards with the previous rows of a shard's units."""
         if not self.previous_count:
             return ()
-        shards = former_shards(shard, self.units.shards, self.previous_count)
+        shards = list_previous_shards(shard, self.units.shards, self.previous_count)
         return tuple(previous for previous in shards if previous in self.commits)
 
     def units_to_read(self) -> Iterator[tuple[int, bool, list[UnitFiles]]]:
@@ -130,12 +130,12 @@ def plan_extraction(
         force: read every unit again.
     """
     commits = read_commits(lake, "extract", dataset)
-    commits = {shard: commit for shard, commit in commits.items() if not find_damage(lake, commit)}
+    commits = {shard: commit for shard, commit in commits.items() if not warn_of_damage(lake, commit)}
     plan = _compare(units, commits, subjects, force=force)
     # the bytes of shards that will be rewritten are checked before any of their rows are reused
     changed = {plan.shard_of_unit[number] for number in plan.changed}
     rewritten = set(commits) if plan.is_resharded else changed & commits.keys()
-    damaged = {shard for shard in sorted(rewritten) if find_damage(lake, commits[shard], digests=True)}
+    damaged = {shard for shard in sorted(rewritten) if warn_of_damage(lake, commits[shard], digests=True)}
     if not damaged:
         return plan
     undamaged = {shard: commit for shard, commit in commits.items() if shard not in damaged}
@@ -167,4 +167,4 @@ def commit_rows(commits: Collection[Commit]) -> pa.Table:
 
 def state_fingerprint(units: pa.Table) -> str:
     """The fingerprint of the rows of a dataset's commits."""
-    return fingerprint([units[name].to_pylist() for name in ("unit", "fingerprint", "duplicates")])
+    return compute_fingerprint([units[name].to_pylist() for name in ("unit", "fingerprint", "duplicates")])

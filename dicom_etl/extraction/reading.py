@@ -50,7 +50,7 @@ def read_units(source: Source, lake: Lake, engine: Engine, plan: Plan, progress:
         previous_shards = plan.previous_shards(shard) if is_reusable else ()
         chunks += split_units(source, lake, inventory, units, previous_shards)
         retries |= {unit.unit: (unit, previous_shards) for unit in units}
-    lake.remove_other_parts(chunks_folder(source.dataset), {chunk.key for chunk in chunks})
+    lake.remove_other_chunks(chunks_folder(source.dataset), {chunk.key for chunk in chunks})
     counter = ProgressCounter(f"extract {source.dataset}", sum(chunk.file_count for chunk in chunks), progress)
     result = UnitsRead()
     retried: list[Chunk] = []

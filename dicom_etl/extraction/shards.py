@@ -17,10 +17,10 @@ from dicom_etl.extraction.duplicates import CHECKSUM_COLUMNS, Duplicates
 from dicom_etl.extraction.plan import Plan, PreviousUnit
 from dicom_etl.extraction.reading import ProgressCounter, UnitsRead
 from dicom_etl.lake.commits import Commit, remove_other_shards
-from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.fingerprints import compute_fingerprint
 from dicom_etl.lake.schemas import EXTRACT_COMMITS, FILES
 from dicom_etl.lake.shard_writer import exchange_folders
-from dicom_etl.lake.shards import shard_of
+from dicom_etl.lake.shards import assign_shard
 from dicom_etl.lake.tables import Lake
 
 # below this number of rows, starting worker processes (a second each) costs more than it saves
@@ -43,7 +43,7 @@ def write_shards(
     commit_rows = _commit_rows(plan, units_read, duplicates)
     chunks: dict[int, list[StoredChunk]] = defaultdict(list)
     for chunk, _ in units_read.chunks:
-        shard = shard_of(chunk.units[0], plan.units.shards)
+        shard = assign_shard(chunk.units[0], plan.units.shards)
         chunks[shard].append(StoredChunk(chunk.key, chunk.units, chunk.is_part))
     tasks = [
         _shard_task(lake, dataset, plan, duplicates, shard, units, chunks[shard])
@@ -81,7 +81,7 @@ def _commit_rows(plan: Plan, units_read: UnitsRead, duplicates: Duplicates) -> d
         if row is None:  # a run that is limited to other subjects does not read it
             continue
         flags = duplicates.flags.get(unit)
-        row = row._replace(duplicates=fingerprint(sorted(flags.items()))[:8] if flags else None)
+        row = row._replace(duplicates=compute_fingerprint(sorted(flags.items()))[:8] if flags else None)
         for column, value in zip(columns[shard], (unit, *row), strict=True):
             column.append(value)
     return {

@@ -112,7 +112,7 @@ def _describe_ledger(settings: Settings) -> str:
     lake = Lake(settings.lake, ledger_url=settings.database)
     url = database.database_url(lake)
     if url.get_backend_name() == "sqlite":
-        return f"{url.database}: {'exists' if database.exists(lake) else 'will be created'}"
+        return f"{url.database}: {'exists' if database.has_database(lake) else 'will be created'}"
     database.check_connection(lake)
     return f"PostgreSQL, database {url.database} on {url.host or 'this machine'}: exists"
 

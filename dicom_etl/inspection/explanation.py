@@ -11,7 +11,15 @@ import pyarrow.compute as pc
 
 from dicom_etl.inspection.status import FINDING_STAGES, list_units
 from dicom_etl.inspection.uploads import format_reason
-from dicom_etl.lake.schemas import COMMITS, DATASET_FINDINGS, FILES, FINDINGS, IDENTITIES, STORED_BY_UNIT, headers
+from dicom_etl.lake.schemas import (
+    COMMITS,
+    DATASET_FINDINGS,
+    FILES,
+    FINDINGS,
+    IDENTITIES,
+    UNIT_RESOURCE_TYPES,
+    header_table,
+)
 from dicom_etl.lake.shard_reader import read_lines, read_unit
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import SettingsError
@@ -77,7 +85,7 @@ def _series(lake: Lake, where: dict[str, str]) -> list[tuple[Any, ...]]:
     columns = ["StudyInstanceUID", "SeriesInstanceUID", "sample", "Modality", "duplicate"]
     counts: Counter[tuple[Any, ...]] = Counter()
     copies: Counter[tuple[Any, ...]] = Counter()
-    for row in read_unit(lake, headers(), columns, **where).to_pylist():
+    for row in read_unit(lake, header_table(), columns, **where).to_pylist():
         key = tuple(row[column] for column in columns[:-1])
         counts[key] += 1
         copies[key] += row["duplicate"] is not None
@@ -98,7 +106,7 @@ def _found(lake: Lake, dataset: str, unit: str) -> list[tuple[Any, ...]]:
 
 def _resources(lake: Lake, where: dict[str, str]) -> list[tuple[Any, ...]]:
     found = []
-    for kind in STORED_BY_UNIT:
+    for kind in UNIT_RESOURCE_TYPES:
         for line in read_lines(lake, kind, **where).splitlines():
             r = orjson.loads(line)
             found.append((kind, r["id"], r.get("started"), r.get("numberOfSeries"), r.get("numberOfInstances")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dicom_etl.identity.crosswalk import read_crosswalk
-from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.fingerprints import compute_fingerprint
 from dicom_etl.pipeline import Pipeline
 from dicom_etl.sources import Scan, SourceError
 
@@ -19,7 +19,7 @@ def take_snapshot(pipeline: Pipeline, dataset: str) -> str:
     except SourceError as error:
         entries = [str(error)]
     cells = sorted(map(str, scan.cells))
-    return fingerprint(entries, cells, _settings(pipeline, dataset))[:16]
+    return compute_fingerprint(entries, cells, _settings(pipeline, dataset))[:16]
 
 
 def _settings(pipeline: Pipeline, dataset: str) -> list[Any]:

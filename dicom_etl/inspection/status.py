@@ -17,7 +17,7 @@ from dicom_etl.lake.schemas import (
     FINDINGS,
     IDENTITIES,
     INVENTORY,
-    headers,
+    header_table,
 )
 from dicom_etl.lake.shard_reader import read_shards
 from dicom_etl.lake.tables import Lake
@@ -86,7 +86,7 @@ def _series_and_instances(lake: Lake, dataset: str) -> tuple[int, int]:
     """How many series and instances there are, copies left out."""
     series = pa.array([], pa.string())
     instances = 0
-    for rows in read_shards(lake, headers(), ["SeriesInstanceUID", "duplicate"], dataset=dataset):
+    for rows in read_shards(lake, header_table(), ["SeriesInstanceUID", "duplicate"], dataset=dataset):
         found = pc.unique(rows["SeriesInstanceUID"].drop_null())
         series = pc.unique(pa.concat_arrays([series, found]))
         instances += rows["duplicate"].null_count

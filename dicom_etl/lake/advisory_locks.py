@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from dicom_etl.lake.database import DatabaseError, explain, open_engine
+from dicom_etl.lake.database import DatabaseError, describe_database_error, open_engine
 from dicom_etl.lake.locks import LockHeldError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class AdvisoryLock:
         try:
             self.require_on(self.connection)
         except sa.exc.SQLAlchemyError as error:
-            raise self._lost(explain(error)) from None
+            raise self._lost(describe_database_error(error)) from None
 
     def require_on(self, connection: Connection) -> None:
         """As `require`, over another connection, and so in the transaction that depends on it.
@@ -79,7 +79,9 @@ def lock_key(lake_id: str, name: str) -> int:
 
 
 @contextmanager
-def hold(lake: Lake, name: str, doing: str, *, wait: float, tell: Callable[[str], None]) -> Iterator[AdvisoryLock]:
+def hold_advisory_lock(
+    lake: Lake, name: str, doing: str, *, wait: float, notify: Callable[[str], None]
+) -> Iterator[AdvisoryLock]:
     """Hold the advisory lock of a dataset of the lake while the body runs.
 
     Args:
@@ -87,7 +89,7 @@ def hold(lake: Lake, name: str, doing: str, *, wait: float, tell: Callable[[str]
         name: of the dataset, or of what datasets share.
         doing: what the holder does, for others to read (`application_name` of the connection).
         wait: seconds to wait; 0 does not wait.
-        tell: called once with a sentence when it has to wait.
+        notify: called once with a sentence when it has to wait.
 
     Raises:
         LockHeldError: another run holds it for longer than `wait`.
@@ -97,12 +99,14 @@ def hold(lake: Lake, name: str, doing: str, *, wait: float, tell: Callable[[str]
     try:
         connection = open_engine(lake).connect().execution_options(isolation_level="AUTOCOMMIT")
     except sa.exc.SQLAlchemyError as error:
-        raise DatabaseError(f"the database of ledger_url cannot be reached: {explain(error)}") from None
+        raise DatabaseError(f"the database of ledger_url cannot be reached: {describe_database_error(error)}") from None
     with connection:
         try:
-            pid = _acquire(connection, key, name, doing, wait, tell)
+            pid = _acquire(connection, key, name, doing, wait, notify)
         except sa.exc.SQLAlchemyError as error:
-            raise DatabaseError(f"the database of ledger_url cannot be used: {explain(error)}") from None
+            raise DatabaseError(
+                f"the database of ledger_url cannot be used: {describe_database_error(error)}"
+            ) from None
         try:
             yield AdvisoryLock(name, connection, pid, key)
         finally:
@@ -110,7 +114,9 @@ def hold(lake: Lake, name: str, doing: str, *, wait: float, tell: Callable[[str]
                 connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
 
 
-def _acquire(connection: Connection, key: int, name: str, doing: str, wait: float, tell: Callable[[str], None]) -> int:
+def _acquire(
+    connection: Connection, key: int, name: str, doing: str, wait: float, notify: Callable[[str], None]
+) -> int:
     """Take the lock; returns the pid of the backend."""
     label = f"dicom-etl: {doing} on {socket.gethostname()} ({os.getpid()})"[:63]
     connection.execute(sa.text("SELECT set_config('application_name', :label, false)"), {"label": label})
@@ -120,7 +126,7 @@ def _acquire(connection: Connection, key: int, name: str, doing: str, wait: floa
         if time.monotonic() >= until:
             raise LockHeldError(f"{name} is being written by {holder}; try again when that has ended")
         if not told:
-            tell(f"{name} is being written by {holder}; waiting up to {wait:.0f} s")
+            notify(f"{name} is being written by {holder}; waiting up to {wait:.0f} s")
             told = True
         time.sleep(_PAUSE)
     return int(connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one())

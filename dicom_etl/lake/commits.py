@@ -78,7 +78,7 @@ class Commit:
 def read_commits(lake: Lake, stage: str, dataset: str) -> dict[int, Commit]:
     """The commits of a dataset by shard. No commit at all where they disagree about the number of shards."""
     commits: dict[int, Commit] = {}
-    for name in lake.names(f"commits/{stage}/{encode_name(dataset)}", ".parquet"):
+    for name in lake.list_names(f"commits/{stage}/{encode_name(dataset)}", ".parquet"):
         if name.isdecimal() and (commit := read_commit(lake, stage, dataset, int(name))):
             commits[commit.shard] = commit
     counts = {commit.shards for commit in commits.values()}
@@ -102,33 +102,33 @@ def read_commit(lake: Lake, stage: str, dataset: str, shard: int) -> Commit | No
         return None
 
 
-def shard_total(lake: Lake, stage: str, dataset: str) -> int:
+def count_shards(lake: Lake, stage: str, dataset: str) -> int:
     """The number of shards of a dataset, from one of its commits; 0 where there is none."""
-    for name in lake.names(f"commits/{stage}/{encode_name(dataset)}", ".parquet"):
+    for name in lake.list_names(f"commits/{stage}/{encode_name(dataset)}", ".parquet"):
         if name.isdecimal() and (commit := read_commit(lake, stage, dataset, int(name))):
             return commit.shards
     return 0
 
 
-def damaged_file(lake: Lake, commit: Commit, *, digests: bool = False) -> str | None:
+def find_damaged_file(lake: Lake, commit: Commit, *, digests: bool = False) -> str | None:
     """The first file that is missing, has another size than in the commit, or (with `digests`) another SHA-256."""
     for path, (size, digest) in sorted(commit.files.items()):
-        if lake.size(path) != size:
+        if lake.get_size(path) != size:
             return path
         if digests and hashlib.sha256(lake.read_bytes(path) or b"").hexdigest() != digest:
             return path
     return None
 
 
-def find_damage(lake: Lake, commit: Commit, *, digests: bool = False) -> str | None:
+def warn_of_damage(lake: Lake, commit: Commit, *, digests: bool = False) -> str | None:
     """As `damaged_file`, and tells the user that the units of the shard are read or built again."""
-    path = damaged_file(lake, commit, digests=digests)
+    path = find_damaged_file(lake, commit, digests=digests)
     if path:
-        lake.tell(f"{path} does not match its commit: the {commit.units.num_rows} units of its shard are rebuilt")
+        lake.notify(f"{path} does not match its commit: the {commit.units.num_rows} units of its shard are rebuilt")
     return path
 
 
-def require_whole(lake: Lake, stage: str, dataset: str, commits: Iterable[Commit], *, digests: bool) -> None:
+def require_undamaged(lake: Lake, stage: str, dataset: str, commits: Iterable[Commit], *, digests: bool) -> None:
     """Check the shards of a stage before another one reads them; the caller holds the lock of their dataset.
 
     Args:
@@ -140,18 +140,18 @@ def require_whole(lake: Lake, stage: str, dataset: str, commits: Iterable[Commit
         DamagedShardError: a file is not what its commit says. Its shard is discarded: the next run rebuilds it.
     """
     for commit in commits:
-        if path := damaged_file(lake, commit, digests=digests):
-            lake.write_bytes(damage_marker(stage, dataset, commit.shard), b"")
+        if path := find_damaged_file(lake, commit, digests=digests):
+            lake.write_bytes(make_damage_marker_path(stage, dataset, commit.shard), b"")
             lake.remove(COMMITS[stage].path(dataset=dataset, shard=commit.shard))
             raise DamagedShardError.of(path)
-    folder = lake.at(f"commits/{stage}/{encode_name(dataset)}")
+    folder = lake.resolve(f"commits/{stage}/{encode_name(dataset)}")
     for name in [child.name for child in folder.iterdir()] if folder.is_dir() else []:
         if name.startswith(".") and name.endswith(_DAMAGED):
             table = COMMITS[stage].path(dataset=dataset, shard=int(name[1:].removesuffix(_DAMAGED)))
             raise DamagedShardError.of(table)
 
 
-def damage_marker(stage: str, dataset: str, shard: int) -> str:
+def make_damage_marker_path(stage: str, dataset: str, shard: int) -> str:
     """The path of a marker: a shard was damaged and is not rebuilt yet."""
     return f"commits/{stage}/{encode_name(dataset)}/.{shard:04d}{_DAMAGED}"
 
@@ -165,14 +165,14 @@ def remove_shard(lake: Lake, commit: Commit) -> None:
 
 def remove_other_shards(lake: Lake, stage: str, dataset: str, shards: Collection[int]) -> None:
     """Remove the shards of a dataset that have no unit any more; their commits first."""
-    for folder in reversed(recovery.stage_folders(stage, dataset)):
-        for name in lake.names(folder):
+    for folder in reversed(recovery.list_stage_folders(stage, dataset)):
+        for name in lake.list_names(folder):
             number = name.partition(".")[0]
             if number.isdecimal() and int(number) not in shards:
                 lake.remove(f"{folder}/{name}")
-                lake.remove(damage_marker(stage, dataset, int(number)))
+                lake.remove(make_damage_marker_path(stage, dataset, int(number)))
 
 
-def digest_of(lines: bytes) -> str:
+def hash_lines(lines: bytes) -> str:
     """The digest of the lines of a unit."""
     return hashlib.sha256(lines).hexdigest()[:32]

@@ -50,13 +50,13 @@ def database_url(lake: Lake) -> URL:
     """
     if lake.ledger_url:
         return _configured_url(lake.ledger_url)
-    if not lake.local:
+    if not lake.is_local:
         raise DatabaseError(
             f"the lake {lake.root} is on an object store, where the upload ledger cannot be: set ledger_url to a "
             "PostgreSQL database, or to sqlite:////path of a file on a local disk"
         )
     file = Path(lake.root).resolve() / DATABASE_FILE
-    kind = file_system_of(file.parent)
+    kind = detect_file_system(file.parent)
     if is_shared_file_system(kind):
         raise DatabaseError(
             f"the lake {lake.root} is on a shared file system ({kind}), where SQLite could lose the upload ledger: set "
@@ -76,7 +76,7 @@ def _configured_url(text: str) -> URL:
     if backend == "sqlite":
         if not url.database or url.database == ":memory:":
             raise DatabaseError("ledger_url names no file: write sqlite:////path/to/ledger.sqlite")
-        kind = file_system_of(Path(url.database).parent)
+        kind = detect_file_system(Path(url.database).parent)
         if is_shared_file_system(kind):
             raise DatabaseError(f"ledger_url names a file on a shared file system ({kind}): choose a local disk")
         return url.set(drivername="sqlite", query={})  # options of a URI could put it into memory
@@ -121,9 +121,9 @@ def make_engine(url: URL, **options: Any) -> Engine:
     return engine
 
 
-def exists(lake: Lake) -> bool:
+def has_database(lake: Lake) -> bool:
     """Whether there is a database to look into: a file, or (unasked) a server."""
-    if not lake.ledger_url and not lake.local:
+    if not lake.ledger_url and not lake.is_local:
         return False
     url = database_url(lake)
     return url.get_backend_name() != "sqlite" or Path(str(url.database)).exists()
@@ -140,12 +140,12 @@ def check_connection(lake: Lake) -> None:
         with engine.connect() as connection:
             connection.execute(sa.text("SELECT 1"))
     except sa.exc.SQLAlchemyError as error:
-        raise DatabaseError(f"the upload ledger cannot be used: {explain(error)}") from None
+        raise DatabaseError(f"the upload ledger cannot be used: {describe_database_error(error)}") from None
     finally:
         engine.dispose()
 
 
-def explain(error: sa.exc.SQLAlchemyError) -> str:
+def describe_database_error(error: sa.exc.SQLAlchemyError) -> str:
     """One line of the driver's words for an error, and what to do; without statement and parameters."""
     cause = getattr(error, "orig", None) or error
     lines = str(cause).strip().splitlines()
@@ -201,7 +201,7 @@ def is_shared_file_system(kind: str) -> bool:
     return kind.startswith(_SHARED_FILE_SYSTEMS) and kind not in _LOCAL_FUSE
 
 
-def file_system_of(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
+def detect_file_system(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
     """The type of the file system of a folder; empty where the system does not say (other than Linux)."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").split("\n")

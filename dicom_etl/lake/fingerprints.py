@@ -16,14 +16,14 @@ _BLOCK = 100_000  # rows
 _SEPARATOR, _NULL = "\x1f", "\x1e"
 
 
-def fingerprint(*parts: Any) -> str:
+def compute_fingerprint(*parts: Any) -> str:
     """32 hex digits of the parts (anything that JSON holds; the keys of a mapping in any order)."""
     canonical = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     return hashlib.sha256(canonical).hexdigest()[:32]
 
 
 @cache
-def version_of(*files: str) -> str:
+def hash_package_files(*files: str) -> str:
     """The digest of data files of the package (`package:file`), so that a changed table remakes what it made."""
     digest = hashlib.sha256()
     for name in files:
@@ -32,7 +32,7 @@ def version_of(*files: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def run_digests(rows: pa.Table, ends: Sequence[int]) -> Iterator[str]:
+def hash_runs(rows: pa.Table, ends: Sequence[int]) -> Iterator[str]:
     """The digest of each run of rows, 32 hex digits; the texts of rows are joined in a buffer, none is a Python object.
 
     Args:

@@ -24,7 +24,7 @@ class LockHeldError(Exception):
     """Another run writes this dataset."""
 
 
-def lock_folder(root: str, *, local: bool) -> Path:
+def choose_lock_folder(root: str, *, local: bool) -> Path:
     """Where the locks of the lake at `root` lie."""
     if local:
         return Path(root) / "locks"
@@ -33,8 +33,8 @@ def lock_folder(root: str, *, local: bool) -> Path:
 
 
 @contextmanager
-def hold(
-    folder: Path, name: str, doing: str, *, wait: float, tell: Callable[[str], None] = lambda _: None
+def hold_lock(
+    folder: Path, name: str, doing: str, *, wait: float, notify: Callable[[str], None] = lambda _: None
 ) -> Iterator[None]:
     """Hold the lock `name` while the body runs.
 
@@ -43,7 +43,7 @@ def hold(
         name: an encoded name.
         doing: what the holder does, for others to read ("extract of breast").
         wait: seconds to wait; 0 does not wait.
-        tell: called once with a sentence when it has to wait.
+        notify: called once with a sentence when it has to wait.
 
     Raises:
         LockHeldError: when another process holds it for longer than `wait`; the text says which.
@@ -56,7 +56,7 @@ def hold(
     except Timeout:
         who = _who(holder)
         if wait > 0:
-            tell(f"{name} is being written by {who}; waiting up to {wait:.0f} s")
+            notify(f"{name} is being written by {who}; waiting up to {wait:.0f} s")
         try:
             lock.acquire(timeout=wait)
         except Timeout:

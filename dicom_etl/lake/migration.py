@@ -25,7 +25,7 @@ _OF_FORMER_SCHEMAS = ("layouts", "outcomes", ".pieces")  # of schemas 1 and 3
 _PREVIOUS_COLUMNS = {"site": "namespace", "left": "pending_deletions"}  # of the records of withdrawals until schema 3
 
 
-def must_be_rebuilt(lake: Lake, id_key: str | None) -> bool:
+def needs_rebuild(lake: Lake, id_key: str | None) -> bool:
     """Whether all datasets of a lake have to be rebuilt together: its schema is older, or its ids have another key.
 
     Args:
@@ -36,7 +36,7 @@ def must_be_rebuilt(lake: Lake, id_key: str | None) -> bool:
     return description.is_outdated or description.has_other_key(id_key)
 
 
-def clear(lake: Lake, datasets: Collection[str], id_key: str | None = None) -> None:
+def clear_datasets(lake: Lake, datasets: Collection[str], id_key: str | None = None) -> None:
     """Remove the derived tables of datasets; those of all, and a new `lake.json`, where all must be rebuilt.
 
     Args:
@@ -48,7 +48,7 @@ def clear(lake: Lake, datasets: Collection[str], id_key: str | None = None) -> N
         LockHeldError: a run writes one of the datasets; nothing was removed.
         LakeError: a record of withdrawals is damaged; nothing was removed.
     """
-    is_whole = must_be_rebuilt(lake, id_key)
+    is_whole = needs_rebuild(lake, id_key)
     with ExitStack() as held:
         for name in sorted({*datasets, *(_withdrawal_datasets(lake) if is_whole else ())}):
             held.enter_context(lake.lock(name, f"rebuild of {name}"))
@@ -91,7 +91,7 @@ def read_withdrawals(lake: Lake, dataset: str) -> pa.Table:
 
 def _read_withdrawals(lake: Lake, path: str) -> pa.Table:
     try:
-        with lake.at(path).open("rb") as file:
+        with lake.resolve(path).open("rb") as file:
             rows = read_parquet(file)
         rows = rows.rename_columns([_PREVIOUS_COLUMNS.get(name, name) for name in rows.column_names])
         if "id_key" not in rows.column_names:  # until schema 2
@@ -118,4 +118,4 @@ def _rewrite_withdrawals(lake: Lake) -> None:
 
 
 def _withdrawal_paths(lake: Lake) -> list[str]:
-    return [f"withdrawn/{name}.parquet" for name in lake.names("withdrawn", ".parquet")]
+    return [f"withdrawn/{name}.parquet" for name in lake.list_names("withdrawn", ".parquet")]

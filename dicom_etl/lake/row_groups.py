@@ -20,7 +20,7 @@ class SchemaError(Exception):
     """A table does not fit its description."""
 
 
-def empty(table: Table, columns: Sequence[str] | None = None) -> pa.Table:
+def make_empty_table(table: Table, columns: Sequence[str] | None = None) -> pa.Table:
     """A table without rows."""
     schema = table.schema
     return pa.schema([schema.field(name) for name in columns] if columns else schema).empty_table()
@@ -115,7 +115,7 @@ def _sort_key(values: Iterable[pa.Scalar]) -> tuple[Any, ...]:
     return tuple((value is None, "" if value is None else value) for value in (scalar.as_py() for scalar in values))
 
 
-def groups_between(metadata: pq.FileMetaData, ranges: Mapping[str, tuple[str, str]]) -> Iterator[int]:
+def select_row_groups(metadata: pq.FileMetaData, ranges: Mapping[str, tuple[str, str]]) -> Iterator[int]:
     """The row groups that may hold rows of which each of some columns has a value between two values."""
     numbers = [(metadata.schema.names.index(column), first, last) for column, (first, last) in ranges.items()]
     for group in range(metadata.num_row_groups):

@@ -62,10 +62,10 @@ class Table:
 
     def path(self, **names: str | int) -> str:
         """The path of one table below the lake's root; names are encoded."""
-        return place(self.place, **names)
+        return make_path(self.place, **names)
 
 
-def place(template: str, **names: str | int) -> str:
+def make_path(template: str, **names: str | int) -> str:
     """`template` filled with encoded names: the one function that makes the paths of the lake.
 
     A shard is a number, written with four digits.
@@ -144,7 +144,7 @@ _HEADER_PLACE: tuple[tuple[str, pa.DataType], ...] = (
 
 
 @cache
-def headers() -> Table:
+def header_table() -> Table:
     """The header table: where a file is stored, then the columns of the catalogue."""
     tags = tuple((column.name, column.arrow_type) for column in catalogue())
     return Table("headers", "headers/{dataset}/{shard}.parquet", _HEADER_PLACE + tags, ("unit", "path"))
@@ -321,7 +321,7 @@ EXTRACT_COMMITS = Table(
     ("unit",),
 )
 # Where the lines of a unit are in the NDJSON files of the shard: bytes, number of lines, and their digest.
-STORED_BY_UNIT = ("Patient", "ImagingStudy")
+UNIT_RESOURCE_TYPES = ("Patient", "ImagingStudy")
 _LINES = (("offset", COUNT), ("length", COUNT), ("lines", COUNT), ("digest", STRING))
 BUILD_COMMITS = Table(
     "commits",
@@ -330,17 +330,17 @@ BUILD_COMMITS = Table(
         ("unit", STRING),
         ("fingerprint", STRING),  # of all that its resources are made from; null: never built
         ("to_retry", FLAG),
-        *((f"{kind}_{name}", type_) for kind in STORED_BY_UNIT for name, type_ in _LINES),
+        *((f"{kind}_{name}", type_) for kind in UNIT_RESOURCE_TYPES for name, type_ in _LINES),
     ),
     ("unit",),
 )
 COMMITS = {"extract": EXTRACT_COMMITS, "build": BUILD_COMMITS}
 
-RESOURCES = "fhir/{type}/{dataset}/{shard}.ndjson"
-ENDPOINT = "fhir/Endpoint/{dataset}/0000.ndjson"  # one per dataset
+RESOURCE_PATH = "fhir/{type}/{dataset}/{shard}.ndjson"
+ENDPOINT_PATH = "fhir/Endpoint/{dataset}/0000.ndjson"  # one per dataset
 RESOURCE_TYPES = ("Patient", "Endpoint", "ImagingStudy")
 
 
-def report_file(dataset: str, file: str) -> str:
+def make_report_path(dataset: str, file: str) -> str:
     """The path of a file of a dataset's report; its name is ours and stays as it is."""
     return f"quality/{encode_name(dataset)}/{file}"

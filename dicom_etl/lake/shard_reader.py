@@ -14,10 +14,10 @@ from typing import TypeVar
 import pyarrow as pa
 
 from dicom_etl.lake import recovery
-from dicom_etl.lake.commits import Commit, DamagedShardError, damaged_file, digest_of, read_commit, shard_total
-from dicom_etl.lake.row_groups import empty
-from dicom_etl.lake.schemas import COMMITS, RESOURCES, Table, place
-from dicom_etl.lake.shards import shard_of
+from dicom_etl.lake.commits import Commit, DamagedShardError, count_shards, find_damaged_file, hash_lines, read_commit
+from dicom_etl.lake.row_groups import make_empty_table
+from dicom_etl.lake.schemas import COMMITS, RESOURCE_PATH, Table, make_path
+from dicom_etl.lake.shards import assign_shard
 from dicom_etl.lake.tables import Lake, LakeError
 
 Value = TypeVar("Value")
@@ -41,7 +41,7 @@ def read_unit(
         return lake.read_between(table, ranges, columns, dataset=dataset, stage=stage_of, shard=commit.shard)
 
     rows = _read_shard_of(lake, stage_of, dataset, unit, read)
-    return empty(table, columns) if rows is None else rows
+    return make_empty_table(table, columns) if rows is None else rows
 
 
 def read_shards(
@@ -74,11 +74,11 @@ def _moved(dataset: str) -> DamagedShardError:
 
 def _settled_total(lake: Lake, stage: str, dataset: str) -> int:
     """The number of shards of a dataset, when its folders are not being exchanged."""
-    for _ in range(_TRIES if lake.local else 0):
-        if not lake.exists(recovery.exchange_marker(stage, dataset)):
+    for _ in range(_TRIES if lake.is_local else 0):
+        if not lake.exists(recovery.make_exchange_marker_path(stage, dataset)):
             break
         time.sleep(_PAUSE)
-    return shard_total(lake, stage, dataset)
+    return count_shards(lake, stage, dataset)
 
 
 def read_lines(lake: Lake, kind: str, *, dataset: str, unit: str) -> bytes:
@@ -87,24 +87,24 @@ def read_lines(lake: Lake, kind: str, *, dataset: str, unit: str) -> bytes:
     Raises:
         DamagedShardError: they are not what the commit of their shard says.
     """
-    return _read_shard_of(lake, "build", dataset, unit, lambda commit: unit_lines(lake, commit, kind, unit)) or b""
+    return _read_shard_of(lake, "build", dataset, unit, lambda commit: read_unit_lines(lake, commit, kind, unit)) or b""
 
 
 def _read_shard_of(lake: Lake, stage: str, dataset: str, unit: str, read: Callable[[Commit], Value]) -> Value | None:
     """What `read` makes of the shard of a unit; the number of shards may change meanwhile."""
     for _ in range(_TRIES):
-        shards = shard_total(lake, stage, dataset) or 1
+        shards = count_shards(lake, stage, dataset) or 1
         found = read_consistently(
-            lake, stage, dataset, shard_of(unit, shards), lambda commit: (commit.shards, read(commit))
+            lake, stage, dataset, assign_shard(unit, shards), lambda commit: (commit.shards, read(commit))
         )
-        if found is None and (shard_total(lake, stage, dataset) or 1) == shards:
+        if found is None and (count_shards(lake, stage, dataset) or 1) == shards:
             return None
         if found is not None and found[0] == shards:
             return found[1]
     raise _moved(dataset)
 
 
-def unit_lines(lake: Lake, commit: Commit, kind: str, unit: str) -> bytes:
+def read_unit_lines(lake: Lake, commit: Commit, kind: str, unit: str) -> bytes:
     """As `read_lines`, of a shard whose commit is known.
 
     Raises:
@@ -113,9 +113,9 @@ def unit_lines(lake: Lake, commit: Commit, kind: str, unit: str) -> bytes:
     row = commit.rows.get(unit)
     if row is None or not row[f"{kind}_length"]:
         return b""
-    path = place(RESOURCES, type=kind, dataset=commit.dataset, shard=commit.shard)
+    path = make_path(RESOURCE_PATH, type=kind, dataset=commit.dataset, shard=commit.shard)
     lines = lake.read_slice(path, row[f"{kind}_offset"], row[f"{kind}_length"])
-    if digest_of(lines) != row[f"{kind}_digest"]:
+    if hash_lines(lines) != row[f"{kind}_digest"]:
         raise DamagedShardError.of(f"{path} (the lines of {unit})")
     return lines
 
@@ -137,11 +137,11 @@ def read_consistently(
     path = COMMITS[stage].path(dataset=dataset, shard=shard)
     reason, commit = "", None
     for _ in range(_TRIES):
-        before = lake.identity(path)
+        before = lake.get_file_identity(path)
         commit = read_commit(lake, stage, dataset, shard)
         if commit is None and before is None and not _is_pending(lake, stage, dataset, path) and not lake.exists(path):
             return None
-        if commit is not None and (damaged := damaged_file(lake, commit)) is None:
+        if commit is not None and (damaged := find_damaged_file(lake, commit)) is None:
             try:
                 value = read(commit)
             except (LakeError, pa.ArrowException, OSError, ValueError) as error:
@@ -150,18 +150,23 @@ def read_consistently(
                 # While files are renamed, some are of the next generation; only their digests tell which. Asked in
                 # this order: a commit that is no longer pending is another one than before.
                 is_pending = _is_pending(lake, stage, dataset, path)
-                if lake.identity(path) == before and damaged_file(lake, commit, digests=is_pending) is None:
+                if (
+                    lake.get_file_identity(path) == before
+                    and find_damaged_file(lake, commit, digests=is_pending) is None
+                ):
                     return value
                 reason = f"{path} changes again and again"
         else:
             reason = f"{damaged if commit else path}{_MISMATCH}"
         time.sleep(_PAUSE)
-    if commit and (damaged := damaged_file(lake, commit, digests=True)) and damaged not in reason:
+    if commit and (damaged := find_damaged_file(lake, commit, digests=True)) and damaged not in reason:
         reason = f"{damaged}{_MISMATCH}"
     raise DamagedShardError(f"{reason}: run `dicom-etl run` or `audit` again, which rebuilds it")
 
 
 def _is_pending(lake: Lake, stage: str, dataset: str, path: str) -> bool:
     """Whether files of the shard of a commit are being renamed, or their folders."""
-    pending = recovery.hidden(PurePosixPath(path), recovery.PENDING)
-    return lake.local and (lake.exists(str(pending)) or lake.exists(recovery.exchange_marker(stage, dataset)))
+    pending = recovery.make_hidden_path(PurePosixPath(path), recovery.PENDING)
+    return lake.is_local and (
+        lake.exists(str(pending)) or lake.exists(recovery.make_exchange_marker_path(stage, dataset))
+    )

@@ -17,9 +17,9 @@ import orjson
 import pyarrow as pa
 
 from dicom_etl.lake import recovery
-from dicom_etl.lake.commits import damage_marker, remove_other_shards
+from dicom_etl.lake.commits import make_damage_marker_path, remove_other_shards
 from dicom_etl.lake.row_groups import write_row_groups
-from dicom_etl.lake.schemas import COMMITS, RESOURCES, Table, place
+from dicom_etl.lake.schemas import COMMITS, RESOURCE_PATH, Table, make_path
 from dicom_etl.lake.tables import Lake
 
 
@@ -43,7 +43,7 @@ class ShardWriter:
         self._shard, self._shards = shard, shards
         self._new_folders = new_folders
         self._files: dict[str, tuple[int, str]] = {}
-        if not (lake.local or new_folders):
+        if not (lake.is_local or new_folders):
             lake.remove(COMMITS[stage].path(dataset=dataset, shard=shard))
 
     def write_table(self, table: Table, pieces: Iterable[pa.Table], groups: Sequence[int] | None = None) -> None:
@@ -53,7 +53,7 @@ class ShardWriter:
 
     def write_lines(self, kind: str, chunks: Iterable[bytes]) -> None:
         """Write the NDJSON file of a resource type."""
-        with self._file(place(RESOURCES, type=kind, dataset=self._dataset, shard=self._shard)) as sink:
+        with self._file(make_path(RESOURCE_PATH, type=kind, dataset=self._dataset, shard=self._shard)) as sink:
             for chunk in chunks:
                 sink.write(chunk)
 
@@ -65,7 +65,7 @@ class ShardWriter:
         """
         self._lake.require_locks()
         self._put_in_place(units)
-        self._lake.remove(damage_marker(self._stage, self._dataset, self._shard))
+        self._lake.remove(make_damage_marker_path(self._stage, self._dataset, self._shard))
 
     def _put_in_place(self, units: pa.Table) -> None:
         table = COMMITS[self._stage]
@@ -82,32 +82,36 @@ class ShardWriter:
         content = io.BytesIO()
         write_row_groups(content, table, [units], metadata={recovery.COMMIT_KEY: known})
         path = self._path(table)
-        if self._new_folders or not self._lake.local:
+        if self._new_folders or not self._lake.is_local:
             with self._file(path) as sink:
                 sink.write(content.getvalue())
             return
         target = Path(self._lake.root, path)
         for folder in {Path(self._lake.root, file).parent for file in self._files}:
             recovery.sync_folder(folder)
-        self._lake.write_bytes(str(recovery.hidden(PurePosixPath(path), recovery.PENDING)), content.getvalue())
-        recovery.complete(Path(self._lake.root), recovery.hidden(target, recovery.PENDING), target, self._files)
+        self._lake.write_bytes(
+            str(recovery.make_hidden_path(PurePosixPath(path), recovery.PENDING)), content.getvalue()
+        )
+        recovery.complete_commit(
+            Path(self._lake.root), recovery.make_hidden_path(target, recovery.PENDING), target, self._files
+        )
 
     def _path(self, table: Table) -> str:
         return table.path(stage=self._stage, dataset=self._dataset, shard=self._shard)
 
     @contextmanager
     def _file(self, path: str) -> Iterator[IO[bytes]]:
-        if not self._lake.local:
+        if not self._lake.is_local:
             buffer = io.BytesIO()
             yield buffer
             content = buffer.getvalue()
-            written_to = recovery.new_folder(path) if self._new_folders else path
+            written_to = recovery.make_new_path(path) if self._new_folders else path
             self._lake.write_bytes(str(written_to), content)
             self._files[path] = len(content), hashlib.sha256(content).hexdigest()
             return
         target = Path(self._lake.root, path)
-        hidden = recovery.hidden(target, recovery.NEW)
-        written = Path(self._lake.root, recovery.new_folder(path)) if self._new_folders else hidden
+        hidden = recovery.make_hidden_path(target, recovery.NEW)
+        written = Path(self._lake.root, recovery.make_new_path(path)) if self._new_folders else hidden
         written.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with written.open("wb") as file:
             sink = _HashedFile(file)
@@ -143,23 +147,23 @@ class _HashedFile(io.RawIOBase):
 
 def exchange_folders(lake: Lake, stage: str, dataset: str) -> None:
     """Put the new folders of a dataset in the place of the old ones, after all of its shards were written there."""
-    folders = recovery.stage_folders(stage, dataset)
-    if not lake.local:
+    folders = recovery.list_stage_folders(stage, dataset)
+    if not lake.is_local:
         _copy_new_folders(lake, stage, dataset)
         return
     for folder in folders:
-        _keep_other_files(Path(lake.root, folder), Path(lake.root, recovery.new_folder(folder)))
-    marker = recovery.exchange_marker(stage, dataset)
+        _keep_other_files(Path(lake.root, folder), Path(lake.root, recovery.make_new_path(folder)))
+    marker = recovery.make_exchange_marker_path(stage, dataset)
     lake.write_bytes(marker, orjson.dumps(folders))
-    recovery.exchange(Path(lake.root), folders, Path(lake.root, marker))
+    recovery.complete_exchange(Path(lake.root), folders, Path(lake.root, marker))
 
 
 def _copy_new_folders(lake: Lake, stage: str, dataset: str) -> None:
     """Copy the files of new folders to their places on an object store; there is no commit until all of them are."""
     remove_other_shards(lake, stage, dataset, ())
-    for folder in recovery.stage_folders(stage, dataset):
-        new = recovery.new_folder(folder)
-        for name in lake.names(new):
+    for folder in recovery.list_stage_folders(stage, dataset):
+        new = recovery.make_new_path(folder)
+        for name in lake.list_names(new):
             lake.write_bytes(f"{folder}/{name}", lake.read_bytes(f"{new}/{name}") or b"")
     lake.remove_new_folders(dataset)
 

@@ -16,7 +16,7 @@ SHARD_ROWS = 20_000
 GROUP_ROWS = 2_500
 
 
-def shard_count(unit_rows: Iterable[int]) -> int:
+def choose_shard_count(unit_rows: Iterable[int]) -> int:
     """The number of shards of a dataset: a power of two, so that a shard holds at most some 20,000 rows.
 
     Args:
@@ -26,18 +26,18 @@ def shard_count(unit_rows: Iterable[int]) -> int:
     return 1 << max(0, -(-rows // SHARD_ROWS) - 1).bit_length()
 
 
-def shard_of(unit: str, shards: int) -> int:
+def assign_shard(unit: str, shards: int) -> int:
     """The shard of a unit. With twice as many shards it is this one or the one `shards` further."""
     digest = hashlib.blake2b(unit.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") % shards
 
 
-def former_shards(shard: int, shards: int, former: int) -> range:
+def list_previous_shards(shard: int, shards: int, former: int) -> range:
     """The shards of `former` ones in which the units of one of `shards` were."""
     return range(shard % former, shard % former + 1) if former <= shards else range(shard, former, shards)
 
 
-def row_groups(unit_rows: Sequence[int]) -> list[int]:
+def choose_row_groups(unit_rows: Sequence[int]) -> list[int]:
     """The sizes of the row groups of a shard, from the rows of its units in their order.
 
     Whole units share a group as long as they fit into `GROUP_ROWS`. A larger unit has groups of its own: of about that

@@ -30,7 +30,7 @@ from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake import locks, recovery
 from dicom_etl.lake.description import LakeDescription
 from dicom_etl.lake.location import DESCRIPTION_FILE
-from dicom_etl.lake.row_groups import empty, groups_between, read_parquet, write_row_groups
+from dicom_etl.lake.row_groups import make_empty_table, read_parquet, select_row_groups, write_row_groups
 from dicom_etl.lake.schemas import SCHEMA_VERSION, Table
 
 _DATASET_FOLDERS = ("inventory", "sheets", "identities", "withdrawn")  # one file per dataset
@@ -56,7 +56,7 @@ class Lake:
 
     root: str
     lock_wait: float = 3600.0
-    tell: Any = field(default=print, compare=False, repr=False)
+    notify: Any = field(default=print, compare=False, repr=False)
     ledger_url: str | None = field(default=None, compare=False, repr=False)  # it may contain a password
     _advisory_locks: list[Any] = field(default_factory=list, compare=False, repr=False)
 
@@ -65,18 +65,18 @@ class Lake:
         return Lake, (self.root, self.lock_wait)
 
     @property
-    def local(self) -> bool:
+    def is_local(self) -> bool:
         """Whether the lake lies in a folder of this machine."""
         return "://" not in self.root
 
     @property
-    def base(self) -> UPath:
+    def root_path(self) -> UPath:
         """The root as a path."""
         return UPath(self.root)
 
-    def at(self, place: str) -> UPath:
-        """The path of `place`, a path below the root made by `schemas.place` or `Table.path`."""
-        return self.base / place
+    def resolve(self, place: str) -> UPath:
+        """The path of `place`, a path below the root made by `schemas.make_path` or `Table.path`."""
+        return self.root_path / place
 
     # -- the lake as a whole ----------------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class Lake:
             raise LakeError(
                 f"the lake {self.root} has schema version {description.schema} and ledgers of uploads, and resource "
                 "ids change with this dicom-etl: delete its resources from the FHIR server (with `forget` of the "
-                f"dicom-etl that wrote it, or empty the server), remove the folder {self.at('outcomes')}, then "
+                f"dicom-etl that wrote it, or empty the server), remove the folder {self.resolve('outcomes')}, then "
                 "`dicom-etl run --rebuild`"
             )
         if not description.is_current and not (rebuild and description.is_outdated):
@@ -118,7 +118,9 @@ class Lake:
         try:
             return LakeDescription.parse(self.read_bytes(DESCRIPTION_FILE) or b"")
         except ValueError:
-            raise LakeError(f"{self.at(DESCRIPTION_FILE)} cannot be read: restore it, or choose another lake") from None
+            raise LakeError(
+                f"{self.resolve(DESCRIPTION_FILE)} cannot be read: restore it, or choose another lake"
+            ) from None
 
     @cached_property
     def lake_id(self) -> str:
@@ -152,7 +154,7 @@ class Lake:
             raise LakeError(f"{self.root} is not empty and is no lake: choose an empty or a new folder")
         content = LakeDescription.new(id_key).dump()
         try:
-            if self.local:
+            if self.is_local:
                 Path(self.root).mkdir(parents=True, exist_ok=True, mode=0o700)
                 _write_if_absent(Path(self.root) / DESCRIPTION_FILE, content)
             else:
@@ -162,12 +164,12 @@ class Lake:
 
     def _has_former_ledgers(self) -> bool:
         """Whether there are ledgers of uploads, in the form that older schemas have."""
-        folder = self.at("outcomes")
+        folder = self.resolve("outcomes")
         return folder.exists() and any(any(folder.glob(name)) for name in ("*/shared.parquet", "*/*/*.parquet"))
 
     def _holds_something(self) -> bool:
         """Whether the root holds more than locks and what runs that make it leave on their way."""
-        base = self.base
+        base = self.root_path
         if not base.exists():
             return False
         if not base.is_dir():
@@ -189,8 +191,8 @@ class Lake:
             lock = self._database_lock if self._locks_in_database else self._file_lock
             held.enter_context(lock(name, doing))
             self._sweep_dataset(encode_name(name))
-            if self.local:
-                recovery.recover(Path(self.root), name)
+            if self.is_local:
+                recovery.recover_dataset(Path(self.root), name)
             else:
                 self.remove_new_folders(name)
             yield
@@ -205,9 +207,9 @@ class Lake:
 
     @contextmanager
     def _file_lock(self, name: str, doing: str) -> Iterator[None]:
-        folder = locks.lock_folder(self.root, local=self.local)
+        folder = locks.choose_lock_folder(self.root, local=self.is_local)
         with ExitStack() as held:
-            lock = locks.hold(folder, encode_name(name), doing, wait=self.lock_wait, tell=self.tell)
+            lock = locks.hold_lock(folder, encode_name(name), doing, wait=self.lock_wait, notify=self.notify)
             try:
                 held.enter_context(lock)
             except OSError as error:
@@ -218,7 +220,7 @@ class Lake:
     def _database_lock(self, name: str, doing: str) -> Iterator[None]:
         from dicom_etl.lake import advisory_locks  # noqa: PLC0415
 
-        with advisory_locks.hold(self, name, doing, wait=self.lock_wait, tell=self.tell) as lock:
+        with advisory_locks.hold_advisory_lock(self, name, doing, wait=self.lock_wait, notify=self.notify) as lock:
             self._advisory_locks.append(lock)
             try:
                 yield
@@ -242,17 +244,17 @@ class Lake:
 
     def remove_new_folders(self, dataset: str) -> None:
         """Remove the hidden folders into which a run writes where the number of shards changes."""
-        for folder in (folder for stage in recovery.STAGES for folder in recovery.stage_folders(stage, dataset)):
-            self.remove_folder(recovery.new_folder(folder))
+        for folder in (folder for stage in recovery.STAGES for folder in recovery.list_stage_folders(stage, dataset)):
+            self.remove_folder(recovery.make_new_path(folder))
 
     def _sweep_dataset(self, name: str) -> None:
         """Remove what killed writers left of the dataset's own files, not of another whose name begins like it."""
-        self.sweep(f"quality/{name}")
-        self.sweep(f"fhir/Endpoint/{name}")
-        for stage in self.names("findings"):
-            self.sweep(f"findings/{stage}/{name}")
+        self.remove_temporary_files(f"quality/{name}")
+        self.remove_temporary_files(f"fhir/Endpoint/{name}")
+        for stage in self.list_names("findings"):
+            self.remove_temporary_files(f"findings/{stage}/{name}")
         left = re.compile(rf"\.{re.escape(name)}\.parquet\.\d+\.tmp")
-        for folder in _DATASET_FOLDERS if self.local else ():
+        for folder in _DATASET_FOLDERS if self.is_local else ():
             for file in Path(self.root, folder).glob(".*.tmp"):
                 if left.fullmatch(file.name):
                     file.unlink(missing_ok=True)
@@ -265,9 +267,9 @@ class Lake:
         Raises:
             SchemaError: a column is missing, unknown or of another type.
         """
-        return self.write_pieces(table, [rows], fingerprint=fingerprint, **names)
+        return self.write_batches(table, [rows], fingerprint=fingerprint, **names)
 
-    def write_pieces(
+    def write_batches(
         self, table: Table, pieces: Iterable[pa.Table], *, fingerprint: str = "", **names: str | int
     ) -> str:
         """As one `write` of all pieces, the same bytes, but holds only few of them at a time.
@@ -297,9 +299,9 @@ class Lake:
             with self._reading(table.path(**names)) as source:
                 return read_parquet(source, columns)
         except FileNotFoundError:
-            return empty(table, columns)
+            return make_empty_table(table, columns)
 
-    def read_pieces(self, table: Table, columns: list[str] | None = None, **names: str | int) -> Iterator[pa.Table]:
+    def read_batches(self, table: Table, columns: list[str] | None = None, **names: str | int) -> Iterator[pa.Table]:
         """The rows of a table, row group by row group; none where there is no table."""
         try:
             with self._reading(table.path(**names)) as source:
@@ -317,10 +319,10 @@ class Lake:
         **names: str | int,
     ) -> pa.Table:
         """The rows whose values of some columns are between two values each, both included; in their order."""
-        pieces = self.pieces_between(table, ranges, columns, **names)
-        return pa.concat_tables([empty(table, columns), *pieces])
+        pieces = self.read_batches_between(table, ranges, columns, **names)
+        return pa.concat_tables([make_empty_table(table, columns), *pieces])
 
-    def pieces_between(
+    def read_batches_between(
         self,
         table: Table,
         ranges: Mapping[str, tuple[str, str]],
@@ -332,7 +334,7 @@ class Lake:
         try:
             with self._reading(table.path(**names)) as source:
                 file = pq.ParquetFile(source, page_checksum_verification=True)
-                for group in groups_between(file.metadata, ranges):
+                for group in select_row_groups(file.metadata, ranges):
                     rows = file.read_row_group(group, wanted, use_threads=False)
                     for column, (first, last) in ranges.items():
                         rows = rows.filter(
@@ -342,7 +344,7 @@ class Lake:
         except FileNotFoundError:
             return
 
-    def fingerprint(self, table: Table, **names: str | int) -> str | None:
+    def read_fingerprint(self, table: Table, **names: str | int) -> str | None:
         """The fingerprint in the footer of a table; None where there is no such table."""
         try:
             with self._reading(table.path(**names)) as source:
@@ -352,7 +354,7 @@ class Lake:
         mark: bytes = metadata.get(_FINGERPRINT, b"")
         return mark.decode()
 
-    def row_count(self, table: Table, **names: str | int) -> int:
+    def count_rows(self, table: Table, **names: str | int) -> int:
         """How many rows a table has, from its footer alone; 0 where there is no such table."""
         try:
             with self._reading(table.path(**names)) as source:
@@ -360,10 +362,10 @@ class Lake:
         except FileNotFoundError:
             return 0
 
-    def names(self, folder: str, suffix: str = "") -> list[str]:
+    def list_names(self, folder: str, suffix: str = "") -> list[str]:
         """The names (encoded, without `suffix`) of the entries of a folder of the lake, sorted."""
         try:
-            found = [child.name for child in self.at(folder).iterdir()]
+            found = [child.name for child in self.resolve(folder).iterdir()]
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(n.removesuffix(suffix) for n in found if n.endswith(suffix) and not n.startswith("."))
@@ -371,8 +373,8 @@ class Lake:
     def datasets(self) -> list[str]:
         """The names of the datasets that have an inventory, sorted."""
         datasets: set[str] = set()
-        for encoded in self.names("inventory", ".parquet"):
-            with self.at(f"inventory/{encoded}.parquet").open("rb") as file:
+        for encoded in self.list_names("inventory", ".parquet"):
+            with self.resolve(f"inventory/{encoded}.parquet").open("rb") as file:
                 datasets |= set(pc.unique(read_parquet(file, ["dataset"])["dataset"]).to_pylist())
         return sorted(datasets)
 
@@ -394,22 +396,24 @@ class Lake:
         except FileNotFoundError:
             return None
 
-    def size(self, place: str) -> int | None:
+    def get_size(self, place: str) -> int | None:
         """The size of a file in bytes; None where there is none."""
         try:
-            return int(self.at(place).stat().st_size if not self.local else os.stat(f"{self.root}/{place}").st_size)  # noqa: PTH116
+            if self.is_local:  # asked for many small files: a Path costs more than the call
+                return os.stat(f"{self.root}/{place}").st_size  # noqa: PTH116
+            return int(self.resolve(place).stat().st_size)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def digest(self, place: str) -> str | None:
+    def compute_digest(self, place: str) -> str | None:
         """The SHA-256 of a (small) file; None where there is none."""
         content = self.read_bytes(place)
         return None if content is None else hashlib.sha256(content).hexdigest()
 
-    def identity(self, place: str) -> tuple[object, ...] | None:
+    def get_file_identity(self, place: str) -> tuple[object, ...] | None:
         """What changes when a file is replaced; None where there is none."""
         try:
-            stat = self.at(place).stat()
+            stat = self.resolve(place).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         return stat.st_size, stat.st_mtime, getattr(stat, "st_ino", None)
@@ -422,15 +426,15 @@ class Lake:
 
     def exists(self, place: str) -> bool:
         """Whether there is such a file."""
-        return bool(self.at(place).exists())
+        return bool(self.resolve(place).exists())
 
     def remove(self, place: str) -> None:
         """Remove a file; no error where there is none."""
-        self.at(place).unlink(missing_ok=True)
+        self.resolve(place).unlink(missing_ok=True)
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def write_part(self, place: str, rows: pa.Table) -> int:
+    def write_arrow(self, place: str, rows: pa.Table) -> int:
         """Write rows that wait to be joined, at a place in a hidden folder, as an Arrow file; returns its size.
 
         Not synced: a part that a loss of power cuts off has another size, and is made again.
@@ -438,14 +442,14 @@ class Lake:
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with self._replacing(place, sync=False) as sink, pa.ipc.new_file(sink, rows.schema, options=options) as writer:
             writer.write_table(rows)
-        return self.size(place) or 0
+        return self.get_size(place) or 0
 
-    def write_part_marker(self, place: str, content: bytes) -> None:
+    def write_unsynced(self, place: str, content: bytes) -> None:
         """Write a small file beside parts."""
         with self._replacing(place, sync=False) as sink:
             sink.write(content)
 
-    def read_part(self, place: str) -> pa.Table:
+    def read_arrow(self, place: str) -> pa.Table:
         """The rows of a part.
 
         Raises:
@@ -454,25 +458,25 @@ class Lake:
         with self._opened(place) as source:
             return pa.ipc.open_file(source).read_all()
 
-    def remove_other_parts(self, folder: str, keys: Collection[str]) -> None:
+    def remove_other_chunks(self, folder: str, keys: Collection[str]) -> None:
         """Remove the parts in a hidden folder that killed runs left, but those of the given keys."""
-        self.sweep(folder)
-        for name in self.names(folder):
+        self.remove_temporary_files(folder)
+        for name in self.list_names(folder):
             if name.partition(".")[0] not in keys:
                 self.remove(f"{folder}/{name}")
 
     def remove_folder(self, place: str) -> None:
         """Remove a folder of the lake with all that it holds; no error where there is none."""
-        path = self.at(place)
-        if self.local:
+        path = self.resolve(place)
+        if self.is_local:
             shutil.rmtree(Path(self.root) / place, ignore_errors=True)  # a worker of a killed run may still write there
         elif path.exists():
             path.fs.rm(path.path, recursive=True)
 
-    def sweep(self, folder: str) -> None:
+    def remove_temporary_files(self, folder: str) -> None:
         """Remove what killed writers left behind in a folder of the lake (the caller holds its lock)."""
-        path = self.at(folder)
-        if self.local and path.is_dir():
+        path = self.resolve(folder)
+        if self.is_local and path.is_dir():
             for left in path.glob(".*.tmp"):
                 left.unlink(missing_ok=True)
 
@@ -486,16 +490,16 @@ class Lake:
                 raise DamagedTableError.of(place, error) from error
 
     def _opened(self, place: str) -> IO[bytes]:
-        opened: IO[bytes] = open(Path(self.root) / place, "rb") if self.local else self.at(place).open("rb")  # noqa: SIM115, PTH123
+        opened: IO[bytes] = open(Path(self.root) / place, "rb") if self.is_local else self.resolve(place).open("rb")  # noqa: SIM115, PTH123
         return opened
 
     @contextmanager
     def _replacing(self, place: str, *, sync: bool = True) -> Iterator[IO[bytes]]:
         """A file that takes the place of the old one when the body ends, or not at all."""
-        if not self.local:  # an object appears whole, when it is closed
+        if not self.is_local:  # an object appears whole, when it is closed
             buffer = io.BytesIO()
             yield buffer
-            self.at(place).write_bytes(buffer.getvalue())
+            self.resolve(place).write_bytes(buffer.getvalue())
             return
         target = Path(self.root) / place
         # the process id keeps apart a worker that outlives a killed run and the run that follows

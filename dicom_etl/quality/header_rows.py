@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.lake.schemas import TAG_PROFILES, headers
+from dicom_etl.lake.schemas import TAG_PROFILES, header_table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.quality.occurrences import HEADER_COLUMNS
 
@@ -23,7 +23,7 @@ def header_rows(lake: Lake, dataset: str, shards: Iterable[int]) -> Iterator[pa.
     """The header rows of some shards with `HEADER_COLUMNS`, many row groups at a time."""
     waiting: list[pa.Table] = []
     for shard in shards:
-        for rows in lake.read_pieces(headers(), list(HEADER_COLUMNS), dataset=dataset, shard=shard):
+        for rows in lake.read_batches(header_table(), list(HEADER_COLUMNS), dataset=dataset, shard=shard):
             waiting.append(rows)
             if sum(piece.num_rows for piece in waiting) >= _ROWS_AT_ONCE:
                 yield pa.concat_tables(waiting)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.lake.schemas import headers
+from dicom_etl.lake.schemas import header_table
 from dicom_etl.quality.value_states import packed_names, packed_states, watched
 from dicom_etl.quality.working_database import Database
 
@@ -65,7 +65,7 @@ def create_occurrences(database: Database, pieces: Iterable[pa.Table]) -> None:
     An occurrence names its study, series and profile by their number; the first two are null where the header has no
     UID. It may be there several times, from several pieces.
     """
-    schema = headers().schema
+    schema = header_table().schema
     nothing = pa.schema([schema.field(name) for name in HEADER_COLUMNS]).empty_table()
     database.create("pieces", occurrences(nothing))
     for piece in pieces:

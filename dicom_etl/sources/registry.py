@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.fingerprints import compute_fingerprint
 from dicom_etl.lake.schemas import INVENTORY
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings, Settings, SettingsError
@@ -93,7 +93,7 @@ def _parse_argument(argument: str, datasets: dict[str, DatasetSettings], lake: L
         )
     dataset = DatasetSettings(root=str(root), kind="list" if root.suffix == ".csv" else "tree")
     location = open_source(name, dataset).location
-    if not equals and lake.fingerprint(INVENTORY, dataset=name) not in (None, fingerprint(location)):
+    if not equals and lake.read_fingerprint(INVENTORY, dataset=name) not in (None, compute_fingerprint(location)):
         raise SettingsError(
             f"the lake has a dataset {name} from another folder: give this one another name, as in NEW={root}, "
             f"or confirm with {name}={root} that the dataset has moved"

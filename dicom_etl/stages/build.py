@@ -43,18 +43,18 @@ from dicom_etl.fhir.endpoint import make_endpoint
 from dicom_etl.findings import Finding, describe_error, make_finding, tabulate_findings
 from dicom_etl.identity.crosswalk import CrosswalkEntry, read_crosswalk
 from dicom_etl.identity.ids import ResourceIds
-from dicom_etl.lake.commits import Commit, find_damage, read_commits, remove_other_shards, require_whole
-from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.commits import Commit, read_commits, remove_other_shards, require_undamaged, warn_of_damage
+from dicom_etl.lake.fingerprints import compute_fingerprint
 from dicom_etl.lake.schemas import (
     DATASET_FINDINGS,
-    ENDPOINT,
+    ENDPOINT_PATH,
     FINDINGS,
     IDENTITIES,
     SHEETS,
-    place,
+    make_path,
 )
 from dicom_etl.lake.shard_writer import exchange_folders
-from dicom_etl.lake.shards import shard_of
+from dicom_etl.lake.shards import assign_shard
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings, Settings
 from dicom_etl.sources import Source as DatasetSource
@@ -111,7 +111,7 @@ def build(
     name, ids = source.dataset, settings.resource_ids()
     with lake.lock(name, f"build of {name}"):
         extracted = read_commits(lake, "extract", name)
-        require_whole(lake, "extract", name, extracted.values(), digests=False)
+        require_undamaged(lake, "extract", name, extracted.values(), digests=False)
         units = HeaderUnits(extracted)
         if not units.marks:
             raise SourceError(f"dataset {name}: there are no header tables; extract it first")
@@ -121,12 +121,12 @@ def build(
         served = make_endpoint(context, dataset_settings.endpoint, source.location)
         matched_by = matching_fingerprint(ids, dataset_settings, crosswalk, units)
         commits = _whole_commits(lake, name)
-        state = fingerprint(
+        state = compute_fingerprint(
             matched_by,
             mapping_fingerprint(),
             context.values(),
             [list(line) for line in lines],
-            lake.digest(SHEETS.path(dataset=name)),
+            lake.compute_digest(SHEETS.path(dataset=name)),
             sorted(row.digest or "" for row in WithdrawalRecord.read(lake, name).rows),
             served,
             units.shards,
@@ -135,7 +135,7 @@ def build(
             lake.remove_folder(chunks_folder(name))
             return summary
         _forget_state(lake, name)
-        require_whole(lake, "extract", name, extracted.values(), digests=True)
+        require_undamaged(lake, "extract", name, extracted.values(), digests=True)
         job = _Job(lake, name, engine, progress)
         identities = match_dataset(lake, name, ids, dataset_settings, crosswalk, units, matched_by)
         _write_endpoint(lake, name, served if _builds_some(identities) else None)
@@ -161,7 +161,7 @@ def build(
 def _whole_commits(lake: Lake, dataset: str) -> dict[int, Commit]:
     """The commits whose files have the recorded sizes; damaged shards are named, and rebuilt."""
     commits = read_commits(lake, "build", dataset)
-    return {shard: commit for shard, commit in commits.items() if not find_damage(lake, commit)}
+    return {shard: commit for shard, commit in commits.items() if not warn_of_damage(lake, commit)}
 
 
 def _context(name: str, settings: Settings, dataset: DatasetSettings, ids: ResourceIds) -> Context:
@@ -194,21 +194,21 @@ def _unchanged(
     served: dict[str, Any],
 ) -> Built | None:
     """The summary of the last build where it is of this state and all of it is stored; else None."""
-    mark = lake.fingerprint(DATASET_FINDINGS, stage="build", dataset=dataset) or ""
+    mark = lake.read_fingerprint(DATASET_FINDINGS, stage="build", dataset=dataset) or ""
     known, _, text = mark.partition(" ")
     if known != state or commits.keys() != set(units.shard_of.values()):
         return None
-    if lake.fingerprint(IDENTITIES, dataset=dataset) != matched_by:
+    if lake.read_fingerprint(IDENTITIES, dataset=dataset) != matched_by:
         return None
     counts = orjson.loads(text)
-    if counts["persons"] and lake.read_bytes(place(ENDPOINT, dataset=dataset)) != _line(served):
+    if counts["persons"] and lake.read_bytes(make_path(ENDPOINT_PATH, dataset=dataset)) != _line(served):
         return None
     return Built(dataset, units_made=0, units_failed=0, **counts)
 
 
 def _forget_state(lake: Lake, dataset: str) -> None:
     """Take back what says that all is of one state, before anything changes: a kill must not leave it."""
-    if lake.fingerprint(DATASET_FINDINGS, stage="build", dataset=dataset):
+    if lake.read_fingerprint(DATASET_FINDINGS, stage="build", dataset=dataset):
         rows = lake.read(DATASET_FINDINGS, stage="build", dataset=dataset)
         lake.write(DATASET_FINDINGS, rows, stage="build", dataset=dataset)
 
@@ -243,7 +243,7 @@ def _builds_some(identities: Identities) -> bool:
 
 
 def _write_endpoint(lake: Lake, dataset: str, served: dict[str, Any] | None) -> None:
-    path = place(ENDPOINT, dataset=dataset)
+    path = make_path(ENDPOINT_PATH, dataset=dataset)
     if served is None:
         lake.remove(path)
     elif lake.read_bytes(path) != (content := _line(served)):
@@ -256,9 +256,9 @@ def _changed(
     """The units to be made. Of a shard that is to be written the bytes are checked before they are taken over."""
     changed = list(find_changed_units(inputs, commits, subjects=subjects, force=force))
     former = next((commit.shards for commit in commits.values()), inputs.units.shards)
-    touched = {shard_of(unit, former) for unit in changed} if former == inputs.units.shards else set(commits)
+    touched = {assign_shard(unit, former) for unit in changed} if former == inputs.units.shards else set(commits)
     damaged = [
-        shard for shard in sorted(touched & commits.keys()) if find_damage(job.lake, commits[shard], digests=True)
+        shard for shard in sorted(touched & commits.keys()) if warn_of_damage(job.lake, commits[shard], digests=True)
     ]
     for shard in damaged:
         del commits[shard]
@@ -273,7 +273,7 @@ def _make(job: _Job, inputs: BuildInputs, changed: list[str], commits: Mapping[i
     lake, name = job.lake, job.dataset
     folder = chunks_folder(name)
     chunks = list(_chunks_of(job, inputs, changed))
-    lake.remove_other_parts(folder, {chunk.key for chunk in chunks})
+    lake.remove_other_chunks(folder, {chunk.key for chunk in chunks})
     built, errors = _build_chunks(job, inputs, chunks)
     errors |= _write_shards(job, inputs, built, errors, commits)
     lake.remove_folder(folder)
@@ -347,7 +347,7 @@ def _write_shards(
     lake, shards = job.lake, inputs.units.shards
     moves = next((commit.shards for commit in commits.values()), shards) != shards
     made = [unit for _, result in built for unit in result.lines]
-    touched = {shard_of(unit, shards) for unit in (*made, *errors)}
+    touched = {assign_shard(unit, shards) for unit in (*made, *errors)}
     known = set(inputs.units.marks)
     touched |= {shard for shard, commit in commits.items() if not known.issuperset(commit.unit_names)}
     former = commits if moves else {shard: commit for shard, commit in commits.items() if shard in touched}
@@ -395,7 +395,7 @@ def _stored(
         stored[unit] = stored.get(unit, StoredUnit(unit, None, True, None, None, {}))._replace(to_retry=True)
     by_shard: dict[int, list[StoredUnit]] = defaultdict(list)
     for unit in sorted(stored):
-        by_shard[shard_of(unit, inputs.units.shards)].append(stored[unit])
+        by_shard[assign_shard(unit, inputs.units.shards)].append(stored[unit])
     return {shard: tuple(own) for shard, own in by_shard.items()}
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from dicom_etl.findings import make_finding, tabulate_findings
 from dicom_etl.identity.ids import ResourceIds
-from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.fingerprints import compute_fingerprint
 from dicom_etl.lake.schemas import DATASET_FINDINGS, INVENTORY, SHEETS
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Scan, Source, SourceError
@@ -72,7 +72,7 @@ def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_
         if missing:
             raise DatasetStoppedError(f"dataset {source.dataset}: {missing[0].message}")
         lake.write(SHEETS, _build_sheets(source.dataset, scan), dataset=source.dataset)
-        lake.write(INVENTORY, current, fingerprint=fingerprint(source.location), dataset=source.dataset)
+        lake.write(INVENTORY, current, fingerprint=compute_fingerprint(source.location), dataset=source.dataset)
     return CrawlResult(
         source.dataset,
         files=current.num_rows,

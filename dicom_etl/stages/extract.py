@@ -69,7 +69,7 @@ def extract(
         units_read = read_units(source, lake, engine, plan, progress)
         files_opened = sum(summary.files_opened for _, summary in units_read.chunks)
         commits = commit_rows(plan.commits.values())
-        state = lake.fingerprint(DATASET_FINDINGS, stage="extract", dataset=dataset)
+        state = lake.read_fingerprint(DATASET_FINDINGS, stage="extract", dataset=dataset)
         # also where nothing changed, if a killed run did not record its result
         if plan.changed or plan.removed or plan.is_resharded or state != state_fingerprint(commits):
             duplicates = find_duplicates(source, lake, plan, units_read.chunks)
@@ -106,6 +106,6 @@ def _write_findings(lake: Lake, dataset: str, units_read: UnitsRead, duplicates:
 
 def _count_findings(lake: Lake, dataset: str) -> int:
     shards = read_commits(lake, "extract", dataset)
-    return lake.row_count(DATASET_FINDINGS, stage="extract", dataset=dataset) + sum(
-        lake.row_count(FINDINGS, stage="extract", dataset=dataset, shard=shard) for shard in shards
+    return lake.count_rows(DATASET_FINDINGS, stage="extract", dataset=dataset) + sum(
+        lake.count_rows(FINDINGS, stage="extract", dataset=dataset, shard=shard) for shard in shards
     )

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from dicom_etl.engine import Progress
 from dicom_etl.findings import tabulate_findings
-from dicom_etl.lake.commits import Commit, read_commits, require_whole
-from dicom_etl.lake.fingerprints import fingerprint, version_of
+from dicom_etl.lake.commits import Commit, read_commits, require_undamaged
+from dicom_etl.lake.fingerprints import compute_fingerprint, hash_package_files
 from dicom_etl.lake.schemas import (
     ALL_FINDINGS,
     COMMITS,
@@ -127,11 +127,11 @@ def measure(
 
 
 def _make(lake: Lake, dataset: str, shards: _Shards, settings: Settings, mark: str, progress: Progress) -> None:
-    require_whole(lake, "extract", dataset, shards.extract.values(), digests=True)
-    require_whole(lake, "build", dataset, shards.build.values(), digests=True)
+    require_undamaged(lake, "extract", dataset, shards.extract.values(), digests=True)
+    require_undamaged(lake, "build", dataset, shards.build.values(), digests=True)
     for table in (ALL_FINDINGS, MEASURES, COMPLETENESS):  # no commit while the tables change
         lake.remove(table.path(dataset=dataset))
-    lake.sweep(ALL_FINDINGS.path(dataset=dataset).rpartition("/")[0])
+    lake.remove_temporary_files(ALL_FINDINGS.path(dataset=dataset).rpartition("/")[0])
     with open_database() as database:
         copies = _read_headers(database, lake, dataset, shards, progress)
         lake.write(COMPLETENESS, completeness(dataset, database), fingerprint=mark, dataset=dataset)
@@ -139,7 +139,7 @@ def _make(lake: Lake, dataset: str, shards: _Shards, settings: Settings, mark: s
         measures = _judge(database, dataset, copies, settings)
         lake.write(MEASURES, measures_table(dataset, measures), fingerprint=mark, dataset=dataset)
         found = database.batches(f"FROM findings ORDER BY {', '.join(ALL_FINDINGS.order)}")
-        lake.write_pieces(ALL_FINDINGS, found, fingerprint=mark, dataset=dataset)
+        lake.write_batches(ALL_FINDINGS, found, fingerprint=mark, dataset=dataset)
 
 
 # -- whether to measure -----------------------------------------------------------------------------------------------
@@ -147,23 +147,23 @@ def _make(lake: Lake, dataset: str, shards: _Shards, settings: Settings, mark: s
 
 def _fingerprint(lake: Lake, dataset: str, shards: _Shards, settings: Settings) -> str:
     """The fingerprint of all that the measures are made from. A commit has the digest of each file of its shard."""
-    return fingerprint(
+    return compute_fingerprint(
         MEASURE_VERSION,
-        version_of(*_TABLES),
+        hash_package_files(*_TABLES),
         _zone(settings, dataset),
         settings.reference_date,
         [
-            (stage, shard, lake.digest(COMMITS[stage].path(dataset=dataset, shard=shard)))
+            (stage, shard, lake.compute_digest(COMMITS[stage].path(dataset=dataset, shard=shard)))
             for stage, commits in (("extract", shards.extract), ("build", shards.build))
             for shard in sorted(commits)
         ],
-        [lake.digest(DATASET_FINDINGS.path(stage=stage, dataset=dataset)) for stage in _STAGES],
-        [lake.digest(table.path(dataset=dataset)) for table in (INVENTORY, SHEETS, IDENTITIES)],
+        [lake.compute_digest(DATASET_FINDINGS.path(stage=stage, dataset=dataset)) for stage in _STAGES],
+        [lake.compute_digest(table.path(dataset=dataset)) for table in (INVENTORY, SHEETS, IDENTITIES)],
     )
 
 
 def _is_current(lake: Lake, dataset: str, mark: str) -> bool:
-    return all(lake.fingerprint(t, dataset=dataset) == mark for t in (ALL_FINDINGS, MEASURES, COMPLETENESS))
+    return all(lake.read_fingerprint(t, dataset=dataset) == mark for t in (ALL_FINDINGS, MEASURES, COMPLETENESS))
 
 
 def _zone(settings: Settings, dataset: str) -> str | None:
@@ -201,21 +201,21 @@ def _read_tables(database: Database, lake: Lake, dataset: str, shards: _Shards) 
     database.create("files", files_read.append_column("n", pa.array([], pa.int64())))
     database.create("findings", FINDINGS.schema.empty_table())
     for shard in sorted(shards.extract):
-        for piece in lake.read_pieces(FILES, files_read.column_names, dataset=dataset, shard=shard):
+        for piece in lake.read_batches(FILES, files_read.column_names, dataset=dataset, shard=shard):
             counted = piece.group_by(files_read.column_names).aggregate([([], "count_all")])
             database.append("files", counted)
-        for piece in lake.read_pieces(FINDINGS, stage="extract", dataset=dataset, shard=shard):
+        for piece in lake.read_batches(FINDINGS, stage="extract", dataset=dataset, shard=shard):
             database.append("findings", piece)
     for shard in sorted(shards.build):
-        for piece in lake.read_pieces(FINDINGS, stage="build", dataset=dataset, shard=shard):
+        for piece in lake.read_batches(FINDINGS, stage="build", dataset=dataset, shard=shard):
             database.append("findings", piece)
     for stage in _STAGES:
-        for piece in lake.read_pieces(DATASET_FINDINGS, stage=stage, dataset=dataset):
+        for piece in lake.read_batches(DATASET_FINDINGS, stage=stage, dataset=dataset):
             database.append("findings", piece)
     create_sheets(
         database,
-        lake.read_pieces(INVENTORY, ["subject", "sample"], dataset=dataset),
-        lake.read_pieces(SHEETS, SHEET_COLUMNS, dataset=dataset),
+        lake.read_batches(INVENTORY, ["subject", "sample"], dataset=dataset),
+        lake.read_batches(SHEETS, SHEET_COLUMNS, dataset=dataset),
     )
     create_resources(
         database,
@@ -223,9 +223,9 @@ def _read_tables(database: Database, lake: Lake, dataset: str, shards: _Shards) 
         (
             piece
             for shard in sorted(shards.build)
-            for piece in lake.read_pieces(FHIR_ELEMENTS, ELEMENT_COLUMNS, dataset=dataset, shard=shard)
+            for piece in lake.read_batches(FHIR_ELEMENTS, ELEMENT_COLUMNS, dataset=dataset, shard=shard)
         ),
-        lake.read_pieces(IDENTITIES, IDENTITY_COLUMNS, dataset=dataset),
+        lake.read_batches(IDENTITIES, IDENTITY_COLUMNS, dataset=dataset),
     )
 
 

@@ -16,8 +16,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.lake.fingerprints import fingerprint, version_of
-from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, MEASURES, Table, report_file
+from dicom_etl.lake.fingerprints import compute_fingerprint, hash_package_files
+from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, MEASURES, Table, make_report_path
 from dicom_etl.lake.tables import Lake
 from dicom_etl.quality.check_table import quality_checks
 from dicom_etl.quality.report.export import write_csv
@@ -61,12 +61,12 @@ def report(dataset: str, lake: Lake, settings: Settings) -> ReportSummary:
         SourceError: the dataset has not been measured.
     """
     with lake.lock(dataset, f"report of {dataset}"):
-        measured = lake.fingerprint(ALL_FINDINGS, dataset=dataset)
+        measured = lake.read_fingerprint(ALL_FINDINGS, dataset=dataset)
         if measured is None:
             raise SourceError(f"dataset {dataset}: it has no quality tables; measure it first")
         mark = _fingerprint(measured, settings)
         summary = _former(lake, dataset, mark) or _make(lake, dataset, settings, mark)
-    files = tuple(report_file(dataset, name) for name in summary["files"])
+    files = tuple(make_report_path(dataset, name) for name in summary["files"])
     by_severity = {severity: counts["findings"] for severity, counts in summary["findings"].items()}
     return ReportSummary(dataset, files[0], files, summary["check_results"], by_severity)
 
@@ -78,16 +78,18 @@ def _fingerprint(measured: str, settings: Settings) -> str | None:
     """The fingerprint of all that a report is made from; None where the tables have none."""
     if not measured:
         return None
-    return fingerprint(REPORT_VERSION, VERSION, version_of(*_TABLES), measured, settings.reference_date, MOST_CSV_ROWS)
+    return compute_fingerprint(
+        REPORT_VERSION, VERSION, hash_package_files(*_TABLES), measured, settings.reference_date, MOST_CSV_ROWS
+    )
 
 
 def _former(lake: Lake, dataset: str, mark: str | None) -> dict[str, Any] | None:
     """The summary of the report that is there, if it has this fingerprint and all of its files."""
-    content = lake.read_bytes(report_file(dataset, "summary.json"))
+    content = lake.read_bytes(make_report_path(dataset, "summary.json"))
     try:
         summary: dict[str, Any] = orjson.loads(content or b"")
         is_current = mark is not None and summary["fingerprint"] == mark
-        files = [report_file(dataset, name) for name in summary["files"]]
+        files = [make_report_path(dataset, name) for name in summary["files"]]
     except (ValueError, KeyError, TypeError):
         return None
     return summary if is_current and all(map(lake.exists, files)) else None
@@ -98,31 +100,31 @@ def _former(lake: Lake, dataset: str, mark: str | None) -> dict[str, Any] | None
 
 def _make(lake: Lake, dataset: str, settings: Settings, mark: str | None) -> dict[str, Any]:
     """Write the files of the report; the summary is the last, and the commit."""
-    lake.remove(report_file(dataset, "summary.json"))
+    lake.remove(make_report_path(dataset, "summary.json"))
     rows = lake.read(MEASURES, dataset=dataset).to_pylist()
-    findings = count_findings(lake.read_pieces(ALL_FINDINGS, COLUMNS, dataset=dataset), listed_subjects(rows))
+    findings = count_findings(lake.read_batches(ALL_FINDINGS, COLUMNS, dataset=dataset), listed_subjects(rows))
     content = view(dataset, _shown(lake.read(COMPLETENESS, dataset=dataset)).to_pylist(), rows, findings)
     tables = {name: _write_csv(lake, dataset, name, table) for name, table in _CSV.items()}
     page = render(content, tables, reference_date=settings.reference_date)
-    lake.write_bytes(report_file(dataset, "report.html"), page.encode())
+    lake.write_bytes(make_report_path(dataset, "report.html"), page.encode())
     summary = _summary(content, rows, settings.reference_date) | {
         "fingerprint": mark,
         "files": ["report.html", "summary.json", *(name for name, file in tables.items() if file.is_written)],
         "tables": {name: {"rows": file.rows, "command": file.command(dataset)} for name, file in tables.items()},
     }
     text = orjson.dumps(summary, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n"
-    lake.write_bytes(report_file(dataset, "summary.json"), text)
+    lake.write_bytes(make_report_path(dataset, "summary.json"), text)
     return summary
 
 
 def _write_csv(lake: Lake, dataset: str, name: str, table: Table) -> CsvFile:
     """Write a table as CSV if it is not too long."""
-    path, rows = report_file(dataset, name), lake.row_count(table, dataset=dataset)
+    path, rows = make_report_path(dataset, name), lake.count_rows(table, dataset=dataset)
     if rows > MOST_CSV_ROWS:
         lake.remove(path)
         return CsvFile(name, rows, is_written=False)
     sink = io.BytesIO()
-    write_csv(sink, table.schema, lake.read_pieces(table, dataset=dataset))
+    write_csv(sink, table.schema, lake.read_batches(table, dataset=dataset))
     lake.write_bytes(path, sink.getvalue())
     return CsvFile(name, rows, is_written=True)
 

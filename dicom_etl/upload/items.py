@@ -20,9 +20,9 @@ import orjson
 from dicom_etl.fhir_client import ServerResource, escape_token
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.commits import Commit, DamagedShardError, read_commits
-from dicom_etl.lake.schemas import ENDPOINT, IDENTITIES, place
-from dicom_etl.lake.shard_reader import read_lines, unit_lines
-from dicom_etl.lake.shards import shard_of
+from dicom_etl.lake.schemas import ENDPOINT_PATH, IDENTITIES, make_path
+from dicom_etl.lake.shard_reader import read_lines, read_unit_lines
+from dicom_etl.lake.shards import assign_shard
 from dicom_etl.lake.tables import Lake
 from dicom_etl.upload.ledger import Key
 
@@ -334,7 +334,7 @@ class DatasetResources:
         """The bytes of a unit's ImagingStudies, in NDJSON."""
         if not self._commits:
             return 0
-        commit = self._commits.get(shard_of(unit, next(iter(self._commits.values())).shards))
+        commit = self._commits.get(assign_shard(unit, next(iter(self._commits.values())).shards))
         row = commit.rows.get(unit) if commit else None
         return int(row["ImagingStudy_length"] or 0) if row else 0
 
@@ -387,7 +387,7 @@ class DatasetResources:
 
     def read_endpoint(self) -> Resource | None:
         """The Endpoint of the dataset; None where no study is built."""
-        content = self.lake.read_bytes(place(ENDPOINT, dataset=self.dataset))
+        content = self.lake.read_bytes(make_path(ENDPOINT_PATH, dataset=self.dataset))
         return orjson.loads(content) if content else None
 
     def read_resources(self, resource_type: str, unit: str) -> Iterator[Resource]:
@@ -402,9 +402,9 @@ class DatasetResources:
     def _lines(self, resource_type: str, unit: str) -> bytes:
         if not self._commits:
             return b""
-        commit = self._commits.get(shard_of(unit, next(iter(self._commits.values())).shards))
+        commit = self._commits.get(assign_shard(unit, next(iter(self._commits.values())).shards))
         try:
-            return unit_lines(self.lake, commit, resource_type, unit) if commit else b""
+            return read_unit_lines(self.lake, commit, resource_type, unit) if commit else b""
         except (DamagedShardError, OSError):  # a build may have ended since the commits were read
             return read_lines(self.lake, resource_type, dataset=self.dataset, unit=unit)
 

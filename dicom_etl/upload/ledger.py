@@ -308,7 +308,9 @@ class Ledger:
             folder = tempfile.TemporaryDirectory(prefix="dicom-etl-")
             ledger = cls(_copy(lake, Path(folder.name), server), lake.lake_id, server)
         except sa.exc.SQLAlchemyError as error:
-            raise LedgerError(f"the upload ledger cannot be opened: {database.explain(error)}") from None
+            raise LedgerError(
+                f"the upload ledger cannot be opened: {database.describe_database_error(error)}"
+            ) from None
         ledger._resources.enter_context(folder)
         return ledger
 
@@ -548,7 +550,7 @@ class Ledger:
             with closing(self._engine.raw_connection()) as connection:  # a checkpoint is not part of a transaction
                 connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sa.exc.SQLAlchemyError as error:
-            raise LedgerError(f"the upload ledger cannot be used: {database.explain(error)}") from None
+            raise LedgerError(f"the upload ledger cannot be used: {database.describe_database_error(error)}") from None
 
     # -- statements
 
@@ -612,7 +614,9 @@ class Ledger:
                     self._run_together(connection, jobs)
                     jobs = []
         except sa.exc.SQLAlchemyError as error:
-            self._fail(jobs, LedgerError(f"the upload ledger cannot be used: {database.explain(error)}"))
+            self._fail(
+                jobs, LedgerError(f"the upload ledger cannot be used: {database.describe_database_error(error)}")
+            )
         except DatabaseError as error:
             self._fail(jobs, LedgerError(str(error)))
         except Exception as error:  # noqa: BLE001 - whoever waits for a future must hear of every failure
@@ -714,7 +718,7 @@ def _copy(lake: Lake, folder: Path, server: str) -> Engine:
     url = sa.URL.create("sqlite", database=str(folder / database.DATABASE_FILE))
     copy = database.make_engine(url)
     _METADATA.create_all(copy)
-    if not database.exists(lake):
+    if not database.has_database(lake):
         return copy
     engine = database.open_engine(lake, to_write=False)
     with engine.connect() as source, copy.begin() as target:
@@ -765,7 +769,7 @@ def _query(lake: Lake, query: sa.Select[Any]) -> Sequence[Any]:
     Raises:
         LedgerError: the database cannot be read.
     """
-    if not database.exists(lake):
+    if not database.has_database(lake):
         return []
     engine = database.open_engine(lake, to_write=False)
     try:
@@ -774,6 +778,6 @@ def _query(lake: Lake, query: sa.Select[Any]) -> Sequence[Any]:
                 return []
             return connection.execute(query).all()
     except sa.exc.SQLAlchemyError as error:
-        raise LedgerError(f"the upload ledger cannot be read: {database.explain(error)}") from None
+        raise LedgerError(f"the upload ledger cannot be read: {database.describe_database_error(error)}") from None
     finally:
         engine.dispose()

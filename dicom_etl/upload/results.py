@@ -86,12 +86,12 @@ async def export_ledger(lake: Lake, ledger: Ledger, dataset: str) -> None:
     """Write the ledger's rows of a dataset into the lake, unless its table has them already."""
     generation = await asyncio.wrap_future(ledger.read_generation(dataset))
     location = {"server": ledger.server, "dataset": dataset}
-    if lake.fingerprint(UPLOAD_LEDGER, **location) == generation:
+    if lake.read_fingerprint(UPLOAD_LEDGER, **location) == generation:
         return
     if generation.startswith("0 "):
         lake.remove(UPLOAD_LEDGER.path(**location))
         return
-    lake.write_pieces(UPLOAD_LEDGER, _read_pages(ledger, dataset), fingerprint=generation, **location)
+    lake.write_batches(UPLOAD_LEDGER, _read_pages(ledger, dataset), fingerprint=generation, **location)
 
 
 def _read_pages(ledger: Ledger, dataset: str) -> Iterator[pa.Table]:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 
-from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.fingerprints import compute_fingerprint
 from dicom_etl.upload.deletion import delete_orphaned
 from dicom_etl.upload.items import DatasetResources, NotBuiltError, StudyIdentity, UploadItem
 from dicom_etl.upload.ledger import Event, Key, ResourceRow, State
@@ -216,7 +216,7 @@ def fingerprint_unit(
     units = {unit}.union(
         *(resources.units_by_patient[patient] for patient in patients if not shared.is_shared(patient))
     )
-    return fingerprint(
+    return compute_fingerprint(
         [resources.fingerprint(name) for name in sorted(units)],
         [shared.list_fingerprints(patient) for patient in patients],
         [server_ids.get(("Patient", patient)) for patient in patients],

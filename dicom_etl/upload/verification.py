@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 
 from dicom_etl.fhir_client import FhirClient, escape_token
-from dicom_etl.lake.schemas import RESOURCE_TYPES, STORED_BY_UNIT
+from dicom_etl.lake.schemas import RESOURCE_TYPES, UNIT_RESOURCE_TYPES
 from dicom_etl.lake.tables import Lake
 from dicom_etl.upload.items import DatasetResources
 from dicom_etl.upload.ledger import Event, Key, Ledger, ResourceRow, State
@@ -174,7 +174,7 @@ def list_produced(resources: DatasetResources) -> dict[Key, str]:
     if endpoint and resources.built_units:
         produced["Endpoint", endpoint["id"]] = resources.built_units[0]
     for unit in resources.built_units:
-        for kind in STORED_BY_UNIT:
+        for kind in UNIT_RESOURCE_TYPES:
             for resource in resources.read_resources(kind, unit):
                 if kind != "Patient" or resource["id"] in resources.units_by_patient:
                     produced.setdefault((kind, resource["id"]), unit)

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake.commits import Commit, read_commits
 from dicom_etl.lake.row_groups import read_parquet
-from dicom_etl.lake.schemas import COMMITS, IDENTITIES, INVENTORY, STORED_BY_UNIT, headers
-from dicom_etl.lake.shard_reader import read_consistently, read_unit, unit_lines
+from dicom_etl.lake.schemas import COMMITS, IDENTITIES, INVENTORY, UNIT_RESOURCE_TYPES, header_table
+from dicom_etl.lake.shard_reader import read_consistently, read_unit, read_unit_lines
 from dicom_etl.lake.tables import Lake
 from dicom_etl.upload.items import SHARED_RULES
 from dicom_etl.upload.ledger import read_resources
@@ -86,7 +86,7 @@ def has_contents(lake: Lake, dataset: str, unit: str | None) -> bool:
     if read_resources(lake, dataset, unit=unit):
         return True
     if unit is None:
-        return any(lake.names(f"{folder}/{encode_name(dataset)}") for folder in dataset_folders(lake))
+        return any(lake.list_names(f"{folder}/{encode_name(dataset)}") for folder in dataset_folders(lake))
     return any(unit in commit.rows for stage in COMMITS for commit in read_commits(lake, stage, dataset).values())
 
 
@@ -100,7 +100,7 @@ def find_sharing_datasets(lake: Lake, contents: Contents) -> list[str]:
 def _header_studies(lake: Lake, dataset: str, unit: str | None) -> Iterator[str]:
     """The studies in the header rows of a unit, which may not have been built yet."""
     if unit is not None:
-        rows = read_unit(lake, headers(), ["StudyInstanceUID"], dataset=dataset, unit=unit)
+        rows = read_unit(lake, header_table(), ["StudyInstanceUID"], dataset=dataset, unit=unit)
         yield from (uid for uid in pc.unique(rows["StudyInstanceUID"]).to_pylist() if uid)
 
 
@@ -112,8 +112,8 @@ def _other_patients(lake: Lake, dataset: str, unit: str | None) -> Iterator[str]
 
 
 def _all_identities(lake: Lake) -> Iterator[dict[str, Any]]:
-    for name in lake.names("identities", ".parquet"):
-        with lake.at(f"identities/{name}.parquet").open("rb") as file:
+    for name in lake.list_names("identities", ".parquet"):
+        with lake.resolve(f"identities/{name}.parquet").open("rb") as file:
             yield from read_parquet(file).to_pylist()
 
 
@@ -124,11 +124,13 @@ def _is_in(row: dict[str, Any], dataset: str, unit: str | None) -> bool:
 def _resources(lake: Lake, dataset: str, unit: str | None, shared_patients: set[str]) -> Iterator[tuple[str, str]]:
     def read_keys(commit: Commit) -> list[tuple[str, str]]:
         units = commit.rows if unit is None else {unit} & commit.rows.keys()
-        lines = ((kind, line) for name in units for kind in STORED_BY_UNIT for line in read_lines(commit, kind, name))
+        lines = (
+            (kind, line) for name in units for kind in UNIT_RESOURCE_TYPES for line in read_lines(commit, kind, name)
+        )
         return [(kind, orjson.loads(line)["id"]) for kind, line in lines]
 
     def read_lines(commit: Commit, kind: str, name: str) -> list[bytes]:
-        return unit_lines(lake, commit, kind, name).splitlines()
+        return read_unit_lines(lake, commit, kind, name).splitlines()
 
     for shard in read_commits(lake, "build", dataset):
         for kind, identity in read_consistently(lake, "build", dataset, shard, read_keys) or ():

@@ -35,7 +35,7 @@ def remove_dataset(lake: Lake, dataset: str) -> None:
 def dataset_folders(lake: Lake) -> list[str]:
     """The folders of the lake in which each dataset has a folder, except for `upload_ledger`; those of commits last."""
     chunks = [f".chunks/{stage}" for stage in COMMITS]
-    findings = [f"findings/{stage}" for stage in lake.names("findings")]
+    findings = [f"findings/{stage}" for stage in lake.list_names("findings")]
     resources = [f"fhir/{kind}" for kind in RESOURCE_TYPES]
     tables = ["files", "headers", "tag_profiles", "fhir_elements", *findings, *resources, "quality"]
     return [*chunks, *tables, *(f"commits/{stage}" for stage in COMMITS)]
@@ -64,11 +64,11 @@ def remove_unit(
     for stage in COMMITS:
         lake.remove_folder(f".chunks/{stage}/{name}")
     for stage in COMMITS:  # without a fingerprint: the dataset has no finished state while its shards change
-        if lake.fingerprint(DATASET_FINDINGS, stage=stage, dataset=dataset):
+        if lake.read_fingerprint(DATASET_FINDINGS, stage=stage, dataset=dataset):
             findings = lake.read(DATASET_FINDINGS, stage=stage, dataset=dataset)
             lake.write(DATASET_FINDINGS, findings, stage=stage, dataset=dataset)
     construction.remove_units(lake, dataset, {unit, *sharing_units})
-    for stage in lake.names("findings"):
+    for stage in lake.list_names("findings"):
         _remove_findings(lake, dataset, stage, {unit, *identifiers})
     lake.remove_folder(f"quality/{name}")
     extraction.remove_units(lake, dataset, {unit})
@@ -78,7 +78,7 @@ def remove_unit(
     kept = inventory.filter(pc.not_equal(inventory["unit"], unit))
     if kept.num_rows < inventory.num_rows:
         # with its fingerprint, which identifies the folder that the dataset comes from
-        fingerprint = lake.fingerprint(INVENTORY, dataset=dataset) or ""
+        fingerprint = lake.read_fingerprint(INVENTORY, dataset=dataset) or ""
         lake.write(INVENTORY, kept, fingerprint=fingerprint, dataset=dataset)
 
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.fhir_resources import check_built
 from benchmarks.studies import DATASET, INSTANCES, PER_UNIT, read_rows, write_lake, write_studies
 from dicom_etl.engine import Engine
-from dicom_etl.lake.schemas import FINDINGS, INVENTORY, headers
+from dicom_etl.lake.schemas import FINDINGS, INVENTORY, header_table
 from dicom_etl.lake.shard_reader import read_shards, read_unit
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings, Settings
@@ -33,14 +33,14 @@ def lake(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 
 def test_the_lake_has_a_row_for_each_instance(lake: Lake) -> None:
-    assert lake.row_count(INVENTORY, dataset=DATASET) == STUDIES * INSTANCES
+    assert lake.count_rows(INVENTORY, dataset=DATASET) == STUDIES * INSTANCES
     units = ("sub-0000", "sub-0001")
-    assert [read_unit(lake, headers(), dataset=DATASET, unit=unit).num_rows for unit in units] == [
+    assert [read_unit(lake, header_table(), dataset=DATASET, unit=unit).num_rows for unit in units] == [
         PER_UNIT * INSTANCES,
         2 * INSTANCES,
     ]
     for column in ("SOPInstanceUID", "path"):
-        values = [v for rows in read_shards(lake, headers(), [column], dataset=DATASET) for v in rows[column]]
+        values = [v for rows in read_shards(lake, header_table(), [column], dataset=DATASET) for v in rows[column]]
         assert len({value.as_py() for value in values}) == STUDIES * INSTANCES
 
 

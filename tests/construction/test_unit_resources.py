@@ -16,7 +16,7 @@ from dicom_etl.fhir.context import Context
 from dicom_etl.fhir.corrections import Correction
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.identity.matching import PatientMatch
-from dicom_etl.lake.schemas import FHIR_ELEMENTS, headers
+from dicom_etl.lake.schemas import FHIR_ELEMENTS, header_table
 
 SITE = "https://site.example"
 PATIENT_ID = f"{SITE}/ds/patient-id"
@@ -44,7 +44,7 @@ def table(*rows: dict[str, Any]) -> pa.Table:
     filled = [ROW | row for row in rows]
     assert {name for row in filled for name in row} <= set(COLUMNS)
     return pa.table(
-        {name: pa.array([r.get(name) for r in filled], headers().schema.field(name).type) for name in COLUMNS}
+        {name: pa.array([r.get(name) for r in filled], header_table().schema.field(name).type) for name in COLUMNS}
     )
 
 

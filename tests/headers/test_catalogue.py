@@ -11,7 +11,7 @@ import pytest
 from pydicom.datadict import keyword_for_tag
 
 from dicom_etl.headers.catalogue import Column, by_name, catalogue
-from dicom_etl.lake.schemas import headers
+from dicom_etl.lake.schemas import header_table
 
 # What docs and the FHIR mapping name, by tag, with the column that holds it.
 MAPPED = {
@@ -111,7 +111,7 @@ def test_places_are_unique() -> None:
 
 def test_names_are_plain_words_and_none_is_a_column_of_ours() -> None:
     assert [c.name for c in catalogue() if not (c.name.isascii() and c.name.isalnum())] == []
-    assert Counter(headers().schema.names).most_common(1)[0][1] == 1
+    assert Counter(header_table().schema.names).most_common(1)[0][1] == 1
 
 
 def test_levels_are_the_four_of_dicom() -> None:
@@ -156,4 +156,4 @@ def test_a_field_of_a_sequence_lies_in_its_item(name: str, keywords: list[str]) 
     ],
 )
 def test_a_column_has_the_type_of_its_values(name: str, arrow_type: pa.DataType) -> None:
-    assert headers().schema.field(name).type == arrow_type
+    assert header_table().schema.field(name).type == arrow_type

@@ -8,11 +8,11 @@ from pathlib import Path
 from dicom_etl.construction.assembly import StoredUnit, commit_rows
 from dicom_etl.construction.chunks import UnitLines
 from dicom_etl.findings import make_finding, tabulate_findings
-from dicom_etl.lake.commits import Commit, digest_of
-from dicom_etl.lake.schemas import FHIR_ELEMENTS, FINDINGS, RESOURCES, STORED_BY_UNIT, place
+from dicom_etl.lake.commits import Commit, hash_lines
+from dicom_etl.lake.schemas import FHIR_ELEMENTS, FINDINGS, RESOURCE_PATH, UNIT_RESOURCE_TYPES, make_path
 from dicom_etl.lake.shard_reader import read_consistently
 from dicom_etl.lake.shard_writer import ShardWriter, exchange_folders
-from dicom_etl.lake.shards import shard_of
+from dicom_etl.lake.shards import assign_shard
 from dicom_etl.lake.tables import Lake
 
 UNITS = ("sub-1", "sub-2", "sub-3", "sub-4")  # of four shards: 3, 1, 2, 0
@@ -33,25 +33,25 @@ def write_shard(
 ) -> None:
     """Write a shard of units, each with a line of each type and a finding."""
     writer = ShardWriter(lake, "build", "ds", shard, shards, new_folders=new_folders)
-    for kind in STORED_BY_UNIT:
+    for kind in UNIT_RESOURCE_TYPES:
         writer.write_lines(kind, [line(kind, unit, generation) for unit in units])
     writer.write_table(FHIR_ELEMENTS, [])
     writer.write_table(
         FINDINGS, [tabulate_findings(make_finding("study-held", "ds", unit=unit, message=generation) for unit in units)]
     )
-    lines = {unit: {kind: line(kind, unit, generation) for kind in STORED_BY_UNIT} for unit in units}
+    lines = {unit: {kind: line(kind, unit, generation) for kind in UNIT_RESOURCE_TYPES} for unit in units}
     writer.commit(commit_rows([_stored(unit, generation, lines[unit]) for unit in units]))
 
 
 def _stored(unit: str, generation: str, lines: dict[str, bytes]) -> StoredUnit:
-    where = {kind: UnitLines(0, len(text), 1, digest_of(text)) for kind, text in lines.items()}
+    where = {kind: UnitLines(0, len(text), 1, hash_lines(text)) for kind, text in lines.items()}
     return StoredUnit(unit, generation, False, None, None, where)
 
 
 def write_dataset(lake: Lake, generation: str, shards: int) -> None:
     """Write all units into so many shards, in new folders, and exchange them for the old ones."""
     for shard in range(shards):
-        units = [unit for unit in UNITS if shard_of(unit, shards) == shard]
+        units = [unit for unit in UNITS if assign_shard(unit, shards) == shard]
         write_shard(lake, generation, units, shard=shard, shards=shards, new_folders=True)
     exchange_folders(lake, "build", "ds")
 
@@ -61,7 +61,7 @@ def generations(lake: Lake, shard: int = 0) -> set[str] | None:
 
     def read(commit: Commit) -> set[str]:
         rows = lake.read(FINDINGS, ["message"], stage="build", dataset="ds", shard=shard)
-        paths = (place(RESOURCES, type=kind, dataset="ds", shard=shard) for kind in STORED_BY_UNIT)
+        paths = (make_path(RESOURCE_PATH, type=kind, dataset="ds", shard=shard) for kind in UNIT_RESOURCE_TYPES)
         lines = b"".join(lake.read_bytes(path) or b"" for path in paths).splitlines()
         said = {text.rpartition(b":")[2].strip(b'"}').decode() for text in lines}
         return {*rows["message"].to_pylist(), *commit.units["fingerprint"].to_pylist(), *said}

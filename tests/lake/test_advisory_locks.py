@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from dicom_etl.findings import tabulate_findings
-from dicom_etl.lake.advisory_locks import LockLostError, hold, lock_key
+from dicom_etl.lake.advisory_locks import LockLostError, hold_advisory_lock, lock_key
 from dicom_etl.lake.database import DatabaseError
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.schemas import DATASET_FINDINGS
@@ -104,7 +104,7 @@ def test_a_second_holder_waits_and_says_so_once(lake: Lake) -> None:
             assert other.stdin is not None
             threading.Timer(0.7, other.stdin.close).start()  # the other one ends after some tries
 
-        with hold(lake, "ds", "build of ds", wait=60, tell=tell):
+        with hold_advisory_lock(lake, "ds", "build of ds", wait=60, notify=tell):
             assert other.wait(10) == 0
     named = f"dicom-etl: extract of ds on {socket.gethostname()} ({other.pid})"[:63]
     assert sentences == [f"ds is being written by {named}; waiting up to 60 s"]
@@ -116,7 +116,7 @@ def test_who_waits_too_long_is_refused(lake: Lake) -> None:
     with (
         holder(lake),
         pytest.raises(LockHeldError),
-        hold(lake, "ds", "build of ds", wait=0.5, tell=sentences.append),
+        hold_advisory_lock(lake, "ds", "build of ds", wait=0.5, notify=sentences.append),
     ):
         pass
     assert time.monotonic() - begin >= 0.5
@@ -128,7 +128,7 @@ def test_a_killed_holder_gives_it_back(lake: Lake) -> None:
     with holder(lake) as other:
         os.kill(other.pid, signal.SIGKILL)
         other.wait(10)
-        with hold(lake, "ds", "build of ds", wait=10, tell=lambda _: None):
+        with hold_advisory_lock(lake, "ds", "build of ds", wait=10, notify=lambda _: None):
             entered = True
     assert entered
 
@@ -244,7 +244,7 @@ def test_no_table_is_written_without_the_lock(lake: Lake) -> None:
             lake.write(DATASET_FINDINGS, tabulate_findings([]), fingerprint="after", **place)
         with pytest.raises(LockLostError, match=LOST):
             lake.write_bytes("quality/ds/x.json", b"{}")
-    assert lake.fingerprint(DATASET_FINDINGS, **place) == "before"
+    assert lake.read_fingerprint(DATASET_FINDINGS, **place) == "before"
     assert lake.read_bytes("quality/ds/x.json") is None
 
 

@@ -16,14 +16,14 @@ import pytest
 from dicom_etl.lake import shard_reader, shard_writer
 from dicom_etl.lake.commits import (
     DamagedShardError,
-    damaged_file,
+    count_shards,
+    find_damaged_file,
     read_commit,
     read_commits,
     remove_other_shards,
     remove_shard,
-    shard_total,
 )
-from dicom_etl.lake.schemas import FHIR_ELEMENTS, FINDINGS, headers
+from dicom_etl.lake.schemas import FHIR_ELEMENTS, FINDINGS, header_table
 from dicom_etl.lake.shard_reader import read_lines, read_shards, read_unit
 from dicom_etl.lake.tables import Lake
 from tests.lake.shards_written import UNITS, files_of, generations, line, write_dataset, write_shard
@@ -107,7 +107,7 @@ def test_the_folders_of_shards_are_open_to_their_owner_alone(lake: Lake) -> None
 @pytest.mark.parametrize("shards", [1, 2, 4])
 def test_the_rows_and_lines_of_a_unit_are_found_in_its_shard(lake: Lake, shards: int) -> None:
     write_dataset(lake, "first", shards)
-    assert shard_total(lake, "build", "ds") == shards
+    assert count_shards(lake, "build", "ds") == shards
     assert sorted(read_commits(lake, "build", "ds")) == list(range(shards))
     for unit in UNITS:
         rows = read_unit(lake, FINDINGS, ["unit", "message"], dataset="ds", unit=unit, stage="build")
@@ -120,14 +120,14 @@ def test_the_rows_and_lines_of_a_unit_are_found_in_its_shard(lake: Lake, shards:
 
 
 def test_of_what_is_not_there_nothing_is_found(lake: Lake) -> None:
-    assert read_unit(lake, headers(), dataset="ds", unit="sub-1").equals(headers().schema.empty_table())
+    assert read_unit(lake, header_table(), dataset="ds", unit="sub-1").equals(header_table().schema.empty_table())
     write_shard(lake, "first")
     assert read_unit(lake, FINDINGS, ["code"], dataset="ds", unit="sub-9", stage="build").to_pylist() == []
     assert read_unit(lake, FHIR_ELEMENTS, dataset="other", unit="sub-1").num_rows == 0
     assert read_lines(lake, "Patient", dataset="ds", unit="sub-9") == b""
     assert read_lines(lake, "Patient", dataset="other", unit="sub-1") == b""
     assert list(read_shards(lake, FINDINGS, dataset="other", stage="build")) == []
-    assert (read_commit(lake, "build", "ds", 1), shard_total(lake, "extract", "ds")) == (None, 0)
+    assert (read_commit(lake, "build", "ds", 1), count_shards(lake, "extract", "ds")) == (None, 0)
 
 
 def test_commits_of_several_numbers_of_shards_are_taken_for_none(lake: Lake) -> None:
@@ -189,7 +189,7 @@ def test_a_damaged_file_is_named(lake: Lake, path: str, damage: object) -> None:
         ):
             read()
     [commit] = read_commits(lake, "build", "ds").values()
-    assert damaged_file(lake, commit, digests=True) == path
+    assert find_damaged_file(lake, commit, digests=True) == path
     write_shard(lake, "second")
     assert generations(lake) == {"second"}
 
@@ -207,17 +207,17 @@ def test_a_commit_that_cannot_be_read_is_named(lake: Lake, content: bytes) -> No
 def test_size_is_looked_at_first_and_digests_only_if_asked_for(lake: Lake) -> None:
     write_shard(lake, "first")
     [commit] = read_commits(lake, "build", "ds").values()
-    assert damaged_file(lake, commit, digests=True) is None
+    assert find_damaged_file(lake, commit, digests=True) is None
     alter(Path(lake.root, "findings/build/ds/0000.parquet"))
-    assert damaged_file(lake, commit) is None
-    assert damaged_file(lake, commit, digests=True) == "findings/build/ds/0000.parquet"
+    assert find_damaged_file(lake, commit) is None
+    assert find_damaged_file(lake, commit, digests=True) == "findings/build/ds/0000.parquet"
 
 
 # -- readers beside a writer ------------------------------------------------------------------------------------------
 
 
 def _write_again_and_again(root: str, resharding: bool) -> None:
-    lake = Lake(root, tell=lambda _: None)
+    lake = Lake(root, notify=lambda _: None)
     for number in itertools.count():
         generation = f"{number:06}"  # of one length, so that files of two generations are of one size
         if resharding:
@@ -257,7 +257,7 @@ def test_a_reader_finds_one_generation_while_a_writer_commits_again_and_again(la
 
 
 def test_an_object_store_takes_shards_without_renames(lake: Lake) -> None:
-    remote = Lake("memory://test-commits/lake", tell=lambda _: None).open()
+    remote = Lake("memory://test-commits/lake", notify=lambda _: None).open()
     write_shard(remote, "first")
     write_shard(lake, "first")
     for path in (*FILES, "commits/build/ds/0000.parquet"):
@@ -270,7 +270,7 @@ def test_an_object_store_takes_shards_without_renames(lake: Lake) -> None:
 
 
 def test_on_an_object_store_a_shard_that_is_being_written_has_no_commit() -> None:
-    remote = Lake("memory://test-commits/half", tell=lambda _: None).open()
+    remote = Lake("memory://test-commits/half", notify=lambda _: None).open()
     write_shard(remote, "first")
     shard_writer.ShardWriter(remote, "build", "ds", 0, 1).write_lines("Patient", [b"{}\n"])
     assert read_commits(remote, "build", "ds") == {}

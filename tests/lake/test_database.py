@@ -10,7 +10,13 @@ import pytest
 import sqlalchemy as sa
 
 from dicom_etl.lake import database
-from dicom_etl.lake.database import DatabaseError, database_url, file_system_of, is_postgresql, is_shared_file_system
+from dicom_etl.lake.database import (
+    DatabaseError,
+    database_url,
+    detect_file_system,
+    is_postgresql,
+    is_shared_file_system,
+)
 from dicom_etl.lake.tables import Lake
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +33,7 @@ def refusal(lake: Lake) -> str:
 def file_system(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The type that every folder's file system is said to have."""
     kind = ["ext4"]
-    monkeypatch.setattr(database, "file_system_of", lambda _folder: kind[0])
+    monkeypatch.setattr(database, "detect_file_system", lambda _folder: kind[0])
     return kind
 
 
@@ -50,15 +56,15 @@ def test_a_lake_on_an_object_store_needs_a_setting() -> None:
         "the lake s3://bucket/lake is on an object store, where the upload ledger cannot be: set ledger_url to a "
         "PostgreSQL database, or to sqlite:////path of a file on a local disk"
     )
-    assert not database.exists(lake)
+    assert not database.has_database(lake)
 
 
 def test_a_lake_on_an_object_store_may_have_its_database_elsewhere(tmp_path: Path, file_system: list[str]) -> None:
     lake = Lake("s3://bucket/lake", ledger_url=f"sqlite:///{tmp_path}/l.sqlite")
     assert database_url(lake).database == f"{tmp_path}/l.sqlite"
-    assert not database.exists(lake)
+    assert not database.has_database(lake)
     with database.open_engine(lake).connect():
-        assert database.exists(lake)
+        assert database.has_database(lake)
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "fuse", "ceph", "lustre", "glusterfs"])
@@ -97,7 +103,7 @@ def test_every_spelling_of_postgresql_means_the_driver_that_is_used(text: str) -
     assert (url.drivername, url.username, url.password) == ("postgresql+psycopg", "user", "pw")
     assert (url.host, url.port, url.database) == ("host", 5433, "name")
     assert is_postgresql(lake)
-    assert database.exists(lake)
+    assert database.has_database(lake)
 
 
 def test_options_of_a_postgresql_address_are_kept() -> None:
@@ -218,8 +224,8 @@ def test_of_the_words_of_a_driver_the_first_line_is_told() -> None:
         return sa.exc.OperationalError("INSERT INTO t", {"a": "Mustermann"}, Exception(text), hide_parameters=True)
 
     words = "duplicate key value\nDETAIL: Key (id)=(Mustermann) already exists."
-    assert database.explain(failure(words)) == "duplicate key value"
-    assert database.explain(failure("  \n")) == "Exception"
+    assert database.describe_database_error(failure(words)) == "duplicate key value"
+    assert database.describe_database_error(failure("  \n")) == "Exception"
 
 
 # -- file systems -----------------------------------------------------------------------------------------------------
@@ -259,22 +265,22 @@ server:/c /mnt/line\u2028separator\x85x smb3 rw 0 0
 def test_the_file_system_of_a_folder_is_that_of_its_nearest_mount(tmp_path: Path, folder: str, kind: str) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(MOUNTS, encoding="utf-8")
-    assert file_system_of(Path(folder), mounts) == kind
+    assert detect_file_system(Path(folder), mounts) == kind
 
 
 def test_a_link_counts_for_what_it_points_at(tmp_path: Path) -> None:
     mounts, link = tmp_path / "mounts", tmp_path / "link"
     mounts.write_text(f"none / ext4 rw 0 0\nserver:/x {tmp_path}/far nfs rw 0 0\n", encoding="utf-8")
     link.symlink_to(tmp_path / "far")
-    assert file_system_of(link / "lake", mounts) == "nfs"
+    assert detect_file_system(link / "lake", mounts) == "nfs"
 
 
 def test_a_system_without_a_list_of_mounts_says_nothing(tmp_path: Path) -> None:
-    assert file_system_of(tmp_path, tmp_path / "missing") == ""
+    assert detect_file_system(tmp_path, tmp_path / "missing") == ""
 
 
 def test_mount_points_of_bytes_that_are_not_utf8_do_not_stop_it(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_bytes(b"none / ext4 rw 0 0\nserver:/x /mnt/\xff nfs rw 0 0\n")
-    assert file_system_of(Path("/mnt/a"), mounts) == "ext4"
-    assert file_system_of(Path("/mnt/\udcff/lake"), mounts) == "nfs"
+    assert detect_file_system(Path("/mnt/a"), mounts) == "ext4"
+    assert detect_file_system(Path("/mnt/\udcff/lake"), mounts) == "nfs"

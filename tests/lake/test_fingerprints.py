@@ -7,15 +7,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from dicom_etl.lake.fingerprints import fingerprint, run_digests, version_of
+from dicom_etl.lake.fingerprints import compute_fingerprint, hash_package_files, hash_runs
 
 
 def test_a_fingerprint_is_the_beginning_of_the_sha_256_of_the_json() -> None:
-    assert fingerprint("a", 1, None) == hashlib.sha256(b'["a",1,null]').hexdigest()[:32]
+    assert compute_fingerprint("a", 1, None) == hashlib.sha256(b'["a",1,null]').hexdigest()[:32]
 
 
 def test_the_keys_of_a_mapping_come_in_any_order() -> None:
-    assert fingerprint({"a": 1, "b": {"c": 2, "d": 3}}) == fingerprint({"b": {"d": 3, "c": 2}, "a": 1})
+    assert compute_fingerprint({"a": 1, "b": {"c": 2, "d": 3}}) == compute_fingerprint({"b": {"d": 3, "c": 2}, "a": 1})
 
 
 @pytest.mark.parametrize(
@@ -31,19 +31,19 @@ def test_the_keys_of_a_mapping_come_in_any_order() -> None:
     ],
 )
 def test_other_inputs_have_another_fingerprint(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
-    assert fingerprint(*one) != fingerprint(*other)
+    assert compute_fingerprint(*one) != compute_fingerprint(*other)
 
 
 def test_the_version_of_tables_is_of_their_content() -> None:
-    one = version_of("dicom_etl.headers:catalogue.csv")
-    two = version_of("dicom_etl.headers:catalogue.csv", "dicom_etl:finding_codes.csv")
+    one = hash_package_files("dicom_etl.headers:catalogue.csv")
+    two = hash_package_files("dicom_etl.headers:catalogue.csv", "dicom_etl:finding_codes.csv")
     assert len(one) == len(two) == 16
     assert one != two
 
 
 def test_a_table_that_is_not_there_has_no_version() -> None:
     with pytest.raises(FileNotFoundError):
-        version_of("dicom_etl:none.csv")
+        hash_package_files("dicom_etl:none.csv")
 
 
 # -- runs of rows -----------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def table(*rows: tuple[Any, ...]) -> pa.Table:
 
 
 def digests(rows: pa.Table, *ends: int) -> list[str]:
-    return list(run_digests(rows, ends))
+    return list(hash_runs(rows, ends))
 
 
 def test_each_run_of_rows_has_a_digest_of_32_hex_digits() -> None:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from dicom_etl.lake.locks import LockHeldError, hold, lock_folder
+from dicom_etl.lake.locks import LockHeldError, choose_lock_folder, hold_lock
 from dicom_etl.lake.tables import Lake
 
 ROOT = Path(__file__).parents[2]
 _HOLDER = """
 import sys
 from pathlib import Path
-from dicom_etl.lake.locks import hold
-with hold(Path(sys.argv[1]), "ds", "extract of ds", wait=0):
+from dicom_etl.lake.locks import hold_lock
+with hold_lock(Path(sys.argv[1]), "ds", "extract of ds", wait=0):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -40,7 +40,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_second_holder_is_told_who_holds_it(tmp_path: Path) -> None:
-    with holder(tmp_path) as other, pytest.raises(LockHeldError) as refused, hold(tmp_path, "ds", "build", wait=0):
+    with holder(tmp_path) as other, pytest.raises(LockHeldError) as refused, hold_lock(tmp_path, "ds", "build", wait=0):
         pass
     assert str(refused.value) == (
         f"ds is being written by process {other.pid} on {socket.gethostname()} (extract of ds); "
@@ -57,7 +57,7 @@ def test_a_second_holder_waits_and_says_so_once(tmp_path: Path) -> None:
             assert other.stdin is not None
             other.stdin.close()  # the other one ends
 
-        with hold(tmp_path, "ds", "build of ds", wait=30, tell=tell):
+        with hold_lock(tmp_path, "ds", "build of ds", wait=30, notify=tell):
             assert other.wait(10) == 0
     assert told == [
         f"ds is being written by process {other.pid} on {socket.gethostname()} (extract of ds); waiting up to 30 s"
@@ -69,38 +69,38 @@ def test_a_killed_holder_gives_it_back(tmp_path: Path) -> None:
     with holder(tmp_path) as other:
         os.kill(other.pid, signal.SIGKILL)
         other.wait(10)
-        with hold(tmp_path, "ds", "build of ds", wait=0):
+        with hold_lock(tmp_path, "ds", "build of ds", wait=0):
             entered = True
     assert entered
 
 
 def test_a_holder_in_this_process_keeps_out_a_second_one(tmp_path: Path) -> None:
     with (
-        hold(tmp_path, "ds", "crawl of ds", wait=0),
+        hold_lock(tmp_path, "ds", "crawl of ds", wait=0),
         pytest.raises(LockHeldError, match=rf"process {os.getpid()} .*crawl of ds"),
-        hold(tmp_path, "ds", "build", wait=0),
+        hold_lock(tmp_path, "ds", "build", wait=0),
     ):
         pass
 
 
 def test_another_dataset_is_not_kept_waiting(tmp_path: Path) -> None:
     entered = False
-    with holder(tmp_path), hold(tmp_path, "other", "build", wait=0):
+    with holder(tmp_path), hold_lock(tmp_path, "other", "build", wait=0):
         entered = True
     assert entered
 
 
 def test_a_lock_is_given_back_when_its_body_raises(tmp_path: Path) -> None:
     entered = False
-    with pytest.raises(RuntimeError, match="broken"), hold(tmp_path, "ds", "build", wait=0):
+    with pytest.raises(RuntimeError, match="broken"), hold_lock(tmp_path, "ds", "build", wait=0):
         raise RuntimeError("broken")
-    with hold(tmp_path, "ds", "build", wait=0):
+    with hold_lock(tmp_path, "ds", "build", wait=0):
         entered = True
     assert entered
 
 
 def test_nobody_is_named_as_holder_when_nobody_holds_it(tmp_path: Path) -> None:
-    with hold(tmp_path, "ds", "build", wait=0):
+    with hold_lock(tmp_path, "ds", "build", wait=0):
         assert (tmp_path / "ds.json").exists()
     assert not (tmp_path / "ds.json").exists()
 
@@ -110,17 +110,17 @@ def test_without_a_readable_note_the_holder_is_another_process(tmp_path: Path) -
         (tmp_path / "ds.json").write_bytes(b'{"pid": 1')
         with (
             pytest.raises(LockHeldError, match="ds is being written by another process"),
-            hold(tmp_path, "ds", "build", wait=0),
+            hold_lock(tmp_path, "ds", "build", wait=0),
         ):
             pass
 
 
 def test_the_locks_of_a_lake_lie_in_it(tmp_path: Path) -> None:
-    assert lock_folder(str(tmp_path), local=True) == tmp_path / "locks"
+    assert choose_lock_folder(str(tmp_path), local=True) == tmp_path / "locks"
 
 
 def test_the_locks_of_an_object_store_lie_in_a_temporary_folder_of_its_own() -> None:
-    one, other = (lock_folder(f"s3://bucket/{name}", local=False) for name in ("a", "b"))
+    one, other = (choose_lock_folder(f"s3://bucket/{name}", local=False) for name in ("a", "b"))
     assert one != other
     assert one.name.startswith("dicom-etl-locks-")
 

@@ -11,7 +11,7 @@ import pytest
 
 from dicom_etl.lake.description import LakeDescription
 from dicom_etl.lake.locks import LockHeldError
-from dicom_etl.lake.migration import clear, must_be_rebuilt
+from dicom_etl.lake.migration import clear_datasets, needs_rebuild
 from dicom_etl.lake.schemas import INVENTORY, WITHDRAWN
 from dicom_etl.lake.tables import Lake, LakeError
 from tests.support.command import RunCommand
@@ -77,8 +77,8 @@ def test_an_outdated_lake_is_cleared_but_for_ledger_withdrawals_locks_inventory_
     lake = outdated(tree.lake)
     write_old_record(lake, 3, ["digest"], "key")
     before = content(lake)
-    assert must_be_rebuilt(lake, None)
-    clear(lake, ["ds"], "aaaa")
+    assert needs_rebuild(lake, None)
+    clear_datasets(lake, ["ds"], "aaaa")
     after = content(lake)
     assert set(after) == {*KEPT, *CRAWLED, "lake.json"}
     rewritten = {"lake.json", "withdrawn/ds.parquet"}
@@ -89,7 +89,7 @@ def test_an_outdated_lake_is_cleared_but_for_ledger_withdrawals_locks_inventory_
     assert (record["namespace"], record["digest"]) == ("https://site.example", "digest")
     description = lake.describe()
     assert (description.schema, description.lake_id, description.id_key) == (4, lake.lake_id, "aaaa")
-    assert not must_be_rebuilt(lake, "aaaa")
+    assert not needs_rebuild(lake, "aaaa")
 
 
 def test_a_lake_of_another_key_is_cleared_as_a_whole_and_keeps_its_id(tree: Tree, tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_a_lake_of_another_key_is_cleared_as_a_whole_and_keeps_its_id(tree: Tree
     other.run()
     lake = with_key(tree.lake, "aaaa")
     identity = lake.lake_id
-    assert [must_be_rebuilt(lake, id_key) for id_key in (None, "aaaa", "bbbb")] == [False, False, True]
-    clear(lake, ["ds", "other"], "bbbb")
+    assert [needs_rebuild(lake, id_key) for id_key in (None, "aaaa", "bbbb")] == [False, False, True]
+    clear_datasets(lake, ["ds", "other"], "bbbb")
     assert {name for name in content(lake) if "/other" in name or "/ds" in name} == {
         KEPT[1],
         *CRAWLED,
@@ -113,8 +113,8 @@ def test_a_lake_of_another_key_is_cleared_as_a_whole_and_keeps_its_id(tree: Tree
 def test_a_lake_keeps_its_key_where_datasets_are_cleared(tree: Tree) -> None:
     lake = with_key(tree.lake, "aaaa")
     before = lake.describe()
-    clear(lake, ["ds"], "aaaa")
-    clear(lake, ["ds"])
+    clear_datasets(lake, ["ds"], "aaaa")
+    clear_datasets(lake, ["ds"])
     assert lake.describe() == before
 
 
@@ -129,14 +129,14 @@ def test_a_lake_that_was_cleared_in_part_is_still_refused(tree: Tree, monkeypatc
 
     monkeypatch.setattr(Lake, "remove_folder", remove)
     with pytest.raises(KeyboardInterrupt):
-        clear(lake, ["ds"], "bbbb")
+        clear_datasets(lake, ["ds"], "bbbb")
     assert Lake(lake.root).describe().id_key == "aaaa"
 
 
 def test_a_cleared_lake_is_built_to_the_same_bytes(tree: Tree) -> None:
     before = content(tree.lake)
     lake = outdated(tree.lake)
-    clear(lake, ["ds"])
+    clear_datasets(lake, ["ds"])
     assert tree.run().units_made == 2
     assert content(lake) | {"lake.json": ""} == before | {"lake.json": ""}
 
@@ -146,7 +146,7 @@ def test_a_dataset_is_cleared_and_the_others_stay(tree: Tree, tmp_path: Path) ->
     other.write("sub-1/1.dcm")
     other.run()
     before = content(tree.lake)
-    clear(tree.lake, ["ds"])
+    clear_datasets(tree.lake, ["ds"])
     left = content(tree.lake)
     assert {name for name in before if "/other" in name} <= set(left)
     assert {name for name in left if "/ds" in name} == {*KEPT, *CRAWLED} - {"ledger.sqlite", "withdrawn/ds.parquet"}
@@ -157,7 +157,7 @@ def test_a_dataset_is_cleared_and_the_others_stay(tree: Tree, tmp_path: Path) ->
 
 def test_a_dataset_that_is_being_written_is_not_cleared(tree: Tree) -> None:
     with tree.lake.lock("ds", "extract of ds"), pytest.raises(LockHeldError):
-        clear(outdated(Lake(tree.lake.root, lock_wait=0)), ["ds"])
+        clear_datasets(outdated(Lake(tree.lake.root, lock_wait=0)), ["ds"])
 
 
 # -- withdrawals ------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_a_rebuild_of_an_old_lake_brings_no_withdrawn_subject_back(
     assert code == 0, out + err
     assert "dataset all was withdrawn" in " ".join((out + err).split())
     assert set(lake.read(INVENTORY, dataset="ds")["unit"].to_pylist()) == {"sub-2"}
-    assert lake.names("inventory") == ["ds.parquet"]
+    assert lake.list_names("inventory") == ["ds.parquet"]
     for dataset, expected in (("ds", digest), ("all", None)):
         file = pq.ParquetFile(Path(lake.root, "withdrawn", f"{dataset}.parquet"))
         assert file.schema_arrow.names == WITHDRAWN.schema.names
@@ -193,5 +193,5 @@ def test_a_damaged_record_of_withdrawals_stops_a_rebuild_before_anything_is_remo
     lake.write_bytes("withdrawn/other.parquet", b"damaged")
     before = content(lake)
     with pytest.raises(LakeError, match=r"withdrawn/other.parquet is damaged"):
-        clear(lake, ["ds"], "aaaa")
+        clear_datasets(lake, ["ds"], "aaaa")
     assert content(lake) == before

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dicom_etl.lake.commits import read_commits, shard_total
-from dicom_etl.lake.recovery import recover, stage_folders
+from dicom_etl.lake.commits import count_shards, read_commits
+from dicom_etl.lake.recovery import list_stage_folders, recover_dataset
 from dicom_etl.lake.shard_writer import ShardWriter
 from dicom_etl.lake.tables import Lake
 from tests.lake.shards_written import files_of, generations, write_dataset, write_shard
@@ -37,7 +37,7 @@ def lake_at(folder: Path, write: Callable[[Lake], object]) -> dict[str, bytes]:
 
 
 def recover_all(lake: Lake) -> None:
-    recover(Path(lake.root), "ds")
+    recover_dataset(Path(lake.root), "ds")
 
 
 def hidden_of(lake: Lake) -> list[str]:
@@ -176,14 +176,14 @@ def test_a_lake_without_the_dataset_needs_no_recovery(lake: Lake) -> None:
 
 
 def test_the_folders_of_the_stages_are_known_that_of_the_commits_last() -> None:
-    assert stage_folders("extract", "a b") == [
+    assert list_stage_folders("extract", "a b") == [
         "headers/a%20b",
         "tag_profiles/a%20b",
         "files/a%20b",
         "findings/extract/a%20b",
         "commits/extract/a%20b",
     ]
-    assert stage_folders("build", "ds") == [
+    assert list_stage_folders("build", "ds") == [
         "fhir_elements/ds",
         "findings/build/ds",
         "fhir/Patient/ds",
@@ -206,7 +206,9 @@ def test_an_exchange_puts_all_shards_in_place_and_keeps_what_is_no_shard(
     after = lake_at(tmp_path / "fresh", lambda fresh: write_dataset(fresh, "second", shards))
     assert files_of(lake) == after | {"findings/build/ds/dataset.parquet": b"of the dataset"}
     assert hidden_of(lake) == []
-    assert {stat.S_IMODE(Path(lake.root, folder).stat().st_mode) for folder in stage_folders("build", "ds")} == {0o700}
+    assert {stat.S_IMODE(Path(lake.root, folder).stat().st_mode) for folder in list_stage_folders("build", "ds")} == {
+        0o700
+    }
 
 
 @pytest.mark.parametrize("rename", range(EXCHANGE))
@@ -224,7 +226,7 @@ def test_a_kill_between_the_renames_of_an_exchange_leaves_the_folders_or_is_comp
     after |= {"findings/build/ds/dataset.parquet": b"of the dataset"}
     assert files_of(lake) == (before if rename == 0 else after)
     assert hidden_of(lake) == []
-    assert shard_total(lake, "build", "ds") == (former if rename == 0 else shards)
+    assert count_shards(lake, "build", "ds") == (former if rename == 0 else shards)
 
 
 def test_an_exchange_has_so_many_renames(lake: Lake) -> None:
@@ -274,7 +276,7 @@ def test_new_folders_that_no_marker_names_are_removed(lake: Lake) -> None:
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_on_an_object_store_new_files_are_copied_to_their_places(lake: Lake, shards: int) -> None:
-    remote = Lake(f"memory://test-recovery/lake-{shards}", tell=lambda _: None).open()
+    remote = Lake(f"memory://test-recovery/lake-{shards}", notify=lambda _: None).open()
     for written in (remote, lake):
         write_dataset(written, "first", 2)
         written.write_bytes("findings/build/ds/dataset.parquet", b"of the dataset")
@@ -283,6 +285,6 @@ def test_on_an_object_store_new_files_are_copied_to_their_places(lake: Lake, sha
     with remote.lock("ds", "a test"):  # what a killed run wrote is removed
         for written in (remote, lake):
             write_dataset(written, "second", shards)
-    held = {path.path.removeprefix(remote.base.path).lstrip("/"): path for path in remote.base.rglob("*")}
+    held = {path.path.removeprefix(remote.root_path.path).lstrip("/"): path for path in remote.root_path.rglob("*")}
     del held["lake.json"]
     assert {name: path.read_bytes() for name, path in held.items() if path.is_file()} == files_of(lake)

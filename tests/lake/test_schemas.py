@@ -4,9 +4,9 @@ import pyarrow as pa
 import pytest
 
 from dicom_etl.lake import schemas
-from dicom_etl.lake.schemas import ENDPOINT, RESOURCES, Table, headers, place
+from dicom_etl.lake.schemas import ENDPOINT_PATH, RESOURCE_PATH, Table, header_table, make_path
 
-TABLES = [value for value in vars(schemas).values() if isinstance(value, Table)] + [headers()]
+TABLES = [value for value in vars(schemas).values() if isinstance(value, Table)] + [header_table()]
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ TABLES = [value for value in vars(schemas).values() if isinstance(value, Table)]
         (schemas.SHEETS, {"dataset": "breast"}, "sheets/breast.parquet"),
         (schemas.TAG_PROFILES, {"dataset": "breast", "shard": 0}, "tag_profiles/breast/0000.parquet"),
         (schemas.FILES, {"dataset": ".", "shard": 12345}, "files/%2E/12345.parquet"),
-        (headers(), {"dataset": "my data/1", "shard": 63}, "headers/my%20data%2F1/0063.parquet"),
+        (header_table(), {"dataset": "my data/1", "shard": 63}, "headers/my%20data%2F1/0063.parquet"),
         (schemas.IDENTITIES, {"dataset": "breast"}, "identities/breast.parquet"),
         (
             schemas.FINDINGS,
@@ -42,8 +42,8 @@ def test_the_path_of_a_table(table: Table, names: dict[str, str | int], path: st
 
 
 def test_the_path_of_resources() -> None:
-    assert place(RESOURCES, type="Patient", dataset="breast", shard=7) == "fhir/Patient/breast/0007.ndjson"
-    assert place(ENDPOINT, dataset="breast") == "fhir/Endpoint/breast/0000.ndjson"
+    assert make_path(RESOURCE_PATH, type="Patient", dataset="breast", shard=7) == "fhir/Patient/breast/0007.ndjson"
+    assert make_path(ENDPOINT_PATH, dataset="breast") == "fhir/Endpoint/breast/0000.ndjson"
 
 
 def test_which_tables_are_stored_in_shards() -> None:
@@ -88,6 +88,6 @@ def test_columns_have_types_that_every_reader_of_parquet_knows(table: Table) -> 
 
 
 def test_a_header_row_says_where_its_file_lies_and_then_its_tags() -> None:
-    names = headers().schema.names
+    names = header_table().schema.names
     assert names[:8] == ["dataset", "unit", "subject", "sample", "role", "path", "duplicate", "tag_profile"]
     assert {"StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "PatientID", "Modality"} <= set(names)

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from dicom_etl.lake.shards import former_shards, row_groups, shard_count, shard_of
+from dicom_etl.lake.shards import assign_shard, choose_row_groups, choose_shard_count, list_previous_shards
 
 UNITS = ["sub-1", "sub-2", ".", "ü", "sub-1 ünïcode", "a/b", "x" * 300, "\udcff", *map(str, range(1000))]
 
@@ -37,16 +37,21 @@ UNITS = ["sub-1", "sub-2", ".", "ü", "sub-1 ünïcode", "a/b", "x" * 300, "\udc
     ids=lambda value: f"{len(value)} units" if isinstance(value, list) else None,
 )
 def test_the_number_of_shards(unit_rows: list[int], shards: int) -> None:
-    assert shard_count(unit_rows) == shards
+    assert choose_shard_count(unit_rows) == shards
 
 
 def test_the_order_of_the_units_does_not_matter() -> None:
     unit_rows = [30_000, 1, 19_999, 500, 7]
-    assert shard_count(unit_rows) == shard_count(sorted(unit_rows)) == shard_count(iter(unit_rows[::-1])) == 4
+    assert (
+        choose_shard_count(unit_rows)
+        == choose_shard_count(sorted(unit_rows))
+        == choose_shard_count(iter(unit_rows[::-1]))
+        == 4
+    )
 
 
 def test_more_files_are_never_fewer_shards_and_always_a_power_of_two() -> None:
-    counts = [shard_count([7] * units) for units in range(0, 50_000, 997)]
+    counts = [choose_shard_count([7] * units) for units in range(0, 50_000, 997)]
     assert counts == sorted(counts)
     assert set(counts) == {1, 2, 4, 8, 16, 32}
 
@@ -65,28 +70,28 @@ def test_more_files_are_never_fewer_shards_and_always_a_power_of_two() -> None:
     ],
 )
 def test_the_shard_of_a_unit_is_the_same_for_ever(unit: str, shards: list[int]) -> None:
-    assert [shard_of(unit, count) for count in (1, 2, 4, 8, 16, 64, 1024)] == shards
+    assert [assign_shard(unit, count) for count in (1, 2, 4, 8, 16, 64, 1024)] == shards
 
 
 def test_a_name_that_is_not_utf_8_has_a_shard() -> None:
-    assert shard_of("\udcff", 64) == 17
+    assert assign_shard("\udcff", 64) == 17
 
 
 def test_another_process_finds_the_same_shards() -> None:
-    code = "from dicom_etl.lake.shards import shard_of; print([shard_of(f'sub-{n}', 64) for n in range(100)])"
+    code = "from dicom_etl.lake.shards import assign_shard; print([assign_shard(f'sub-{n}', 64) for n in range(100)])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str([shard_of(f"sub-{n}", 64) for n in range(100)])
+    assert done.stdout.strip() == str([assign_shard(f"sub-{n}", 64) for n in range(100)])
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 64, 512])
 def test_twice_as_many_shards_split_each_in_two(shards: int) -> None:
     for unit in UNITS:
-        former = shard_of(unit, shards)
-        assert shard_of(unit, 2 * shards) in (former, former + shards)
+        former = assign_shard(unit, shards)
+        assert assign_shard(unit, 2 * shards) in (former, former + shards)
 
 
 def test_units_are_spread_over_all_shards() -> None:
-    counts = Counter(shard_of(f"sub-{number:05}", 16) for number in range(16_000))
+    counts = Counter(assign_shard(f"sub-{number:05}", 16) for number in range(16_000))
     assert set(counts) == set(range(16))
     assert min(counts.values()) > 850
     assert max(counts.values()) < 1_150
@@ -109,13 +114,13 @@ def test_units_are_spread_over_all_shards() -> None:
     ],
 )
 def test_the_shards_in_which_the_units_of_a_shard_were(shards: int, former: int, places: list[list[int]]) -> None:
-    assert [list(former_shards(shard, shards, former)) for shard in range(shards)] == places
+    assert [list(list_previous_shards(shard, shards, former)) for shard in range(shards)] == places
 
 
 @pytest.mark.parametrize(("shards", "former"), [(1, 8), (2, 4), (4, 4), (4, 1), (64, 8), (8, 64)])
 def test_every_unit_was_in_one_of_the_former_shards_of_its_shard(shards: int, former: int) -> None:
     for unit in UNITS:
-        assert shard_of(unit, former) in former_shards(shard_of(unit, shards), shards, former)
+        assert assign_shard(unit, former) in list_previous_shards(assign_shard(unit, shards), shards, former)
 
 
 # -- row groups -------------------------------------------------------------------------------------------------------
@@ -141,10 +146,10 @@ def test_every_unit_was_in_one_of_the_former_shards_of_its_shard(shards: int, fo
     ],
 )
 def test_the_row_groups_of_a_shard(unit_rows: list[int], groups: list[int]) -> None:
-    assert row_groups(unit_rows) == groups
+    assert choose_row_groups(unit_rows) == groups
 
 
 def test_row_groups_hold_all_rows() -> None:
     unit_rows = [number * 37 % 6_000 for number in range(200)] + [25_000, 0, 1]
-    assert sum(row_groups(unit_rows)) == sum(unit_rows)
-    assert max(row_groups(unit_rows[:200])) <= 2_500
+    assert sum(choose_row_groups(unit_rows)) == sum(unit_rows)
+    assert max(choose_row_groups(unit_rows[:200])) <= 2_500

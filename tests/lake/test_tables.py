@@ -240,9 +240,9 @@ def test_a_lake_of_an_older_schema_that_has_ledgers_is_refused_with_what_to_do(
 ) -> None:
     root = str(tmp_path) if store == "local" else f"memory://ledgers/{rebuild}/{ledger}"
     lake = Lake(root)
-    lake.base.mkdir(parents=True, exist_ok=True)
+    lake.root_path.mkdir(parents=True, exist_ok=True)
     lake.write_bytes("lake.json", b'{"schema":2}')
-    lake.at("outcomes/server/ds").mkdir(parents=True)
+    lake.resolve("outcomes/server/ds").mkdir(parents=True)
     assert Lake(root).open(rebuild=True).describe().is_outdated
     lake.write_bytes(f"outcomes/{ledger}", b"a ledger")
     with pytest.raises(LakeError) as refused:
@@ -250,7 +250,7 @@ def test_a_lake_of_an_older_schema_that_has_ledgers_is_refused_with_what_to_do(
     assert str(refused.value) == (
         f"the lake {root} has schema version 2 and ledgers of uploads, and resource ids change with this dicom-etl: "
         "delete its resources from the FHIR server (with `forget` of the dicom-etl that wrote it, or empty the "
-        f"server), remove the folder {lake.at('outcomes')}, then `dicom-etl run --rebuild`"
+        f"server), remove the folder {lake.resolve('outcomes')}, then `dicom-etl run --rebuild`"
     )
 
 
@@ -283,28 +283,28 @@ def test_some_columns_are_read_alone(lake: Lake) -> None:
 def test_a_table_that_is_not_there_is_empty_with_its_columns(lake: Lake) -> None:
     assert lake.read(SHEETS, dataset="none").equals(SHEETS.schema.empty_table())
     assert lake.read(SHEETS, ["value"], dataset="none").column_names == ["value"]
-    assert lake.row_count(SHEETS, dataset="none") == 0
+    assert lake.count_rows(SHEETS, dataset="none") == 0
 
 
 def test_a_table_of_no_rows_is_written(lake: Lake) -> None:
     lake.write_rows(SHEETS, [], fingerprint="f", dataset="ds")
     assert lake.read(SHEETS, dataset="ds").equals(SHEETS.schema.empty_table())
-    assert lake.fingerprint(SHEETS, dataset="ds") == "f"
+    assert lake.read_fingerprint(SHEETS, dataset="ds") == "f"
 
 
 def test_the_rows_are_counted_without_reading_them(lake: Lake) -> None:
     lake.write_rows(SHEETS, [cell(1), cell(2)], dataset="ds")
-    assert lake.row_count(SHEETS, dataset="ds") == 2
+    assert lake.count_rows(SHEETS, dataset="ds") == 2
 
 
 def test_the_fingerprint_lies_in_the_footer(lake: Lake) -> None:
     lake.write_rows(SHEETS, [cell(1)], fingerprint="abc", dataset="ds")
     assert pq.read_metadata(file_of(lake)).metadata[b"dicom_etl.fingerprint"] == b"abc"
-    assert lake.fingerprint(SHEETS, dataset="ds") == "abc"
+    assert lake.read_fingerprint(SHEETS, dataset="ds") == "abc"
 
 
 def test_without_a_table_there_is_no_fingerprint(lake: Lake) -> None:
-    assert lake.fingerprint(SHEETS, dataset="ds") is None
+    assert lake.read_fingerprint(SHEETS, dataset="ds") is None
 
 
 def test_the_same_rows_in_another_order_give_the_same_bytes(lake: Lake, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_table_written_in_pieces_has_the_same_bytes_as_one_written_whole(
 ) -> None:
     lake.write(GROUPED, pieces(25)[0], fingerprint="f", dataset="ds")
     other = make_lake(tmp_path / "other")
-    other.write_pieces(GROUPED, pieces(*sizes), fingerprint="f", dataset="ds")
+    other.write_batches(GROUPED, pieces(*sizes), fingerprint="f", dataset="ds")
     assert file_of(other).read_bytes() == file_of(lake).read_bytes()
     metadata = pq.read_metadata(file_of(other))
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [10, 10, 5]
@@ -349,7 +349,7 @@ def test_a_table_written_in_pieces_has_the_same_bytes_as_one_written_whole(
 def test_a_table_written_in_no_pieces_is_an_empty_one(lake: Lake, tmp_path: Path) -> None:
     lake.write_rows(SHEETS, [], dataset="ds")
     other = make_lake(tmp_path / "other")
-    other.write_pieces(SHEETS, [], dataset="ds")
+    other.write_batches(SHEETS, [], dataset="ds")
     assert file_of(other).read_bytes() == file_of(lake).read_bytes()
 
 
@@ -357,7 +357,7 @@ def test_a_column_that_only_a_late_piece_fills_is_written_as_in_one_piece(lake: 
     first, second = pieces(12)[0], pa.Table.from_pylist([cell(12, value="late")], schema=SHEETS.schema)
     lake.write(GROUPED, pa.concat_tables([first, second]), dataset="ds")
     other = make_lake(tmp_path / "other")
-    other.write_pieces(GROUPED, [first, second], dataset="ds")
+    other.write_batches(GROUPED, [first, second], dataset="ds")
     assert file_of(other).read_bytes() == file_of(lake).read_bytes()
 
 
@@ -365,14 +365,14 @@ def test_a_piece_out_of_order_is_refused_and_the_former_table_stays(lake: Lake) 
     lake.write_rows(SHEETS, [cell(1)], dataset="ds")
     before = file_of(lake).read_bytes()
     with pytest.raises(SchemaError, match="sheets: a piece begins before the end of the one before it"):
-        lake.write_pieces(SHEETS, pieces(3, 4)[::-1], dataset="ds")
+        lake.write_batches(SHEETS, pieces(3, 4)[::-1], dataset="ds")
     assert file_of(lake).read_bytes() == before
     assert [path.name for path in file_of(lake).parent.iterdir()] == ["ds.parquet"]
 
 
 def test_a_piece_with_another_column_is_refused(lake: Lake) -> None:
     with pytest.raises(SchemaError, match="missing or unknown columns: value"):
-        lake.write_pieces(SHEETS, [pieces(3)[0].drop_columns("value")], dataset="ds")
+        lake.write_batches(SHEETS, [pieces(3)[0].drop_columns("value")], dataset="ds")
     assert not file_of(lake).exists()
 
 
@@ -459,7 +459,7 @@ def test_a_table_that_was_refused_leaves_the_old_one(lake: Lake) -> None:
     lake.write_rows(SHEETS, [cell(1)], fingerprint="old", dataset="ds")
     with pytest.raises(SchemaError):
         lake.write(SHEETS, pa.table({"value": ["x"]}), fingerprint="new", dataset="ds")
-    assert lake.fingerprint(SHEETS, dataset="ds") == "old"
+    assert lake.read_fingerprint(SHEETS, dataset="ds") == "old"
 
 
 # -- atomic -----------------------------------------------------------------------------------------------------------
@@ -507,19 +507,19 @@ def test_a_writer_killed_while_it_writes_leaves_the_old_table(lake: Lake) -> Non
     before = hashlib.sha256(file_of(lake).read_bytes()).hexdigest()
     killed_writer(lake)
     assert hashlib.sha256(file_of(lake).read_bytes()).hexdigest() == before
-    assert lake.names("sheets", ".parquet") == ["ds"]
+    assert lake.list_names("sheets", ".parquet") == ["ds"]
 
 
 def test_what_a_killed_writer_left_is_swept(lake: Lake) -> None:
     lake.write_rows(SHEETS, [cell(1)], dataset="ds")
     killed_writer(lake)
     assert len(list(file_of(lake).parent.iterdir())) == 2
-    lake.sweep("sheets")
+    lake.remove_temporary_files("sheets")
     assert [path.name for path in file_of(lake).parent.iterdir()] == ["ds.parquet"]
 
 
 def test_sweeping_a_folder_that_is_not_there_is_no_error(lake: Lake) -> None:
-    lake.sweep("headers/none")
+    lake.remove_temporary_files("headers/none")
     assert not lake.exists("headers")
 
 
@@ -547,16 +547,16 @@ def test_a_file_is_removed_once_and_again(lake: Lake) -> None:
 def test_names_are_sorted_and_only_those_of_the_suffix(lake: Lake) -> None:
     for name in ("b.parquet", "a.parquet", "c.ndjson", ".d.parquet.1.tmp"):
         lake.write_bytes(f"files/ds/{name}", b"")
-    assert lake.names("files/ds", ".parquet") == ["a", "b"]
-    assert lake.names("files/none", ".parquet") == []
+    assert lake.list_names("files/ds", ".parquet") == ["a", "b"]
+    assert lake.list_names("files/none", ".parquet") == []
 
 
 def test_an_object_store_is_a_lake_too() -> None:
     lake = Lake("memory://test-tables/lake").open()
     lake.write_rows(FILES, [], fingerprint="f", dataset="ds", shard=1)
     lake.write_rows(INVENTORY, [], dataset="ds")
-    assert Lake("memory://test-tables/lake").open().fingerprint(FILES, dataset="ds", shard=1) == "f"
-    assert lake.names("files/ds", ".parquet") == ["0001"]
+    assert Lake("memory://test-tables/lake").open().read_fingerprint(FILES, dataset="ds", shard=1) == "f"
+    assert lake.list_names("files/ds", ".parquet") == ["0001"]
     assert lake.read(INVENTORY, dataset="ds").num_rows == 0
     lake.remove(FILES.path(dataset="ds", shard=1))
-    assert lake.fingerprint(FILES, dataset="ds", shard=1) is None
+    assert lake.read_fingerprint(FILES, dataset="ds", shard=1) is None

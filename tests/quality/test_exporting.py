@@ -123,7 +123,7 @@ def lines(text: str) -> list[dict[str, str]]:
 def test_completeness_is_written_to_standard_output(lake: Lake, run_command: RunCommand) -> None:
     code, out, _ = run_command("completeness", "d", "--lake", lake.root)
     assert code == 0
-    assert len(lines(out)) == lake.row_count(COMPLETENESS, dataset="d")
+    assert len(lines(out)) == lake.count_rows(COMPLETENESS, dataset="d")
 
 
 def test_groups_and_levels_are_chosen(lake: Lake, run_command: RunCommand) -> None:
@@ -150,7 +150,7 @@ def test_a_file_is_written_whole(lake: Lake, run_command: RunCommand, tmp_path: 
 
 def test_findings_are_written(lake: Lake, run_command: RunCommand) -> None:
     _, out, _ = run_command("findings", "d", "--lake", lake.root)
-    assert len(lines(out)) == lake.row_count(ALL_FINDINGS, dataset="d") > 0
+    assert len(lines(out)) == lake.count_rows(ALL_FINDINGS, dataset="d") > 0
     _, out, _ = run_command("findings", "d", "--code", "type-2-missing", "--severity", "warning", "--lake", lake.root)
     assert {line["code"] for line in lines(out)} == {"type-2-missing"}
     _, out, _ = run_command("findings", "d", "--severity", "error", "--lake", lake.root)

@@ -14,7 +14,7 @@ from typing import Any
 import pydicom
 import pytest
 
-from dicom_etl.lake.schemas import FILES, INVENTORY, headers
+from dicom_etl.lake.schemas import FILES, INVENTORY, header_table
 from dicom_etl.lake.shard_reader import read_unit
 from dicom_etl.sources import Entry, Scan, TreeSource
 from dicom_etl.sources.archives import is_archive_name, split_member_path
@@ -291,7 +291,7 @@ def pack(tree: Tree, *members: Member, later: int = 0) -> Path:
 
 
 def rows(tree: Tree) -> dict[str, dict[str, Any]]:
-    table = read_unit(tree.lake, headers(), dataset="ds", unit="sub-1")
+    table = read_unit(tree.lake, header_table(), dataset="ds", unit="sub-1")
     return {row["path"].removeprefix("primary/sub-1/"): row for row in table.to_pylist()}
 
 
@@ -331,7 +331,7 @@ def test_what_an_archive_of_zipfile_holds_is_read(tree: Tree, tmp_path: Path) ->
         archive.write(plain, "sam-1/1.dcm")
     tree.crawl()
     tree.extract()
-    (row,) = read_unit(tree.lake, headers(), dataset="ds", unit="sub-1").to_pylist()
+    (row,) = read_unit(tree.lake, header_table(), dataset="ds", unit="sub-1").to_pylist()
     assert (row["subject"], row["sample"], row["PatientID"]) == ("sub-1", "sam-1", "P-9")
 
 

@@ -14,7 +14,7 @@ from dicom_etl.engine import Engine
 from dicom_etl.fhir.validation import find_errors
 from dicom_etl.lake.commits import DamagedShardError, read_commits
 from dicom_etl.lake.locks import LockHeldError
-from dicom_etl.lake.schemas import DATASET_FINDINGS, IDENTITIES, RESOURCE_TYPES, STORED_BY_UNIT
+from dicom_etl.lake.schemas import DATASET_FINDINGS, IDENTITIES, RESOURCE_TYPES, UNIT_RESOURCE_TYPES
 from dicom_etl.lake.shard_writer import ShardWriter
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import FhirSettings, Settings, SettingsError
@@ -189,7 +189,7 @@ def test_a_study_with_two_patient_ids_is_held_and_said(tree: Tree) -> None:
     built = tree.run()
     assert (built.studies, built.held) == (1, 1)
     assert rules(tree)["sub-1"][2] == "held"
-    assert [tree.resources(kind, "sub-1") for kind in STORED_BY_UNIT] == [[], []]
+    assert [tree.resources(kind, "sub-1") for kind in UNIT_RESOURCE_TYPES] == [[], []]
     assert [(f["code"], f["study_uid"]) for f in tree.findings("build", "sub-1")] == [
         ("study-two-patients", uid("ds/sub-1"))
     ]
@@ -460,7 +460,7 @@ def test_the_resources_of_a_unit_that_is_gone_vanish(tree: Tree) -> None:
     tree.run(accept_missing=True)
     (commit,) = read_commits(tree.lake, "build", "ds").values()
     assert list(commit.rows) == ["sub-1"]
-    assert [tree.resources(kind, "sub-2") for kind in STORED_BY_UNIT] == [[], []]
+    assert [tree.resources(kind, "sub-2") for kind in UNIT_RESOURCE_TYPES] == [[], []]
     assert len(tree.lake.read_bytes("fhir/ImagingStudy/ds/0000.ndjson").splitlines()) == 1
     assert tree.findings("build", "sub-2") == []
     assert list(rules(tree)) == ["sub-1"]
@@ -503,7 +503,7 @@ def test_a_build_that_is_killed_before_its_commit_leaves_the_shard_and_is_comple
     assert {path: bytes_ for path, bytes_ in shown.items() if path != stated} == {
         path: bytes_ for path, bytes_ in before.items() if path != stated
     }
-    assert tree.lake.fingerprint(DATASET_FINDINGS, stage="build", dataset="ds") == ""
+    assert tree.lake.read_fingerprint(DATASET_FINDINGS, stage="build", dataset="ds") == ""
     assert tree.build().units_made == 2
     assert content(tree.lake) == content(changed_zone(tree, **tree.dataset_settings).lake)
 

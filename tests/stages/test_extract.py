@@ -15,7 +15,7 @@ import pytest
 from dicom_etl.engine import Engine
 from dicom_etl.headers.tag_profile import EMPTY, FILLED
 from dicom_etl.lake.commits import read_commits
-from dicom_etl.lake.schemas import FILES, TAG_PROFILES, Table, headers
+from dicom_etl.lake.schemas import FILES, TAG_PROFILES, Table, header_table
 from dicom_etl.lake.shard_reader import read_unit
 from dicom_etl.lake.shard_writer import ShardWriter
 from dicom_etl.lake.tables import Lake
@@ -75,7 +75,7 @@ def again(tree: Tree, source: Watched, **options: Any) -> Extracted:
 def table(tree: Tree, kind: Table, unit: str) -> list[dict[str, Any]]:
     if kind is not TAG_PROFILES:
         return read_unit(tree.lake, kind, dataset=tree.name, unit=unit).to_pylist()
-    used = {row["tag_profile"] for row in table(tree, headers(), unit)}
+    used = {row["tag_profile"] for row in table(tree, header_table(), unit)}
     return [row for row in whole(tree, TAG_PROFILES) if row["tag_profile"] in used]
 
 
@@ -87,7 +87,7 @@ def whole(tree: Tree, kind: Table) -> list[dict[str, Any]]:
 
 def rows(tree: Tree, unit: str = "sub-1") -> dict[str, dict[str, Any]]:
     """The header rows of a unit by path below primary/."""
-    found = rows_by(read_unit(tree.lake, headers(), dataset=tree.name, unit=unit), "path")
+    found = rows_by(read_unit(tree.lake, header_table(), dataset=tree.name, unit=unit), "path")
     return {path.removeprefix("primary/"): row for path, row in found.items()}
 
 

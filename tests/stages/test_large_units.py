@@ -15,7 +15,7 @@ import pytest
 
 from dicom_etl.engine import Engine
 from dicom_etl.extraction import chunks
-from dicom_etl.lake.schemas import EXTRACT_COMMITS, FILES, headers
+from dicom_etl.lake.schemas import EXTRACT_COMMITS, FILES, header_table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Entry, Scan, Source
 from dicom_etl.stages.crawl import crawl
@@ -154,13 +154,13 @@ def test_all_engines_write_the_same_bytes(
 
 def test_a_lake_that_is_no_folder_takes_large_units_too(tree: Tree) -> None:
     run(tree)
-    remote = Lake("memory://test-large-units/lake", tell=lambda _: None).open()
+    remote = Lake("memory://test-large-units/lake", notify=lambda _: None).open()
     crawl(tree.source, remote)
     extract(tree.source, remote, Engine())
-    for table in (headers(), FILES, EXTRACT_COMMITS):
+    for table in (header_table(), FILES, EXTRACT_COMMITS):
         path = table.path(dataset="ds", shard=0)
         assert remote.read_bytes(path) == tree.lake.read_bytes(path)
-    assert remote.names(".chunks/extract/ds") == []
+    assert remote.list_names(".chunks/extract/ds") == []
 
 
 # -- incremental ------------------------------------------------------------------------------------------------------

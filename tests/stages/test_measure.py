@@ -266,7 +266,7 @@ def test_a_second_measurement_does_nothing_and_opens_no_header_table(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = measure("d", lake, Settings())
-    before = [lake.at(table.path(dataset="d")).stat().st_mtime_ns for table in TABLES]
+    before = [lake.resolve(table.path(dataset="d")).stat().st_mtime_ns for table in TABLES]
     read = Lake.read
 
     def read_quality(self: Lake, table: Any, *arguments: Any, **names: Any) -> Any:
@@ -274,10 +274,10 @@ def test_a_second_measurement_does_nothing_and_opens_no_header_table(
         return read(self, table, *arguments, **names)
 
     monkeypatch.setattr(Lake, "read", read_quality)
-    monkeypatch.delattr(Lake, "read_pieces")
+    monkeypatch.delattr(Lake, "read_batches")
     again = measure("d", lake, Settings())
     assert again == replace(first, updated=False)
-    assert [lake.at(table.path(dataset="d")).stat().st_mtime_ns for table in TABLES] == before
+    assert [lake.resolve(table.path(dataset="d")).stat().st_mtime_ns for table in TABLES] == before
 
 
 def test_a_changed_shard_is_measured_again(lake: Lake) -> None:

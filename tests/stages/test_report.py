@@ -267,7 +267,7 @@ def test_an_unchanged_report_is_not_written_again(tmp_path: Path, monkeypatch: p
     lake = hostile_lake(tmp_path / "lake", "first")
     first = report("d", lake, Settings())
     with monkeypatch.context() as patch:
-        for name in ("read", "read_pieces", "write_bytes"):
+        for name in ("read", "read_batches", "write_bytes"):
             patch.delattr(Lake, name)
         assert report("d", lake, Settings()) == first
 

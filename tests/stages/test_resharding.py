@@ -14,9 +14,9 @@ import pytest
 
 from dicom_etl.lake import shard_writer
 from dicom_etl.lake.commits import read_commits
-from dicom_etl.lake.schemas import FILES, Table, headers
+from dicom_etl.lake.schemas import FILES, Table, header_table
 from dicom_etl.lake.shard_reader import read_unit
-from dicom_etl.lake.shards import shard_of
+from dicom_etl.lake.shards import assign_shard
 from dicom_etl.lake.tables import Lake
 from tests.stages.test_build import with_corrections, with_crosswalk
 from tests.stages.test_extract import Watched, again, raw, rows, run
@@ -147,13 +147,15 @@ def test_the_build_follows_when_the_extraction_moved_several_times(tree: Tree, t
 def remote_content(lake: Lake) -> dict[str, bytes]:
     """As `content`, of an object store."""
     found = {
-        path.path.removeprefix(lake.base.path).lstrip("/"): path for path in lake.base.rglob("*") if path.is_file()
+        path.path.removeprefix(lake.root_path.path).lstrip("/"): path
+        for path in lake.root_path.rglob("*")
+        if path.is_file()
     }
     return {path: found[path].read_bytes() for path in sorted(found) if not path.startswith(NOT_COMPARED)}
 
 
 def test_an_object_store_grows_and_shrinks_to_the_bytes_of_a_new_lake(tree: Tree, tmp_path: Path) -> None:
-    tree.lake = Lake(f"memory://test-resharding/{tmp_path.name}", tell=lambda _: None).open()
+    tree.lake = Lake(f"memory://test-resharding/{tmp_path.name}", notify=lambda _: None).open()
     there = 0
     for units, count in [(6, 1), (20, 4), (40, 8), (12, 2), (6, 1)]:
         added = add(tree, range(there, units))
@@ -251,8 +253,8 @@ def test_a_unit_that_is_larger_than_a_shard_is_streamed_into_row_groups_of_its_o
     monkeypatch.setattr(shard_writer, "write_row_groups", noting)
     tree.run()
     assert shards(tree) == (2, 2)  # it counts as one shard
-    shard = shard_of("sub-03-large", 2)
-    for table in (headers(), FILES):
+    shard = assign_shard("sub-03-large", 2)
+    for table in (header_table(), FILES):
         own = [rows for first, last, rows in groups_of(tree.lake, table, shard) if "sub-03-large" in (first, last)]
         assert own == [8, 8, 5]
     assert max(sizes) <= SHARD_ROWS
@@ -263,7 +265,7 @@ def test_a_unit_that_is_larger_than_a_shard_is_streamed_into_row_groups_of_its_o
     tree.build()
     assert shards(tree) == (8, 8)
     assert max(sizes) <= SHARD_ROWS  # also where it is moved
-    assert read_unit(tree.lake, headers(), dataset="ds", unit="sub-03-large").num_rows == 21
+    assert read_unit(tree.lake, header_table(), dataset="ds", unit="sub-03-large").num_rows == 21
     assert_same(tree, tmp_path)
     (tree.root / "primary/sub-03-large/07.dcm").unlink()
     remove(tree, range(6, 40))
@@ -296,7 +298,7 @@ def test_duplicates_across_shards_are_marked_wherever_they_move(tree: Tree, tmp_
         marks = [rows(tree, unit)[f"{unit}/2.dcm"]["duplicate"] for unit in copies]
         assert marks == [None, "conflict", "conflict"], added
         assert_same(tree, tmp_path)
-    assert len({shard_of(unit, 8) for unit in copies}) > 1
+    assert len({assign_shard(unit, 8) for unit in copies}) > 1
     (tree.root / f"primary/{name(1)}/2.dcm").unlink()
     assert run(tree, accept_missing=True)[1] == []
     tree.build()
@@ -366,7 +368,7 @@ def test_a_build_that_is_killed_in_the_exchange_is_completed_by_the_next_run(
 def test_on_an_object_store_a_move_that_is_killed_is_made_good_by_the_next_run(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
-    tree.lake = Lake(f"memory://test-killed/{tmp_path.name}", tell=lambda _: None).open()
+    tree.lake = Lake(f"memory://test-killed/{tmp_path.name}", notify=lambda _: None).open()
     add(tree, range(12))
     tree.run()
     remove(tree, range(6, 12))
@@ -409,7 +411,7 @@ def test_a_correction_makes_the_units_that_it_touches_alone(tree: Tree, tmp_path
     line = {"dataset": "ds", "subject": name(7), "tag": "BodyPartExamined", "value": "HEART", "why": "a heart"}
     with_corrections(tree, line)
     assert tree.build().units_made == 1
-    assert shards_changed(before, content(tree.lake)) == {shard_of(name(7), 8)}
+    assert shards_changed(before, content(tree.lake)) == {assign_shard(name(7), 8)}
     assert_same(tree, tmp_path)
     with_corrections(tree, line, line | {"subject": name(8)})
     assert tree.build().units_made == 1
@@ -422,14 +424,14 @@ def test_a_crosswalk_makes_the_units_that_it_names_alone(tree: Tree, tmp_path: P
     before = content(tree.lake)
     with_crosswalk(tree, ("ds", name(7), "urn:x:persons", "p7"), ("ds", name(9), "urn:x:persons", "p9"))
     assert tree.build().units_made == 2
-    assert shards_changed(before, content(tree.lake)) == {shard_of(name(7), 8), shard_of(name(9), 8)}
+    assert shards_changed(before, content(tree.lake)) == {assign_shard(name(7), 8), assign_shard(name(9), 8)}
     assert_same(tree, tmp_path)
 
 
 def test_a_study_in_units_of_several_shards_is_built_again_when_one_of_them_changes(tree: Tree, tmp_path: Path) -> None:
     add(tree, range(40))
     one, other = name(1), name(2)
-    assert shard_of(one, 8) != shard_of(other, 8)
+    assert assign_shard(one, 8) != assign_shard(other, 8)
     for unit in (one, other):
         tree.write(f"{unit}/9.dcm", study="roaming", PatientID=unit)
     with_crosswalk(tree, ("ds", one, "urn:x:persons", "p7"), ("ds", other, "urn:x:persons", "p7"))

@@ -22,7 +22,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_etl.engine import Engine
-from dicom_etl.lake.schemas import DATASET_FINDINGS, ENDPOINT, FINDINGS, place
+from dicom_etl.lake.schemas import DATASET_FINDINGS, ENDPOINT_PATH, FINDINGS, make_path
 from dicom_etl.lake.shard_reader import read_lines, read_unit
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings, Settings
@@ -169,7 +169,7 @@ class Tree:
     def resources(self, kind: str, unit: str) -> list[dict[str, Any]]:
         """The resources of a type that the lake has for a unit."""
         if kind == "Endpoint":  # one for the dataset
-            content = self.lake.read_bytes(place(ENDPOINT, dataset=self.name)) or b""
+            content = self.lake.read_bytes(make_path(ENDPOINT_PATH, dataset=self.name)) or b""
             return [json.loads(line) for line in content.splitlines()]
         return [json.loads(line) for line in read_lines(self.lake, kind, dataset=self.name, unit=unit).splitlines()]
 
@@ -187,7 +187,7 @@ class Tree:
 
 def make_lake(tmp_path: Path) -> Lake:
     """An open, empty lake that never waits for a lock."""
-    return Lake(str(tmp_path / "lake"), lock_wait=0, tell=lambda _: None).open()
+    return Lake(str(tmp_path / "lake"), lock_wait=0, notify=lambda _: None).open()
 
 
 def make_tree(tmp_path: Path, name: str = "ds", *, lake: Lake | None = None, **dataset_settings: Any) -> Tree:

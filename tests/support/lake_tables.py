@@ -15,13 +15,13 @@ from dicom_etl.lake.schemas import (
     IDENTITIES,
     INVENTORY,
     SHEETS,
-    STORED_BY_UNIT,
     TAG_PROFILES,
+    UNIT_RESOURCE_TYPES,
     Table,
-    headers,
+    header_table,
 )
 from dicom_etl.lake.shard_writer import ShardWriter
-from dicom_etl.lake.shards import row_groups, shard_of
+from dicom_etl.lake.shards import assign_shard, choose_row_groups
 from dicom_etl.lake.tables import Lake
 from dicom_etl.quality.occurrences import GROUPS, create_occurrences, occurrences
 from dicom_etl.quality.tag_states import create_states
@@ -45,7 +45,7 @@ def table_of(table: Table, rows: Iterable[Row]) -> pa.Table:
 
 def header_rows(*rows: Row) -> pa.Table:
     """Header rows; what is not given is null."""
-    return table_of(headers(), rows)
+    return table_of(header_table(), rows)
 
 
 def tag_profile_rows(tag_profiles: TagProfiles) -> pa.Table:
@@ -107,14 +107,14 @@ def write_shards(
     found = {stage: list((findings or {}).get(stage, ())) for stage in ("extract", "build")}
     ready = set(units if built is None else built)
     for shard in range(shards):
-        inside = [unit for unit in units if shard_of(unit, shards) == shard]
+        inside = [unit for unit in units if assign_shard(unit, shards) == shard]
 
         def of_shard(table: Table, some: Iterable[Row], inside: list[str] = inside) -> list[pa.Table]:
             return [table_of(table, [row for row in some if row["unit"] in inside])]
 
         sizes = {unit: sum(row["unit"] == unit for row in rows) for unit in inside}
         writer = ShardWriter(lake, "extract", dataset, shard, shards)
-        writer.write_table(headers(), of_shard(headers(), rows), row_groups(list(sizes.values())))
+        writer.write_table(header_table(), of_shard(header_table(), rows), choose_row_groups(list(sizes.values())))
         writer.write_table(TAG_PROFILES, [tag_profile_rows(tag_profiles)])
         writer.write_table(FILES, of_shard(FILES, files))
         writer.write_table(FINDINGS, of_shard(FINDINGS, found["extract"]))
@@ -124,7 +124,7 @@ def write_shards(
         writer = ShardWriter(lake, "build", dataset, shard, shards)
         writer.write_table(FHIR_ELEMENTS, of_shard(FHIR_ELEMENTS, elements))
         writer.write_table(FINDINGS, of_shard(FINDINGS, found["build"]))
-        lines = {f"{kind}_{name}": 0 for kind in STORED_BY_UNIT for name in ("offset", "length", "count")}
+        lines = {f"{kind}_{name}": 0 for kind in UNIT_RESOURCE_TYPES for name in ("offset", "length", "count")}
         writer.commit(
             table_of(
                 BUILD_COMMITS,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.fingerprints import compute_fingerprint
 from dicom_etl.lake.tables import Lake
 from tests.servers.hapi_server import HapiServer
 from tests.support.proxy import Proxy, run_proxy
@@ -17,7 +17,7 @@ __all__ = ["factory", "lake", "server"]
 @pytest.fixture
 def factory(request: pytest.FixtureRequest) -> DatasetFactory:
     """A factory of datasets with ids that no other test on the shared server has."""
-    return DatasetFactory(f"test-{fingerprint(request.node.nodeid)[:16]}")
+    return DatasetFactory(f"test-{compute_fingerprint(request.node.nodeid)[:16]}")
 
 
 @pytest.fixture

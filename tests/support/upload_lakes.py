@@ -15,19 +15,19 @@ from dicom_etl.construction.assembly import StoredUnit, commit_rows
 from dicom_etl.construction.chunks import UnitLines
 from dicom_etl.fhir_connection import get_server_name
 from dicom_etl.identity.ids import ResourceIds
-from dicom_etl.lake.commits import digest_of
-from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.commits import hash_lines
+from dicom_etl.lake.fingerprints import compute_fingerprint
 from dicom_etl.lake.schemas import (
-    ENDPOINT,
+    ENDPOINT_PATH,
     FHIR_ELEMENTS,
     FINDINGS,
     IDENTITIES,
     RESOURCE_TYPES,
-    STORED_BY_UNIT,
-    place,
+    UNIT_RESOURCE_TYPES,
+    make_path,
 )
 from dicom_etl.lake.shard_writer import ShardWriter
-from dicom_etl.lake.shards import shard_of
+from dicom_etl.lake.shards import assign_shard
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import FhirSettings, Settings
 
@@ -69,7 +69,7 @@ class DatasetFactory:
 
     def uid(self, *parts: str) -> str:
         """A DICOM UID of this factory."""
-        return f"2.25.{int(fingerprint(self.name, *parts), 16)}"
+        return f"2.25.{int(compute_fingerprint(self.name, *parts), 16)}"
 
     def identifier(self, dataset: str, study: Study) -> tuple[str, str]:
         """System and value of the study's person."""
@@ -154,12 +154,12 @@ class DatasetFactory:
         lake.write_rows(IDENTITIES, rows, dataset=dataset)
         served = any(study.state == "ok" for study in studies)
         if served:
-            lake.write_bytes(place(ENDPOINT, dataset=dataset), orjson.dumps(self.endpoint(dataset)) + b"\n")
+            lake.write_bytes(make_path(ENDPOINT_PATH, dataset=dataset), orjson.dumps(self.endpoint(dataset)) + b"\n")
         units = {study.unit: self._lines(dataset, studies, study.unit) for study in studies}
-        for shard in sorted({shard_of(unit, SHARDS) for unit in units}):
-            own = {unit: units[unit] for unit in sorted(units) if shard_of(unit, SHARDS) == shard}
+        for shard in sorted({assign_shard(unit, SHARDS) for unit in units}):
+            own = {unit: units[unit] for unit in sorted(units) if assign_shard(unit, SHARDS) == shard}
             writer = ShardWriter(lake, "build", dataset, shard, SHARDS)
-            for kind in STORED_BY_UNIT:
+            for kind in UNIT_RESOURCE_TYPES:
                 writer.write_lines(kind, [lines[kind] for lines in own.values()])
             for table in (FHIR_ELEMENTS, FINDINGS):
                 writer.write_table(table, [])
@@ -198,8 +198,8 @@ class DatasetFactory:
 
 
 def _stored(unit: str, lines: Mapping[str, bytes]) -> StoredUnit:
-    where = {kind: UnitLines(0, len(text), text.count(b"\n"), digest_of(text)) for kind, text in lines.items()}
-    return StoredUnit(unit, fingerprint(list(map(bytes.decode, lines.values()))), False, None, None, where)
+    where = {kind: UnitLines(0, len(text), text.count(b"\n"), hash_lines(text)) for kind, text in lines.items()}
+    return StoredUnit(unit, compute_fingerprint(list(map(bytes.decode, lines.values()))), False, None, None, where)
 
 
 def new_lake(folder: Path) -> Lake:

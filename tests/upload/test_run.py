@@ -602,7 +602,7 @@ def test_a_killed_run_is_completed_by_the_next(lake: Lake, server: Proxy, factor
     # ten of the ledger, ten that the server was found to have
     assert done.counts["ImagingStudy"] == {"stored": 10, "unchanged": 20}
     assert {version(server, study_path(factory, "A", str(n))) for n in range(30)} == {"1"}
-    assert lake.names(f"upload_ledger/{get_server_name(server.url)}") == ["A.parquet"]
+    assert lake.list_names(f"upload_ledger/{get_server_name(server.url)}") == ["A.parquet"]
     assert attempts(lake) == []
 
 
@@ -637,7 +637,7 @@ def test_two_servers_have_two_ledgers(lake: Lake, server: Proxy, factory: Datase
     with run_proxy(server.url) as other:
         [done] = load(lake, other, "A")
         assert done.counts["ImagingStudy"] == {"unchanged": 1}  # the other address is the same server
-        assert lake.names("upload_ledger") == sorted(get_server_name(one.url) for one in (server, other))
+        assert lake.list_names("upload_ledger") == sorted(get_server_name(one.url) for one in (server, other))
 
 
 def test_progress_counts_units(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:

@@ -21,7 +21,7 @@ import pytest
 from dicom_etl.fhir_connection import get_server_name
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.commits import read_commits
-from dicom_etl.lake.fingerprints import fingerprint
+from dicom_etl.lake.fingerprints import compute_fingerprint
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.schemas import (
     COMMITS,
@@ -29,9 +29,9 @@ from dicom_etl.lake.schemas import (
     FILES,
     INVENTORY,
     SHEETS,
-    STORED_BY_UNIT,
+    UNIT_RESOURCE_TYPES,
     WITHDRAWN,
-    headers,
+    header_table,
 )
 from dicom_etl.lake.shard_reader import read_lines, read_unit
 from dicom_etl.lake.tables import Lake
@@ -127,7 +127,7 @@ class House:
 @pytest.fixture
 def house(tmp_path: Path, hapi: HapiServer, request: pytest.FixtureRequest) -> Iterator[House]:
     with run_proxy(hapi.base_url) as server:
-        site = f"https://site-{fingerprint(request.node.name)[:16]}"
+        site = f"https://site-{compute_fingerprint(request.node.name)[:16]}"
         yield House(tmp_path, site, server, make_lake(tmp_path))
 
 
@@ -186,14 +186,14 @@ def rows_of_unit(tree: Tree, unit: str) -> dict[str, Any]:
     """All that the tables in shards have of a unit, without where it is in a file."""
     where = {"dataset": tree.name, "unit": unit}
     rows: dict[str, Any] = {
-        table.name: read_unit(tree.lake, table, **where).to_pylist() for table in (headers(), FILES, FHIR_ELEMENTS)
+        table.name: read_unit(tree.lake, table, **where).to_pylist() for table in (header_table(), FILES, FHIR_ELEMENTS)
     }
     rows |= {stage: tree.findings(stage, unit) for stage in COMMITS}
-    rows |= {kind: read_lines(tree.lake, kind, **where) for kind in STORED_BY_UNIT}
-    assert all(rows[name] for name in ("headers", "files", "fhir_elements", "extract", *STORED_BY_UNIT))
+    rows |= {kind: read_lines(tree.lake, kind, **where) for kind in UNIT_RESOURCE_TYPES}
+    assert all(rows[name] for name in ("headers", "files", "fhir_elements", "extract", *UNIT_RESOURCE_TYPES))
     commits = [commit.rows[unit] for stage in COMMITS for commit in read_commits(tree.lake, stage, tree.name).values()]
     assert len(commits) == len(COMMITS)
-    offsets = {f"{kind}_offset" for kind in STORED_BY_UNIT}
+    offsets = {f"{kind}_offset" for kind in UNIT_RESOURCE_TYPES}
     return rows | {"commits": [{name: row[name] for name in row.keys() - offsets} for row in commits]}
 
 
@@ -235,7 +235,7 @@ def test_a_subject_leaves_server_ledger_and_lake_and_no_other_does(house: House)
     per_dataset = {f"{table}/{tree.name}.parquet" for table in ("inventory", "sheets", "identities", "withdrawn")}
     shard = {f"{table}/{tree.name}/0000.parquet" for table in ("headers", "files", "tag_profiles", "fhir_elements")}
     shard |= {f"{table}/{stage}/{tree.name}/0000.parquet" for table in ("findings", "commits") for stage in COMMITS}
-    shard |= {f"fhir/{kind}/{tree.name}/0000.ndjson" for kind in STORED_BY_UNIT}
+    shard |= {f"fhir/{kind}/{tree.name}/0000.ndjson" for kind in UNIT_RESOURCE_TYPES}
     # of the UID that both had, and what says that all is of one state
     of_dataset = {f"findings/{stage}/{tree.name}/dataset.parquet" for stage in COMMITS}
     exported = {f"upload_ledger/{name}/{tree.name}.parquet"}
@@ -479,7 +479,7 @@ def test_a_server_that_goes_away_in_the_middle_leaves_the_lake_for_the_next_call
     house.server.rule = goes_away
     cut = withdraw(tree.name, "sub-ada", house.lake, house.at(house.server.url, retry_seconds=0))
     assert cut.exit_code == 3
-    assert read_unit(house.lake, headers(), dataset=tree.name, unit="sub-ada").num_rows == 3
+    assert read_unit(house.lake, header_table(), dataset=tree.name, unit="sub-ada").num_rows == 3
     house.server.rule = lambda _: None
 
     assert house.withdraw(tree, "sub-ada").exit_code == 0
@@ -499,7 +499,7 @@ def test_a_server_that_forbids_deletions_is_told_and_the_lake_stays(house: House
 
     assert done.exit_code == 1
     assert "HTTP 405" in done.remaining[0]
-    assert read_unit(house.lake, headers(), dataset=tree.name, unit="sub-ada").num_rows == 3
+    assert read_unit(house.lake, header_table(), dataset=tree.name, unit="sub-ada").num_rows == 3
 
 
 def test_another_server_is_told_and_done_when_it_is_the_configured_one(house: House, hapi: HapiServer) -> None:

@@ -87,7 +87,7 @@ def run_upload(job: Job) -> None:
     if job.kill is not None and job.kill.kind in AT_COMMIT:
         _kill_at_commit(job.kill)
     try:
-        lake = Lake(job.root, lock_wait=60, tell=lambda _: None, ledger_url=job.ledger_url)
+        lake = Lake(job.root, lock_wait=60, notify=lambda _: None, ledger_url=job.ledger_url)
         settings = Settings(fhir=FhirSettings(url=job.url, retry_seconds=60, **job.fhir))
         done = upload(job.datasets, lake, settings)
         said = [{"counts": dict(one.counts), "stopped": one.stopped, "findings": one.findings} for one in done]
