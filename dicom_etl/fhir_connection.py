@@ -1,4 +1,7 @@
-"""The connection to the FHIR server of the settings: its client, its authentication, and its name in the lake."""
+"""The FHIR server of the settings: its client, its authentication, and its name in the lake.
+
+Not in `fhir_client`, since that package does not know the settings.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def open_client(fhir: FhirSettings) -> FhirClient:
-    """The client of these settings, to be used with `async with`.
+    """The client for the server of the settings; open it with `async with`.
 
     Raises:
-        SettingsError: something is missing or cannot be used; the text says what to set.
+        SettingsError: a setting is missing or invalid; the text says what to set.
     """
     try:
         return FhirClient(
@@ -36,33 +39,33 @@ def open_client(fhir: FhirSettings) -> FhirClient:
 
 
 def get_server_name(url: str) -> str:
-    """`host_port_path` of a base URL, without credentials (`http://hapi:8080/fhir/` is `hapi_8080_fhir`).
+    """The name of a server in the lake: `host_port_path` of its base URL, such as `hapi_8080_fhir`.
 
-    It is the server's name in the lake: readable, and the same for every way to write the address.
+    It contains no credentials, and is the same for all spellings of a URL (`http://hapi:8080/fhir/`).
     """
     parts = urlsplit(strip_credentials(url))
     segments = [segment for segment in parts.path.split("/") if segment]
     words = [parts.hostname or "", str(parts.port or _PORTS.get(parts.scheme, 0)), *segments]
     name = "_".join(words)
-    if any("_" in word for word in words):  # else a/b and a_b would share a ledger
+    if any("_" in word for word in words):  # otherwise a/b and a_b would share a ledger
         name += f"-{hashlib.sha256('/'.join(words).encode()).hexdigest()[:8]}"
     return name
 
 
 def choose_authentication(fhir: FhirSettings) -> Authentication:
-    """The authentication that the settings ask for.
+    """The authentication of the settings.
 
     Raises:
-        SettingsError: something that it needs is missing; the text says what to set.
+        SettingsError: a setting that the method needs is missing; the text says what to set.
     """
     return _METHODS[choose_method(fhir)](fhir)
 
 
 def choose_method(fhir: FhirSettings) -> str:
-    """`fhir.auth`, or what follows from the other settings.
+    """The authentication method: `fhir.auth`, or the one that the other settings imply.
 
     Raises:
-        SettingsError: there are settings for a method that is not asked for.
+        SettingsError: a setting would have no effect, since its method is not chosen.
     """
     if fhir.auth:
         return fhir.auth
@@ -70,15 +73,15 @@ def choose_method(fhir: FhirSettings) -> str:
         return "bearer"
     if parse_credentials(fhir.url or ""):
         return "basic"
-    for method, (names, secret) in _NEEDS.items():
-        given = [f"fhir.{name}" for name in names if getattr(fhir, name)]
-        given += [SECRETS[secret].variable] if fhir.secret(secret) else []
-        if given:
-            raise SettingsError(f'{given[0]} is set and would not be used: set fhir.auth = "{method}"')
+    for method, (names, secret) in _REQUIREMENTS.items():
+        unused = [f"fhir.{name}" for name in names if getattr(fhir, name)]
+        unused += [SECRETS[secret].variable] if fhir.secret(secret) else []
+        if unused:
+            raise SettingsError(f'{unused[0]} is set but would not be used: set fhir.auth = "{method}"')
     return "none"
 
 
-_NEEDS: dict[str, tuple[tuple[str, ...], str]] = {  # method -> settings, secret
+_REQUIREMENTS: dict[str, tuple[tuple[str, ...], str]] = {  # method -> settings, secret
     "basic": (("username",), "password"),
     "oauth2": (("token_url", "client_id"), "client_secret"),
     "api-key": ((), "api_key"),
@@ -87,8 +90,8 @@ _NEEDS: dict[str, tuple[tuple[str, ...], str]] = {  # method -> settings, secret
 
 
 def _require_secret(fhir: FhirSettings, method: str) -> str:
-    """The secret of a method whose settings are complete."""
-    names, secret = _NEEDS[method]
+    """The secret of a method; checks that the method has all its settings."""
+    names, secret = _REQUIREMENTS[method]
     missing = [f"fhir.{name}" for name in names if not getattr(fhir, name)]
     value = fhir.secret(secret)
     if value is None:

@@ -91,8 +91,8 @@ def test_each_authentication_is_one_header(
             'fhir.auth is "api-key": set the api key (DICOM_ETL_FHIR_API_KEY, or the file that '
             "fhir.api_key_file names)",
         ),
-        ({"username": "u"}, 'fhir.username is set and would not be used: set fhir.auth = "basic"'),
-        ({"client_id": "c"}, 'fhir.client_id is set and would not be used: set fhir.auth = "oauth2"'),
+        ({"username": "u"}, 'fhir.username is set but would not be used: set fhir.auth = "basic"'),
+        ({"client_id": "c"}, 'fhir.client_id is set but would not be used: set fhir.auth = "oauth2"'),
     ],
 )
 def test_what_is_missing_is_one_sentence(fhir: Any, said: str) -> None:
@@ -103,7 +103,7 @@ def test_what_is_missing_is_one_sentence(fhir: Any, said: str) -> None:
 
 def test_a_key_that_would_not_be_sent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DICOM_ETL_FHIR_API_KEY", "k")
-    with pytest.raises(SettingsError, match=r'API_KEY is set and would not be used: set fhir.auth = "api-key"'):
+    with pytest.raises(SettingsError, match=r'API_KEY is set but would not be used: set fhir.auth = "api-key"'):
         choose_method(FhirSettings(url=URL))
 
 
