@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dicom_etl.cli.app import main
+from dicom_etl.__main__ import main
 
 if __name__ == "__main__":
     main()

@@ -214,7 +214,7 @@ def test_ctrl_c_has_one_answer(how):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert done.returncode == 130
-    assert done.stderr == "dicom-etl: stopped; what is done is kept, the next run goes on from here\n"
+    assert done.stderr == "dicom-etl: stopped; finished work is kept, and the next run continues from there\n"
 
 
 def test_the_entry_point_is_light():
