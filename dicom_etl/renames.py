@@ -75,6 +75,7 @@ FINDING_CODES = {
 }
 COLUMNS: dict[str, dict[str, str]] = {  # table or CSV file -> old name -> new name
     "completeness": {"n_some": "n_partial"},
+    "identities": {"owner": "building_unit"},
     "upload_ledger": {
         "key": "business_key",
         "id_on_server": "server_id",

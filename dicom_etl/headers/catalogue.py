@@ -3,7 +3,10 @@
 `catalogue.csv` has one line per column: its name, its level (patient, study, series, instance), its path (keywords of
 PS3.6; in sequences always the first item), a second path where enhanced objects keep the same value, and why we keep
 it. Tag, VR and column type follow from pydicom's data dictionary. The Arrow schema, the readers' wanted set, the
-inputs of the FHIR mapping and the table in the docs all come from here; nothing else lists tags.
+inputs of the FHIR mapping and the table in the docs all come from here.
+
+Not here: the tags whose values findings and reports mask (`identity.masking.IDENTIFYING_KEYWORDS`; a new tag with an
+identifying value belongs there, too), and the dummy values of tags (`quality/tables/dummies.json`).
 """
 
 from __future__ import annotations

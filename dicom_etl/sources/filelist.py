@@ -18,14 +18,14 @@ from dicom_etl.sources.base import ROOT_UNIT, Entry, Scan, SourceError
 
 
 @dataclass(frozen=True)
-class ListSource:
+class FileListSource:
     """The files that a CSV file lists."""
 
     dataset: str
     root: Path
 
     @classmethod
-    def from_settings(cls, dataset: str, settings: DatasetSettings) -> ListSource:
+    def from_settings(cls, dataset: str, settings: DatasetSettings) -> FileListSource:
         """The list at the dataset's root."""
         root = Path(settings.root)
         if not root.is_file():

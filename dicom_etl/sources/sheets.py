@@ -27,9 +27,9 @@ _NULL = frozenset(
     """na n/a nan none null unknown not-applicable not-available asked-answered-unknown asked-answered-invalid
     asked-not-answered not-asked not-asked-not-applicable asked-not-applicable""".split()
 ) | {"", "not defined"}
-_MAX_ROWS = 1_000_000
-_MAX_BYTES = 50_000_000
-_MAX_INFLATED_BYTES = 500_000_000  # of the parts of a workbook
+MAX_ROWS = 1_000_000
+MAX_BYTES = 50_000_000
+MAX_INFLATED_BYTES = 500_000_000  # of the parts of a workbook
 
 
 class SheetError(Exception):
@@ -56,10 +56,10 @@ def _read_content(path: Path) -> bytes:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
         raise SheetError("it is not a file")
-    if status.st_size > _MAX_BYTES:
-        raise SheetError(f"it has {status.st_size:,} bytes; sheets of at most {_MAX_BYTES:,} are read")
+    if status.st_size > MAX_BYTES:
+        raise SheetError(f"it has {status.st_size:,} bytes; sheets of at most {MAX_BYTES:,} are read")
     with path.open("rb") as file:
-        return file.read(_MAX_BYTES)
+        return file.read(MAX_BYTES)
 
 
 def _parse(kind: str, suffix: str, content: bytes) -> Iterable[Iterable[Any]]:
@@ -74,12 +74,12 @@ def _parse(kind: str, suffix: str, content: bytes) -> Iterable[Iterable[Any]]:
 def _parse_workbook(content: bytes) -> Iterator[Iterable[Any]]:
     with zipfile.ZipFile(io.BytesIO(content)) as parts:
         inflated = sum(part.file_size for part in parts.infolist())
-    if inflated > _MAX_INFLATED_BYTES:
-        raise SheetError(f"it inflates to {inflated:,} bytes; workbooks of at most {_MAX_INFLATED_BYTES:,} are read")
+    if inflated > MAX_INFLATED_BYTES:
+        raise SheetError(f"it inflates to {inflated:,} bytes; workbooks of at most {MAX_INFLATED_BYTES:,} are read")
     import openpyxl  # noqa: PLC0415  (workers that read DICOM files do not need it)
 
     book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
-    yield from book.worksheets[0].iter_rows(values_only=True, max_row=_MAX_ROWS)
+    yield from book.worksheets[0].iter_rows(values_only=True, max_row=MAX_ROWS)
 
 
 def _parse_json(content: Any, *, is_description: bool) -> Iterator[Iterable[Any]]:

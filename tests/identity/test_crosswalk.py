@@ -1,4 +1,4 @@
-"""The crosswalk file: read whole or refused."""
+"""The crosswalk file: read completely or refused."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dicom_etl.settings import SettingsError
 HEADER = "dataset,subject,system,value\n"
 
 
-def written(tmp_path: Path, content: str | bytes) -> str:
+def write_crosswalk(tmp_path: Path, content: str | bytes) -> str:
     path = tmp_path / "crosswalk.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return str(path)
@@ -18,37 +18,37 @@ def written(tmp_path: Path, content: str | bytes) -> str:
 
 def refusal(tmp_path: Path, content: str | bytes) -> str:
     with pytest.raises(SettingsError) as refused:
-        read_crosswalk(written(tmp_path, content))
+        read_crosswalk(write_crosswalk(tmp_path, content))
     return str(refused.value).replace(str(tmp_path / "crosswalk.csv"), "FILE")
 
 
-def test_without_a_file_there_are_no_lines() -> None:
+def test_without_a_file_there_are_no_entries() -> None:
     assert read_crosswalk(None) == []
 
 
-def test_lines_are_read_in_their_order(tmp_path: Path) -> None:
-    path = written(tmp_path, HEADER + "heart,sub-2,urn:x:persons,p7\nbreast,sub-1,urn:x:persons,p7\n")
+def test_entries_keep_their_order(tmp_path: Path) -> None:
+    path = write_crosswalk(tmp_path, HEADER + "heart,sub-2,urn:x:persons,p7\nbreast,sub-1,urn:x:persons,p7\n")
     assert read_crosswalk(path) == [
         CrosswalkEntry("heart", "sub-2", "urn:x:persons", "p7"),
         CrosswalkEntry("breast", "sub-1", "urn:x:persons", "p7"),
     ]
 
 
-def test_columns_in_another_order_and_further_ones_are_taken(tmp_path: Path) -> None:
-    path = written(tmp_path, "note,value,system,subject,dataset\nsure,p7,urn:x:persons,sub-1,breast\n")
+def test_columns_may_be_in_another_order_and_more_than_needed(tmp_path: Path) -> None:
+    path = write_crosswalk(tmp_path, "note,value,system,subject,dataset\nsure,p7,urn:x:persons,sub-1,breast\n")
     assert read_crosswalk(path) == [CrosswalkEntry("breast", "sub-1", "urn:x:persons", "p7")]
 
 
-def test_a_byte_order_mark_and_blanks_around_values_are_no_part_of_them(tmp_path: Path) -> None:
-    path = written(tmp_path, "\ufeff" + HEADER + "breast , sub-1, urn:x:persons ,p7 \r\n")
+def test_byte_order_mark_and_blanks_around_values_are_ignored(tmp_path: Path) -> None:
+    path = write_crosswalk(tmp_path, "\ufeff" + HEADER + "breast , sub-1, urn:x:persons ,p7 \r\n")
     assert read_crosswalk(path) == [CrosswalkEntry("breast", "sub-1", "urn:x:persons", "p7")]
 
 
-def test_a_file_of_a_header_alone_has_no_lines(tmp_path: Path) -> None:
-    assert read_crosswalk(written(tmp_path, HEADER)) == []
+def test_a_file_with_only_a_header_has_no_entries(tmp_path: Path) -> None:
+    assert read_crosswalk(write_crosswalk(tmp_path, HEADER)) == []
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read: No such file or directory"):
         read_crosswalk(str(tmp_path / "none.csv"))
 
@@ -74,16 +74,16 @@ def test_a_line_without_a_value_is_named(tmp_path: Path, line: str, column: str)
     assert refusal(tmp_path, text) == f"line 4 of the crosswalk FILE has no value in column {column}"
 
 
-def test_a_subject_that_is_decided_twice_is_named(tmp_path: Path) -> None:
+def test_a_subject_with_two_lines_is_named(tmp_path: Path) -> None:
     text = HEADER + "breast,sub-1,urn:x:persons,p7\nbreast,sub-1,urn:x:persons,p8\n"
     assert refusal(tmp_path, text) == "the crosswalk FILE has 2 lines for subject sub-1 of breast; keep one"
 
 
-def test_a_system_that_is_no_uri_is_named(tmp_path: Path) -> None:
+def test_a_system_that_is_not_a_uri_is_named(tmp_path: Path) -> None:
     text = HEADER + "breast,sub-1,our persons,p7\n"
     assert refusal(tmp_path, text) == "line 2 of the crosswalk FILE: the system our persons is not a URI"
 
 
-def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     content = (HEADER + "M\u00fcnchen,sub-1,urn:x:persons,p7\n").encode("latin-1")
     assert refusal(tmp_path, content) == "the crosswalk FILE is not UTF-8 text: save it as CSV UTF-8"

@@ -1,4 +1,4 @@
-"""What may be shown of a value in findings, logs and reports."""
+"""Values as they may be displayed in findings, logs and reports."""
 
 import pytest
 
@@ -30,17 +30,17 @@ from dicom_etl.identity.masking import mask_value
         "DeviceSerialNumber",
     ],
 )
-def test_a_value_that_identifies_is_masked(keyword: str) -> None:
+def test_an_identifying_value_is_masked(keyword: str) -> None:
     assert mask_value(keyword, "Fictional^Ada") == "(masked)"
 
 
-def test_every_name_of_a_person_in_the_catalogue_is_masked() -> None:
+def test_every_person_name_of_the_catalogue_is_masked() -> None:
     names = [column.keyword for column in catalogue() if column.vr == "PN"]
     assert len(names) > 3
     assert {mask_value(keyword, "Fictional^Ada") for keyword in names} == {"(masked)"}
 
 
-def test_every_column_that_is_kept_for_privacy_is_masked() -> None:
+def test_columns_that_exist_for_privacy_checks_are_masked() -> None:
     private = [column.keyword for column in catalogue() if column.why == "quality: privacy" and column.kind == "text"]
     assert {keyword: mask_value(keyword, "text") for keyword in private if keyword != "BurnedInAnnotation"} == {
         "PatientAddress": "(masked)",
@@ -51,22 +51,22 @@ def test_every_column_that_is_kept_for_privacy_is_masked() -> None:
 
 
 @pytest.mark.parametrize("keyword", ["Modality", "BodyPartExamined", "StudyDate", ""])
-def test_other_values_are_shown(keyword: str) -> None:
+def test_other_values_are_unchanged(keyword: str) -> None:
     assert mask_value(keyword, "BREAST") == "BREAST"
 
 
 @pytest.mark.parametrize("hostile", ["\x1b", "\x00", "\n", "\x07", "\u202e", "\u200b", "\ud800"])
-def test_what_a_terminal_would_obey_is_replaced(hostile: str) -> None:
+def test_control_characters_are_replaced(hostile: str) -> None:
     assert mask_value("Modality", f"M{hostile}R") == "M\ufffdR"
 
 
-def test_text_of_other_scripts_is_shown() -> None:
+def test_other_scripts_are_unchanged() -> None:
     assert mask_value("BodyPartExamined", "胸部 ü") == "胸部 ü"
 
 
-def test_120_characters_are_shown_whole() -> None:
+def test_120_characters_are_unchanged() -> None:
     assert mask_value("Modality", "x" * 120) == "x" * 120
 
 
-def test_a_longer_value_is_cut_at_120_characters() -> None:
+def test_a_longer_value_is_truncated_to_120_characters() -> None:
     assert mask_value("Modality", "x" * 121) == "x" * 119 + "…"

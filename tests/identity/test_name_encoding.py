@@ -1,4 +1,4 @@
-"""Names in paths: one plain segment for any name, and never the same for two."""
+"""Names in paths: one plain segment for any name, and different segments for different names."""
 
 import re
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dicom_etl.identity.name_encoding import encode_name
 
-# of a file system: also bytes that are no UTF-8, as Python shows them
+# names of a file system may have bytes that are not UTF-8, which Python decodes to lone surrogates
 ANY_CHARACTER = st.characters(codec="utf-8") | st.characters(
     min_codepoint=0xDC80, max_codepoint=0xDCFF, categories=["Cs"]
 )
@@ -16,7 +16,7 @@ SEGMENT = re.compile(r"[A-Za-z0-9_%-][A-Za-z0-9_.%-]*")
 
 
 @pytest.mark.parametrize("name", ["sub-1", "breast", "1.2.840.10008", "A_b-c.d", "_x", "-x", "console", "com10"])
-def test_a_plain_name_is_itself(name: str) -> None:
+def test_a_plain_name_is_unchanged(name: str) -> None:
     assert encode_name(name) == name
 
 
@@ -58,25 +58,25 @@ def test_names_that_windows_reserves_are_encoded(name: str, encoded: str) -> Non
         ("Mü.json", "M%C3%BC%2Ejson"),
     ],
 )
-def test_a_name_that_ends_like_our_own_files_is_encoded(name: str, encoded: str) -> None:
+def test_suffixes_of_the_lakes_files_are_encoded(name: str, encoded: str) -> None:
     assert encode_name(name) == encoded
 
 
-def test_names_that_look_alike_but_differ_in_normal_form_stay_apart() -> None:
+def test_normal_forms_of_a_character_stay_distinct() -> None:
     assert encode_name("u\u0308") == "u%CC%88"
     assert encode_name("\u00fc") == "%C3%BC"
 
 
-def test_a_file_name_that_is_no_utf_8_keeps_its_bytes() -> None:
+def test_a_name_that_is_not_utf_8_keeps_its_bytes() -> None:
     assert encode_name("caf\udce9") == "caf%E9"
 
 
-def test_a_name_too_long_for_a_file_system_ends_in_its_sha_256() -> None:
+def test_a_long_name_ends_in_its_sha_256() -> None:
     # printf 'a%.0s' {1..300} | sha256sum
     assert encode_name("a" * 300) == "a" * 140 + "%-9835fa6bf4e20a9b9ea812506302e989"
 
 
-def test_long_names_with_the_same_beginning_stay_apart() -> None:
+def test_long_names_with_the_same_beginning_stay_distinct() -> None:
     assert encode_name("ü" * 100 + "1") != encode_name("ü" * 100 + "2")
 
 
@@ -87,7 +87,7 @@ def test_an_empty_name_is_refused() -> None:
 
 @settings(deadline=None)
 @given(st.text(ANY_CHARACTER, min_size=1, max_size=400))
-def test_any_name_becomes_one_segment_of_at_most_180_characters(name: str) -> None:
+def test_any_name_is_one_segment_of_at_most_180_characters(name: str) -> None:
     encoded = encode_name(name)
     assert SEGMENT.fullmatch(encoded)
     assert len(encoded) <= 180
@@ -95,5 +95,5 @@ def test_any_name_becomes_one_segment_of_at_most_180_characters(name: str) -> No
 
 @settings(deadline=None)
 @given(*[st.text(st.sampled_from("aA.%25-/ ü"), min_size=1, max_size=6)] * 2)
-def test_two_names_never_become_one(one: str, other: str) -> None:
-    assert (encode_name(one) == encode_name(other)) is (one == other)
+def test_different_names_have_different_encodings(name: str, other: str) -> None:
+    assert (encode_name(name) == encode_name(other)) is (name == other)

@@ -1,4 +1,4 @@
-"""The path grammar: every entry's own example, and what a whole path says."""
+"""The path grammar: the example of every entry, and the subject and sample of whole paths."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from dicom_etl.sources.grammar import (
 
 
 @pytest.mark.parametrize("entry", load_grammar()["entities"], ids=lambda entry: entry["example"])
-def test_an_entity_of_the_grammar_is_what_its_example_says(entry: dict[str, str]) -> None:
+def test_examples_of_entities(entry: dict[str, str]) -> None:
     assert match_entity(entry["example"]) == entry["entity"]
 
 
 @pytest.mark.parametrize("entry", load_grammar()["system_files"], ids=lambda entry: entry["example"])
-def test_junk_of_the_grammar_is_what_its_example_says(entry: dict[str, str]) -> None:
+def test_examples_of_system_files(entry: dict[str, str]) -> None:
     assert match_system_file(entry["example"]) == entry["class"]
 
 
 @pytest.mark.parametrize("entry", load_grammar()["roles"], ids=lambda entry: entry["folder"])
-def test_a_role_of_the_grammar_is_that_of_its_examples_first_folder(entry: dict[str, str]) -> None:
+def test_examples_of_roles(entry: dict[str, str]) -> None:
     assert load_role_folders()[entry["example"].split("/")[0]] == entry["role"]
 
 
 @pytest.mark.parametrize("kind", load_grammar()["sheets"])
 @pytest.mark.parametrize("suffix", load_grammar()["sheet_suffixes"])
-def test_a_sheet_is_known_in_all_four_types_and_any_case(kind: str, suffix: str) -> None:
+def test_sheets_have_four_types_and_any_case(kind: str, suffix: str) -> None:
     assert match_sheet(f"{kind}{suffix}") == kind
     assert match_sheet(f"{kind}{suffix}".upper()) == kind
 
@@ -65,17 +65,17 @@ def test_a_folder_name_denotes_an_entity_or_none(name: str, expected: str | None
 
 
 @pytest.mark.parametrize("name", [".dss", "bids.dss"])
-def test_what_names_the_standard_of_a_folder_is_no_dicom(name: str) -> None:
+def test_files_that_name_the_standard_are_system_files(name: str) -> None:
     assert match_system_file(name) == "SDS standard"
 
 
 @pytest.mark.parametrize("name", ["1.dcm", "IM0001", "image.IMA", "1.2.840.113619", "readme-of-1.dcm", ".hidden.dcm"])
-def test_a_file_that_may_be_dicom_is_no_junk(name: str) -> None:
+def test_a_file_that_may_be_dicom_is_not_a_system_file(name: str) -> None:
     assert match_system_file(name) is None
 
 
 @pytest.mark.parametrize("name", ["subjects.dcm", "subjects", "my_subjects.xlsx", "notes.csv"])
-def test_a_file_of_another_name_or_type_is_no_sheet(name: str) -> None:
+def test_a_file_of_another_name_or_type_is_not_a_sheet(name: str) -> None:
     assert match_sheet(name) is None
 
 
@@ -109,7 +109,7 @@ def test_a_file_of_another_name_or_type_is_no_sheet(name: str) -> None:
         ("", PathEntities(None, None)),
     ],
 )
-def test_a_path_says_subject_and_sample(folders: str, expected: PathEntities) -> None:
+def test_folders_name_subject_and_sample(folders: str, expected: PathEntities) -> None:
     assert find_entities(folders.split("/") if folders else [], {}) == expected
 
 
@@ -117,11 +117,11 @@ def test_a_flat_sample_belongs_to_the_subject_of_the_samples_sheet() -> None:
     assert find_entities(["sam-9", "perf-1"], {"sam-9": "sub-4"}) == PathEntities("sub-4", "sam-9")
 
 
-def test_the_folders_win_over_the_samples_sheet() -> None:
+def test_folders_take_precedence_over_the_samples_sheet() -> None:
     assert find_entities(["sub-1", "sam-9"], {"sam-9": "sub-4"}) == PathEntities("sub-1", "sam-9")
 
 
-def test_the_samples_sheet_wins_over_the_manifest_and_the_manifest_over_the_first_folder() -> None:
+def test_samples_sheet_before_manifest_before_first_folder() -> None:
     assert find_entities(["sam-9"], {"sam-9": "sub-4"}, "sub-5") == PathEntities("sub-4", "sam-9")
     assert find_entities(["scans", "sam-9"], {}, "sub-5") == PathEntities("sub-5", "sam-9")
     assert find_entities(["sub-1"], {}, "sub-5") == PathEntities("sub-1", None)
@@ -136,5 +136,5 @@ def test_the_samples_sheet_wins_over_the_manifest_and_the_manifest_over_the_firs
         ("dataset/sub-1", None),
     ],
 )
-def test_a_role_folder_counts_before_the_first_entity(folders: str, expected: RoleFolder | None) -> None:
+def test_a_role_folder_comes_before_the_first_entity(folders: str, expected: RoleFolder | None) -> None:
     assert find_role_folder(folders.split("/")) == expected

@@ -1,4 +1,4 @@
-"""Files are opened ahead where the storage is slow, and there alone."""
+"""Files are opened in advance only if the storage is slow."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ PATHS = [f"{number}.dcm" for number in range(100)]
 
 @dataclass
 class Storage:
-    """Stands for a network share, which cannot be had here: each file takes `delay` seconds to open."""
+    """A stand-in for a network share: opening a file takes `delay` seconds."""
 
     delay: float
     missing: frozenset[str] = frozenset()
-    begun: list[str] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
     files: list[io.BytesIO] = field(default_factory=list)
-    most_at_once: int = 0
+    max_at_once: int = 0
     now: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def open(self, path: str) -> BinaryIO:
         """Open a file whose content is its path."""
         with self.lock:
-            self.begun.append(path)
+            self.started.append(path)
             self.now += 1
-            self.most_at_once = max(self.most_at_once, self.now)
+            self.max_at_once = max(self.max_at_once, self.now)
         time.sleep(self.delay)
         with self.lock:
             self.now -= 1
@@ -55,37 +55,37 @@ def contents(storage: Storage) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("delay", [0, 0.003])
-def test_every_file_is_opened_once_and_comes_in_its_place(delay: float) -> None:
+def test_every_file_is_opened_once_and_in_order(delay: float) -> None:
     storage = Storage(delay)
     assert list(contents(storage)) == PATHS
-    assert sorted(storage.begun) == sorted(PATHS)
+    assert sorted(storage.started) == sorted(PATHS)
 
 
 @pytest.mark.parametrize("delay", [0, 0.003])
-def test_what_opening_raises_is_raised_in_its_place(delay: float) -> None:
+def test_errors_of_opening_are_raised_in_order(delay: float) -> None:
     storage = Storage(delay, missing=frozenset({"3.dcm", "70.dcm"}))
     assert list(contents(storage)) == [f"no {path}" if path in storage.missing else path for path in PATHS]
 
 
-def test_of_fast_storage_one_file_is_open_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    # a clock that stands still: on a busy machine even fast storage may have to be waited for
+def test_fast_storage_opens_one_file_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a stopped clock: on a busy machine even fast storage may make the reader wait
     monkeypatch.setattr(
         "dicom_etl.sources.prefetch.time", SimpleNamespace(perf_counter=lambda: 0, thread_time=lambda: 0)
     )
     storage = Storage(0)
     for number, opening in enumerate(open_files(storage.open, PATHS)):
-        assert storage.begun == PATHS[:number]
+        assert storage.started == PATHS[:number]
         opening().close()
-    assert storage.most_at_once == 1
+    assert storage.max_at_once == 1
 
 
-def test_of_slow_storage_several_files_are_opened_at_once() -> None:
+def test_slow_storage_opens_several_files_at_once() -> None:
     storage = Storage(0.003)
     list(contents(storage))
-    assert 2 <= storage.most_at_once <= 16
+    assert 2 <= storage.max_at_once <= 16
 
 
-def test_what_was_opened_ahead_is_closed_when_the_reader_stops() -> None:
+def test_prefetched_files_are_closed_when_the_reader_stops() -> None:
     storage = Storage(0.003)
     openings = open_files(storage.open, PATHS)
     for _, opening in zip(range(50), openings, strict=False):
@@ -95,7 +95,7 @@ def test_what_was_opened_ahead_is_closed_when_the_reader_stops() -> None:
     assert all(file.closed for file in storage.files)
 
 
-def test_the_beginning_of_a_file_is_there_when_it_comes(tmp_path: Path) -> None:
+def test_the_first_bytes_of_a_file_are_prefetched(tmp_path: Path) -> None:
     (tmp_path / "1").write_bytes(b"x" * 20_000)
     read: list[int] = []
 
@@ -113,5 +113,5 @@ def test_the_beginning_of_a_file_is_there_when_it_comes(tmp_path: Path) -> None:
             if number > 50:
                 before = len(read)
                 assert file.read(8192) == b"x" * 8192
-                assert len(read) - before <= 16  # of this file nothing; of those behind it their beginnings
+                assert len(read) - before <= 16  # nothing of this file; the first bytes of the next ones
     assert read == [16384] * (len(PATHS) - 16)

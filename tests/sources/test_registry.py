@@ -1,14 +1,15 @@
-"""Which datasets there are: registered, watched, or named on the command line."""
+"""The datasets: registered, watched, or named on the command line."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings, Settings, SettingsError
-from dicom_etl.sources import SourceError
+from dicom_etl.sources import KINDS, SourceError
 from dicom_etl.sources.registry import find_datasets, select_datasets
 from tests.support.datasets import make_lake, make_tree
 
@@ -30,12 +31,16 @@ def roots(datasets: dict[str, DatasetSettings]) -> dict[str, str]:
     return {name: dataset.root for name, dataset in datasets.items()}
 
 
-def test_every_folder_of_a_watched_one_is_a_dataset(data: Path) -> None:
-    known = find_datasets(Settings(watch_folders=(str(data),)))
-    assert roots(known) == {"breast": str(data / "breast"), "heart": str(data / "heart")}
+def test_every_kind_of_the_settings_is_a_source() -> None:
+    assert set(get_args(DatasetSettings.model_fields["kind"].annotation)) == set(KINDS)
 
 
-def test_settings_of_a_watched_dataset_hold(data: Path) -> None:
+def test_every_folder_in_a_watched_folder_is_a_dataset(data: Path) -> None:
+    datasets = find_datasets(Settings(watch_folders=(str(data),)))
+    assert roots(datasets) == {"breast": str(data / "breast"), "heart": str(data / "heart")}
+
+
+def test_a_watched_dataset_keeps_its_registered_settings(data: Path) -> None:
     settings = Settings(
         watch_folders=(str(data),),
         datasets={"heart": DatasetSettings(root=str(data / "heart"), time_zone="Europe/Berlin")},
@@ -43,13 +48,13 @@ def test_settings_of_a_watched_dataset_hold(data: Path) -> None:
     assert find_datasets(settings)["heart"].time_zone == "Europe/Berlin"
 
 
-def test_a_watched_folder_with_the_name_of_another_dataset_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_watched_folder_named_like_a_registered_dataset_is_refused(data: Path, tmp_path: Path) -> None:
     settings = Settings(watch_folders=(str(data),), datasets={"heart": DatasetSettings(root=str(tmp_path))})
     with pytest.raises(SettingsError, match="two datasets are named heart"):
         find_datasets(settings)
 
 
-def test_two_watched_folders_with_one_name_are_refused(data: Path, tmp_path: Path) -> None:
+def test_two_watched_datasets_of_one_name_are_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "more" / "heart").mkdir(parents=True)
     with pytest.raises(SettingsError, match="two datasets are named heart"):
         find_datasets(Settings(watch_folders=(str(data), str(tmp_path / "more"))))
@@ -60,16 +65,16 @@ def test_a_watched_folder_that_cannot_be_listed_is_refused(tmp_path: Path) -> No
         find_datasets(Settings(watch_folders=(str(tmp_path / "gone"),)))
 
 
-def test_no_name_means_all_known_datasets(data: Path, lake: Lake) -> None:
+def test_no_argument_selects_all_datasets(data: Path, lake: Lake) -> None:
     assert list(select_datasets(Settings(watch_folders=(str(data),)), lake, [])) == ["breast", "heart"]
 
 
-def test_no_name_and_no_dataset_is_refused(lake: Lake) -> None:
+def test_no_argument_and_no_dataset_is_refused(lake: Lake) -> None:
     with pytest.raises(SettingsError, match="no dataset is named and none is registered"):
         select_datasets(Settings(), lake, [])
 
 
-def test_a_registered_name_is_its_dataset(data: Path, lake: Lake) -> None:
+def test_a_registered_name_selects_its_dataset(data: Path, lake: Lake) -> None:
     settings = Settings(datasets={"h": DatasetSettings(root=str(data / "heart"))})
     assert roots(select_datasets(settings, lake, ["h"])) == {"h": str(data / "heart")}
 
@@ -78,23 +83,23 @@ def test_a_path_is_named_after_its_folder(data: Path, lake: Lake) -> None:
     assert roots(select_datasets(Settings(), lake, [f"{data}/heart/"])) == {"heart": str(data / "heart")}
 
 
-def test_a_name_can_be_given_to_a_path(data: Path, lake: Lake) -> None:
+def test_a_path_can_have_a_name(data: Path, lake: Lake) -> None:
     assert roots(select_datasets(Settings(), lake, [f"cardiac={data}/heart"])) == {"cardiac": str(data / "heart")}
 
 
 @pytest.mark.parametrize("folder", ["study=2/heart", "study=2", "a=b=c"])
-def test_a_path_that_contains_the_sign_of_a_name_is_a_path(data: Path, lake: Lake, folder: str) -> None:
+def test_an_existing_path_may_contain_an_equals_sign(data: Path, lake: Lake, folder: str) -> None:
     (data / folder).mkdir(parents=True)
     chosen = select_datasets(Settings(), lake, [f"{data}/{folder}"])
     assert roots(chosen) == {folder.rpartition("/")[2]: str(data / folder)}
 
 
-def test_a_name_can_be_given_to_a_path_that_contains_its_sign(data: Path, lake: Lake) -> None:
+def test_a_path_with_an_equals_sign_can_have_a_name(data: Path, lake: Lake) -> None:
     (data / "study=2").mkdir()
     assert roots(select_datasets(Settings(), lake, [f"two={data}/study=2"])) == {"two": str(data / "study=2")}
 
 
-def test_a_csv_file_is_a_list(data: Path, lake: Lake) -> None:
+def test_a_csv_file_is_a_file_list(data: Path, lake: Lake) -> None:
     (data / "mine.csv").write_text("path\n")
     assert select_datasets(Settings(), lake, [str(data / "mine.csv")])["mine"].kind == "list"
 
@@ -115,18 +120,18 @@ def test_a_registered_name_for_another_folder_is_refused(data: Path, lake: Lake)
         select_datasets(settings, lake, [f"heart={data / 'breast'}"])
 
 
-def test_a_path_that_is_not_there_is_refused_with_the_names_that_are_known(data: Path, lake: Lake) -> None:
+def test_a_missing_path_is_refused_with_the_registered_names(data: Path, lake: Lake) -> None:
     settings = Settings(datasets={"h": DatasetSettings(root=str(data / "heart"))})
     with pytest.raises(SourceError, match="is neither a folder nor a registered dataset; registered: h"):
         select_datasets(settings, lake, [str(data / "lungs")])
 
 
-def test_a_named_path_that_is_not_there_is_refused(data: Path, lake: Lake) -> None:
+def test_a_missing_path_with_a_name_is_refused(data: Path, lake: Lake) -> None:
     with pytest.raises(SourceError, match="does not exist"):
         select_datasets(Settings(), lake, [f"lungs={data / 'lungs'}"])
 
 
-def test_a_name_that_the_lake_has_from_another_folder_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_dataset_of_the_lake_from_another_folder_is_refused(data: Path, tmp_path: Path) -> None:
     tree = make_tree(tmp_path, "heart")
     tree.write("sub-1/1.dcm")
     tree.crawl()
@@ -134,7 +139,7 @@ def test_a_name_that_the_lake_has_from_another_folder_is_refused(data: Path, tmp
         select_datasets(Settings(), tree.lake, [str(data / "heart")])
 
 
-def test_a_dataset_that_moved_is_taken_by_its_name(data: Path, tmp_path: Path) -> None:
+def test_a_dataset_that_moved_is_selected_with_its_name(data: Path, tmp_path: Path) -> None:
     tree = make_tree(tmp_path, "heart")
     tree.write("sub-1/1.dcm")
     tree.crawl()

@@ -1,4 +1,4 @@
-"""Whose samples and files are by the sheets alone."""
+"""Subjects of samples and files according to the sheets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_sample_belongs_to_the_subject_of_its_row() -> None:
     assert map_samples_to_subjects(samples({"sample id": "sam-1", "subject id": "sub-1"})) == {"sam-1": "sub-1"}
 
 
-def test_a_sample_that_several_subjects_have_belongs_to_none() -> None:
+def test_a_sample_of_several_subjects_belongs_to_none() -> None:
     rows = samples(
         {"sample id": "sam-1", "subject id": "sub-1"},
         {"sample id": "sam-1", "subject id": "sub-2"},
@@ -37,7 +37,7 @@ def test_a_sample_that_several_subjects_have_belongs_to_none() -> None:
     assert map_samples_to_subjects(rows) == {"sam-2": "sub-2"}
 
 
-def test_a_sample_without_a_subject_belongs_to_that_of_its_origin() -> None:
+def test_a_sample_without_a_subject_has_that_of_its_origin() -> None:
     rows = samples(
         {"sample id": "sam-1", "was derived from": "sub-1"},
         {"sample id": "sam-2", "was derived from": "sam-1"},
@@ -47,7 +47,7 @@ def test_a_sample_without_a_subject_belongs_to_that_of_its_origin() -> None:
     assert map_samples_to_subjects(rows) == {"sam-1": "sub-1", "sam-2": "sub-1", "sam-3": "sub-4", "sam-4": "sub-4"}
 
 
-def test_samples_that_were_derived_from_each_other_or_from_nowhere_have_no_subject() -> None:
+def test_samples_with_circular_or_unknown_origins_have_no_subject() -> None:
     rows = samples(
         {"sample id": "sam-1", "was derived from": "sam-2"},
         {"sample id": "sam-2", "was derived from": "sam-1"},
@@ -71,9 +71,9 @@ def test_samples_that_were_derived_from_each_other_or_from_nowhere_have_no_subje
 )
 def test_the_manifest_names_one_subject_or_none(entities: str, subject: str | None) -> None:
     cells = manifest({"filename": "./primary/x/", "entity": entities})
-    found = map_paths_to_subjects(cells, {"sam-1": "sub-7"})
-    assert found == ({"primary/x": subject} if subject else {})
+    subject_of_path = map_paths_to_subjects(cells, {"sam-1": "sub-7"})
+    assert subject_of_path == ({"primary/x": subject} if subject else {})
 
 
-def test_a_row_of_the_manifest_without_an_entity_says_nothing() -> None:
+def test_an_incomplete_row_of_the_manifest_is_ignored() -> None:
     assert map_paths_to_subjects(manifest({"filename": "a.dcm"}, {"entity": "sub-1"}), {}) == {}

@@ -1,4 +1,4 @@
-"""crawl: what lies in a dataset, and that nothing is believed gone too easily. No file here holds DICOM."""
+"""crawl: the inventory, the sheets, and that files are not too easily considered missing. No file is DICOM here."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def cells(tree: Tree) -> set[tuple[str, str | None, str, str]]:
 
 
 def snapshot(tree: Tree) -> dict[str, bytes]:
-    """The content of the lake but its findings and locks."""
+    """The content of the lake, without findings and locks."""
     lake = Path(tree.lake.root)
     files = (path for path in sorted(lake.rglob("*")) if path.is_file())
-    kept = {path.relative_to(lake).as_posix(): path.read_bytes() for path in files}
-    return {name: content for name, content in kept.items() if not name.startswith(("findings/", "locks/"))}
+    contents = {path.relative_to(lake).as_posix(): path.read_bytes() for path in files}
+    return {name: content for name, content in contents.items() if not name.startswith(("findings/", "locks/"))}
 
 
 @pytest.fixture
@@ -66,140 +66,122 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     return refused.add
 
 
-# -- the inventory ----------------------------------------------------------------------------------------------------
-
-
-def test_a_row_says_where_a_file_lies_and_what_the_file_system_knows(tree: Tree) -> None:
-    fill(tree, "sub-1/sam-2/1.dcm")
-    tree.crawl()
-    assert inventory(tree) == [
-        {
-            "dataset": "ds",
-            "unit": "sub-1",
-            "subject": "sub-1",
-            "sample": "sam-2",
-            "role": "primary",
-            "path": "primary/sub-1/sam-2/1.dcm",
-            "size": 17,
-            "mtime": datetime.datetime(2020, 9, 13, 12, 26, 40, 123456, datetime.UTC),
-        }
-    ]
-
-
-def test_rows_are_sorted_by_unit_and_path(tree: Tree) -> None:
-    fill(tree, "sub-2/1.dcm", "sub-10/1.dcm", "sub-1/b.dcm", "sub-1/a/1.dcm")
-    tree.crawl()
-    assert paths(tree) == ["sub-1/a/1.dcm", "sub-1/b.dcm", "sub-10/1.dcm", "sub-2/1.dcm"]
-
-
-def test_the_answer_counts_files_units_new_gone_and_findings(tree: Tree) -> None:
-    fill(tree, *(f"sub-1/{number}.dcm" for number in range(10)), "sub-2/1.dcm")
-    assert tree.crawl() == CrawlResult("ds", files=11, units=2, new=11, removed=0, findings=0)
-    (tree.root / "primary/sub-1/3.dcm").unlink()
-    fill(tree, "sub-3/1.dcm", "sub-3/2.dcm", "sub-3/.DS_Store")
-    assert tree.crawl() == CrawlResult("ds", files=12, units=3, new=2, removed=1, findings=1)
-
-
-def test_another_crawl_of_the_same_tree_writes_the_same_bytes(tree: Tree) -> None:
-    fill(tree, "sub-2/1.dcm", "sub-1/1.dcm")
-    tree.sheet("subjects", {"subject id": "sub-1", "sex": "F"})
-    tree.crawl()
-    first = snapshot(tree)
-    tree.crawl()
-    assert snapshot(tree) == first
-
-
-def test_a_dataset_without_files_is_refused(tree: Tree) -> None:
-    with pytest.raises(SourceError, match="dataset ds: no file that could be DICOM under file://"):
+class TestInventory:
+    def test_a_row_describes_a_file(self, tree: Tree) -> None:
+        fill(tree, "sub-1/sam-2/1.dcm")
         tree.crawl()
+        assert inventory(tree) == [
+            {
+                "dataset": "ds",
+                "unit": "sub-1",
+                "subject": "sub-1",
+                "sample": "sam-2",
+                "role": "primary",
+                "path": "primary/sub-1/sam-2/1.dcm",
+                "size": 17,
+                "mtime": datetime.datetime(2020, 9, 13, 12, 26, 40, 123456, datetime.UTC),
+            }
+        ]
+
+    def test_rows_are_sorted_by_unit_and_path(self, tree: Tree) -> None:
+        fill(tree, "sub-2/1.dcm", "sub-10/1.dcm", "sub-1/b.dcm", "sub-1/a/1.dcm")
+        tree.crawl()
+        assert paths(tree) == ["sub-1/a/1.dcm", "sub-1/b.dcm", "sub-10/1.dcm", "sub-2/1.dcm"]
+
+    def test_the_result_counts_files_units_new_removed_and_findings(self, tree: Tree) -> None:
+        fill(tree, *(f"sub-1/{number}.dcm" for number in range(10)), "sub-2/1.dcm")
+        assert tree.crawl() == CrawlResult("ds", files=11, units=2, new=11, removed=0, findings=0)
+        (tree.root / "primary/sub-1/3.dcm").unlink()
+        fill(tree, "sub-3/1.dcm", "sub-3/2.dcm", "sub-3/.DS_Store")
+        assert tree.crawl() == CrawlResult("ds", files=12, units=3, new=2, removed=1, findings=1)
+
+    def test_a_second_crawl_writes_the_same_bytes(self, tree: Tree) -> None:
+        fill(tree, "sub-2/1.dcm", "sub-1/1.dcm")
+        tree.sheet("subjects", {"subject id": "sub-1", "sex": "F"})
+        tree.crawl()
+        first = snapshot(tree)
+        tree.crawl()
+        assert snapshot(tree) == first
+
+    def test_a_dataset_without_files_is_refused(self, tree: Tree) -> None:
+        with pytest.raises(SourceError, match="dataset ds: no file that could be DICOM under file://"):
+            tree.crawl()
+
+    def test_a_name_with_other_scripts(self, tree: Tree) -> None:
+        fill(tree, "sub-1/ünïcode 名.dcm")
+        tree.crawl()
+        assert paths(tree) == ["sub-1/ünïcode 名.dcm"]
+
+    def test_a_file_name_that_is_not_utf_8_is_reported(self, tree: Tree) -> None:
+        fill(tree, "sub-1/1.dcm")
+        Path(os.fsdecode(os.fsencode(tree.root / "primary/sub-1") + b"/M\xfcller.dcm")).write_text("x")
+        tree.crawl()
+        assert paths(tree) == ["sub-1/1.dcm"]
+        assert [(f["code"], f["path"]) for f in tree.findings("crawl")] == [
+            ("name-undecodable", "primary/sub-1/M\N{REPLACEMENT CHARACTER}ller.dcm")
+        ]
 
 
-def test_a_name_that_no_text_can_hold_is_a_file_like_any_other(tree: Tree) -> None:
-    fill(tree, "sub-1/ünïcode 名.dcm")
-    tree.crawl()
-    assert paths(tree) == ["sub-1/ünïcode 名.dcm"]
+class TestSheets:
+    def test_cells_are_stored(self, tree: Tree) -> None:
+        fill(tree, "sub-1/1.dcm")
+        tree.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
+        tree.crawl()
+        assert cells(tree) == {("subjects", "sub-1", "subject id", "sub-1"), ("subjects", "sub-1", "sex", "Female")}
 
+    def test_a_damaged_sheet_keeps_its_previous_cells(self, tree: Tree) -> None:
+        fill(tree, "sub-1/1.dcm")
+        path = tree.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
+        tree.sheet("samples", {"sample id": "sam-1", "subject id": "sub-1"})
+        tree.crawl()
+        before = cells(tree)
+        path.write_bytes(b"subject id\nM\xfcller\n")
+        tree.crawl()
+        assert cells(tree) == before
+        assert [(f["code"], f["path"]) for f in tree.findings("crawl")] == [("sheet-unreadable", "subjects.csv")]
 
-def test_a_file_name_that_is_no_utf_8_is_said_and_the_rest_is_crawled(tree: Tree) -> None:
-    fill(tree, "sub-1/1.dcm")
-    Path(os.fsdecode(os.fsencode(tree.root / "primary/sub-1") + b"/M\xfcller.dcm")).write_text("x")
-    tree.crawl()
-    assert paths(tree) == ["sub-1/1.dcm"]
-    assert [(f["code"], f["path"]) for f in tree.findings("crawl")] == [
-        ("name-undecodable", "primary/sub-1/M\N{REPLACEMENT CHARACTER}ller.dcm")
-    ]
+    def test_a_sheet_that_stays_damaged_keeps_them_too(self, tree: Tree) -> None:
+        fill(tree, "sub-1/1.dcm")
+        path = tree.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
+        tree.crawl()
+        path.write_bytes(b"\xff")
+        tree.crawl()
+        tree.crawl()
+        assert ("subjects", "sub-1", "sex", "Female") in cells(tree)
 
+    def test_a_repaired_sheet_replaces_them(self, tree: Tree) -> None:
+        fill(tree, "sub-1/1.dcm")
+        path = tree.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
+        tree.crawl()
+        path.write_bytes(b"\xff")
+        tree.crawl()
+        tree.sheet("subjects", {"subject id": "sub-1", "sex": "Male"})
+        tree.crawl()
+        assert cells(tree) == {("subjects", "sub-1", "subject id", "sub-1"), ("subjects", "sub-1", "sex", "Male")}
 
-# -- sheets -----------------------------------------------------------------------------------------------------------
+    def test_a_removed_sheet_has_no_cells(self, tree: Tree) -> None:
+        fill(tree, "sub-1/1.dcm")
+        path = tree.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
+        tree.crawl()
+        path.unlink()
+        tree.crawl()
+        assert cells(tree) == set()
 
-
-def test_what_the_sheets_say_is_kept(tree: Tree) -> None:
-    fill(tree, "sub-1/1.dcm")
-    tree.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
-    tree.crawl()
-    assert cells(tree) == {("subjects", "sub-1", "subject id", "sub-1"), ("subjects", "sub-1", "sex", "Female")}
-
-
-def test_a_damaged_sheet_keeps_what_it_said_before(tree: Tree) -> None:
-    fill(tree, "sub-1/1.dcm")
-    path = tree.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
-    tree.sheet("samples", {"sample id": "sam-1", "subject id": "sub-1"})
-    tree.crawl()
-    before = cells(tree)
-    path.write_bytes(b"subject id\nM\xfcller\n")
-    tree.crawl()
-    assert cells(tree) == before
-    assert [(f["code"], f["path"]) for f in tree.findings("crawl")] == [("sheet-unreadable", "subjects.csv")]
-
-
-def test_a_sheet_that_stays_damaged_keeps_it_still(tree: Tree) -> None:
-    fill(tree, "sub-1/1.dcm")
-    path = tree.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
-    tree.crawl()
-    path.write_bytes(b"\xff")
-    tree.crawl()
-    tree.crawl()
-    assert ("subjects", "sub-1", "sex", "Female") in cells(tree)
-
-
-def test_a_mended_sheet_replaces_what_was_kept(tree: Tree) -> None:
-    fill(tree, "sub-1/1.dcm")
-    path = tree.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
-    tree.crawl()
-    path.write_bytes(b"\xff")
-    tree.crawl()
-    tree.sheet("subjects", {"subject id": "sub-1", "sex": "Male"})
-    tree.crawl()
-    assert cells(tree) == {("subjects", "sub-1", "subject id", "sub-1"), ("subjects", "sub-1", "sex", "Male")}
-
-
-def test_a_removed_sheet_says_nothing_any_more(tree: Tree) -> None:
-    fill(tree, "sub-1/1.dcm")
-    path = tree.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
-    tree.crawl()
-    path.unlink()
-    tree.crawl()
-    assert cells(tree) == set()
-
-
-def test_flat_samples_stay_with_their_subjects_while_the_samples_sheet_is_damaged(tree: Tree) -> None:
-    fill(tree, "sam-1/1.dcm", "sam-2/1.dcm")
-    path = tree.sheet(
-        "samples",
-        {"sample id": "sam-1", "subject id": "sub-1"},
-        {"sample id": "sam-2", "subject id": "sub-2"},
-    )
-    tree.crawl()
-    path.write_bytes(b"\xff")
-    tree.crawl()
-    assert [row["unit"] for row in inventory(tree)] == ["sub-1", "sub-2"]
-
-
-# -- vanishing --------------------------------------------------------------------------------------------------------
+    def test_a_damaged_samples_sheet_keeps_the_subjects_of_samples(self, tree: Tree) -> None:
+        fill(tree, "sam-1/1.dcm", "sam-2/1.dcm")
+        path = tree.sheet(
+            "samples",
+            {"sample id": "sam-1", "subject id": "sub-1"},
+            {"sample id": "sam-2", "subject id": "sub-2"},
+        )
+        tree.crawl()
+        path.write_bytes(b"\xff")
+        tree.crawl()
+        assert [row["unit"] for row in inventory(tree)] == ["sub-1", "sub-2"]
 
 
 @pytest.fixture
-def known(tree: Tree) -> Tree:
+def crawled(tree: Tree) -> Tree:
     """A crawled dataset of 40 files in two subjects."""
     fill(tree, *(f"sub-1/{number:02}.dcm" for number in range(38)), "sub-2/1.dcm", "sub-2/2.dcm")
     tree.crawl()
@@ -211,107 +193,68 @@ def remove(tree: Tree, *names: str) -> None:
         (tree.root / "primary" / name).unlink()
 
 
-def test_a_tenth_of_the_files_may_go(known: Tree) -> None:
-    remove(known, *(f"sub-1/{number:02}.dcm" for number in range(4)))
-    assert (known.crawl().removed, len(paths(known))) == (4, 36)
+class TestMissingFiles:
+    def test_a_tenth_of_the_files_may_be_missing(self, crawled: Tree) -> None:
+        remove(crawled, *(f"sub-1/{number:02}.dcm" for number in range(4)))
+        assert (crawled.crawl().removed, len(paths(crawled))) == (4, 36)
 
+    def test_more_than_a_tenth_of_the_files_stops_the_dataset(self, crawled: Tree) -> None:
+        remove(crawled, *(f"sub-1/{number:02}.dcm" for number in range(5)))
+        with pytest.raises(DatasetStoppedError, match=r"^dataset ds: 5 of 40 files are missing; .* --accept-missing$"):
+            crawled.crawl()
+        assert [(f["code"], f["count"]) for f in crawled.findings("crawl")] == [("files-missing", 5)]
 
-def test_more_than_a_tenth_of_the_files_stops_the_dataset(known: Tree) -> None:
-    remove(known, *(f"sub-1/{number:02}.dcm" for number in range(5)))
-    with pytest.raises(DatasetStoppedError, match=r"^dataset ds: 5 of 40 files are missing; .* --accept-missing$"):
-        known.crawl()
-    assert [(f["code"], f["count"]) for f in known.findings("crawl")] == [("files-missing", 5)]
+    def test_a_whole_subject_stops_the_dataset(self, crawled: Tree) -> None:
+        remove(crawled, "sub-2/1.dcm", "sub-2/2.dcm")
+        with pytest.raises(DatasetStoppedError, match="subject sub-2 is missing"):
+            crawled.crawl()
+        assert [(f["code"], f["unit"]) for f in crawled.findings("crawl")] == [("subject-missing", "sub-2")]
 
+    def test_a_renamed_subject_is_missing(self, crawled: Tree) -> None:
+        (crawled.root / "primary/sub-2").rename(crawled.root / "primary/sub-3")
+        with pytest.raises(DatasetStoppedError, match="sub-2"):
+            crawled.crawl()
 
-def test_a_whole_subject_stops_the_dataset(known: Tree) -> None:
-    remove(known, "sub-2/1.dcm", "sub-2/2.dcm")
-    with pytest.raises(DatasetStoppedError, match="subject sub-2 is missing"):
-        known.crawl()
-    assert [(f["code"], f["unit"]) for f in known.findings("crawl")] == [("subject-missing", "sub-2")]
-
-
-def test_a_renamed_subject_is_one_that_vanished(known: Tree) -> None:
-    (known.root / "primary/sub-2").rename(known.root / "primary/sub-3")
-    with pytest.raises(DatasetStoppedError, match="sub-2"):
-        known.crawl()
-
-
-def test_a_stopped_dataset_is_left_as_it_was(known: Tree) -> None:
-    known.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
-    known.crawl()
-    before = snapshot(known)
-    remove(known, "sub-2/1.dcm", "sub-2/2.dcm")
-    known.sheet("subjects", {"subject id": "sub-1", "sex": "Male"})
-    with pytest.raises(DatasetStoppedError):
-        known.crawl()
-    assert snapshot(known) == before
-
-
-def test_a_stopped_dataset_stays_stopped(known: Tree) -> None:
-    remove(known, "sub-2/1.dcm", "sub-2/2.dcm")
-    for _ in range(2):
+    def test_a_stopped_dataset_is_unchanged(self, crawled: Tree) -> None:
+        crawled.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
+        crawled.crawl()
+        before = snapshot(crawled)
+        remove(crawled, "sub-2/1.dcm", "sub-2/2.dcm")
+        crawled.sheet("subjects", {"subject id": "sub-1", "sex": "Male"})
         with pytest.raises(DatasetStoppedError):
-            known.crawl()
+            crawled.crawl()
+        assert snapshot(crawled) == before
+
+    def test_a_stopped_dataset_stays_stopped(self, crawled: Tree) -> None:
+        remove(crawled, "sub-2/1.dcm", "sub-2/2.dcm")
+        for _ in range(2):
+            with pytest.raises(DatasetStoppedError):
+                crawled.crawl()
+
+    def test_missing_files_can_be_accepted(self, crawled: Tree) -> None:
+        remove(crawled, "sub-2/1.dcm", "sub-2/2.dcm")
+        assert crawled.crawl(accept_missing=True).removed == 2
+        assert crawled.findings("crawl") == []
+        assert {row["unit"] for row in inventory(crawled)} == {"sub-1"}
+
+    def test_files_that_come_back_need_no_acceptance(self, crawled: Tree) -> None:
+        remove(crawled, "sub-2/1.dcm", "sub-2/2.dcm")
+        with pytest.raises(DatasetStoppedError):
+            crawled.crawl()
+        fill(crawled, "sub-2/1.dcm", "sub-2/2.dcm")
+        assert crawled.crawl().removed == 0
+        assert crawled.findings("crawl") == []
+
+    def test_an_empty_root_is_refused_even_if_missing_is_accepted(self, crawled: Tree) -> None:
+        before = snapshot(crawled)
+        (crawled.root / "primary").rename(crawled.root.parent / "away")
+        with pytest.raises(SourceError, match="no file that could be DICOM"):
+            crawled.crawl(accept_missing=True)
+        assert snapshot(crawled) == before
 
 
-def test_what_vanished_can_be_accepted(known: Tree) -> None:
-    remove(known, "sub-2/1.dcm", "sub-2/2.dcm")
-    assert known.crawl(accept_missing=True).removed == 2
-    assert known.findings("crawl") == []
-    assert {row["unit"] for row in inventory(known)} == {"sub-1"}
-
-
-def test_what_comes_back_needs_no_acceptance(known: Tree) -> None:
-    remove(known, "sub-2/1.dcm", "sub-2/2.dcm")
-    with pytest.raises(DatasetStoppedError):
-        known.crawl()
-    fill(known, "sub-2/1.dcm", "sub-2/2.dcm")
-    assert known.crawl().removed == 0
-    assert known.findings("crawl") == []
-
-
-def test_an_emptied_root_is_refused_even_if_vanishing_is_accepted(known: Tree) -> None:
-    before = snapshot(known)
-    (known.root / "primary").rename(known.root.parent / "away")
-    with pytest.raises(SourceError, match="no file that could be DICOM"):
-        known.crawl(accept_missing=True)
-    assert snapshot(known) == before
-
-
-# -- a read error is never "gone" -------------------------------------------------------------------------------------
-
-
-def test_the_files_of_an_unreadable_folder_still_count(known: Tree, unreadable: Callable[[Path], None]) -> None:
-    before = snapshot(known)
-    unreadable(known.root / "primary/sub-1")
-    assert known.crawl().removed == 0
-    assert snapshot(known) == before
-    assert [(f["code"], f["path"]) for f in known.findings("crawl")] == [("folder-unreadable", "primary/sub-1")]
-
-
-def test_a_folder_whose_name_begins_as_an_unreadable_one_is_gone_if_it_is_gone(
-    known: Tree, unreadable: Callable[[Path], None]
-) -> None:
-    fill(known, "sub-1/part/1.dcm", "sub-1/part-2/1.dcm")
-    known.crawl()
-    unreadable(known.root / "primary/sub-1/part")
-    remove(known, "sub-1/part-2/1.dcm")
-    assert known.crawl().removed == 1
-    assert "sub-1/part/1.dcm" in paths(known)
-    assert "sub-1/part-2/1.dcm" not in paths(known)
-
-
-def test_an_unreadable_root_leaves_everything_as_it_was(known: Tree, unreadable: Callable[[Path], None]) -> None:
-    known.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
-    known.crawl()
-    before = snapshot(known)
-    unreadable(known.root)
-    known.crawl()
-    assert snapshot(known) == before
-
-
-class Unanswered:
-    """A source one of whose files the file system does not answer for."""
+class UnreadableFile:
+    """A source with one file that cannot be read now."""
 
     def __init__(self, tree: Tree, path: str) -> None:
         self._source, self._path = tree.source, f"primary/{path}"
@@ -325,14 +268,42 @@ class Unanswered:
         return self._source.open(path)
 
 
-def test_a_file_that_the_file_system_does_not_answer_for_still_counts(known: Tree) -> None:
-    before = snapshot(known)
-    answer = crawl(Unanswered(known, "sub-2/1.dcm"), known.lake)  # type: ignore[arg-type]  # no kind of the settings
-    assert (answer.removed, answer.files) == (0, 40)
-    assert snapshot(known) == before
+class TestReadErrors:
+    def test_the_files_of_an_unreadable_folder_are_kept(
+        self, crawled: Tree, unreadable: Callable[[Path], None]
+    ) -> None:
+        before = snapshot(crawled)
+        unreadable(crawled.root / "primary/sub-1")
+        assert crawled.crawl().removed == 0
+        assert snapshot(crawled) == before
+        assert [(f["code"], f["path"]) for f in crawled.findings("crawl")] == [("folder-unreadable", "primary/sub-1")]
 
+    def test_a_folder_with_a_similar_name_is_missing_if_it_is_missing(
+        self, crawled: Tree, unreadable: Callable[[Path], None]
+    ) -> None:
+        fill(crawled, "sub-1/part/1.dcm", "sub-1/part-2/1.dcm")
+        crawled.crawl()
+        unreadable(crawled.root / "primary/sub-1/part")
+        remove(crawled, "sub-1/part-2/1.dcm")
+        assert crawled.crawl().removed == 1
+        assert "sub-1/part/1.dcm" in paths(crawled)
+        assert "sub-1/part-2/1.dcm" not in paths(crawled)
 
-def test_the_inventory_has_the_columns_of_its_schema(known: Tree) -> None:
-    table = known.lake.read(INVENTORY, dataset="ds")
-    assert isinstance(table, pa.Table)
-    assert table.schema.names == ["dataset", "unit", "subject", "sample", "role", "path", "size", "mtime"]
+    def test_an_unreadable_root_changes_nothing(self, crawled: Tree, unreadable: Callable[[Path], None]) -> None:
+        crawled.sheet("subjects", {"subject id": "sub-1", "sex": "Female"})
+        crawled.crawl()
+        before = snapshot(crawled)
+        unreadable(crawled.root)
+        crawled.crawl()
+        assert snapshot(crawled) == before
+
+    def test_an_unreadable_file_is_kept(self, crawled: Tree) -> None:
+        before = snapshot(crawled)
+        result = crawl(UnreadableFile(crawled, "sub-2/1.dcm"), crawled.lake)  # type: ignore[arg-type]  # cannot be created from settings
+        assert (result.removed, result.files) == (0, 40)
+        assert snapshot(crawled) == before
+
+    def test_the_inventory_has_the_columns_of_its_schema(self, crawled: Tree) -> None:
+        table = crawled.lake.read(INVENTORY, dataset="ds")
+        assert isinstance(table, pa.Table)
+        assert table.schema.names == ["dataset", "unit", "subject", "sample", "role", "path", "size", "mtime"]

@@ -74,7 +74,7 @@ def read_cached_directory(archive: Path, state: tuple[int, ...]) -> Directory:
 
     No file stays open for it, and it is not sent with a source to other processes.
     """
-    with _open(archive) as file:
+    with archive.open("rb", buffering=0) as file:
         if read_state(file) != state:
             raise OSError(errno.EIO, "the archive changed while it was read")
         return _read_directory(file, LIMITS)
@@ -88,12 +88,8 @@ def read_directory(archive: Path, limits: Limits | None = None) -> Directory:
         ArchiveError: it is damaged or refused.
         OSError: it cannot be read now.
     """
-    with _open(archive) as file:
+    with archive.open("rb", buffering=0) as file:
         return _read_directory(file, limits or LIMITS)
-
-
-def _open(archive: Path) -> io.FileIO:
-    return archive.open("rb", buffering=0)
 
 
 def _read_directory(file: io.FileIO, limits: Limits) -> Directory:

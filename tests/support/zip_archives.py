@@ -1,4 +1,4 @@
-"""Zip archives byte by byte, so that a test can say what no honest program writes."""
+"""Zip archives written byte by byte, so that tests can have archives that no honest program writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def deflated(content: bytes) -> bytes:
 
 @dataclass
 class Member:
-    """A member: `content` is what the directory declares; the rest follows from it unless it is said."""
+    """A member: `content` is the declared content; all other fields are derived from it unless they are given."""
 
     name: str | bytes
     content: bytes = b"x"
@@ -47,14 +47,14 @@ class Member:
         return deflated(self.content) if self.method == DEFLATED else self.content
 
     def facts(self) -> bytes:
-        """Version needed, flags, method, time, date, check sum, sizes, length of the name (APPNOTE 4.3.7)."""
+        """Version needed, flags, method, time, date, checksum, sizes, length of the name (APPNOTE 4.3.7)."""
         crc = zlib.crc32(self.content) if self.crc is None else self.crc
         size = len(self.content) if self.size is None else self.size
         return struct.pack("<5H3LH", 20, self.flags, self.method, 0, 33, crc, len(self.raw), size, len(self.raw_name))
 
 
 def zip_bytes(*members: Member | str) -> bytes:
-    """An archive of members; a name alone is a member of one byte."""
+    """An archive of members; a plain name is a member of one byte."""
     body, directory, count = b"", b"", 0
     for member in (m if isinstance(m, Member) else Member(m) for m in members):
         offset = len(body) if member.offset is None else member.offset
@@ -68,7 +68,7 @@ def zip_bytes(*members: Member | str) -> bytes:
 
 
 def write_zip(path: Path, *members: Member | str) -> Path:
-    """Write an archive of members, with a modification time that is always the same."""
+    """Write an archive of members, with a constant modification time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(zip_bytes(*members))
     os.utime(path, (WRITTEN, WRITTEN))
