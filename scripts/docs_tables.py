@@ -22,6 +22,7 @@ from dicom_etl.fhir.mapping import Line, lines  # noqa: E402
 from dicom_etl.findings import finding_codes  # noqa: E402
 from dicom_etl.headers.catalogue import catalogue  # noqa: E402
 from dicom_etl.lake import schemas  # noqa: E402
+from dicom_etl.quality.check_table import quality_checks  # noqa: E402
 from dicom_etl.settings import describe_settings  # noqa: E402
 
 
@@ -51,6 +52,18 @@ def finding_table() -> str:
     return rows(
         ("code", "severity", "stage", "meaning", "what to do"),
         [(f"`{c.code}`", c.severity, c.stage, c.meaning, c.action) for c in finding_codes().values()],
+    )
+
+
+def quality_check_table() -> str:
+    """All quality checks, and the numbers that are not checked."""
+    header = ("check", "title", "counted", "warns below", "fails below")
+    return rows(
+        header,
+        [
+            (f"`{c.check}`", c.title, c.counts, *(f"{t:.0%}" if t else "" for t in (c.warn_below, c.fail_below)))
+            for c in quality_checks().values()
+        ],
     )
 
 
@@ -141,6 +154,7 @@ TABLES = {
     "docs/reference/tags.md": {"catalogue": catalogue_table},
     "docs/reference/mapping.md": {"mapping": mapping_table, "left-out": left_out_table},
     "docs/reference/findings.md": {"findings": finding_table},
+    "docs/reference/quality-checks.md": {"quality-checks": quality_check_table},
     "docs/reference/settings.md": {"settings": settings_table},
 }
 

@@ -18,7 +18,7 @@ from dicom_etl.lake.schemas import COMPLETENESS, INVENTORY
 from dicom_etl.lake.shards import assign_shard
 from dicom_etl.lake.tables import Lake
 from dicom_etl.quality.occurrences import GROUPS
-from dicom_etl.quality.subject_completeness import completeness_by_subject
+from dicom_etl.quality.subject_completeness import count_completeness_by_subject
 
 _LEVELS = ("series", "study", "instance")
 _STORED_GROUPS = ("all", *GROUPS)
@@ -60,7 +60,7 @@ def completeness(
     measured_lake = session.open_measured_lake(dataset)
     if by == "subject":
         shards, subjects = _find_shards(measured_lake, dataset, subject)
-        batches = completeness_by_subject(measured_lake, dataset, shards, subjects=subjects, levels=levels)
+        batches = count_completeness_by_subject(measured_lake, dataset, shards, subjects=subjects, levels=levels)
         write_rows(session, COMPLETENESS, batches, output)
     else:
         batches = measured_lake.read_batches(COMPLETENESS, dataset=dataset)

@@ -1,6 +1,6 @@
-"""Completeness by subject, counted when it is asked for.
+"""Completeness by subject, counted on request.
 
-It has a row for each tag of each subject: 30 million for 100,000 subjects. It is counted shard by shard, since a
+It would have a row for each tag of each subject: 30 million for 100,000 subjects. It is counted shard by shard, since a
 subject is in one shard, and for some subjects at a time.
 
 Not here: the groups that are stored (`completeness`).
@@ -18,18 +18,18 @@ from dicom_etl.lake.commits import Commit
 from dicom_etl.lake.schemas import COMPLETENESS
 from dicom_etl.lake.shard_reader import read_consistently
 from dicom_etl.lake.tables import Lake, LakeError
-from dicom_etl.quality.completeness import completeness
-from dicom_etl.quality.header_rows import header_rows, tag_profiles
-from dicom_etl.quality.occurrences import create_occurrences, occurrences
+from dicom_etl.quality.completeness import count_completeness
+from dicom_etl.quality.inputs import read_header_rows, read_tag_profiles
+from dicom_etl.quality.occurrences import create_occurrences, find_occurrences
 from dicom_etl.quality.tag_states import create_states
 from dicom_etl.quality.working_database import Database, open_database
 
-__all__ = ["completeness_by_subject"]
+__all__ = ["COUNTED_SUBJECTS", "count_completeness_by_subject"]
 
-_SUBJECTS_AT_ONCE = 250  # some 75,000 rows for each level
+COUNTED_SUBJECTS = 250  # at a time: some 75,000 rows for each level
 
 
-def completeness_by_subject(
+def count_completeness_by_subject(
     lake: Lake,
     dataset: str,
     shards: Collection[int],
@@ -37,60 +37,60 @@ def completeness_by_subject(
     subjects: Collection[str] | None = None,
     levels: Collection[str] = ("instance", "series", "study"),
 ) -> Iterator[pa.Table]:
-    """Rows of COMPLETENESS whose `group_by` is `subject`, in pieces; the rows of a subject are together.
+    """Rows of COMPLETENESS with `group_by` `subject`, in batches; the rows of a subject are together.
 
     Args:
-        lake: holds the dataset, which has been measured: its tags are those of the stored table.
+        lake: has the dataset, which has been measured: the tags are those of the stored table.
         dataset: its name.
-        shards: those that are read.
-        subjects: the subjects that are counted; None: all.
+        shards: the shards to read.
+        subjects: the subjects to count; None: all.
         levels: instance, series, study.
 
     Raises:
-        LakeError: a file of a shard is not as its commit says, or the number of shards changed meanwhile.
+        LakeError: a file of a shard does not match its commit, or the number of shards changed meanwhile.
     """
-    tags = _tags(lake, dataset)
+    tags = _read_tags(lake, dataset)
     for shard in sorted(shards):
-        read = partial(_read, lake, dataset, shard, subjects)
-        if (found := read_consistently(lake, "extract", dataset, shard, read)) is None:
+        read = partial(_read_shard, lake, dataset, shard, subjects)
+        shard_tables = read_consistently(lake, "extract", dataset, shard, read)
+        if shard_tables is None:
             raise LakeError(f"the number of shards of {dataset} changed while it was read: run the command again")
-        pieces, profiles = found
+        occurrences, tag_profiles = shard_tables
         with open_database() as database:
-            create_occurrences(database, pieces)
-            create_states(database, profiles, {"subject": "subject"}, tags=tags)
-            yield from _pieces(dataset, database, levels)
+            create_occurrences(database, occurrences)
+            create_states(database, tag_profiles, {"subject": "subject"}, tags=tags)
+            yield from _count_shard(dataset, database, levels)
 
 
-def _read(
+def _read_shard(
     lake: Lake, dataset: str, shard: int, subjects: Collection[str] | None, _commit: Commit
 ) -> tuple[list[pa.Table], pa.Table]:
-    """The occurrences of a shard, and its tag profiles."""
-    pieces = [occurrences(_of(rows, subjects)) for rows in header_rows(lake, dataset, [shard])]
-    return pieces, tag_profiles(lake, dataset, [shard])
+    """The occurrences of some subjects of a shard, in batches, and the tag profiles of the shard."""
+    batches = read_header_rows(lake, dataset, [shard])
+    if subjects is not None:
+        names = pa.array(list(subjects), pa.string())
+        batches = (rows.filter(pc.is_in(rows["subject"], names)) for rows in batches)
+    return [find_occurrences(rows) for rows in batches], read_tag_profiles(lake, dataset, [shard])
 
 
-def _of(rows: pa.Table, subjects: Collection[str] | None) -> pa.Table:
-    return rows if subjects is None else rows.filter(pc.is_in(rows["subject"], pa.array(list(subjects), pa.string())))
-
-
-def _tags(lake: Lake, dataset: str) -> pa.Table:
-    """The tags of the dataset: the same for each subject, whatever the others of its shard have."""
+def _read_tags(lake: Lake, dataset: str) -> pa.Table:
+    """The tags of the dataset: the same for each subject, independent of the other subjects of its shard."""
     stored = lake.read(COMPLETENESS, ["level", "group_by", "tag", "creator"], dataset=dataset)
-    is_whole = pc.and_(pc.equal(stored["group_by"], "all"), pc.equal(stored["level"], "instance"))
-    return stored.filter(is_whole).select(["tag", "creator"])
+    is_total = pc.and_(pc.equal(stored["group_by"], "all"), pc.equal(stored["level"], "instance"))
+    return stored.filter(is_total).select(["tag", "creator"])
 
 
-def _pieces(dataset: str, database: Database, levels: Collection[str]) -> Iterator[pa.Table]:
+def _count_shard(dataset: str, database: Database, levels: Collection[str]) -> Iterator[pa.Table]:
     database.run(f"""
         CREATE TABLE numbered_subjects AS
-        SELECT subject, (row_number() OVER (ORDER BY subject) - 1) // {_SUBJECTS_AT_ONCE} AS piece
+        SELECT subject, (row_number() OVER (ORDER BY subject) - 1) // {COUNTED_SUBJECTS} AS batch
         FROM (SELECT DISTINCT subject FROM occurrences)
     """)
-    listed = ", ".join(f"'{level}'" for level in levels)
-    for row in database.rows("SELECT DISTINCT piece FROM numbered_subjects ORDER BY piece"):
+    quoted_levels = ", ".join(f"'{level}'" for level in levels)
+    for row in database.rows("SELECT DISTINCT batch FROM numbered_subjects ORDER BY batch"):
         where = f"""
-            group_by = 'subject' AND level IN ({listed}) AND coalesce("group", '') IN (
-                SELECT coalesce(subject, '') FROM numbered_subjects WHERE piece = {row["piece"]})
+            group_by = 'subject' AND level IN ({quoted_levels}) AND coalesce("group", '') IN (
+                SELECT coalesce(subject, '') FROM numbered_subjects WHERE batch = {row["batch"]})
         """
-        counted = completeness(dataset, database, where)
-        yield counted.sort_by([(name, "ascending") for name in ("group", "level", "tag", "creator")])
+        counts = count_completeness(dataset, database, where)
+        yield counts.sort_by([(name, "ascending") for name in ("group", "level", "tag", "creator")])

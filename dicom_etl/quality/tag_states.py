@@ -1,44 +1,50 @@
-"""The state of every tag of every instance, and the counts that everything else is made from.
+"""The state of every tag of every instance, series and study: the counts that all measures of tags start from.
 
-Instances that share tag profile, SOP class and usable values share the state of all their tags: one *profile*. What is
-counted is never an instance but a profile with a number, and a series or study is the set of the profiles of its
-instances. Sets are few as well, so that a tag is judged once per profile and per set, whatever the number of series.
+Instances that share tag profile, SOP class and usable values share the state of all their tags: they have the same
+*state profile*. What is counted is never an instance but a state profile with a number, and a series or study is the
+set of the state profiles of its instances. There are few sets as well, so that a tag is evaluated once per state
+profile and per set, however many series there are.
 
 Per instance and tag, exactly one of
 
-- `filled`: a value that can be used; for tags that enhanced objects keep in functional groups, the resolved value;
-- `unusable`: a value that fits not its VR, or a dummy for that tag (catalogue only);
-- `empty`, `absent`: by the tag profile;
-- `unknown`: absent where Type 1C or 2C asks for it under a condition, which is not evaluated.
+- `filled`: a usable value; of tags that enhanced objects keep in functional groups, the resolved value;
+- `unusable`: a value that does not fit its VR, or a dummy for that tag (only for tags of the catalogue);
+- `empty`, `absent`: according to the tag profile;
+- `unknown`: absent, and required only under a condition (Type 1C, 2C), which is not evaluated.
 
-A tag applies to an instance when its IOD lists it or when it is there. An instance of an unknown SOP class has no IOD:
-only what is there applies. So at every level
+A tag applies to an instance if its IOD contains the tag or if the tag is present. An instance of an unknown SOP class
+has no IOD: only what is present applies. So at every level
 
     n_filled + n_partial + n_unusable + n_empty + n_absent + n_unknown = n_applicable
 
-where `n_partial` is 0 for instances. Series and studies count the instances to which the tag applies: all filled, some
-filled, else the best state among them in the order unusable, empty, absent, unknown.
+where `n_partial` is 0 for instances. The state of a tag in a series or study is that of the instances to which it
+applies: `filled` in all of them, `partial` (filled in some), or the best state among them in the order unusable, empty,
+absent, unknown.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from functools import cache
-from importlib.resources import files
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
 from dicom_etl.headers.catalogue import catalogue
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.quality.occurrences import GROUPS
-from dicom_etl.quality.requirements import Requirement, applicable, iod_of
-from dicom_etl.quality.value_states import packed_names, watched
+from dicom_etl.quality.requirements import (
+    TYPES,
+    AttributeType,
+    find_attributes,
+    find_functional_group_attributes,
+    find_iod,
+    strictness,
+)
+from dicom_etl.quality.value_states import DUMMY, USABLE, packed_columns, value_columns
 from dicom_etl.quality.working_database import Database
 
-__all__ = ["REQUIREMENTS", "create_states"]
+__all__ = ["ABSENT", "EMPTY", "FILLED", "UNKNOWN", "UNUSABLE", "create_states"]
 
-REQUIREMENTS: tuple[Requirement, ...] = ("1", "1C", "2", "2C", "3")
+UNKNOWN, ABSENT, EMPTY, UNUSABLE, FILLED = range(5)  # in the column `state`, the worst first
 
 _PROFILES_AT_ONCE = 2_000
 
@@ -50,17 +56,20 @@ def create_states(
     *,
     tags: pa.Table | None = None,
 ) -> None:
-    """Tables `states`, `demands`, `weights`, `profile_sets`, `entities`, `tag_classes` and `outcomes`.
+    """Create the tables of states: `states`, `attribute_sets`, `weights`, `entities`, `tag_classes` and `set_states`.
+
+    `states` has the state of each tag (`tag`, `creator` of a private one) in each state profile, and the `rank` of its
+    type; `set_states` the state by name of each class of tags in each set of state profiles.
 
     Args:
         database: has the tables of `create_occurrences`.
-        tag_profiles: rows of TAG_PROFILES; more than the occurrences name do no harm.
-        groups: what weights are counted by beside `all`: name -> SQL expression over an occurrence.
-        tags: columns `tag` and `creator` of the tags that are kept; None: those that mean something in the occurrences.
+        tag_profiles: rows of TAG_PROFILES; those that the occurrences do not use are ignored.
+        groups: what weights are grouped by besides `all`: name -> SQL expression over an occurrence.
+        tags: columns `tag` and `creator` of the tags to keep; None: all but optional ones that no instance has.
     """
     database.create("tag_profiles_in", tag_profiles)
     database.run(_PROFILE_TAGS)
-    _create_requirements(database)
+    _create_attribute_sets(database)
     _create_values(database)
     database.run(_STATES)
     if tags is None:
@@ -73,27 +82,27 @@ def create_states(
         """)
     _create_weights(database, groups)
     database.run(_TAG_CLASSES)
-    database.run(_OUTCOMES)
+    database.run(_SET_STATES)
 
 
-def _create_requirements(database: Database) -> None:
-    """Tables `demands` (tag profile, SOP class -> demand) and `required` (demand -> tag, rank of its type)."""
-    by_tag_profile: dict[int, list[str]] = {}
-    for row in database.rows("SELECT DISTINCT tag_profile, sop_class FROM profiles WHERE sop_class IS NOT NULL"):
-        by_tag_profile.setdefault(row["tag_profile"], []).append(row["sop_class"])
-    demands = _Demands()
+def _create_attribute_sets(database: Database) -> None:
+    """Tables `attribute_sets` (by tag profile and SOP class) and `attributes` (of each set: tag, rank of its type)."""
+    sop_classes: dict[int, list[str]] = {}
+    for row in database.rows("SELECT DISTINCT tag_profile, sop_class FROM state_profiles WHERE sop_class IS NOT NULL"):
+        sop_classes.setdefault(row["tag_profile"], []).append(row["sop_class"])
+    sets = _AttributeSets()
     for tag_profile, present in _standard_tags(database):
-        for sop_class in by_tag_profile.pop(tag_profile, ()):
-            demands.add(tag_profile, sop_class, present)
-    for tag_profile, sop_classes in by_tag_profile.items():  # a header of nothing at all
-        for sop_class in sop_classes:
-            demands.add(tag_profile, sop_class, frozenset())
-    database.create("demands", demands.table())
-    database.create("required", demands.sets())
+        for sop_class in sop_classes.pop(tag_profile, ()):
+            sets.add(tag_profile, sop_class, present)
+    for tag_profile, rest in sop_classes.items():  # headers without any standard tag
+        for sop_class in rest:
+            sets.add(tag_profile, sop_class, frozenset())
+    database.create("attribute_sets", sets.combinations())
+    database.create("attributes", sets.attributes())
 
 
 def _standard_tags(database: Database) -> Iterator[tuple[int, frozenset[str]]]:
-    """The tags of each tag profile that the standard knows."""
+    """The standard (not private) tags of each tag profile."""
     for rows in database.batches(
         "SELECT tag_profile, list(tag) AS tags FROM tag_profile_tags WHERE creator IS NULL GROUP BY tag_profile",
         _PROFILES_AT_ONCE,
@@ -103,50 +112,56 @@ def _standard_tags(database: Database) -> Iterator[tuple[int, frozenset[str]]]:
 
 
 def _create_values(database: Database) -> None:
-    """Table `profile_values`: the state of the catalogue's values, by profile and tag."""
-    rows = [{"tag": c.tag, "own": c.own, "word": f"values{c.word}", "shift": c.shift} for c in watched()]
+    """Create `profile_values`: the state of the catalogue's values, by state profile and tag."""
+    rows = [
+        {"tag": c.tag, "is_whole_value": c.is_whole_value, "word": f"values{c.word}", "shift": c.shift}
+        for c in value_columns()
+    ]
     database.create("value_columns", pa.Table.from_pylist(rows))
     database.create("catalogued", pa.table({"tag": sorted({tag_text(column.tag) for column in catalogue()})}))
-    parts = [
-        f"""SELECT profile, tag, own, ({word} >> shift) & 3 AS value
-            FROM profiles, value_columns WHERE word = '{word}'"""
-        for word in packed_names()
+    selects = [
+        f"""SELECT state_profile, tag, is_whole_value, ({word} >> shift) & 3 AS value
+            FROM state_profiles, value_columns WHERE word = '{word}'"""
+        for word in packed_columns()
     ]
     database.run(f"""
         CREATE TABLE profile_values AS
-        SELECT profile, tag, bool_or(own) AS own, max(value) AS value
-        FROM ({" UNION ALL ".join(parts)}) GROUP BY ALL
+        SELECT state_profile, tag, bool_or(is_whole_value) AS is_whole_value, max(value) AS value
+        FROM ({" UNION ALL ".join(selects)}) GROUP BY ALL
     """)
 
 
 def _create_weights(database: Database, groups: Mapping[str, str]) -> None:
-    """Tables `weights` (in each group of each level, how many entities have which set of profiles), `profile_sets`
+    """Create `weights` (of each group and level, how many entities have which set of state profiles), `profile_sets`
     (the sets by number) and `entities` (the set of each study and series)."""
     for level in ("series", "study"):
         database.run(f"CREATE TABLE {level}_sets AS {_sets(level, _ALL)}")
-    parts = []
+    selects = []
     for name, value in {"all": _ALL, **groups}.items():
-        common = f"'{name}' AS group_by, {value} AS \"group\""
-        parts.append(
-            f"SELECT 'instance' AS level, {common}, [profile] AS profiles, sum(n) AS n FROM occurrences GROUP BY ALL"
-        )
+        group_columns = f"'{name}' AS group_by, {value} AS \"group\""
+        selects.append(f"""
+            SELECT 'instance' AS level, {group_columns}, [state_profile] AS state_profiles, sum(n) AS n
+            FROM occurrences GROUP BY ALL
+        """)
         for level in ("series", "study"):
             sets = f"{level}_sets" if name == "all" else f"({_sets(level, value)})"
-            parts.append(f"SELECT '{level}', '{name}', \"group\", profiles, count(*) FROM {sets} GROUP BY ALL")
-    database.run("CREATE TABLE counted_sets AS " + " UNION ALL ".join(parts))
+            selects.append(f"SELECT '{level}', '{name}', \"group\", state_profiles, count(*) FROM {sets} GROUP BY ALL")
+    database.run("CREATE TABLE counted_sets AS " + " UNION ALL ".join(selects))
     database.run("""
         CREATE TABLE profile_sets AS
-        SELECT row_number() OVER () AS profile_set, profiles FROM (SELECT DISTINCT profiles FROM counted_sets)
+        SELECT row_number() OVER () AS profile_set, state_profiles
+        FROM (SELECT DISTINCT state_profiles FROM counted_sets)
     """)
     database.run("""
         CREATE TABLE weights AS
-        SELECT level, group_by, "group", profile_set, n FROM counted_sets JOIN profile_sets USING (profiles)
+        SELECT level, group_by, "group", profile_set, n FROM counted_sets JOIN profile_sets USING (state_profiles)
     """)
     database.run("""
         CREATE TABLE entities AS
-        SELECT 'series' AS level, series AS entity, profile_set FROM series_sets JOIN profile_sets USING (profiles)
+        SELECT 'series' AS level, series AS entity, profile_set
+        FROM series_sets JOIN profile_sets USING (state_profiles)
         UNION ALL
-        SELECT 'study', study, profile_set FROM study_sets JOIN profile_sets USING (profiles)
+        SELECT 'study', study, profile_set FROM study_sets JOIN profile_sets USING (state_profiles)
     """)
 
 
@@ -154,66 +169,62 @@ _ALL = "'all'"
 
 
 def _sets(level: str, value: str) -> str:
-    """The profiles of each entity of a level within each group."""
+    """The state profiles of each entity of a level within each group."""
     return f"""
-        SELECT {value} AS "group", {level}, list_sort(list(DISTINCT profile)) AS profiles
+        SELECT {value} AS "group", {level}, list_sort(list(DISTINCT state_profile)) AS state_profiles
         FROM occurrences WHERE {level} IS NOT NULL GROUP BY ALL
     """
 
 
-class _Demands:
-    """What is asked of each combination of tag profile and SOP class; equal answers are one set."""
+class _AttributeSets:
+    """The attributes that apply to each combination of tag profile and SOP class; equal ones are one numbered set."""
 
     def __init__(self) -> None:
-        self._places: list[tuple[int, str, int]] = []
+        self._combinations: list[tuple[int, str, int]] = []
         self._numbers: dict[tuple[int, str], int] = {}
-        self._sets: list[tuple[Mapping[str, Requirement], Mapping[str, Requirement]]] = []
+        self._sets: list[tuple[Mapping[str, AttributeType], Mapping[str, AttributeType]]] = []
 
     def add(self, tag_profile: int, sop_class: str, present: frozenset[str]) -> None:
-        asked = applicable(sop_class, present)
-        if asked is None:
+        """Add a combination; `present` are the standard tags of its tag profile."""
+        attributes = find_attributes(sop_class, present)
+        if attributes is None:
             return
-        iod = iod_of(sop_class) or ""
-        key = (id(asked), iod)  # the answers are kept in `_sets`, so that an id stays one answer's
+        iod = find_iod(sop_class) or ""
+        key = (id(attributes), iod)  # `_sets` keeps the attributes, so that their id stays theirs
         if key not in self._numbers:
             self._numbers[key] = len(self._sets)
-            self._sets.append((asked, _in_functional_groups().get(iod, {})))
-        self._places.append((tag_profile, sop_class, self._numbers[key]))
+            self._sets.append((attributes, find_functional_group_attributes(iod)))
+        self._combinations.append((tag_profile, sop_class, self._numbers[key]))
 
-    def table(self) -> pa.Table:
-        columns = list(zip(*self._places, strict=True)) or [(), (), ()]
-        types = (pa.int64(), pa.string(), pa.int32())
-        arrays = [pa.array(values, type_) for values, type_ in zip(columns, types, strict=True)]
-        return pa.table(arrays, names=["tag_profile", "sop_class", "demand"])
+    def combinations(self) -> pa.Table:
+        """Columns `tag_profile`, `sop_class` and `attribute_set`."""
+        schema = pa.schema([("tag_profile", pa.int64()), ("sop_class", pa.string()), ("attribute_set", pa.int32())])
+        return _to_table(self._combinations, schema)
 
-    def sets(self) -> pa.Table:
-        rank = {requirement: n for n, requirement in enumerate(REQUIREMENTS)}
+    def attributes(self) -> pa.Table:
+        """Columns `attribute_set`, `tag` and `rank` (of its type)."""
         rows = [
-            (number, tag, rank[requirement])
-            for number, (asked, inside) in enumerate(self._sets)
-            for tag, requirement in {**inside, **asked}.items()
+            (number, tag, strictness(attribute_type))
+            for number, (attributes, in_functional_groups) in enumerate(self._sets)
+            for tag, attribute_type in {**in_functional_groups, **attributes}.items()
         ]
-        columns = list(zip(*rows, strict=True)) or [(), (), ()]
-        types = (pa.int32(), pa.string(), pa.int8())
-        arrays = [pa.array(values, type_) for values, type_ in zip(columns, types, strict=True)]
-        return pa.table(arrays, names=["demand", "tag", "rank"])
+        return _to_table(rows, pa.schema([("attribute_set", pa.int32()), ("tag", pa.string()), ("rank", pa.int8())]))
 
 
-@cache
-def _in_functional_groups() -> Mapping[str, Mapping[str, Requirement]]:
-    text = files("dicom_etl.quality.tables").joinpath("functional_groups.json").read_text(encoding="utf-8")
-    table = json.loads(text)
-    return {iod: dict.fromkeys(tags, table["requirement"]) for iod, tags in table["iods"].items()}
+def _to_table(rows: Sequence[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    return pa.table(arrays, schema=schema)
 
 
-# Private elements by creator, whatever block they stand in: (0029,1008) of SIEMENS is 0029xx08. The creators' own
-# elements (gggg,0010-00FF) only say which block is whose (PS3.5 7.8.1) and are no tags of their own.
+# Private elements by creator, whichever block they are in: (0029,1008) of SIEMENS is 0029xx08. The elements with the
+# creators (gggg,0010-00FF) only reserve blocks (PS3.5 7.8.1) and are not counted as tags.
 _PROFILE_TAGS = """
     CREATE TABLE tag_profile_tags AS
     WITH marked AS (
         SELECT *, substr(tag, 4, 1) IN ('1', '3', '5', '7', '9', 'B', 'D', 'F') AS private,
                private AND substr(tag, 5, 2) = '00' AND substr(tag, 7, 2) >= '10' AS reservation
-        FROM tag_profiles_in WHERE tag_profile IN (SELECT tag_profile FROM profiles)
+        FROM tag_profiles_in WHERE tag_profile IN (SELECT tag_profile FROM state_profiles)
     )
     SELECT tag_profile, CASE WHEN private AND nullif(creator, '') IS NOT NULL
                         THEN substr(tag, 1, 4) || 'xx' || substr(tag, 7, 2) ELSE tag END AS tag,
@@ -221,63 +232,67 @@ _PROFILE_TAGS = """
     FROM marked WHERE NOT reservation GROUP BY ALL
 """
 
-# State codes in order of how much is there: 0 unknown, 1 absent, 2 empty, 3 unusable, 4 filled.
-_STATES = """
+_UNDECIDED_IF_ABSENT = ", ".join(str(strictness(name)) for name, rule in TYPES.items() if rule.if_absent == "undecided")
+
+# `value` is a state of `value_states`, `status` that of the tag profile (1 empty, 2 filled)
+_STATES = f"""
     CREATE TABLE states AS
     WITH known AS (
-        SELECT profile, tag, creator, status, NULL::INTEGER AS value, false AS own, NULL::TINYINT AS rank
-        FROM profiles JOIN tag_profile_tags USING (tag_profile)
+        SELECT state_profile, tag, creator, status, NULL::INTEGER AS value, false AS is_whole_value,
+               NULL::TINYINT AS rank
+        FROM state_profiles JOIN tag_profile_tags USING (tag_profile)
         UNION ALL
-        SELECT profile, tag, NULL, NULL, value, own, NULL FROM profile_values
+        SELECT state_profile, tag, NULL, NULL, value, is_whole_value, NULL FROM profile_values
         UNION ALL
-        SELECT profile, tag, NULL, NULL, NULL, false, rank
-        FROM profiles JOIN demands USING (tag_profile, sop_class) JOIN required USING (demand)
+        SELECT state_profile, tag, NULL, NULL, NULL, false, rank
+        FROM state_profiles JOIN attribute_sets USING (tag_profile, sop_class) JOIN attributes USING (attribute_set)
     ), merged AS (
-        SELECT profile, tag, creator, max(status) AS status, max(value) AS value, bool_or(own) AS own,
-               min(rank) AS rank
-        FROM known GROUP BY profile, tag, creator
-    ), judged AS (
-        SELECT profile, tag, creator, rank, own,
-               CASE WHEN value = 1 THEN 4
-                    WHEN value = 2 OR (status = 2 AND own) THEN 3
-                    WHEN status = 2 THEN 4
-                    WHEN status = 1 THEN 2
-                    WHEN rank IN (1, 3) THEN 0
-                    ELSE 1 END AS state
+        SELECT state_profile, tag, creator, max(status) AS status, max(value) AS value,
+               bool_or(is_whole_value) AS is_whole_value, min(rank) AS rank
+        FROM known GROUP BY state_profile, tag, creator
+    ), evaluated AS (
+        SELECT state_profile, tag, creator, rank, is_whole_value,
+               CASE WHEN value = {USABLE} THEN {FILLED}
+                    WHEN value = {DUMMY} OR (status = 2 AND is_whole_value) THEN {UNUSABLE}
+                    WHEN status = 2 THEN {FILLED}
+                    WHEN status = 1 THEN {EMPTY}
+                    WHEN rank IN ({_UNDECIDED_IF_ABSENT}) THEN {UNKNOWN}
+                    ELSE {ABSENT} END AS state
         FROM merged
     )
-    SELECT * FROM judged WHERE rank IS NOT NULL OR state >= 2
+    SELECT * FROM evaluated WHERE rank IS NOT NULL OR state >= {EMPTY}
 """
 
-# Type 3 tags that no instance of the dataset has say nothing, unless the catalogue names them.
-_TRIM = """
+# Optional tags that no instance of the dataset has are dropped, unless they are in the catalogue.
+_TRIM = f"""
     DELETE FROM states WHERE (tag, coalesce(creator, '')) IN (
         SELECT (tag, coalesce(creator, '')) FROM states WHERE tag NOT IN (SELECT tag FROM catalogued)
-        GROUP BY tag, creator HAVING max(state) < 2 AND min(rank) = 4
+        GROUP BY tag, creator HAVING max(state) < {EMPTY} AND min(rank) = {strictness("3")}
     )
 """
 
-# Tags whose states are the same in every profile: they are counted once for all of them. Most tags of an IOD are.
+# Tags that have the same states in every state profile form a class, and are counted once. Most tags of an IOD do.
 _TAG_CLASSES = """
     CREATE TABLE tag_classes AS
-    SELECT tag, creator, own, dense_rank() OVER (ORDER BY states) AS tag_class
+    SELECT tag, creator, is_whole_value, dense_rank() OVER (ORDER BY states) AS tag_class
     FROM (
-        SELECT tag, creator, bool_or(own) AS own,
-               list_sort(list((profile * 8 + state) * 8 + coalesce(rank, 7))) AS states
+        SELECT tag, creator, bool_or(is_whole_value) AS is_whole_value,
+               list_sort(list((state_profile * 8 + state) * 8 + coalesce(rank, 7))) AS states
         FROM states GROUP BY tag, creator
     );
     CREATE TABLE class_states AS
-    SELECT tag_class, profile, any_value(rank) AS rank, any_value(state) AS state
+    SELECT tag_class, state_profile, any_value(rank) AS rank, any_value(state) AS state
     FROM states s JOIN tag_classes c ON c.tag = s.tag AND c.creator IS NOT DISTINCT FROM s.creator
-    GROUP BY tag_class, profile
+    GROUP BY tag_class, state_profile
 """
 
-_OUTCOMES = """
-    CREATE TABLE outcomes AS
+_SET_STATES = f"""
+    CREATE TABLE set_states AS
     SELECT profile_set, tag_class, min(rank) AS rank,
-           CASE WHEN min(state) = 4 THEN 'filled'
-                WHEN max(state) = 4 THEN 'partial'
-                ELSE ['unknown', 'absent', 'empty', 'unusable'][max(state) + 1] END AS outcome
-    FROM (SELECT profile_set, unnest(profiles) AS profile FROM profile_sets) JOIN class_states USING (profile)
+           CASE WHEN min(state) = {FILLED} THEN 'filled'
+                WHEN max(state) = {FILLED} THEN 'partial'
+                ELSE ['unknown', 'absent', 'empty', 'unusable'][max(state) + 1] END AS state
+    FROM (SELECT profile_set, unnest(state_profiles) AS state_profile FROM profile_sets)
+    JOIN class_states USING (state_profile)
     GROUP BY profile_set, tag_class
 """

@@ -1,12 +1,9 @@
-"""The values of a few columns, each looked up once in the tables of the mapping.
+"""The values of a few columns, each looked up once in the terminology of the FHIR mapping.
 
-Not here: what follows for the studies and series that have a value.
+Not here: the checks of the studies and series that have a value (`checks`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import pyarrow as pa
 
@@ -17,48 +14,41 @@ from dicom_etl.quality.working_database import Database
 
 __all__ = ["create_terms"]
 
-_Judged = dict[str, Any]
-
 
 def create_terms(database: Database) -> None:
-    """Tables `modalities`, `body_parts` and `offsets`, from `occurrences`: a row for each different value.
+    """Create `modalities`, `body_parts` and `offsets`: a row for each different value in `occurrences`.
 
-    `shown` is the value as findings may show it.
+    `is_known` is whether it is a term of the standard, `masked` the value as findings may show it.
     """
-    _create(database, "modalities", "Modality", _modality, [("known", pa.bool_()), ("shown", pa.string())])
-    _create(
-        database,
-        "body_parts",
-        "BodyPartExamined",
-        _body_part,
-        [("known", pa.bool_()), ("paired", pa.bool_()), ("shown", pa.string())],
-    )
-    _create(database, "offsets", "TimezoneOffsetFromUTC", _offset, [("known", pa.bool_())])
+    modalities = [
+        {
+            "value": code,
+            "is_known": terminology.look_up_modality(code) is not None,
+            "masked": mask_value("Modality", code),
+        }
+        for code in _distinct_values(database, "Modality")
+    ]
+    body_parts = [
+        {
+            "value": text,
+            "is_known": terminology.look_up_body_site(text) is not None,
+            "is_paired": terminology.is_paired(text),
+            "masked": mask_value("BodyPartExamined", text),
+        }
+        for text in _distinct_values(database, "BodyPartExamined")
+    ]
+    offsets = [
+        {"value": text, "is_known": parse_offset(text) is not None}
+        for text in _distinct_values(database, "TimezoneOffsetFromUTC")
+    ]
+    value, is_known, masked = ("value", pa.string()), ("is_known", pa.bool_()), ("masked", pa.string())
+    schema = pa.schema([value, is_known, masked])
+    database.create("modalities", pa.Table.from_pylist(modalities, schema=schema))
+    schema = pa.schema([value, is_known, ("is_paired", pa.bool_()), masked])
+    database.create("body_parts", pa.Table.from_pylist(body_parts, schema=schema))
+    database.create("offsets", pa.Table.from_pylist(offsets, schema=pa.schema([value, is_known])))
 
 
-def _create(
-    database: Database,
-    name: str,
-    column: str,
-    judge: Callable[[str], _Judged],
-    fields: list[tuple[str, pa.DataType]],
-) -> None:
-    found = database.query(f'SELECT DISTINCT "{column}" AS value FROM occurrences WHERE value IS NOT NULL')
-    rows = [{"value": value, **judge(value)} for value in found["value"].to_pylist()]
-    database.create(name, pa.Table.from_pylist(rows, schema=pa.schema([("value", pa.string()), *fields])))
-
-
-def _modality(code: str) -> _Judged:
-    return {"known": terminology.look_up_modality(code) is not None, "shown": mask_value("Modality", code)}
-
-
-def _body_part(text: str) -> _Judged:
-    return {
-        "known": terminology.look_up_body_site(text) is not None,
-        "paired": terminology.is_paired(text),
-        "shown": mask_value("BodyPartExamined", text),
-    }
-
-
-def _offset(text: str) -> _Judged:
-    return {"known": parse_offset(text) is not None}
+def _distinct_values(database: Database, column: str) -> list[str]:
+    rows = database.rows(f'SELECT DISTINCT "{column}" AS value FROM occurrences WHERE value IS NOT NULL')
+    return [row["value"] for row in rows]

@@ -1,10 +1,10 @@
-"""Which values of the header table can be used: per catalogue column nothing, a value, or a dummy.
+"""Whether the values of the header table are usable: per column of the catalogue no value, a usable one, or a dummy.
 
-What counts as a dummy is data (`tables/dummies.json`), and belongs to a tag: ANONYMOUS is nobody's name, while NONE is
-a fine FilterType. The states of all columns of a row are packed into a few integers, two bits each, so that rows of
-equal states are found by comparing integers.
+Dummies are data (`tables/dummies.json`) and belong to a tag: ANONYMOUS is not a usable PatientName, but NONE is a valid
+FilterType. The states of all columns of a row are packed into a few integers, two bits each, so that rows with equal
+states are found by comparing integers.
 
-Not here: whether the element is there at all (tag profiles), and what it should be (requirements).
+Not here: whether the element is present at all (tag profiles), and whether it is required (`requirements`).
 """
 
 from __future__ import annotations
@@ -23,84 +23,92 @@ import pyarrow.compute as pc
 from dicom_etl.headers.catalogue import Column, by_name, catalogue
 from dicom_etl.headers.tag_profile import tag_text
 
-__all__ = ["NO_VALUE", "USABLE", "DUMMY", "Watched", "packed_names", "packed_states", "value_state", "watched"]  # noqa: RUF022
+__all__ = [
+    "DUMMY",
+    "NO_VALUE",
+    "USABLE",
+    "ValueColumn",
+    "find_value_states",
+    "pack_states",
+    "packed_columns",
+    "value_columns",
+]
 
 NO_VALUE, USABLE, DUMMY = 0, 1, 2
 
-_BITS, _PER_WORD = 2, 31  # 62 bits, so that the integers stay positive
-_FILE_META = 0x0002
+_BITS, _STATES_PER_WORD = 2, 31  # 62 bits, so that the integers are never negative
+_FILE_META_GROUP = 0x0002
 _FUNCTIONAL_GROUPS = 0x52009229  # SharedFunctionalGroupsSequence
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
-    """A column whose state counts for a top-level tag, and where it is packed."""
+class ValueColumn:
+    """A column whose values decide the state of a top-level tag, and the bits in which its state is packed."""
 
     name: str
     tag: str  # GGGGEEEE
-    own: bool  # the column is the value of the tag itself, not of an element inside it
+    is_whole_value: bool  # the column is the value of the tag itself, not of an element inside its sequence
     word: int
     shift: int
 
 
 @cache
-def watched() -> tuple[Watched, ...]:
-    """The columns that count: values of top-level tags, and those that functional groups may hold instead.
+def value_columns() -> tuple[ValueColumn, ...]:
+    """The columns with the value of a top-level tag, and those whose value may be in functional groups instead.
 
-    File meta elements are no part of the data set; tag profiles do not list them, and they are left out.
+    File meta elements are not part of the data set and not in tag profiles: they are omitted.
     """
-    columns = [column for column in catalogue() if _counts(column)]
+    columns = [column for column in catalogue() if _is_value_column(column)]
     return tuple(
-        Watched(c.name, tag_text(c.tag), len(c.path) == 1, n // _PER_WORD, n % _PER_WORD * _BITS)
+        ValueColumn(c.name, tag_text(c.tag), len(c.path) == 1, n // _STATES_PER_WORD, n % _STATES_PER_WORD * _BITS)
         for n, c in enumerate(columns)
     )
 
 
-def _counts(column: Column) -> bool:
-    resolved = column.also[:1] == (_FUNCTIONAL_GROUPS,)
-    return column.tag >> 16 != _FILE_META and (len(column.path) == 1 or resolved)
+def _is_value_column(column: Column) -> bool:
+    is_in_functional_groups = column.also[:1] == (_FUNCTIONAL_GROUPS,)
+    return column.tag >> 16 != _FILE_META_GROUP and (len(column.path) == 1 or is_in_functional_groups)
 
 
-def packed_names() -> tuple[str, ...]:
-    """The names of the packed columns."""
-    return tuple(f"values{n}" for n in range(watched()[-1].word + 1))
+def packed_columns() -> tuple[str, ...]:
+    """The names of the columns of packed states."""
+    return tuple(f"values{n}" for n in range(value_columns()[-1].word + 1))
 
 
-def packed_states(rows: pa.Table) -> dict[str, pa.Array]:
-    """The states of all watched columns, packed; `rows` have these columns."""
-    words = np.zeros((len(packed_names()), rows.num_rows), np.int64)
-    for column in watched():
+def pack_states(rows: pa.Table) -> dict[str, pa.Array]:
+    """The packed states of header rows, which have the columns of `value_columns`."""
+    words = np.zeros((len(packed_columns()), rows.num_rows), np.int64)
+    for column in value_columns():
         values = rows[column.name]
         if values.null_count < len(values):
-            words[column.word] |= value_state(values, column.name).astype(np.int64) << column.shift
-    return {name: pa.array(word) for name, word in zip(packed_names(), words, strict=True)}
+            words[column.word] |= find_value_states(values, column.name).astype(np.int64) << column.shift
+    return {name: pa.array(word) for name, word in zip(packed_columns(), words, strict=True)}
 
 
-def value_state(values: pa.ChunkedArray, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def find_value_states(values: pa.ChunkedArray, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """NO_VALUE, USABLE or DUMMY for each value of the catalogue column `name`.
 
-    Whether a value is a dummy is decided once for all rows that have it.
+    Each different value is compared with the dummies once, however many rows have it.
     """
     states = np.asarray(pc.is_valid(values).combine_chunks().to_numpy(zero_copy_only=False)).astype(np.uint8)
-    dummies = _dummies().get(name)
+    dummies = _load_dummies().get(name)
     if dummies is not None and by_name()[name].kind in {"text", "date"} and len(values):
         encoded = values.combine_chunks().dictionary_encode()
-        dummy = pc.is_in(_compared(encoded.dictionary), dummies)
-        if pc.any(dummy).as_py():
-            hit = pc.fill_null(dummy.take(encoded.indices), False).to_numpy(zero_copy_only=False)
-            states[hit] = DUMMY
+        is_dummy = pc.is_in(_normalize(encoded.dictionary), dummies)
+        if pc.any(is_dummy).as_py():
+            states[pc.fill_null(is_dummy.take(encoded.indices), False).to_numpy(zero_copy_only=False)] = DUMMY
     return states
 
 
-def _compared(values: pa.Array) -> pa.Array:
-    """Dates as YYYY-MM-DD, texts in capitals with letters and digits alone."""
+def _normalize(values: pa.Array) -> pa.Array:
+    """Dates as YYYY-MM-DD, texts in capitals with only their letters and digits."""
     if pa.types.is_date(values.type):
         return values.cast(pa.string())
     return pc.replace_substring_regex(pc.utf8_upper(values), r"[^\p{L}\p{N}]+", "")
 
 
 @cache
-def _dummies() -> Mapping[str, pa.Array]:
+def _load_dummies() -> Mapping[str, pa.Array]:
     text = files("dicom_etl.quality.tables").joinpath("dummies.json").read_text(encoding="utf-8")
-    table = json.loads(text)
-    return {tag: pa.array(table["sets"][name], pa.string()) for tag, name in table["tags"].items()}
+    document = json.loads(text)
+    return {tag: pa.array(document["sets"][name], pa.string()) for tag, name in document["tags"].items()}

@@ -1,15 +1,14 @@
-"""What applies to an instance. Types are those of PS3.3; tags are written with their keyword beside them."""
+"""The attributes that apply to an instance. Types are those of PS3.3."""
 
 import pytest
 
 from dicom_etl.quality.requirements import (
-    Fulfilment,
-    Requirement,
-    Status,
-    applicable,
-    fulfilment,
-    iod_of,
-    standard_tag,
+    TYPES,
+    AttributeType,
+    find_attributes,
+    find_iod,
+    strictness,
+    to_standard_tag,
 )
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
@@ -25,13 +24,13 @@ PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
 COMPREHENSIVE_SR = "1.2.840.10008.5.1.4.1.1.88.33"
 RETIRED_ULTRASOUND = "1.2.840.10008.5.1.4.1.1.6"
 
-NOTHING: frozenset[str] = frozenset()
+NO_TAGS: frozenset[str] = frozenset()
 
 
-def types(sop_class: str, *present: str) -> dict[str, Requirement]:
-    answer = applicable(sop_class, frozenset(present))
-    assert answer is not None
-    return dict(answer)
+def types(sop_class: str, *present: str) -> dict[str, AttributeType]:
+    attributes = find_attributes(sop_class, frozenset(present))
+    assert attributes is not None
+    return dict(attributes)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +43,13 @@ def types(sop_class: str, *present: str) -> dict[str, Requirement]:
     ],
 )
 def test_a_sop_class_has_an_iod(sop_class: str, iod: str) -> None:
-    assert iod_of(sop_class) == iod
+    assert find_iod(sop_class) == iod
 
 
 @pytest.mark.parametrize("sop_class", ["", "1.2.3", RETIRED_ULTRASOUND, "1.2.840.10008.1.2.1"])
 def test_unknown_and_retired_sop_classes_are_unclassified(sop_class: str) -> None:
-    assert iod_of(sop_class) is None
-    assert applicable(sop_class, NOTHING) is None
+    assert find_iod(sop_class) is None
+    assert find_attributes(sop_class, NO_TAGS) is None
 
 
 @pytest.mark.parametrize(
@@ -76,12 +75,12 @@ def test_unknown_and_retired_sop_classes_are_unclassified(sop_class: str) -> Non
         (ENHANCED_MR, "00280008", "NumberOfFrames", "1"),
     ],
 )
-def test_mandatory_modules_count_always(sop_class: str, tag: str, keyword: str, type_: Requirement) -> None:
+def test_mandatory_modules_always_apply(sop_class: str, tag: str, keyword: str, type_: AttributeType) -> None:
     assert types(sop_class)[tag] == type_, keyword
 
 
 def test_a_tag_in_several_modules_has_the_strictest_type() -> None:
-    # ImageType: Type 3 in General Image, 1 in CT Image and MR Image, 2 in US Image, 3 alone in CR.
+    # ImageType: Type 3 in General Image, 1 in CT Image and MR Image, 2 in US Image, 3 in CR.
     image_type = "00080008"
     assert types(CT)[image_type] == "1"
     assert types(US)[image_type] == "2"
@@ -97,33 +96,33 @@ def test_an_attribute_of_another_iod_does_not_apply() -> None:
     assert "00180060" not in types(MR, "00180060")
 
 
-def test_an_optional_module_counts_once_one_of_its_attributes_is_present() -> None:
+def test_an_optional_module_applies_if_one_of_its_attributes_is_present() -> None:
     patient_age, patient_weight = "00101010", "00101030"  # Patient Study, usage U
     assert patient_weight not in types(CT)
     assert types(CT, patient_age)[patient_weight] == "3"
 
 
-def test_a_conditional_module_counts_once_one_of_its_attributes_is_present() -> None:
+def test_a_conditional_module_applies_if_an_attribute_is_present() -> None:
     contrast_agent, contrast_route = "00180010", "00181040"  # Contrast/Bolus, usage C
     assert contrast_agent not in types(CT)
     assert types(CT, contrast_route)[contrast_agent] == "2"
 
 
-def test_an_attribute_that_a_mandatory_module_holds_speaks_for_no_other_module() -> None:
+def test_an_attribute_of_a_mandatory_module_is_no_evidence_for_others() -> None:
     # ICCProfile: Type 3 in Image Pixel (mandatory), 1 in ICC Profile (usage U, and nothing else of its own).
     icc_profile = "00282000"
     assert types(SECONDARY_CAPTURE, icc_profile)[icc_profile] == "3"
 
 
-def test_a_frame_of_reference_is_asked_for_where_it_is_mandatory_or_in_use() -> None:
+def test_a_frame_of_reference_is_required_where_mandatory_or_in_use() -> None:
     frame_of_reference, position_reference_indicator = "00200052", "00201040"
     assert types(CT)[frame_of_reference] == "1"
     assert frame_of_reference not in types(SECONDARY_CAPTURE)
     assert types(SECONDARY_CAPTURE, frame_of_reference)[position_reference_indicator] == "2"
 
 
-def test_a_shared_attribute_speaks_for_that_module_which_is_in_use() -> None:
-    # ShutterShape stands in Display Shutter and in Bitmap Display Shutter.
+def test_a_shared_attribute_is_evidence_for_the_module_in_use() -> None:
+    # ShutterShape is in Display Shutter and in Bitmap Display Shutter.
     shutter_shape, left_edge, shutter_overlay_group = "00181600", "00181602", "00181623"
     rectangular = types(GRAYSCALE_PRESENTATION_STATE, shutter_shape, left_edge)
     assert rectangular[shutter_shape] == "1"
@@ -133,7 +132,7 @@ def test_a_shared_attribute_speaks_for_that_module_which_is_in_use() -> None:
     assert left_edge not in bitmap
 
 
-def test_of_modules_that_cannot_be_told_apart_what_all_ask_counts_and_the_rest_is_conditional() -> None:
+def test_only_what_all_undecided_modules_require_is_unconditional() -> None:
     # A parametric map has one of three image pixel modules: of integers, of floats, of doubles.
     rows, columns, pixel_representation, high_bit = "00280010", "00280011", "00280103", "00280102"
     of_any_kind = types(PARAMETRIC_MAP, rows)
@@ -145,24 +144,24 @@ def test_of_modules_that_cannot_be_told_apart_what_all_ask_counts_and_the_rest_i
     assert of_integers[high_bit] == "1"
 
 
-def test_a_module_that_may_be_in_use_weakens_no_mandatory_attribute() -> None:
-    # RepresentativeFrameNumber stands in two modules; one of them has InstanceNumber as Type 1.
+def test_an_undecided_module_does_not_weaken_a_mandatory_attribute() -> None:
+    # RepresentativeFrameNumber is in two modules; one of them has InstanceNumber as Type 1.
     representative_frame, instance_number = "00286010", "00200013"
-    answer = types(MULTI_FRAME_GRAYSCALE_BYTE_SECONDARY_CAPTURE, representative_frame)
-    assert answer[instance_number] == "2"
+    attributes = types(MULTI_FRAME_GRAYSCALE_BYTE_SECONDARY_CAPTURE, representative_frame)
+    assert attributes[instance_number] == "2"
 
 
-def test_overlay_attributes_are_listed_for_each_overlay_that_is_present() -> None:
-    answer = types(CT, "60000010", "60020010")
-    assert answer["60000011"] == "1"  # OverlayColumns
-    assert answer["60023000"] == "1"  # OverlayData
-    assert "60040011" not in answer
-    assert not any("x" in tag for tag in answer)
+def test_overlay_attributes_apply_for_each_overlay_that_is_present() -> None:
+    attributes = types(CT, "60000010", "60020010")
+    assert attributes["60000011"] == "1"  # OverlayColumns
+    assert attributes["60023000"] == "1"  # OverlayData
+    assert "60040011" not in attributes
+    assert not any("x" in tag for tag in attributes)
 
 
 @pytest.mark.parametrize("tag", ["60010010", "50000005", "00090010"])
-def test_without_an_overlay_no_overlay_attribute_is_listed(tag: str) -> None:
-    assert not any(listed.startswith("60") for listed in types(CT, tag))
+def test_without_an_overlay_no_overlay_attribute_applies(tag: str) -> None:
+    assert not any(name.startswith("60") for name in types(CT, tag))
 
 
 def test_an_overlay_attribute_of_a_mandatory_module_needs_an_overlay() -> None:
@@ -170,52 +169,53 @@ def test_an_overlay_attribute_of_a_mandatory_module_needs_an_overlay() -> None:
     assert types(US, "60000045")["60000045"] == "1C"
 
 
-def test_private_and_foreign_tags_change_nothing() -> None:
+def test_private_tags_and_tags_of_other_iods_are_ignored() -> None:
     assert types(CT, "00091001", "300A0002", "7FE00010") == types(CT)
 
 
-def test_pixel_data_is_out_of_sight() -> None:
+def test_pixel_data_is_omitted() -> None:
     assert "7FE00010" not in types(CT)
     assert max(types(CT)) < "7FE00000"
 
 
 def test_the_root_of_a_document_is_a_container() -> None:
-    answer = types(COMPREHENSIVE_SR)
-    assert answer["0040A040"] == "1"  # ValueType
-    assert answer["0040A050"] == "1"  # ContinuityOfContent
-    assert answer["0040A168"] == "1C"  # ConceptCodeSequence, for CODE
-    assert answer["0040A300"] == "2C"  # MeasuredValueSequence, for NUM
+    attributes = types(COMPREHENSIVE_SR)
+    assert attributes["0040A040"] == "1"  # ValueType
+    assert attributes["0040A050"] == "1"  # ContinuityOfContent
+    assert attributes["0040A168"] == "1C"  # ConceptCodeSequence, for CODE
+    assert attributes["0040A300"] == "2C"  # MeasuredValueSequence, for NUM
 
 
-def test_equal_layouts_get_one_answer_in_the_order_of_tags() -> None:
+def test_equal_modules_give_the_same_object_in_the_order_of_tags() -> None:
     present = frozenset({"00101010"})
-    answer = applicable(CT, present)
-    assert answer is not None
-    assert applicable(CT, frozenset({"00101020"})) is answer  # another attribute of the same module
-    assert list(answer) == sorted(answer)
+    attributes = find_attributes(CT, present)
+    assert attributes is not None
+    assert find_attributes(CT, frozenset({"00101020"})) is attributes  # another attribute of the same module
+    assert list(attributes) == sorted(attributes)
 
 
-def test_the_answer_cannot_be_changed() -> None:
-    answer = applicable(CT, NOTHING)
+def test_the_attributes_cannot_be_changed() -> None:
+    attributes = find_attributes(CT, NO_TAGS)
     with pytest.raises(TypeError):
-        answer["00100010"] = "3"  # type: ignore[index]
+        attributes["00100010"] = "3"  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
-    ("requirement", "absent", "empty", "filled"),
+    ("attribute_type", "if_absent", "if_empty"),
     [
-        ("1", "unmet", "unmet", "met"),
-        ("1C", "unknown", "unmet", "met"),
-        ("2", "unmet", "met", "met"),
-        ("2C", "unknown", "met", "met"),
-        ("3", "optional", "optional", "optional"),
+        ("1", "violation", "violation"),
+        ("1C", "undecided", "violation"),
+        ("2", "violation", "allowed"),
+        ("2C", "undecided", "allowed"),
+        ("3", "allowed", "allowed"),
     ],
 )
-def test_fulfilment_by_type_and_status(
-    requirement: Requirement, absent: Fulfilment, empty: Fulfilment, filled: Fulfilment
-) -> None:
-    expected: dict[Status, Fulfilment] = {"absent": absent, "empty": empty, "filled": filled}
-    assert {status: fulfilment(requirement, status) for status in expected} == expected
+def test_the_rule_of_each_type(attribute_type: AttributeType, if_absent: str, if_empty: str) -> None:
+    assert TYPES[attribute_type][:2] == (if_absent, if_empty)
+
+
+def test_types_are_ordered_by_strictness() -> None:
+    assert [strictness(name) for name in ("1", "1C", "2", "2C", "3")] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -231,4 +231,4 @@ def test_fulfilment_by_type_and_status(
     ],
 )
 def test_repeating_groups_in_the_form_of_the_standard(tag: str, standard: str) -> None:
-    assert standard_tag(tag) == standard
+    assert to_standard_tag(tag) == standard

@@ -1,4 +1,4 @@
-"""measure: what it counts, over lakes written by hand and over the examples, and when it does nothing."""
+"""measure: its counts, over lakes written by hand and over the examples, and when it does nothing."""
 
 import cProfile
 import datetime
@@ -14,7 +14,8 @@ from dicom_etl.findings import make_finding, tabulate_findings
 from dicom_etl.lake.commits import DamagedShardError
 from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, DATASET_FINDINGS, MEASURES, SHEETS
 from dicom_etl.lake.tables import Lake
-from dicom_etl.quality import header_rows
+from dicom_etl.quality import inputs
+from dicom_etl.quality.check_table import quality_checks
 from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
 from dicom_etl.stages import measure as stage
@@ -97,7 +98,7 @@ def lake(tmp_path: Path) -> Lake:
     return write(Lake(str(tmp_path / "lake")).open())
 
 
-def verdicts(lake: Lake, dataset: str) -> dict[tuple[str, str], tuple[int, int, str]]:
+def results(lake: Lake, dataset: str) -> dict[tuple[str, str], tuple[int, int, str]]:
     return {
         (row["check"], row["level"]): (row["n_pass"], row["n_fail"], row["result"])
         for row in lake.read(MEASURES, dataset=dataset).to_pylist()
@@ -109,13 +110,13 @@ def content(lake: Lake, dataset: str = "d") -> list[bytes | None]:
     return [lake.read_bytes(table.path(dataset=dataset)) for table in TABLES]
 
 
-# -- what is counted --------------------------------------------------------------------------------------------------
+# -- counts --------------------------------------------------------------------------------------------------
 
 
-def test_verdicts_of_a_dataset_counted_by_hand(lake: Lake) -> None:
+def test_check_results_of_a_dataset_counted_by_hand(lake: Lake) -> None:
     done = measure("d", lake, Settings())
     assert (done.units, done.instances) == (3, 4)
-    found = verdicts(lake, "d")
+    counted = results(lake, "d")
     expected = {
         ("files-readable", "file"): (5, 1, "fail"),
         ("instances-once", "instance"): (4, 1, "warn"),
@@ -129,7 +130,7 @@ def test_verdicts_of_a_dataset_counted_by_hand(lake: Lake) -> None:
         ("fhir-started", "study"): (2, 1, "warn"),
         ("subjects-listed", "subject"): (4, 0, "not-evaluated"),
     }
-    assert {key: found[key] for key in expected} == expected
+    assert {key: counted[key] for key in expected} == expected
 
 
 def test_completeness_of_a_dataset_counted_by_hand(lake: Lake) -> None:
@@ -152,7 +153,7 @@ def test_completeness_of_a_dataset_counted_by_hand(lake: Lake) -> None:
     }
 
 
-def test_findings_of_all_stages_are_there(lake: Lake) -> None:
+def test_findings_of_all_stages_are_in_one_table(lake: Lake) -> None:
     crawled = tabulate_findings([make_finding("system-files-skipped", "d", path=".DS_Store")])
     lake.write(DATASET_FINDINGS, crawled, stage="crawl", dataset="d")
     measure("d", lake, Settings())
@@ -170,29 +171,29 @@ def test_findings_of_all_stages_are_there(lake: Lake) -> None:
     assert order == sorted(order)
 
 
-def test_subjects_with_their_gaps_files_and_notes(lake: Lake) -> None:
+def test_subjects_have_their_gaps_files_and_mismatches(lake: Lake) -> None:
     measure("d", lake, Settings())
     rows = [row for row in lake.read(MEASURES, dataset="d").to_pylist() if row["group_by"] == "subject"]
 
-    def of(check: str, level: str) -> dict[str, int]:
+    def counts(check: str, level: str) -> dict[str, int]:
         return {
             r["group"]: r["n_applicable"] for r in rows if (r["check"], r["level"], r["reason"]) == (check, level, None)
         }
 
-    assert of("inventory", "instance") == {"sub-1": 2, "sub-2": 1, "sub-3": 1}
-    assert of("files-readable", "file") == {"sub-1": 3, "sub-2": 2, "sub-3": 1}
-    assert of("tags-with-gaps", "tag")["sub-2"] == of("tags-with-gaps", "tag")["sub-1"] + 1  # KVP
+    assert counts("inventory", "instance") == {"sub-1": 2, "sub-2": 1, "sub-3": 1}
+    assert counts("files-readable", "file") == {"sub-1": 3, "sub-2": 2, "sub-3": 1}
+    assert counts("tags-with-gaps", "tag")["sub-2"] == counts("tags-with-gaps", "tag")["sub-1"] + 1  # KVP
     notes = {row["group"]: row["reason"] for row in rows if row["check"] == "subjects-match" and row["reason"]}
     assert notes == {"sub-3": "folder without a row in the sheet", "sub-4": "row without a folder"}
     series = {(row["group"], row["reason"]): row["n_pass"] for row in rows if row["check"] == "series-by-modality"}
     assert series == {("sub-1", "CT"): 1, ("sub-2", "CT"): 1, ("sub-3", "XYZ"): 1}
 
 
-def test_of_many_subjects_those_with_the_most_that_is_wrong_are_listed(tmp_path: Path) -> None:
+def test_of_many_subjects_those_with_the_most_failures_are_listed(tmp_path: Path) -> None:
     rows = [instance(1, f"sub-{number:03d}") for number in range(249)]
     lake = write(Lake(str(tmp_path / "lake")).open(), [*rows, *ROWS], sheets=())
     measure("d", lake, Settings())
-    assert verdicts(lake, "d")["subjects-listed", "subject"] == (200, 52, "not-evaluated")
+    assert results(lake, "d")["subjects-listed", "subject"] == (200, 52, "not-evaluated")
     measures = lake.read(MEASURES, dataset="d").to_pylist()
     listed = {row["group"] for row in measures if row["group_by"] == "subject"}
     assert len(listed) == 200
@@ -201,11 +202,11 @@ def test_of_many_subjects_those_with_the_most_that_is_wrong_are_listed(tmp_path:
 
 
 @pytest.mark.parametrize("built", [(), ("sub-1",)])
-def test_units_that_are_not_built_are_not_counted_by_readiness(tmp_path: Path, built: tuple[str, ...]) -> None:
+def test_readiness_does_not_count_units_that_are_not_built(tmp_path: Path, built: tuple[str, ...]) -> None:
     lake = write(Lake(str(tmp_path / "lake")).open(), built=built)
     measure("d", lake, Settings())
-    found = verdicts(lake, "d")
-    assert found["fhir-started", "study"][:2] == (len(built), 0)
+    counted = results(lake, "d")
+    assert counted["fhir-started", "study"][:2] == (len(built), 0)
     reasons = [r for r in lake.read(MEASURES, dataset="d").to_pylist() if r["check"] == "fhir-built" and r["reason"]]
     assert {row["reason"]: row["n_fail"] for row in reasons}["not built yet"] == 3 - len(built)
 
@@ -213,15 +214,15 @@ def test_units_that_are_not_built_are_not_counted_by_readiness(tmp_path: Path, b
 def test_a_dataset_that_was_never_built_is_measured(lake: Lake) -> None:
     lake.remove_folder("commits/build/d")
     measure("d", lake, Settings())
-    found = verdicts(lake, "d")
-    assert found["fhir-built", "study"] == (0, 3, "not-evaluated")
-    assert found["fhir-started", "study"] == (0, 0, "not-evaluated")
+    counted = results(lake, "d")
+    assert counted["fhir-built", "study"] == (0, 3, "not-evaluated")
+    assert counted["fhir-started", "study"] == (0, 0, "not-evaluated")
 
 
 # -- the same bytes ---------------------------------------------------------------------------------------------------
 
 
-def without_shards(lake: Lake) -> list[list[Row]]:
+def rows_of_tables(lake: Lake) -> list[list[Row]]:
     return [lake.read(table, dataset="d").to_pylist() for table in TABLES]
 
 
@@ -229,19 +230,19 @@ def test_the_number_of_shards_does_not_matter(lake: Lake, tmp_path: Path) -> Non
     measure("d", lake, Settings())
     in_shards = write(Lake(str(tmp_path / "shards")).open(), shards=4)
     measure("d", in_shards, Settings())
-    assert without_shards(in_shards) == without_shards(lake)
+    assert rows_of_tables(in_shards) == rows_of_tables(lake)
 
 
-def test_header_rows_read_in_small_pieces_count_the_same(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_header_rows_read_in_small_batches_count_the_same(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     measure("d", lake, Settings())
     before = content(lake)
     with monkeypatch.context() as patch:
-        patch.setattr(header_rows, "_ROWS_AT_ONCE", 1)
+        patch.setattr(inputs, "READ_ROWS", 1)
         measure("d", lake, Settings(), force=True)
     assert content(lake) == before
 
 
-def test_force_makes_the_same_bytes(lake: Lake) -> None:
+def test_force_writes_the_same_bytes(lake: Lake) -> None:
     measure("d", lake, Settings())
     before = content(lake)
     assert measure("d", lake, Settings(), force=True).updated
@@ -254,7 +255,7 @@ def test_a_lake_on_an_object_store(lake: Lake) -> None:
     try:
         assert measure("d", stored, Settings()).updated
         assert not measure("d", stored, Settings()).updated
-        assert without_shards(stored) == without_shards(lake)
+        assert rows_of_tables(stored) == rows_of_tables(lake)
     finally:
         stored.remove_folder("")
 
@@ -262,9 +263,7 @@ def test_a_lake_on_an_object_store(lake: Lake) -> None:
 # -- whether to measure -----------------------------------------------------------------------------------------------
 
 
-def test_a_second_measurement_does_nothing_and_opens_no_header_table(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unchanged_dataset_is_not_read_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     first = measure("d", lake, Settings())
     before = [lake.resolve(table.path(dataset="d")).stat().st_mtime_ns for table in TABLES]
     read = Lake.read
@@ -287,7 +286,7 @@ def test_a_changed_shard_is_measured_again(lake: Lake) -> None:
     assert (again.updated, again.instances) == (True, 3)
 
 
-def test_other_resources_are_measured_again(lake: Lake) -> None:
+def test_changed_resources_are_measured_again(lake: Lake) -> None:
     measure("d", lake, Settings())
     write(lake, elements=())
     assert measure("d", lake, Settings()).updated
@@ -296,30 +295,30 @@ def test_other_resources_are_measured_again(lake: Lake) -> None:
 @pytest.mark.parametrize(
     "change", [{"reference_date": "2019-01-01"}, {"time_zone": "Europe/Berlin"}], ids=["reference_date", "time zone"]
 )
-def test_a_setting_that_matters_measures_again(lake: Lake, change: dict[str, Any]) -> None:
+def test_a_setting_that_matters_causes_a_measurement(lake: Lake, change: dict[str, Any]) -> None:
     measure("d", lake, Settings())
     assert measure("d", lake, Settings().model_copy(update=change)).updated
 
 
-def test_a_setting_that_does_not_matter_does_not(lake: Lake) -> None:
+def test_a_setting_that_does_not_matter_causes_none(lake: Lake) -> None:
     measure("d", lake, Settings())
     assert not measure("d", lake, Settings().model_copy(update={"workers": 7})).updated
 
 
-def test_findings_of_a_later_stage_measure_again(lake: Lake) -> None:
+def test_findings_of_a_later_stage_cause_a_measurement(lake: Lake) -> None:
     measure("d", lake, Settings())
     lake.write(DATASET_FINDINGS, tabulate_findings(of_stage("upload-rejected")), stage="upload", dataset="d")
     assert measure("d", lake, Settings()).updated
     assert "upload" in lake.read(ALL_FINDINGS, dataset="d")["stage"].to_pylist()
 
 
-def test_sheets_measure_again(lake: Lake) -> None:
+def test_changed_sheets_cause_a_measurement(lake: Lake) -> None:
     measure("d", lake, Settings())
     lake.write(SHEETS, table_of(SHEETS, []), dataset="d")
     assert measure("d", lake, Settings()).updated
 
 
-def test_a_kill_leaves_a_redo(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_measurement_is_repeated(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     measure("d", lake, Settings())
     before = content(lake)
     with monkeypatch.context() as patch:
@@ -337,19 +336,19 @@ def test_a_dataset_that_was_not_extracted_is_refused(tmp_path: Path) -> None:
         measure("nothing", lake, Settings())
 
 
-def test_a_shard_that_lost_a_file_is_refused(lake: Lake) -> None:
+def test_a_shard_without_one_of_its_files_is_refused(lake: Lake) -> None:
     lake.remove("headers/d/0000.parquet")
     with pytest.raises(DamagedShardError, match=r"headers/d/0000\.parquet does not match its commit"):
         measure("d", lake, Settings())
 
 
 def test_progress_counts_rows(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(header_rows, "_ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(inputs, "READ_ROWS", 1)
     write(lake, shards=4)
-    told: list[tuple[str, int, int]] = []
-    measure("d", lake, Settings(), progress=lambda *step: told.append(step))
-    assert told[-1] == ("measure d", 5, 5)
-    assert len(told) > 1
+    steps: list[tuple[str, int, int]] = []
+    measure("d", lake, Settings(), progress=lambda *step: steps.append(step))
+    assert steps[-1] == ("measure d", 5, 5)
+    assert len(steps) > 1
 
 
 def test_no_python_call_is_made_for_each_unit(tmp_path: Path) -> None:
@@ -394,11 +393,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 
 @pytest.mark.parametrize("dataset", ["breast", "heart"])
-def test_the_arithmetic_holds(measured: Lake, dataset: str) -> None:
+def test_the_states_add_up_to_the_applicable(measured: Lake, dataset: str) -> None:
     rows = measured.read(COMPLETENESS, dataset=dataset).to_pylist()
-    parts = ("n_unknown", "n_absent", "n_empty", "n_unusable", "n_filled", "n_partial")
+    states = ("n_unknown", "n_absent", "n_empty", "n_unusable", "n_filled", "n_partial")
     assert len(rows) > 1000
-    assert [row for row in rows if sum(row[part] or 0 for part in parts) != row["n_applicable"]] == []
+    assert [row for row in rows if sum(row[state] or 0 for state in states) != row["n_applicable"]] == []
 
 
 @pytest.mark.parametrize(
@@ -429,9 +428,9 @@ def test_the_arithmetic_holds(measured: Lake, dataset: str) -> None:
         ),
     ],
 )
-def test_what_the_examples_are_made_to_show(measured: Lake, dataset: str, expected: dict[Any, Any]) -> None:
-    found = verdicts(measured, dataset)
-    assert {key: found[key] for key in expected} == expected
+def test_the_problems_of_the_examples_are_counted(measured: Lake, dataset: str, expected: dict[Any, Any]) -> None:
+    counted = results(measured, dataset)
+    assert {key: counted[key] for key in expected} == expected
 
 
 def test_reasons_add_up_to_the_failures(measured: Lake) -> None:
@@ -444,7 +443,7 @@ def test_reasons_add_up_to_the_failures(measured: Lake) -> None:
         key = (row["check"], row["level"], row["group_by"], row["group"])
         failed.setdefault(key, [0, 0])[row["reason"] is not None] += row["n_fail"]
     with_reasons = {key: sums for key, sums in failed.items() if key[0] not in ("type-1", "type-2", "identifying-tags")}
-    assert {key for key, (verdict, reasons) in with_reasons.items() if verdict != reasons} == set()
+    assert {key for key, (failures, reasons) in with_reasons.items() if failures != reasons} == set()
 
 
 def test_findings_of_the_examples(measured: Lake) -> None:
@@ -452,3 +451,8 @@ def test_findings_of_the_examples(measured: Lake) -> None:
     codes = {row["code"] for row in rows}
     assert {"system-files-skipped", "duplicate-identical", "body-part-unmapped", "subject-not-in-tree"} <= codes
     assert {row["stage"] for row in rows} == {"crawl", "extract", "build", "measure"}
+
+
+def test_each_check_has_a_result_in_the_examples(measured: Lake) -> None:
+    rows = measured.read(MEASURES, dataset="breast").to_pylist()
+    assert {row["check"] for row in rows} == set(quality_checks())

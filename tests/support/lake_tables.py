@@ -23,14 +23,14 @@ from dicom_etl.lake.schemas import (
 from dicom_etl.lake.shard_writer import ShardWriter
 from dicom_etl.lake.shards import assign_shard, choose_row_groups
 from dicom_etl.lake.tables import Lake
-from dicom_etl.quality.occurrences import GROUPS, create_occurrences, occurrences
+from dicom_etl.quality.occurrences import GROUPS, create_occurrences, find_occurrences
 from dicom_etl.quality.tag_states import create_states
 from dicom_etl.quality.working_database import Database, open_database
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
-NOBODYS_CLASS = "1.2.3.4"
+UNKNOWN_CLASS = "1.2.3.4"
 
 Row = dict[str, Any]
 TagProfiles = Mapping[int, list[tuple[Any, ...]]]
@@ -64,11 +64,12 @@ def tag_profile_rows(tag_profiles: TagProfiles) -> pa.Table:
 def database_of(
     rows: pa.Table, tag_profiles: TagProfiles | None = None, groups: Mapping[str, str] = GROUPS
 ) -> Iterator[Database]:
-    """A database with the occurrences and states of header rows, which come in two pieces."""
+    """A database with the occurrences and states of header rows, which come in two batches, and without findings."""
     with open_database() as database:
         half = rows.num_rows // 2
-        create_occurrences(database, (occurrences(piece) for piece in (rows.slice(0, half), rows.slice(half))))
+        create_occurrences(database, (find_occurrences(batch) for batch in (rows.slice(0, half), rows.slice(half))))
         create_states(database, tag_profile_rows(tag_profiles or {}), groups)
+        database.create("findings", FINDINGS.schema.empty_table())
         yield database
 
 

@@ -1,134 +1,89 @@
-"""Whether the headers of a study or series agree with each other and with the standard's terms.
+"""Checks of headers against each other: counts agree, a series is in one sample, and dates are plausible.
 
-Not here: completeness, sheets (`sheets`), FHIR.
+Not here: terms of the standard (`conformance`), metadata sheets (`sheets`).
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
-
-import pyarrow as pa
 
 from dicom_etl.headers.catalogue import by_name
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.quality.check_table import Measure
-from dicom_etl.quality.checks.counting import CheckCount, count_failures, entity_findings
-from dicom_etl.quality.working_database import Database
+from dicom_etl.quality.checks.counting import CheckCount, MeasuredDataset, count_failures
 
-__all__ = ["consistency"]
+__all__ = ["count_birth_dates", "count_related_counts", "count_samples_of_series", "count_study_dates"]
 
-_EARLIEST_STUDY = datetime.date(1975, 1, 1)  # the first clinical CT; ACR-NEMA is of 1985
-
-
-def consistency(
-    database: Database, dataset: str, reference_date: datetime.date | None
-) -> tuple[list[Measure], list[pa.Table]]:
-    """Measures and findings of the dataset whose tables `database` has, those of `create_terms` among them."""
-    measures, findings = _counts(database, dataset)
-    known, unknown = _modalities(database, dataset)
-    return [
-        *measures,
-        *known,
-        *count_failures(database, "body-part-known", "series", _BODY_PART),
-        *count_failures(database, "series-one-sample", "series", _ONE_SAMPLE),
-        *count_failures(database, "birth-before-study", "study", _BIRTH),
-        *count_failures(database, "study-date-range", "study", _study_date(reference_date)),
-    ], [*findings, unknown]
+_EARLIEST_STUDY = datetime.date(1975, 1, 1)  # shortly after the first clinical CT; ACR-NEMA is from 1985
 
 
-# -- numbers ----------------------------------------------------------------------------------------------------------
+def count_related_counts(dataset: MeasuredDataset) -> list[Measure]:
+    """Check `counts-agree`: the NumberOf… tags are the numbers of series and instances in the dataset."""
+    studies, series = CheckCount("counts-agree", "study"), CheckCount("counts-agree", "series")
+    _compare(dataset, studies, "NumberOfStudyRelatedSeries", "count(DISTINCT series)")
+    _compare(dataset, studies, "NumberOfStudyRelatedInstances", "sum(n)")
+    _compare(dataset, series, "NumberOfSeriesRelatedInstances", "sum(n)")
+    return [*studies.measures(), *series.measures()]
 
 
-def _counts(database: Database, dataset: str) -> tuple[list[Measure], list[pa.Table]]:
-    """The NumberOf... tags against what was counted."""
-    of_studies, of_series = CheckCount("counts-agree", "study"), CheckCount("counts-agree", "series")
-    findings = [
-        _count(database, dataset, "NumberOfStudyRelatedSeries", "study", "count(DISTINCT series)", of_studies),
-        _count(database, dataset, "NumberOfStudyRelatedInstances", "study", "sum(n)", of_studies),
-        _count(database, dataset, "NumberOfSeriesRelatedInstances", "series", "sum(n)", of_series),
-    ]
-    return [*of_studies.measures(), *of_series.measures()], findings
-
-
-def _count(database: Database, dataset: str, column: str, level: str, counted: str, tally: CheckCount) -> pa.Table:
-    """Compare what the instances of each entity say with what was counted; returns the findings."""
+def _compare(dataset: MeasuredDataset, count: CheckCount, column: str, number: str) -> None:
+    """Compare the values of a column in the instances of each entity with a number (SQL), and add to the count."""
+    database, level = dataset.database, count.level
     database.run(f"""
         CREATE OR REPLACE TABLE numbers AS
-        SELECT {level}, {counted} AS counted, min("{column}") AS lowest, max("{column}") AS highest
+        SELECT {level}, {number} AS number, min("{column}") AS lowest, max("{column}") AS highest
         FROM occurrences WHERE {level} IS NOT NULL GROUP BY {level}
         HAVING lowest IS NOT NULL
     """)
     for row in database.rows("""
-        SELECT lowest = counted AND highest = counted AS agrees, count(*) AS n FROM numbers GROUP BY agrees
+        SELECT lowest = number AND highest = number AS agrees, count(*) AS n FROM numbers GROUP BY agrees
     """):
-        tally.add(None if row["agrees"] else f"{column}: another number was counted", row["n"])
+        count.add(None if row["agrees"] else f"{column} differs from the number in the dataset", row["n"])
     failing = f"""
         SELECT {level}, array_to_string(list_sort(list(DISTINCT "{column}")), ' and ') AS value,
-               concat('{column} says ', value, '; ', counted, ' counted') AS message, '{_tag(column)}' AS tag
+               concat('{column} is ', value, '; the dataset has ', number) AS message,
+               '{tag_text(by_name()[column].tag)}' AS tag
         FROM occurrences JOIN numbers USING ({level})
-        WHERE lowest <> counted OR highest <> counted GROUP BY {level}, counted
+        WHERE lowest <> number OR highest <> number GROUP BY {level}, number
     """
-    return entity_findings(database, "count-conflict", dataset, level, failing)
+    dataset.add_entity_findings("count-conflict", level, failing)
 
 
-def _tag(column: str) -> str:
-    return tag_text(by_name()[column].tag)
-
-
-# -- terms and dates --------------------------------------------------------------------------------------------------
-
-
-def _modalities(database: Database, dataset: str) -> tuple[Iterator[Measure], pa.Table]:
-    measures = count_failures(
-        database,
-        "modality-known",
-        "series",
-        """
-        SELECT shown AS failure, count(*) AS n FROM (
-            SELECT min(value) FILTER (NOT known) AS value
-            FROM occurrences JOIN modalities ON value = "Modality" WHERE series IS NOT NULL GROUP BY series
-        ) LEFT JOIN modalities USING (value) GROUP BY shown
-        """,
-    )
-    failing = f"""
-        SELECT DISTINCT series, shown AS value, '{_tag("Modality")}' AS tag
-        FROM occurrences JOIN modalities ON value = "Modality" WHERE NOT known AND series IS NOT NULL
+def count_samples_of_series(dataset: MeasuredDataset) -> list[Measure]:
+    """Check `series-one-sample`: the files of a series are in the folder of one sample."""
+    sql = """
+        SELECT CASE WHEN samples > 1 THEN concat('in the folders of ', samples, ' samples') END AS failure,
+               count(*) AS n
+        FROM (
+            SELECT count(*) AS samples
+            FROM (SELECT DISTINCT series, subject, sample FROM occurrences WHERE series IS NOT NULL AND sample <> '')
+            GROUP BY series
+        ) GROUP BY failure
     """
-    return measures, entity_findings(database, "modality-unknown", dataset, "series", failing)
+    return count_failures(dataset, "series-one-sample", "series", sql)
 
 
-_BODY_PART = """
-    SELECT shown AS failure, count(*) AS n FROM (
-        SELECT min(value) FILTER (NOT known) AS value
-        FROM occurrences JOIN body_parts ON value = "BodyPartExamined" WHERE series IS NOT NULL GROUP BY series
-    ) LEFT JOIN body_parts USING (value) GROUP BY shown
-"""
-
-_ONE_SAMPLE = """
-    SELECT CASE WHEN samples > 1 THEN concat('in the folders of ', samples, ' samples') END AS failure, count(*) AS n
-    FROM (
-        SELECT count(*) AS samples
-        FROM (SELECT DISTINCT series, subject, sample FROM occurrences WHERE series IS NOT NULL AND sample <> '')
-        GROUP BY series
-    ) GROUP BY failure
-"""
-
-_BIRTH = """
-    SELECT CASE WHEN born > first_date THEN 'born after the study' END AS failure, count(*) AS n FROM (
-        SELECT max("PatientBirthDate") AS born, min("StudyDate") AS first_date
-        FROM occurrences WHERE study IS NOT NULL GROUP BY study
-    ) WHERE born IS NOT NULL AND first_date IS NOT NULL GROUP BY failure
-"""
+def count_birth_dates(dataset: MeasuredDataset) -> list[Measure]:
+    """Check `birth-before-study`: PatientBirthDate is not after StudyDate."""
+    sql = """
+        SELECT CASE WHEN born > first_date THEN 'born after the study' END AS failure, count(*) AS n FROM (
+            SELECT max("PatientBirthDate") AS born, min("StudyDate") AS first_date
+            FROM occurrences WHERE study IS NOT NULL GROUP BY study
+        ) WHERE born IS NOT NULL AND first_date IS NOT NULL GROUP BY failure
+    """
+    return count_failures(dataset, "birth-before-study", "study", sql)
 
 
-def _study_date(reference_date: datetime.date | None) -> str:
+def count_study_dates(dataset: MeasuredDataset) -> list[Measure]:
+    """Check `study-date-range`: StudyDate is not before 1975, and not after the reference date if one is set."""
+    reference_date = dataset.reference_date
     is_future = f"last_date > DATE '{reference_date.isoformat()}'" if reference_date else "false"
-    return f"""
+    sql = f"""
         SELECT CASE WHEN first_date < DATE '{_EARLIEST_STUDY.isoformat()}' THEN 'before 1975'
-                    WHEN {is_future} THEN 'in the future' END AS failure, count(*) AS n
+                    WHEN {is_future} THEN 'after the reference date' END AS failure, count(*) AS n
         FROM (
             SELECT min("StudyDate") AS first_date, max("StudyDate") AS last_date
             FROM occurrences WHERE study IS NOT NULL GROUP BY study
         ) WHERE first_date IS NOT NULL GROUP BY failure
     """
+    return count_failures(dataset, "study-date-range", "study", sql)

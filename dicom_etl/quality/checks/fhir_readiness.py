@@ -1,16 +1,17 @@
-"""FHIR readiness: for each element that depends on data, how often the resources have it, and why not.
+"""Checks of FHIR readiness: how often the resources have each FHIR element that depends on the data, and why not.
 
-Whether an element is there is a column of FHIR_ELEMENTS, which `build` fills; no rule of the mapping is repeated here.
-Why it is not there comes from the states of its tags and from the terms and times that the mapping looks up, one
-question for each different value. Studies, series and patients are those of the units that were built. Constants and
-counts that we compute are no elements here.
+Whether an element is present is a column of FHIR_ELEMENTS, which `build` writes; no rule of the mapping is repeated
+here. The reason of a missing element comes from the states of its tags and from the terms and times that the mapping
+looks up, once for each different value. Only studies, series and patients of built units are counted. Constants and
+numbers that are computed are not counted.
 
-Not here: making resources.
+Not here: building resources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -20,10 +21,10 @@ from dicom_etl.fhir.datetimes import convert_date_time
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.lake.schemas import FHIR_ELEMENTS
 from dicom_etl.quality.check_table import Measure
-from dicom_etl.quality.checks.counting import count_failures
+from dicom_etl.quality.checks.counting import CountingFunction, MeasuredDataset, count_failures
 from dicom_etl.quality.working_database import Database
 
-__all__ = ["ELEMENT_COLUMNS", "IDENTITY_COLUMNS", "create_resources", "readiness"]
+__all__ = ["COUNTING_FUNCTIONS", "ELEMENT_COLUMNS", "IDENTITY_COLUMNS", "create_cases", "create_resources"]
 
 ELEMENT_COLUMNS = [name for name in FHIR_ELEMENTS.schema.names if name not in ("dataset", "unit")]
 IDENTITY_COLUMNS = ["study_uid", "patient", "rule", "reason"]  # of IDENTITIES
@@ -32,164 +33,155 @@ _FLAGS = [name for name in ELEMENT_COLUMNS if FHIR_ELEMENTS.schema.field(name).t
 
 
 class _Element(NamedTuple):
-    """An element: the check that counts it, and where it is and why it is not, as SQL over the cases of its level."""
+    """A FHIR element: when it is present, and the reason why not, as SQL over the cases of its level."""
 
-    check: str
-    keywords: tuple[str, ...]  # whose states tell why it is not there
-    is_there: str
-    why: str = "NULL"  # a reason beyond the states
+    level: str
+    keywords: tuple[str, ...]  # tags whose states are the reason
+    is_present: str
+    reason: str = "NULL"  # other than the states of the tags
     applies: str = "true"
 
 
-_SITE = ("BodyPartExamined", "AnatomicRegionSequence")
-_SIDES = ("Laterality", "ImageLaterality", "FrameLaterality")
+_BODY_SITE_TAGS = ("BodyPartExamined", "AnatomicRegionSequence")
+_LATERALITY_TAGS = ("Laterality", "ImageLaterality", "FrameLaterality")
 
-_WHY_NO_TIME = """
+_NO_TIME_REASON = """
     CASE WHEN NOT has_date THEN NULL
          WHEN NOT has_time THEN 'no StudyTime'
          WHEN NOT has_zone THEN 'no time zone'
-         WHEN has_unusable_times THEN 'StudyTime is partial or not valid' END
+         WHEN has_unusable_times THEN 'StudyTime is partial or invalid' END
 """
-_WHY_NO_SITE = "CASE WHEN first_part = last_part AND NOT is_term THEN 'text is no term of Annex L' END"
-_WHY_NO_SIDE = """
-    CASE WHEN first_side <> last_side THEN 'images of several sides'
-         WHEN first_side = 'U' THEN 'said to be unpaired'
-         WHEN first_side IS NOT NULL THEN 'none of R, L, B'
+_NO_BODY_SITE_REASON = "CASE WHEN first_part = last_part AND NOT is_term THEN 'text is not a term of Annex L' END"
+_NO_LATERALITY_REASON = """
+    CASE WHEN first_laterality <> last_laterality THEN 'images with different laterality'
+         WHEN first_laterality = 'U' THEN 'unpaired (U)'
+         WHEN first_laterality IS NOT NULL THEN 'not R, L or B'
          WHEN coalesce(is_paired, false) THEN NULL
-         ELSE 'undecided: the body part does not tell whether it is paired' END
+         ELSE 'undecided: unknown whether the body part is paired' END
 """
-# Series that have a side, whose body part is one of a pair, or whose body part does not tell: a body part that is not
-# known counts, else it would improve the figure to leave it out.
-_SIDE_IS_ASKED = """
-    coalesce(first_side <> 'U' OR last_side <> 'U', false) OR first_part IS NULL OR may_be_paired
+# Series with a laterality, with a paired body part, or with a body part that is unknown: without the last, omitting the
+# body part would improve the figure.
+_NEEDS_LATERALITY = """
+    coalesce(first_laterality <> 'U' OR last_laterality <> 'U', false) OR first_part IS NULL OR may_be_paired
 """
-_WHY_NO_IDENTIFIER = """
-    CASE WHEN is_shared THEN 'PatientID stands for several subjects'
+_NO_IDENTIFIER_REASON = """
+    CASE WHEN is_shared THEN 'PatientID of several subjects'
          WHEN is_placeholder THEN 'PatientID is a placeholder' END
 """
-_IS_OWN_IDENTIFIER = "rule IN ('crosswalk', 'authority', 'patient-id')"
+_HAS_IDENTIFIER = "rule IN ('crosswalk', 'authority', 'patient-id')"
 
 _ELEMENTS = {
-    "study": (
-        _Element("fhir-started", ("StudyDate",), "started"),
-        _Element("fhir-started-time", ("StudyDate",), "started_time", _WHY_NO_TIME),
-        _Element("fhir-accession", ("AccessionNumber",), "accession"),
-        _Element("fhir-study-description", ("StudyDescription",), "description"),
+    "fhir-started": _Element("study", ("StudyDate",), "started"),
+    "fhir-started-time": _Element("study", ("StudyDate",), "started_time", _NO_TIME_REASON),
+    "fhir-accession": _Element("study", ("AccessionNumber",), "accession"),
+    "fhir-study-description": _Element("study", ("StudyDescription",), "description"),
+    "fhir-series-description": _Element("series", ("SeriesDescription",), "description"),
+    "fhir-body-site": _Element("series", _BODY_SITE_TAGS, "body_site", _NO_BODY_SITE_REASON, "has_tag"),
+    "fhir-laterality": _Element(
+        "series", _LATERALITY_TAGS, "laterality", _NO_LATERALITY_REASON, f"has_tag AND ({_NEEDS_LATERALITY})"
     ),
-    "series": (
-        _Element("fhir-series-description", ("SeriesDescription",), "description"),
-        _Element("fhir-body-site", _SITE, "body_site", _WHY_NO_SITE, "has_tag"),
-        _Element("fhir-laterality", _SIDES, "laterality", _WHY_NO_SIDE, f"has_tag AND ({_SIDE_IS_ASKED})"),
-    ),
-    "patient": (
-        _Element("fhir-patient-identifier", ("PatientID",), _IS_OWN_IDENTIFIER, _WHY_NO_IDENTIFIER),
-        _Element("fhir-patient-birth-date", ("PatientBirthDate",), "birth_date"),
-        _Element("fhir-patient-gender", ("PatientSex",), "gender"),
-    ),
+    "fhir-patient-identifier": _Element("patient", ("PatientID",), _HAS_IDENTIFIER, _NO_IDENTIFIER_REASON),
+    "fhir-patient-birth-date": _Element("patient", ("PatientBirthDate",), "birth_date"),
+    "fhir-patient-gender": _Element("patient", ("PatientSex",), "gender"),
 }
+
+
+# -- counting ---------------------------------------------------------------------------------------------------------
+
+
+def _count_built(dataset: MeasuredDataset) -> list[Measure]:
+    """Check `fhir-built`: the studies that are ImagingStudy resources."""
+    sql = """
+        SELECT CASE WHEN NOT is_built THEN 'not built yet'
+                    WHEN NOT has_resource THEN 'on hold or omitted' END AS failure, count(*) AS n
+        FROM study_cases GROUP BY failure
+    """
+    return count_failures(dataset, "fhir-built", "study", sql)
+
+
+def _count_element(check: str, dataset: MeasuredDataset) -> list[Measure]:
+    """The check of an element: how often it is present, and the reasons why it is not."""
+    element = _ELEMENTS[check]
+    tags = ", ".join(f"'{tag_text(tag_for_keyword(keyword) or 0)}'" for keyword in element.keywords)
+    # the best state of its tags
+    dataset.database.run(f"""
+        CREATE OR REPLACE TABLE best_states AS
+        SELECT profile_set,
+               max(list_position(['unknown', 'absent', 'empty', 'unusable', 'partial', 'filled'], state)) AS state
+        FROM set_states JOIN tag_classes USING (tag_class)
+        WHERE creator IS NULL AND tag IN ({tags}) GROUP BY profile_set
+    """)
+    cases = f"(SELECT *, profile_set IN (SELECT profile_set FROM best_states) AS has_tag FROM {element.level}_cases)"
+    patients = (
+        "(SELECT patient, max(state) AS state FROM patient_sets JOIN best_states USING (profile_set) GROUP BY patient)"
+    )
+    states = f"{patients} USING (patient)" if element.level == "patient" else "best_states USING (profile_set)"
+    sql = f"""
+        SELECT CASE WHEN NOT has_resource THEN 'not built (on hold or omitted)'
+                    WHEN {element.is_present} THEN NULL
+                    ELSE coalesce({element.reason},
+                                  CASE WHEN coalesce(state, 1) <= 2 THEN 'absent'
+                                       WHEN state = 3 THEN 'empty'
+                                       WHEN state = 4 THEN 'unusable (a dummy or invalid)'
+                                       WHEN instances > 1 THEN 'instances disagree'
+                                       ELSE 'omitted' END) END AS failure,
+               count(*) AS n
+        FROM {cases} LEFT JOIN {states} WHERE is_built AND ({element.applies}) GROUP BY failure
+    """
+    return count_failures(dataset, check, element.level, sql)
+
+
+COUNTING_FUNCTIONS: dict[str, CountingFunction] = {
+    "fhir-built": _count_built,
+    **{check: partial(_count_element, check) for check in _ELEMENTS},
+}
+
+
+# -- resources --------------------------------------------------------------------------------------------------------
 
 
 def create_resources(
     database: Database, built_units: pa.Table, elements: Iterable[pa.Table], identities: Iterable[pa.Table]
 ) -> None:
-    """Tables `built_units`, `elements` and `identities`.
+    """Create `built_units`, `elements` and `identities`.
 
     Args:
         database: takes the tables.
         built_units: a column `unit`.
-        elements: rows of FHIR_ELEMENTS with `ELEMENT_COLUMNS`, in pieces.
-        identities: rows of IDENTITIES with `IDENTITY_COLUMNS`, in pieces.
+        elements: rows of FHIR_ELEMENTS with `ELEMENT_COLUMNS`, in batches.
+        identities: rows of IDENTITIES with `IDENTITY_COLUMNS`, in batches.
     """
     database.create("built_units", built_units)
-    schema = FHIR_ELEMENTS.schema
-    database.create("elements_in", pa.schema([schema.field(name) for name in ELEMENT_COLUMNS]).empty_table())
-    for piece in elements:
-        database.append("elements_in", piece.select(ELEMENT_COLUMNS))
-    # two units may build one Patient: the server has what either of them gives
+    columns = pa.schema([FHIR_ELEMENTS.schema.field(name) for name in ELEMENT_COLUMNS])
+    database.create_from_batches("elements_in", columns, elements)
+    columns = pa.schema([(name, pa.string()) for name in IDENTITY_COLUMNS])
+    database.create_from_batches("identities_in", columns, identities)
+    # two units may build the same Patient: the server gets the elements of both
     flags = ", ".join(f"bool_or({flag}) AS {flag}" for flag in _FLAGS)
     database.run(f"""
         CREATE TABLE elements AS SELECT level, study_uid, series_uid, patient, {flags} FROM elements_in GROUP BY ALL;
-        DROP TABLE elements_in
-    """)
-    database.create("identities_in", pa.schema([(name, pa.string()) for name in IDENTITY_COLUMNS]).empty_table())
-    for piece in identities:
-        database.append("identities_in", piece.select(IDENTITY_COLUMNS))
-    database.run("""
         CREATE TABLE identities AS
         SELECT study_uid, min(patient) AS patient, min(rule) AS rule, min(reason) AS reason
         FROM identities_in GROUP BY study_uid;
+        DROP TABLE elements_in;
         DROP TABLE identities_in
     """)
 
 
-def readiness(database: Database, *, has_zone: bool) -> list[Measure]:
-    """The measures of all elements, and of the studies that were built.
+def create_cases(database: Database, *, has_time_zone: bool) -> None:
+    """Create `study_cases`, `series_cases`, `patient_cases` and `patient_sets`: all that the elements depend on.
 
     Args:
         database: has the tables of occurrences, states, terms and resources.
-        has_zone: whether a time zone is set for the dataset.
+        has_time_zone: whether a time zone is set for the dataset.
     """
-    _create_studies(database, has_zone=has_zone)
+    _create_studies(database, has_time_zone=has_time_zone)
     _create_series(database)
     _create_patients(database)
-    return [
-        *count_failures(database, "fhir-built", "study", _BUILT),
-        *(
-            measure
-            for level, elements in _ELEMENTS.items()
-            for element in elements
-            for measure in _measures(database, level, element)
-        ),
-    ]
 
 
-_BUILT = """
-    SELECT CASE WHEN NOT is_built THEN 'not built yet' WHEN NOT has_resource THEN 'held or left out' END AS failure,
-           count(*) AS n
-    FROM study_cases GROUP BY failure
-"""
-
-
-def _measures(database: Database, level: str, element: _Element) -> Iterator[Measure]:
-    """How often an element is there, and the reasons why it is not."""
-    tags = ", ".join(f"'{tag_text(tag_for_keyword(keyword) or 0)}'" for keyword in element.keywords)
-    # in order of how much is there: the best state of its tags
-    database.run(f"""
-        CREATE OR REPLACE TABLE best_states AS
-        SELECT profile_set,
-               max(list_position(['unknown', 'absent', 'empty', 'unusable', 'partial', 'filled'], outcome)) AS state
-        FROM outcomes JOIN tag_classes USING (tag_class)
-        WHERE creator IS NULL AND tag IN ({tags}) GROUP BY profile_set
-    """)
-    cases = f"(SELECT *, profile_set IN (SELECT profile_set FROM best_states) AS has_tag FROM {level}_cases)"
-    sets = (
-        "(SELECT patient, max(state) AS state FROM patient_sets JOIN best_states USING (profile_set) GROUP BY patient)"
-    )
-    states = f"{sets} USING (patient)" if level == "patient" else "best_states USING (profile_set)"
-    return count_failures(
-        database,
-        element.check,
-        level,
-        f"""
-        SELECT CASE WHEN NOT has_resource THEN 'not built (held or left out)'
-                    WHEN {element.is_there} THEN NULL
-                    ELSE coalesce({element.why},
-                                  CASE WHEN coalesce(state, 1) <= 2 THEN 'absent'
-                                       WHEN state = 3 THEN 'empty'
-                                       WHEN state = 4 THEN 'not usable (a dummy or not valid)'
-                                       WHEN instances > 1 THEN 'instances disagree'
-                                       ELSE 'left out' END) END AS failure,
-               count(*) AS n
-        FROM {cases} LEFT JOIN {states} WHERE is_built AND ({element.applies}) GROUP BY failure
-        """,
-    )
-
-
-# -- the cases --------------------------------------------------------------------------------------------------------
-
-
-def _create_studies(database: Database, *, has_zone: bool) -> None:
-    """Table `study_cases`: the studies with what their elements are judged by."""
+def _create_studies(database: Database, *, has_time_zone: bool) -> None:
+    """Create `study_cases`: the studies, with all that their elements depend on."""
     database.run(f"""
         CREATE TABLE study_cases AS
         SELECT f.*, profile_set, e.* EXCLUDE (level, study_uid, series_uid, patient),
@@ -197,7 +189,7 @@ def _create_studies(database: Database, *, has_zone: bool) -> None:
         FROM (
             SELECT study, sum(n) AS instances, bool_or(unit IN (FROM built_units)) AS is_built,
                    count("StudyDate") > 0 AS has_date, count("StudyTime") > 0 AS has_time,
-                   {"true" if has_zone else "coalesce(bool_or(known), false)"} AS has_zone
+                   {"true" if has_time_zone else "coalesce(bool_or(is_known), false)"} AS has_zone
             FROM occurrences LEFT JOIN offsets ON value = "TimezoneOffsetFromUTC"
             WHERE study IS NOT NULL GROUP BY study
         ) f
@@ -209,7 +201,7 @@ def _create_studies(database: Database, *, has_zone: bool) -> None:
 
 
 def _mark_unusable_times(database: Database) -> None:
-    """Ask the mapping about the times of the studies that have a date and a time, and no time in FHIR."""
+    """Find the studies that have a date and a time of which the mapping makes no time."""
     database.run("""
         CREATE TABLE times AS
         SELECT DISTINCT study, "StudyDate" AS date, "StudyTime" AS time FROM occurrences JOIN study_cases USING (study)
@@ -227,7 +219,7 @@ def _mark_unusable_times(database: Database) -> None:
 
 
 def _create_series(database: Database) -> None:
-    """Table `series_cases`: the series with what their elements are judged by."""
+    """Create `series_cases`: the series, with all that their elements depend on."""
     database.run("""
         CREATE TABLE series_cases AS
         SELECT f.*, profile_set, e.* EXCLUDE (level, study_uid, series_uid, patient),
@@ -235,11 +227,11 @@ def _create_series(database: Database) -> None:
         FROM (
             SELECT series, sum(n) AS instances, bool_or(unit IN (FROM built_units)) AS is_built,
                    min("BodyPartExamined") AS first_part, max("BodyPartExamined") AS last_part,
-                   bool_and(known) AS is_term, bool_or(paired) AS is_paired,
-                   coalesce(bool_or(value IS NOT NULL AND paired IS DISTINCT FROM false), false) AS may_be_paired,
-                   min(least("Laterality", "ImageLaterality", "FrameLaterality")) AS first_side,
-                   max(greatest("Laterality", "ImageLaterality", "FrameLaterality")) AS last_side
-            FROM occurrences LEFT JOIN body_parts ON value = "BodyPartExamined"
+                   bool_and(is_known) AS is_term, bool_or(p.is_paired) AS is_paired,
+                   coalesce(bool_or(value IS NOT NULL AND p.is_paired IS DISTINCT FROM false), false) AS may_be_paired,
+                   min(least("Laterality", "ImageLaterality", "FrameLaterality")) AS first_laterality,
+                   max(greatest("Laterality", "ImageLaterality", "FrameLaterality")) AS last_laterality
+            FROM occurrences LEFT JOIN body_parts p ON value = "BodyPartExamined"
             WHERE series IS NOT NULL GROUP BY series
         ) f
         JOIN series USING (series)
@@ -251,9 +243,9 @@ def _create_series(database: Database) -> None:
 
 
 def _create_patients(database: Database) -> None:
-    """Tables `patient_cases` and `patient_sets`: the patients of the built studies, and their sets of profiles.
+    """Create `patient_cases` and `patient_sets`: the patients of the built studies, and their sets of state profiles.
 
-    A study that is held is a patient of its own, since nobody knows whose it is.
+    A study on hold is counted as one patient, since its patient is unknown.
     """
     database.run("""
         CREATE TABLE patient_studies AS

@@ -14,7 +14,7 @@ from dicom_etl.lake.commits import read_commits
 from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS
 from dicom_etl.lake.tables import Lake
 from dicom_etl.quality import subject_completeness
-from dicom_etl.quality.subject_completeness import completeness_by_subject
+from dicom_etl.quality.subject_completeness import count_completeness_by_subject
 from dicom_etl.settings import Settings
 from dicom_etl.stages.measure import measure
 from tests.support.command import RunCommand
@@ -22,7 +22,7 @@ from tests.support.lake_tables import CT, Row, write_shards
 
 NAME, KVP, SERIES_TEXT = "00100010", "00180060", "0008103F"
 EMPTY, FILLED = 1, 2
-# 0008103F (SeriesDescriptionCodeSequence) is Type 3 and not in the catalogue: sub-1 alone has it
+# 0008103F (SeriesDescriptionCodeSequence) is Type 3 and not in the catalogue: only sub-1 has it
 TAG_PROFILES: dict[int, list[tuple[Any, ...]]] = {
     1: [(SERIES_TEXT, FILLED), (NAME, FILLED), (KVP, FILLED)],
     2: [(NAME, EMPTY)],
@@ -61,11 +61,11 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     return lake
 
 
-def counted(lake: Lake, **chosen: Any) -> dict[tuple[Any, ...], tuple[int, ...]]:
-    """(level, subject, tag) -> applicable, filled, empty, absent, some."""
-    pieces = completeness_by_subject(lake, "d", read_commits(lake, "extract", "d"), **chosen)
+def count(lake: Lake, **choice: Any) -> dict[tuple[Any, ...], tuple[int, ...]]:
+    """(level, subject, tag) -> applicable, filled, empty, absent, partial."""
+    batches = count_completeness_by_subject(lake, "d", read_commits(lake, "extract", "d"), **choice)
     names = ("n_applicable", "n_filled", "n_empty", "n_absent", "n_partial")
-    rows = [row for piece in pieces for row in piece.to_pylist()]
+    rows = [row for batch in batches for row in batch.to_pylist()]
     return {(row["level"], row["group"], row["tag"]): tuple(row[name] for name in names) for row in rows}
 
 
@@ -73,44 +73,44 @@ def counted(lake: Lake, **chosen: Any) -> dict[tuple[Any, ...], tuple[int, ...]]
 
 
 def test_each_subject_has_its_counts(lake: Lake) -> None:
-    found = counted(lake)
-    assert found["instance", "sub-1", NAME] == (2, 1, 1, 0, None)
-    assert found["series", "sub-1", NAME] == (1, 0, 0, 0, 1)
-    assert found["instance", "sub-2", NAME] == (1, 0, 1, 0, None)
-    assert found["instance", None, KVP] == (1, 0, 0, 1, None)  # the files of no subject
+    counts = count(lake)
+    assert counts["instance", "sub-1", NAME] == (2, 1, 1, 0, None)
+    assert counts["series", "sub-1", NAME] == (1, 0, 0, 0, 1)
+    assert counts["instance", "sub-2", NAME] == (1, 0, 1, 0, None)
+    assert counts["instance", None, KVP] == (1, 0, 0, 1, None)  # the files without a subject
 
 
 def test_every_subject_has_the_tags_of_the_dataset(lake: Lake) -> None:
-    found = counted(lake, levels=["series"])
-    tags = {subject: {tag for _, of, tag in found if of == subject} for subject in ("sub-1", "sub-2", None)}
+    counts = count(lake, levels=["series"])
+    tags = {subject: {tag for _, name, tag in counts if name == subject} for subject in ("sub-1", "sub-2", None)}
     assert tags["sub-1"] == tags["sub-2"] == tags[None]
-    assert found["series", "sub-2", SERIES_TEXT] == (1, 0, 0, 1, 0)
+    assert counts["series", "sub-2", SERIES_TEXT] == (1, 0, 0, 1, 0)
 
 
 def test_subjects_and_levels_are_chosen(lake: Lake) -> None:
-    found = counted(lake, subjects=["sub-2"], levels=["study"])
-    assert {(level, subject) for level, subject, _ in found} == {("study", "sub-2")}
+    counts = count(lake, subjects=["sub-2"], levels=["study"])
+    assert {(level, subject) for level, subject, _ in counts} == {("study", "sub-2")}
 
 
 def test_few_subjects_at_a_time_count_the_same(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = counted(lake)
-    monkeypatch.setattr(subject_completeness, "_SUBJECTS_AT_ONCE", 1)
-    assert counted(lake) == before
+    before = count(lake)
+    monkeypatch.setattr(subject_completeness, "COUNTED_SUBJECTS", 1)
+    assert count(lake) == before
 
 
 def test_the_query_of_the_documentation_counts_the_same(lake: Lake) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "quality.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/how-to/audit-tags.md").read_text(encoding="utf-8")
     query = (
         text.partition("```sql\n")[2].partition("```")[0].replace("lake/", f"{lake.root}/").replace("/breast/", "/d/")
     )
     rows = duckdb.sql(query).to_arrow_table().to_pylist()
-    found = counted(lake, levels=["instance"])
+    counts = count(lake, levels=["instance"])
     queried = {
         ("instance", row["subject"], row["tag"]): (row["instances"], row["filled"], row["empty"], row["absent"], None)
         for row in rows
     }
-    assert len(queried) == 3 + 1 + 1  # what each subject has
-    assert queried == {key: found[key] for key in queried}
+    assert len(queried) == 3 + 1 + 1  # the tags of each subject
+    assert queried == {key: counts[key] for key in queried}
 
 
 # -- the commands -----------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_a_subject_is_chosen(lake: Lake, run_command: RunCommand) -> None:
 
 
 @pytest.mark.parametrize("name", ["tags.csv", "tags.parquet"])
-def test_a_file_is_written_whole(lake: Lake, run_command: RunCommand, tmp_path: Path, name: str) -> None:
+def test_a_complete_file_is_written(lake: Lake, run_command: RunCommand, tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     code, out, _ = run_command("completeness", "d", "--by", "subject", "--output", file, "--lake", lake.root)
     assert code == 0
@@ -165,7 +165,7 @@ def test_findings_are_written(lake: Lake, run_command: RunCommand) -> None:
         (("completeness", "d", "--level", "file"), "--level file: the choices are series, study, instance"),
         (("completeness", "d", "--subject", "sub-1"), "give --by subject as well"),
         (("completeness", "d", "--by", "subject", "--subject", "sub-9"), "d has no subject sub-9"),
-        (("completeness", "d", "--output", "tags.xlsx"), "the name of the output ends in .csv or .parquet"),
+        (("completeness", "d", "--output", "tags.xlsx"), "the name must end in .csv or .parquet"),
         (("findings", "d", "--severity", "bad"), "--severity bad: the choices are error, warning, info"),
         (("findings", "d", "--output", "/nowhere/x.csv"), "/nowhere/x.csv cannot be written"),
     ],

@@ -1,13 +1,13 @@
-"""Dummies belong to their tags."""
+"""Usable values and dummies, which belong to their tags."""
 
 import datetime
 
 import pyarrow as pa
 import pytest
 
-from dicom_etl.quality.value_states import DUMMY, NO_VALUE, USABLE, value_state, watched
+from dicom_etl.quality.value_states import DUMMY, NO_VALUE, USABLE, find_value_states, value_columns
 
-BORN = datetime.date
+Date = datetime.date
 
 
 @pytest.mark.parametrize(
@@ -30,30 +30,30 @@ BORN = datetime.date
     ],
 )
 def test_texts(column: str, value: str | None, state: int) -> None:
-    assert value_state(pa.chunked_array([pa.array([value], pa.string())]), column).tolist() == [state]
+    assert find_value_states(pa.chunked_array([pa.array([value], pa.string())]), column).tolist() == [state]
 
 
 @pytest.mark.parametrize(
     ("column", "value", "state"),
     [
-        ("StudyDate", BORN(1900, 1, 1), DUMMY),
-        ("PatientBirthDate", BORN(1, 1, 1), DUMMY),
-        ("PatientBirthDate", BORN(1966, 3, 12), USABLE),
-        ("StudyDate", BORN(1990, 1, 1), USABLE),  # a date that stands for all is judged over all
+        ("StudyDate", Date(1900, 1, 1), DUMMY),
+        ("PatientBirthDate", Date(1, 1, 1), DUMMY),
+        ("PatientBirthDate", Date(1966, 3, 12), USABLE),
+        ("StudyDate", Date(1990, 1, 1), USABLE),  # one date in all studies is not a dummy here
     ],
 )
-def test_dates(column: str, value: BORN, state: int) -> None:
-    assert value_state(pa.chunked_array([pa.array([value], pa.date32())]), column).tolist() == [state]
+def test_dates(column: str, value: Date, state: int) -> None:
+    assert find_value_states(pa.chunked_array([pa.array([value], pa.date32())]), column).tolist() == [state]
 
 
-def test_file_meta_and_elements_inside_sequences_are_not_watched() -> None:
-    names = {column.name for column in watched()}
+def test_file_meta_and_elements_inside_sequences_are_not_value_columns() -> None:
+    names = {column.name for column in value_columns()}
     assert "TransferSyntaxUID" not in names
     assert "ProcedureCodeMeaning" not in names
     assert {"PatientName", "EchoTime", "AnatomicRegionCodeValue"} <= names
 
 
-def test_packed_places_do_not_overlap() -> None:
-    places = [(column.word, column.shift) for column in watched()]
-    assert len(set(places)) == len(places)
-    assert max(shift for _, shift in places) <= 60
+def test_packed_states_do_not_overlap() -> None:
+    positions = [(column.word, column.shift) for column in value_columns()]
+    assert len(set(positions)) == len(positions)
+    assert max(shift for _, shift in positions) <= 60
