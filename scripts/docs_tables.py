@@ -21,7 +21,7 @@ from dicom_etl.cli.app import app  # noqa: E402
 from dicom_etl.fhir.mapping import Line, lines  # noqa: E402
 from dicom_etl.findings import finding_codes  # noqa: E402
 from dicom_etl.headers.catalogue import catalogue  # noqa: E402
-from dicom_etl.lake import schemas  # noqa: E402
+from dicom_etl.lake.schemas import list_tables  # noqa: E402
 from dicom_etl.quality.check_table import quality_checks  # noqa: E402
 from dicom_etl.settings import describe_settings  # noqa: E402
 
@@ -34,16 +34,14 @@ def rows(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def schema_tables() -> str:
     """A section for each table of the lake; the tags of the header table have a page of their own."""
-    tables = {value.place: value for value in vars(schemas).values() if isinstance(value, schemas.Table)}
-    tables[schemas.header_table().place] = schemas.header_table()
     sections = []
-    for place, table in sorted(tables.items()):
+    for table in list_tables():
         tags = {column.name for column in catalogue()} if table.name == "headers" else set()
-        columns = [(f"`{name}`", str(kind)) for name, kind in table.fields if name not in tags]
+        columns = [(f"`{c.name}`", str(c.type), c.description) for c in table.columns if c.name not in tags]
         note = "\n\nAnd one column for each of the [tags](tags.md)." if tags else ""
-        path = place.replace("{", "<").replace("}", ">")
-        order = ", ".join(table.order)
-        sections.append(f"## `{path}`\n\nSorted by {order}.\n\n{rows(('column', 'type'), columns)}{note}")
+        path = table.path_template.replace("{", "<").replace("}", ">")
+        text = f"{table.description} Sorted by {', '.join(table.order)}."
+        sections.append(f"## `{path}`\n\n{text}\n\n{rows(('column', 'type', 'description'), columns)}{note}")
     return "\n\n".join(sections)
 
 

@@ -54,7 +54,7 @@ def write_row_groups(
         table.schema,
         compression="zstd",
         store_schema=False,
-        write_statistics=list(table.sought) or False,
+        write_statistics=list(table.statistics_columns) or False,
         use_dictionary=False,
         write_page_checksum=True,
     ) as writer:
@@ -70,8 +70,8 @@ class _RowGroups:
 
     def __init__(self, table: Table, parquet: pq.ParquetWriter, sizes: Sequence[int] | None) -> None:
         self._table, self._parquet = table, parquet
-        self._sizes = iter(sizes) if sizes is not None else repeat(table.row_group)
-        self._size = next(self._sizes, table.row_group)
+        self._sizes = iter(sizes) if sizes is not None else repeat(table.row_group_size)
+        self._size = next(self._sizes, table.row_group_size)
         self._waiting: list[pa.Table] = []
         self._last: tuple[Any, ...] | None = None
         self._is_empty = True
@@ -88,7 +88,7 @@ class _RowGroups:
             while rows.num_rows >= self._size:
                 self._write(rows.slice(0, self._size))
                 rows = rows.slice(self._size)
-                self._size = next(self._sizes, self._table.row_group)
+                self._size = next(self._sizes, self._table.row_group_size)
             self._waiting = [rows]
 
     def finish(self) -> None:

@@ -97,6 +97,8 @@ async def export_ledger(lake: Lake, ledger: Ledger, dataset: str) -> None:
 def _read_pages(ledger: Ledger, dataset: str) -> Iterator[pa.Table]:
     after = ("", "")
     while rows := ledger.read_page(dataset, after, _PAGE).result():
-        columns = {name: [getattr(row, name) for row in rows] for name, _ in UPLOAD_LEDGER.fields if name != "server"}
+        columns = {
+            name: [getattr(row, name) for row in rows] for name in UPLOAD_LEDGER.schema.names if name != "server"
+        }
         yield pa.Table.from_pydict({"server": [ledger.server] * len(rows)} | columns, schema=UPLOAD_LEDGER.schema)
         after = rows[-1].key

@@ -4,9 +4,9 @@ import pyarrow as pa
 import pytest
 
 from dicom_etl.lake import schemas
-from dicom_etl.lake.schemas import ENDPOINT_PATH, RESOURCE_PATH, Table, header_table, make_path
+from dicom_etl.lake.schemas import ENDPOINT_PATH, RESOURCE_PATH, Table, header_table, list_tables, make_path
 
-TABLES = [value for value in vars(schemas).values() if isinstance(value, Table)] + [header_table()]
+TABLES = list_tables()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_path_of_resources() -> None:
 
 
 def test_which_tables_are_stored_in_shards() -> None:
-    assert {table.name for table in TABLES if "{shard}" in table.place} == {
+    assert {table.name for table in TABLES if "{shard}" in table.path_template} == {
         "commits",
         "fhir_elements",
         "files",
@@ -61,17 +61,17 @@ def test_a_dataset_cannot_climb_out_of_the_lake() -> None:
     assert schemas.INVENTORY.path(dataset="../../etc") == "inventory/%2E.%2F..%2Fetc.parquet"
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.place)
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.path_template)
 def test_a_table_is_ordered_by_its_own_columns(table: Table) -> None:
     assert set(table.order) <= set(table.schema.names)
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.place)
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.path_template)
 def test_no_column_stands_twice(table: Table) -> None:
     assert len(set(table.schema.names)) == len(table.schema.names)
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.place)
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.path_template)
 def test_columns_have_types_that_every_reader_of_parquet_knows(table: Table) -> None:
     plain = {
         pa.string(),
@@ -85,6 +85,12 @@ def test_columns_have_types_that_every_reader_of_parquet_knows(table: Table) -> 
         pa.list_(pa.float64()),
     }
     assert {field.type for field in table.schema} <= plain
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.path_template)
+def test_every_table_and_column_has_a_description(table: Table) -> None:
+    assert table.description.endswith(".")
+    assert [column.name for column in table.columns if not column.description] == []
 
 
 def test_a_header_row_says_where_its_file_lies_and_then_its_tags() -> None:
