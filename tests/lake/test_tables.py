@@ -23,7 +23,7 @@ import pytest
 
 from dicom_etl.lake.description import LakeDescription
 from dicom_etl.lake.row_groups import SchemaError
-from dicom_etl.lake.schemas import FILES, INVENTORY, SHEETS, TAG_PROFILES, Table
+from dicom_etl.lake.schemas import FILES, INVENTORY, SHEETS, TAG_PROFILES, Column, Table
 from dicom_etl.lake.tables import Lake, LakeError
 from tests.support.datasets import make_lake
 
@@ -324,7 +324,7 @@ def test_columns_in_another_order_and_in_chunks_give_the_same_bytes(lake: Lake, 
     assert file_of(lake).read_bytes() == file_of(other).read_bytes()
 
 
-GROUPED = replace(SHEETS, row_group=10)  # row groups of ten rows
+GROUPED = replace(SHEETS, row_group_size=10)  # row groups of ten rows
 
 
 def pieces(*sizes: int) -> list[pa.Table]:
@@ -376,7 +376,8 @@ def test_a_piece_with_another_column_is_refused(lake: Lake) -> None:
     assert not file_of(lake).exists()
 
 
-PATHS = Table("paths", "paths/{dataset}.parquet", (("path", pa.string()),), ("path",), row_group=3)
+_PATH = Column("path", pa.string(), "a path")
+PATHS = Table("paths", "paths/{dataset}.parquet", "Paths.", (_PATH,), ("path",), row_group_size=3)
 
 
 @pytest.mark.parametrize(
