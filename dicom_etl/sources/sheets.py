@@ -122,13 +122,13 @@ def _to_text(value: Any) -> str:
 
 def _normalise_field(header: str) -> str:
     field = " ".join(header.lower().replace("_", " ").split())
-    return _same_fields().get(field, field)
+    return _field_aliases().get(field, field)
 
 
 @cache
-def _same_fields() -> dict[str, str]:
+def _field_aliases() -> dict[str, str]:
     """Fields that versions of SDS spell differently -> the name used here."""
-    return {entry["written"]: entry["field"] for entry in load_grammar()["same_fields"]}
+    return {entry["alias"]: entry["field"] for entry in load_grammar()["field_aliases"]}
 
 
 def _is_template(values: dict[str, str]) -> bool:

@@ -117,6 +117,7 @@ class _TreeScan:
     subject_of_path: dict[str, str] = field(default_factory=dict)
 
     def list_entries(self) -> Iterator[Entry]:
+        """All files of the chosen roles; the sheets and the findings go into `scan`."""
         self.visited_folders.append("")
         top = self._list_folder("")
         if not self.source.is_flat:

@@ -51,7 +51,7 @@ class Member(NamedTuple):
     offset: int
     packed: int
     size: int
-    deflated: bool
+    is_deflated: bool
     crc: int
 
 
@@ -168,7 +168,7 @@ def _check_member(info: zipfile.ZipInfo, limits: Limits, size: int) -> None:
 
 
 def _check_overlap(infos: Sequence[zipfile.ZipInfo]) -> None:
-    """Refuse members that share bytes: so does a small archive that pretends to be large (a zip bomb)."""
+    """Refuse members that share bytes, by which a small archive can declare a large content (a zip bomb)."""
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < end:
@@ -178,12 +178,12 @@ def _check_overlap(infos: Sequence[zipfile.ZipInfo]) -> None:
 
 def _is_unsafe(info: zipfile.ZipInfo) -> bool:
     name = _with_slashes(info.orig_filename, info)
-    absolute = name.startswith("/") or re.match(r"[A-Za-z]:/", name) is not None
-    return absolute or not name or "\0" in name or ".." in name.split("/")
+    is_absolute = name.startswith("/") or re.match(r"[A-Za-z]:/", name) is not None
+    return is_absolute or not name or "\0" in name or ".." in name.split("/")
 
 
 def _with_slashes(name: str, info: zipfile.ZipInfo) -> str:
-    """Some programs on Windows write backslashes, against APPNOTE 4.4.17; on other systems they are part of a name."""
+    """The name with slashes where Windows wrote backslashes, against APPNOTE 4.4.17; elsewhere they are characters."""
     return name.replace("\\", "/") if info.create_system == _DOS else name
 
 
@@ -204,15 +204,15 @@ def _build_directory(infos: Sequence[zipfile.ZipInfo]) -> Directory:
             continue
         if path in directory.members:
             directory.repeated.append(path)
-        deflated = info.compress_type == zipfile.ZIP_DEFLATED
-        directory.members[path] = Member(info.header_offset, info.compress_size, info.file_size, deflated, info.CRC)
+        is_deflated = info.compress_type == zipfile.ZIP_DEFLATED
+        directory.members[path] = Member(info.header_offset, info.compress_size, info.file_size, is_deflated, info.CRC)
     return directory
 
 
 def _decode_name(info: zipfile.ZipInfo) -> str | None:
     """The name of a member as text, None if it is not UTF-8.
 
-    Where the flag for UTF-8 is not set, zipfile reads code page 437; most programs wrote UTF-8 all the same.
+    Without the flag for UTF-8, zipfile decodes by code page 437, although most programs write UTF-8 all the same.
     """
     if info.flag_bits & _UTF8_FLAG:
         return info.orig_filename

@@ -59,7 +59,7 @@ class _MemberFile(io.RawIOBase):
 
     def __init__(self, file: io.FileIO, member: Member) -> None:
         self._file, self._size, self._at = file, member.size, 0
-        self._content: _Content = _Deflated(file, member) if member.deflated else _Stored(file, member)
+        self._content: _Content = _Deflated(file, member) if member.is_deflated else _Stored(file, member)
 
     def readable(self) -> bool:
         return True

@@ -40,9 +40,9 @@ class TestListing:
         packed = b"\x4b\x04\x00"  # "a", deflated with fixed codes
         listed = list_members(tmp_path, Member("x/1.dcm", b"12345"), Member("2.dcm", b"a", DEFLATED, packed=packed))
         first, second = listed.members["x/1.dcm"], listed.members["2.dcm"]
-        assert (first.offset, first.packed, first.size, first.deflated) == (0, 5, 5, False)
+        assert (first.offset, first.packed, first.size, first.is_deflated) == (0, 5, 5, False)
         # 30 bytes of local header, 7 of the name, 5 of content
-        assert (second.offset, second.packed, second.size, second.deflated) == (42, 3, 1, True)
+        assert (second.offset, second.packed, second.size, second.is_deflated) == (42, 3, 1, True)
         assert second.crc == 0xE8B7BE43  # of "a"
 
     def test_an_archive_of_zipfile_is_listed(self, tmp_path: Path) -> None:
