@@ -97,7 +97,8 @@ Place = tuple[BaseTag, ...]
 @cache
 def _places() -> tuple[tuple[Place, Place], ...]:
     """Where the values of the catalogue's columns lie: the first place, the second or ()."""
-    return tuple((tuple(map(BaseTag, column.path)), tuple(map(BaseTag, column.also))) for column in catalogue())
+    paths = [(column.path, column.alternative_path) for column in catalogue()]
+    return tuple((tuple(map(BaseTag, first)), tuple(map(BaseTag, second))) for first, second in paths)
 
 
 def pydicom_values(paths: Paths) -> None:

@@ -76,7 +76,7 @@ def catalogue_table() -> str:
                 c.vr,
                 c.kind,
                 c.level,
-                c.why,
+                c.used_for,
             )
             for c in catalogue()
         ],

@@ -17,7 +17,7 @@ LINES = list(csv.DictReader((PACKAGE / "finding_codes.csv").read_text(encoding="
 STAGES = {"crawl", "extract", "build", "upload", "measure", "report"}
 
 # functions that take the code of a finding, and its place among their arguments
-_TAKE_A_CODE = {"make_finding": 0, "_found": 0, "NotRead": 1, "Moment": 1, "Problem": 0}
+_TAKE_A_CODE = {"make_finding": 0, "_found": 0, "NoRowError": 1, "Moment": 1, "Problem": 0}
 
 
 @cache

@@ -22,11 +22,12 @@ import pyarrow.compute as pc
 from dicom_etl.extraction.chunks import CHUNK_TABLES, Chunk
 from dicom_etl.extraction.findings import ValueProblem, file_findings, limit_value_findings, value_findings
 from dicom_etl.findings import Finding, tabulate_findings
-from dicom_etl.headers.batch import Batch
-from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.headers.fast import FastReader, Row
-from dicom_etl.headers.reader import READER_VERSION, NotRead
-from dicom_etl.headers.tag_profile import table_of
+from dicom_etl.headers import READER_VERSION
+from dicom_etl.headers.catalogue import column_index
+from dicom_etl.headers.columns import HeaderColumns
+from dicom_etl.headers.fast import FastReader
+from dicom_etl.headers.row import NoRowError, Row
+from dicom_etl.headers.tag_profile import tag_profile_columns
 from dicom_etl.lake.fingerprints import compute_fingerprint, hash_package_files
 from dicom_etl.lake.schemas import FILES, FINDINGS, SCHEMA_VERSION, TAG_PROFILES, Table, header_table
 from dicom_etl.sources.prefetch import Opener, open_files
@@ -232,11 +233,10 @@ class _FilesRead:
         self._mtimes: list[int] = entries["mtime"].cast(pa.int64()).to_pylist()
         self.to_retry: set[str] = set()  # units
         self.problems: list[ValueProblem] = []
-        self._reader, self._batch = FastReader(), Batch()
+        self._reader, self._header_columns = FastReader(), HeaderColumns()
         self._numbers: list[int] = []
         self._results: list[_FileResult] = []
-        names = [column.name for column in catalogue()]
-        self._study, self._series = names.index("StudyInstanceUID"), names.index("SeriesInstanceUID")
+        self._study, self._series = column_index("StudyInstanceUID"), column_index("SeriesInstanceUID")
 
     @property
     def opened(self) -> int:
@@ -250,7 +250,7 @@ class _FilesRead:
             with opener() as file:
                 is_changed, size = self._compare_with_inventory(file, number)
                 reason = self._add(number, self._reader.read(file, path, size))
-        except NotRead as error:
+        except NoRowError as error:
             kind, message = error.kind, error.message
             reason = None if kind == "dicomdir" else error.code
         except FileNotFoundError:
@@ -275,20 +275,20 @@ class _FilesRead:
 
     def _add(self, number: int, row: Row) -> str | None:
         """Add a header row; returns the code of a finding on the file."""
-        self._batch.add(number, row)
+        self._header_columns.add(number, row)
         study, series = row.value(self._study), row.value(self._series)
         if row.problems:
             study_uid, series_uid = str(study) if study else None, str(series) if series else None
             self.problems += [ValueProblem(problem, number, study_uid, series_uid) for problem in row.problems]
         if not study or not series:
             return "uid-missing"
-        if row.pixel_data_cut:
+        if row.pixel_data_truncated:
             return "pixel-data-truncated"
         return "pixel-data-absent" if row.pixel_data_absent else None
 
     def headers(self) -> pa.Table:
         """The header rows."""
-        numbers, tag_profiles, columns = self._batch.columns()
+        numbers, tag_profiles, columns = self._header_columns.to_columns()
         entries = self._entries.take(pa.array(numbers, pa.int64()))
         columns |= {name: entries[name] for name in ("dataset", "unit", "subject", "sample", "role", "path")}
         columns |= {"duplicate": pa.nulls(len(numbers), pa.string()), "tag_profile": tag_profiles}
@@ -307,5 +307,5 @@ class _FilesRead:
 
     def tag_profiles(self) -> pa.Table:
         """The tag profiles of the header rows."""
-        columns = table_of(self._batch.tag_profiles())
+        columns = tag_profile_columns(self._header_columns.tag_profiles())
         return pa.table([columns[name] for name in TAG_PROFILES.schema.names], schema=TAG_PROFILES.schema)

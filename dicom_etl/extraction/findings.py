@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl.findings import Finding, make_finding, merge_equal, tabulate_findings
-from dicom_etl.headers.reader import ColumnProblem
+from dicom_etl.headers.row import ColumnProblem
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import mask_value
 from dicom_etl.lake.schemas import FINDINGS

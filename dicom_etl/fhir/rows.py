@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from dicom_etl.findings import Finding, make_finding
-from dicom_etl.headers.catalogue import by_name
+from dicom_etl.headers.catalogue import columns_by_name
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import mask_value
 
@@ -63,7 +63,7 @@ class FindingCollector:
 
 @cache
 def _tag_and_keyword(column: str | None) -> tuple[str | None, str]:
-    known = by_name().get(column or "")
+    known = columns_by_name().get(column or "")
     return (tag_text(known.tag), known.keyword) if known else (None, "")
 
 

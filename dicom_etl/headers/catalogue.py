@@ -1,9 +1,9 @@
-"""The catalogue: each tag that becomes a column, once.
+"""The catalogue: the DICOM attributes that are columns of the header table.
 
-`catalogue.csv` has one line per column: its name, its level (patient, study, series, instance), its path (keywords of
-PS3.6; in sequences always the first item), a second path where enhanced objects keep the same value, and why we keep
-it. Tag, VR and column type follow from pydicom's data dictionary. The Arrow schema, the readers' wanted set, the
-inputs of the FHIR mapping and the table in the docs all come from here.
+`catalogue.csv` has one line for each column: its name, its level (patient, study, series, instance), its path (keywords
+of PS3.6; in sequences always the first item), an alternative path where enhanced objects keep the same value, and what
+it is used for. Tag, VR and column type follow from pydicom's data dictionary. The Arrow schema, the readers, the inputs
+of the FHIR mapping and the table in the docs are made from it.
 
 Not here: the tags whose values findings and reports mask (`identity.masking.IDENTIFYING_KEYWORDS`; a new tag with an
 identifying value belongs there, too), and the dummy values of tags (`quality/tables/dummies.json`).
@@ -23,8 +23,8 @@ from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 Level = Literal["patient", "study", "series", "instance"]
 Kind = Literal["text", "date", "integer", "number", "numbers"]
 
-# Times (TM), date times (DT) and ages stay text: HHMM is a legal partial time and :60 a legal leap second, and no
-# Arrow time holds either.
+# Times (TM), date times (DT) and ages stay text: HHMM is a legal partial time and :60 a legal leap second, which no
+# Arrow time can represent.
 _INTEGER = frozenset("IS US UL SS SL".split())
 _NUMBER = frozenset("DS FL FD".split())
 _ARROW: dict[str, pa.DataType] = {
@@ -38,20 +38,20 @@ _ARROW: dict[str, pa.DataType] = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the header table and where its value lies in a header."""
+    """A column of the header table, and the path of its value in a header."""
 
     name: str
     level: Level
     path: tuple[int, ...]  # tags from the top-level data set inwards
-    also: tuple[int, ...]  # the second place, or ()
+    alternative_path: tuple[int, ...]  # used if there is no value under `path`; () if there is none
     keyword: str  # of the innermost tag
     vr: str
     kind: Kind
-    why: str
+    used_for: str
 
     @property
     def tag(self) -> int:
-        """The top-level tag under which the value lies."""
+        """The top-level tag of its path."""
         return self.path[0]
 
     @property
@@ -68,23 +68,37 @@ def catalogue() -> tuple[Column, ...]:
 
 
 @cache
-def by_name() -> dict[str, Column]:
-    """The columns by name."""
+def columns_by_name() -> dict[str, Column]:
+    """All columns by name."""
     return {column.name: column for column in catalogue()}
 
 
+@cache
+def column_index(name: str) -> int:
+    """The index of a column in `catalogue()`, and so in the values of a header row."""
+    return [column.name for column in catalogue()].index(name)
+
+
 def _column(line: dict[str, str]) -> Column:
-    path, also = _tags(line["path"]), _tags(line["also"])
-    keyword = line["path"].rsplit(".", 1)[-1]
+    path = _tags(line["path"])
     vr = dictionary_VR(path[-1])[:2]
-    level: Level = line["level"]  # type: ignore[assignment]  # a test holds the file to the four words
-    return Column(line["column"], level, path, also, keyword, vr, _kind(vr, path[-1]), line["why"])
+    level: Level = line["level"]  # type: ignore[assignment]  # a test checks that the file has these four words only
+    return Column(
+        name=line["column"],
+        level=level,
+        path=path,
+        alternative_path=_tags(line["alternative_path"]),
+        keyword=line["path"].rsplit(".", 1)[-1],
+        vr=vr,
+        kind=_kind(vr, path[-1]),
+        used_for=line["used_for"],
+    )
 
 
 def _tags(path: str) -> tuple[int, ...]:
     tags = tuple(tag_for_keyword(keyword) for keyword in path.split(".") if keyword)
     if None in tags:
-        raise ValueError(f"catalogue.csv: {path} has a keyword that PS3.6 does not know")
+        raise ValueError(f"catalogue.csv: {path} has a keyword that is not in PS3.6")
     return tags  # type: ignore[return-value]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.headers.catalogue import Column, by_name, catalogue
+from dicom_etl.headers.catalogue import Column, catalogue, columns_by_name
 from dicom_etl.headers.tag_profile import tag_text
 
 __all__ = [
@@ -66,7 +66,7 @@ def value_columns() -> tuple[ValueColumn, ...]:
 
 
 def _is_value_column(column: Column) -> bool:
-    is_in_functional_groups = column.also[:1] == (_FUNCTIONAL_GROUPS,)
+    is_in_functional_groups = column.alternative_path[:1] == (_FUNCTIONAL_GROUPS,)
     return column.tag >> 16 != _FILE_META_GROUP and (len(column.path) == 1 or is_in_functional_groups)
 
 
@@ -92,7 +92,7 @@ def find_value_states(values: pa.ChunkedArray, name: str) -> np.ndarray[Any, np.
     """
     states = np.asarray(pc.is_valid(values).combine_chunks().to_numpy(zero_copy_only=False)).astype(np.uint8)
     dummies = _load_dummies().get(name)
-    if dummies is not None and by_name()[name].kind in {"text", "date"} and len(values):
+    if dummies is not None and columns_by_name()[name].kind in {"text", "date"} and len(values):
         encoded = values.combine_chunks().dictionary_encode()
         is_dummy = pc.is_in(_normalize(encoded.dictionary), dummies)
         if pc.any(is_dummy).as_py():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dicom_etl.fhir.corrections import CORRECTABLE, read_corrections
-from dicom_etl.headers.catalogue import by_name
+from dicom_etl.headers.catalogue import columns_by_name
 from dicom_etl.settings import SettingsError
 
 HEADER = "dataset,subject,sample,study,series,tag,value,why\n"
@@ -64,4 +64,4 @@ def test_a_file_that_is_not_there_or_no_text_is_a_sentence(tmp_path: Path) -> No
 
 def test_what_may_be_corrected_is_a_column_of_the_header_table() -> None:
     named = {*CORRECTABLE, *(column for entry in CORRECTABLE.values() for column in entry.against)}
-    assert named <= by_name().keys()
+    assert named <= columns_by_name().keys()

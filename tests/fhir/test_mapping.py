@@ -7,7 +7,7 @@ import pytest
 
 from dicom_etl.fhir import imaging_study, mapping, patient
 from dicom_etl.findings import finding_codes
-from dicom_etl.headers.catalogue import by_name, catalogue
+from dicom_etl.headers.catalogue import catalogue, columns_by_name
 from tests.support.header_rows import CONTEXT, codes_and_tags, header_rows, new_findings
 
 RULES = {
@@ -63,11 +63,12 @@ def test_elements_without_values_are_passed_over_if_their_rule_needs_some() -> N
 
 
 def test_every_column_is_one_of_the_header_table() -> None:
-    assert {column for line in mapping.lines() for column in line.columns} <= by_name().keys()
+    assert {column for line in mapping.lines() for column in line.columns} <= columns_by_name().keys()
 
 
 def test_every_tag_that_the_catalogue_keeps_for_fhir_is_mapped_or_named_as_left_out() -> None:
-    meant = {column.name for column in catalogue() if re.match(r"ImagingStudy|Patient |Patient\.|Device", column.why)}
+    for_fhir = re.compile(r"ImagingStudy|Patient |Patient\.|Device")
+    meant = {column.name for column in catalogue() if for_fhir.match(column.used_for)}
     assert meant - {column for line in mapping.lines() for column in line.columns} == set()
 
 

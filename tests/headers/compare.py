@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from dicom_etl.headers.fast import FastReader
-from dicom_etl.headers.reader import NotRead, read_header
+from dicom_etl.headers.reference import NoRowError, read_header
 from dicom_etl.headers.tag_profile import Presence
 
 
@@ -20,7 +20,7 @@ class Said(NamedTuple):
     tag_profile: int
     presences: tuple[Presence, ...]
     problems: tuple[tuple[str, str, str], ...]
-    pixel_data_cut: bool
+    pixel_data_truncated: bool
     pixel_data_absent: bool
 
 
@@ -40,14 +40,14 @@ def decided_of(file: BinaryIO, name: str, size: int) -> Said | Refused:
     """What the reader that decides says of an open file."""
     try:
         header = read_header(file, name, size)
-    except NotRead as why:
+    except NoRowError as why:
         return Refused(why.kind, why.code)
     return Said(
         tuple(map(repr, header.values)),
         header.tag_profile.id,
         header.tag_profile.presences(),
         tuple((column.name, *problem) for column, problem in header.problems),
-        header.pixel_data_cut,
+        header.pixel_data_truncated,
         header.pixel_data_absent,
     )
 
@@ -61,14 +61,14 @@ def said_of(reader: FastReader, file: BinaryIO, name: str, size: int) -> Said | 
     """What the fast reader says of an open file."""
     try:
         row = reader.read(file, name, size)
-    except NotRead as why:
+    except NoRowError as why:
         return Refused(why.kind, why.code)
     return Said(
         tuple(map(repr, row.values())),
         row.tag_profile.id,
         row.tag_profile.presences(),
         tuple((column.name, *problem) for column, problem in row.problems),
-        row.pixel_data_cut,
+        row.pixel_data_truncated,
         row.pixel_data_absent,
     )
 

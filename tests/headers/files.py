@@ -13,7 +13,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.headers.reader import Header, NotRead, read_header
+from dicom_etl.headers.reference import Header, NoRowError, read_header
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -109,7 +109,7 @@ def refused(content: bytes, name: str = "1.dcm") -> tuple[str, str]:
     """Kind and code of a file that gives no row."""
     try:
         read(content, name)
-    except NotRead as why:
+    except NoRowError as why:
         return why.kind, why.code
     raise AssertionError("it was read")
 

@@ -24,8 +24,15 @@ from typing import NamedTuple
 
 from benchmarks.corpora import damaged, write_adverse, write_realistic
 from dicom_etl.headers.fast import FastReader
-from dicom_etl.headers.forms import LONG, SHORT, UNDEFINED, Element, NeedMore, Surprise
-from dicom_etl.headers.walk import Jump, Walk
+from dicom_etl.headers.fast.encoding import (
+    LONG_VRS,
+    SHORT_VRS,
+    UNDEFINED_LENGTH,
+    Element,
+    IncompleteData,
+    NotPlainError,
+)
+from dicom_etl.headers.fast.parser import Parser, SkipValue
 from tests.headers.compare import Refused, Said, decided, decided_of, downloaded, said, said_of
 from tests.headers.files import BIG_ENDIAN, EXPLICIT, IMPLICIT, element, item, sequence, shipped, siblings
 from tests.headers.one_file_series import one_file_series
@@ -78,7 +85,7 @@ class _Judge:
         """What became of a hundred files: how many of each kind of damage gave a row, or none, for which reason."""
         outcomes: dict[str, Counter[str]] = {kind: Counter() for kind in DAMAGES}
         differences: list[str] = []
-        before = self._reader.work
+        before = self._reader.counts
         good, group = 0, list[bytes]()
         for number in range(begin, begin + BATCH):
             if not number % 4:
@@ -91,8 +98,8 @@ class _Judge:
             outcomes[kind][_outcome(slow)] += 1
             if fast != slow:
                 differences.append(f"file {number}, {kind}: {_difference(fast, slow)}")
-        work = {name: now - then for name, now, then in zip(before._fields, self._reader.work, before, strict=True)}
-        return {"good": good, "outcomes": outcomes, "differences": differences, "work": work}
+        work = {name: now - then for name, now, then in zip(before._fields, self._reader.counts, before, strict=True)}
+        return {"good": good, "outcomes": outcomes, "differences": differences, "counts": work}
 
     def _neighbours(self) -> Series:
         one = self._rng.choice(self._series)
@@ -110,13 +117,17 @@ class _Judge:
 
 
 def _places(content: bytes) -> list[Place]:
-    """The elements of a file, as far as they can be walked."""
-    walk = Walk()
-    with suppress(Surprise, NeedMore, Jump, LookupError):
-        walk.walk(content, at_end=True)
-    found = walk.elements(content) if walk.starts else []
+    """The elements of a file, as far as they can be parsed."""
+    parser = Parser()
+    with suppress(NotPlainError, IncompleteData, SkipValue, LookupError):
+        parser.parse(content, at_end=True)
+    found = parser.elements(content) if parser.starts else []
     return [
-        Place(at, "<" if number < walk.meta else walk.form.order, number >= walk.meta and walk.form.implicit)
+        Place(
+            at,
+            "<" if number < parser.meta_count else parser.encoding.order,
+            number >= parser.meta_count and parser.encoding.implicit,
+        )
         for number, at in enumerate(found)
         if at.end >= at.value
     ]
@@ -155,7 +166,7 @@ def _length_of_gigabytes(rng: random.Random, content: bytes, place: Place) -> by
     length = struct.pack(order + "L", rng.choice((0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFF0, 0xFFFF0000, 0x7FFFFFFE)))
     if implicit:
         return content[: at.start + 4] + length + content[at.value :]
-    vr = at.vr if at.vr in LONG else rng.choice(sorted(LONG))
+    vr = at.vr if at.vr in LONG_VRS else rng.choice(sorted(LONG_VRS))
     return content[: at.start + 4] + vr + b"\0\0" + length + content[at.value :]
 
 
@@ -196,14 +207,16 @@ DAMAGES: dict[str, Damage] = {
 
 def _other_vr(rng: random.Random, content: bytes, place: Place) -> bytes:
     at = place.element
-    vr = rng.choice((*sorted(SHORT), *sorted(LONG), b"??", b"\0\0", b"ZZ"))
+    vr = rng.choice((*sorted(SHORT_VRS), *sorted(LONG_VRS), b"??", b"\0\0", b"ZZ"))
     return content[: at.start + 4] + vr + content[at.start + 6 :]
 
 
 def _other_length(rng: random.Random, content: bytes, place: Place) -> bytes:
     at = place.element
-    length = rng.choice((0, at.length - 1, at.length + 1, at.length - 2, at.length + 2, 8, 0x4141, 0xFFFF, UNDEFINED))
-    width = 2 if at.vr in SHORT else 4
+    length = rng.choice(
+        (0, at.length - 1, at.length + 1, at.length - 2, at.length + 2, 8, 0x4141, 0xFFFF, UNDEFINED_LENGTH)
+    )
+    width = 2 if at.vr in SHORT_VRS else 4
     number = (length & (1 << 8 * width) - 1).to_bytes(width, "little" if place.order == "<" else "big")
     return content[: at.value - width] + number + content[at.value :]
 

@@ -6,7 +6,7 @@ import resource
 import sys
 from pathlib import Path
 
-from dicom_etl.headers.reader import NotRead, read_header
+from dicom_etl.headers.reference import NoRowError, read_header
 
 
 def main(path: Path) -> None:
@@ -15,7 +15,7 @@ def main(path: Path) -> None:
     with path.open("rb") as file:
         try:
             read_header(file, path.name, path.stat().st_size)
-        except NotRead as why:
+        except NoRowError as why:
             print(why.kind, why.code)
         else:
             print("row")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pydicom.datadict import keyword_for_tag
 
-from dicom_etl.headers.catalogue import Column, by_name, catalogue
+from dicom_etl.headers.catalogue import Column, catalogue, columns_by_name
 from dicom_etl.lake.schemas import header_table
 
 # What docs and the FHIR mapping name, by tag, with the column that holds it.
@@ -90,7 +90,7 @@ MAPPED = {
 
 @pytest.mark.parametrize("column", catalogue(), ids=lambda column: column.name)
 def test_a_column_resolves_to_tags_of_the_standard(column: Column) -> None:
-    assert all(keyword_for_tag(tag) for tag in column.path + column.also)
+    assert all(keyword_for_tag(tag) for tag in column.path + column.alternative_path)
     assert keyword_for_tag(column.path[-1]) == column.keyword
 
 
@@ -98,7 +98,7 @@ def test_the_file_has_as_many_lines_as_columns_and_a_reason_in_each() -> None:
     text = resources.files("dicom_etl.headers").joinpath("catalogue.csv").read_text(encoding="utf-8")
     lines = list(csv.DictReader(text.splitlines()))
     assert [line["column"] for line in lines] == [column.name for column in catalogue()]
-    assert all(line["why"].strip() for line in lines)
+    assert all(line["used_for"].strip() for line in lines)
 
 
 def test_names_are_unique() -> None:
@@ -120,7 +120,7 @@ def test_levels_are_the_four_of_dicom() -> None:
 
 @pytest.mark.parametrize("name", MAPPED)
 def test_a_tag_of_the_mapping_has_a_column(name: str) -> None:
-    assert by_name()[name].tag == MAPPED[name]
+    assert columns_by_name()[name].tag == MAPPED[name]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_tag_of_the_mapping_has_a_column(name: str) -> None:
     ],
 )
 def test_a_field_of_a_sequence_lies_in_its_item(name: str, keywords: list[str]) -> None:
-    assert [keyword_for_tag(tag) for tag in by_name()[name].path] == keywords
+    assert [keyword_for_tag(tag) for tag in columns_by_name()[name].path] == keywords
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.corpora import write_adverse, write_realistic
-from dicom_etl.headers.fast import FastReader, Work
+from dicom_etl.headers.fast import FastReader, ReadCounts
 from tests.headers.compare import Refused, Said, decided, downloaded, said
 from tests.headers.files import BIG_ENDIAN, TEXT_SR, element, instance, item, sequence, shipped, siblings
 from tests.headers.one_file_series import one_file_series
@@ -18,7 +18,7 @@ from tests.headers.one_file_series import one_file_series
 ROOT = Path(__file__).parents[2]
 
 # Files that give a row, but never by a template. They are compared like all others.
-HANDED_OVER = {  # to pydicom
+UNSUPPORTED = {  # to pydicom
     "693_J2KI.dcm": "a group length before the pixel data",
     "693_J2KR.dcm": "a group length before the pixel data",
     "693_UNCI.dcm": "a group length before the pixel data",
@@ -35,7 +35,7 @@ HANDED_OVER = {  # to pydicom
     "rtdose_rle.dcm": "SOPClassUID of VR UN",
     "rtdose_rle_1frame.dcm": "SOPClassUID of VR UN",
 }
-ALWAYS_WALKED = {
+ALWAYS_PARSED = {
     "image_dfl.dcm": "deflated: no digit of its UID can be changed in place",
     "waveform_ecg.dcm": "a header of 291,088 bytes is not kept",
 }
@@ -46,7 +46,7 @@ REASONS = {
     "unreadable file-empty",
     "unreadable header-truncated",
     "unreadable required-uid-missing",
-    "unreadable unreadable",
+    "unreadable header-unreadable",
 }
 
 
@@ -74,13 +74,13 @@ def test_each_packaged_file_is_read_alike_alone() -> None:
 def test_all_packaged_files_are_read_alike_after_one_another() -> None:
     reader = FastReader()
     assert differences(packaged(), reader) == []
-    assert sum(reader.work) == 244
+    assert sum(reader.counts) == 244
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_each_packaged_file_that_gives_a_row_is_read_alike_as_a_series() -> None:
     files, differing = 0, list[str]()
-    handed_over, walked = set[str](), set[str]()
+    unsupported, parsed = set[str](), set[str]()
     for path in packaged():
         content = path.read_bytes()
         if not isinstance(decided(content, path.name), Said):
@@ -90,16 +90,16 @@ def test_each_packaged_file_that_gives_a_row_is_read_alike_as_a_series() -> None
         for copy in siblings(content):
             if said(reader, copy, path.name) != decided(copy, path.name):
                 differing.append(path.name)
-        if reader.work == Work(matched=0, walked=0, handed_over=3):
-            handed_over.add(path.name)
-        elif reader.work == Work(matched=0, walked=3, handed_over=0):
-            walked.add(path.name)
+        if reader.counts == ReadCounts(matched=0, parsed=0, unsupported=3):
+            unsupported.add(path.name)
+        elif reader.counts == ReadCounts(matched=0, parsed=3, unsupported=0):
+            parsed.add(path.name)
         else:
-            assert reader.work == Work(matched=1, walked=2, handed_over=0), path.name
+            assert reader.counts == ReadCounts(matched=1, parsed=2, unsupported=0), path.name
     assert differing == []
     assert files == 151 + 68
-    assert handed_over == HANDED_OVER.keys()
-    assert walked == ALWAYS_WALKED.keys()
+    assert unsupported == UNSUPPORTED.keys()
+    assert parsed == ALWAYS_PARSED.keys()
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "shuffled"])
@@ -118,9 +118,9 @@ def test_most_files_of_a_series_are_read_as_differences_from_its_first(tmp_path)
     reader = FastReader()
     for path in files_of(tmp_path):
         said(reader, path.read_bytes(), path.name)
-    assert sum(reader.work) == 2000
-    assert reader.work.matched > 1700
-    assert reader.work.handed_over < 60
+    assert sum(reader.counts) == 2000
+    assert reader.counts.matched > 1700
+    assert reader.counts.unsupported < 60
 
 
 def test_one_file_series_of_several_scanners_are_read_alike_and_nearly_all_as_differences() -> None:
@@ -130,8 +130,8 @@ def test_one_file_series_of_several_scanners_are_read_alike_and_nearly_all_as_di
             differing.append(number)
     assert differing == []
     # ten pairs of scanner and character set, and as many again where an element is absent
-    assert reader.work.matched > 940
-    assert reader.work.handed_over == 0
+    assert reader.counts.matched > 940
+    assert reader.counts.unsupported == 0
 
 
 def test_two_thousand_damaged_files_among_good_ones_are_read_alike_in_bounded_time_and_memory(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_two_thousand_damaged_files_among_good_ones_are_read_alike_in_bounded_ti
     found: dict[str, Counter[str]] = {}
     for batch in batches:
         assert sum(sum(counts.values()) for counts in batch["outcomes"].values()) == 100
-        assert sum(batch["work"].values()) == 100 + batch["good"]
+        assert sum(batch["counts"].values()) == 100 + batch["good"]
         for kind, counts in batch["outcomes"].items():
             found.setdefault(kind, Counter()).update(counts)
     assert len(batches) == 20
@@ -161,8 +161,8 @@ def test_two_thousand_damaged_files_among_good_ones_are_read_alike_in_bounded_ti
         assert outcomes.total() in (285, 286), kind  # 2000 / 7
         assert outcomes.keys() <= REASONS, kind
         assert 0 < outcomes["row"] < outcomes.total(), kind
-    for way in ("matched", "walked", "handed_over"):
-        assert sum(batch["work"][way] for batch in batches) > 500, way
+    for way in ("matched", "parsed", "unsupported"):
+        assert sum(batch["counts"][way] for batch in batches) > 500, way
 
 
 def test_a_large_value_at_the_end_that_is_cut_gives_no_row_after_files_like_it() -> None:
@@ -174,7 +174,7 @@ def test_a_large_value_at_the_end_that_is_cut_gives_no_row_after_files_like_it()
     for missing in (1, 100, 8999):
         assert said(reader, third[:-missing]) == Refused("unreadable", "header-truncated")
     assert said(reader, third) == decided(third)
-    assert reader.work.matched == 1
+    assert reader.counts.matched == 1
 
 
 def test_binary_numbers_in_the_file_meta_information_are_little_endian_before_a_big_endian_data_set() -> None:

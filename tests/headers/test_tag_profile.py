@@ -6,8 +6,17 @@ import struct
 
 import pytest
 
-from dicom_etl.headers.reader import Header
-from dicom_etl.headers.tag_profile import EMPTY, FILLED, Presence, TagProfile, code_of, joined, table_of, tag_text
+from dicom_etl.headers.reference import Header
+from dicom_etl.headers.tag_profile import (
+    EMPTY,
+    FILLED,
+    Presence,
+    TagProfile,
+    element_code,
+    pack_codes,
+    tag_profile_columns,
+    tag_text,
+)
 from dicom_etl.lake.schemas import TAG_PROFILES
 from tests.headers.files import (
     BIG_ENDIAN,
@@ -150,9 +159,9 @@ def test_a_deflated_file_has_a_layout_too() -> None:
 
 
 def test_the_id_depends_on_tag_creator_and_status() -> None:
-    creator = code_of(0x00290010, FILLED)
+    creator = element_code(0x00290010, FILLED)
     tag_profiles = [
-        TagProfile(joined([creator, code_of(tag, status)]), ((0x00290010, name),))
+        TagProfile(pack_codes([creator, element_code(tag, status)]), ((0x00290010, name),))
         for tag, name, status in [
             (0x00291001, "ACME", FILLED),
             (0x00291002, "ACME", FILLED),
@@ -166,14 +175,13 @@ def test_the_id_depends_on_tag_creator_and_status() -> None:
 def test_the_id_is_a_signed_number_of_64_bits_that_never_changes() -> None:
     # written down: a lake made by another process or version joins headers and tag profiles by it
     assert TagProfile(b"").id == -1970711489451281740
-    assert TagProfile(joined([code_of(0x00100010, EMPTY)])).id == 880226242798095674
+    assert TagProfile(pack_codes([element_code(0x00100010, EMPTY)])).id == 880226242798095674
 
 
 def test_a_layout_turned_has_these_elements_filled_instead_of_empty_or_the_other_way_round() -> None:
-    tag_profile = TagProfile(
-        joined([code_of(0x00100010, EMPTY), code_of(0x00100020, FILLED), code_of(0x00100030, FILLED)])
-    )
-    assert tag_profile.turned([0, 2]).presences() == (
+    statuses = {0x00100010: EMPTY, 0x00100020: FILLED, 0x00100030: FILLED}
+    tag_profile = TagProfile(pack_codes([element_code(tag, status) for tag, status in statuses.items()]))
+    assert tag_profile.with_toggled([0, 2]).presences() == (
         Presence(0x00100010, None, FILLED),
         Presence(0x00100020, None, FILLED),
         Presence(0x00100030, None, EMPTY),
@@ -182,11 +190,16 @@ def test_a_layout_turned_has_these_elements_filled_instead_of_empty_or_the_other
 
 def test_the_table_has_a_row_for_each_element_with_its_creator() -> None:
     private = TagProfile(
-        joined([code_of(tag, FILLED) for tag in (0x00090010, 0x00100010, 0x00290010, 0x00291001, 0x00291101)]),
+        pack_codes([element_code(tag, FILLED) for tag in (0x00090010, 0x00100010, 0x00290010, 0x00291001, 0x00291101)]),
         ((0x00090010, "ACME"), (0x00290010, "EMCA")),
     )
-    plain = TagProfile(joined([code_of(0x00100010, EMPTY)]))
-    rows = list(zip(*(table_of([private, plain])[name].to_pylist() for name in TAG_PROFILES.schema.names), strict=True))
+    plain = TagProfile(pack_codes([element_code(0x00100010, EMPTY)]))
+    rows = list(
+        zip(
+            *(tag_profile_columns([private, plain])[name].to_pylist() for name in TAG_PROFILES.schema.names),
+            strict=True,
+        )
+    )
     assert rows == sorted(
         [
             (private.id, "00090010", None, FILLED),
@@ -201,7 +214,9 @@ def test_the_table_has_a_row_for_each_element_with_its_creator() -> None:
 
 
 def test_no_layouts_are_a_table_of_no_rows() -> None:
-    assert {name: len(column) for name, column in table_of([]).items()} == dict.fromkeys(TAG_PROFILES.schema.names, 0)
+    assert {name: len(column) for name, column in tag_profile_columns([]).items()} == dict.fromkeys(
+        TAG_PROFILES.schema.names, 0
+    )
 
 
 @pytest.mark.parametrize(("tag", "text"), [(0x00100010, "00100010"), (0x0029100A, "0029100A")])

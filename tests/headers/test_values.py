@@ -15,8 +15,8 @@ from pydicom.multival import MultiValue
 from pydicom.valuerep import DA
 
 from dicom_etl.headers.catalogue import Column, catalogue
-from dicom_etl.headers.reader import Header, NotRead, read_header
-from dicom_etl.headers.values import Decoded, Problem, decode, encodings_of, is_empty, text_of
+from dicom_etl.headers.reference import Header, NoRowError, read_header
+from dicom_etl.headers.values import Decoded, Problem, decode, decode_text, find_codecs, is_empty
 from tests.headers.files import (
     BIG_ENDIAN,
     IMPLICIT,
@@ -69,7 +69,7 @@ def both() -> dict[str, tuple[Header, Dataset]]:
             warnings.simplefilter("ignore")
             try:
                 header = read_header(file, path.name, path.stat().st_size)
-            except NotRead:
+            except NoRowError:
                 continue
             found[shipped_name(path)] = header, pydicom.dcmread(path, force=True, stop_before_pixels=True)
     return found
@@ -94,7 +94,7 @@ def test_a_column_equals_what_pydicom_says(column: Column) -> None:
 
 def by_pydicom(dataset: Dataset, column: Column) -> Any:
     """pydicom's value in the type of the column; None where it has none or cannot convert it."""
-    for path in (column.path, column.also):
+    for path in (column.path, column.alternative_path):
         raw = element_value(dataset, path) if path else None
         if raw is not None and str(raw).strip() and raw != []:
             return converted(raw, column)
@@ -183,9 +183,9 @@ def test_a_name_is_decoded_by_its_character_set(character_set: str, raw: bytes, 
 
 
 def test_a_text_of_several_values_is_split_after_it_is_decoded() -> None:
-    encodings, _ = encodings_of("\\ISO 2022 IR 87")
+    encodings, _ = find_codecs("\\ISO 2022 IR 87")
     raw = b"ACME\\\x1b$BQ\\\x1b(B\\x "  # 几 is 51 5C
-    assert text_of("LO", raw, encodings) == ("ACME\\几\\x", True)
+    assert decode_text("LO", raw, encodings) == ("ACME\\几\\x", True)
 
 
 def test_without_a_character_set_other_bytes_are_latin_text() -> None:

@@ -41,7 +41,8 @@ def test_every_person_name_of_the_catalogue_is_masked() -> None:
 
 
 def test_columns_that_exist_for_privacy_checks_are_masked() -> None:
-    private = [column.keyword for column in catalogue() if column.why == "quality: privacy" and column.kind == "text"]
+    columns = [column for column in catalogue() if column.used_for == "quality: privacy"]
+    private = [column.keyword for column in columns if column.kind == "text"]
     assert {keyword: mask_value(keyword, "text") for keyword in private if keyword != "BurnedInAnnotation"} == {
         "PatientAddress": "(masked)",
         "PatientTelephoneNumbers": "(masked)",

@@ -6,7 +6,7 @@ Not here: required attributes (`attribute_types`).
 from __future__ import annotations
 
 from dicom_etl.fhir import terminology
-from dicom_etl.headers.catalogue import by_name
+from dicom_etl.headers.catalogue import columns_by_name
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import clean_text
 from dicom_etl.quality.check_table import Measure
@@ -37,7 +37,7 @@ def name_sop_class(uid: str | None) -> str:
 def count_modalities(dataset: MeasuredDataset) -> list[Measure]:
     """Check `modality-known`: Modality is a term of CID 33 (PS3.16)."""
     failing = f"""
-        SELECT DISTINCT series, masked AS value, '{tag_text(by_name()["Modality"].tag)}' AS tag
+        SELECT DISTINCT series, masked AS value, '{tag_text(columns_by_name()["Modality"].tag)}' AS tag
         FROM occurrences JOIN modalities ON value = "Modality" WHERE NOT is_known AND series IS NOT NULL
     """
     dataset.add_entity_findings("modality-unknown", "series", failing)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 
-from dicom_etl.headers.catalogue import by_name
+from dicom_etl.headers.catalogue import columns_by_name
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.quality.check_table import Measure
 from dicom_etl.quality.checks.counting import CheckCount, MeasuredDataset, count_failures
@@ -42,7 +42,7 @@ def _compare(dataset: MeasuredDataset, count: CheckCount, column: str, number: s
     failing = f"""
         SELECT {level}, array_to_string(list_sort(list(DISTINCT "{column}")), ' and ') AS value,
                concat('{column} is ', value, '; the dataset has ', number) AS message,
-               '{tag_text(by_name()[column].tag)}' AS tag
+               '{tag_text(columns_by_name()[column].tag)}' AS tag
         FROM occurrences JOIN numbers USING ({level})
         WHERE lowest <> number OR highest <> number GROUP BY {level}, number
     """

@@ -235,7 +235,7 @@ def _percent(n: int, of: int) -> int | None:
 @cache
 def _used_for() -> Mapping[str, str]:
     """The tags of the catalogue, and what each is kept for."""
-    return {tag_text(column.tag): column.why for column in reversed(catalogue())}
+    return {tag_text(column.tag): column.used_for for column in reversed(catalogue())}
 
 
 def _largest(inventory: Sequence[Row], group_by: str, level: str, most: int) -> list[tuple[str | None, int]]:

@@ -11,9 +11,9 @@ import struct
 
 import pytest
 
-from dicom_etl.headers.fast import FastReader, Work
-from dicom_etl.headers.template import Fetch, Matched, Template
-from dicom_etl.headers.walk import Walk
+from dicom_etl.headers.fast import FastReader, ReadCounts
+from dicom_etl.headers.fast.byte_template import ByteTemplate, Fetch, Match
+from dicom_etl.headers.fast.parser import Parser
 from tests.headers.compare import decided, said
 from tests.headers.files import BIG_ENDIAN, EXPLICIT, IMPLICIT, MR_IMAGE, UNDEFINED, element, item, part10, sequence
 
@@ -60,13 +60,13 @@ class Opened:
         return found, place + number >= len(self.content)
 
 
-def template_of(content: bytes, varying: frozenset[int] = VARYING) -> Template:
-    walk = Walk()
-    walk.walk(content, at_end=True)
-    return Template(content, walk, varying)
+def template_of(content: bytes, varying: frozenset[int] = VARYING) -> ByteTemplate:
+    parser = Parser()
+    parser.parse(content, at_end=True)
+    return ByteTemplate(content, parser, varying)
 
 
-def match(template: Template, content: bytes, first: int | None = None) -> Matched | None:
+def match(template: ByteTemplate, content: bytes, first: int | None = None) -> Match | None:
     """What of a file matches, whose first bytes, or all, are there at once."""
     opened = Opened(content)
     first = len(content) if first is None else first
@@ -77,7 +77,7 @@ def match(template: Template, content: bytes, first: int | None = None) -> Match
 
 
 def test_the_file_itself_matches() -> None:
-    expected = Matched([b"1.2.3\0", b"1 "], 0, PIXELS_HEAD, 328, True)
+    expected = Match([b"1.2.3\0", b"1 "], 0, PIXELS_HEAD, 328, True)
     assert match(template_of(FIRST), FIRST) == expected
 
 
@@ -94,7 +94,7 @@ def test_the_file_itself_matches() -> None:
 def test_a_file_matches_that_differs_in_the_varying_elements_in_length_too(
     uid: bytes, number: bytes, values: list[bytes], end: int
 ) -> None:
-    assert match(template_of(FIRST), image(uid, number)) == Matched(values, 0, PIXELS_HEAD, end, True)
+    assert match(template_of(FIRST), image(uid, number)) == Match(values, 0, PIXELS_HEAD, end, True)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,13 @@ def test_a_file_matches_that_differs_in_the_varying_elements_in_length_too(
 def test_files_of_other_transfer_syntaxes_match_their_like(syntax: str, end: int, head: bytes) -> None:
     template = template_of(image(syntax=syntax))
     found = match(template, image(b"1.2.3.4", b"222", syntax=syntax))  # 2 bytes longer each
-    assert found == Matched([b"1.2.3.4\0", b"222 "], 0, head, end + 4, True)
+    assert found == Match([b"1.2.3.4\0", b"222 "], 0, head, end + 4, True)
     assert match(template, FIRST) is None
 
 
 def test_pixels_may_be_others() -> None:
     content = image(b"1.2.3", b"1", ROWS, element("PixelData", bytes(10), "OB"))
-    assert match(template_of(FIRST), content) == Matched(
+    assert match(template_of(FIRST), content) == Match(
         [b"1.2.3\0", b"1 "], 0, b"\xe0\x7f\x10\0OB\0\0\x0a\0\0\0", 328, True
     )
 
@@ -122,14 +122,14 @@ def test_the_file_meta_information_may_vary() -> None:
     longer = FIRST.replace(b"UI\x06\x001.2.3\0", b"UI\x08\x001.2.3.45").replace(b"UL\x04\0\x5a\0", b"UL\x04\0\x5c\0")
     template = template_of(FIRST, frozenset({0x00020000, 0x00020003, UID}))
     found = match(template, longer)
-    assert found == Matched([b"\x5c\0\0\0", b"1.2.3.45", b"1.2.3.45"], 0, PIXELS_HEAD, 332, True)
+    assert found == Match([b"\x5c\0\0\0", b"1.2.3.45", b"1.2.3.45"], 0, PIXELS_HEAD, 332, True)
     # pydicom takes the group length for a number
     assert match(template, longer.replace(b"UL\x04\0\x5c\0\0\0", b"UL\x02\0\x5c\0")) is None
 
 
 def test_a_file_without_pixels_matches_when_it_ends_with_the_last_element() -> None:
     template = template_of(image(b"1.2.3", b"1", ROWS))
-    assert match(template, image(b"1.2.33", b"12", ROWS)) == Matched([b"1.2.33", b"12"], 0, b"", 328, False)
+    assert match(template, image(b"1.2.33", b"12", ROWS)) == Match([b"1.2.33", b"12"], 0, b"", 328, False)
 
 
 # -- what does not match ----------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_a_first_element_of_implicit_vr_is_refused_whose_length_reads_as_a_vr() 
         for length in (8, 0x4140, 0x4142)  # 0x4142 is "BA"
     )
     template = template_of(first, frozenset({0x00080008}))
-    assert match(template, longest) == Matched([b"X" * 0x4140], 0, b"", 232 + 8 + 0x4140 + 34 + 14, False)
+    assert match(template, longest) == Match([b"X" * 0x4140], 0, b"", 232 + 8 + 0x4140 + 34 + 14, False)
     assert match(template, too_long) is None
 
 
@@ -210,7 +210,7 @@ def test_a_first_element_of_implicit_vr_is_refused_whose_length_reads_as_a_vr() 
 def test_it_makes_no_difference_how_many_bytes_there_are_at_first(first: int) -> None:
     template = template_of(FIRST)
     content = image(b"1.2.3.4.5.6", b"1234")
-    assert match(template, content, first) == Matched([b"1.2.3.4.5.6\0", b"1234"], 0, PIXELS_HEAD, 336, True)
+    assert match(template, content, first) == Match([b"1.2.3.4.5.6\0", b"1234"], 0, PIXELS_HEAD, 336, True)
     assert match(template, content.replace(ROWS, element("Rows", b"\x07\0")), first) is None
 
 
@@ -231,7 +231,7 @@ def test_a_large_value_is_not_read() -> None:
     opened = Opened(content)
     found = template.match(content[:1354], False, opened.fetch)
     # at 342 + 60,000 there are 10 bytes of Rows, 12 and 64 of the pixels
-    assert found == Matched([b"1.2.3\0", b"1 ", b""], 0, PIXELS_HEAD, 60_352, True)
+    assert found == Match([b"1.2.3\0", b"1 ", b""], 0, PIXELS_HEAD, 60_352, True)
     assert opened.fetched == [(60_342, 86)]
 
 
@@ -247,7 +247,7 @@ def test_behind_a_large_value_little_more_is_read_than_the_template_has_there() 
 def test_a_large_value_that_is_there_at_once_is_passed_over() -> None:
     template = template_of(with_private_value(bytes(50_000)))
     found = match(template, with_private_value(b"\1" * 10_000, number=b"12"))
-    assert found == Matched([b"1.2.3\0", b"12", b""], 0, PIXELS_HEAD, 10_352, True)
+    assert found == Match([b"1.2.3\0", b"12", b""], 0, PIXELS_HEAD, 10_352, True)
 
 
 def test_what_follows_a_large_value_is_compared() -> None:
@@ -278,7 +278,7 @@ def test_a_value_that_is_longer_than_a_megabyte_is_refused() -> None:
     template = template_of(first, frozenset({0x00204000}))
     value = b"x" * 1_000_000
     found = match(template, image(b"1.2.3", b"1", element("ImageComments", value, "UT"), PIXELS), 8192)
-    assert found == Matched([value], 0, PIXELS_HEAD, 318 + 12 + 1_000_000, True)
+    assert found == Match([value], 0, PIXELS_HEAD, 318 + 12 + 1_000_000, True)
     longer = image(b"1.2.3", b"1", element("ImageComments", b"x" * 1_100_000, "UT"), PIXELS)
     assert match(template, longer, 8192) is None
 
@@ -304,22 +304,22 @@ def test_a_sequence_of_undefined_length_may_vary_in_its_items(first: int) -> Non
     template = template_of(with_items(code(b"T1")), frozenset({NUMBER, SEQUENCE}))
     items = code(b"T1234567"), item(defined=False), code(b"T2")  # 32 + 16 + 26
     found = match(template, with_items(*items), first)
-    assert found == Matched([b"1 ", b"".join(items) + END], 0b10, PIXELS_HEAD, 340 + 74 + 8, True)
+    assert found == Match([b"1 ", b"".join(items) + END], 0b10, PIXELS_HEAD, 340 + 74 + 8, True)
 
 
 def test_a_long_sequence_of_undefined_length_is_fetched_to_its_end() -> None:
     template = template_of(with_items(code(b"T1")), frozenset({SEQUENCE}))
     items = [code(b"T1")] * 2000  # 52,000 bytes
     found = match(template, with_items(*items), 1352)
-    assert found == Matched([b"".join(items) + END], 1, PIXELS_HEAD, 340 + 52_000 + 8, True)
+    assert found == Match([b"".join(items) + END], 1, PIXELS_HEAD, 340 + 52_000 + 8, True)
 
 
 def test_the_length_of_a_sequence_that_varies_may_be_defined_in_one_file_and_not_in_the_next() -> None:
     undefined, defined = with_items(code(b"T1")), with_items(code(b"T2"), defined=True)
     found = match(template_of(undefined, frozenset({SEQUENCE})), defined)
-    assert found == Matched([code(b"T2")], 0, PIXELS_HEAD, 340 + 26, True)
+    assert found == Match([code(b"T2")], 0, PIXELS_HEAD, 340 + 26, True)
     found = match(template_of(defined, frozenset({SEQUENCE})), undefined)
-    assert found == Matched([code(b"T1") + END], 1, PIXELS_HEAD, 340 + 26 + 8, True)
+    assert found == Match([code(b"T1") + END], 1, PIXELS_HEAD, 340 + 26 + 8, True)
 
 
 @pytest.mark.parametrize(
@@ -354,12 +354,12 @@ def test_undefined_length_of_what_is_no_sequence_is_refused() -> None:
 # -- how a series is learnt -------------------------------------------------------------------------------------------
 
 
-def work(*contents: bytes) -> Work:
+def work(*contents: bytes) -> ReadCounts:
     """How files were read one after the other, alike to pydicom."""
     reader = FastReader()
     for content in contents:
         assert said(reader, content) == decided(content)
-    return reader.work
+    return reader.counts
 
 
 def slices(series: bytes, number: int, *more: bytes) -> list[bytes]:
@@ -368,13 +368,13 @@ def slices(series: bytes, number: int, *more: bytes) -> list[bytes]:
 
 
 def test_the_first_two_files_of_a_series_are_walked_over_and_all_others_matched() -> None:
-    assert work(*slices(b"1.1", 12)) == Work(matched=10, walked=2, handed_over=0)
+    assert work(*slices(b"1.1", 12)) == ReadCounts(matched=10, parsed=2, unsupported=0)
 
 
 def test_of_interleaved_series_each_has_its_template() -> None:
     three = zip(slices(b"1.1", 9), slices(b"1.2", 9), slices(b"1.3", 9), strict=True)
     contents = [content for group in three for content in group]
-    assert work(*contents) == Work(matched=21, walked=6, handed_over=0)
+    assert work(*contents) == ReadCounts(matched=21, parsed=6, unsupported=0)
 
 
 def test_a_second_shape_in_a_series_is_walked_over_once_when_it_is_known_what_varies() -> None:
@@ -382,37 +382,37 @@ def test_a_second_shape_in_a_series_is_walked_over_once_when_it_is_known_what_va
     others = slices(b"1.1", 3, ROWS, element("Columns", b"\x08\0"), PIXELS)
     # two of the first shape, one of the second; from then on both are matched, in whatever order
     contents = [images[0], images[1], others[0], images[2], others[1], images[3], images[4], others[2], images[5]]
-    assert work(*contents) == Work(matched=6, walked=3, handed_over=0)
+    assert work(*contents) == ReadCounts(matched=6, parsed=3, unsupported=0)
 
 
 def test_an_element_that_varies_for_the_first_time_is_learnt() -> None:
     images = slices(b"1.1", 4)
     other = [content.replace(ROWS, element("Rows", b"\x09\0")) for content in slices(b"1.1", 8)[4:]]
     # the third is matched, the fifth teaches that Rows varies
-    assert work(*images, *other) == Work(matched=5, walked=3, handed_over=0)
+    assert work(*images, *other) == ReadCounts(matched=5, parsed=3, unsupported=0)
 
 
 def test_a_file_that_is_the_same_again_teaches_nothing() -> None:
-    assert work(FIRST, FIRST, FIRST) == Work(matched=0, walked=3, handed_over=0)
+    assert work(FIRST, FIRST, FIRST) == ReadCounts(matched=0, parsed=3, unsupported=0)
 
 
 def test_files_that_are_not_plain_are_handed_over_and_disturb_no_template() -> None:
     good = slices(b"1.1", 6)
     bad = [b"", good[0][132:], good[3][:300], image(b"1.1.9", b"9", ROWS, ROWS, PIXELS, series=b"1.1")]
     contents = [bad[0], good[0], bad[1], good[1], bad[2], good[2], bad[3], good[3], good[4], good[5]]
-    assert work(*contents) == Work(matched=4, walked=2, handed_over=4)
+    assert work(*contents) == ReadCounts(matched=4, parsed=2, unsupported=4)
 
 
 def test_a_series_of_few_files_is_read_by_the_templates_of_others() -> None:
     contents = [content for number in range(1, 21) for content in slices(b"1.%d" % number, 2)]
     # each file of the first two series, and the second of the third, which teaches that InstanceNumber differs, too
-    assert work(*contents) == Work(matched=35, walked=5, handed_over=0)
+    assert work(*contents) == ReadCounts(matched=35, parsed=5, unsupported=0)
 
 
 def test_a_series_has_its_own_templates_from_the_fifth_file_on() -> None:
     first, second = image(b"9.1", b"1", series=b"9"), image(b"8.2", b"2", series=b"8")
-    assert work(first, second, *slices(b"1.1", 4)) == Work(matched=4, walked=2, handed_over=0)
-    assert work(first, second, *slices(b"1.1", 9)) == Work(matched=7, walked=4, handed_over=0)
+    assert work(first, second, *slices(b"1.1", 4)) == ReadCounts(matched=4, parsed=2, unsupported=0)
+    assert work(first, second, *slices(b"1.1", 9)) == ReadCounts(matched=7, parsed=4, unsupported=0)
 
 
 def test_the_templates_of_64_series_are_kept() -> None:
@@ -421,9 +421,9 @@ def test_the_templates_of_64_series_are_kept() -> None:
         return [content for group in zip(*every, strict=True) for content in group]
 
     # two files of each are walked over for its own templates
-    assert work(*rounds(64)) == Work(matched=320, walked=128, handed_over=0)
+    assert work(*rounds(64)) == ReadCounts(matched=320, parsed=128, unsupported=0)
     # of more, each is forgotten before its next file comes: those of all series alone are left
-    assert work(*rounds(65)) == Work(matched=452, walked=3, handed_over=0)
+    assert work(*rounds(65)) == ReadCounts(matched=452, parsed=3, unsupported=0)
 
 
 # -- what varies between series ---------------------------------------------------------------------------------------
@@ -447,22 +447,22 @@ def patient(number: int, *, name: bytes = b"Doe", charset: bytes = b"ISO_IR 100"
 
 
 def test_one_file_series_are_matched_from_the_third_on() -> None:
-    assert work(*(patient(number) for number in range(1, 13))) == Work(matched=10, walked=2, handed_over=0)
+    assert work(*(patient(number) for number in range(1, 13))) == ReadCounts(matched=10, parsed=2, unsupported=0)
 
 
 def test_patients_with_another_character_set_have_their_own_template() -> None:
     latin = [patient(number, name="Müßig".encode("latin-1")) for number in range(10, 20)]
     unicode = [patient(number, name="Müßig".encode(), charset=b"ISO_IR 192") for number in range(20, 30)]
     # of the second one nothing is new but the character set
-    assert work(*latin, *unicode) == Work(matched=17, walked=3, handed_over=0)
+    assert work(*latin, *unicode) == ReadCounts(matched=17, parsed=3, unsupported=0)
     pairs = zip(latin, unicode, strict=True)
-    assert work(*(content for pair in pairs for content in pair)) == Work(matched=16, walked=4, handed_over=0)
+    assert work(*(content for pair in pairs for content in pair)) == ReadCounts(matched=16, parsed=4, unsupported=0)
 
 
 def test_a_value_that_is_empty_in_some_files_varies_like_any_other() -> None:
     names = [b"Doe", b"", b"  ", b"Roe", b"", b"M\xfcller", b"\0\0", b"Doe"]
     contents = [patient(number, name=name) for number, name in enumerate(names, 1)]
-    assert work(*contents) == Work(matched=6, walked=2, handed_over=0)
+    assert work(*contents) == ReadCounts(matched=6, parsed=2, unsupported=0)
 
 
 def described(number: int, beside: bytes, *inside: bytes | None, defined: bool = True) -> bytes:
@@ -486,7 +486,7 @@ def test_a_column_that_has_two_places_takes_the_second_where_the_first_has_no_va
         described(8, b"", b"K", b"L", defined=defined),
         described(9, b"M\\ N", b"O", defined=defined),
     ]
-    assert work(first, *others) == Work(matched=7, walked=2, handed_over=0)
+    assert work(first, *others) == ReadCounts(matched=7, parsed=2, unsupported=0)
 
 
 def test_a_value_that_is_unusable_in_its_first_place_is_not_taken_from_the_second() -> None:
@@ -497,7 +497,7 @@ def test_a_value_that_is_unusable_in_its_first_place_is_not_taken_from_the_secon
         return patient(number, more=groups).replace(study, element("SliceThickness", outside) + study)
 
     contents = [thick(1, b"1", b"2"), thick(2, b"3", b"4"), thick(3, b"", b"5"), thick(4, b"thick", b"6")]
-    assert work(*contents) == Work(matched=2, walked=2, handed_over=0)
+    assert work(*contents) == ReadCounts(matched=2, parsed=2, unsupported=0)
 
 
 @pytest.mark.parametrize("vr", ["US", "FD"])
@@ -515,30 +515,30 @@ def test_a_pixel_representation_that_pydicom_cannot_convert_is_handed_over(vr: s
     good = [signed(number, b"%c\0" % (number & 1)) for number in range(1, 8)]
     bad = signed(9, b"\1\0\0" if vr == "US" else b"\1\0", vr)
     assert work(*good, bad).matched == 5
-    assert work(bad) == Work(matched=0, walked=0, handed_over=1)
+    assert work(bad) == ReadCounts(matched=0, parsed=0, unsupported=1)
 
 
 @pytest.fixture
-def compared(monkeypatch: pytest.MonkeyPatch) -> list[Template]:
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[ByteTemplate]:
     """The templates with which files are compared, as they are."""
-    templates = list[Template]()
-    original = Template.match
+    templates = list[ByteTemplate]()
+    original = ByteTemplate.match
 
-    def counted(self: Template, buf: bytes, at_end: bool, fetch: Fetch) -> Matched | None:
+    def counted(self: ByteTemplate, buf: bytes, at_end: bool, fetch: Fetch) -> Match | None:
         templates.append(self)
         return original(self, buf, at_end, fetch)
 
-    monkeypatch.setattr(Template, "match", counted)
+    monkeypatch.setattr(ByteTemplate, "match", counted)
     return templates
 
 
-def test_files_that_have_nothing_in_common_are_compared_with_few_templates(compared: list[Template]) -> None:
+def test_files_that_have_nothing_in_common_are_compared_with_few_templates(compared: list[ByteTemplate]) -> None:
     every = [patient(number, more=element(0x00291000 + number, b"1", "LO")) for number in range(1, 401)]
-    assert work(*every) == Work(matched=0, walked=400, handed_over=0)
+    assert work(*every) == ReadCounts(matched=0, parsed=400, unsupported=0)
     assert len(compared) < 400
 
 
-def test_files_of_many_shapes_are_compared_with_a_bounded_number_of_templates(compared: list[Template]) -> None:
+def test_files_of_many_shapes_are_compared_with_a_bounded_number_of_templates(compared: list[ByteTemplate]) -> None:
     rng = random.Random(1)
 
     def any_shape(number: int) -> bytes:
@@ -553,4 +553,4 @@ def test_files_of_many_shapes_are_compared_with_a_bounded_number_of_templates(co
         most = max(most, len(compared) - before)
     assert most <= 12
     assert len(compared) < 2500
-    assert reader.work.handed_over == 0
+    assert reader.counts.unsupported == 0

@@ -1,6 +1,6 @@
-"""`values.decode` made ready for one column, VR, character set and byte order, with short cuts for plain values.
+"""Decoders: `values.decode` prepared for one column, VR, character set and byte order, with shortcuts for plain values.
 
-A short cut gives what `decode` gives, or leaves the value to it.
+A shortcut gives the same result as `decode`, or calls it.
 """
 
 from __future__ import annotations
@@ -15,54 +15,54 @@ from struct import Struct
 from dicom_etl.headers.catalogue import Kind, catalogue
 from dicom_etl.headers.values import Problem, Value, decode
 
-# the fields of a `Decoded`, which takes three times as long to make
+# returns the fields of a `Decoded`, which takes three times as long to create
 Decode = Callable[[bytes], tuple[Value, Problem | None]]
 
-# nothing is tried twice: a hostile value cannot take long
+# possessive quantifiers: no backtracking, so that a hostile value cannot take long
 _NUMBER = rb"[+-]?+(?:\d++(?:\.\d*+)?+|\.\d++)"
 _ONE_NUMBER = re.compile(_NUMBER)
 _NUMBERS = re.compile(rb"%b(?:\\%b)*+" % (_NUMBER, _NUMBER))
 _INTEGER = re.compile(rb"[+-]?+\d++")
-_LONGEST_NUMBER = 300  # digits: longer ones may be infinite
-_LONGEST_INTEGER = 18
-_LONGEST_NAME = 300  # bytes that are remembered
+_MAX_NUMBER = 300  # digits: longer ones may be infinite
+_MAX_INTEGER = 18  # digits
+_MAX_CACHED_NAME = 300  # bytes
 _PADDING = b" \0"
-_ESCAPE, _SEVERAL = 0x1B, 0x5C  # as numbers: `bytes in bytes` takes ten times as long
-# blanks at the beginning or end of one of several values; in names, also empty component groups at the end
+_ESCAPE, _BACKSLASH = 0x1B, 0x5C  # as numbers: `bytes in bytes` takes ten times as long
+# padding of one of several values; in names, also empty component groups at the end
 _PADDED = re.compile(rb"[ \0]\\|\\[ \0]")
 _PADDED_NAME = re.compile(rb"[ \0=]\\|\\[ \0]|=\Z")
 
 
 class Decoders(dict[tuple[int, bytes | None], Decode]):
-    """How to decode the bytes of an element that is no sequence: by the place of its column, and the VR in the file."""
+    """Decoders for elements that are not sequences, by the index of the column and the VR in the file."""
 
-    def __init__(self, encodings: tuple[str, ...], *, little: bool) -> None:
+    def __init__(self, codecs: tuple[str, ...], *, little: bool) -> None:
         super().__init__()
-        self.encodings, self._little = encodings, little
+        self._codecs, self._little = codecs, little
 
     def __missing__(self, key: tuple[int, bytes | None]) -> Decode:
-        place, vr = key
-        column = catalogue()[place]
+        index, vr = key
+        column = catalogue()[index]
         # the file meta information is always little endian (PS3.10 7.1)
         little = self._little or column.tag >> 16 == 2
         name = column.vr if vr in (None, b"UN") else vr.decode()
 
         def general(raw: bytes) -> tuple[Value, Problem | None]:
-            return decode(column.kind, name, raw, self.encodings, little)
+            return decode(column.kind, name, raw, self._codecs, little)
 
-        short_cut = _SHORT_CUTS.get((column.kind, name))
-        self[key] = short_cut(general) if short_cut and little else general
+        shortcut = _SHORTCUTS.get((column.kind, name))
+        self[key] = shortcut(general) if shortcut and little else general
         return self[key]
 
-    def of(self, encodings: tuple[str, ...]) -> Decoders:
-        """Those for other encodings, of the same byte order."""
-        return decoders_for(encodings, self._little)
+    def with_codecs(self, codecs: tuple[str, ...]) -> Decoders:
+        """The decoders for another character set, with the same byte order."""
+        return decoders_for(codecs, self._little)
 
 
 @lru_cache(maxsize=256)
-def decoders_for(encodings: tuple[str, ...], little: bool) -> Decoders:
-    """The decoders for the Python encodings and the byte order of a data set."""
-    return Decoders(encodings, little=little)
+def decoders_for(codecs: tuple[str, ...], little: bool) -> Decoders:
+    """The decoders for the Python codecs and the byte order of a data set."""
+    return Decoders(codecs, little=little)
 
 
 def _text(general: Decode) -> Decode:
@@ -72,7 +72,7 @@ def _text(general: Decode) -> Decode:
         if not raw.isascii() or _ESCAPE in raw:
             return general(raw)
         text = raw.strip(_PADDING)
-        if _SEVERAL in text and is_padded(text):
+        if _BACKSLASH in text and is_padded(text):
             return general(raw)
         return text.decode() or None, None
 
@@ -89,14 +89,14 @@ def _unsplit(general: Decode) -> Decode:
 
 
 def _name(general: Decode) -> Decode:
-    is_padded, decode_again = _PADDED_NAME.search, lru_cache(maxsize=4096)(general)
+    is_padded, decode_cached = _PADDED_NAME.search, lru_cache(maxsize=4096)(general)
 
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
         text = raw.strip(_PADDING)
-        may_be_padded = _SEVERAL in text or text.endswith(b"=")
+        may_be_padded = _BACKSLASH in text or text.endswith(b"=")
         if not raw.isascii() or _ESCAPE in raw or (may_be_padded and is_padded(text)):
-            # slow, and the names are few
-            return decode_again(raw) if len(raw) < _LONGEST_NAME else general(raw)
+            # slow, and there are few different names
+            return decode_cached(raw) if len(raw) < _MAX_CACHED_NAME else general(raw)
         return text.decode() or None, None
 
     return plain
@@ -109,7 +109,7 @@ def _integer(general: Decode) -> Decode:
         text = raw.strip(_PADDING)
         if not text:
             return None, None
-        if len(text) <= _LONGEST_INTEGER and (text.isdigit() or fullmatch(text)):
+        if len(text) <= _MAX_INTEGER and (text.isdigit() or fullmatch(text)):
             return int(text), None
         return general(raw)
 
@@ -123,7 +123,7 @@ def _number(general: Decode) -> Decode:
         text = raw.strip(_PADDING)
         if not text:
             return None, None
-        return (float(text), None) if len(text) < _LONGEST_NUMBER and fullmatch(text) else general(raw)
+        return (float(text), None) if len(text) < _MAX_NUMBER and fullmatch(text) else general(raw)
 
     return plain
 
@@ -136,9 +136,9 @@ def _numbers(general: Decode) -> Decode:
         if not text:
             return None, None
         if fullmatch(text):
-            found = list(map(float, text.split(b"\\")))
-            if len(text) < _LONGEST_NUMBER or all(map(math.isfinite, found)):
-                return found, None
+            numbers = list(map(float, text.split(b"\\")))
+            if len(text) < _MAX_NUMBER or all(map(math.isfinite, numbers)):
+                return numbers, None
         return general(raw)
 
     return plain
@@ -146,7 +146,7 @@ def _numbers(general: Decode) -> Decode:
 
 def _date(general: Decode) -> Decode:
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
-        if len(raw) == 8 and (date := _day(raw)):
+        if len(raw) == 8 and (date := _date_of_digits(raw)):
             return date, None
         return general(raw)
 
@@ -154,8 +154,8 @@ def _date(general: Decode) -> Decode:
 
 
 @lru_cache(maxsize=1 << 14)
-def _day(raw: bytes) -> datetime.date | None:
-    """The date that eight digits are. A file has the same one several times, and many files have it."""
+def _date_of_digits(raw: bytes) -> datetime.date | None:
+    """The date of eight digits. A file has the same one several times, and so have other files."""
     try:
         return datetime.date(int(raw[:4]), int(raw[4:6]), int(raw[6:])) if raw.isdigit() else None
     except ValueError:
@@ -182,7 +182,7 @@ def _short(general: Decode) -> Decode:
     return plain
 
 
-_SHORT_CUTS: dict[tuple[Kind, str], Callable[[Decode], Decode]] = {
+_SHORTCUTS: dict[tuple[Kind, str], Callable[[Decode], Decode]] = {
     ("text", "UI"): _text,
     ("text", "CS"): _text,
     ("text", "TM"): _text,

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from dicom_etl.headers.batch import Batch
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.headers.fast import Base, Row
-from dicom_etl.headers.tag_profile import FILLED, TagProfile, code_of, joined
+from dicom_etl.headers.columns import HeaderColumns
+from dicom_etl.headers.row import Row, SharedValues
+from dicom_etl.headers.tag_profile import FILLED, TagProfile, element_code, pack_codes
 
 NAMES = [column.name for column in catalogue()]
-LAYOUT = TagProfile(joined([code_of(0x00100010, FILLED)]))
+LAYOUT = TagProfile(pack_codes([element_code(0x00100010, FILLED)]))
 
 
-def base(varied: tuple[str, ...] = (), **values: Any) -> Base:
+def base(varied: tuple[str, ...] = (), **values: Any) -> SharedValues:
     """A base with these values, and columns that vary."""
-    return Base(tuple(values.get(name) for name in NAMES), tuple(NAMES.index(name) for name in varied), LAYOUT)
+    return SharedValues(tuple(values.get(name) for name in NAMES), tuple(NAMES.index(name) for name in varied), LAYOUT)
 
 
-def row(base_: Base, *changed: Any) -> Row:
+def row(shared: SharedValues, *changed: Any) -> Row:
     """A row of a base."""
-    return Row(base_, changed, LAYOUT, (), False, False)
+    return Row(shared, changed, LAYOUT, (), False, False)
 
 
 def columns_of(*rows: Row) -> dict[str, list[Any]]:
     """The columns, in the order in which the rows were added."""
-    batch = Batch()
+    batch = HeaderColumns()
     for number, one in enumerate(rows):
         batch.add(number, one)
-    numbers, tag_profiles, columns = batch.columns()
+    numbers, tag_profiles, columns = batch.to_columns()
     assert tag_profiles.to_pylist() == [LAYOUT.id] * len(rows)
     order = sorted(range(len(rows)), key=numbers.__getitem__)
     return {
@@ -78,9 +78,9 @@ def test_numbers_that_are_equal_and_not_the_same_stay_apart() -> None:
 
 def test_columns_may_be_asked_for_again_when_there_are_more_rows() -> None:
     many = base(("SOPInstanceUID",), Modality="MR")
-    batch = Batch()
+    batch = HeaderColumns()
     for number in range(80):
         batch.add(number, row(many, str(number)))
         if number == 39:
-            assert batch.columns()[2]["SOPInstanceUID"].to_pylist() == [str(n) for n in range(40)]
-    assert batch.columns()[2]["SOPInstanceUID"].to_pylist() == [str(n) for n in range(80)]
+            assert batch.to_columns().columns["SOPInstanceUID"].to_pylist() == [str(n) for n in range(40)]
+    assert batch.to_columns().columns["SOPInstanceUID"].to_pylist() == [str(n) for n in range(80)]

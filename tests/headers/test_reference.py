@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from dicom_etl.headers import reader
-from dicom_etl.headers.reader import NotRead, read_header
+from dicom_etl.headers import reference
+from dicom_etl.headers.reference import NoRowError, read_header
 from tests.headers.files import (
     BIG_ENDIAN,
     DEFLATED,
@@ -97,7 +97,7 @@ def test_without_sop_class_or_instance_there_is_no_row(present: str, absent: str
 
 
 def test_the_message_names_the_uid_that_is_missing() -> None:
-    with pytest.raises(NotRead) as caught:
+    with pytest.raises(NoRowError) as caught:
         read(part10(element("SOPClassUID", b"1.2.3") + element("StudyInstanceUID", b"1.2")))
     assert caught.value.message == "SOPInstanceUID absent or empty"
 
@@ -194,7 +194,7 @@ def cut_everywhere(content: bytes) -> dict[int, Any]:
     for length in range(len(content)):
         try:
             found[length] = read_header(io.BytesIO(content[:length]), "1.dcm", length)
-        except NotRead as why:
+        except NoRowError as why:
             found[length] = why.kind
     return found
 
@@ -225,7 +225,7 @@ def test_a_cut_image_gives_no_row_or_one_that_says_so(whole: str) -> None:
     silent = [
         length
         for length, found in cut_everywhere(WHOLE[whole]()).items()
-        if not isinstance(found, str) and not found.pixel_data_cut and not found.pixel_data_absent
+        if not isinstance(found, str) and not found.pixel_data_truncated and not found.pixel_data_absent
     ]
     assert silent == []
 
@@ -234,8 +234,9 @@ def test_a_cut_image_gives_no_row_or_one_that_says_so(whole: str) -> None:
 def test_a_file_cut_in_its_pixel_data_has_the_whole_header(whole: str) -> None:
     content = WHOLE[whole]()
     header = read(content)
-    assert not header.pixel_data_cut
-    cut = [found for found in cut_everywhere(content).values() if not isinstance(found, str) and found.pixel_data_cut]
+    assert not header.pixel_data_truncated
+    rows = [found for found in cut_everywhere(content).values() if not isinstance(found, str)]
+    cut = [row for row in rows if row.pixel_data_truncated]
     assert len(cut) >= 64
     assert {(found.values, found.tag_profile) for found in cut} == {(header.values, header.tag_profile)}
 
@@ -277,12 +278,12 @@ def test_a_report_cut_in_its_last_element_gives_no_row(last: bytes) -> None:
 
 def test_a_whole_image_is_neither_cut_nor_without_pixels() -> None:
     headers = [read(instance(*BODY, pixels, syntax=s)) for pixels, s in ((PIXELS, EXPLICIT), (FRAGMENTS, JPEG))]
-    assert [(header.pixel_data_cut, header.pixel_data_absent) for header in headers] == [(False, False)] * 2
+    assert [(header.pixel_data_truncated, header.pixel_data_absent) for header in headers] == [(False, False)] * 2
 
 
 def test_trailing_padding_after_fragments_is_no_cut() -> None:
     content = instance(*BODY, FRAGMENTS, element(0xFFFCFFFC, bytes(30), "OB"), syntax=JPEG)
-    assert not read(content).pixel_data_cut
+    assert not read(content).pixel_data_truncated
 
 
 def test_an_image_without_pixel_data_says_so() -> None:
@@ -301,9 +302,9 @@ def test_of_the_shipped_files_those_that_are_cut_are_known() -> None:
     for path in shipped():
         try:
             with path.open("rb") as file:
-                if read_header(file, path.name, path.stat().st_size).pixel_data_cut:
+                if read_header(file, path.name, path.stat().st_size).pixel_data_truncated:
                     cut.append(path.name)
-        except NotRead as why:
+        except NoRowError as why:
             if why.code == "header-truncated":
                 cut.append(path.name)
     assert cut == ["MR_truncated.dcm", "rtplan_truncated.dcm"]
@@ -352,33 +353,36 @@ def undefined(tag: int, vr: str) -> bytes:
 
 
 HOSTILE: dict[str, tuple[Callable[[], bytes], set[str]]] = {
-    "deep nesting of undefined length": (lambda: instance(nested(20_000, defined=False)), {"unreadable unreadable"}),
+    "deep nesting of undefined length": (
+        lambda: instance(nested(20_000, defined=False)),
+        {"unreadable header-unreadable"},
+    ),
     "deep nesting of defined length": (lambda: instance(nested(2_000, defined=True)), {"row"}),
     "a length of four gigabytes": (
         lambda: instance(element("PatientID", b"x", "UT", length=UNDEFINED - 1)),
-        {"unreadable header-truncated", "unreadable unreadable"},
+        {"unreadable header-truncated", "unreadable header-unreadable"},
     ),
     "a sequence of four gigabytes": (
         lambda: instance(element("ProcedureCodeSequence", item(b"x"), length=UNDEFINED - 1)),
-        {"unreadable header-truncated", "unreadable unreadable"},
+        {"unreadable header-truncated", "unreadable header-unreadable"},
     ),
     "an item of four gigabytes": (
         lambda: instance(
             sequence("ProcedureCodeSequence", struct.pack("<HHL", 0xFFFE, 0xE000, UNDEFINED - 1), defined=False)
         ),
-        {"unreadable header-truncated", "unreadable unreadable"},
+        {"unreadable header-truncated", "unreadable header-unreadable"},
     ),
     "a meta group of four gigabytes": (
         lambda: bytes(128) + b"DICM" + element(0x00020000, b"\xfe\xff\xff\xff", "UL") + b"".join(uids()),
-        {"row", "unreadable header-truncated", "unreadable unreadable", "unreadable required-uid-missing"},
+        {"row", "unreadable header-truncated", "unreadable header-unreadable", "unreadable required-uid-missing"},
     ),
     "a value that never ends": (lambda: instance(undefined(0x00291010, "OB")), {"unreadable header-truncated"}),
     "an unknown value that never ends": (
         lambda: instance(undefined(0x00291010, "UN")),
-        {"unreadable header-truncated", "unreadable unreadable"},
+        {"unreadable header-truncated", "unreadable header-unreadable"},
     ),
     "pixels that never end": (lambda: instance(PIXELS[:8] + b"\xff" * 4 + bytes(4000)), {"row"}),
-    "a bomb": (bomb, {"unreadable unreadable"}),
+    "a bomb": (bomb, {"unreadable header-unreadable"}),
     "two hundred thousand items": (lambda: instance(many_items()), {"row"}),
 }
 
@@ -401,7 +405,7 @@ def test_a_hostile_file_ends_in_bounded_time_and_memory(tmp_path: Path, case: st
 
 
 def test_a_header_of_too_many_elements_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_MOST_READS", 500)
+    monkeypatch.setattr(reference, "MAX_READS", 500)
     many = [element(0x00211000 + number, b"", "LO") for number in range(600)]
     assert refused(instance(*many, PIXELS)) == ("unreadable", "header-unreadable")
 
@@ -420,7 +424,7 @@ def outcome(content: bytes) -> str:
     """`row`, or the kind of a file that gives none."""
     try:
         return "row" if values(read(content))["SOPInstanceUID"] else "no identity"
-    except NotRead as why:
+    except NoRowError as why:
         return why.kind
 
 
