@@ -176,7 +176,7 @@ _FILE_COLUMNS = (
 @cache
 def header_table() -> Table:
     """The header table: the location of a file, then the columns of the catalogue."""
-    tags = tuple(Column(column.name, column.arrow_type, column.why) for column in catalogue())
+    tags = tuple(Column(column.name, column.arrow_type, column.used_for) for column in catalogue())
     return Table(
         "headers",
         "headers/{dataset}/{shard}.parquet",
