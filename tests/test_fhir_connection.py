@@ -1,4 +1,4 @@
-"""The connection that the settings describe: authentication, certificates, and the server's name."""
+"""The FHIR server of the settings: authentication, certificates, and the server's name."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ def ask(client: FhirClient) -> list[Any]:
     return asyncio.run(whole())
 
 
-def refusal(client: FhirClient) -> FhirError:
+def get_error(client: FhirClient) -> FhirError:
     [error] = ask(client)
     assert isinstance(error, FhirError)
     return error
@@ -64,13 +64,13 @@ def test_each_authentication_is_one_header(
     with run_proxy(rule=lambda _: Reply(200, ANSWER)) as server:
         url = server.url.replace("://", f"://{login}@") if login else server.url
         assert ask(open_client(FhirSettings(url=url, **fhir))) == [RESOURCE]
-        [asked] = server.requests
-    assert asked.headers.get(header) == value
-    assert {"Authorization", "X-API-Key"} & set(asked.headers) <= {header}
+        [request] = server.requests
+    assert request.headers.get(header) == value
+    assert {"Authorization", "X-API-Key"} & set(request.headers) <= {header}
 
 
 @pytest.mark.parametrize(
-    ("fhir", "said"),
+    ("fhir", "text"),
     [
         (
             {"auth": "bearer"},
@@ -95,26 +95,26 @@ def test_each_authentication_is_one_header(
         ({"client_id": "c"}, 'fhir.client_id is set but would not be used: set fhir.auth = "oauth2"'),
     ],
 )
-def test_what_is_missing_is_one_sentence(fhir: Any, said: str) -> None:
+def test_missing_settings_are_named_in_one_sentence(fhir: Any, text: str) -> None:
     with pytest.raises(SettingsError) as refused:
         choose_authentication(FhirSettings(url=URL, **fhir))
-    assert str(refused.value) == said
+    assert str(refused.value) == text
 
 
-def test_a_key_that_would_not_be_sent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_would_not_be_used_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DICOM_ETL_FHIR_API_KEY", "k")
     with pytest.raises(SettingsError, match=r'API_KEY is set but would not be used: set fhir.auth = "api-key"'):
         choose_method(FhirSettings(url=URL))
 
 
-def test_a_colon_in_the_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_colon_in_the_username_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DICOM_ETL_FHIR_PASSWORD", "p")
     with pytest.raises(SettingsError, match=r"fhir\.username contains a colon"):
         choose_authentication(FhirSettings(url=URL, auth="basic", username="a:b"))
 
 
 @pytest.mark.parametrize(
-    ("fhir", "words"),
+    ("fhir", "text"),
     [
         ({}, "set fhir.auth, or check the token (DICOM_ETL_FHIR_TOKEN, or"),
         ({"auth": "bearer"}, "check the token (DICOM_ETL_FHIR_TOKEN, or the file that fhir.token_file names)"),
@@ -122,33 +122,31 @@ def test_a_colon_in_the_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         ({"auth": "api-key"}, "check fhir.api_key_header and the API key (DICOM_ETL_FHIR_API_KEY"),
     ],
 )
-def test_a_401_says_what_to_look_at(monkeypatch: pytest.MonkeyPatch, fhir: Any, words: str) -> None:
+def test_the_error_for_a_401_says_what_to_check(monkeypatch: pytest.MonkeyPatch, fhir: Any, text: str) -> None:
     if fhir:
         for name in ("TOKEN", "PASSWORD", "API_KEY"):
             monkeypatch.setenv(f"DICOM_ETL_FHIR_{name}", "x-secret")
     with run_proxy(rule=lambda _: Reply(401)) as server:
-        error = refusal(open_client(FhirSettings(url=server.url, **fhir)))
-        assert len(server.requests) == 1  # what never changes is not tried twice
-    assert words in str(error)
+        error = get_error(open_client(FhirSettings(url=server.url, **fhir)))
+        assert len(server.requests) == 1  # a fixed header is not sent twice
+    assert text in str(error)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "text"),
     [(None, "cannot be read: No such file"), ("no certificate", "contains no certificate in PEM format")],
 )
-def test_a_file_of_authorities_that_cannot_be_used_is_one_sentence(
-    tmp_path: Path, content: str | None, said: str
-) -> None:
+def test_an_invalid_ca_file_is_one_sentence(tmp_path: Path, content: str | None, text: str) -> None:
     file = tmp_path / "ca.pem"
     if content:
         file.write_text(content)
     with pytest.raises(SettingsError) as refused:
         open_client(FhirSettings(url=URL, ca_file=str(file)))
-    assert str(refused.value).startswith(f"fhir.ca_file {file} {said}")
+    assert str(refused.value).startswith(f"fhir.ca_file {file} {text}")
     assert refused.value.__context__ is None
 
 
-def test_the_time_allowed_fits_a_change_of_50_000_instances_on_a_slow_server() -> None:
+def test_the_time_limit_suffices_for_a_study_of_50_000_instances() -> None:
     assert FhirSettings().timeout_seconds > 10 * 42
 
 
@@ -163,5 +161,5 @@ def test_the_time_allowed_fits_a_change_of_50_000_instances_on_a_slow_server() -
         ("http://h:80/a_b/", "h_80_a_b-921d7fa8"),
     ],
 )
-def test_the_name_of_a_server_is_readable_and_contains_no_credentials(url: str, name: str) -> None:
+def test_a_server_name_is_readable_and_has_no_credentials(url: str, name: str) -> None:
     assert get_server_name(url) == name

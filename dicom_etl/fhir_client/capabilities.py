@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 UPLOADED_TYPES = ("Patient", "Endpoint", "ImagingStudy")
 _VERSIONS = {"R4": ("4.0.", "4.1.", "4.3."), "R5": ("5.0.",)}
-_RETRY_SECONDS = 5.0  # so that a person at a terminal soon learns that the server is down
+RETRY_SECONDS = 5.0  # so that a person at a terminal soon learns that the server is down
 _ANSWER_SECONDS = 60.0  # a server that has just started may need much time to compute its statement
 
 
@@ -101,7 +101,7 @@ async def check_server(client: FhirClient, fhir_version: str, client_assigned_id
     """
     failure: UnreachableError | UnsuitableServerError
     try:
-        capabilities = await client.capabilities(retry_seconds=_RETRY_SECONDS, timeout_seconds=_ANSWER_SECONDS)
+        capabilities = await client.capabilities(retry_seconds=RETRY_SECONDS, timeout_seconds=_ANSWER_SECONDS)
     except UnreachableError:
         raise
     except InvalidAnswerError as error:

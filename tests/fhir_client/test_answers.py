@@ -1,6 +1,6 @@
-"""Answers that are not what they should be: each is an error of the class that follows, and none is believed.
+"""Validation of answers: which are accepted, and which error each other one is.
 
-Tables of status and body, then every node of a valid answer replaced by something else.
+There are tables of status and body; at the end, every node of valid answers is replaced by other JSON.
 """
 
 import asyncio
@@ -24,24 +24,25 @@ from dicom_etl.fhir_client import (
     ServerFailureError,
     ServerResource,
     WriteResult,
+    bundles,
 )
 from dicom_etl.fhir_client.answers import ReceivedAnswer, read_capability_statement, read_put_result, read_resource
-from dicom_etl.fhir_client.bundles import read_history, read_search_page, read_transaction_results
+from dicom_etl.fhir_client.bundles import read_search_page, read_transaction_results
 from dicom_etl.fhir_client.capabilities import Capabilities
 from dicom_etl.fhir_client.transport import Answer
 from tests.support.fhir_answers import (
     STATEMENT,
-    conditional,
-    fail,
-    following,
+    conditional_request,
+    get_error,
     json_reply,
+    next_link,
     no_pause,
-    outcome,
+    operation_outcome,
     patient,
     run,
     searchset,
     transaction_response,
-    write,
+    write_request,
 )
 from tests.support.proxy import Reply, run_proxy
 
@@ -60,20 +61,20 @@ async def read_version(client: FhirClient) -> Any:
     return await client.read_version("Patient", "a", "7")
 
 
-async def history(client: FhirClient) -> Any:
+async def read_history(client: FhirClient) -> Any:
     return await client.read_history("Patient", "a")
 
 
 async def put(client: FhirClient) -> Any:
-    return await client.put(write())
+    return await client.put(write_request())
 
 
 async def put_conditionally(client: FhirClient) -> Any:
-    return await client.put(conditional("x"))
+    return await client.put(conditional_request("x"))
 
 
 async def transaction(client: FhirClient) -> Any:
-    return await client.transaction([write("a"), write("b")])
+    return await client.transaction([write_request("a"), write_request("b")])
 
 
 async def delete(client: FhirClient) -> Any:
@@ -84,14 +85,13 @@ async def capabilities(client: FhirClient) -> Any:
     return await client.capabilities()
 
 
-CALLS = (search, read, read_version, history, put, transaction, delete, capabilities)
-NEED_A_BODY = (search, read, read_version, history, transaction, capabilities)
+CALLS = (search, read, read_version, read_history, put, transaction, delete, capabilities)
+CALLS_THAT_NEED_A_BODY = (search, read, read_version, read_history, transaction, capabilities)
 
-# -- a success status with something else -----------------------------------------------------------------------------
 
 NOT_FHIR: dict[str, Reply] = {
-    "an OperationOutcome with an error": json_reply(outcome("exception", "search index is being rebuilt")),
-    "a fatal OperationOutcome": json_reply(outcome("exception", "search index is being rebuilt", "fatal")),
+    "an OperationOutcome with an error": json_reply(operation_outcome("exception", "search index is being rebuilt")),
+    "a fatal OperationOutcome": json_reply(operation_outcome("exception", "search index is being rebuilt", "fatal")),
     "an OperationOutcome of null": json_reply({"resourceType": "OperationOutcome", "issue": None}),
     "an OperationOutcome of numbers": json_reply({"resourceType": "OperationOutcome", "issue": [1]}),
     "an OperationOutcome without severity": json_reply({"resourceType": "OperationOutcome", "issue": [{}]}),
@@ -120,43 +120,41 @@ NOT_FHIR: dict[str, Reply] = {
 }
 
 
-@pytest.mark.parametrize("reply", NOT_FHIR.values(), ids=NOT_FHIR)
-@pytest.mark.parametrize("call", CALLS)
-def test_a_success_that_is_none_is_invalid_and_tried_three_times(call: Any, reply: Reply) -> None:
-    with run_proxy(rule=lambda _: reply) as server:
-        error = fail(server.url, call)
-        requests = [asked for asked in server.requests if asked.path != "metadata" or call is capabilities]
-    assert type(error) is InvalidAnswerError
-    assert (error.status, error.attempts, len(requests), error.may_have_arrived) == (200, 3, 3, True)
-    assert str(error).startswith("HTTP 200: the answer ")
-    assert len(str(error).splitlines()) == 1
-    assert error.__cause__ is error.__context__ is None
-    if b"index is being rebuilt" in reply.body:
-        # what was searched for is not in it, and what explains is kept
-        assert "search index is being rebuilt" in str(error)
+class TestSuccessStatus:
+    @pytest.mark.parametrize("reply", NOT_FHIR.values(), ids=NOT_FHIR)
+    @pytest.mark.parametrize("call", CALLS)
+    def test_an_invalid_body_is_an_error_after_three_attempts(self, call: Any, reply: Reply) -> None:
+        with run_proxy(rule=lambda _: reply) as server:
+            error = get_error(server.url, call)
+            requests = [request for request in server.requests if request.path != "metadata" or call is capabilities]
+        assert type(error) is InvalidAnswerError
+        assert (error.status, error.attempts, len(requests), error.may_have_arrived) == (200, 3, 3, True)
+        assert str(error).startswith("HTTP 200: the answer ")
+        assert len(str(error).splitlines()) == 1
+        assert error.__cause__ is error.__context__ is None
+        if b"index is being rebuilt" in reply.body:
+            # no identifying value, so that the text remains
+            assert "search index is being rebuilt" in str(error)
 
+    @pytest.mark.parametrize("status", [200, 201, 202, 204, 206])
+    @pytest.mark.parametrize("call", CALLS_THAT_NEED_A_BODY)
+    def test_an_empty_body_is_invalid_if_one_is_required(self, call: Any, status: int) -> None:
+        with run_proxy(rule=lambda _: Reply(status)) as server:
+            assert type(get_error(server.url, call)) is InvalidAnswerError
 
-@pytest.mark.parametrize("status", [200, 201, 202, 204, 206])
-@pytest.mark.parametrize("call", NEED_A_BODY)
-def test_an_empty_answer_is_invalid_where_a_body_is_needed(call: Any, status: int) -> None:
-    with run_proxy(rule=lambda _: Reply(status)) as server:
-        assert type(fail(server.url, call)) is InvalidAnswerError
-
-
-@pytest.mark.parametrize("reply", [Reply(202), Reply(204), Reply(206), Reply(299)], ids=lambda reply: str(reply.status))
-def test_a_put_is_stored_only_by_200_and_201(reply: Reply) -> None:
-    with run_proxy(rule=lambda _: reply) as server:
-        assert type(fail(server.url, put)) is InvalidAnswerError
-
-
-# -- searches ---------------------------------------------------------------------------------------------------------
+    @pytest.mark.parametrize(
+        "reply", [Reply(202), Reply(204), Reply(206), Reply(299)], ids=lambda reply: str(reply.status)
+    )
+    def test_only_200_and_201_confirm_a_put(self, reply: Reply) -> None:
+        with run_proxy(rule=lambda _: reply) as server:
+            assert type(get_error(server.url, put)) is InvalidAnswerError
 
 
 def bundle(**more: Any) -> Reply:
     return json_reply({"resourceType": "Bundle", "type": "searchset"} | more)
 
 
-ODD_SEARCHSETS: dict[str, Reply] = {
+INVALID_SEARCHSETS: dict[str, Reply] = {
     "entry is null": bundle(entry=None),
     "entry is an object": bundle(entry={}),
     "entry is a list of numbers": bundle(entry=[1]),
@@ -168,9 +166,9 @@ ODD_SEARCHSETS: dict[str, Reply] = {
     "a resource whose type is a number": bundle(entry=[{"resource": {"resourceType": 1, "id": "a"}}]),
     "a resource without an id": bundle(entry=[{"resource": {"resourceType": "Patient"}}]),
     "a resource whose id is a number": bundle(entry=[{"resource": {"resourceType": "Patient", "id": 1}}]),
-    "an entry with an error": bundle(entry=[{"resource": outcome("exception", "shard 2 failed")}]),
+    "an entry with an error": bundle(entry=[{"resource": operation_outcome("exception", "shard 2 failed")}]),
     "an outcome with an error": bundle(
-        entry=[{"resource": outcome("exception", "shard 2 failed"), "search": {"mode": "outcome"}}]
+        entry=[{"resource": operation_outcome("exception", "shard 2 failed"), "search": {"mode": "outcome"}}]
     ),
     "link is null": bundle(link=None),
     "link is an object": bundle(link={"relation": "next", "url": "x"}),
@@ -190,15 +188,7 @@ ODD_SEARCHSETS: dict[str, Reply] = {
     "total is larger and there is nothing": bundle(total=1),
 }
 
-
-@pytest.mark.parametrize("reply", ODD_SEARCHSETS.values(), ids=ODD_SEARCHSETS)
-def test_a_searchset_that_cannot_be_read_is_never_nothing_found(reply: Reply) -> None:
-    with run_proxy(rule=lambda _: reply) as server:
-        error = fail(server.url, search)
-    assert type(error) is InvalidAnswerError
-
-
-FINE_SEARCHSETS: dict[str, tuple[Reply, list[str]]] = {
+VALID_SEARCHSETS: dict[str, tuple[Reply, list[str]]] = {
     "no entry at all": (bundle(), []),
     "no entry, and a total of none": (bundle(total=0), []),
     "an empty list": (bundle(entry=[], link=[]), []),
@@ -216,7 +206,10 @@ FINE_SEARCHSETS: dict[str, tuple[Reply, list[str]]] = {
         ),
         ["a"],
     ),
-    "a remark": (bundle(entry=[{"resource": patient()}, {"resource": outcome("x", "slow", "warning")}]), ["a"]),
+    "a warning": (
+        bundle(entry=[{"resource": patient()}, {"resource": operation_outcome("x", "slow", "warning")}]),
+        ["a"],
+    ),
     "an outcome without issues": (
         bundle(entry=[{"resource": {"resourceType": "OperationOutcome"}, "search": {"mode": "outcome"}}]),
         [],
@@ -226,120 +219,123 @@ FINE_SEARCHSETS: dict[str, tuple[Reply, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("reply", "ids"), FINE_SEARCHSETS.values(), ids=FINE_SEARCHSETS)
-def test_what_a_searchset_may_leave_out_or_add_is_fine(reply: Reply, ids: list[str]) -> None:
-    with run_proxy(rule=lambda _: reply) as server:
-        assert [resource["id"] for resource in run(server.url, search)] == ids
+class TestSearches:
+    @pytest.mark.parametrize("reply", INVALID_SEARCHSETS.values(), ids=INVALID_SEARCHSETS)
+    def test_an_invalid_searchset_is_never_an_empty_result(self, reply: Reply) -> None:
+        with run_proxy(rule=lambda _: reply) as server:
+            error = get_error(server.url, search)
+        assert type(error) is InvalidAnswerError
+
+    @pytest.mark.parametrize(("reply", "ids"), VALID_SEARCHSETS.values(), ids=VALID_SEARCHSETS)
+    def test_optional_parts_of_a_searchset_are_accepted(self, reply: Reply, ids: list[str]) -> None:
+        with run_proxy(rule=lambda _: reply) as server:
+            assert [resource["id"] for resource in run(server.url, search)] == ids
 
 
-# -- reads ------------------------------------------------------------------------------------------------------------
+class TestReads:
+    @pytest.mark.parametrize("status", [404, 410])
+    @pytest.mark.parametrize("body", [b"", orjson.dumps(operation_outcome("not-found", "HAPI-2001: not known"))])
+    @pytest.mark.parametrize("call", [read, read_version, read_history])
+    def test_a_fhir_server_confirms_that_a_resource_does_not_exist(self, call: Any, body: bytes, status: int) -> None:
+        with run_proxy(rule=lambda _: Reply(status, body)) as server:
+            assert run(server.url, call) is None
+            assert len(server.requests) == 1
 
+    @pytest.mark.parametrize("status", [404, 410])
+    @pytest.mark.parametrize(
+        "body",
+        [b"<html>no such route</html>", b'{"error": "no such route"}', b"[]", b"null", b"default backend - 404"],
+    )
+    @pytest.mark.parametrize("call", [read, read_version, read_history, delete])
+    def test_the_404_of_a_gateway_is_an_error(self, call: Any, body: bytes, status: int) -> None:
+        with run_proxy(rule=lambda _: Reply(status, body)) as server:
+            error = get_error(server.url, call)
+        assert isinstance(error, NotFoundError)
+        assert (error.is_deleted, error.is_confirmed) == (status == 410, False)
 
-@pytest.mark.parametrize("status", [404, 410])
-@pytest.mark.parametrize("body", [b"", orjson.dumps(outcome("not-found", "HAPI-2001: not known"))])
-@pytest.mark.parametrize("call", [read, read_version, history])
-def test_only_a_fhir_server_says_that_there_is_nothing(call: Any, body: bytes, status: int) -> None:
-    with run_proxy(rule=lambda _: Reply(status, body)) as server:
-        assert run(server.url, call) is None
-        assert len(server.requests) == 1
+    @pytest.mark.parametrize(
+        "resource",
+        [
+            patient("b"),
+            patient(None),  # type: ignore[arg-type]
+            {"resourceType": "Patient"},
+            {"resourceType": "Patient", "id": ["a"]},
+            operation_outcome("informational", "here it is", "information"),
+        ],
+    )
+    @pytest.mark.parametrize("call", [read, read_version])
+    def test_a_read_accepts_only_the_requested_resource(self, call: Any, resource: Any) -> None:
+        with run_proxy(rule=lambda _: json_reply(resource)) as server:
+            assert type(get_error(server.url, call)) is InvalidAnswerError
 
-
-@pytest.mark.parametrize("status", [404, 410])
-@pytest.mark.parametrize(
-    "body",
-    [b"<html>no such route</html>", b'{"error": "no such route"}', b"[]", b"null", b"default backend - 404"],
-)
-@pytest.mark.parametrize("call", [read, read_version, history, delete])
-def test_the_404_of_a_gateway_is_an_error(call: Any, body: bytes, status: int) -> None:
-    with run_proxy(rule=lambda _: Reply(status, body)) as server:
-        error = fail(server.url, call)
-    assert isinstance(error, NotFoundError)
-    assert (error.is_deleted, error.is_confirmed) == (status == 410, False)
-
-
-@pytest.mark.parametrize(
-    "resource",
-    [
-        patient("b"),
-        patient(None),  # type: ignore[arg-type]
-        {"resourceType": "Patient"},
-        {"resourceType": "Patient", "id": ["a"]},
-        outcome("informational", "here it is", "information"),
-    ],
-)
-@pytest.mark.parametrize("call", [read, read_version])
-def test_a_read_gives_that_resource_and_no_other(call: Any, resource: Any) -> None:
-    with run_proxy(rule=lambda _: json_reply(resource)) as server:
-        assert type(fail(server.url, call)) is InvalidAnswerError
-
-
-def test_a_version_that_was_not_asked_for_is_not_taken() -> None:
-    with run_proxy(rule=lambda _: json_reply(patient(version="8"))) as server:
-        assert type(fail(server.url, read_version)) is InvalidAnswerError
-        server.rule = lambda _: json_reply(patient(version="7"))
-        assert run(server.url, read_version) == ServerResource(patient(version="7"))
-        server.rule = lambda _: json_reply(patient(version=None))
-        assert run(server.url, read_version) == ServerResource(patient(version=None))
-
-
-# -- histories --------------------------------------------------------------------------------------------------------
+    def test_a_read_accepts_only_the_requested_version(self) -> None:
+        with run_proxy(rule=lambda _: json_reply(patient(version="8"))) as server:
+            assert type(get_error(server.url, read_version)) is InvalidAnswerError
+            server.rule = lambda _: json_reply(patient(version="7"))
+            assert run(server.url, read_version) == ServerResource(patient(version="7"))
+            server.rule = lambda _: json_reply(patient(version=None))
+            assert run(server.url, read_version) == ServerResource(patient(version=None))
 
 
 def versions(*entries: Any) -> Reply:
     return json_reply({"resourceType": "Bundle", "type": "history", "entry": list(entries)})
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        versions(None),
-        versions([]),
-        versions({"resource": []}),
-        versions({"resource": {"id": "a"}}),
-        versions({"resource": patient("b")}),
-        versions({"resource": {"resourceType": "Basic", "id": "a"}}),
-        versions({"resource": outcome("exception", "no index")}),
-        json_reply({"resourceType": "Bundle", "type": "history", "entry": None}),
-        json_reply({"resourceType": "Bundle", "type": "searchset"}),
-    ],
-)
-def test_a_history_that_cannot_be_read_is_invalid(reply: Reply) -> None:
-    with run_proxy(rule=lambda _: reply) as server:
-        assert type(fail(server.url, history)) is InvalidAnswerError
-
-
-def test_a_history_is_the_newest_first_with_none_for_deletions() -> None:
-    entries = (
-        {"request": {"method": "DELETE", "url": "Patient/a"}, "response": {"status": "204"}},
-        {"resource": patient(version="x-9"), "response": {"etag": 'W/"x-9"'}},
-        {"resource": patient(version="x-5"), "request": {"method": "DELETE"}},
-        {"resource": patient(version="x-4"), "request": None, "response": {"etag": "bare"}},
+class TestHistories:
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            versions(None),
+            versions([]),
+            versions({"resource": []}),
+            versions({"resource": {"id": "a"}}),
+            versions({"resource": patient("b")}),
+            versions({"resource": {"resourceType": "Basic", "id": "a"}}),
+            versions({"resource": operation_outcome("exception", "no index")}),
+            json_reply({"resourceType": "Bundle", "type": "history", "entry": None}),
+            json_reply({"resourceType": "Bundle", "type": "searchset"}),
+        ],
     )
-    with run_proxy(rule=lambda _: versions(*entries)) as server:
-        found = run(server.url, history)
-        assert [asked.path for asked in server.requests] == ["Patient/a/_history?_count=10&_since=1900-01-01T00:00:00Z"]
-    assert [version and (version.version, version.etag) for version in found] == [
-        None,
-        ("x-9", 'W/"x-9"'),
-        None,
-        ("x-4", ""),
-    ]
+    def test_an_invalid_history_is_an_error(self, reply: Reply) -> None:
+        with run_proxy(rule=lambda _: reply) as server:
+            assert type(get_error(server.url, read_history)) is InvalidAnswerError
 
+    def test_a_history_has_the_newest_first_and_none_for_deletions(self) -> None:
+        entries = (
+            {"request": {"method": "DELETE", "url": "Patient/a"}, "response": {"status": "204"}},
+            {"resource": patient(version="x-9"), "response": {"etag": 'W/"x-9"'}},
+            {"resource": patient(version="x-5"), "request": {"method": "DELETE"}},
+            {"resource": patient(version="x-4"), "request": None, "response": {"etag": "bare"}},
+        )
+        with run_proxy(rule=lambda _: versions(*entries)) as server:
+            history = run(server.url, read_history)
+            assert [request.path for request in server.requests] == [
+                "Patient/a/_history?_count=10&_since=1900-01-01T00:00:00Z"
+            ]
+        assert [version and (version.version, version.etag) for version in history] == [
+            None,
+            ("x-9", 'W/"x-9"'),
+            None,
+            ("x-4", ""),
+        ]
 
-@pytest.mark.parametrize("reply", [Reply(405), Reply(501), json_reply(outcome("not-supported", "no history"), 400)])
-def test_a_server_without_histories_is_told_apart_from_one_that_fails(reply: Reply) -> None:
-    with run_proxy(rule=lambda _: reply) as server:
-        assert run(server.url, history) is None
-        assert len(server.requests) == 1
+    @pytest.mark.parametrize(
+        "reply", [Reply(405), Reply(501), json_reply(operation_outcome("not-supported", "no history"), 400)]
+    )
+    def test_a_server_without_histories_is_not_an_error(self, reply: Reply) -> None:
+        with run_proxy(rule=lambda _: reply) as server:
+            assert run(server.url, read_history) is None
+            assert len(server.requests) == 1
 
-
-# -- writes -----------------------------------------------------------------------------------------------------------
 
 PUTS: dict[str, tuple[Reply, WriteResult]] = {
     "nothing": (Reply(200), WriteResult(200, "a", "", "")),
     "blanks": (Reply(201, b" \r\n"), WriteResult(201, "a", "", "")),
     "the resource": (json_reply(patient(version="u-1"), 201), WriteResult(201, "a", "u-1", "")),
-    "a remark": (json_reply(outcome("informational", "stored", "information")), WriteResult(200, "a", "", "")),
+    "a warning": (
+        json_reply(operation_outcome("informational", "stored", "information")),
+        WriteResult(200, "a", "", ""),
+    ),
     "an ETag": (Reply(200, headers={"ETag": 'W/"7"'}), WriteResult(200, "a", "7", 'W/"7"')),
     "an ETag of a proxy": (Reply(200, headers={"ETag": 'W/"3-gzip"'}), WriteResult(200, "a", "3-gzip", 'W/"3-gzip"')),
     "a strong ETag": (Reply(200, headers={"ETag": '"x y"'}), WriteResult(200, "a", "x y", '"x y"')),
@@ -367,58 +363,54 @@ PUTS: dict[str, tuple[Reply, WriteResult]] = {
 }
 
 
-@pytest.mark.parametrize(("reply", "result"), PUTS.values(), ids=PUTS)
-def test_a_put_that_stored_names_its_version_or_does_not(reply: Reply, result: WriteResult) -> None:
-    with run_proxy(rule=lambda _: reply) as server:
-        assert run(server.url, put) == result
+class TestWrites:
+    @pytest.mark.parametrize(("reply", "result"), PUTS.values(), ids=PUTS)
+    def test_the_version_of_a_put_is_read_from_all_its_sources(self, reply: Reply, result: WriteResult) -> None:
+        with run_proxy(rule=lambda _: reply) as server:
+            assert run(server.url, put) == result
 
+    @pytest.mark.parametrize(
+        "content",
+        [patient("b"), {"resourceType": "Patient"}, {"resourceType": "Basic", "id": "a"}, searchset(patient())],
+    )
+    def test_a_put_answered_with_another_resource_is_not_stored(self, content: Any) -> None:
+        with run_proxy(rule=lambda _: json_reply(content)) as server:
+            assert type(get_error(server.url, put)) is InvalidAnswerError
 
-@pytest.mark.parametrize(
-    "content", [patient("b"), {"resourceType": "Patient"}, {"resourceType": "Basic", "id": "a"}, searchset(patient())]
-)
-def test_a_put_that_is_answered_with_another_resource_is_not_stored(content: Any) -> None:
-    with run_proxy(rule=lambda _: json_reply(content)) as server:
-        assert type(fail(server.url, put)) is InvalidAnswerError
+    @pytest.mark.parametrize(
+        ("reply", "server_id"),
+        [
+            (Reply(201, headers={"Location": "https://h/fhir/Patient/77/_history/1"}), "77"),
+            (json_reply(patient("78"), 201), "78"),
+            (Reply(200), ""),
+        ],
+    )
+    def test_a_conditional_put_has_the_id_of_the_server(self, reply: Reply, server_id: str) -> None:
+        with run_proxy(rule=lambda _: reply) as server:
+            assert run(server.url, put_conditionally).server_id == server_id
+            assert server.requests[0].path == "Patient?identifier=x"
 
+    @pytest.mark.parametrize(
+        ("reply", "existed"),
+        [
+            (Reply(200), True),
+            (Reply(204), True),
+            (Reply(202, b"<html>queued</html>"), True),
+            (json_reply(operation_outcome("informational", "deleted", "information")), True),
+            (Reply(404), False),
+            (json_reply(operation_outcome("not-found", "was never there"), 404), False),
+            (json_reply(operation_outcome("deleted", "is deleted"), 410), False),
+        ],
+    )
+    def test_a_deletion_returns_whether_the_resource_existed(self, reply: Reply, existed: bool) -> None:
+        with run_proxy(rule=lambda _: reply) as server:
+            assert run(server.url, delete) is existed
 
-@pytest.mark.parametrize(
-    ("reply", "server_id"),
-    [
-        (Reply(201, headers={"Location": "https://h/fhir/Patient/77/_history/1"}), "77"),
-        (json_reply(patient("78"), 201), "78"),
-        (Reply(200), ""),
-    ],
-)
-def test_a_conditional_put_has_the_id_that_the_server_names(reply: Reply, server_id: str) -> None:
-    with run_proxy(rule=lambda _: reply) as server:
-        assert run(server.url, put_conditionally).server_id == server_id
-        assert server.requests[0].path == "Patient?identifier=x"
+    def test_a_deletion_of_a_referenced_resource_is_a_conflict(self) -> None:
+        with run_proxy(rule=lambda _: Reply(409)) as server:
+            assert type(get_error(server.url, delete)) is ConflictError
+            assert len(server.requests) == 1
 
-
-@pytest.mark.parametrize(
-    ("reply", "gone"),
-    [
-        (Reply(200), True),
-        (Reply(204), True),
-        (Reply(202, b"<html>queued</html>"), True),
-        (json_reply(outcome("informational", "deleted", "information")), True),
-        (Reply(404), False),
-        (json_reply(outcome("not-found", "was never there"), 404), False),
-        (json_reply(outcome("deleted", "is deleted"), 410), False),
-    ],
-)
-def test_a_deletion_says_whether_something_was_there(reply: Reply, gone: bool) -> None:
-    with run_proxy(rule=lambda _: reply) as server:
-        assert run(server.url, delete) is gone
-
-
-def test_a_deletion_that_others_refer_to_is_a_conflict_and_not_repeated() -> None:
-    with run_proxy(rule=lambda _: Reply(409)) as server:
-        assert type(fail(server.url, delete)) is ConflictError
-        assert len(server.requests) == 1
-
-
-# -- failures, with whatever body -------------------------------------------------------------------------------------
 
 ODD_BODIES: dict[str, Any] = {
     "nothing": None,
@@ -443,36 +435,37 @@ STATUSES: dict[int, type[FhirError]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("status", "expected"), STATUSES.items())
-@pytest.mark.parametrize("call", [search, put, transaction])
-def test_a_status_has_its_class_whatever_the_body(call: Any, status: int, expected: type[FhirError]) -> None:
-    bodies = [b"" if body is None else orjson.dumps(body) for body in ODD_BODIES.values()]
-    bodies += [b"<html>", b"NaN", b"[" * 2_000, bytes(range(256))]
-    if status == 304:
-        bodies = [b""]  # has no body by definition
+class TestFailures:
+    @pytest.mark.parametrize(("status", "expected"), STATUSES.items())
+    @pytest.mark.parametrize("call", [search, put, transaction])
+    def test_the_class_of_an_error_follows_from_the_status(
+        self, call: Any, status: int, expected: type[FhirError]
+    ) -> None:
+        bodies = [b"" if body is None else orjson.dumps(body) for body in ODD_BODIES.values()]
+        bodies += [b"<html>", b"NaN", b"[" * 2_000, bytes(range(256))]
+        if status == 304:
+            bodies = [b""]  # has no body by definition
 
-    async def errors(url: str) -> list[FhirError]:
-        found = []
-        for body in bodies:
-            server.rule = lambda _, body=body: Reply(status, body)  # type: ignore[misc]
-            async with FhirClient(url, retry_seconds=0, sleep=no_pause) as client:
-                with pytest.raises(FhirError) as caught:
-                    await call(client)
-                found.append(caught.value)
-        return found
+        async def errors(url: str) -> list[FhirError]:
+            caught_errors = []
+            for body in bodies:
+                server.rule = lambda _, body=body: Reply(status, body)  # type: ignore[misc]
+                async with FhirClient(url, retry_seconds=0, sleep=no_pause) as client:
+                    with pytest.raises(FhirError) as caught:
+                        await call(client)
+                    caught_errors.append(caught.value)
+            return caught_errors
 
-    with run_proxy() as server:
-        for error in asyncio.run(errors(server.url)):
-            assert type(error) is expected
-            assert error.status == status
-            assert str(error).startswith(f"HTTP {status}: ")
-            assert len(str(error).splitlines()) == 1
+        with run_proxy() as server:
+            for error in asyncio.run(errors(server.url)):
+                assert type(error) is expected
+                assert error.status == status
+                assert str(error).startswith(f"HTTP {status}: ")
+                assert len(str(error).splitlines()) == 1
 
-
-# -- transactions -----------------------------------------------------------------------------------------------------
 
 OK: dict[str, Any] = {"status": "200 OK"}
-ODD_TRANSACTIONS: dict[str, Any] = {
+INVALID_TRANSACTIONS: dict[str, Any] = {
     "no entries": {"resourceType": "Bundle", "type": "transaction-response"},
     "too few": transaction_response(OK),
     "too many": transaction_response(OK, OK, OK),
@@ -486,54 +479,55 @@ ODD_TRANSACTIONS: dict[str, Any] = {
     "response is null": {"resourceType": "Bundle", "type": "transaction-response", "entry": [{"response": None}] * 2},
     "an entry that is a list": {"resourceType": "Bundle", "type": "transaction-response", "entry": [[], []]},
     "one resource twice": transaction_response(OK | {"location": "Patient/a"}, OK | {"location": "Patient/a"}),
-    "an outcome with an error": transaction_response(OK, OK | {"outcome": outcome("exception", "not stored")}),
+    "an outcome with an error": transaction_response(
+        OK, OK | {"outcome": operation_outcome("exception", "not stored")}
+    ),
     "the answer to a batch": {"resourceType": "Bundle", "type": "batch-response", "entry": [{"response": OK}] * 2},
     "the transaction itself": {"resourceType": "Bundle", "type": "transaction", "entry": []},
 }
 
 
-@pytest.mark.parametrize("answer", ODD_TRANSACTIONS.values(), ids=ODD_TRANSACTIONS)
-def test_a_transaction_whose_answer_cannot_be_read_is_not_stored(answer: Any) -> None:
-    with run_proxy(rule=lambda _: json_reply(answer)) as server:
-        assert type(fail(server.url, transaction)) is InvalidAnswerError
+class TestTransactions:
+    @pytest.mark.parametrize("answer", INVALID_TRANSACTIONS.values(), ids=INVALID_TRANSACTIONS)
+    def test_a_transaction_with_an_invalid_answer_is_not_stored(self, answer: Any) -> None:
+        with run_proxy(rule=lambda _: json_reply(answer)) as server:
+            assert type(get_error(server.url, transaction)) is InvalidAnswerError
+
+    @pytest.mark.parametrize("status", ["201", "201 Created", 201, "HTTP/1.1 201 Created", "HTTP/2 201", " 201"])
+    def test_the_status_of_an_entry_may_have_several_forms(self, status: Any) -> None:
+        with run_proxy(rule=lambda _: json_reply(transaction_response(OK, {"status": status}))) as server:
+            assert run(server.url, transaction) == [WriteResult(200, "a", "", ""), WriteResult(201, "b", "", "")]
+
+    @pytest.mark.parametrize(
+        ("status", "expected"),
+        [("400 Bad", RejectedError), (409, ConflictError), ("412", ConflictError), ("401", AccessDeniedError)],
+    )
+    def test_a_failed_entry_is_the_error_of_the_transaction(self, status: Any, expected: type[FhirError]) -> None:
+        answer = transaction_response(
+            OK, {"status": status, "outcome": operation_outcome("invalid", "HAPI-1821: no such code")}
+        )
+        with run_proxy(rule=lambda _: json_reply(answer)) as server:
+            error = get_error(server.url, transaction, retry_seconds=0)
+        assert type(error) is expected
+        assert "HAPI-1821: no such code" in str(error)
+        assert error.may_have_arrived
 
 
-@pytest.mark.parametrize("status", ["201", "201 Created", 201, "HTTP/1.1 201 Created", "HTTP/2 201", " 201"])
-def test_the_status_of_an_entry_is_understood_in_several_forms(status: Any) -> None:
-    with run_proxy(rule=lambda _: json_reply(transaction_response(OK, {"status": status}))) as server:
-        assert run(server.url, transaction) == [WriteResult(200, "a", "", ""), WriteResult(201, "b", "", "")]
+REPLACEMENTS: list[Any] = [None, True, 0, -1.5, "", "x", [], {}, [None], [[]], {"a": 1}, "é\u2028"]
 
 
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [("400 Bad", RejectedError), (409, ConflictError), ("412", ConflictError), ("401", AccessDeniedError)],
-)
-def test_a_failure_inside_a_success_is_that_of_the_whole(status: Any, expected: type[FhirError]) -> None:
-    answer = transaction_response(OK, {"status": status, "outcome": outcome("invalid", "HAPI-1821: no such code")})
-    with run_proxy(rule=lambda _: json_reply(answer)) as server:
-        error = fail(server.url, transaction, retry_seconds=0)
-    assert type(error) is expected
-    assert "HAPI-1821: no such code" in str(error)
-    assert error.may_have_arrived
-
-
-# -- every node of a valid answer, replaced ---------------------------------------------------------------------------
-
-ODD: list[Any] = [None, True, 0, -1.5, "", "x", [], {}, [None], [[]], {"a": 1}, "é\u2028"]
-
-
-def replaced(node: Any) -> Iterator[Any]:
-    """Every version of a JSON value in which one node is something else, or missing."""
-    yield from ODD
+def replace_nodes(node: Any) -> Iterator[Any]:
+    """All variants of a JSON value in which a node is other JSON, or is missing."""
+    yield from REPLACEMENTS
     if isinstance(node, dict):
         for name in node:
             yield {other: value for other, value in node.items() if other != name}
-            for value in replaced(node[name]):
+            for value in replace_nodes(node[name]):
                 yield node | {name: value}
     elif isinstance(node, list):
         for index, item in enumerate(node):
             yield node[:index] + node[index + 1 :]
-            for value in replaced(item):
+            for value in replace_nodes(item):
                 yield [*node[:index], value, *node[index + 1 :]]
 
 
@@ -547,47 +541,46 @@ FULL_ENTRY = {
         "status": "200 OK",
         "location": "Patient/a/_history/1",
         "etag": 'W/"1"',
-        "outcome": outcome("x", "y", "warning"),
+        "outcome": operation_outcome("x", "y", "warning"),
     },
 }
 
 
 def full_bundle(kind: str) -> dict[str, Any]:
-    return {"resourceType": "Bundle", "type": kind, "total": 1, "entry": [FULL_ENTRY], **following("http://h/fhir?x=1")}
+    return {"resourceType": "Bundle", "type": kind, "total": 1, "entry": [FULL_ENTRY], **next_link("http://h/fhir?x=1")}
 
 
 READERS: dict[str, tuple[Any, Any]] = {
     "search": (full_bundle("searchset"), lambda received: read_search_page(received, "Patient")),
-    "history": (full_bundle("history"), lambda received: read_history(received, "Patient", "a")),
+    "history": (full_bundle("history"), lambda received: bundles.read_history(received, "Patient", "a")),
     "transaction": (
         full_bundle("transaction-response"),
-        lambda received: read_transaction_results(received, [write("a")]),
+        lambda received: read_transaction_results(received, [write_request("a")]),
     ),
     "conditional transaction": (
         full_bundle("transaction-response"),
-        lambda received: read_transaction_results(received, [conditional("x")]),
+        lambda received: read_transaction_results(received, [conditional_request("x")]),
     ),
     "read": (patient(), lambda received: read_resource(received, "Patient", "a")),
-    "put": (patient(), lambda received: read_put_result(received, write("a"))),
+    "put": (patient(), lambda received: read_put_result(received, write_request("a"))),
     "outcome": (
         {"resourceType": "OperationOutcome", "issue": [ISSUE]},
-        lambda received: read_put_result(received, write("a")),
+        lambda received: read_put_result(received, write_request("a")),
     ),
     "metadata": (STATEMENT, lambda received: Capabilities(read_capability_statement(received)).find_problem("R4")),
 }
 
 
-@pytest.mark.parametrize(("valid", "reader"), READERS.values(), ids=READERS)
-@pytest.mark.parametrize("status", [200, 400])
-def test_no_shape_of_json_at_any_place_is_anything_but_a_result_or_an_error(
-    valid: Any, reader: Any, status: int
-) -> None:
-    before = copy.deepcopy(valid)
-    tried = 0
-    for content in replaced(valid):
-        body = orjson.dumps(content)
-        tried += 1
-        with contextlib.suppress(FhirError):
-            reader(ReceivedAnswer(Answer(status, body)))
-    assert tried > 50
-    assert valid == before
+class TestReplacedNodes:
+    @pytest.mark.parametrize(("valid", "reader"), READERS.values(), ids=READERS)
+    @pytest.mark.parametrize("status", [200, 400])
+    def test_any_json_gives_a_result_or_a_fhir_error(self, valid: Any, reader: Any, status: int) -> None:
+        before = copy.deepcopy(valid)
+        count = 0
+        for content in replace_nodes(valid):
+            body = orjson.dumps(content)
+            count += 1
+            with contextlib.suppress(FhirError):
+                reader(ReceivedAnswer(Answer(status, body)))
+        assert count > 50
+        assert valid == before

@@ -1,4 +1,4 @@
-"""How many requests are admitted at once."""
+"""The limit on concurrent requests."""
 
 import asyncio
 import contextlib
@@ -27,23 +27,23 @@ def run(limit: ConcurrencyLimit, *errors: FhirError | None) -> int:
 
 
 @pytest.mark.parametrize("error", [BUSY, make_error(503, "busy"), TimedOutError("slow")])
-def test_it_halves_when_the_server_is_busy(error: FhirError) -> None:
+def test_the_limit_is_halved_when_the_server_is_busy(error: FhirError) -> None:
     assert run(ConcurrencyLimit(8), error) == 4
     assert run(ConcurrencyLimit(8), error, error, error, error) == 1
 
 
 @pytest.mark.parametrize("error", [RejectedError("no"), ServerFailureError("oops"), UnreachableError("gone")])
-def test_other_errors_say_nothing_of_the_load(error: FhirError) -> None:
+def test_other_errors_do_not_change_the_limit(error: FhirError) -> None:
     assert run(ConcurrencyLimit(8), error) == 8
 
 
-def test_it_grows_again_one_by_one_and_not_beyond_its_maximum() -> None:
+def test_the_limit_grows_again_by_one_up_to_the_maximum() -> None:
     assert run(ConcurrencyLimit(4), BUSY, *[None] * 7) == 2
     assert run(ConcurrencyLimit(4), BUSY, *[None] * 8) == 3
     assert run(ConcurrencyLimit(4), BUSY, *[None] * 100) == 4
 
 
-def test_no_more_than_the_limit_are_admitted_and_in_their_order() -> None:
+def test_requests_are_admitted_in_order_up_to_the_limit() -> None:
     async def whole() -> tuple[int, list[int]]:
         limit, running, most, order = ConcurrencyLimit(4), 0, 0, []
 
@@ -65,8 +65,8 @@ def test_no_more_than_the_limit_are_admitted_and_in_their_order() -> None:
     assert asyncio.run(whole()) == (2, list(range(9)))
 
 
-@pytest.mark.parametrize("turn_came", [False, True])
-def test_a_cancelled_request_leaves_its_place_to_others(turn_came: bool) -> None:
+@pytest.mark.parametrize("is_admitted", [False, True])
+def test_a_cancelled_request_does_not_block_others(is_admitted: bool) -> None:
     async def whole() -> list[str]:
         limit, order = ConcurrencyLimit(1), []
 
@@ -78,10 +78,10 @@ def test_a_cancelled_request_leaves_its_place_to_others(turn_came: bool) -> None
             waiting = asyncio.create_task(request("cancelled"))
             after = asyncio.create_task(request("after"))
             await asyncio.sleep(0)
-            if not turn_came:
+            if not is_admitted:
                 waiting.cancel()
-        if turn_came:
-            waiting.cancel()  # its turn has come, and it has not run yet
+        if is_admitted:
+            waiting.cancel()  # it was admitted, but has not run yet
         await asyncio.gather(waiting, after, return_exceptions=True)
         await request("last")
         return order

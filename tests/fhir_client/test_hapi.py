@@ -23,29 +23,29 @@ def patient(identity: str, family: str = "A") -> WriteRequest:
     return WriteRequest("Patient", identity, orjson.dumps(resource, option=orjson.OPT_SORT_KEYS))
 
 
-def changed(request: WriteRequest, if_match: str) -> WriteRequest:
+def change(request: WriteRequest, if_match: str) -> WriteRequest:
     body = request.body.replace(b'"A"', b'"B"')
     return WriteRequest(request.type, request.id, body, if_match)
 
 
 @pytest.fixture
 def name() -> str:
-    """Part of all ids of a test, on a server that tests share."""
+    """A part of all ids of a test, since tests share the server."""
     return f"t{uuid.uuid4().hex[:12]}"
 
 
-def test_a_resource_is_written_read_changed_and_deleted(hapi: HapiServer, name: str) -> None:
+def test_a_resource_is_created_read_updated_and_deleted(hapi: HapiServer, name: str) -> None:
     async def use(client: FhirClient) -> None:
         assert await check_server(client, "R4")
         assert await client.read("Patient", name) is None
         created = await client.put(patient(name))
         assert (created.status, created.server_id, created.version, created.etag) == (201, name, "1", 'W/"1"')
-        there = await client.read("Patient", name)
-        assert there is not None
-        assert (there.id, there.version, there.if_match) == (name, "1", created.etag)
-        assert (await client.put(changed(patient(name), there.if_match))).version == "2"
+        stored = await client.read("Patient", name)
+        assert stored is not None
+        assert (stored.id, stored.version, stored.if_match) == (name, "1", created.etag)
+        assert (await client.put(change(patient(name), stored.if_match))).version == "2"
         with pytest.raises(ConflictError):
-            await client.put(changed(patient(name), there.if_match))
+            await client.put(change(patient(name), stored.if_match))
         old = await client.read_version("Patient", name, "1")
         assert old is not None
         assert old.resource["name"] == [{"family": "A"}]
@@ -58,7 +58,7 @@ def test_a_resource_is_written_read_changed_and_deleted(hapi: HapiServer, name: 
     run(hapi.base_url, use)
 
 
-def test_a_history_that_was_read_before_has_the_versions_since_then(hapi: HapiServer, name: str) -> None:
+def test_a_history_that_is_read_again_has_new_versions(hapi: HapiServer, name: str) -> None:
     async def use(client: FhirClient) -> None:
         first = patient(name)
         await client.put(first)
@@ -73,7 +73,7 @@ def test_a_history_that_was_read_before_has_the_versions_since_then(hapi: HapiSe
     run(hapi.base_url, use)
 
 
-def test_a_transaction_gives_results_in_the_order_of_its_requests(hapi: HapiServer, name: str) -> None:
+def test_results_of_a_transaction_are_in_the_order_of_requests(hapi: HapiServer, name: str) -> None:
     async def use(client: FhirClient) -> None:
         requests = [patient(f"{name}-{number}") for number in range(30)]
         results = await client.transaction(requests)
@@ -81,21 +81,21 @@ def test_a_transaction_gives_results_in_the_order_of_its_requests(hapi: HapiServ
         assert {(result.status, result.version) for result in results} == {(201, "1")}
         again = await client.transaction(requests[::-1])
         assert {(result.status, result.version) for result in again} == {(200, "1")}
-        stale = changed(requests[0], 'W/"9"')
+        stale = change(requests[0], 'W/"9"')
         with pytest.raises(ConflictError):
             await client.transaction([requests[1], stale])
 
     run(hapi.base_url, use)
 
 
-def test_a_search_for_many_identifiers_in_the_body_finds_these_and_no_others(hapi: HapiServer, name: str) -> None:
-    """More than 1,000 bytes: that is where other bodies are compressed."""
+def test_many_identifiers_are_searched_for_in_the_body(hapi: HapiServer, name: str) -> None:
+    """The body has more than 1,000 bytes; other bodies of that size are compressed."""
 
     async def use(client: FhirClient) -> None:
         await client.transaction([patient(f"{name}-{number}") for number in range(9)])
         wanted = [f"{name}-{number}" for number in range(3, 60)]
-        found = await client.search("Patient", {"_id": ",".join(wanted)}, in_body=True)
-        assert sorted(resource["id"] for resource in found) == wanted[:6]
+        matches = await client.search("Patient", {"_id": ",".join(wanted)}, in_body=True)
+        assert sorted(resource["id"] for resource in matches) == wanted[:6]
 
     run(hapi.base_url, use)
 
@@ -105,15 +105,15 @@ def test_a_search_has_all_its_pages(hapi: HapiServer, name: str, in_body: bool) 
     async def use(client: FhirClient) -> None:
         await client.transaction([patient(f"{name}-{number}", family=name) for number in range(23)])
         parameters = {"family": name, "_count": "5"}
-        found = await client.search("Patient", parameters, in_body=in_body)
-        assert len({resource["id"] for resource in found}) == len(found) == 23
+        matches = await client.search("Patient", parameters, in_body=in_body)
+        assert len({resource["id"] for resource in matches}) == len(matches) == 23
         with pytest.raises(RejectedError, match="Unknown search parameter"):
             await client.search("Patient", {"nonsense": "x"}, in_body=in_body)
 
     run(hapi.base_url, use)
 
 
-def test_a_conditional_update_names_its_resource_in_a_transaction(hapi: HapiServer, name: str) -> None:
+def test_a_conditional_update_in_a_transaction_returns_the_id(hapi: HapiServer, name: str) -> None:
     resource = {"resourceType": "Patient", "identifier": [{"system": "urn:x", "value": name}]}
     request = WriteRequest("Patient", "", orjson.dumps(resource), condition=f"identifier=urn%3Ax%7C{name}")
 
@@ -126,7 +126,7 @@ def test_a_conditional_update_names_its_resource_in_a_transaction(hapi: HapiServ
     run(hapi.base_url, use)
 
 
-def test_concurrent_writes_of_a_new_resource_are_all_accepted_in_the_end(hapi: HapiServer, name: str) -> None:
+def test_concurrent_writes_of_a_new_resource_succeed(hapi: HapiServer, name: str) -> None:
     async def use(client: FhirClient) -> Any:
         return await asyncio.gather(*(client.put(patient(name, family=f"N{number}")) for number in range(8)))
 

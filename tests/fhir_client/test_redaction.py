@@ -1,4 +1,4 @@
-"""Redaction: what is kept of a server's words, and what identifies and is masked."""
+"""Redaction: which text from a server is kept, and which values are masked."""
 
 import time
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 
 from dicom_etl.fhir_client import RejectedError
 from dicom_etl.fhir_client.redaction import redact
-from tests.support.fhir_answers import fail, json_reply, outcome, write
+from tests.support.fhir_answers import get_error, json_reply, operation_outcome, write_request
 from tests.support.proxy import ReceivedRequest, Reply, run_proxy
 
 PATIENT = {
@@ -42,15 +42,15 @@ def redacted(text: str, *secrets: str, path: str = "", body: bytes | None = BUND
         "HAPI-1094: Resource Endpoint/e1 not found, specified in path: ImagingStudy.endpoint",
         "HAPI-0989: can't update Patient/6f1c0c3e-1111-5222-8333-123456789abc: version 2 is not 3",
         "series 2.25.1234567890 has no instance; 1.2.840.10008.5.1.4.1.1.4 is unknown at `ImagingStudy.series[0].uid`",
-        "the update of the left hand failed",  # words of a description are words of any sentence
+        "the update of the left hand failed",  # words of a description occur in any sentence
     ],
 )
-def test_what_explains_a_refusal_is_kept(text: str) -> None:
+def test_explanatory_text_is_kept(text: str) -> None:
     assert redacted(text) == text
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "masked"),
     [
         ("Patient Eva Müller-Lüdenscheidt is there", "Patient (masked) (masked) is there"),
         ("index holds (MULLER, EVA) twice", "index holds ((masked), (masked)) twice"),
@@ -63,40 +63,40 @@ def test_what_explains_a_refusal_is_kept(text: str) -> None:
         ("it's 'Eva' who isn't 'female'", "it's '…' who isn't '…'"),
     ],
 )
-def test_what_identifies_is_masked(text: str, told: str) -> None:
-    assert redacted(text) == told
+def test_identifying_values_are_masked(text: str, masked: str) -> None:
+    assert redacted(text) == masked
 
 
-def test_a_request_that_comes_back_as_a_whole_is_empty() -> None:
-    told = redacted(f"cannot parse {orjson.dumps(PATIENT).decode()}")
-    assert told.startswith('cannot parse {"resourceType":"Patient","id":"6f1c0c3e')
+def test_a_repeated_request_has_no_identifying_value() -> None:
+    text = redacted(f"cannot parse {orjson.dumps(PATIENT).decode()}")
+    assert text.startswith('cannot parse {"resourceType":"Patient","id":"6f1c0c3e')
     for value in ("Eva", "ller", "denscheidt", "1961", "77"):
-        assert value not in told
+        assert value not in text
 
 
-def test_what_was_searched_for_is_masked() -> None:
+def test_search_values_are_masked() -> None:
     path = "Patient?identifier=urn%3Aoid%3A1.2.3%7COssian%5C%2C12&_count=2"
-    told = redacted('HAPI-0539: Invalid value Ossian of "identifier" in "Patient"', path=path, body=None)
-    assert told == 'HAPI-0539: Invalid value (masked) of "identifier" in "Patient"'
+    text = redacted('HAPI-0539: Invalid value Ossian of "identifier" in "Patient"', path=path, body=None)
+    assert text == 'HAPI-0539: Invalid value (masked) of "identifier" in "Patient"'
 
 
-def test_other_scripts_are_found_inside_a_word() -> None:
+def test_values_in_other_scripts_are_masked_inside_words() -> None:
     body = orjson.dumps({"resourceType": "Patient", "name": [{"family": "山田", "given": ["太郎"]}]})
     assert redacted("患者山田太郎 は", body=body) == "(masked) は"
 
 
-def test_a_word_that_explains_and_identifies_is_masked() -> None:
+def test_a_word_that_is_explanatory_and_identifying_is_masked() -> None:
     body = orjson.dumps({"resourceType": "Patient", "gender": "male", "name": [{"family": "Male"}]})
     assert redacted("code 'male' of male", body=body) == "code '…' of (masked)"
 
 
-def test_words_of_a_refusal_are_freed_from_values_of_the_request() -> None:
-    def echo(asked: ReceivedRequest) -> Reply:
-        return json_reply(outcome("invalid", f"HAPI-1821: Invalid code in {asked.body.decode()}"), 400)
+def test_the_error_of_a_write_is_redacted() -> None:
+    def echo(request: ReceivedRequest) -> Reply:
+        return json_reply(operation_outcome("invalid", f"HAPI-1821: Invalid code in {request.body.decode()}"), 400)
 
-    request = replace(write(), body=orjson.dumps(PATIENT))
+    request = replace(write_request(), body=orjson.dumps(PATIENT))
     with run_proxy(rule=echo) as server:
-        error = fail(server.url, lambda client: client.put(request))
+        error = get_error(server.url, lambda client: client.put(request))
     assert type(error) is RejectedError
     assert str(error).startswith('HTTP 400: invalid: HAPI-1821: Invalid code in {"resourceType":"Patient"')
     assert "Eva" not in str(error)
@@ -109,11 +109,11 @@ SECRET = "wombat-quokka-numbat"
 @pytest.mark.parametrize(
     "text", [SECRET, "wombat%2Dquokka%2Dnumbat", "&#x77;ombat&#x2d;quokka&#x2d;numbat", "Müller-Lüdenscheidt"]
 )
-def test_no_value_is_cut_so_that_its_beginning_remains(before: int, text: str) -> None:
-    """Where the words are cut, and what is replaced before makes them shorter."""
+def test_truncation_leaves_no_part_of_a_value(before: int, text: str) -> None:
+    """The text is truncated at several positions, and replacements before it make it shorter."""
     for filler in ("x ", f"{SECRET} ", "Eva "):
-        told = redacted(filler * (before // len(filler)) + text + " and so on" * 500, SECRET).casefold()
-        assert [part for part in ("womb", "quok", "&#x77", "müll", "lüde") if part in told] == []
+        text = redacted(filler * (before // len(filler)) + text + " and so on" * 500, SECRET).casefold()
+        assert [part for part in ("womb", "quok", "&#x77", "müll", "lüde") if part in text] == []
 
 
 @pytest.mark.parametrize(
@@ -130,16 +130,16 @@ def test_no_value_is_cut_so_that_its_beginning_remains(before: int, text: str) -
     ],
     ids=range(8),
 )
-def test_hostile_words_take_no_time(text: str) -> None:
-    began = time.process_time()
+def test_hostile_text_takes_little_time(text: str) -> None:
+    start = time.process_time()
     redacted(text, SECRET)
-    assert time.process_time() - began < 5  # a bound for what would take minutes; it takes some milliseconds
+    assert time.process_time() - start < 5  # seconds; with quadratic run time it would take minutes
 
 
-def test_a_request_that_is_nested_deeply_is_no_recursion() -> None:
+def test_a_deeply_nested_request_is_redacted() -> None:
     body = b'{"resourceType":"Patient","a":' + b'{"a":' * 900 + b'"Ossian"' + b"}" * 901
     assert redacted("of Ossian", body=body) == "of (masked)"
 
 
-def test_a_request_that_is_no_json_is_masked_as_a_whole() -> None:
+def test_all_words_of_a_request_that_is_not_json_are_masked() -> None:
     assert redacted("of Ossian", body=b"family=Ossian") == "of (masked)"

@@ -1,4 +1,4 @@
-"""Which errors are retried, with which pauses, within which time; without waiting for it."""
+"""Retries: which errors are retried, with which pauses, and for how long; the clock is simulated."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from dicom_etl.fhir_client.retry import RetryTime, is_transient, retry
 
 @dataclass
 class Clock:
-    """A clock that only sleeping moves."""
+    """A clock that advances only when `sleep` is called."""
 
     now: float = 0.0
     pauses: list[float] = field(default_factory=list)
@@ -31,14 +31,14 @@ class Clock:
 
 
 def run(failures: list[FhirError], seconds: float = 600) -> tuple[object, list[float]]:
-    """The result of a request that fails so often, or its error; and the pauses."""
-    clock, left = Clock(), list(failures)
+    """The result of a request that has these failures first, or its error; and the pauses."""
+    clock, remaining = Clock(), list(failures)
     retry_time = RetryTime(seconds, clock=lambda: clock.now)
 
     async def request() -> str:
         retry_time.start()
-        if left:
-            raise left.pop(0)
+        if remaining:
+            raise remaining.pop(0)
         return "done"
 
     async def whole() -> object:
@@ -55,12 +55,12 @@ def busy(retry_after: float | None = None) -> FhirError:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_what_a_later_attempt_may_do_is_retried(status: int) -> None:
+def test_transient_errors_are_retried(status: int) -> None:
     assert run([make_error(status, "")])[0] == ("done", 2)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 412, 413, 422, 501])
-def test_what_stays_as_it_is_is_tried_once(status: int) -> None:
+def test_permanent_errors_are_not_retried(status: int) -> None:
     error, pauses = run([make_error(status, "")])
 
     assert isinstance(error, FhirError)
@@ -71,7 +71,7 @@ def test_network_errors_are_retried() -> None:
     assert run([UnreachableError("gone"), TimedOutError("slow")])[0] == ("done", 3)
 
 
-def test_other_exceptions_are_raised_as_they_are() -> None:
+def test_other_exceptions_are_not_changed() -> None:
     async def request() -> None:
         raise OSError(28, "No space left on device")
 
@@ -79,7 +79,7 @@ def test_other_exceptions_are_raised_as_they_are() -> None:
         asyncio.run(retry(request, RetryTime(600)))
 
 
-def test_invalid_answers_are_retried_twice_and_others_between_them_do_not_count() -> None:
+def test_only_invalid_answers_are_limited_to_two_retries() -> None:
     invalid = InvalidAnswerError("the answer is empty")
     assert run([invalid, busy(), invalid, busy()])[0] == ("done", 5)
     error, pauses = run([invalid, busy(), invalid, busy(), invalid])
@@ -87,7 +87,7 @@ def test_invalid_answers_are_retried_twice_and_others_between_them_do_not_count(
     assert (invalid.attempts, len(pauses)) == (5, 4)
 
 
-def test_pauses_grow_and_scatter_and_have_a_longest() -> None:
+def test_pauses_are_random_and_grow_up_to_a_maximum() -> None:
     _, pauses = run([busy()] * 12, seconds=10_000)
 
     longest = [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
@@ -96,21 +96,21 @@ def test_pauses_grow_and_scatter_and_have_a_longest() -> None:
     assert len(set(pauses)) == len(pauses)
 
 
-def test_the_server_may_ask_for_a_longer_pause() -> None:
+def test_retry_after_prolongs_a_pause() -> None:
     result, pauses = run([busy(retry_after=30)])
 
     assert result == ("done", 2)
     assert 30 <= pauses[0] <= 30.5
 
 
-def test_a_pause_beyond_the_time_that_remains_ends_it_at_once() -> None:
+def test_there_is_no_pause_beyond_the_remaining_time() -> None:
     error, pauses = run([busy(retry_after=300)], seconds=299)
 
     assert isinstance(error, BusyError)
     assert (error.attempts, pauses) == (1, [])
 
 
-def test_all_pauses_together_stay_within_the_time() -> None:
+def test_all_pauses_together_stay_within_the_limit() -> None:
     error, pauses = run([busy() for _ in range(100)], seconds=60)
 
     assert isinstance(error, BusyError)
@@ -118,14 +118,14 @@ def test_all_pauses_together_stay_within_the_time() -> None:
     assert sum(pauses) <= 60
 
 
-def test_with_no_time_at_all_there_is_one_attempt() -> None:
+def test_without_time_there_is_one_attempt() -> None:
     error, _ = run([UnreachableError("gone")], seconds=0)
 
     assert isinstance(error, UnreachableError)
     assert error.attempts == 1
 
 
-def test_the_time_is_counted_from_the_first_turn() -> None:
+def test_the_time_is_counted_from_the_first_start() -> None:
     clock = Clock()
     retry_time = RetryTime(10, clock=lambda: clock.now)
     clock.now = 100.0
@@ -136,7 +136,7 @@ def test_the_time_is_counted_from_the_first_turn() -> None:
     assert retry_time.remaining() == 6
 
 
-def test_an_error_regards_all_attempts() -> None:
+def test_an_error_covers_all_attempts() -> None:
     error, _ = run([make_error(504, ""), make_error(409, "")])
     assert isinstance(error, ConflictError)
     assert (error.attempts, error.may_have_arrived) == (2, True)
@@ -145,7 +145,7 @@ def test_an_error_regards_all_attempts() -> None:
     assert not error.may_have_arrived
 
 
-def test_the_class_says_whether_an_error_is_transient() -> None:
+def test_the_class_of_an_error_tells_whether_it_is_transient() -> None:
     assert [is_transient(error) for error in (busy(), ServerFailureError(""), ConflictError(""), FhirError(""))] == [
         True,
         True,

@@ -1,4 +1,4 @@
-"""No secret and no identifying value in an error, its chain or a log: planted values, on servers that repeat them."""
+"""No secret and no identifying value is in an error, its chain or a log, even if a server repeats all that it gets."""
 
 import asyncio
 import logging
@@ -10,11 +10,11 @@ from typing import Any
 import orjson
 import pytest
 
-from dicom_etl.fhir_client import FhirClient, FhirError, WriteRequest
+from dicom_etl.fhir_client import Authentication, FhirClient, FhirError, WriteRequest
 from dicom_etl.fhir_connection import open_client
 from dicom_etl.settings import FhirSettings
 from tests.support.authorization_server import CLIENT, AuthorizationServer
-from tests.support.fhir_answers import outcome, searchset, transaction_response
+from tests.support.fhir_answers import get_error, operation_outcome, searchset, transaction_response
 from tests.support.log_collection import collect_logs
 from tests.support.proxy import ReceivedRequest, Reply, run_proxy
 
@@ -46,40 +46,44 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
 
 
-def words(asked: ReceivedRequest) -> str:
-    """All that a request says, in several ways."""
-    body = asked.body.decode()
+def repeat(request: ReceivedRequest) -> str:
+    """The content of a request, in several forms."""
+    body = request.body.decode()
     name = "Patient Thessalonia OSSIANOWICZ (MRN-Kalypso-90210, Ossianowicz^Thessalonia), born 1937-05-19 or 19370519"
     accession = "accession Pythagora-55, 'Pythagora-55'"
-    told = [name] * ("Ossianowicz" in body) + [accession] * ("Pythagora" in body)
-    return f"HAPI-1821: Invalid code: {'; '.join(told)}; {asked.path} {asked.headers} {body}"
+    values = [name] * ("Ossianowicz" in body) + [accession] * ("Pythagora" in body)
+    return f"HAPI-1821: Invalid code: {'; '.join(values)}; {request.path} {request.headers} {body}"
 
 
 def echo(status: int, content: Any) -> Any:
-    """A server that repeats what it is sent: `content` makes the answer out of words."""
-    return lambda asked: Reply(status, orjson.dumps(content(words(asked))), {"ETag": words(asked)[:200].strip()})
+    """A server that repeats requests; `content` makes its answer from a text."""
+    return lambda request: Reply(
+        status, orjson.dumps(content(repeat(request))), {"ETag": repeat(request)[:200].strip()}
+    )
 
 
 SERVERS = {
-    "refuses us": echo(401, lambda text: outcome("security", text)),
-    "refuses resources": echo(422, lambda text: outcome("invalid", text)),
-    "fails": echo(500, lambda text: outcome("exception", text)),
-    "fails in HTML": lambda asked: Reply(500, f"<html>{words(asked)}</html>".encode()),
+    "refuses the credentials": echo(401, lambda text: operation_outcome("security", text)),
+    "refuses resources": echo(422, lambda text: operation_outcome("invalid", text)),
+    "fails": echo(500, lambda text: operation_outcome("exception", text)),
+    "fails in HTML": lambda request: Reply(500, f"<html>{repeat(request)}</html>".encode()),
     "is a gateway": echo(502, lambda text: {"message": text}),
-    "says success and an error": echo(200, lambda text: outcome("exception", text)),
-    "says success and a message": echo(200, lambda text: {"error": text}),
-    "says success in HTML": lambda asked: Reply(200, words(asked).encode()),
-    "cuts its answer off": lambda asked: Reply(200, orjson.dumps({"a": words(asked)})[:-9]),
+    "answers 200 with an error": echo(200, lambda text: operation_outcome("exception", text)),
+    "answers 200 with a message": echo(200, lambda text: {"error": text}),
+    "answers 200 with HTML": lambda request: Reply(200, repeat(request).encode()),
+    "truncates its answer": lambda request: Reply(200, orjson.dumps({"a": repeat(request)})[:-9]),
     "fails in an entry": echo(
-        200, lambda text: transaction_response({"status": "400 " + text, "outcome": outcome("invalid", text)})
+        200, lambda text: transaction_response({"status": "400 " + text, "outcome": operation_outcome("invalid", text)})
     ),
-    "has an error among its matches": echo(200, lambda text: searchset(outcome("exception", text))),
-    "redirects": lambda asked: Reply(302, headers={"Location": f"http://127.0.0.1:1/{words(asked)[:300].encode()!r}"}),
+    "has an error among its matches": echo(200, lambda text: searchset(operation_outcome("exception", text))),
+    "redirects": lambda request: Reply(
+        302, headers={"Location": f"http://127.0.0.1:1/{repeat(request)[:300].encode()!r}"}
+    ),
 }
 
 
 def leaks(texts: list[str]) -> list[str]:
-    """Planted values with what stands around them."""
+    """Planted values in texts, with the text around them."""
     return [
         repr(text[max(0, at - 80) : at + 60])
         for text in texts
@@ -89,7 +93,7 @@ def leaks(texts: list[str]) -> list[str]:
 
 
 async def ask(url: str, auth: str, token_url: str) -> list[Any]:
-    """The results and errors of all calls that send something, each with a client of its own."""
+    """The results and errors of all calls that send values, each with a new client."""
     write = WriteRequest("Patient", "x", orjson.dumps(PATIENT))
     conditional = WriteRequest("Patient", "", orjson.dumps(PATIENT), condition="identifier=urn:x%7CMRN-Kalypso-90210")
     identifier = {"identifier": "urn:x|MRN-Kalypso-90210"}
@@ -109,46 +113,47 @@ async def ask(url: str, auth: str, token_url: str) -> list[Any]:
     for call in calls:
         async with open_client(settings) as client:
             results += await asyncio.gather(call(client), return_exceptions=True)
-            results.append(f"{client!r} {vars(client)} {vars(client._authentication)} {client.stop_reason}")
+            state = vars(client)
+            authentications = [vars(value) for value in state.values() if isinstance(value, Authentication)]
+            assert authentications
+            results.append(f"{client!r} {state} {authentications} {client.stop_reason}")
     return results
 
 
-@pytest.mark.parametrize("rule", [*SERVERS.values(), None], ids=[*SERVERS, "is not there"])
+@pytest.mark.parametrize("rule", [*SERVERS.values(), None], ids=[*SERVERS, "is missing"])
 @pytest.mark.parametrize("auth", SENT)
-def test_no_planted_value_is_in_an_error_or_a_log(rule: Any, auth: str) -> None:
+def test_no_secret_is_in_an_error_or_a_log(rule: Any, auth: str) -> None:
     tokens = AuthorizationServer(GIVEN_TOKEN, CLIENT_SECRET)
     with (
         run_proxy(rule=tokens.rule) as endpoint,
         run_proxy(rule=rule or (lambda _: Reply())) as server,
-        collect_logs() as told,
+        collect_logs() as texts,
     ):
         results = asyncio.run(ask(server.url if rule else "http://127.0.0.1:1/fhir", auth, endpoint.url))
-        sent = " ".join(value for asked in server.requests for value in asked.headers.values())
+        sent = " ".join(value for request in server.requests for value in request.headers.values())
         assert not rule or SENT[auth] in sent
-        in_bodies = [asked for asked in server.requests if asked.path.endswith("_search")]
-        assert all("Kalypso" not in asked.path for asked in in_bodies)
+        in_bodies = [request for request in server.requests if request.path.endswith("_search")]
+        assert all("Kalypso" not in request.path for request in in_bodies)
     errors = [result for result in results if isinstance(result, BaseException)]
     assert len(errors) >= 7
     assert [error for error in errors if not isinstance(error, FhirError)] == []
-    told += ["".join(traceback.format_exception(error)) + repr(error) + str(error.args) for error in errors]
-    told += [result for result in results if isinstance(result, str)]  # resources that fhirpy returns are data
-    assert len(told) > 9
-    assert leaks(told) == []
+    texts += ["".join(traceback.format_exception(error)) + repr(error) + str(error.args) for error in errors]
+    texts += [result for result in results if isinstance(result, str)]  # resources that fhirpy returns are data
+    assert len(texts) > 9
+    assert leaks(texts) == []
 
 
-def test_what_is_planted_would_be_found() -> None:
-    with collect_logs() as told:
+def test_leaked_values_would_be_found() -> None:
+    with collect_logs() as texts:
         logging.getLogger("aiohttp.client").debug("sending %s", PATIENT["name"])
         warnings.warn("Kalypso is too long", stacklevel=1)
-    assert len(leaks(told)) == 3
+    assert len(leaks(texts)) == 3
     assert [secret for secret in SECRETS if not leaks([secret])] == []
 
 
-def test_what_explains_is_kept() -> None:
+def test_explanatory_text_is_kept() -> None:
     async def put(client: FhirClient) -> Any:
         return await client.put(WriteRequest("Patient", "x", orjson.dumps(PATIENT)))
 
-    from tests.support.fhir_answers import fail
-
     with run_proxy(rule=SERVERS["refuses resources"]) as server:
-        assert "HAPI-1821: Invalid code: Patient (masked) (masked)" in str(fail(server.url, put))
+        assert "HAPI-1821: Invalid code: Patient (masked) (masked)" in str(get_error(server.url, put))

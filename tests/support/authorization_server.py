@@ -1,4 +1,4 @@
-"""Stands for an authorization server (Keycloak and its kind): gives tokens to a client that it knows."""
+"""A fake OAuth2 authorization server (such as Keycloak) that issues tokens to one client."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import orjson
 from tests.support.proxy import ReceivedRequest, Reply
 
 CLIENT = "etl"
-SECRET = "wombat & quokka"  # of the client; written as a form field it looks different
+SECRET = "wombat & quokka"  # of the client; encoded as a form field it has other characters
 
 
 class AuthorizationServer:
-    """Its `rule` is that of its token endpoint; its tokens are `token-1`, `token-2` and so on, unless one is given."""
+    """`rule` answers requests to the token endpoint; the tokens are `token-1`, `token-2`, ..., or always `token`."""
 
     def __init__(self, token: str | None = None, secret: str = SECRET, **more: Any) -> None:
         self._token, self._more = token, more
         self._pair = base64.b64encode(f"{CLIENT}:{quote_plus(secret)}".encode()).decode()
-        self.given: list[str] = []
+        self.issued: list[str] = []
         self.forms: list[dict[str, list[str]]] = []
 
-    def rule(self, asked: ReceivedRequest) -> Reply:
-        """The answer to a request for a token; a refusal repeats what it was sent."""
-        login = asked.headers.get("Authorization")
-        if asked.method != "POST" or login != f"Basic {self._pair}":
+    def rule(self, request: ReceivedRequest) -> Reply:
+        """The answer to a request for a token; a refusal repeats the credentials."""
+        login = request.headers.get("Authorization")
+        if request.method != "POST" or login != f"Basic {self._pair}":
             return Reply(401, orjson.dumps({"error": "invalid_client", "error_description": f"not {login}"}))
-        self.forms.append(parse_qs(asked.body.decode()))
-        self.given.append(self._token or f"token-{len(self.given) + 1}")
-        answer = {"access_token": self.given[-1], "token_type": "Bearer"} | self._more
+        self.forms.append(parse_qs(request.body.decode()))
+        self.issued.append(self._token or f"token-{len(self.issued) + 1}")
+        answer = {"access_token": self.issued[-1], "token_type": "Bearer"} | self._more
         return Reply(200, orjson.dumps(answer))

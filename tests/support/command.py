@@ -1,4 +1,4 @@
-"""The command `dicom-etl`, run in the process of a test."""
+"""The command `dicom-etl`, run in the process of the test."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ RunCommand = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> RunCommand:
-    """Runs `dicom-etl`: (exit code, standard output, standard error)."""
+    """Runs `dicom-etl` with arguments; returns exit code, standard output and standard error."""
     monkeypatch.setenv("DICOM_ETL_ENGINE", "serial")
     monkeypatch.setenv("COLUMNS", "300")
 
     def command(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["dicom-etl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exited:
             main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
+        captured = capsys.readouterr()
+        return int(exited.value.code or 0), captured.out, captured.err
 
     return command

@@ -1,7 +1,4 @@
-"""Helpers of these tests: clients that do not pause, and servers that answer from a list of replies.
-
-The servers are fakes on a free port of the loopback: no real server gives the odd answers that they give.
-"""
+"""Calls of a FHIR client, and answers for the proxy (`tests.support.proxy`) that no real server gives."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ async def no_pause(_: float) -> None:
 
 
 def run(url: str, call: Call[T], **client: Any) -> T:
-    """The result of a call with a client that does not pause between attempts."""
+    """The result of a call; the client does not pause between attempts."""
 
     async def whole() -> T:
         async with FhirClient(url, **({"sleep": no_pause} | client)) as opened:
@@ -49,8 +46,8 @@ def run(url: str, call: Call[T], **client: Any) -> T:
     return asyncio.run(whole())
 
 
-def fail(url: str, call: Call[Any], **client: Any) -> FhirError:
-    """The error of a call that fails."""
+def get_error(url: str, call: Call[Any], **client: Any) -> FhirError:
+    """The error of a call that must fail."""
     try:
         result = run(url, call, **client)
     except FhirError as error:
@@ -58,17 +55,17 @@ def fail(url: str, call: Call[Any], **client: Any) -> FhirError:
     raise AssertionError(f"no error, but {result!r}")
 
 
-def in_turn(*replies: Reply) -> Callable[[ReceivedRequest], Reply]:
-    """A server that gives these replies one after the other, and the last one for ever."""
-    left = list(replies)
-    return lambda _: left.pop(0) if len(left) > 1 else left[0]
+def reply_in_turn(*replies: Reply) -> Callable[[ReceivedRequest], Reply]:
+    """A rule that gives these replies one after the other, and then always the last one."""
+    remaining = list(replies)
+    return lambda _: remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
 
 def json_reply(content: Any, status: int = 200, **headers: str) -> Reply:
     return Reply(status, orjson.dumps(content), {"Content-Type": "application/fhir+json", **headers})
 
 
-def outcome(code: str, diagnostics: str, severity: str = "error") -> dict[str, Any]:
+def operation_outcome(code: str, diagnostics: str, severity: str = "error") -> dict[str, Any]:
     issue = {"severity": severity, "code": code, "diagnostics": diagnostics}
     return {"resourceType": "OperationOutcome", "issue": [issue]}
 
@@ -78,12 +75,12 @@ def patient(identity: str = "a", version: str | None = "1", **more: Any) -> dict
     return {"resourceType": "Patient", "id": identity, **meta, **more}
 
 
-def write(identity: str = "a", resource_type: str = "Patient", **more: Any) -> WriteRequest:
+def write_request(identity: str = "a", resource_type: str = "Patient", **more: Any) -> WriteRequest:
     body = orjson.dumps({"resourceType": resource_type, "id": identity}, option=orjson.OPT_SORT_KEYS)
     return WriteRequest(resource_type, identity, body, **more)
 
 
-def conditional(value: str, resource_type: str = "Patient") -> WriteRequest:
+def conditional_request(value: str, resource_type: str = "Patient") -> WriteRequest:
     return WriteRequest(
         resource_type, "", orjson.dumps({"resourceType": resource_type}), condition=f"identifier={value}"
     )
@@ -94,8 +91,8 @@ def searchset(*resources: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"resourceType": "Bundle", "type": "searchset", "entry": entries, **more}
 
 
-def following(url: str) -> dict[str, Any]:
-    """The link of a page to the next one."""
+def next_link(url: str) -> dict[str, Any]:
+    """The member `link` of a page, with the address of the next page."""
     return {"link": [{"relation": "self", "url": "x"}, {"relation": "next", "url": url}]}
 
 
@@ -105,8 +102,8 @@ def transaction_response(*responses: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def raw_server(answer: Callable[[Callable[[bytes], object]], None]) -> Iterator[str]:
-    """The address of a server that writes whatever bytes `answer` gives to its argument, after each request."""
+def run_raw_server(answer: Callable[[Callable[[bytes], object]], None]) -> Iterator[str]:
+    """The address of a server that sends bytes: `answer` is called for each request with a function that sends."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -115,7 +112,7 @@ def raw_server(answer: Callable[[Callable[[bytes], object]], None]) -> Iterator[
                 if not (chunk := self.request.recv(65_536)):
                     return
                 received += chunk
-            with contextlib.suppress(OSError):  # the client closes the connection when it has enough
+            with contextlib.suppress(OSError):  # the client may close the connection at any time
                 answer(self.request.sendall)
 
     class Server(socketserver.ThreadingTCPServer):

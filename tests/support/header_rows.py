@@ -1,4 +1,4 @@
-"""Header rows and places for the tests of the mapping."""
+"""Header rows and collectors of findings for the tests of the mapping."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ CONTEXT = Context(dataset="breast", ids=ResourceIds.from_key("https://site.examp
 
 
 def header_rows(*rows: dict[str, Any], **all_rows: Any) -> HeaderRows:
-    """Rows with the values of `all_rows` and their own; what is not said is null."""
+    """Rows with the values of `all_rows` and of each row; other columns are null."""
     filled = [{**all_rows, **row} for row in rows]
-    unknown = {name for row in filled for name in row} - set(COLUMNS)
-    assert not unknown, f"the mapping does not read {unknown}"
+    unmapped = {name for row in filled for name in row} - set(COLUMNS)
+    assert not unmapped, f"the mapping does not read {unmapped}"
     return HeaderRows({name: [row.get(name) for row in filled] for name in COLUMNS}, tuple(range(len(filled))))
 
 
 def new_findings() -> FindingCollector:
-    """A study of subject sub-1 in dataset breast."""
+    """A collector for a study of subject sub-1 in dataset breast."""
     return FindingCollector("breast", "sub-1", "sub-1", "1.2.3")
 
 
 def codes_and_tags(findings: FindingCollector) -> list[tuple[str, str | None]]:
     """(code, tag) of the findings, sorted."""
-    return sorted((found.code, found.tag) for found in findings.collected)
+    return sorted((finding.code, finding.tag) for finding in findings.collected)

@@ -1,4 +1,4 @@
-"""An aiohttp application that serves in a thread of its own, for tests that put something before a server."""
+"""An aiohttp application in a thread, for tests that put a proxy in front of a server or need a fake one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from aiohttp import web
 def serve(
     make_application: Callable[[aiohttp.ClientSession], web.Application], *, tls: ssl.SSLContext | None = None
 ) -> Iterator[str]:
-    """Serve on a free loopback port; yields the address, without a path.
+    """Run an application on a free loopback port; yields its address, without a path.
 
     Args:
-        make_application: is given a session for requests to other servers, within the loop that serves.
-        tls: serve HTTPS.
+        make_application: creates the application; its argument is a session for requests to other servers.
+        tls: context for HTTPS; None: HTTP.
     """
     loop = asyncio.new_event_loop()
     addresses: list[str] = []

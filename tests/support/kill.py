@@ -1,4 +1,4 @@
-"""A run that ends in the middle, as one that was killed, within the process of the test."""
+"""The simulation of a killed run within the process of the test."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class KilledError(BaseException):
 @contextlib.contextmanager
 def kill_at_rename(number: int) -> Iterator[list[str]]:
     """End the run at a rename of a file, counted from 0; yields the renames before it."""
-    done: list[str] = []
+    renames: list[str] = []
     replace, move = Path.replace, Path.rename
 
-    def noting(path: Path, target: Path) -> None:
-        if len(done) == number:
+    def record(path: Path, target: Path) -> None:
+        if len(renames) == number:
             raise KilledError
-        done.append(f"{path.name} -> {target.name}")
+        renames.append(f"{path.name} -> {target.name}")
 
-    def replacing(path: Path, target: Path) -> Path:
-        noting(path, target)
+    def replace_recorded(path: Path, target: Path) -> Path:
+        record(path, target)
         return replace(path, target)
 
-    def renaming(path: Path, target: Path) -> Path:
-        noting(path, target)
+    def rename_recorded(path: Path, target: Path) -> Path:
+        record(path, target)
         return move(path, target)
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Path, "replace", replacing)
-        patched.setattr(Path, "rename", renaming)
-        yield done
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Path, "replace", replace_recorded)
+        monkeypatch.setattr(Path, "rename", rename_recorded)
+        yield renames

@@ -1,7 +1,8 @@
-"""Runs `dicom-etl` and kills itself (SIGKILL) at the n-th event: before or after a rename in the lake, or when a
-DICOM file is opened. Without n it writes the list of events. Usage: killed_run.py EVENTS_FILE N ARGUMENTS...
-CHUNK_FILES in the environment says of how many files a unit is read in chunks, FEW_FILES how many are read, built
-and written without worker processes, SHARD_ROWS how many rows a shard has at most.
+"""Runs `dicom-etl` and kills itself (SIGKILL) at an event: before or after a rename in the lake, or at an opened file.
+
+Usage: ``python -m tests.support.killed_run EVENTS_FILE NUMBER ARGUMENTS...``, with the number of the event from 0;
+with -1, all events are written to the file. Environment variables replace limits of the package: CHUNK_FILES (of a
+chunk), FEW_FILES (that are processed without worker processes) and SHARD_ROWS (of a shard).
 """
 
 import os
@@ -16,30 +17,30 @@ from dicom_etl.lake import shards
 from dicom_etl.sources.tree import TreeSource
 from dicom_etl.stages import build
 
-WHEN = int(sys.argv[2]) if __name__ == "__main__" else -1
-seen: list[str] = []
+KILL_AT = int(sys.argv[2]) if __name__ == "__main__" else -1
+events: list[str] = []
 
 
-def happened(event: str) -> None:
-    if len(seen) == WHEN:
+def record(event: str) -> None:
+    if len(events) == KILL_AT:
         os.kill(os.getpid(), signal.SIGKILL)
-    seen.append(event)
+    events.append(event)
 
 
-def moving(real):
+def record_moves(method):
     def move(self: Path, target: Path) -> Path:
-        place = str(target).rpartition("/lake/")[2]
-        happened(f"before {place}")
-        moved = real(self, target)
-        happened(f"after {place}")
+        path = str(target).rpartition("/lake/")[2]
+        record(f"before {path}")
+        moved = method(self, target)
+        record(f"after {path}")
         return moved
 
     return move
 
 
-def opened(self: TreeSource, path: str, real=TreeSource.open):
-    happened(f"open {path}")
-    return real(self, path)
+def open_file(self: TreeSource, path: str, method=TreeSource.open):
+    record(f"open {path}")
+    return method(self, path)
 
 
 def run() -> None:
@@ -48,14 +49,14 @@ def run() -> None:
     if "FEW_FILES" in os.environ:
         reading.FEW_FILES = shard_writing.FEW_ROWS = build._FEW_BYTES = int(os.environ["FEW_FILES"])
         build._SHORT = 0.0
-    Path.replace = moving(Path.replace)  # type: ignore[method-assign]
-    Path.rename = moving(Path.rename)  # type: ignore[method-assign]
-    TreeSource.open = opened  # type: ignore[method-assign]
-    sys.argv, events = ["dicom-etl", *sys.argv[3:]], Path(sys.argv[1])
+    Path.replace = record_moves(Path.replace)  # type: ignore[method-assign]
+    Path.rename = record_moves(Path.rename)  # type: ignore[method-assign]
+    TreeSource.open = open_file  # type: ignore[method-assign]
+    sys.argv, events_file = ["dicom-etl", *sys.argv[3:]], Path(sys.argv[1])
     try:
         main()
     finally:
-        events.write_text("\n".join(seen))
+        events_file.write_text("\n".join(events))
 
 
 if __name__ == "__main__":  # worker processes import this module

@@ -1,4 +1,4 @@
-"""Everything that is logged or warned of while a test runs."""
+"""Collection of all log records and warnings of a test."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from contextlib import contextmanager
 class _Collector(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.NOTSET)
-        self.told: list[str] = []
+        self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name not in ("aiohttp.access", "aiohttp.server"):  # those of the servers of these tests
-            self.told.append(f"{record.name} {self.format(record)} {record.args!r}")
+        if record.name not in ("aiohttp.access", "aiohttp.server"):  # servers of the tests
+            self.texts.append(f"{record.name} {self.format(record)} {record.args!r}")
 
 
 @contextmanager
 def collect_logs() -> Iterator[list[str]]:
-    """Everything that any logger says at any level, and every warning."""
+    """The texts of all log records at any level, and of all warnings."""
     collector = _Collector()
-    known = [logging.getLogger(name) for name in ("aiohttp.client", "asyncio", "fhirpy", "dicom_etl", "dagster")]
-    known += [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
-    loggers = [logging.getLogger(), *dict.fromkeys(known)]
-    before = [(one, one.level, one.disabled) for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.DEBUG)
-        one.disabled = False
-        if one is logging.root or not one.propagate:
-            one.addHandler(collector)
+    existing = [logging.getLogger(name) for name in ("aiohttp.client", "asyncio", "fhirpy", "dicom_etl", "dagster")]
+    existing += [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    loggers = [logging.getLogger(), *dict.fromkeys(existing)]
+    states = [(logger, logger.level, logger.disabled) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.DEBUG)
+        logger.disabled = False
+        if logger is logging.root or not logger.propagate:
+            logger.addHandler(collector)
     try:
-        with warnings.catch_warnings(record=True) as warned:
+        with warnings.catch_warnings(record=True) as caught_warnings:
             warnings.simplefilter("always")
-            yield collector.told
+            yield collector.texts
     finally:
-        collector.told += [str(warning.message) for warning in warned]
-        for one, level, disabled in before:
-            one.setLevel(level)
-            one.disabled = disabled
-            one.removeHandler(collector)
+        collector.texts += [str(warning.message) for warning in caught_warnings]
+        for logger, level, disabled in states:
+            logger.setLevel(level)
+            logger.disabled = disabled
+            logger.removeHandler(collector)

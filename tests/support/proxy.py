@@ -1,4 +1,4 @@
-"""A web server on the loopback that counts what it is asked, and answers itself or passes on to a real server."""
+"""A web server on the loopback that records requests, and answers them itself or passes them on to a real server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.http_server import serve
 
 @dataclass(frozen=True)
 class ReceivedRequest:
-    """A request: method, path with query below the base address, headers, body (as it was before it was packed)."""
+    """A request: method, path and query relative to the base address, headers, and body (inflated)."""
 
     method: str
     path: str
@@ -25,14 +25,14 @@ class ReceivedRequest:
     body: bytes
 
     @property
-    def is_posted(self) -> bool:
-        """Whether it is a POST that writes: a search may be one, too."""
+    def is_write_post(self) -> bool:
+        """Whether it is a POST that is not a search."""
         return self.method == "POST" and not self.path.endswith("/_search")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer of our own. `cut` closes the connection, after the real server has answered."""
+    """An answer of the proxy. `cut`: pass the request on, then close the connection without an answer."""
 
     status: int = 200
     body: bytes = b""
@@ -45,23 +45,30 @@ Rule = Callable[[ReceivedRequest], Reply | None]
 
 @dataclass
 class Proxy:
-    """What was asked so far, and the rule that answers before the real server does."""
+    """A running proxy.
+
+    Attributes:
+        url: its base address.
+        target: base address of the server behind it.
+        requests: the requests so far.
+        rule: answers a request, or returns None to pass it on.
+    """
 
     url: str
-    target: str | None = None  # the server behind
+    target: str | None = None
     requests: list[ReceivedRequest] = field(default_factory=list)
     rule: Rule = lambda _: None
 
     def post_requests(self) -> list[ReceivedRequest]:
-        """The POSTs that write."""
-        return [one for one in self.requests if one.is_posted]
+        """The POSTs that are not searches."""
+        return [request for request in self.requests if request.is_write_post]
 
     def request_lines(self, *methods: str) -> list[str]:
-        """Method and path of the requests, but those for /metadata."""
+        """Method and path of the requests with these methods (default: all), except for /metadata."""
         return [
-            f"{one.method} {one.path}"
-            for one in self.requests
-            if not one.path.startswith("metadata") and (not methods or one.method in methods)
+            f"{request.method} {request.path}"
+            for request in self.requests
+            if not request.path.startswith("metadata") and (not methods or request.method in methods)
         ]
 
 
@@ -69,7 +76,7 @@ class Proxy:
 def run_proxy(
     target: str | None = None, rule: Rule = lambda _: None, *, tls: ssl.SSLContext | None = None
 ) -> Iterator[Proxy]:
-    """A server that applies `rule` and passes what it leaves alone to `target`; with `tls`, it speaks HTTPS itself."""
+    """Run a proxy that applies `rule` and passes other requests on to `target`; with `tls`, it is an HTTPS server."""
     started: list[Proxy] = []
     with serve(lambda session: _application(session, target, started), tls=tls) as address:
         started.append(Proxy(f"{address}/fhir", target, rule=rule))
@@ -80,16 +87,15 @@ def _application(session: aiohttp.ClientSession, target: str | None, started: Se
     async def answer(request: web.Request) -> web.StreamResponse:
         body = await request.read()
         path = request.raw_path.removeprefix("/fhir").lstrip("/")
-        asked = ReceivedRequest(request.method, path, dict(request.headers), body)
-        started[0].requests.append(asked)
-        reply = started[0].rule(asked)
+        received = ReceivedRequest(request.method, path, dict(request.headers), body)
+        started[0].requests.append(received)
+        reply = started[0].rule(received)
         if reply is None or reply.cut:
-            passed = await _pass_on(session, target, asked)
-            if reply is None:
-                return passed
-            assert request.transport is not None
-            request.transport.close()
-            return passed
+            response = await _pass_on(session, target, received)
+            if reply is not None:
+                assert request.transport is not None
+                request.transport.close()
+            return response
         return web.Response(status=reply.status, body=reply.body, headers=reply.headers)
 
     application = web.Application(client_max_size=2**30)
@@ -97,18 +103,18 @@ def _application(session: aiohttp.ClientSession, target: str | None, started: Se
     return application
 
 
-async def _pass_on(session: aiohttp.ClientSession, target: str | None, asked: ReceivedRequest) -> web.Response:
-    assert target is not None, "the rule must answer everything when there is no server behind"
+async def _pass_on(session: aiohttp.ClientSession, target: str | None, request: ReceivedRequest) -> web.Response:
+    assert target is not None, "without a server behind the proxy, the rule must answer every request"
     headers = {
         name: value
-        for name, value in asked.headers.items()
+        for name, value in request.headers.items()
         if name in ("Accept", "Content-Type", "Authorization", "Cache-Control", "Prefer", "If-Match")
     }
     headers["Host"] = urlsplit(target).netloc
-    url = f"{target}/{asked.path}" if asked.path else target
+    url = f"{target}/{request.path}" if request.path else target
     async with session.request(
-        asked.method, URL(url, encoded=True), data=asked.body or None, headers=headers
+        request.method, URL(url, encoded=True), data=request.body or None, headers=headers
     ) as response:
         content = await response.read()
-        kept = {n: response.headers[n] for n in ("Content-Type", "ETag", "Location") if n in response.headers}
-        return web.Response(status=response.status, body=content, headers=kept)
+        kept_headers = {n: response.headers[n] for n in ("Content-Type", "ETag", "Location") if n in response.headers}
+        return web.Response(status=response.status, body=content, headers=kept_headers)

@@ -109,7 +109,7 @@ def test_a_change_between_the_look_and_the_write_is_not_overwritten(
     late: list[int] = []
 
     def changes(asked: ReceivedRequest) -> Reply | None:
-        if asked.is_posted and b"ImagingStudy" in asked.body and not late:
+        if asked.is_write_post and b"ImagingStudy" in asked.body and not late:
             late.append(1)
             put(behind_proxy(server), get(behind_proxy(server), path) | {"description": "just now"})
         return None

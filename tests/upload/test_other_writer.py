@@ -25,7 +25,7 @@ KEPT = Study("kept", "P1")
 
 
 def _is_study_write(asked: ReceivedRequest) -> bool:
-    return asked.is_posted and b'"resourceType":"ImagingStudy"' in asked.body
+    return asked.is_write_post and b'"resourceType":"ImagingStudy"' in asked.body
 
 
 def _reason(lake: Lake, url: str, key: str) -> tuple[str, str | None]:

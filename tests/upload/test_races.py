@@ -299,8 +299,8 @@ SECOND: dict[str, Callable[[ReceivedRequest], Reply | None]] = {
     "cannot be looked at": lambda asked: (
         Reply(500) if asked.method == "GET" and asked.path.startswith(("ImagingStudy", "Patient")) else None
     ),
-    "is not stored": lambda asked: Reply(503) if asked.is_posted or asked.method == "PUT" else None,
-    "is refused": lambda asked: Reply(422) if asked.is_posted or asked.method == "PUT" else None,
+    "is not stored": lambda asked: Reply(503) if asked.is_write_post or asked.method == "PUT" else None,
+    "is refused": lambda asked: Reply(422) if asked.is_write_post or asked.method == "PUT" else None,
 }
 
 
@@ -315,7 +315,7 @@ def test_what_arrived_without_an_answer_is_known_as_ours_also_after_another_fail
     settings = settings_for(server.url, single_request_bytes=0, retry_seconds=0)
     rules: list[Callable[[ReceivedRequest], Reply | None]] = [
         lambda _: None,
-        lambda asked: Reply(cut=True) if asked.is_posted or asked.method == "PUT" else None,
+        lambda asked: Reply(cut=True) if asked.is_write_post or asked.method == "PUT" else None,
         SECOND[second],
         lambda _: None,
     ]
@@ -337,7 +337,7 @@ def test_a_study_in_constant_conflict_does_not_keep_others_from_the_server(
     factory.build(lake, "A", studies)
     load(lake, server, "A")
     bad = f'"url":"{study_path(factory, "A", "2")}"'.encode()
-    server.rule = lambda asked: Reply(status) if asked.is_posted and bad in asked.body else None
+    server.rule = lambda asked: Reply(status) if asked.is_write_post and bad in asked.body else None
     factory.build(lake, "A", [with_changes(study, series={"1": 3}) for study in studies])
 
     [done] = upload(["A"], lake, settings_for(server.url, retry_seconds=0))
@@ -489,7 +489,7 @@ def test_what_was_being_sent_when_a_run_was_killed_is_a_finding_and_stops_no_oth
     tries: list[ReceivedRequest] = []
 
     def kills(asked: ReceivedRequest) -> Reply | None:
-        if not asked.is_posted or b'"url":"Patient' not in asked.body:
+        if not asked.is_write_post or b'"url":"Patient' not in asked.body:
             return None
         tries.append(asked)
         if len(tries) == 2:
@@ -673,7 +673,7 @@ def quicker(server: Proxy, path: str, theirs: dict[str, Any]) -> Callable[[Recei
 
     def rule(asked: ReceivedRequest) -> None:
         alone = asked.method == "PUT" and asked.path == path
-        if not late and (alone or (asked.is_posted and f'"url":"{path}"'.encode() in asked.body)):
+        if not late and (alone or (asked.is_write_post and f'"url":"{path}"'.encode() in asked.body)):
             late.append(asked)
             put(behind_proxy(server), theirs)
 

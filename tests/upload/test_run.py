@@ -178,7 +178,7 @@ def test_a_busy_server_gets_fewer_requests_at_once_and_more_again_when_it_is_cal
 ) -> None:
     factory.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(40)])
     busy = iter([Reply(429, headers={"Retry-After": "0"})] * 4)
-    server.rule = lambda asked: next(busy, None) if asked.is_posted else None
+    server.rule = lambda asked: next(busy, None) if asked.is_write_post else None
 
     [done] = upload(["A"], lake, settings_for(server.url, max_concurrent_requests=4, max_bundle_entries=2))
 
@@ -500,7 +500,7 @@ def test_a_server_that_goes_away_in_the_middle_gets_the_rest_in_the_next_run(
     bundles: list[ReceivedRequest] = []
 
     def goes_away(asked: ReceivedRequest) -> Reply | None:
-        if asked.is_posted:
+        if asked.is_write_post:
             bundles.append(asked)
         return Reply(503) if len(bundles) > 5 else None
 
@@ -531,7 +531,7 @@ def test_a_busy_server_is_asked_again(lake: Lake, server: Proxy, factory: Datase
     factory.build(lake, "A", [ONE])
     refusals = iter([Reply(429, headers={"Retry-After": "0"}), Reply(503)])
 
-    server.rule = lambda asked: next(refusals, None) if asked.is_posted else None
+    server.rule = lambda asked: next(refusals, None) if asked.is_write_post else None
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
@@ -542,7 +542,7 @@ def test_an_answer_that_gets_lost_makes_no_second_version(lake: Lake, server: Pr
     factory.build(lake, "A", [ONE])
     lost = iter([Reply(cut=True)] * 3)
 
-    server.rule = lambda asked: next(lost, None) if asked.is_posted else None
+    server.rule = lambda asked: next(lost, None) if asked.is_write_post else None
     [done] = load(lake, server, "A")
 
     assert done.counts["ImagingStudy"] == {"stored": 1}
@@ -581,7 +581,7 @@ def test_a_killed_run_is_completed_by_the_next(lake: Lake, server: Proxy, factor
     bundles: list[ReceivedRequest] = []
 
     def kills(asked: ReceivedRequest) -> Reply | None:
-        bundles.extend([asked] if asked.is_posted else [])
+        bundles.extend([asked] if asked.is_write_post else [])
         if len(bundles) == 6 and started[0].poll() is None:  # the second bundle of ImagingStudies
             os.kill(started[0].pid, signal.SIGKILL)
         return None

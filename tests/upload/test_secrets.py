@@ -87,7 +87,7 @@ def refuses_us(asked: ReceivedRequest) -> Reply | None:
 
 
 def refuses_resources(asked: ReceivedRequest) -> Reply | None:
-    return Reply(422, outcome(asked)) if asked.is_posted else None
+    return Reply(422, outcome(asked)) if asked.is_write_post else None
 
 
 def refuses_searches(asked: ReceivedRequest) -> Reply | None:
@@ -96,11 +96,11 @@ def refuses_searches(asked: ReceivedRequest) -> Reply | None:
 
 def breaks(asked: ReceivedRequest) -> Reply | None:
     page = f"<html><h1>Error</h1><pre>{words(asked)}</pre></html>".encode()
-    return Reply(500, page) if asked.is_posted else None
+    return Reply(500, page) if asked.is_write_post else None
 
 
 def breaks_in_fhir(asked: ReceivedRequest) -> Reply | None:
-    return Reply(500, outcome(asked)) if asked.is_posted else None
+    return Reply(500, outcome(asked)) if asked.is_write_post else None
 
 
 SERVERS = [accepts, refuses_us, refuses_resources, refuses_searches, breaks, breaks_in_fhir]

@@ -57,7 +57,7 @@ def test_everything_is_there_once_and_refers_to_ids_of_the_server(
 ) -> None:
     factory.build(lake, "A", [ONE, TWO, Study("3", "P2", unit="sub-2")])
     lost = iter([Reply(cut=True)])  # after the server has stored the first bundle
-    server.rule = lambda asked: next(lost, None) if asked.is_posted else None
+    server.rule = lambda asked: next(lost, None) if asked.is_write_post else None
 
     [done] = load(lake, server, factory, "A")
 
@@ -102,7 +102,7 @@ def test_only_one_bundle_is_on_its_way(lake: Lake, server: Proxy, factory: Datas
     load(lake, server, factory, "A")
 
     assert len(resources(server, "ImagingStudy")) == len(resources(server, "Patient")) == 25
-    assert {one.path.partition("?")[0] for one in server.requests if one.is_posted} == {""}
+    assert {one.path.partition("?")[0] for one in server.requests if one.is_write_post} == {""}
 
 
 def test_a_server_that_does_not_say_that_it_assigns_ids_is_recognised_and_the_setting_is_named(
@@ -143,7 +143,7 @@ def test_what_was_sent_without_an_answer_is_pruned_under_the_server_s_id(
     sent, stays = Study("1", "P1"), Study("2", "P2", unit="sub-2")
     factory.build(lake, "A", [sent, stays])
     uid = factory.uid("1").encode()
-    server.rule = lambda asked: Reply(cut=True) if asked.is_posted and uid in asked.body else None
+    server.rule = lambda asked: Reply(cut=True) if asked.is_write_post and uid in asked.body else None
     load(lake, server, factory, "A", retry_seconds=0)
     server.rule = lambda _: None
     there = [one["identifier"][0]["value"] for one in resources(server, "ImagingStudy")]
@@ -160,7 +160,7 @@ def test_what_was_sent_without_an_answer_is_pruned_under_the_server_s_id(
 
 def test_an_endpoint_whose_answer_was_lost_is_known_as_ours(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     def of_an_endpoint(asked: ReceivedRequest) -> bool:
-        return (asked.is_posted or asked.method == "PUT") and b'"resourceType":"Endpoint"' in asked.body
+        return (asked.is_write_post or asked.method == "PUT") and b'"resourceType":"Endpoint"' in asked.body
 
     factory.build(lake, "A", [TWO])
     load(lake, server, factory, "A")
@@ -183,7 +183,7 @@ def test_a_study_whose_answer_was_lost_is_known_as_ours_when_the_next_one_differ
     factory.build(lake, "A", [TWO])
     load(lake, server, factory, "A")
     factory.build(lake, "A", [with_changes(TWO, series={"1": 3})])
-    server.rule = lambda asked: Reply(cut=True) if asked.is_posted and b"ImagingStudy" in asked.body else None
+    server.rule = lambda asked: Reply(cut=True) if asked.is_write_post and b"ImagingStudy" in asked.body else None
     load(lake, server, factory, "A", retry_seconds=0)
     server.rule = lambda _: None
     [arrived] = resources(server, "ImagingStudy")

@@ -260,7 +260,7 @@ def test_values_of_ours_that_the_server_stored_without_an_answer_are_known_as_ou
         return [rows[path]["contribution"], *opened]
 
     def lost(asked: ReceivedRequest) -> Reply | None:
-        if not asked.is_posted or b'"url":"Patient' not in asked.body:
+        if not asked.is_write_post or b'"url":"Patient' not in asked.body:
             return None
         contributions.append(known())
         return Reply(cut=True)

@@ -184,7 +184,7 @@ def test_what_another_client_added_is_kept(
 @both
 def test_an_answer_that_was_lost_is_found_out(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     build(lake, factory, ONE)
-    server.rule = lambda asked: Reply(cut=True) if asked.is_posted and b"ImagingStudy" in asked.body else None
+    server.rule = lambda asked: Reply(cut=True) if asked.is_write_post and b"ImagingStudy" in asked.body else None
     failed = load(lake, server, settings=settings_for(server.url, retry_seconds=0))
     assert failed.counts["ImagingStudy"] == {"unconfirmed": 1}
     server.rule = lambda _: None
@@ -260,7 +260,7 @@ def test_a_resource_that_is_deleted_between_the_look_and_the_write_is_looked_at_
     gone: list[str] = []
 
     def rule(asked: ReceivedRequest) -> None:
-        if asked.is_posted and b"ImagingStudy" in asked.body and not gone:
+        if asked.is_write_post and b"ImagingStudy" in asked.body and not gone:
             gone.append(path)
             delete(server, path)
 
@@ -645,7 +645,7 @@ def test_a_server_that_assigns_ids_loses_no_note_and_makes_nothing_twice(
 def test_a_server_that_assigns_ids_and_whose_answer_is_lost_has_everything_once(
     lake: Lake, assigning: Proxy, load_assigning: Loading
 ) -> None:
-    assigning.rule = once(Reply(cut=True), lambda asked: asked.is_posted and b"ImagingStudy" in asked.body)
+    assigning.rule = once(Reply(cut=True), lambda asked: asked.is_write_post and b"ImagingStudy" in asked.body)
     failed = load_assigning(lake, ONE, retry_seconds=0)
     assert failed.counts["ImagingStudy"] == {"unconfirmed": 1}
 

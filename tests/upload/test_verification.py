@@ -172,7 +172,7 @@ def test_a_repair_that_is_cut_off_is_completed_by_the_next_upload(
 ) -> None:
     loaded(lake, server, factory, ONE)
     delete(server, study_path(factory, "1"))
-    server.rule = lambda asked: Reply(503) if asked.is_posted else None
+    server.rule = lambda asked: Reply(503) if asked.is_write_post else None
 
     cut = verify([factory.name], lake, settings_for(server.url, retry_seconds=0), repair=True)
     row = ledger_rows(lake, server.url, factory.name)[study_path(factory, "1")]
