@@ -16,7 +16,7 @@ from dicom_etl.lake.schemas import COMPLETENESS
 from dicom_etl.quality.requirements import TYPES
 from dicom_etl.quality.working_database import Database
 
-__all__ = ["count_completeness"]
+__all__ = ["count_completeness", "find_keyword"]
 
 _COUNTS = """
     WITH counts AS (
@@ -44,7 +44,7 @@ def count_completeness(dataset: str, database: Database, where: str = "true") ->
     """
     counts = database.query(_COUNTS.format(where=where))
     tags = pc.unique(counts["tag"])
-    keywords = pa.array([_find_keyword(tag) for tag in tags.to_pylist()], pa.string())
+    keywords = pa.array([find_keyword(tag) for tag in tags.to_pylist()], pa.string())
     no_count = pa.scalar(None, pa.int64())
     columns = {
         "dataset": pa.array([dataset] * counts.num_rows, pa.string()),
@@ -60,6 +60,6 @@ def count_completeness(dataset: str, database: Database, where: str = "true") ->
     )
 
 
-def _find_keyword(tag: str) -> str | None:
+def find_keyword(tag: str) -> str | None:
     """The keyword of PS3.6; None for private and unknown tags."""
     return None if "x" in tag else keyword_for_tag(int(tag, 16)) or None

@@ -143,7 +143,7 @@ def test_a_hostile_name_of_a_dataset_is_text_and_a_plain_path(tmp_path: Path) ->
     text = (Path(lake.root) / done.report).read_text(encoding="utf-8")
     assert "<b>x</b>" not in text
     assert "../" not in done.report
-    assert "Nothing was found." in text
+    assert "There are no findings." in text
 
 
 def test_the_policy_forbids_all_but_what_is_inline(breast: Page) -> None:
@@ -286,14 +286,14 @@ def test_other_tables_make_another_report(tmp_path: Path) -> None:
     report("d", lake, Settings())
     lake.write(ALL_FINDINGS, ALL_FINDINGS.schema.empty_table(), fingerprint="second", dataset="d")
     report("d", lake, Settings())
-    assert "Nothing was found." in page(lake, "d")
+    assert "There are no findings." in page(lake, "d")
 
 
 def test_a_report_that_was_cut_off_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = hostile_lake(tmp_path / "lake", "first")
     first = report("d", lake, Settings())
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "render", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(stage, "render_report", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             report("d", lake, Settings(reference_date="2024-02-01"))
     assert not lake.exists("quality/d/summary.json")
@@ -366,9 +366,9 @@ def test_a_code_with_many_findings_has_a_few_examples_the_most_frequent_first(tm
 
 def test_the_date_that_counts_as_today_is_shown_if_it_is_set(reported: tuple[Lake, Settings]) -> None:
     lake, settings = reported
-    assert "as of" not in Page(page(lake, "heart")).text
+    assert "· reference date" not in Page(page(lake, "heart")).text
     report("heart", lake, settings.model_copy(update={"reference_date": "2024-02-01"}))
-    assert "as of 2024-02-01" in Page(page(lake, "heart")).text
+    assert "reference date 2024-02-01" in Page(page(lake, "heart")).text
     report("heart", lake, settings)
 
 

@@ -1,7 +1,9 @@
 """The findings of a dataset by severity, code and subject, with a few examples of each code.
 
-There may be a finding for every study of a hundred thousand: they are counted by queries, and only the examples become
-objects. Not here: HTML.
+There may be a finding for each of a hundred thousand studies: they are counted by queries, and only the examples become
+Python objects.
+
+Not here: HTML.
 """
 
 from __future__ import annotations
@@ -11,20 +13,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from pydicom.datadict import keyword_for_tag
 
 from dicom_etl.findings import finding_codes
 from dicom_etl.identity.masking import clean_text
 from dicom_etl.lake.schemas import ALL_FINDINGS
+from dicom_etl.quality.completeness import find_keyword
 from dicom_etl.quality.working_database import Database, open_database
 
-__all__ = ["COLUMNS", "FindingCounts", "FindingGroup", "count_findings", "keyword_of"]
+__all__ = ["FINDING_COLUMNS", "FindingCounts", "FindingGroup", "count_findings"]
 
-COLUMNS = [name for name in ALL_FINDINGS.schema.names if name not in ("dataset", "unit", "study_uid", "sop_uid")]
+FINDING_COLUMNS = [
+    name for name in ALL_FINDINGS.schema.names if name not in ("dataset", "unit", "study_uid", "sop_uid")
+]
 
 _SEVERITIES = ("error", "warning", "info")
 _MOST_EXAMPLES = 5
-_CANDIDATES = 50  # findings of a code that examples are chosen from: several may read the same
+_CANDIDATES = 50  # findings of a code from which examples are chosen: several may have the same text
 
 Row = Mapping[str, Any]
 
@@ -45,94 +49,83 @@ class FindingGroup:
 
 @dataclass(frozen=True)
 class FindingCounts:
-    """How many findings there are."""
+    """The number of findings by severity, code and subject."""
 
     by_severity: tuple[tuple[str, int, int], ...]  # severity, findings, occurrences
-    groups: tuple[FindingGroup, ...]  # the gravest and most frequent first
-    by_subject: Mapping[str | None, int] = field(default_factory=dict)  # of the subjects that were asked for
+    groups: tuple[FindingGroup, ...]  # the most severe and most frequent first
+    by_subject: Mapping[str | None, int] = field(default_factory=dict)  # only of the requested subjects
 
 
-def count_findings(pieces: Iterable[pa.Table], subjects: Iterable[str | None] = ()) -> FindingCounts:
+def count_findings(batches: Iterable[pa.Table], subjects: Iterable[str | None] = ()) -> FindingCounts:
     """Count findings.
 
     Args:
-        pieces: rows of ALL_FINDINGS with `COLUMNS`, in pieces.
-        subjects: whose findings are counted by subject.
+        batches: rows of ALL_FINDINGS with `FINDING_COLUMNS`, in batches.
+        subjects: the subjects whose findings are counted by subject.
     """
     with open_database() as database:
-        schema = ALL_FINDINGS.schema
-        database.create("findings", pa.schema([schema.field(name) for name in COLUMNS]).empty_table())
-        for piece in pieces:
-            database.append("findings", piece.select(COLUMNS))
+        schema = pa.schema([ALL_FINDINGS.schema.field(name) for name in FINDING_COLUMNS])
+        database.create_from_batches("findings", schema, batches)
         database.create("subjects", pa.table({"subject": pa.array(list(subjects), pa.string())}))
-        by_subject = database.rows("""
+        rows = database.rows("""
             SELECT s.subject, count(*) AS n FROM findings f JOIN subjects s ON s.subject IS NOT DISTINCT FROM f.subject
             GROUP BY s.subject
         """)
-        counts = {row["subject"]: row["n"] for row in by_subject}
-        return FindingCounts(_by_severity(database), _groups(database), counts)
+        by_subject = {row["subject"]: row["n"] for row in rows}
+        return FindingCounts(_count_by_severity(database), _make_groups(database), by_subject)
 
 
-def _by_severity(database: Database) -> tuple[tuple[str, int, int], ...]:
-    counted = database.rows(
-        "SELECT severity, count(*) AS n, sum(count)::BIGINT AS times FROM findings GROUP BY severity"
-    )
-    numbers = {row["severity"]: (row["n"], row["times"]) for row in counted}
-    return tuple((severity, *numbers.get(severity, (0, 0))) for severity in _SEVERITIES)
+def _count_by_severity(database: Database) -> tuple[tuple[str, int, int], ...]:
+    rows = database.rows("""
+        SELECT severity, count(*) AS n, sum(count)::BIGINT AS occurrences FROM findings GROUP BY severity
+    """)
+    counts = {row["severity"]: (row["n"], row["occurrences"]) for row in rows}
+    return tuple((severity, *counts.get(severity, (0, 0))) for severity in _SEVERITIES)
 
 
-def _groups(database: Database) -> tuple[FindingGroup, ...]:
-    candidates = database.rows(f"""
+def _make_groups(database: Database) -> tuple[FindingGroup, ...]:
+    candidates: dict[str, list[Row]] = {}
+    for row in database.rows(f"""
         SELECT * FROM findings
         QUALIFY row_number() OVER (
             PARTITION BY code ORDER BY count DESC, path, subject, sample, series_uid, message, tag, value
         ) <= {_CANDIDATES}
-    """)
-    by_code: dict[str, list[Row]] = {}
-    for row in candidates:
-        by_code.setdefault(row["code"], []).append(row)
-    counted = database.rows("""
+    """):
+        candidates.setdefault(row["code"], []).append(row)
+    counts = database.rows("""
         SELECT code, min(severity) AS severity, min(stage) AS stage, min(message) AS message,
-               count(*) AS n, sum(count)::BIGINT AS times
+               count(*) AS n, sum(count)::BIGINT AS occurrences
         FROM findings GROUP BY code
     """)
-    groups = [_group(row, by_code[row["code"]]) for row in counted]
+    groups = [_make_group(row, candidates[row["code"]]) for row in counts]
     return tuple(sorted(groups, key=lambda g: (_SEVERITIES.index(g.severity), -g.occurrences, g.code)))
 
 
-def _group(counted: Row, candidates: list[Row]) -> FindingGroup:
-    known = finding_codes().get(counted["code"])
-    ranked = sorted(candidates, key=lambda row: (-row["count"], _example(row)))
+def _make_group(counts: Row, candidates: list[Row]) -> FindingGroup:
+    entry = finding_codes().get(counts["code"])
+    ranked = sorted(candidates, key=lambda row: (-row["count"], _describe(row)))
     return FindingGroup(
-        clean_text(counted["code"]),
-        counted["severity"] if counted["severity"] in _SEVERITIES else "info",
-        counted["stage"],
-        known.meaning if known else clean_text(counted["message"] or ""),
-        known.action if known else "see the message",
-        counted["n"],
-        counted["times"],
-        tuple(dict.fromkeys(_example(row) for row in ranked))[:_MOST_EXAMPLES],
+        clean_text(counts["code"]),
+        counts["severity"] if counts["severity"] in _SEVERITIES else "info",
+        counts["stage"],
+        entry.meaning if entry else clean_text(counts["message"] or ""),
+        entry.action if entry else "see the message",
+        counts["n"],
+        counts["occurrences"],
+        tuple(dict.fromkeys(_describe(row) for row in ranked))[:_MOST_EXAMPLES],
     )
 
 
-def _example(row: Row) -> str:
-    """Where a finding is, and what it says beyond its code."""
-    known = finding_codes().get(row["code"])
-    keyword = keyword_of(row["tag"])
-    message = row["message"] if not known or row["message"] != known.meaning else None
-    where = row["path"] or "/".join(part for part in (row["subject"], row["sample"]) if part)
-    value = f"{keyword or 'value'} = {row['value']}" if row["value"] else None
-    times = f"× {row['count']}" if row["count"] > 1 else None
+def _describe(row: Row) -> str:
+    """The location of a finding, and its message and value as far as the code does not imply them."""
+    entry = finding_codes().get(row["code"])
+    location = row["path"] or "/".join(part for part in (row["subject"], row["sample"]) if part)
+    tag = row["tag"] and (find_keyword(row["tag"]) or row["tag"])
     parts = (
-        where,
+        location,
         f"series {row['series_uid']}" if row["series_uid"] and not row["path"] else None,
-        message,
-        value,
-        times,
+        row["message"] if not entry or row["message"] != entry.meaning else None,
+        f"{tag or 'value'} = {row['value']}" if row["value"] else None,
+        f"× {row['count']}" if row["count"] > 1 else None,
     )
     return " · ".join(clean_text(part) for part in parts if part) or "the whole dataset"
-
-
-def keyword_of(tag: str | None) -> str | None:
-    """The keyword of a tag GGGGEEEE; the tag itself where it has none."""
-    return tag and ((None if "x" in tag else keyword_for_tag(int(tag, 16))) or tag)

@@ -1,7 +1,9 @@
-"""The report as one HTML file: the template `report.html.j2` and the style `report.css`, filled with a view.
+"""The report as one HTML file: the template `report.html.j2` and the style sheet `report.css`, filled with a view.
 
-The file names nothing outside itself, works without JavaScript, and holds no clock: the same view gives the same
-bytes. Values of tags are hostile: everything is escaped, and a content security policy forbids all but what is inline.
+The file refers to nothing outside itself, works without JavaScript and contains no time: the same view gives the same
+bytes. Values of tags are hostile: everything is escaped, and a content security policy forbids all that is not inline.
+
+Not here: the content of the sections (`view`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from markupsafe import Markup
 from dicom_etl.quality.report.view import View
 from dicom_etl.version import VERSION
 
-__all__ = ["POLICY", "CsvFile", "render"]
+__all__ = ["POLICY", "CsvFile", "render_report"]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -34,49 +36,49 @@ _RESULTS = {
     "pass": ("✓", "pass"),
     "warn": ("!", "warn"),
     "fail": ("✕", "fail"),
-    "not-evaluated": ("i", "not evaluated"),
+    "not-evaluated": ("–", "not evaluated"),
 }
 _PLURALS = {"study": "studies", "series": "series"}
 
 
 @dataclass(frozen=True)
 class CsvFile:
-    """A table beside the report; where it has too many rows it is not written."""
+    """A table as a CSV file next to the report; it is not written if it has too many rows."""
 
     name: str
     rows: int
     is_written: bool
 
     def command(self, dataset: str) -> str:
-        """The command that writes it, however many rows it has."""
+        """The command that writes the file with any number of rows."""
         command = self.name.removesuffix(".csv")
         return f"dicom-etl {command} {shlex.quote(dataset)} --output {self.name}"
 
 
-def render(view: View, tables: Mapping[str, CsvFile], *, reference_date: str | None = None) -> str:
-    """The report of a dataset.
+def render_report(view: View, csv_files: Mapping[str, CsvFile], *, reference_date: str | None = None) -> str:
+    """The HTML of the report of a dataset.
 
     Args:
-        view: what it shows.
-        tables: the CSV files, by name.
-        reference_date: the date that counted as today, where one was set.
+        view: the content of its sections.
+        csv_files: by name.
+        reference_date: the date that dates were compared with, if one is set.
     """
     style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
-    return _template().render(
+    return _load_template().render(
         view=view,
-        tables=tables,
-        quoted=shlex.quote(view.dataset),
+        csv_files=csv_files,
+        quoted_dataset=shlex.quote(view.dataset),
         reference_date=reference_date,
         version=VERSION,
         policy=POLICY,
-        style=Markup(style),  # our own file
+        style=Markup(style),  # not escaped: it is part of this package
         categories=_CATEGORIES,
         results=_RESULTS,
     )
 
 
 @cache
-def _template() -> Template:
+def _load_template() -> Template:
     environment = Environment(
         loader=PackageLoader("dicom_etl.quality.report", "."),
         autoescape=True,
@@ -84,16 +86,16 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = _number
-    environment.filters["many"] = _many
+    environment.filters["number"] = _format_number
+    environment.filters["noun"] = _choose_noun
     return environment.get_template("report.html.j2")
 
 
-def _number(n: int) -> str:
-    """Thousands parted by narrow blanks, as no language mistakes them."""
+def _format_number(n: int) -> str:
+    """A number with narrow spaces between thousands, which are not mistaken for a decimal sign in any language."""
     return f"{n:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def _many(level: str, n: int = 2) -> str:
-    """The word for `n` entities of a level."""
-    return level if n == 1 else _PLURALS.get(level, f"{level}s")
+def _choose_noun(noun: str, n: int = 2) -> str:
+    """The noun in the singular or plural, for `n` objects."""
+    return noun if n == 1 else _PLURALS.get(noun, f"{noun}s")
