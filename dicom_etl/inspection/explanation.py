@@ -7,69 +7,61 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-import pyarrow.compute as pc
 
-from dicom_etl.inspection.status import FINDING_STAGES, list_units
+from dicom_etl.inspection.findings import read_unit_findings
+from dicom_etl.inspection.status import list_units
 from dicom_etl.inspection.uploads import format_reason
-from dicom_etl.lake.schemas import (
-    COMMITS,
-    DATASET_FINDINGS,
-    FILES,
-    FINDINGS,
-    IDENTITIES,
-    UNIT_RESOURCE_TYPES,
-    header_table,
-)
+from dicom_etl.lake.schemas import FILES, IDENTITIES, UNIT_RESOURCE_TYPES, header_table
 from dicom_etl.lake.shard_reader import read_lines, read_unit
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import SettingsError
 from dicom_etl.upload.ledger import read_resources
 
+Rows = list[tuple[Any, ...]]
+
 
 @dataclass(frozen=True)
 class Section:
-    """A part of an explanation: a table."""
+    """One table of an explanation."""
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
+    rows: Rows
 
 
 def explain_subject(lake: Lake, dataset: str, subject: str) -> list[Section]:
-    """All that the lake knows of a subject.
+    """Collect everything that the lake has about a subject (or unit).
 
     Raises:
         SettingsError: the lake has no such dataset or subject.
     """
-    names = lake.datasets()
-    if dataset not in names:
-        raise SettingsError(f"the lake has no dataset {dataset}; it has {', '.join(names) or 'none'}")
+    datasets = lake.datasets()
+    if dataset not in datasets:
+        raise SettingsError(f"the lake has no dataset {dataset}; it has {', '.join(datasets) or 'none'}")
     if subject not in (units := list_units(lake, dataset)):
         raise SettingsError(f"{dataset} has no subject {subject}; it has {', '.join(units[:20])}")
-    where = {"dataset": dataset, "unit": subject}
-    files = Counter((f["kind"], f["reason"] or "") for f in read_unit(lake, FILES, **where).to_pylist())
     return [
-        Section("Files", ("kind", "reason", "files"), [(*key, n) for key, n in sorted(files.items())]),
+        Section("Files", ("kind", "reason", "files"), _count_files(lake, dataset, subject)),
         Section(
             "Series",
             ("study", "series", "sample", "modality", "instances", "duplicates"),
-            _series(lake, where),
+            _count_instances(lake, dataset, subject),
         ),
         Section(
             "Patient matching",
             ("study", "rule", "state", "reason", "system", "patient"),
             [
-                (r["study_uid"], r["rule"], r["state"], r["reason"], r["system"], r["patient"])
-                for r in lake.read(IDENTITIES, dataset=dataset).to_pylist()
-                if r["unit"] == subject
+                (row["study_uid"], row["rule"], row["state"], row["reason"], row["system"], row["patient"])
+                for row in lake.read(IDENTITIES, dataset=dataset).to_pylist()
+                if row["unit"] == subject
             ],
         ),
         Section(
             "Findings",
             ("severity", "stage", "code", "where", "message", "count"),
-            _found(lake, dataset, subject),
+            _list_findings(lake, dataset, subject),
         ),
-        Section("Resources", ("type", "id", "started", "series", "instances"), _resources(lake, where)),
+        Section("Resources", ("type", "id", "started", "series", "instances"), _list_resources(lake, dataset, subject)),
         Section(
             "On servers",
             ("server", "type", "id", "state", "version", "reason"),
@@ -81,33 +73,38 @@ def explain_subject(lake: Lake, dataset: str, subject: str) -> list[Section]:
     ]
 
 
-def _series(lake: Lake, where: dict[str, str]) -> list[tuple[Any, ...]]:
+def _count_files(lake: Lake, dataset: str, unit: str) -> Rows:
+    files = read_unit(lake, FILES, ["kind", "reason"], dataset=dataset, unit=unit).to_pylist()
+    counts = Counter((file["kind"], file["reason"] or "") for file in files)
+    return [(*key, number) for key, number in sorted(counts.items())]
+
+
+def _count_instances(lake: Lake, dataset: str, unit: str) -> Rows:
     columns = ["StudyInstanceUID", "SeriesInstanceUID", "sample", "Modality", "duplicate"]
-    counts: Counter[tuple[Any, ...]] = Counter()
-    copies: Counter[tuple[Any, ...]] = Counter()
-    for row in read_unit(lake, header_table(), columns, **where).to_pylist():
+    instances: Counter[tuple[Any, ...]] = Counter()
+    duplicates: Counter[tuple[Any, ...]] = Counter()
+    for row in read_unit(lake, header_table(), columns, dataset=dataset, unit=unit).to_pylist():
         key = tuple(row[column] for column in columns[:-1])
-        counts[key] += 1
-        copies[key] += row["duplicate"] is not None
-    return [(*key, n, copies[key]) for key, n in sorted(counts.items(), key=str)]
+        instances[key] += 1
+        duplicates[key] += row["duplicate"] is not None
+    return [(*key, number, duplicates[key]) for key, number in sorted(instances.items(), key=str)]
 
 
-def _found(lake: Lake, dataset: str, unit: str) -> list[tuple[Any, ...]]:
-    found = []
-    for stage in FINDING_STAGES:
-        rows = read_unit(lake, FINDINGS, stage=stage, dataset=dataset, unit=unit) if stage in COMMITS else None
-        of_dataset = lake.read(DATASET_FINDINGS, stage=stage, dataset=dataset)
-        of_dataset = of_dataset.filter(pc.equal(of_dataset["unit"], unit))
-        for f in (*(rows.to_pylist() if rows else ()), *of_dataset.to_pylist()):
-            where = f["path"] or f["series_uid"] or f["study_uid"] or ""
-            found.append((f["severity"], stage, f["code"], where, f["message"], f["count"]))
-    return found
+def _list_findings(lake: Lake, dataset: str, unit: str) -> Rows:
+    rows = []
+    for findings in read_unit_findings(lake, dataset, unit):
+        for finding in findings.to_pylist():
+            where = finding["path"] or finding["series_uid"] or finding["study_uid"] or ""
+            kind = finding["severity"], finding["stage"], finding["code"]
+            rows.append((*kind, where, finding["message"], finding["count"]))
+    return rows
 
 
-def _resources(lake: Lake, where: dict[str, str]) -> list[tuple[Any, ...]]:
-    found = []
+def _list_resources(lake: Lake, dataset: str, unit: str) -> Rows:
+    rows = []
     for kind in UNIT_RESOURCE_TYPES:
-        for line in read_lines(lake, kind, **where).splitlines():
-            r = orjson.loads(line)
-            found.append((kind, r["id"], r.get("started"), r.get("numberOfSeries"), r.get("numberOfInstances")))
-    return found
+        for line in read_lines(lake, kind, dataset=dataset, unit=unit).splitlines():
+            resource = orjson.loads(line)
+            counts = resource.get("numberOfSeries"), resource.get("numberOfInstances")
+            rows.append((kind, resource["id"], resource.get("started"), *counts))
+    return rows

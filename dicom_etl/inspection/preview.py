@@ -1,4 +1,4 @@
-"""The preview of a run (`--dry-run`): how many files of a dataset are new, changed or missing."""
+"""The preview of a crawl (`--dry-run`): how many files of a dataset are new, changed or missing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dicom_etl.withdrawal.record import WithdrawalRecord
 
 @dataclass(frozen=True)
 class Preview:
-    """What a crawl of a dataset would find new."""
+    """The number of files of a dataset that a crawl would list, and what would change in the inventory."""
 
     dataset: str
     files: int
     new: int
     changed: int
-    missing: int
+    missing: int  # in the inventory, no longer in the source
     units_to_extract: int
 
 
@@ -28,8 +28,8 @@ def preview_crawl(pipeline: Pipeline, dataset: str) -> Preview:
     """Compare a dataset with its inventory; nothing is written."""
     inventory = pipeline.lake.read(INVENTORY, ["path", "size", "mtime", "unit"], dataset=dataset)
     columns = [inventory["size"], inventory["mtime"].cast(pa.int64()), inventory["unit"]]
-    known = zip(*(column.to_pylist() for column in columns), strict=True)
-    before = dict(zip(inventory["path"].to_pylist(), known, strict=True))
+    file_states = zip(*(column.to_pylist() for column in columns), strict=True)
+    unseen = dict(zip(inventory["path"].to_pylist(), file_states, strict=True))  # path -> size, mtime, unit
     files = new = changed = 0
     units: set[str] = set()
     withdrawn = WithdrawalRecord.read(pipeline.lake, dataset, pipeline.ids)
@@ -37,10 +37,10 @@ def preview_crawl(pipeline: Pipeline, dataset: str) -> Preview:
         if withdrawn.is_withdrawn(entry.unit):
             continue
         files += 1
-        was, now = before.pop(entry.path, None), (entry.size, entry.mtime // 1000, entry.unit)
-        new += was is None
-        changed += was not in (None, now)
-        if was != now:
+        previous, current = unseen.pop(entry.path, None), (entry.size, entry.mtime // 1000, entry.unit)
+        new += previous is None
+        changed += previous not in (None, current)
+        if previous != current:
             units.add(entry.unit)
-    gone = {unit for _, _, unit in before.values()}
-    return Preview(dataset, files, new, changed, len(before), len(units | gone))
+    units_with_missing_files = {unit for _, _, unit in unseen.values()}
+    return Preview(dataset, files, new, changed, len(unseen), len(units | units_with_missing_files))

@@ -1,4 +1,4 @@
-"""What a dataset looks like from outside: cheap enough to ask every few minutes, by names and stat alone."""
+"""The snapshot of a dataset: a fingerprint that changes when its files or settings change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from dicom_etl.sources import Scan, SourceError
 
 
 def take_snapshot(pipeline: Pipeline, dataset: str) -> str:
-    """A fingerprint of all that the source lists, and of the settings and crosswalk that shape its resources."""
+    """Compute a fingerprint of the files of a dataset and of the settings that shape its resources.
+
+    It opens no DICOM file, so that it can be computed every few minutes. A source that cannot be read has a fingerprint
+    as well.
+    """
     scan = Scan()
     try:
         source = pipeline.source(dataset)
@@ -19,12 +23,15 @@ def take_snapshot(pipeline: Pipeline, dataset: str) -> str:
     except SourceError as error:
         entries = [str(error)]
     cells = sorted(map(str, scan.cells))
-    return compute_fingerprint(entries, cells, _settings(pipeline, dataset))[:16]
+    return compute_fingerprint(entries, cells, _select_settings(pipeline, dataset))[:16]
 
 
-def _settings(pipeline: Pipeline, dataset: str) -> list[Any]:
-    """What in the settings shapes this dataset, its lines of the crosswalk among it."""
-    own = pipeline.datasets().get(dataset)
-    others = {"workers", "engine", "lock_wait_seconds", "datasets", "watch_folders", "crosswalk"}
-    lines = sorted(line for line in read_crosswalk(pipeline.settings.crosswalk) if line.dataset == dataset)
-    return [pipeline.settings.model_dump(mode="json", exclude=others), own and own.model_dump(mode="json"), lines]
+def _select_settings(pipeline: Pipeline, dataset: str) -> list[Any]:
+    """The settings that shape the resources of a dataset, and its lines of the crosswalk."""
+    dataset_settings = pipeline.datasets().get(dataset)
+    irrelevant = {"workers", "engine", "lock_wait_seconds", "datasets", "watch_folders", "crosswalk"}
+    return [
+        pipeline.settings.model_dump(mode="json", exclude=irrelevant),
+        dataset_settings and dataset_settings.model_dump(mode="json"),
+        sorted(line for line in read_crosswalk(pipeline.settings.crosswalk) if line.dataset == dataset),
+    ]
