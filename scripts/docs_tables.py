@@ -25,6 +25,22 @@ from dicom_etl.lake.schemas import list_tables  # noqa: E402
 from dicom_etl.quality.check_table import quality_checks  # noqa: E402
 from dicom_etl.settings import describe_settings  # noqa: E402
 
+# The folders of the lake in the order of the pipeline: a reader looks for the header table first, for commits last.
+_FOLDERS = (
+    "inventory",
+    "sheets",
+    "headers",
+    "tag_profiles",
+    "files",
+    "identities",
+    "fhir_elements",
+    "findings",
+    "quality",
+    "upload_ledger",
+    "withdrawn",
+    "commits",
+)
+
 
 def rows(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
@@ -35,7 +51,7 @@ def rows(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def schema_tables() -> str:
     """A section for each table of the lake; the tags of the header table have a page of their own."""
     sections = []
-    for table in list_tables():
+    for table in sorted(list_tables(), key=lambda table: _FOLDERS.index(table.path_template.partition("/")[0])):
         tags = {column.name for column in catalogue()} if table.name == "headers" else set()
         columns = [(f"`{c.name}`", str(c.type), c.description) for c in table.columns if c.name not in tags]
         note = "\n\nAnd one column for each of the [tags](tags.md)." if tags else ""
