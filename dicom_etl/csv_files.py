@@ -6,14 +6,19 @@ Not here: the meaning of their rows (`identity.crosswalk`, `fhir.corrections`).
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from dicom_etl.renames import describe_rename
 from dicom_etl.settings import SettingsError
 
 
 def read_rows(
-    name: str, path: str | None, required: Collection[str], allowed: Collection[str] | None = None
+    name: str,
+    path: str | None,
+    required: Collection[str],
+    allowed: Collection[str] | None = None,
+    renames: Mapping[str, str] | None = None,
 ) -> list[tuple[str, dict[str, str]]]:
     """The rows of a file, each with its location as text for messages; none if no file is configured.
 
@@ -22,6 +27,7 @@ def read_rows(
         path: of the file, in UTF-8.
         required: columns that it must have; blanks around values are removed.
         allowed: all columns that it may have; None: any.
+        renames: columns of earlier versions -> their names now.
 
     Raises:
         SettingsError: it cannot be read, lacks a column or has an unknown one. A file that was read only in part would
@@ -33,6 +39,9 @@ def read_rows(
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or ()
+            for column in columns:
+                if sentence := describe_rename(renames or {}, column, "column"):
+                    raise SettingsError(f"{name} {path}: {sentence}")
             if missing := sorted(set(required) - set(columns)):
                 raise SettingsError(f"{name} {path} lacks the column {', '.join(missing)}")
             if allowed is not None and (unknown := sorted(set(columns) - set(allowed))):

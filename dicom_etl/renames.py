@@ -75,6 +75,7 @@ FINDING_CODES = {
 }
 COLUMNS: dict[str, dict[str, str]] = {  # table or CSV file -> old name -> new name
     "completeness": {"n_some": "n_partial"},
+    "corrections": {"why": "reason"},
     "identities": {"owner": "building_unit"},
     "upload_ledger": {
         "key": "business_key",

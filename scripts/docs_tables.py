@@ -18,7 +18,7 @@ from typer.main import get_command  # noqa: E402
 
 from dicom_etl import renames  # noqa: E402
 from dicom_etl.cli.app import app  # noqa: E402
-from dicom_etl.fhir.mapping import Line, lines  # noqa: E402
+from dicom_etl.fhir.mapping import MappingLine, read_mapping  # noqa: E402
 from dicom_etl.findings import finding_codes  # noqa: E402
 from dicom_etl.headers.catalogue import catalogue  # noqa: E402
 from dicom_etl.lake.schemas import list_tables  # noqa: E402
@@ -101,28 +101,28 @@ def catalogue_table() -> str:
 
 def mapping_table() -> str:
     """What is made, element by element."""
-    made = [line for line in lines() if line.rule]
+    made = [line for line in read_mapping() if line.rule]
     header = ("element", "R4", "R5", "made from", "rule", "where the tag is absent or empty", "where it is not valid")
     return rows(header, [(*_named(line), line.how, line.absent, line.invalid) for line in made])
 
 
 def left_out_table() -> str:
     """What could be made and is not, and why."""
-    left = [line for line in lines() if not line.rule]
-    cells = [(_path(line), ", ".join(line.columns), line.how.removeprefix("left out: ")) for line in left]
+    left = [line for line in read_mapping() if not line.rule]
+    cells = [(_path(line), ", ".join(line.columns), line.how.removeprefix("omitted: ")) for line in left]
     return rows(("element", "tags", "why"), cells)
 
 
-def _named(line: Line) -> tuple[str, ...]:
+def _named(line: MappingLine) -> tuple[str, ...]:
     return _path(line), line.r4_type or "-", _in_r5(line), ", ".join(line.columns)
 
 
-def _path(line: Line) -> str:
+def _path(line: MappingLine) -> str:
     level = {"series": "series.", "instance": "series.instance."}.get(line.level, "")
     return f"{line.resource}.{level}{line.r4 or line.r5}"
 
 
-def _in_r5(line: Line) -> str:
+def _in_r5(line: MappingLine) -> str:
     if not line.r5:
         return "-"
     return line.r5_type if line.r5 == line.r4 else f"{line.r5}: {line.r5_type}"

@@ -20,10 +20,10 @@ ALLOWED = {
     "csv_files": {"settings"},
     "engine": set(),
     "sources": {"findings", "settings", "lake"},
-    # settings for its error alone: what the mapping needs of them comes in a Context
+    # settings for `Context.from_settings` and its error: the mapping itself takes a Context
     "fhir": {"findings", "headers", "identity", "settings", "csv_files"},
     "extraction": {"engine", "lake", "headers", "findings", "identity", "sources"},
-    "construction": {"lake", "fhir", "findings", "identity", "headers", "settings"},
+    "construction": {"engine", "lake", "fhir", "findings", "identity", "headers", "settings"},
     "fhir_client": {"identity"},
     "fhir_connection": {"fhir_client", "settings"},
     "upload": {"fhir_client", "findings", "lake", "identity"},

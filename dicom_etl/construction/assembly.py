@@ -1,4 +1,4 @@
-"""Assembling a shard of resources: the lines of units that did not change, copied as bytes, and those of chunks."""
+"""Assembling a shard of resources, in a worker: the lines of units as bytes, from previous shards and from chunks."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from dicom_etl.lake.tables import Lake
 
 
 class StoredUnit(NamedTuple):
-    """A unit of the shard: its fingerprint, and where its lines are: in a chunk, or in a former shard."""
+    """A unit of a shard: its fingerprint, and where its lines are, in a chunk or in a previous shard."""
 
     unit: str
     fingerprint: str | None
     to_retry: bool
-    chunk: str | None  # the name of a chunk
+    chunk: str | None  # the key of a chunk
     previous_shard: int | None
-    lines: Mapping[str, UnitLines]  # by resource type; none where it was never built
+    lines: Mapping[str, UnitLines]  # by resource type; empty if the unit was never built
 
 
 class ShardTask(NamedTuple):
-    """A shard to be written; travels to a worker."""
+    """A shard to be written; sent to a worker."""
 
     lake: Lake
     dataset: str
     shard: int
     shards: int
-    new_folders: bool
+    new_folders: bool  # the number of shards changes
     units: tuple[StoredUnit, ...]  # sorted
 
     @property
     def weight(self) -> int:
-        """Its bytes."""
+        """The number of bytes of its resources."""
         return sum(lines.length for unit in self.units for lines in unit.lines.values())
 
 
@@ -54,15 +54,15 @@ def assemble_shard(task: ShardTask) -> None:
     """Write the NDJSON files and tables of a shard, and its commit."""
     writer = ShardWriter(task.lake, "build", task.dataset, task.shard, task.shards, new_folders=task.new_folders)
     for kind in UNIT_RESOURCE_TYPES:
-        writer.write_lines(kind, _chunks(task, kind))
-    writer.write_table(FHIR_ELEMENTS, [_rows(task, FHIR_ELEMENTS, "elements")])
-    writer.write_table(FINDINGS, [_rows(task, FINDINGS, "findings")])
+        writer.write_lines(kind, _read_lines(task, kind))
+    writer.write_table(FHIR_ELEMENTS, [_read_rows(task, FHIR_ELEMENTS, "elements")])
+    writer.write_table(FINDINGS, [_read_rows(task, FINDINGS, "findings")])
     writer.commit(commit_rows(task.units))
     pa.default_memory_pool().release_unused()
 
 
 def commit_rows(units: Sequence[StoredUnit]) -> pa.Table:
-    """The rows of a commit: lines are stored in the order of the units."""
+    """The rows of a shard's commit; lines are stored in the order of the units."""
     offsets = dict.fromkeys(UNIT_RESOURCE_TYPES, 0)
     rows: list[dict[str, Any]] = []
     for unit in units:
@@ -76,48 +76,8 @@ def commit_rows(units: Sequence[StoredUnit]) -> pa.Table:
     return pa.table(columns, schema=BUILD_COMMITS.schema)
 
 
-def _chunks(task: ShardTask, kind: str) -> Iterator[bytes]:
-    """The lines of all units; those of neighbours that are neighbours where they come from are copied at once."""
-    path, start, end = "", 0, 0
-    for unit in task.units:
-        if not (lines := unit.lines.get(kind)) or not lines.length:
-            continue
-        source = _path(task, unit, kind)
-        if source != path or lines.offset != end:
-            if end > start:
-                yield task.lake.read_slice(path, start, end - start)
-            path, start = source, lines.offset
-        end = lines.offset + lines.length
-    if end > start:
-        yield task.lake.read_slice(path, start, end - start)
-
-
-def _path(task: ShardTask, unit: StoredUnit, kind: str) -> str:
-    if unit.chunk is not None:
-        return chunk_path(task.dataset, unit.chunk, kind)
-    return make_path(RESOURCE_PATH, type=kind, dataset=task.dataset, shard=unit.previous_shard or 0)
-
-
-def _rows(task: ShardTask, table: Table, kind: str) -> pa.Table:
-    kept: dict[int, list[str]] = {}
-    chunks: dict[str, None] = {}
-    for unit in task.units:
-        if unit.chunk is not None:
-            chunks[unit.chunk] = None
-        elif unit.previous_shard is not None:
-            kept.setdefault(unit.previous_shard, []).append(unit.unit)
-    new = (task.lake.read_arrow(chunk_path(task.dataset, key, kind)) for key in chunks)
-    return pa.concat_tables([table.schema.empty_table(), *_former(task, table, kept), *new])
-
-
-def _former(task: ShardTask, table: Table, kept: Mapping[int, Iterable[str]]) -> Iterator[pa.Table]:
-    for shard, units in kept.items():
-        rows = task.lake.read(table, stage="build", dataset=task.dataset, shard=shard)
-        yield rows.filter(pc.is_in(rows["unit"], pa.array(list(units))))
-
-
 def list_stored_units(commit: Commit) -> dict[str, StoredUnit]:
-    """The units of a shard, as they are to be taken over from it."""
+    """The units of a previous shard, and where their lines are in it."""
     return {
         unit: StoredUnit(
             unit,
@@ -131,18 +91,59 @@ def list_stored_units(commit: Commit) -> dict[str, StoredUnit]:
     }
 
 
-def remove_units(lake: Lake, dataset: str, units: Collection[str]) -> None:
-    """Take the resources of units out of the shards of a dataset (the caller holds its lock).
+def _read_lines(task: ShardTask, kind: str) -> Iterator[bytes]:
+    """The lines of all units; those of units that are neighbours in their file too are read at once."""
+    path, start, end = "", 0, 0
+    for unit in task.units:
+        if not (lines := unit.lines.get(kind)) or not lines.length:
+            continue
+        unit_path = _lines_path(task, unit, kind)
+        if unit_path != path or lines.offset != end:
+            if end > start:
+                yield task.lake.read_slice(path, start, end - start)
+            path, start = unit_path, lines.offset
+        end = lines.offset + lines.length
+    if end > start:
+        yield task.lake.read_slice(path, start, end - start)
 
-    A shard that is damaged is removed as a whole: the next run builds its other units again.
+
+def _lines_path(task: ShardTask, unit: StoredUnit, kind: str) -> str:
+    if unit.chunk is not None:
+        return chunk_path(task.dataset, unit.chunk, kind)
+    return make_path(RESOURCE_PATH, type=kind, dataset=task.dataset, shard=unit.previous_shard or 0)
+
+
+def _read_rows(task: ShardTask, table: Table, suffix: str) -> pa.Table:
+    """The rows of a table of all units; `suffix` is that of the table's file in a chunk."""
+    reused: dict[int, list[str]] = {}
+    chunks: dict[str, None] = {}  # in the order of the units
+    for unit in task.units:
+        if unit.chunk is not None:
+            chunks[unit.chunk] = None
+        elif unit.previous_shard is not None:
+            reused.setdefault(unit.previous_shard, []).append(unit.unit)
+    new_rows = (task.lake.read_arrow(chunk_path(task.dataset, key, suffix)) for key in chunks)
+    return pa.concat_tables([table.schema.empty_table(), *_previous_rows(task, table, reused), *new_rows])
+
+
+def _previous_rows(task: ShardTask, table: Table, units_by_shard: Mapping[int, Iterable[str]]) -> Iterator[pa.Table]:
+    for shard, units in units_by_shard.items():
+        rows = task.lake.read(table, stage="build", dataset=task.dataset, shard=shard)
+        yield rows.filter(pc.is_in(rows["unit"], pa.array(list(units))))
+
+
+def remove_units(lake: Lake, dataset: str, units: Collection[str]) -> None:
+    """Remove the resources of units from the shards of a dataset; the caller holds the lock of the dataset.
+
+    A shard that is damaged is removed as a whole: the next run rebuilds its other units.
     """
     commits = read_commits(lake, "build", dataset)
-    remove_other_shards(lake, "build", dataset, commits.keys())  # files without a commit may hold any unit
+    remove_other_shards(lake, "build", dataset, commits.keys())  # files without a commit may have any unit
     for shard, commit in commits.items():
-        kept = tuple(stored for unit, stored in list_stored_units(commit).items() if unit not in units)
-        if len(kept) == commit.units.num_rows:
+        remaining = tuple(stored for unit, stored in list_stored_units(commit).items() if unit not in units)
+        if len(remaining) == commit.units.num_rows:
             continue
-        if kept and not find_damaged_file(lake, commit, digests=True):
-            assemble_shard(ShardTask(lake, dataset, shard, commit.shards, False, kept))
+        if remaining and not find_damaged_file(lake, commit, digests=True):
+            assemble_shard(ShardTask(lake, dataset, shard, commit.shards, False, remaining))
         else:
             remove_shard(lake, commit)

@@ -1,4 +1,4 @@
-"""Identities: which patient each study of a dataset belongs to, as a table.
+"""The table of identities: which patient each study of a dataset belongs to.
 
 Not here: the rules (`identity.matching`).
 """
@@ -13,9 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.construction.chunks import PERSON_COLUMNS
+from dicom_etl.construction.grouped_rows import GroupedRows
 from dicom_etl.construction.header_units import HeaderUnits
-from dicom_etl.construction.runs import rows_of_runs
 from dicom_etl.identity.crosswalk import CrosswalkEntry
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.identity.matching import (
@@ -25,12 +24,13 @@ from dicom_etl.identity.matching import (
     PatientMatch,
     match_patients,
 )
-from dicom_etl.lake.fingerprints import compute_fingerprint, hash_runs
+from dicom_etl.lake.fingerprints import compute_fingerprint
 from dicom_etl.lake.schemas import IDENTITIES, header_table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings
 
-_CLAIM = (
+MATCH_COLUMNS = tuple(PatientMatch.__dataclass_fields__)
+_EVIDENCE_COLUMNS = (  # in the order of PatientEvidence
     "StudyInstanceUID",
     "unit",
     "subject",
@@ -42,53 +42,52 @@ _CLAIM = (
 
 
 class Identities:
-    """The table of identities, by unit."""
+    """The table of identities of a dataset, by unit."""
 
     def __init__(self, table: pa.Table) -> None:
-        self._rows = table.sort_by([("unit", "ascending"), ("study_uid", "ascending")])
-        ends = pc.run_end_encode(self._rows["unit"].combine_chunks()) if table.num_rows else None
-        self.units: list[str] = ends.values.to_pylist() if ends else []
-        self._ends: list[int] = ends.run_ends.to_pylist() if ends else []
-        self._place = {unit: number for number, unit in enumerate(self.units)}
+        """Take all rows of the table, in any order."""
+        self._by_unit = GroupedRows(table.sort_by([("unit", "ascending"), ("study_uid", "ascending")]), "unit")
 
     @property
     def table(self) -> pa.Table:
         """All rows, sorted by unit."""
-        return self._rows
+        return self._by_unit.table
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """The digest of the rows of each unit."""
-        return dict(zip(self.units, hash_runs(self._rows.select(PERSON_COLUMNS), self._ends), strict=True))
+        return self._by_unit.digests(MATCH_COLUMNS)
 
-    def rows_of(self, units: Iterable[str]) -> pa.Table:
-        """The rows of some units."""
-        return rows_of_runs(self._rows, self._ends, (self._place[unit] for unit in units if unit in self._place))
+    @property
+    def has_patients(self) -> bool:
+        """Whether at least one study has a patient."""
+        return pc.any(pc.equal(self.table["state"], "ok")).as_py() or False
+
+    def select(self, units: Iterable[str]) -> pa.Table:
+        """The rows of these units."""
+        return self._by_unit.select(units)
 
     @cached_property
-    def other_units(self) -> dict[str, set[str]]:
-        """By the unit that builds a study that is in several units: all of these."""
-        several: dict[str, set[str]] = defaultdict(set)
-        for row in self._of_several().to_pylist():
+    def contributing_units(self) -> dict[str, set[str]]:
+        """By the unit that builds a study whose instances are in several units: all of these units."""
+        table = self.table
+        counts = table.group_by("study_uid").aggregate([([], "count_all")])
+        divided = pc.unique(counts.filter(pc.greater(counts["count_all"], 1))["study_uid"])
+        rows = table.filter(pc.is_in(table["study_uid"], divided)).select(["building_unit", "unit"])
+        units: dict[str, set[str]] = defaultdict(set)
+        for row in rows.to_pylist():
             if row["building_unit"]:
-                several[row["building_unit"]].add(row["unit"])
-        return several
-
-    def _of_several(self) -> pa.Table:
-        counts = self._rows.group_by("study_uid").aggregate([([], "count_all")])
-        studies = counts.filter(pc.greater(counts["count_all"], 1))["study_uid"]
-        return self._rows.filter(pc.is_in(self._rows["study_uid"], pc.unique(studies))).select(
-            ["building_unit", "unit"]
-        )
+                units[row["building_unit"]].add(row["unit"])
+        return units
 
 
 def matching_fingerprint(
     ids: ResourceIds, dataset: DatasetSettings, crosswalk: list[CrosswalkEntry], units: HeaderUnits
 ) -> str:
-    """What patient matching depends on."""
-    lines = [list(line) for line in sorted(crosswalk)]
-    made_with = (ids.namespace, ids.key_fingerprint)
-    return compute_fingerprint(MATCHING_VERSION, made_with, dataset.assigning_authority, lines, units.mark)
+    """The fingerprint of all inputs of patient matching."""
+    entries = [list(entry) for entry in sorted(crosswalk)]
+    id_inputs = (ids.namespace, ids.key_fingerprint)
+    return compute_fingerprint(MATCHING_VERSION, id_inputs, dataset.assigning_authority, entries, units.fingerprint)
 
 
 def match_dataset(
@@ -98,33 +97,42 @@ def match_dataset(
     dataset: DatasetSettings,
     crosswalk: list[CrosswalkEntry],
     units: HeaderUnits,
-    mark: str,
 ) -> Identities:
-    """The patients of the studies of a dataset; decided again when something that they depend on has changed."""
-    if lake.read_fingerprint(IDENTITIES, dataset=name) != mark:
-        decided = {line.subject: (line.system, line.value) for line in crosswalk}
-        scope = MatchingScope(name, ids.namespace, dataset.assigning_authority, decided)
-        rows = _identity_rows(ids, name, match_patients(_claims(lake, name, units), scope))
-        lake.write(IDENTITIES, rows, fingerprint=mark, dataset=name)
+    """Match the studies of a dataset to patients, if an input has changed, and return the table.
+
+    Args:
+        lake: with the header rows; the table is written to it.
+        name: of the dataset.
+        ids: makes the ids of Patients.
+        dataset: its settings.
+        crosswalk: its entries in the crosswalk.
+        units: its units with header rows.
+    """
+    current = matching_fingerprint(ids, dataset, crosswalk, units)
+    if lake.read_fingerprint(IDENTITIES, dataset=name) != current:
+        identifiers = {entry.subject: (entry.system, entry.value) for entry in crosswalk}
+        scope = MatchingScope(name, ids.namespace, dataset.assigning_authority, identifiers)
+        matches = match_patients(_read_evidence(lake, name, units), scope)
+        lake.write(IDENTITIES, _make_table(ids, name, matches), fingerprint=current, dataset=name)
     return Identities(lake.read(IDENTITIES, dataset=name))
 
 
-def _identity_rows(ids: ResourceIds, dataset: str, people: list[PatientMatch]) -> pa.Table:
-    columns: dict[str, Any] = {name: [getattr(p, name) for p in people] for name in PatientMatch.__dataclass_fields__}
-    columns["dataset"] = [dataset] * len(people)
+def _make_table(ids: ResourceIds, dataset: str, matches: list[PatientMatch]) -> pa.Table:
+    columns: dict[str, Any] = {name: [getattr(match, name) for match in matches] for name in MATCH_COLUMNS}
+    columns["dataset"] = [dataset] * len(matches)
     columns["patient"] = [
-        ids.resource_id("Patient", person.system, person.value) if person.state == "ok" else None for person in people
+        ids.resource_id("Patient", match.system, match.value) if match.state == "ok" else None for match in matches
     ]
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in IDENTITIES.schema})
 
 
-def _claims(lake: Lake, dataset: str, units: HeaderUnits) -> list[PatientEvidence]:
-    """What each study's instances say of their patient: distinct combinations, read shard by shard."""
-    claims = []
+def _read_evidence(lake: Lake, dataset: str, units: HeaderUnits) -> list[PatientEvidence]:
+    """The distinct combinations of values that identify the patient of a study, read shard by shard."""
+    evidence = []
     for shard in sorted(set(units.shard_of.values())):
-        rows = lake.read(header_table(), [*_CLAIM, "duplicate"], dataset=dataset, shard=shard)
-        kept = rows.filter(pc.and_(pc.is_null(rows["duplicate"]), pc.is_valid(rows["StudyInstanceUID"])))
-        distinct = kept.group_by(list(_CLAIM)).aggregate([])
-        for *said, removed in zip(*(distinct[name].to_pylist() for name in _CLAIM), strict=True):
-            claims.append(PatientEvidence._make([*said, (removed or "").upper() == "YES"]))
-    return sorted(claims, key=str)
+        rows = lake.read(header_table(), [*_EVIDENCE_COLUMNS, "duplicate"], dataset=dataset, shard=shard)
+        counted = rows.filter(pc.and_(pc.is_null(rows["duplicate"]), pc.is_valid(rows["StudyInstanceUID"])))
+        distinct = counted.group_by(list(_EVIDENCE_COLUMNS)).aggregate([])
+        for *values, removed in zip(*(distinct[name].to_pylist() for name in _EVIDENCE_COLUMNS), strict=True):
+            evidence.append(PatientEvidence._make([*values, (removed or "").upper() == "YES"]))
+    return sorted(evidence, key=str)

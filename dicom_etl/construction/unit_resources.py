@@ -1,6 +1,6 @@
-"""The FHIR resources of units: a function of the header rows of a batch of units and of what was decided for them.
+"""The FHIR resources of single units: a pure function of the header rows of some units and of their other inputs.
 
-Pure: nothing is read or written. Not here: which units are built, and which patient a study belongs to.
+Not here: reading rows and storing resources (`chunk_builder`), and the content of a resource (`fhir`).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -16,190 +17,184 @@ import pyarrow as pa
 from dicom_etl.fhir import imaging_study, patient
 from dicom_etl.fhir.context import Context
 from dicom_etl.fhir.corrections import Correction, apply_corrections
-from dicom_etl.fhir.elements import element_rows
+from dicom_etl.fhir.elements import list_element_rows
 from dicom_etl.fhir.rows import FindingCollector, HeaderRows
 from dicom_etl.fhir.validation import find_errors
 from dicom_etl.findings import Finding
 from dicom_etl.identity.matching import PatientMatch
 
-__all__ = ["COLUMNS", "UnitInputs", "UnitResources", "make_resources"]
+__all__ = ["COLUMNS", "UnitInputs", "UnitResources", "build_resources"]
 
 Resource = dict[str, Any]
-PersonKey = tuple[str, str]  # system and value of its identifier
+PatientKey = tuple[str, str]  # system and value of its identifier
 
-_MAPPED = tuple(dict.fromkeys([*imaging_study.COLUMNS, *patient.COLUMNS]))
-COLUMNS: tuple[str, ...] = ("unit", *_MAPPED)
-# what strict mode does not accept: a value that is present and that FHIR cannot represent
-_NOT_STRICT = frozenset({"value-omitted", "instance-excluded"})
+_MAPPED_COLUMNS = tuple(dict.fromkeys([*imaging_study.COLUMNS, *patient.COLUMNS]))
+COLUMNS: tuple[str, ...] = ("unit", *_MAPPED_COLUMNS)
+# in strict mode these hold a study: a value is present and FHIR cannot represent it
+_HELD_IF_STRICT = frozenset({"value-omitted", "instance-excluded"})
 
 
 class UnitInputs(NamedTuple):
-    """What the resources of a unit are made from, beside the header rows."""
+    """The inputs of a unit's resources without header rows."""
 
     unit: str
-    persons: tuple[PatientMatch, ...]  # of the studies that are in this unit
+    matches: tuple[PatientMatch, ...]  # of the studies that are in this unit
     context: Context  # with the sheets of this unit's subjects
-    corrections: tuple[Correction, ...]  # that apply to its studies
+    corrections: tuple[Correction, ...]  # that match its studies
 
 
 class UnitResources(NamedTuple):
-    """The resources of a unit; of one that failed the error alone."""
+    """The resources of a unit; if it failed, all but `error` is empty."""
 
     unit: str
     lines: dict[str, bytes]  # NDJSON by resource type, sorted by id
-    counts: dict[str, int]  # resources by type
+    counts: dict[str, int]  # of resources, by type
     findings: list[Finding]
     elements: list[dict[str, Any]]  # rows of FHIR_ELEMENTS
     error: BaseException | None = None
 
 
-def make_resources(plans: Sequence[UnitInputs], rows: pa.Table) -> Iterator[UnitResources]:
-    """Make the resources of each planned unit; what one unit raises fails that unit alone.
+def build_resources(units: Sequence[UnitInputs], rows: pa.Table) -> Iterator[UnitResources]:
+    """Build the resources of each unit; an exception fails only the unit that raised it.
 
     Args:
-        plans: of the units, in any order; results come in the same order.
-        rows: `COLUMNS` of all instances of all studies that the units own, whatever unit they are stored in;
-            duplicates left out.
+        units: in any order; results come in the same order.
+        rows: `COLUMNS` of all instances of all studies that these units build, whatever unit they are stored in;
+            without duplicates.
     """
-    batch = HeaderRows.from_table(rows, _MAPPED)
-    studies = batch.indices_by("StudyInstanceUID")
-    for plan in plans:
+    header_rows = HeaderRows.from_table(rows, _MAPPED_COLUMNS)
+    row_numbers = header_rows.row_numbers_by("StudyInstanceUID")
+    for unit in units:
         try:
-            yield _make_unit(plan, batch, studies)
-        except Exception as error:  # noqa: BLE001  (whatever a unit raises; the stage makes a finding of it)
-            yield UnitResources(plan.unit, {}, {}, [], [], error)
+            yield _build_unit(unit, header_rows, row_numbers)
+        except Exception as error:  # noqa: BLE001  (whatever it is: the stage reports it as a finding of the unit)
+            yield UnitResources(unit.unit, {}, {}, [], [], error)
 
 
-def _make_unit(plan: UnitInputs, batch: HeaderRows, studies: Mapping[str, Sequence[int]]) -> UnitResources:
-    context = plan.context
-    findings = FindingCollector(context.dataset, plan.unit, next((person.subject for person in plan.persons), None))
-    _report_persons(plan.persons, findings)
-    own = [person for person in plan.persons if person.building_unit == plan.unit and person.state == "ok"]
-    rows = batch.select(sorted({row for person in own for row in studies.get(person.study_uid, ())}))
-    if plan.corrections:
-        rows = apply_corrections(rows.copy(), plan.corrections, findings)
-    _report_series(rows, findings)
-    groups = rows.group_by("StudyInstanceUID")
-    people = _group_persons(own)
-    ids = {key: context.ids.resource_id("Patient", *key) for key in people}
-    patients, faults = _make_patients(people, ids, groups, context, findings)
-    studies_made = _make_studies(own, ids, faults, groups, context, findings)
-    made = {"Patient": patients, "ImagingStudy": studies_made}
-    for resources in made.values():
-        resources.sort(key=_id)
+def _build_unit(unit: UnitInputs, header_rows: HeaderRows, row_numbers: Mapping[str, Sequence[int]]) -> UnitResources:
+    context = unit.context
+    findings = FindingCollector(context.dataset, unit.unit, next((match.subject for match in unit.matches), None))
+    for match in unit.matches:
+        if match.reason:
+            _narrow_to_study(findings, match).add(match.reason)
+    matches = [match for match in unit.matches if match.building_unit == unit.unit and match.state == "ok"]
+    rows = header_rows.select(sorted({row for match in matches for row in row_numbers.get(match.study_uid, ())}))
+    if unit.corrections:
+        rows = apply_corrections(rows.copy(), unit.corrections, findings)
+    _report_divided_series(rows, findings)
+    studies = rows.group_by("StudyInstanceUID")
+    patients, held = _build_patients(matches, studies, context, findings)
+    imaging_studies = _build_studies(matches, studies, held, context, findings)
+    resources = {"Patient": patients, "ImagingStudy": imaging_studies}
+    for resources_of_type in resources.values():
+        resources_of_type.sort(key=itemgetter("id"))
     return UnitResources(
-        plan.unit,
-        {kind: b"".join(map(_line, resources)) for kind, resources in made.items()},
-        {kind: len(resources) for kind, resources in made.items()},
-        findings.collected,
-        [row for resource in chain(*made.values()) for row in element_rows(resource, context.dataset, plan.unit)],
+        unit=unit.unit,
+        lines={kind: b"".join(map(_to_line, items)) for kind, items in resources.items()},
+        counts={kind: len(items) for kind, items in resources.items()},
+        findings=findings.collected,
+        elements=[
+            row for item in chain(*resources.values()) for row in list_element_rows(item, context.dataset, unit.unit)
+        ],
     )
 
 
-def _id(resource: Resource) -> str:
-    return str(resource["id"])
-
-
-def _line(resource: Resource) -> bytes:
+def _to_line(resource: Resource) -> bytes:
     return orjson.dumps(resource, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _report_persons(people: Iterable[PatientMatch], findings: FindingCollector) -> None:
-    for person in people:
-        if person.reason:
-            _at(person, findings).add(person.reason)
-
-
-def _at(person: PatientMatch, findings: FindingCollector) -> FindingCollector:
-    """The findings of a study; the subject is the person's own, also where it has none."""
+def _narrow_to_study(findings: FindingCollector, match: PatientMatch) -> FindingCollector:
+    """The collector for a study. Its subject is that of the match, even if it has none: `within` would keep another."""
     return FindingCollector(
-        findings.dataset, findings.unit, person.subject, person.study_uid, collected=findings.collected
+        findings.dataset, findings.unit, match.subject, match.study_uid, collected=findings.collected
     )
 
 
-def _report_series(rows: HeaderRows, findings: FindingCollector) -> None:
-    """Report series that are in several studies."""
+def _report_divided_series(rows: HeaderRows, findings: FindingCollector) -> None:
+    """Report series whose instances belong to several studies."""
     if len(rows.distinct("StudyInstanceUID")) < 2:
         return
-    for series, group in rows.group_by("SeriesInstanceUID").items():
-        studies = group.distinct("StudyInstanceUID")
-        if series and len(studies) > 1:
-            findings.within(series_uid=series).add("series-two-studies", message=f"it stands in {len(studies)} studies")
+    for series_uid, series_rows in rows.group_by("SeriesInstanceUID").items():
+        studies = series_rows.distinct("StudyInstanceUID")
+        if series_uid and len(studies) > 1:
+            findings.within(series_uid=series_uid).add("series-two-studies", message=f"it is in {len(studies)} studies")
 
 
 # -- Patients ---------------------------------------------------------------------------------------------------------
 
 
-def _group_persons(own: Iterable[PatientMatch]) -> dict[PersonKey, list[PatientMatch]]:
-    """The entries of each person in the studies of the unit, sorted by identifier."""
-    people: dict[PersonKey, list[PatientMatch]] = defaultdict(list)
-    for person in own:
-        people[person.system, person.value].append(person)
-    return {key: people[key] for key in sorted(people)}
-
-
-def _make_patients(
-    people: Mapping[PersonKey, list[PatientMatch]],
-    ids: Mapping[PersonKey, str],
-    groups: Mapping[str, HeaderRows],
+def _build_patients(
+    matches: Iterable[PatientMatch],
+    studies: Mapping[str, HeaderRows],
     context: Context,
     findings: FindingCollector,
 ) -> tuple[list[Resource], dict[str, str]]:
-    """The Patients, and by study why it cannot be made: its Patient is not as it must be."""
-    made: list[Resource] = []
-    faults: dict[str, str] = {}
-    for key, persons in people.items():
-        studies = [person.study_uid for person in persons]
-        before = len(findings.collected)
-        rows = HeaderRows.union([groups[study] for study in studies])
-        resource = patient.make_patient(ids[key], persons[0], rows, context, findings)
-        if reason := _find_fault(resource, before, context, findings):
-            faults |= dict.fromkeys(studies, f"its Patient: {reason}")
+    """The Patients, sorted by identifier, and by study the reason why it is held: its Patient cannot be written."""
+    by_patient: dict[PatientKey, list[PatientMatch]] = defaultdict(list)
+    for match in matches:
+        by_patient[match.system, match.value].append(match)
+    patients: list[Resource] = []
+    held: dict[str, str] = {}
+    for key, patient_matches in sorted(by_patient.items()):
+        study_uids = [match.study_uid for match in patient_matches]
+        previous_findings = len(findings.collected)
+        rows = HeaderRows.union([studies[uid] for uid in study_uids])
+        patient_id = context.ids.resource_id("Patient", *key)
+        resource = patient.make_patient(patient_id, patient_matches[0], rows, context, findings)
+        if reason := _reason_to_hold(resource, findings, previous_findings, context):
+            held |= dict.fromkeys(study_uids, f"its Patient: {reason}")
         else:
-            made.append(resource)
-    return made, faults
+            patients.append(resource)
+    return patients, held
 
 
-def _find_fault(resource: Resource, before: int, context: Context, findings: FindingCollector) -> str | None:
-    """Why a resource may not be written: it is not valid, or strict mode does not accept a finding made since."""
-    if context.strict and (codes := {finding.code for finding in findings.collected[before:]} & _NOT_STRICT):
-        return f"strict mode and {', '.join(sorted(codes))}"
-    texts = find_errors(resource, context.version)
-    for text in texts[:5]:
-        findings.add("resource-invalid", message=f"{resource['resourceType']} {resource['id']}: {text}"[:300])
-    return "it is not valid" if texts else None
+def _reason_to_hold(
+    resource: Resource, findings: FindingCollector, previous_findings: int, context: Context
+) -> str | None:
+    """Why a resource may not be written: it is not valid, or strict mode does not accept one of its findings.
+
+    `previous_findings` is the number of findings that were collected before the resource was made.
+    """
+    if context.strict:
+        codes = {finding.code for finding in findings.collected[previous_findings:]} & _HELD_IF_STRICT
+        if codes:
+            return f"strict mode and {', '.join(sorted(codes))}"
+    errors = find_errors(resource, context.version)
+    for error in errors[:5]:
+        findings.add("resource-invalid", message=f"{resource['resourceType']} {resource['id']}: {error}"[:300])
+    return "it is not valid" if errors else None
 
 
 # -- ImagingStudies ---------------------------------------------------------------------------------------------------
 
 
-def _make_studies(
-    own: Iterable[PatientMatch],
-    ids: Mapping[PersonKey, str],
-    faults: Mapping[str, str],
-    groups: Mapping[str, HeaderRows],
+def _build_studies(
+    matches: Iterable[PatientMatch],
+    studies: Mapping[str, HeaderRows],
+    held: Mapping[str, str],
     context: Context,
     findings: FindingCollector,
 ) -> list[Resource]:
-    made = []
-    for person in own:
-        at = _at(person, findings)
-        resource, reason = _make_study(person, ids[person.system, person.value], groups[person.study_uid], context, at)
-        reason = faults.get(person.study_uid) or reason
-        if reason:
-            at.add("study-held", message=reason)
+    """The ImagingStudies that may be written; each of the others is a finding. `held`: reasons known already."""
+    resources = []
+    for match in matches:
+        study_findings = _narrow_to_study(findings, match)
+        resource, reason = _build_study(match, studies[match.study_uid], context, study_findings)
+        if reason := held.get(match.study_uid) or reason:
+            study_findings.add("study-held", message=reason)
         elif resource:
-            made.append(resource)
-    return made
+            resources.append(resource)
+    return resources
 
 
-def _make_study(
-    person: PatientMatch, patient_id: str, rows: HeaderRows, context: Context, findings: FindingCollector
+def _build_study(
+    match: PatientMatch, rows: HeaderRows, context: Context, findings: FindingCollector
 ) -> tuple[Resource | None, str | None]:
-    """The ImagingStudy of a person, and why it may not be written."""
-    before = len(findings.collected)
-    identifier = context.ids.resource_id("ImagingStudy", context.dataset, person.study_uid)
-    resource = imaging_study.make_imaging_study(identifier, patient_id, rows, context, findings)
+    """The ImagingStudy of a match, and the reason why it may not be written."""
+    previous_findings = len(findings.collected)
+    study_id = context.ids.resource_id("ImagingStudy", context.dataset, match.study_uid)
+    patient_id = context.ids.resource_id("Patient", match.system, match.value)
+    resource = imaging_study.make_imaging_study(study_id, patient_id, rows, context, findings)
     if resource is None:
-        return None, "none of its instances can stand in FHIR"
-    return resource, _find_fault(resource, before, context, findings)
+        return None, "FHIR cannot represent any of its instances"
+    return resource, _reason_to_hold(resource, findings, previous_findings, context)

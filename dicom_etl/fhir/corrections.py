@@ -1,10 +1,11 @@
-"""The corrections file: what data stewards know better than the headers, laid over them at the build.
+"""The corrections file: values that override wrong or missing header values in a build.
 
-CSV with the columns dataset, subject, sample, study, series, tag, value, why. An empty place means any: a line with a
-dataset alone speaks of all its instances. Lines count in their order, later ones over earlier ones. An empty value
-takes the header's away. Header tables stay as they are; each application is a finding of severity info.
+It is a CSV file with the columns dataset, subject, sample, study, series, tag, value, reason. An empty cell in subject,
+sample, study or series matches any value; a line that names nothing but a dataset matches all of its instances. Lines
+are applied in their order: a later one overrides an earlier one. An empty value removes the value of the header. Header
+tables do not change; each application is a finding of severity info.
 
-Not here: rules of the mapping, which see corrected rows as any others.
+Not here: the rules of the mapping, which do not distinguish corrected rows from others.
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from typing import Any, NamedTuple
 
 from dicom_etl.csv_files import read_rows
 from dicom_etl.fhir.rows import FindingCollector, HeaderRows
+from dicom_etl.renames import COLUMNS
 from dicom_etl.settings import SettingsError
 
-CORRECTED_FROM = ("subject", "sample", "StudyInstanceUID", "SeriesInstanceUID")
-_PLACES = ("subject", "sample", "study", "series")
-_NEEDED = ("dataset", "tag", "value")
+# the columns of header rows that a correction is compared with, in the order of its fields
+LOCATION_COLUMNS = ("subject", "sample", "StudyInstanceUID", "SeriesInstanceUID")
+_LOCATION_FIELDS = ("subject", "sample", "study", "series")
+_REQUIRED = ("dataset", "tag", "value")
 
 
 class Correctable(NamedTuple):
-    """A tag that may be corrected: the element it makes, its values, and the columns that would speak against it."""
+    """A tag that can be corrected."""
 
-    element: str
-    pattern: str
-    against: tuple[str, ...] = ()
+    element: str  # of the resource that it is mapped to
+    pattern: str  # of its values
+    removed_columns: tuple[str, ...] = ()  # whose values would take precedence over the correction or contradict it
 
 
 _DATE = r"\d{4}-?\d\d-?\d\d"
@@ -59,7 +62,7 @@ CORRECTABLE: dict[str, Correctable] = {
 
 
 class Correction(NamedTuple):
-    """A line of the corrections file; None where it means any."""
+    """A line of the corrections file; a location field that is None matches any value."""
 
     dataset: str
     subject: str | None
@@ -67,101 +70,90 @@ class Correction(NamedTuple):
     study: str | None
     series: str | None
     tag: str
-    value: str | None
-    why: str
-    line: str  # its words in a sentence: `line 7`
+    value: str | None  # None: the value of the header is removed
+    reason: str
+    line: str  # where it is in the file, as in `line 7`
 
-    def touches(self, places: Sequence[Any]) -> bool:
-        """Whether it speaks of (subject, sample, StudyInstanceUID, SeriesInstanceUID)."""
-        return all(wanted in (None, here) for wanted, here in zip(self[1:5], places, strict=True))
+    def matches(self, location: Sequence[Any]) -> bool:
+        """Whether it applies to an instance with these values of `LOCATION_COLUMNS`."""
+        return all(wanted in (None, actual) for wanted, actual in zip(self[1:5], location, strict=True))
 
 
 def read_corrections(path: str | None) -> list[Correction]:
-    """The lines of the corrections file; none where no file is configured.
+    """The lines of the corrections file; none if no file is configured.
 
     Raises:
         SettingsError: it cannot be read, lacks a column, or a line has no dataset, a tag that cannot be corrected, or
-            a value that the tag cannot have.
+            a value that is not valid for the tag.
     """
-    known = {*_NEEDED, *_PLACES, "why"}
-    return [_line(where, row) for where, row in read_rows("the corrections file", path, _NEEDED, known)]
+    allowed = {*_REQUIRED, *_LOCATION_FIELDS, "reason"}
+    rows = read_rows("the corrections file", path, _REQUIRED, allowed, COLUMNS["corrections"])
+    return [_parse_line(where, row) for where, row in rows]
 
 
-def _line(where: str, row: dict[str, str]) -> Correction:
+def _parse_line(where: str, row: dict[str, str]) -> Correction:
     if not row["dataset"]:
-        raise SettingsError(f"{where} names no dataset")
-    entry = CORRECTABLE.get(row["tag"])
-    if entry is None:
-        raise SettingsError(f"{where}: {row['tag'] or 'no tag'} cannot be corrected; {', '.join(CORRECTABLE)} can")
-    if row["value"] and not (re.fullmatch(entry.pattern, row["value"]) and _is_day(entry, row["value"])):
-        raise SettingsError(f"{where}: {row['value']} is no value of {row['tag']}")
-    subject, sample, study, series = (row.get(place) or None for place in _PLACES)
-    value, why = row["value"] or None, row.get("why", "")
-    where = where.partition(" of ")[0]
-    return Correction(row["dataset"], subject, sample, study, series, row["tag"], value, why, where)
+        raise SettingsError(f"{where} has no dataset")
+    tag, value = row["tag"], row["value"]
+    if tag not in CORRECTABLE:
+        can_be = f"these tags can be: {', '.join(CORRECTABLE)}"
+        raise SettingsError(f"{where}: {f'{tag} cannot be corrected' if tag else 'it has no tag'}; {can_be}")
+    if value and not _is_valid(CORRECTABLE[tag], value):
+        raise SettingsError(f"{where}: {value} is not a valid value of {tag}")
+    subject, sample, study, series = (row.get(field) or None for field in _LOCATION_FIELDS)
+    reason, line = row.get("reason", ""), where.partition(" of ")[0]
+    return Correction(row["dataset"], subject, sample, study, series, tag, value or None, reason, line)
 
 
-def _is_day(entry: Correctable, value: str) -> bool:
-    if entry.pattern is not _DATE:
-        return True
-    try:
-        return bool(_day(value))
-    except ValueError:
+def _is_valid(correctable: Correctable, value: str) -> bool:
+    if not re.fullmatch(correctable.pattern, value):
         return False
-
-
-def _day(value: str) -> datetime.date:
-    return datetime.date.fromisoformat(value)
+    if correctable.pattern is _DATE:
+        try:
+            datetime.date.fromisoformat(value)
+        except ValueError:
+            return False
+    return True
 
 
 def apply_corrections(rows: HeaderRows, corrections: Iterable[Correction], findings: FindingCollector) -> HeaderRows:
-    """The rows as the corrections have them; each that changes something is a finding in each study."""
+    """The rows with corrected values; each correction that changes a value is one finding in each study."""
     columns = dict(rows.columns)
     empty = rows.empty
     for correction in corrections:
-        entry = CORRECTABLE[correction.tag]
+        correctable = CORRECTABLE[correction.tag]
         value: Any = correction.value
-        if value is not None and entry.pattern is _DATE:
-            value = _day(value)
-        touched = _touched(HeaderRows(columns, rows.rows), correction, value, entry)
-        if not touched:
+        if value is not None and correctable.pattern is _DATE:
+            value = datetime.date.fromisoformat(value)
+        new_values = {correction.tag: value, **dict.fromkeys(correctable.removed_columns)}
+        location = [columns[name] for name in LOCATION_COLUMNS]
+        changed = [
+            row
+            for row in rows.rows
+            if correction.matches([column[row] for column in location])
+            and any(columns[name][row] != new_value for name, new_value in new_values.items())
+        ]
+        if not changed:
             continue
-        for column in (correction.tag, *entry.against):
-            values = list(columns[column])
-            for row in touched:
-                values[row] = value if column == correction.tag else None
-            columns[column] = values
+        for name, new_value in new_values.items():
+            values = list(columns[name])
+            for row in changed:
+                values[row] = new_value
+            columns[name] = values
         empty -= {correction.tag}
-        _tell(columns, touched, correction, entry, findings)
+        _report(correction, Counter(columns["StudyInstanceUID"][row] for row in changed), findings)
     return HeaderRows(columns, rows.rows, empty)
 
 
-def _touched(rows: HeaderRows, correction: Correction, value: Any, entry: Correctable) -> list[int]:
-    """The rows that a correction changes."""
-    places = [rows.columns[column] for column in CORRECTED_FROM]
-    wanted = (value, *(None for _ in entry.against))
-    now = [rows.columns[column] for column in (correction.tag, *entry.against)]
-    return [
-        row
-        for row in rows.rows
-        if correction.touches([column[row] for column in places]) and tuple(column[row] for column in now) != wanted
-    ]
-
-
-def _tell(
-    columns: dict[str, list[Any]],
-    touched: list[int],
-    correction: Correction,
-    entry: Correctable,
-    findings: FindingCollector,
-) -> None:
-    studies = Counter(columns["StudyInstanceUID"][row] for row in touched)
-    why = f" ({correction.why})" if correction.why else ""
-    for study, count in sorted(studies.items()):
-        findings.within(study_uid=study).add(
+def _report(correction: Correction, instances: Counter[str], findings: FindingCollector) -> None:
+    """Report a correction with the numbers of instances that it changed, by study."""
+    element = CORRECTABLE[correction.tag].element
+    reason = f" ({correction.reason})" if correction.reason else ""
+    for study_uid, count in sorted(instances.items()):
+        findings.within(study_uid=study_uid).add(
             "value-corrected",
             correction.tag,
-            correction.value or "(taken away)",
+            correction.value or "(removed)",
             count=count,
-            message=f"{entry.element}: by {correction.line} of the corrections file{why}",
+            message=f"{element}: by {correction.line} of the corrections file{reason}",
         )

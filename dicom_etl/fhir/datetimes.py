@@ -1,7 +1,9 @@
-"""DICOM dates, times and offsets -> FHIR dateTime.
+"""DICOM dates, times and offsets as FHIR dateTimes.
 
-A FHIR dateTime with a time must have seconds and a zone (R4 2.24.0.6). Where either is unknown the date stands alone;
-nothing is invented. Not here: which of several values counts.
+A FHIR dateTime with a time must have seconds and a time zone (R4 2.24.0.6). If either is unknown, only the date is
+used; nothing is invented.
+
+Not here: choosing among the values of several instances (`rules.map_started`).
 """
 
 from __future__ import annotations
@@ -19,21 +21,21 @@ _OFFSET = re.compile(r"([+-])(\d\d)(\d\d)", re.ASCII)
 
 
 class FhirDateTime(NamedTuple):
-    """A FHIR dateTime, and the code of the finding that tells what is not as it should be."""
+    """A FHIR dateTime, and the code of the finding that explains why it is missing, shortened or ambiguous."""
 
     value: str | None
     code: str | None = None
 
 
-@lru_cache(maxsize=4096)  # of a study and its series often the same
+@lru_cache(maxsize=4096)  # a study and its series often have the same values
 def convert_date_time(
     date: datetime.date | None, time: str | None, offset: str | None, zone: ZoneInfo | None
 ) -> FhirDateTime:
-    """Date, time (TM), TimezoneOffsetFromUTC and the dataset's zone as a FHIR dateTime.
+    """Convert a date, a time (TM), TimezoneOffsetFromUTC and the dataset's zone.
 
-    The header's offset counts before the dataset's zone. Of a local time that the clocks skipped or repeated the
-    earlier offset is taken. An offset with seconds (local mean time, before zones) is written as UTC. The second 60
-    stands where there can be a leap second: at the end of a month in UTC (ITU-R TF.460).
+    The header's offset takes precedence over the dataset's zone. For a local time that the clocks skipped or repeated,
+    the earlier offset is used. An offset with seconds (local mean time, before zones) is written as UTC. The second 60
+    is accepted where a leap second is possible: at the end of a month in UTC (ITU-R TF.460).
     """
     if date is None:
         return FhirDateTime(None)
@@ -44,17 +46,17 @@ def convert_date_time(
         return FhirDateTime(date.isoformat(), "value-omitted")
     if match[3] is None:
         return FhirDateTime(date.isoformat(), "time-partial")
-    leap = match[3] == "60"
+    is_leap_second = match[3] == "60"
     try:
-        clock = datetime.time(int(match[1]), int(match[2]), 59 if leap else int(match[3]))
-    except ValueError:  # no time of day
+        clock = datetime.time(int(match[1]), int(match[2]), 59 if is_leap_second else int(match[3]))
+    except ValueError:  # not a time of day
         return FhirDateTime(date.isoformat(), "value-omitted")
-    made = _zoned(datetime.datetime.combine(date, clock), match[4] or "", offset, zone)
-    return _leaping(made) if leap else made
+    result = _add_zone(datetime.datetime.combine(date, clock), match[4] or "", offset, zone)
+    return _add_leap_second(result) if is_leap_second else result
 
 
 def convert_dt(text: str | None, offset: str | None, zone: ZoneInfo | None) -> FhirDateTime:
-    """A DT (PS3.5 6.2) as a FHIR dateTime; its own offset counts before the header's and the dataset's zone."""
+    """Convert a DT value (PS3.5 6.2); its own offset takes precedence over the header's and the dataset's zone."""
     if not text:
         return FhirDateTime(None)
     match = _DATETIME.fullmatch(text)
@@ -70,36 +72,36 @@ def convert_dt(text: str | None, offset: str | None, zone: ZoneInfo | None) -> F
 
 
 def to_instant(value: str) -> datetime.datetime:
-    """When a FHIR dateTime was, so that they can be put in order.
+    """The instant of a FHIR dateTime, by which dateTimes are sorted.
 
-    A date alone is taken for the end of its last day in UTC: what is known exactly comes before it.
+    A date without a time is the end of its last day in UTC, so that a value with a time is sorted before it.
     """
     if "T" in value:
-        leap = value[17:19] == "60"
-        moment_ = datetime.datetime.fromisoformat(f"{value[:17]}59{value[19:]}" if leap else value)
-        return moment_ + datetime.timedelta(seconds=leap)
+        is_leap_second = value[17:19] == "60"
+        plain = f"{value[:17]}59{value[19:]}" if is_leap_second else value
+        return datetime.datetime.fromisoformat(plain) + datetime.timedelta(seconds=is_leap_second)
     year, month, day = [*map(int, value.split("-")), 0, 0][:3]
     month = month or 12
     day = day or calendar.monthrange(year, month)[1]
     return datetime.datetime(year, month, day, 23, 59, 59, 999_999, datetime.UTC)
 
 
-def _leaping(made: FhirDateTime) -> FhirDateTime:
-    """The convert_date_time one second later, which has the number 60."""
-    value = made.value or ""
+def _add_leap_second(result: FhirDateTime) -> FhirDateTime:
+    """One second later than a result with the second 59, written as second 60."""
+    value = result.value or ""
     if "T" not in value:
-        return made
+        return result
     try:
-        after = to_instant(f"{value[:19]}{value[-6:]}").astimezone(datetime.UTC) + datetime.timedelta(seconds=1)
+        next_second = to_instant(f"{value[:19]}{value[-6:]}").astimezone(datetime.UTC) + datetime.timedelta(seconds=1)
     except OverflowError:
         return FhirDateTime(value[:10], "value-omitted")
-    if (after.day, after.hour, after.minute, after.second) != (1, 0, 0, 0):
+    if (next_second.day, next_second.hour, next_second.minute, next_second.second) != (1, 0, 0, 0):
         return FhirDateTime(value[:10], "value-omitted")
-    return FhirDateTime(f"{value[:17]}60{value[19:]}", made.code)
+    return FhirDateTime(f"{value[:17]}60{value[19:]}", result.code)
 
 
 def parse_offset(text: str | None) -> datetime.timezone | None:
-    """TimezoneOffsetFromUTC (0008,0201): `&ZZXX` of -1200 to +1400; None where it is none."""
+    """TimezoneOffsetFromUTC (0008,0201): `&ZZXX` from -1200 to +1400; None if it is not valid."""
     match = _OFFSET.fullmatch(text or "")
     if not match or text == "-0000":  # PS3.3 C.12.1.1: -0000 is not used
         return None
@@ -110,24 +112,25 @@ def parse_offset(text: str | None) -> datetime.timezone | None:
     return datetime.timezone(delta)
 
 
-def _zoned(local: datetime.datetime, fraction: str, offset: str | None, zone: ZoneInfo | None) -> FhirDateTime:
+def _add_zone(local: datetime.datetime, fraction: str, offset: str | None, zone: ZoneInfo | None) -> FhirDateTime:
     fixed = parse_offset(offset)
     if fixed:
-        return FhirDateTime(_written(local.replace(tzinfo=fixed), fraction))
-    wrong = "value-omitted" if offset else None
+        return FhirDateTime(_format(local.replace(tzinfo=fixed), fraction))
+    code = "value-omitted" if offset else None
     if zone is None:
-        return FhirDateTime(local.date().isoformat(), wrong or "time-zone-missing")
+        return FhirDateTime(local.date().isoformat(), code or "time-zone-missing")
     early, late = (local.replace(tzinfo=zone, fold=fold) for fold in (0, 1))
-    code = "time-ambiguous" if early.utcoffset() != late.utcoffset() else wrong
-    return FhirDateTime(_written(early, fraction), code)
+    if early.utcoffset() != late.utcoffset():
+        code = "time-ambiguous"
+    return FhirDateTime(_format(early, fraction), code)
 
 
-def _written(moment_: datetime.datetime, fraction: str) -> str:
-    offset = moment_.utcoffset() or datetime.timedelta()
+def _format(zoned: datetime.datetime, fraction: str) -> str:
+    offset = zoned.utcoffset() or datetime.timedelta()
     if offset.total_seconds() % 60:
         try:
-            moment_ = moment_.astimezone(datetime.UTC)
+            zoned = zoned.astimezone(datetime.UTC)
         except OverflowError:  # the first or last day of the calendar
-            return moment_.date().isoformat()
-    text = moment_.isoformat(timespec="seconds")
+            return zoned.date().isoformat()
+    text = zoned.isoformat(timespec="seconds")
     return f"{text[:19]}{fraction}{text[19:]}"

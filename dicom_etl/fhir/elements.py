@@ -1,6 +1,6 @@
-"""Which data-dependent elements a resource has: the rows of the table `fhir_elements`, which FHIR readiness counts.
+"""The table `fhir_elements`: which elements that depend on data each resource has; FHIR readiness is counted from it.
 
-Not here: why an element is missing; the headers say that (`quality.checks.fhir_readiness`).
+Not here: the reason why an element is missing, which depends on the headers (`quality.checks.fhir_readiness`).
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# the columns of `fhir_elements`, in their order; null where they do not apply
-_COLUMNS: dict[str, Any] = dict.fromkeys(
+# the columns of `fhir_elements`, in their order; null where they do not apply to the level of a row
+_EMPTY_ROW: dict[str, Any] = dict.fromkeys(
     """dataset unit level study_uid series_uid patient started started_time accession description body_site laterality
     birth_date gender""".split()
 )
 
 
-def element_rows(resource: Mapping[str, Any], dataset: str, unit: str) -> Iterator[dict[str, Any]]:
-    """The rows of a Patient, or of an ImagingStudy and its series, of either version of FHIR."""
+def list_element_rows(resource: Mapping[str, Any], dataset: str, unit: str) -> Iterator[dict[str, Any]]:
+    """The rows of a Patient, or of an ImagingStudy and its series; R4 or R5."""
     if resource["resourceType"] == "Patient":
-        yield _COLUMNS | {
+        yield _EMPTY_ROW | {
             "dataset": dataset,
             "unit": unit,
             "level": "patient",
@@ -34,7 +34,7 @@ def _study_rows(study: Mapping[str, Any], dataset: str, unit: str) -> Iterator[d
     identifiers = study["identifier"]
     uid = next(i["value"] for i in identifiers if i["system"] == "urn:dicom:uid").removeprefix("urn:oid:")
     started = study.get("started", "")
-    common = _COLUMNS | {"dataset": dataset, "unit": unit, "study_uid": uid}
+    common = _EMPTY_ROW | {"dataset": dataset, "unit": unit, "study_uid": uid}
     yield common | {
         "level": "study",
         "started": bool(started),
@@ -53,13 +53,13 @@ def _study_rows(study: Mapping[str, Any], dataset: str, unit: str) -> Iterator[d
 
 
 def _has_accession(study: Mapping[str, Any]) -> bool:
-    """Whether the accession number is among the identifiers, or in R5 that of the order."""
+    """Whether an accession number is among the identifiers, or in R5 identifies the order."""
     identifiers = [*study["identifier"], *(order["identifier"] for order in study.get("basedOn", ()))]
-    codings = [coding for one in identifiers for coding in one.get("type", {}).get("coding", ())]
+    codings = [coding for identifier in identifiers for coding in identifier.get("type", {}).get("coding", ())]
     return any(coding.get("code") == "ACSN" for coding in codings)
 
 
 def _has_coded_site(series: Mapping[str, Any]) -> bool:
-    """Whether the body site has a code: as Coding, or in R5 as a concept of a CodeableReference."""
+    """Whether the body site has a code: as Coding, or in R5 in the concept of a CodeableReference."""
     site = series.get("bodySite", {})
     return bool(site.get("code") or site.get("concept", {}).get("coding"))

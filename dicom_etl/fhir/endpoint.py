@@ -1,4 +1,4 @@
-"""A dataset -> Endpoint (R4 and R5): where its images are to be had."""
+"""The Endpoint of a dataset (R4 and R5): where its images can be retrieved."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _NO_ROWS = HeaderRows({}, ())
 
 
 def make_endpoint(context: Context, address: str | None, location: str) -> dict[str, Any]:
-    """The Endpoint of a dataset: its DICOMweb address, else its folder.
+    """Make the Endpoint of a dataset: with its DICOMweb address, or else with its folder.
 
     Args:
-        context: names dataset, id and namespace, the namespace of the code for a folder: there is no public one.
+        context: has the dataset, the id, and the namespace of the code for a folder, for which there is no public code.
         address: of WADO-RS, or None.
         location: URI of the folder.
     """
@@ -39,11 +39,11 @@ def make_endpoint(context: Context, address: str | None, location: str) -> dict[
         "code": "file-tree",
         "display": "Folder of DICOM files",
     }
-    kind = make_concept(_WADO_RS if address else folder)
-    given = {
+    connection_type = make_concept(_WADO_RS if address else folder)
+    values = {
         "id": context.endpoint_id,
         "status": "active",
-        "connectionType": kind if context.version == "R4" else [kind],
+        "connectionType": connection_type if context.version == "R4" else [connection_type],
         "name": f"DICOM files of {context.dataset}",
         "payloadType": [_ANY],
         "payloadMimeType": [_DICOM],
@@ -51,4 +51,4 @@ def make_endpoint(context: Context, address: str | None, location: str) -> dict[
         "address": address or location,
     }
     findings = FindingCollector(context.dataset, "")
-    return {"resourceType": "Endpoint"} | fill_elements("endpoint", {}, _NO_ROWS, context, findings, given)
+    return {"resourceType": "Endpoint"} | fill_elements("endpoint", {}, _NO_ROWS, context, findings, values)

@@ -1,11 +1,11 @@
-"""The mapping table: each element of each resource once, with the tags that it is made from and the rule that makes it.
+"""The mapping table: each element of each resource, with the tags that it is mapped from and the rule that maps them.
 
-`tables/mapping.csv` has one line per element: its name and type in R4 and in R5 (empty where a version has it not), the
-name of its rule, the columns of the header table, and what becomes of a value that is absent or invalid. A line without
-a rule is left out, and says why. Rules make one thing for both versions; the element's type gives it its form. The
-inputs of the build and `docs/mapping.md` come from here.
+`tables/mapping.csv` has one line per element: its name and type in R4 and in R5 (empty if a version does not have it),
+the name of its rule, the columns of the header table, and how an absent or invalid value is handled. An element without
+a rule is omitted, and its line has the reason. A rule makes the same value for both versions, which is then converted
+to the type of the element. The inputs of the build and `docs/mapping.md` are derived from this table.
 
-Not here: the rules themselves.
+Not here: the rules themselves (`rules`, `imaging_study`, `patient`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dicom_etl.fhir.context import Context
 from dicom_etl.fhir.rows import FindingCollector, HeaderRows
 
 MAPPING_TABLES = ("mapping.csv", "annex_l.json", "body_part_aliases.csv", "species.csv")
-GIVEN = "given"  # made with the resource itself, not from columns
-# rules that make nothing and find nothing where all of their columns are null, whatever sheets and settings say
+COMPUTED = "computed"  # the rule of an element that is computed with its resource, not mapped from single columns
+# rules that make no value and no finding if all of their columns are null, whatever sheets and settings are
 NEED_VALUES = frozenset(
     """accession accession_order address codes location names operator performer reasons security specimen staff
     staff_list started telecom text unsigned""".split()
@@ -29,11 +29,11 @@ NEED_VALUES = frozenset(
 
 Version = Literal["R4", "R5"]
 Rule = Callable[[HeaderRows, tuple[str, ...], Context, FindingCollector], Any]
-Concept = dict[str, Any]  # CodeableConcept: what rules make of codes, whatever the element's type
+Concept = dict[str, Any]  # CodeableConcept: how rules represent codes, whatever the type of the element
 
 
-class Line(NamedTuple):
-    """A line of the table as it stands there."""
+class MappingLine(NamedTuple):
+    """A line of the table, with its columns as in the file."""
 
     resource: str
     level: str
@@ -49,7 +49,7 @@ class Line(NamedTuple):
 
 
 class Element(NamedTuple):
-    """A line of the mapping in one version of FHIR."""
+    """An element that is mapped, in one version of FHIR."""
 
     name: str
     type: str  # of one value
@@ -57,48 +57,48 @@ class Element(NamedTuple):
     rule: str
     columns: tuple[str, ...]
 
-    @property
-    def needs_form(self) -> bool:
-        """Whether a value of this type may have to change its form."""
-        return self.type in ("Coding", "CodeableReference")
-
 
 @cache
-def lines() -> tuple[Line, ...]:
-    """All lines, also those of what is left out."""
+def read_mapping() -> tuple[MappingLine, ...]:
+    """All lines of the table, also those of omitted elements."""
     text = files("dicom_etl.fhir.tables").joinpath("mapping.csv").read_text(encoding="utf-8")
     return tuple(
-        Line(**{**row, "columns": tuple(row["columns"].split())})  # type: ignore[arg-type]  # columns are no str
+        MappingLine(**{**row, "columns": tuple(row["columns"].split())})  # type: ignore[arg-type]  # not a str
         for row in csv.DictReader(text.splitlines())
     )
 
 
 @cache
-def elements(level: str, version: Version) -> tuple[Element, ...]:
-    """The elements of a level (study, series, instance, patient, endpoint) that are made, in FHIR's order."""
-    made = []
-    for line in lines():
+def list_elements(level: str, version: Version) -> tuple[Element, ...]:
+    """The mapped elements of a level (study, series, instance, patient, endpoint), in the order of FHIR."""
+    elements = []
+    for line in read_mapping():
         name, type_ = (line.r4, line.r4_type) if version == "R4" else (line.r5, line.r5_type)
         if line.level == level and line.rule and name:
-            made.append(Element(name, type_.removesuffix("*"), type_.endswith("*"), line.rule, line.columns))
-    return tuple(made)
+            elements.append(Element(name, type_.removesuffix("*"), type_.endswith("*"), line.rule, line.columns))
+    return tuple(elements)
 
 
 @lru_cache(maxsize=64)
-def elements_with_values(level: str, version: Version, empty: frozenset[str]) -> tuple[Element, ...]:
-    """The elements of a level that columns can give a value, if `empty` are those that have none in any row."""
-    return tuple(e for e in elements(level, version) if e.rule not in NEED_VALUES or not empty.issuperset(e.columns))
+def list_elements_with_values(level: str, version: Version, empty: frozenset[str]) -> tuple[Element, ...]:
+    """The elements of a level that can have a value if the columns `empty` have none in any row."""
+    return tuple(
+        element
+        for element in list_elements(level, version)
+        if element.rule not in NEED_VALUES or not empty.issuperset(element.columns)
+    )
 
 
 @cache
 def list_columns(*levels: str) -> tuple[str, ...]:
-    """The columns that these levels are made from, in either version."""
-    return tuple(dict.fromkeys(c for line in lines() if line.level in levels and line.rule for c in line.columns))
+    """The columns that these levels are mapped from, in either version."""
+    mapped = (line for line in read_mapping() if line.level in levels and line.rule)
+    return tuple(dict.fromkeys(column for line in mapped for column in line.columns))
 
 
 def list_element_columns(level: str, element: str) -> tuple[str, ...]:
-    """The columns of one element that is the same in both versions."""
-    return next(line.columns for line in lines() if (line.level, line.r4) == (level, element) and line.rule)
+    """The columns of one element; `element` is its name in R4."""
+    return next(line.columns for line in read_mapping() if (line.level, line.r4) == (level, element) and line.rule)
 
 
 def fill_elements(
@@ -107,38 +107,38 @@ def fill_elements(
     rows: HeaderRows,
     context: Context,
     findings: FindingCollector,
-    given: Mapping[str, Any],
+    computed: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The elements of a level from rows; what has no value is left out.
+    """The elements of a level as a FHIR JSON object; an element without a value is omitted.
 
     Args:
-        level: as in `elements`.
-        rules: by name; each gives a value, a list of them where the element repeats, or None.
-        rows: of the study, series or person.
+        level: as in `list_elements`.
+        rules: by name; each returns a value, a list of values if the element repeats, or None.
+        rows: of the study, series or patient.
         context: settings and sheets.
-        findings: takes the findings.
-        given: by name, the elements whose rule is `given`.
+        findings: collects the findings of the rules.
+        computed: by name, the elements whose rule is `COMPUTED`.
     """
-    made: dict[str, Any] = {}
-    for element in elements_with_values(level, context.version, rows.empty):
-        if element.rule == GIVEN:
-            value = given.get(element.name)
+    filled: dict[str, Any] = {}
+    for element in list_elements_with_values(level, context.version, rows.empty):
+        if element.rule == COMPUTED:
+            value = computed.get(element.name)
         else:
             value = rules[element.rule](rows, element.columns, context, findings)
         if value is not None and value != []:
-            _put(made, element, value)
-    return made
+            _set_element(filled, element, value)
+    return filled
 
 
-def _put(made: dict[str, Any], element: Element, value: Any) -> None:
-    """Add a value at its findings: `meta.security` is an element in an element."""
-    name, target = element.name, made
+def _set_element(target: dict[str, Any], element: Element, value: Any) -> None:
+    """Set an element of a JSON object, or add to it if it repeats; `meta.security` is nested."""
+    name = element.name
     if "." in name:
         outer, _, name = name.partition(".")
-        target = made.setdefault(outer, {})
-    if element.needs_form:
+        target = target.setdefault(outer, {})
+    if element.type in ("Coding", "CodeableReference"):
         value = (
-            [convert_concept(one, element.type) for one in value]
+            [convert_concept(item, element.type) for item in value]
             if element.repeats
             else convert_concept(value, element.type)
         )
@@ -149,7 +149,7 @@ def _put(made: dict[str, Any], element: Element, value: Any) -> None:
 
 
 def convert_concept(value: Any, type_: str) -> Any:
-    """A value as its type asks: a concept as CodeableConcept, as CodeableReference (R5), or as Coding (R4)."""
+    """Convert a concept to the type of an element: CodeableReference (R5) or Coding (R4); others stay as they are."""
     if type_ == "CodeableReference":
         return {"concept": value}
     if type_ == "Coding" and isinstance(value, dict) and ("coding" in value or "text" in value):
@@ -158,17 +158,17 @@ def convert_concept(value: Any, type_: str) -> Any:
 
 
 def make_concept(coding: Mapping[str, str] | None, text: str | None = None) -> Concept | None:
-    """A CodeableConcept of a coding, of a text, or of both; None of nothing."""
-    made: Concept = {"coding": [dict(coding)]} if coding else {}
+    """A CodeableConcept with a coding, a text, or both; None if there is neither."""
+    concept: Concept = {"coding": [dict(coding)]} if coding else {}
     if text:
-        made["text"] = text
-    return made or None
+        concept["text"] = text
+    return concept or None
 
 
 def remove_duplicates(concepts: Iterable[Concept | None]) -> list[Concept]:
-    """Without those that are there already."""
-    made: list[Concept] = []
-    for one in concepts:
-        if one and one not in made:
-            made.append(one)
-    return made
+    """The distinct concepts in their order, without None."""
+    distinct: list[Concept] = []
+    for concept in concepts:
+        if concept and concept not in distinct:
+            distinct.append(concept)
+    return distinct

@@ -1,6 +1,6 @@
-"""Person names: PN (PS3.5 6.2.1) -> HumanName, and as one line of text.
+"""Person names: a PN value (PS3.5 6.2.1) as FHIR HumanNames, or as one line of text.
 
-Not here: which of several names counts.
+Not here: choosing among the names of several instances.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from typing import Any
 
 from dicom_etl.identity.matching import is_placeholder
 
-# PS3.5 6.2.1.1: component groups, as FHIR's iso21090-EN-representation names them
-_REPRESENTATION = ("ABC", "IDE", "SYL")
+# the component groups of PS3.5 6.2.1.1 as codes of the FHIR extension iso21090-EN-representation
+_REPRESENTATIONS = ("ABC", "IDE", "SYL")
 _REPRESENTATION_URL = "http://hl7.org/fhir/StructureDefinition/iso21090-EN-representation"
 
 
 def convert_person_name(text: str | None) -> list[dict[str, Any]]:
-    """Up to three HumanNames, one for each component group: family^given^middle^prefix^suffix."""
+    """Up to three HumanNames, one for each component group (`family^given^middle^prefix^suffix`) that has a name."""
     groups = (text or "").split("\\")[0].split("=")[:3]
     names = []
-    for group, representation in zip(groups, _REPRESENTATION, strict=False):
-        if name := _name(group):
+    for group, representation in zip(groups, _REPRESENTATIONS, strict=False):
+        if name := _convert_group(group):
             if representation != "ABC":
                 name["extension"] = [{"url": _REPRESENTATION_URL, "valueCode": representation}]
             names.append(name)
@@ -27,23 +27,24 @@ def convert_person_name(text: str | None) -> list[dict[str, Any]]:
 
 
 def format_person_name(text: str) -> str | None:
-    """A name as people write it: prefix, given, middle, family, suffix; of the first group that has one."""
+    """The first component group that has a name, in the order prefix, given, middle, family, suffix."""
     for group in text.split("="):
-        family, given, middle, prefix, suffix = _components(group)
+        family, given, middle, prefix, suffix = _split_components(group)
         if line := " ".join(" ".join((prefix, given, middle, family, suffix)).split()):
             return line
     return None
 
 
-def _components(group: str) -> list[str]:
-    return ([part.strip() for part in group.split("^")] + [""] * 5)[:5]
+def _split_components(group: str) -> list[str]:
+    return ([component.strip() for component in group.split("^")] + [""] * 5)[:5]
 
 
-def _name(group: str) -> dict[str, Any]:
-    family, given, middle, prefix, suffix = parts = _components(group)
-    if is_placeholder(" ".join(parts)):
+def _convert_group(group: str) -> dict[str, Any]:
+    """A HumanName without empty elements; empty if the group has no name or a placeholder."""
+    family, given, middle, prefix, suffix = components = _split_components(group)
+    if is_placeholder(" ".join(components)):
         return {}
     name: dict[str, Any] = {"use": "usual", "family": family}
-    name["given"] = [word for part in (given, middle) for word in part.split()]
+    name["given"] = [word for component in (given, middle) for word in component.split()]
     name["prefix"], name["suffix"] = prefix.split(), suffix.split()
     return {key: value for key, value in name.items() if value}

@@ -1,4 +1,4 @@
-"""Header rows as the mapping sees them: columns, groups of rows, and values that a group agrees on."""
+"""The inputs and outputs of a mapping rule: header rows with access to their common values, and a finding collector."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import mask_value
 
 Columns = dict[str, list[Any]]
-_FEW = 4  # rows per different value, at least, for a column that says little
+_ROWS_PER_VALUE = 4  # at least, for a column whose distinct values are converted to Python once and shared
 
 
 @dataclass(frozen=True)
 class FindingCollector:
-    """Where the findings of a mapping are: passed down and narrowed on the way."""
+    """Collects findings of a unit, a study or a series; what it is for is part of each finding."""
 
     dataset: str
     unit: str
@@ -33,7 +33,7 @@ class FindingCollector:
     def within(
         self, *, subject: str | None = None, study_uid: str | None = None, series_uid: str | None = None
     ) -> FindingCollector:
-        """The same place, narrower; its findings go to the same list."""
+        """A collector for a part of this one, with the same list of findings."""
         return FindingCollector(
             self.dataset,
             self.unit,
@@ -43,8 +43,8 @@ class FindingCollector:
             self.collected,
         )
 
-    def add(self, code: str, column: str | None = None, value: Any = None, **more: Any) -> None:
-        """Note a finding here; the value of a column is masked where it identifies."""
+    def add(self, code: str, column: str | None = None, value: Any = None, **fields: Any) -> None:
+        """Add a finding; the value of a column that identifies a person is masked."""
         tag, keyword = _tag_and_keyword(column)
         self.collected.append(
             make_finding(
@@ -56,22 +56,23 @@ class FindingCollector:
                 series_uid=self.series_uid,
                 tag=tag,
                 value=None if value is None else mask_value(keyword, str(value)),
-                **more,
+                **fields,
             )
         )
 
 
 @cache
-def _tag_and_keyword(column: str | None) -> tuple[str | None, str]:
-    known = columns_by_name().get(column or "")
-    return (tag_text(known.tag), known.keyword) if known else (None, "")
+def _tag_and_keyword(name: str | None) -> tuple[str | None, str]:
+    column = columns_by_name().get(name or "")
+    return (tag_text(column.tag), column.keyword) if column else (None, "")
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderRows:
-    """Some rows of a header table: a study, a series.
+    """Rows of a header table: those of a unit, a study or a series.
 
-    `empty` names columns that have no value in any row of the table.
+    `columns` are those of the whole table; `rows` are the numbers of these rows in it. `empty` are the names of columns
+    that have no value in any row of the table.
     """
 
     columns: Columns
@@ -80,29 +81,30 @@ class HeaderRows:
 
     @classmethod
     def from_table(cls, table: pa.Table, names: Iterable[str]) -> HeaderRows:
-        """All rows of a table with the columns that the mapping needs."""
+        """All rows of a table, with the columns of these names."""
         columns = {name: table[name] for name in names}
         empty = frozenset(name for name, column in columns.items() if column.null_count == len(column))
-        values = {name: _values(column) for name, column in columns.items()}
+        values = {name: _to_list(column) for name, column in columns.items()}
         return cls(values, tuple(range(table.num_rows)), empty)
 
     @classmethod
-    def union(cls, groups: Sequence[HeaderRows]) -> HeaderRows:
-        """The rows of several groups of one table, in the order of the table."""
-        if len(groups) == 1:
-            return groups[0]
-        rows = sorted({row for group in groups for row in group.rows})
-        return cls(groups[0].columns, tuple(rows), groups[0].empty)
+    def union(cls, parts: Sequence[HeaderRows]) -> HeaderRows:
+        """The rows of several parts of one table, in the order of the table."""
+        if len(parts) == 1:
+            return parts[0]
+        rows = sorted({row for part in parts for row in part.rows})
+        return cls(parts[0].columns, tuple(rows), parts[0].empty)
 
     def __len__(self) -> int:
+        """The number of rows."""
         return len(self.rows)
 
     def select(self, rows: Iterable[int]) -> HeaderRows:
-        """Some rows of the same table."""
+        """These rows of the same table."""
         return HeaderRows(self.columns, tuple(rows), self.empty)
 
     def copy(self) -> HeaderRows:
-        """The rows as a table of their own, so that a change of its columns costs no more than its rows."""
+        """A table with only these rows, so that a change of its columns costs no more than its rows."""
         if self.columns and len(self.rows) == len(next(iter(self.columns.values()))):
             return self
         return HeaderRows({name: self.values(name) for name in self.columns}, tuple(range(len(self.rows))), self.empty)
@@ -113,7 +115,7 @@ class HeaderRows:
         return [values[row] for row in self.rows]
 
     def distinct(self, column: str) -> list[Any]:
-        """The different values of a column, sorted, without nulls."""
+        """The distinct values of a column, sorted, without nulls."""
         if len(self.rows) == 1:
             value = self.columns[column][self.rows[0]]
             return [] if value is None else [value]
@@ -121,65 +123,68 @@ class HeaderRows:
             return []
         return sorted(set(self.values(column)) - {None})
 
-    def indices_by(self, column: str) -> dict[Any, list[int]]:
+    def row_numbers_by(self, column: str) -> dict[Any, list[int]]:
         """The numbers of the rows by the value of a column."""
-        indices: dict[Any, list[int]] = defaultdict(list)
+        numbers: dict[Any, list[int]] = defaultdict(list)
         values = self.columns[column]
         for row in self.rows:
-            indices[values[row]].append(row)
-        return dict(indices)
+            numbers[values[row]].append(row)
+        return dict(numbers)
 
     def group_by(self, column: str) -> dict[Any, HeaderRows]:
         """The rows by the value of a column, sorted by it; null last."""
         if len(self.rows) == 1:
             return {self.columns[column][self.rows[0]]: self}
-        indices = self.indices_by(column)
-        ordered = sorted(indices, key=lambda value: (value is None, value or ""))
-        return {value: self.select(indices[value]) for value in ordered}
+        numbers = self.row_numbers_by(column)
+        ordered = sorted(numbers, key=lambda value: (value is None, value or ""))
+        return {value: self.select(numbers[value]) for value in ordered}
 
-    def filter(self, keep: Callable[[int], bool]) -> HeaderRows:
-        """The rows for which `keep` says so."""
-        return self.select(row for row in self.rows if keep(row))
+    def filter(self, predicate: Callable[[int], bool]) -> HeaderRows:
+        """The rows for whose number the predicate is true."""
+        return self.select(row for row in self.rows if predicate(row))
 
     def common_value(self, column: str, findings: FindingCollector) -> Any:
-        """The one value that the rows have; None and a finding where they disagree."""
+        """The value of a column that the rows have in common, nulls ignored; None and a finding if they disagree."""
         if len(self.rows) == 1:
             return self.columns[column][self.rows[0]]
-        found = self.distinct(column)
-        if len(found) > 1:
-            findings.add("values-conflict", column, message=f"{column} has {len(found)} different values")
+        values = self.distinct(column)
+        if len(values) > 1:
+            findings.add("values-conflict", column, message=f"{column} has {len(values)} different values")
             return None
-        return found[0] if found else None
+        return values[0] if values else None
 
     def combinations(self, *columns: str) -> list[tuple[Any, ...]]:
-        """The different combinations of values of columns that are not contained in a fuller one, sorted.
+        """The distinct combinations of values of these columns, sorted, without those that a fuller one contains.
 
         (20240101, 1030, None) is contained in (20240101, 1030, +0100).
         """
         if len(self.rows) == 1:
             row = self.rows[0]
             return [tuple([self.columns[column][row] for column in columns])]
-        found = set(zip(*(self.values(column) for column in columns), strict=True))
-        partial = {parts for parts in found if None in parts}
-        fullest = (found - partial) | {parts for parts in partial if not _contained(parts, found)}
-        return sorted(fullest, key=lambda parts: [(part is None, str(part)) for part in parts])
+        combinations = set(zip(*(self.values(column) for column in columns), strict=True))
+        partial = {values for values in combinations if None in values}
+        contained = {values for values in partial if _is_contained(values, combinations)}
+        return sorted(combinations - contained, key=lambda values: [(value is None, str(value)) for value in values])
 
 
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    """The values of a column as Python objects; of one that says little, each made once and not once per row."""
+def _to_list(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column as Python objects; if there are few distinct ones, each is created once and shared."""
     if column.null_count == len(column):
         return [None] * len(column)
-    # not for lists: they cannot be told apart by hashing
+    # lists cannot be hashed
     if pa.types.is_list(column.type):
         return list(column.to_pylist())
-    coded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    if isinstance(coded, pa.ChunkedArray):
-        coded = coded.combine_chunks()
-    if len(coded.dictionary) * _FEW > len(column):
+    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    if len(encoded.dictionary) * _ROWS_PER_VALUE > len(column):
         return list(column.to_pylist())
-    values = coded.dictionary.to_pylist()
-    return [values[index] for index in coded.indices.to_pylist()]
+    values = encoded.dictionary.to_pylist()
+    return [values[index] for index in encoded.indices.to_pylist()]
 
 
-def _contained(parts: tuple[Any, ...], found: set[tuple[Any, ...]]) -> bool:
-    return any(parts != other and all(a in (None, b) for a, b in zip(parts, other, strict=True)) for other in found)
+def _is_contained(values: tuple[Any, ...], combinations: set[tuple[Any, ...]]) -> bool:
+    return any(
+        values != other and all(value in (None, full) for value, full in zip(values, other, strict=True))
+        for other in combinations
+    )

@@ -1,7 +1,9 @@
-"""Rules that several elements of the mapping share: texts, numbers, dates, codes, persons of the staff.
+"""Rules that several elements of the mapping share: texts, numbers, dates, codes, staff and locations.
 
-A rule makes the value of an element from the columns of some rows; None where there is nothing to say. Values that
-instances should share and do not are left out with a finding.
+A rule maps columns of header rows to the value of an element; None if there is no value. If instances that should have
+the same value disagree, the value is omitted with a finding.
+
+Not here: rules of only one resource (`imaging_study`, `patient`).
 """
 
 from __future__ import annotations
@@ -23,34 +25,36 @@ _PSEUDONYMIZED = {
     "code": "PSEUDED",
     "display": "pseudonymized",
 }
-_FUNCTION = "http://terminology.hl7.org/CodeSystem/v3-ParticipationType"
+_PARTICIPATION_TYPE = "http://terminology.hl7.org/CodeSystem/v3-ParticipationType"
 
 
 def strip_text(text: str | None) -> str | None:
-    """Text without blanks around it (no-break spaces among them); None where nothing is left, as FHIR asks."""
+    """Text without blanks around it (no-break spaces included); None if nothing remains: FHIR has no empty strings."""
     return (text or "").strip() or None
 
 
-def text(rows: HeaderRows, columns: tuple[str, ...], _context: Context, findings: FindingCollector) -> str | None:
-    """The text that the instances agree on."""
+def map_text(rows: HeaderRows, columns: tuple[str, ...], _context: Context, findings: FindingCollector) -> str | None:
+    """The text that all instances have."""
     return strip_text(rows.common_value(columns[0], findings))
 
 
-def unsigned(rows: HeaderRows, columns: tuple[str, ...], _context: Context, findings: FindingCollector) -> int | None:
-    """A number that is not negative and not too large."""
+def map_unsigned(
+    rows: HeaderRows, columns: tuple[str, ...], _context: Context, findings: FindingCollector
+) -> int | None:
+    """An unsignedInt: a number that is not negative and not too large."""
     number: int | None = rows.common_value(columns[0], findings)
     if number is not None and not 0 <= number <= UNSIGNED_INT_MAX:
-        findings.add("value-omitted", columns[0], number, message=f"{columns[0]} is no unsignedInt of FHIR")
+        findings.add("value-omitted", columns[0], number, message=f"{columns[0]} is not an unsignedInt of FHIR")
         return None
     return number
 
 
-def security(
+def map_security(
     rows: HeaderRows, columns: tuple[str, ...], _context: Context, _findings: FindingCollector
 ) -> list[dict[str, str]] | None:
-    """A label where all instances say that the identity was removed.
+    """A security label, if the patient's identity was removed from all instances.
 
-    Of the labels that could be meant, pseudonymized is the one that asks for care: ids and UIDs may lead back.
+    Of the possible labels, "pseudonymized" is the one that requires care: ids and UIDs may lead back to the person.
     """
     values = {(value or "").strip().upper() for value in rows.values(columns[0])}
     return [_PSEUDONYMIZED] if values == {"YES"} else None
@@ -58,30 +62,30 @@ def security(
 
 # -- dates ------------------------------------------------------------------------------------------------------------
 
-Source = tuple[str, ...]  # the column of a DT, or those of a date and a time
+DateColumns = tuple[str, ...]  # the column of a DT, or those of a date and a time
 
 
-def started(rows: HeaderRows, columns: tuple[str, ...], context: Context, findings: FindingCollector) -> str | None:
-    """Date, time and offset of one and the same instance; where instances disagree, the earliest.
+def map_started(rows: HeaderRows, columns: tuple[str, ...], context: Context, findings: FindingCollector) -> str | None:
+    """Date, time and offset of one and the same instance; if instances disagree, the earliest.
 
-    The first source is the element's own; the others stand in for it where it has no value, and there original images
-    alone count: a date of a derived object is that of its making (PS3.3 C.7.6.1.1.2).
+    The first date is the element's own. The others are substitutes if it has no value, and only from original images:
+    the dates of a derived object tell when it was derived (PS3.3 C.7.6.1.1.2).
     """
-    own, *others = _sources(columns)
-    value = _earliest(own, rows, context, findings)
+    first, *substitutes = _split_dates(columns)
+    value = _map_earliest(first, rows, context, findings)
     if value:
         return value
     originals = rows.filter(_is_original(rows))
-    for source in others:
-        if value := _earliest(source, originals, context, findings):
-            message = f"{own[0]} has no value; {' and '.join(source)} of the original images instead"
-            findings.add("date-substituted", own[0], message=message)
+    for substitute in substitutes:
+        if value := _map_earliest(substitute, originals, context, findings):
+            message = f"{first[0]} has no value; {' and '.join(substitute)} of the original images instead"
+            findings.add("date-substituted", first[0], message=message)
             return value
     return None
 
 
-def _sources(columns: tuple[str, ...]) -> Iterator[Source]:
-    """The columns of dates, each with its time."""
+def _split_dates(columns: tuple[str, ...]) -> Iterator[DateColumns]:
+    """The date columns, each with its time column."""
     for column in columns:
         if column.endswith("DateTime"):
             yield (column,)
@@ -94,165 +98,178 @@ def _is_original(rows: HeaderRows) -> Callable[[int], bool]:
     return lambda row: (types[row] or "").split("\\")[0].strip() == "ORIGINAL"
 
 
-def _moment(parts: tuple[Any, ...], context: Context) -> FhirDateTime:
-    """Of a DT and an offset, or of a date, a time and an offset."""
-    if len(parts) == 2:
-        return convert_dt(parts[0], parts[1], context.zone)
-    return convert_date_time(parts[0], parts[1], parts[2], context.zone)
+def _convert(values: tuple[Any, ...], context: Context) -> FhirDateTime:
+    """Convert a DT and an offset, or a date, a time and an offset."""
+    if len(values) == 2:
+        return convert_dt(values[0], values[1], context.zone)
+    return convert_date_time(values[0], values[1], values[2], context.zone)
 
 
-def _earliest(source: Source, rows: HeaderRows, context: Context, findings: FindingCollector) -> str | None:
-    """The earliest convert_date_time that a source has in the rows."""
-    found = [c for c in rows.combinations(*source, "TimezoneOffsetFromUTC") if c[0] is not None]
-    made = [(_moment(parts, context), parts) for parts in found]
-    for unusable, parts in made:
-        if unusable.value is None:
-            findings.add("value-omitted", source[0], parts[0])
-    usable = [(one.value, one.code, parts) for one, parts in made if one.value]
+def _map_earliest(columns: DateColumns, rows: HeaderRows, context: Context, findings: FindingCollector) -> str | None:
+    """The earliest dateTime that these columns have in the rows."""
+    usable = []
+    for values in rows.combinations(*columns, "TimezoneOffsetFromUTC"):
+        if values[0] is None:
+            continue
+        value, code = _convert(values, context)
+        if value:
+            usable.append((value, code, values))
+        else:
+            findings.add("value-omitted", columns[0], values[0])
     if not usable:
         return None
     if len(usable) > 1:
-        words = " and ".join(source)
-        findings.add("values-conflict", source[0], message=f"{words}: the earliest of {len(usable)} is taken")
-    value, code, parts = min(usable, key=lambda one: (to_instant(one[0]), one[0]))
+        message = f"{' and '.join(columns)}: {len(usable)} different values; the earliest is used"
+        findings.add("values-conflict", columns[0], message=message)
+    value, code, values = min(usable, key=lambda item: (to_instant(item[0]), item[0]))
     if code:
-        findings.add(code, source[-1], f"{parts[-2]} {parts[-1] or ''}".strip())
+        findings.add(code, columns[-1], f"{values[-2]} {values[-1] or ''}".strip())
     return value
 
 
 # -- codes ------------------------------------------------------------------------------------------------------------
 
 
-def codes(rows: HeaderRows, columns: tuple[str, ...], context: Context, findings: FindingCollector) -> list[Concept]:
-    """The different coded entries of the instances: value, scheme, meaning, long value, URN value (PS3.3 8.1)."""
-    made = []
-    for value, scheme, meaning, long, urn in rows.combinations(*columns):
-        if urn and not (value or long):
-            made.append(make_concept(terminology.Coding(terminology.URI, urn, strip_text(meaning)).as_fhir()))
+def map_codes(
+    rows: HeaderRows, columns: tuple[str, ...], context: Context, findings: FindingCollector
+) -> list[Concept]:
+    """The distinct coded entries of the instances: value, scheme, meaning, long value, URN value (PS3.3 8.1)."""
+    concepts = []
+    for value, scheme, meaning, long_value, urn in rows.combinations(*columns):
+        if urn and not (value or long_value):
+            concepts.append(make_concept(terminology.Coding(terminology.URI, urn, strip_text(meaning)).as_fhir()))
         else:
-            made.append(_coded(value or long, scheme, meaning, None, columns[0], context, findings))
-    return remove_duplicates(made)
+            concepts.append(_map_code(value or long_value, scheme, meaning, None, columns[0], context, findings))
+    return remove_duplicates(concepts)
 
 
-def reasons(rows: HeaderRows, columns: tuple[str, ...], context: Context, findings: FindingCollector) -> list[Concept]:
-    """The different reasons of the instances: a code, a text, or both."""
+def map_reasons(
+    rows: HeaderRows, columns: tuple[str, ...], context: Context, findings: FindingCollector
+) -> list[Concept]:
+    """The distinct reasons of the instances: a code, a text, or both."""
     return remove_duplicates(
-        _coded(value, scheme, meaning, said, columns[0], context, findings)
-        for value, scheme, meaning, said in rows.combinations(*columns)
+        _map_code(value, scheme, meaning, text, columns[0], context, findings)
+        for value, scheme, meaning, text in rows.combinations(*columns)
     )
 
 
-def _coded(
+def _map_code(
     value: str | None,
     scheme: str | None,
     meaning: str | None,
-    said: str | None,
+    text: str | None,
     column: str,
     context: Context,
     findings: FindingCollector,
 ) -> Concept | None:
-    """A coded entry as a make_concept; a scheme without a known URI gets one of the dataset's own, and a finding."""
+    """A coded entry as a concept; a scheme without a known URI gets one of the dataset, with a finding."""
     value, scheme, meaning = strip_text(value), strip_text(scheme), strip_text(meaning)
     if not value or not scheme:
-        return make_concept(None, strip_text(said) or meaning)
+        return make_concept(None, strip_text(text) or meaning)
     coding = terminology.convert_coded_entry(value, scheme, meaning)
     if coding is None:
         findings.add("coding-scheme-unknown", column, f"{value} ({scheme})")
         coding = terminology.Coding(_local_system(context, scheme), value, meaning)
-    return make_concept(coding.as_fhir(), strip_text(said))
+    return make_concept(coding.as_fhir(), strip_text(text))
 
 
 def _local_system(context: Context, scheme: str) -> str:
-    """A URI for a scheme that means something in this dataset alone."""
+    """The URI of a coding scheme that is valid only within this dataset."""
     parts = (quote(part, safe="") for part in (context.dataset, "coding-scheme", scheme))
     return "/".join([context.namespace.rstrip("/"), *parts])
 
 
-# -- people and places ------------------------------------------------------------------------------------------------
+# -- staff, locations, specimens --------------------------------------------------------------------------------------
 
 
-def staff(
+def map_staff(
     rows: HeaderRows, columns: tuple[str, ...], context: Context, findings: FindingCollector
 ) -> dict[str, Any] | None:
-    """A person of the staff by name and code, if names of staff are wanted."""
+    """A member of the staff by name and code; only with the setting `staff_names`."""
     if not context.staff_names:
         return None
-    return _practitioner(*(rows.common_value(column, findings) for column in columns))
+    return _make_practitioner(*(rows.common_value(column, findings) for column in columns))
 
 
-def staff_list(
+def map_staff_list(
     rows: HeaderRows, columns: tuple[str, ...], context: Context, _findings: FindingCollector
 ) -> list[dict[str, Any]]:
-    """All persons that the instances name, if names of staff are wanted; the code is that of the first name."""
+    """All members of the staff in the instances; only with the setting `staff_names`.
+
+    The code of an instance with several names is that of the first name.
+    """
     if not context.staff_names:
         return []
-    made: dict[str, dict[str, Any]] = {}
+    practitioners: dict[str, dict[str, Any]] = {}
     for value, *code in rows.combinations(*columns):
         for number, name in enumerate((value or "").split("\\")):
-            if person := _practitioner(name, *code if number == 0 else ()):
-                made.setdefault(person["display"], person)
-    return [made[display] for display in sorted(made)]
+            if practitioner := _make_practitioner(name, *code if number == 0 else ()):
+                practitioners.setdefault(practitioner["display"], practitioner)
+    return [practitioners[display] for display in sorted(practitioners)]
 
 
-def performer_as(code: str, display: str) -> Rule:
-    """The rule of ImagingStudy.series.performer for one function (v3-ParticipationType)."""
-    function = {"coding": [{"system": _FUNCTION, "code": code, "display": display}]}
+def make_performer_rule(code: str, display: str) -> Rule:
+    """Make the rule of ImagingStudy.series.performer for one function (v3-ParticipationType)."""
+    function = {"coding": [{"system": _PARTICIPATION_TYPE, "code": code, "display": display}]}
 
-    def rule(
+    def map_performer(
         rows: HeaderRows, columns: tuple[str, ...], context: Context, findings: FindingCollector
     ) -> list[dict[str, Any]]:
-        return [{"function": function, "actor": actor} for actor in staff_list(rows, columns, context, findings)]
+        return [{"function": function, "actor": actor} for actor in map_staff_list(rows, columns, context, findings)]
 
-    return rule
+    return map_performer
 
 
-def _practitioner(name: str | None, code: str | None = None) -> dict[str, Any] | None:
-    line = format_person_name(name or "")
-    if not line:
+def _make_practitioner(name: str | None, code: str | None = None) -> dict[str, Any] | None:
+    display = format_person_name(name or "")
+    if not display:
         return None
-    person: dict[str, Any] = {"type": "Practitioner", "display": line}
-    return person | {"identifier": {"value": code}} if code else person
+    practitioner: dict[str, Any] = {"type": "Practitioner", "display": display}
+    return practitioner | {"identifier": {"value": code}} if code else practitioner
 
 
-def location(
+def map_location(
     rows: HeaderRows, columns: tuple[str, ...], _context: Context, findings: FindingCollector
 ) -> dict[str, str] | None:
     """Institution and department of one and the same instance, else where the procedure was performed."""
     *institution, performed = columns
-    found = rows.combinations(*institution)
-    named = [line for parts in found if (line := ", ".join(part for part in map(strip_text, parts) if part))]
-    if len(named) > 1:
-        findings.add("values-conflict", institution[0], message=f"{institution[0]} has {len(named)} different values")
+    names = [
+        name
+        for values in rows.combinations(*institution)
+        if (name := ", ".join(value for value in map(strip_text, values) if value))
+    ]
+    if len(names) > 1:
+        findings.add("values-conflict", institution[0], message=f"{institution[0]} has {len(names)} different values")
         return None
-    display = named[0] if named else strip_text(rows.common_value(performed, findings))
+    display = names[0] if names else strip_text(rows.common_value(performed, findings))
     return {"display": display} if display else None
 
 
-def specimen(
+def map_specimen(
     rows: HeaderRows, columns: tuple[str, ...], _context: Context, _findings: FindingCollector
 ) -> list[dict[str, Any]]:
-    """Logical references to the specimens that the instances name."""
-    made = []
+    """Logical references to the specimens of the instances."""
+    references = []
     for value, issuer in rows.combinations(*columns):
         if strip_text(value):
             identifier: dict[str, Any] = {"value": value.strip()}
             if strip_text(issuer):
                 identifier["assigner"] = {"display": issuer.strip()}
-            made.append({"type": "Specimen", "identifier": identifier})
-    return made
+            references.append({"type": "Specimen", "identifier": identifier})
+    return references
 
 
-COMMON: dict[str, Rule] = {
-    "text": text,
-    "unsigned": unsigned,
-    "security": security,
-    "started": started,
-    "codes": codes,
-    "reasons": reasons,
-    "staff": staff,
-    "staff_list": staff_list,
-    "location": location,
-    "specimen": specimen,
-    "performer": performer_as("PRF", "performer"),
-    "operator": performer_as("SPRF", "secondary performer"),
+COMMON_RULES: dict[str, Rule] = {
+    "text": map_text,
+    "unsigned": map_unsigned,
+    "security": map_security,
+    "started": map_started,
+    "codes": map_codes,
+    "reasons": map_reasons,
+    "staff": map_staff,
+    "staff_list": map_staff_list,
+    "location": map_location,
+    "specimen": map_specimen,
+    "performer": make_performer_rule("PRF", "performer"),
+    "operator": make_performer_rule("SPRF", "secondary performer"),
 }

@@ -1,10 +1,10 @@
 """Species and gender status of animal patients as FHIR Codings.
 
-A species is looked up in `tables/species.csv`, which holds what PS3.16 CID 7454 has of SNOMED CT: a species by its
-name, by the common name that the NCBI Taxonomy gives it (`rat`) and by its number there; an adjective (`canine`) is a
-genus. What the table does not hold is None, and its text is all that can be said.
+A species is looked up in `tables/species.csv`, which has the SNOMED CT codes of PS3.16 CID 7454: by the name of the
+species, by its common name in the NCBI Taxonomy (`rat`) and by its number there; an adjective (`canine`) is a genus. A
+species that is not in the table is None: the caller can use its text.
 
-Not here: choosing among header and subjects sheet, and the extension that these Codings go into.
+Not here: choosing between header and subjects sheet, and the extension that contains these Codings (`patient`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dicom_etl.fhir.terminology import SCT, Coding
 
 __all__ = ["is_human", "look_up_gender_status", "look_up_species"]
 
-# 30996001 is what the SNOMED RT code L-85B00 of older headers is converted to.
+# the SNOMED RT code L-85B00 of older headers is converted to 30996001
 _HUMAN = frozenset({(SCT, "337915000"), (SCT, "30996001")})
 
 _GENDER_STATUS = "http://hl7.org/fhir/animal-genderstatus"  # the same in R4 and R5
@@ -31,32 +31,32 @@ _STATUS_BY_NEUTERED: Mapping[str, Coding] = {
 
 
 def look_up_species(text: str) -> Coding | None:
-    """SNOMED CT code of a species named in text; case, blanks and punctuation do not matter.
+    """The SNOMED CT code of a species by its name; case, blanks and punctuation are ignored.
 
-    Text that is not ASCII or has several values (`Mus\\Musculus`) is not looked up: dropping what is in between
-    could spell another name.
+    A text that is not ASCII or has several values (`Mus\\Musculus`) is not looked up: without the characters between,
+    it could be another name.
     """
     if not text.isascii() or "\\" in text:
         return None
-    return _species().get(re.sub(r"[^A-Z0-9]", "", text.upper()))
+    return _read_species().get(re.sub(r"[^A-Z0-9]", "", text.upper()))
 
 
 def is_human(concept: Mapping[str, Any]) -> bool:
-    """Whether a CodeableConcept of a species means human: by SNOMED CT, else by a display or text that says so."""
+    """Whether a CodeableConcept of a species is human: by its SNOMED CT code, else by its display or text."""
     codings = concept.get("coding", [])
     if any((coding.get("system"), coding.get("code")) in _HUMAN for coding in codings):
         return True
     names = [coding.get("display") for coding in codings] + [concept.get("text")]
-    known = [look_up_species(name) for name in names if name]
-    return any(coding is not None and (coding.system, coding.code) in _HUMAN for coding in known)
+    named = [look_up_species(name) for name in names if name]
+    return any(coding is not None and (coding.system, coding.code) in _HUMAN for coding in named)
 
 
 def look_up_gender_status(neutered: str) -> Coding | None:
-    """Gender status by Patient's Sex Neutered (0010,2203); empty means that it is not known."""
+    """The gender status of a Patient's Sex Neutered (0010,2203); empty means unknown."""
     return _STATUS_BY_NEUTERED.get(neutered.strip())
 
 
 @cache
-def _species() -> Mapping[str, Coding]:
+def _read_species() -> Mapping[str, Coding]:
     text = files("dicom_etl.fhir.tables").joinpath("species.csv").read_text(encoding="utf-8")
     return {row["alias"]: Coding(SCT, row["code"], row["display"]) for row in csv.DictReader(text.splitlines())}

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from dicom_etl.construction import unit_resources
-from dicom_etl.construction.unit_resources import COLUMNS, UnitInputs, UnitResources, make_resources
+from dicom_etl.construction.unit_resources import COLUMNS, UnitInputs, UnitResources, build_resources
 from dicom_etl.fhir.context import Context
 from dicom_etl.fhir.corrections import Correction
 from dicom_etl.identity.ids import ResourceIds
@@ -70,7 +70,7 @@ def row_of(number: int, **fields: Any) -> dict[str, Any]:
 
 
 def make(plans: Sequence[UnitInputs], *rows: dict[str, Any]) -> list[UnitResources]:
-    return list(make_resources(plans, table(*rows)))
+    return list(build_resources(plans, table(*rows)))
 
 
 def parsed(made: UnitResources, kind: str) -> list[dict[str, Any]]:

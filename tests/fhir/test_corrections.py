@@ -8,7 +8,7 @@ from dicom_etl.fhir.corrections import CORRECTABLE, read_corrections
 from dicom_etl.headers.catalogue import columns_by_name
 from dicom_etl.settings import SettingsError
 
-HEADER = "dataset,subject,sample,study,series,tag,value,why\n"
+HEADER = "dataset,subject,sample,study,series,tag,value,reason\n"
 
 
 def written(folder: Path, text: str) -> str:
@@ -27,8 +27,8 @@ def test_an_empty_place_means_any(tmp_path: Path) -> None:
     assert first[:8] == ("ds", "sub-1", None, None, None, "Laterality", "L", "seen by Dr. Roe")
     assert second[:7] == ("ds", None, None, None, "1.2.3", "StudyDate", None)
     assert (first.line, second.line) == ("line 2", "line 3")
-    assert first.touches(("sub-1", "sam-4", "1", "1.1"))
-    assert not first.touches(("sub-2", "sam-4", "1", "1.1"))
+    assert first.matches(("sub-1", "sam-4", "1", "1.1"))
+    assert not first.matches(("sub-2", "sam-4", "1", "1.1"))
 
 
 def test_places_that_are_not_needed_need_no_column(tmp_path: Path) -> None:
@@ -40,13 +40,14 @@ def test_places_that_are_not_needed_need_no_column(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("dataset,tag\n", "lacks the column value"),
-        ("dataset,tag,value,patient\n", "has the column patient; there are dataset, sample"),
-        (HEADER + ",,,,,Laterality,L,\n", "line 2 .* names no dataset"),
-        (HEADER + "ds,,,,,PatientID,7,\n", "PatientID cannot be corrected; Modality, BodyPartExamined"),
-        (HEADER + "ds,,,,,,L,\n", "no tag cannot be corrected"),
-        (HEADER + "ds,,,,,Laterality,left,\n", "line 2 .*: left is no value of Laterality"),
-        (HEADER + "ds,,,,,Laterality,L,\nds,,,,,StudyDate,2024-02-30,\n", "line 3 .*: 2024-02-30 is no value"),
-        (HEADER + "ds,,,,,StudyTime,noon,\n", "noon is no value of StudyTime"),
+        ("dataset,tag,value,patient\n", "has the column patient; there are dataset, reason"),
+        ("dataset,tag,value,why\n", "corrections.csv: column why is now reason"),
+        (HEADER + ",,,,,Laterality,L,\n", "line 2 .* has no dataset"),
+        (HEADER + "ds,,,,,PatientID,7,\n", "PatientID cannot be corrected; these tags can be: Modality, BodyPart"),
+        (HEADER + "ds,,,,,,L,\n", "it has no tag"),
+        (HEADER + "ds,,,,,Laterality,left,\n", "line 2 .*: left is not a valid value of Laterality"),
+        (HEADER + "ds,,,,,Laterality,L,\nds,,,,,StudyDate,2024-02-30,\n", "line 3 .*: 2024-02-30 is not a valid value"),
+        (HEADER + "ds,,,,,StudyTime,noon,\n", "noon is not a valid value of StudyTime"),
     ],
 )
 def test_a_line_that_cannot_be_meant_is_refused_in_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
@@ -63,5 +64,5 @@ def test_a_file_that_is_not_there_or_no_text_is_a_sentence(tmp_path: Path) -> No
 
 
 def test_what_may_be_corrected_is_a_column_of_the_header_table() -> None:
-    named = {*CORRECTABLE, *(column for entry in CORRECTABLE.values() for column in entry.against)}
+    named = {*CORRECTABLE, *(column for entry in CORRECTABLE.values() for column in entry.removed_columns)}
     assert named <= columns_by_name().keys()

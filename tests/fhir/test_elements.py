@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dicom_etl.fhir.elements import element_rows
+from dicom_etl.fhir.elements import list_element_rows
 from dicom_etl.lake.schemas import FHIR_ELEMENTS
 
 UID = {"use": "official", "system": "urn:dicom:uid", "value": "urn:oid:1.2"}
@@ -15,7 +15,7 @@ PATIENT: dict[str, Any] = {"resourceType": "Patient", "id": "p1"}
 
 def rows(resource: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows with the columns that apply."""
-    made = list(element_rows(resource, "ds", "sub-1"))
+    made = list(list_element_rows(resource, "ds", "sub-1"))
     for row in made:
         assert list(row) == FHIR_ELEMENTS.schema.names
         assert (row["dataset"], row["unit"]) == ("ds", "sub-1")

@@ -11,20 +11,20 @@ from dicom_etl.headers.catalogue import catalogue, columns_by_name
 from tests.support.header_rows import CONTEXT, codes_and_tags, header_rows, new_findings
 
 RULES = {
-    "study": imaging_study._RULES,
-    "series": imaging_study._RULES,
-    "patient": patient._RULES | {"person": None},
+    "study": imaging_study.RULES,
+    "series": imaging_study.RULES,
+    "patient": patient.RULES | {"person": None},
 }
 
 
 def test_every_rule_is_there() -> None:
-    named = {(line.level, line.rule) for line in mapping.lines() if line.rule not in ("", mapping.GIVEN)}
+    named = {(line.level, line.rule) for line in mapping.read_mapping() if line.rule not in ("", mapping.COMPUTED)}
     assert {level for level, _ in named} == set(RULES)
     assert [(level, rule) for level, rule in sorted(named) if rule not in RULES[level]] == []
 
 
 def rules_of_version(version: mapping.Version) -> list[tuple[str, mapping.Element]]:
-    return [(level, element) for level in RULES for element in mapping.elements(level, version)]
+    return [(level, element) for level in RULES for element in mapping.list_elements(level, version)]
 
 
 @pytest.mark.parametrize(
@@ -58,28 +58,30 @@ def test_a_rule_that_needs_values_makes_and_finds_nothing_without(
 
 def test_elements_without_values_are_passed_over_if_their_rule_needs_some() -> None:
     empty = frozenset({"StudyDescription", "SeriesDescription", "BodyPartExamined", "SeriesNumber"})
-    names = {element.name for element in mapping.elements("series", "R4")}
-    assert names - {e.name for e in mapping.elements_with_values("series", "R4", empty)} == {"description", "number"}
+    names = {element.name for element in mapping.list_elements("series", "R4")}
+    names_with_values = {element.name for element in mapping.list_elements_with_values("series", "R4", empty)}
+    assert names - names_with_values == {"description", "number"}
 
 
 def test_every_column_is_one_of_the_header_table() -> None:
-    assert {column for line in mapping.lines() for column in line.columns} <= columns_by_name().keys()
+    assert {column for line in mapping.read_mapping() for column in line.columns} <= columns_by_name().keys()
 
 
 def test_every_tag_that_the_catalogue_keeps_for_fhir_is_mapped_or_named_as_left_out() -> None:
-    for_fhir = re.compile(r"ImagingStudy|Patient |Patient\.|Device")
-    meant = {column.name for column in catalogue() if for_fhir.match(column.used_for)}
-    assert meant - {column for line in mapping.lines() for column in line.columns} == set()
+    meant = {
+        column.name for column in catalogue() if re.match(r"ImagingStudy|Patient |Patient\.|Device", column.used_for)
+    }
+    assert meant - {column for line in mapping.read_mapping() for column in line.columns} == set()
 
 
-def test_every_line_that_is_left_out_says_why() -> None:
-    left = [line for line in mapping.lines() if not line.rule]
-    assert len(left) > 10
-    assert [line for line in left if not line.how.startswith("left out")] == []
+def test_every_omitted_element_has_a_reason() -> None:
+    omitted = [line for line in mapping.read_mapping() if not line.rule]
+    assert len(omitted) > 10
+    assert [line for line in omitted if not line.how.startswith("omitted")] == []
 
 
 def test_every_finding_that_is_named_exists() -> None:
-    text = " ".join(" ".join((line.how, line.absent, line.invalid)) for line in mapping.lines())
+    text = " ".join(" ".join((line.how, line.absent, line.invalid)) for line in mapping.read_mapping())
     named = set(re.findall(r"\b[a-z]+(?:-[a-z]+)+\b", text))
     assert named & finding_codes().keys() >= {
         "value-omitted",
@@ -109,7 +111,7 @@ def test_one_concept_has_the_form_of_its_element(type_: str, value: object, form
 
 def test_the_versions_differ_where_the_specification_says_so() -> None:
     def names(version: mapping.Version) -> set[str]:
-        return {element.name for element in mapping.elements("study", version)}
+        return {element.name for element in mapping.list_elements("study", version)}
 
     assert names("R4") - names("R5") == {"interpreter", "procedureCode", "reasonCode"}
     assert names("R5") - names("R4") == {"basedOn", "procedure", "reason"}

@@ -101,7 +101,7 @@ def test_columns_without_values_are_known() -> None:
 
 
 def test_rows_are_numbered_by_value() -> None:
-    assert header_rows({"sample": "b"}, {}, {"sample": "b"}).indices_by("sample") == {"b": [0, 2], None: [1]}
+    assert header_rows({"sample": "b"}, {}, {"sample": "b"}).row_numbers_by("sample") == {"b": [0, 2], None: [1]}
 
 
 def test_groups_of_a_table_are_united_in_the_order_of_its_rows() -> None:

@@ -70,7 +70,7 @@ def test_the_codes_of_annex_l_mean_what_their_displays_say() -> None:
         for code, (meaning, _) in names.items():
             meanings.setdefault(code, []).append(meaning)
 
-    codings = {term: region.coding for term, region in terminology._annex_l().items()}
+    codings = {term: region.coding for term, region in terminology.read_annex_l().items()}
     differing = {
         term
         for term, coding in codings.items()
@@ -163,8 +163,8 @@ def test_every_alias_is_written_as_it_is_looked_up_and_names_a_term() -> None:
 def test_no_alias_hides_a_term_and_all_are_sorted_and_unique() -> None:
     names = [row["alias"] for row in aliases()]
     assert names == sorted(set(names))
-    assert not set(names) & set(terminology._annex_l())
-    assert {row["term"] for row in aliases()} <= set(terminology._annex_l())
+    assert not set(names) & set(terminology.read_annex_l())
+    assert {row["term"] for row in aliases()} <= set(terminology.read_annex_l())
 
 
 @pytest.mark.parametrize(
@@ -285,8 +285,8 @@ def test_what_cannot_be_named_for_sure_is_no_coding(code: str, designator: str) 
 
 def test_without_pydicoms_mapping_snomed_rt_codes_are_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom.sr._snomed_dict", None)
-    terminology._snomed_ct_by_rt.cache_clear()
+    terminology.read_snomed_ct_by_rt.cache_clear()
     try:
         assert convert_coded_entry("T-04000", "SRT", "Breast") is None
     finally:
-        terminology._snomed_ct_by_rt.cache_clear()
+        terminology.read_snomed_ct_by_rt.cache_clear()

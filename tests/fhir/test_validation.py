@@ -88,10 +88,10 @@ def test_what_fhir_resources_finds_is_said_with_its_place(resource: dict[str, An
 @pytest.mark.parametrize(
     ("study", "sentence"),
     [
-        (changed("series", 0, "instance", 1, "number", to=-3), "instance 1.2.3.2: number -3 is no unsignedInt"),
+        (changed("series", 0, "instance", 1, "number", to=-3), "instance 1.2.3.2: number -3 is not an unsignedInt"),
         (
             changed("series", 0, "instance", 1, "uid", to="1.2.3.1"),
-            "instance 1.2.3.1 stands twice in series 1.2.3",
+            "instance 1.2.3.1 is in series 1.2.3 twice",
         ),
         (changed("series", 0, "instance", 1, "uid", to="1_2"), "instance 1_2: uid or sopClass is not valid"),
         (

@@ -11,7 +11,11 @@ from unittest.mock import Mock
 import pytest
 
 from dicom_etl.engine import Engine
+from dicom_etl.fhir.context import Context
+from dicom_etl.fhir.patient import make_patient
+from dicom_etl.fhir.rows import FindingCollector, HeaderRows
 from dicom_etl.fhir.validation import find_errors
+from dicom_etl.identity.matching import PatientMatch
 from dicom_etl.lake.commits import DamagedShardError, read_commits
 from dicom_etl.lake.locks import LockHeldError
 from dicom_etl.lake.schemas import DATASET_FINDINGS, IDENTITIES, RESOURCE_TYPES, UNIT_RESOURCE_TYPES
@@ -101,7 +105,7 @@ def test_the_summary_counts_units_persons_and_studies(tree: Tree) -> None:
     tree.write("sub-2/sam-2/1.dcm", PatientID="P-2", study="another")
     built = tree.run()
     assert (built.units, built.units_made, built.units_failed) == (2, 2, 0)
-    assert (built.persons, built.studies, built.held) == (2, 3, 0)
+    assert (built.patients, built.studies, built.held) == (2, 3, 0)
 
 
 def test_several_studies_of_a_subject_are_several_resources_of_one_patient(tree: Tree) -> None:
@@ -162,7 +166,7 @@ def test_processes_make_the_same_bytes_as_one(tree: Tree, tmp_path: Path, monkey
     again = Tree(tree.root, Lake(str(tmp_path / "other"), lock_wait=0).open(), tree.name)
     again.crawl()
     again.extract()
-    monkeypatch.setattr("dicom_etl.stages.build._SHORT", 0)
+    monkeypatch.setattr("dicom_etl.construction.building.FEW_SECONDS", 0)
     build(again.source, again.lake, again.settings, again.configured, Engine("processes", 2))
     assert content(again.lake) == content(tree.lake)
 
@@ -219,7 +223,7 @@ def test_the_crosswalk_decides_a_study_under_two_subjects_and_one_unit_builds_it
         tree.write(f"{subject}/sam-1/1.dcm", study="roaming")
     with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7"))
     built = tree.run()
-    assert (built.persons, built.studies, built.held) == (1, 1, 0)
+    assert (built.patients, built.studies, built.held) == (1, 1, 0)
     assert study_of(tree, "sub-1")["numberOfInstances"] == 2
     assert tree.resources("ImagingStudy", "sub-2") == []
 
@@ -654,7 +658,7 @@ def test_a_series_over_samples_of_two_sides_has_none(tree: Tree) -> None:
 
 def with_corrections(tree: Tree, *lines: dict[str, str]) -> None:
     """Configure a corrections file of these lines."""
-    columns = ("dataset", "subject", "sample", "study", "series", "tag", "value", "why")
+    columns = ("dataset", "subject", "sample", "study", "series", "tag", "value", "reason")
     rows = [{column: line.get(column, "") for column in columns} for line in lines]
     path = write_sheet(tree.root.parent / "corrections.csv", rows)
     tree.settings = tree.settings.model_copy(update={"corrections": str(path)})
@@ -663,7 +667,7 @@ def with_corrections(tree: Tree, *lines: dict[str, str]) -> None:
 def test_a_body_site_is_added_to_a_whole_dataset_with_a_trace(tree: Tree) -> None:
     tree.run()
     before = tree.lake.read_bytes("headers/ds/0000.parquet")
-    with_corrections(tree, {"dataset": "ds", "tag": "BodyPartExamined", "value": "HEART", "why": "all are hearts"})
+    with_corrections(tree, {"dataset": "ds", "tag": "BodyPartExamined", "value": "HEART", "reason": "all are hearts"})
     assert tree.build().units_made == 2
     for unit in ("sub-1", "sub-2"):
         study = study_of(tree, unit)
@@ -797,7 +801,7 @@ def test_one_subject_alone_leaves_what_was_said_of_the_others(tree: Tree, monkey
     tree.crawl()
     tree.extract()
     with monkeypatch.context() as patch:
-        patch.setattr("dicom_etl.construction.unit_resources._report_persons", _fails_for_sub_1)
+        patch.setattr("dicom_etl.fhir.patient.make_patient", _fail_for_sub_1)
         tree.build()
     tree.build(subjects=["sub-2"], force=True)
     assert tree.codes("build") == ["build-failed"]
@@ -808,7 +812,7 @@ def test_a_unit_that_fails_fails_alone_and_keeps_what_it_had(tree: Tree, monkeyp
     before = study_of(tree, "sub-1")
     tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
     with monkeypatch.context() as patch:
-        patch.setattr("dicom_etl.construction.unit_resources._report_persons", _fails_for_sub_1)
+        patch.setattr("dicom_etl.fhir.patient.make_patient", _fail_for_sub_1)
         built = tree.build()
     assert (built.units_made, built.units_failed) == (1, 1)
     assert study_of(tree, "sub-1") == before
@@ -819,9 +823,12 @@ def test_a_unit_that_fails_fails_alone_and_keeps_what_it_had(tree: Tree, monkeyp
     assert (tree.build().units_made, tree.findings("build")) == (1, [])
 
 
-def _fails_for_sub_1(_people: object, here: Any) -> None:
-    if here.unit == "sub-1":
+def _fail_for_sub_1(
+    resource_id: str, match: PatientMatch, rows: HeaderRows, context: Context, findings: FindingCollector
+) -> dict[str, Any]:
+    if findings.unit == "sub-1":
         raise RuntimeError("broken")
+    return make_patient(resource_id, match, rows, context, findings)
 
 
 def test_a_resource_that_is_not_valid_is_not_written_and_said(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -408,7 +408,7 @@ def test_a_correction_makes_the_units_that_it_touches_alone(tree: Tree, tmp_path
     add(tree, range(40))
     tree.run()
     before = content(tree.lake)
-    line = {"dataset": "ds", "subject": name(7), "tag": "BodyPartExamined", "value": "HEART", "why": "a heart"}
+    line = {"dataset": "ds", "subject": name(7), "tag": "BodyPartExamined", "value": "HEART", "reason": "a heart"}
     with_corrections(tree, line)
     assert tree.build().units_made == 1
     assert shards_changed(before, content(tree.lake)) == {assign_shard(name(7), 8)}
