@@ -36,7 +36,7 @@ fhir-server: setup-test ## Start the FHIR server of the tests, to try an upload:
 docs: setup ## Build the documentation as a website in site/, without network
 	@$(BIN)/python -m scripts.docs_tables --check
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
-	@echo "open site/index.html in a browser"
+	@echo "open site/index.html in a browser (its search needs a web server: python3 -m http.server -d site)"
 
 lint: setup ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff check .
