@@ -69,118 +69,117 @@ def count(lake: Lake, **choice: Any) -> dict[tuple[Any, ...], tuple[int, ...]]:
     return {(row["level"], row["group"], row["tag"]): tuple(row[name] for name in names) for row in rows}
 
 
-# -- completeness by subject ------------------------------------------------------------------------------------------
+class TestSubjectCompleteness:
+    def test_each_subject_has_its_counts(self, lake: Lake) -> None:
+        counts = count(lake)
+        assert counts["instance", "sub-1", NAME] == (2, 1, 1, 0, None)
+        assert counts["series", "sub-1", NAME] == (1, 0, 0, 0, 1)
+        assert counts["instance", "sub-2", NAME] == (1, 0, 1, 0, None)
+        assert counts["instance", None, KVP] == (1, 0, 0, 1, None)  # the files without a subject
 
+    def test_every_subject_has_the_tags_of_the_dataset(self, lake: Lake) -> None:
+        counts = count(lake, levels=["series"])
+        tags = {subject: {tag for _, name, tag in counts if name == subject} for subject in ("sub-1", "sub-2", None)}
+        assert tags["sub-1"] == tags["sub-2"] == tags[None]
+        assert counts["series", "sub-2", SERIES_TEXT] == (1, 0, 0, 1, 0)
 
-def test_each_subject_has_its_counts(lake: Lake) -> None:
-    counts = count(lake)
-    assert counts["instance", "sub-1", NAME] == (2, 1, 1, 0, None)
-    assert counts["series", "sub-1", NAME] == (1, 0, 0, 0, 1)
-    assert counts["instance", "sub-2", NAME] == (1, 0, 1, 0, None)
-    assert counts["instance", None, KVP] == (1, 0, 0, 1, None)  # the files without a subject
+    def test_subjects_and_levels_are_chosen(self, lake: Lake) -> None:
+        counts = count(lake, subjects=["sub-2"], levels=["study"])
+        assert {(level, subject) for level, subject, _ in counts} == {("study", "sub-2")}
 
+    def test_few_subjects_at_a_time_count_the_same(self, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = count(lake)
+        monkeypatch.setattr(subject_completeness, "COUNTED_SUBJECTS", 1)
+        assert count(lake) == before
 
-def test_every_subject_has_the_tags_of_the_dataset(lake: Lake) -> None:
-    counts = count(lake, levels=["series"])
-    tags = {subject: {tag for _, name, tag in counts if name == subject} for subject in ("sub-1", "sub-2", None)}
-    assert tags["sub-1"] == tags["sub-2"] == tags[None]
-    assert counts["series", "sub-2", SERIES_TEXT] == (1, 0, 0, 1, 0)
-
-
-def test_subjects_and_levels_are_chosen(lake: Lake) -> None:
-    counts = count(lake, subjects=["sub-2"], levels=["study"])
-    assert {(level, subject) for level, subject, _ in counts} == {("study", "sub-2")}
-
-
-def test_few_subjects_at_a_time_count_the_same(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = count(lake)
-    monkeypatch.setattr(subject_completeness, "COUNTED_SUBJECTS", 1)
-    assert count(lake) == before
-
-
-def test_the_query_of_the_documentation_counts_the_same(lake: Lake) -> None:
-    text = (Path(__file__).parents[2] / "docs/how-to/audit-tags.md").read_text(encoding="utf-8")
-    query = (
-        text.partition("```sql\n")[2].partition("```")[0].replace("lake/", f"{lake.root}/").replace("/breast/", "/d/")
-    )
-    rows = duckdb.sql(query).to_arrow_table().to_pylist()
-    counts = count(lake, levels=["instance"])
-    queried = {
-        ("instance", row["subject"], row["tag"]): (row["instances"], row["filled"], row["empty"], row["absent"], None)
-        for row in rows
-    }
-    assert len(queried) == 3 + 1 + 1  # the tags of each subject
-    assert queried == {key: counts[key] for key in queried}
-
-
-# -- the commands -----------------------------------------------------------------------------------------------------
+    def test_the_query_of_the_documentation_counts_the_same(self, lake: Lake) -> None:
+        text = (Path(__file__).parents[2] / "docs/how-to/audit-tags.md").read_text(encoding="utf-8")
+        query = (
+            text.partition("```sql\n")[2]
+            .partition("```")[0]
+            .replace("lake/", f"{lake.root}/")
+            .replace("/breast/", "/d/")
+        )
+        rows = duckdb.sql(query).to_arrow_table().to_pylist()
+        counts = count(lake, levels=["instance"])
+        queried = {
+            ("instance", row["subject"], row["tag"]): (
+                row["instances"],
+                row["filled"],
+                row["empty"],
+                row["absent"],
+                None,
+            )
+            for row in rows
+        }
+        assert len(queried) == 3 + 1 + 1  # the tags of each subject
+        assert queried == {key: counts[key] for key in queried}
 
 
 def lines(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def test_completeness_is_written_to_standard_output(lake: Lake, run_command: RunCommand) -> None:
-    code, out, _ = run_command("completeness", "d", "--lake", lake.root)
-    assert code == 0
-    assert len(lines(out)) == lake.count_rows(COMPLETENESS, dataset="d")
+class TestCommands:
+    def test_completeness_is_written_to_standard_output(self, lake: Lake, run_command: RunCommand) -> None:
+        code, out, _ = run_command("completeness", "d", "--lake", lake.root)
+        assert code == 0
+        assert len(lines(out)) == lake.count_rows(COMPLETENESS, dataset="d")
 
+    def test_groups_and_levels_are_chosen(self, lake: Lake, run_command: RunCommand) -> None:
+        _, out, _ = run_command("completeness", "d", "--by", "modality", "--level", "series", "--lake", lake.root)
+        assert {(line["group_by"], line["group"], line["level"]) for line in lines(out)} == {
+            ("modality", "CT", "series")
+        }
 
-def test_groups_and_levels_are_chosen(lake: Lake, run_command: RunCommand) -> None:
-    _, out, _ = run_command("completeness", "d", "--by", "modality", "--level", "series", "--lake", lake.root)
-    assert {(line["group_by"], line["group"], line["level"]) for line in lines(out)} == {("modality", "CT", "series")}
+    def test_a_subject_is_chosen(self, lake: Lake, run_command: RunCommand) -> None:
+        arguments = ("--by", "subject", "--subject", "sub-2", "--level", "instance")
+        _, out, _ = run_command("completeness", "d", *arguments, "--lake", lake.root)
+        assert {line["group"] for line in lines(out)} == {"sub-2"}
 
+    @pytest.mark.parametrize("name", ["tags.csv", "tags.parquet"])
+    def test_a_complete_file_is_written(self, lake: Lake, run_command: RunCommand, tmp_path: Path, name: str) -> None:
+        file = tmp_path / name
+        code, out, _ = run_command("completeness", "d", "--by", "subject", "--output", file, "--lake", lake.root)
+        assert code == 0
+        rows = lines(file.read_text()) if name == "tags.csv" else pq.read_table(file).to_pylist()
+        assert {row["group"] or None for row in rows} == {"sub-1", "sub-2", None}
+        assert f"{len(rows):,} rows" in out
+        assert list(tmp_path.iterdir()) == [file]
 
-def test_a_subject_is_chosen(lake: Lake, run_command: RunCommand) -> None:
-    arguments = ("--by", "subject", "--subject", "sub-2", "--level", "instance")
-    _, out, _ = run_command("completeness", "d", *arguments, "--lake", lake.root)
-    assert {line["group"] for line in lines(out)} == {"sub-2"}
+    def test_findings_are_written(self, lake: Lake, run_command: RunCommand) -> None:
+        _, out, _ = run_command("findings", "d", "--lake", lake.root)
+        assert len(lines(out)) == lake.count_rows(ALL_FINDINGS, dataset="d") > 0
+        _, out, _ = run_command(
+            "findings", "d", "--code", "type-2-missing", "--severity", "warning", "--lake", lake.root
+        )
+        assert {line["code"] for line in lines(out)} == {"type-2-missing"}
+        _, out, _ = run_command("findings", "d", "--severity", "error", "--lake", lake.root)
+        assert lines(out) == []
 
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (("completeness", "other"), "the lake has no dataset other; it has d"),
+            (("completeness", "d", "--by", "subjects"), "--by subjects: the choices are all, modality"),
+            (("completeness", "d", "--level", "file"), "--level file: the choices are series, study, instance"),
+            (("completeness", "d", "--subject", "sub-1"), "give --by subject as well"),
+            (("completeness", "d", "--by", "subject", "--subject", "sub-9"), "d has no subject sub-9"),
+            (("completeness", "d", "--output", "tags.xlsx"), "the name must end in .csv or .parquet"),
+            (("findings", "d", "--severity", "bad"), "--severity bad: the choices are error, warning, info"),
+            (("findings", "d", "--output", "/nowhere/x.csv"), "/nowhere/x.csv cannot be written"),
+        ],
+    )
+    def test_errors_are_one_sentence(
+        self, lake: Lake, run_command: RunCommand, arguments: tuple[str, ...], sentence: str
+    ) -> None:
+        code, out, error = run_command(*arguments, "--lake", lake.root)
+        assert (code, out) == (2, "")
+        assert sentence in error
 
-@pytest.mark.parametrize("name", ["tags.csv", "tags.parquet"])
-def test_a_complete_file_is_written(lake: Lake, run_command: RunCommand, tmp_path: Path, name: str) -> None:
-    file = tmp_path / name
-    code, out, _ = run_command("completeness", "d", "--by", "subject", "--output", file, "--lake", lake.root)
-    assert code == 0
-    rows = lines(file.read_text()) if name == "tags.csv" else pq.read_table(file).to_pylist()
-    assert {row["group"] or None for row in rows} == {"sub-1", "sub-2", None}
-    assert f"{len(rows):,} rows" in out
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_findings_are_written(lake: Lake, run_command: RunCommand) -> None:
-    _, out, _ = run_command("findings", "d", "--lake", lake.root)
-    assert len(lines(out)) == lake.count_rows(ALL_FINDINGS, dataset="d") > 0
-    _, out, _ = run_command("findings", "d", "--code", "type-2-missing", "--severity", "warning", "--lake", lake.root)
-    assert {line["code"] for line in lines(out)} == {"type-2-missing"}
-    _, out, _ = run_command("findings", "d", "--severity", "error", "--lake", lake.root)
-    assert lines(out) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (("completeness", "other"), "the lake has no dataset other; it has d"),
-        (("completeness", "d", "--by", "subjects"), "--by subjects: the choices are all, modality"),
-        (("completeness", "d", "--level", "file"), "--level file: the choices are series, study, instance"),
-        (("completeness", "d", "--subject", "sub-1"), "give --by subject as well"),
-        (("completeness", "d", "--by", "subject", "--subject", "sub-9"), "d has no subject sub-9"),
-        (("completeness", "d", "--output", "tags.xlsx"), "the name must end in .csv or .parquet"),
-        (("findings", "d", "--severity", "bad"), "--severity bad: the choices are error, warning, info"),
-        (("findings", "d", "--output", "/nowhere/x.csv"), "/nowhere/x.csv cannot be written"),
-    ],
-)
-def test_errors_are_one_sentence(
-    lake: Lake, run_command: RunCommand, arguments: tuple[str, ...], sentence: str
-) -> None:
-    code, out, error = run_command(*arguments, "--lake", lake.root)
-    assert (code, out) == (2, "")
-    assert sentence in error
-
-
-def test_a_dataset_that_was_not_measured_is_refused(tmp_path: Path, run_command: RunCommand) -> None:
-    lake = Lake(str(tmp_path / "lake")).open()
-    write_shards(lake, "d", ROWS, TAG_PROFILES)
-    code, _, error = run_command("completeness", "d", "--by", "subject", "--lake", lake.root)
-    assert code == 2
-    assert "run `dicom-etl measure d` first" in error
+    def test_a_dataset_that_was_not_measured_is_refused(self, tmp_path: Path, run_command: RunCommand) -> None:
+        lake = Lake(str(tmp_path / "lake")).open()
+        write_shards(lake, "d", ROWS, TAG_PROFILES)
+        code, _, error = run_command("completeness", "d", "--by", "subject", "--lake", lake.root)
+        assert code == 2
+        assert "run `dicom-etl measure d` first" in error
