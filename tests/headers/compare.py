@@ -1,4 +1,4 @@
-"""What the two readers say of a file, in a form that can be compared."""
+"""Both readers on the same file, with results that can be compared."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from dicom_etl.headers.fast import FastReader
-from dicom_etl.headers.reference import NoRowError, read_header
+from dicom_etl.headers.reference import read_header
+from dicom_etl.headers.row import NoRowError
 from dicom_etl.headers.tag_profile import Presence
 
 
-class Said(NamedTuple):
-    """A row. Values are their `repr`, so that 1 is not 1.0, and nan is nan."""
+class RowContent(NamedTuple):
+    """The content of a row. Values are their `repr`, so that 1 differs from 1.0, and nan equals nan."""
 
     values: tuple[str, ...]
     tag_profile: int
@@ -24,25 +25,28 @@ class Said(NamedTuple):
     pixel_data_absent: bool
 
 
-class Refused(NamedTuple):
+class NoRow(NamedTuple):
     """A file that gives no row."""
 
     kind: str
     code: str
 
 
-def decided(content: bytes, name: str = "1.dcm", size: int | None = None) -> Said | Refused:
-    """What the reader that decides says of a file; `size` is that of the inventory, if it is not the true one."""
-    return decided_of(io.BytesIO(content), name, len(content) if size is None else size)
+Result = RowContent | NoRow
 
 
-def decided_of(file: BinaryIO, name: str, size: int) -> Said | Refused:
-    """What the reader that decides says of an open file."""
+def read_with_reference(content: bytes, name: str = "1.dcm", size: int | None = None) -> Result:
+    """Read a file with the reference reader; `size` is that of the inventory, if it is not the true one."""
+    return read_file_with_reference(io.BytesIO(content), name, len(content) if size is None else size)
+
+
+def read_file_with_reference(file: BinaryIO, name: str, size: int) -> Result:
+    """Read an open file with the reference reader."""
     try:
         header = read_header(file, name, size)
-    except NoRowError as why:
-        return Refused(why.kind, why.code)
-    return Said(
+    except NoRowError as error:
+        return NoRow(error.kind, error.code)
+    return RowContent(
         tuple(map(repr, header.values)),
         header.tag_profile.id,
         header.tag_profile.presences(),
@@ -52,18 +56,18 @@ def decided_of(file: BinaryIO, name: str, size: int) -> Said | Refused:
     )
 
 
-def said(reader: FastReader, content: bytes, name: str = "1.dcm", size: int | None = None) -> Said | Refused:
-    """What the fast reader says."""
-    return said_of(reader, io.BytesIO(content), name, len(content) if size is None else size)
+def read_fast(reader: FastReader, content: bytes, name: str = "1.dcm", size: int | None = None) -> Result:
+    """Read a file with a fast reader; `size` as above."""
+    return read_file_fast(reader, io.BytesIO(content), name, len(content) if size is None else size)
 
 
-def said_of(reader: FastReader, file: BinaryIO, name: str, size: int) -> Said | Refused:
-    """What the fast reader says of an open file."""
+def read_file_fast(reader: FastReader, file: BinaryIO, name: str, size: int) -> Result:
+    """Read an open file with a fast reader."""
     try:
         row = reader.read(file, name, size)
-    except NoRowError as why:
-        return Refused(why.kind, why.code)
-    return Said(
+    except NoRowError as error:
+        return NoRow(error.kind, error.code)
+    return RowContent(
         tuple(map(repr, row.values())),
         row.tag_profile.id,
         row.tag_profile.presences(),
@@ -73,10 +77,10 @@ def said_of(reader: FastReader, file: BinaryIO, name: str, size: int) -> Said | 
     )
 
 
-def downloaded() -> Iterator[Path]:
+def pydicom_data_files() -> Iterator[Path]:
     """The files of the package `pydicom-data`."""
-    found = importlib.util.find_spec("data_store")
-    assert found is not None, "pydicom-data is not installed: pip install -e '.[dev]'"
-    assert found.origin is not None
-    folder = Path(found.origin).parent / "data"
+    package = importlib.util.find_spec("data_store")
+    assert package is not None, "pydicom-data is not installed: pip install -e '.[dev]'"
+    assert package.origin is not None
+    folder = Path(package.origin).parent / "data"
     return (path for path in sorted(folder.rglob("*")) if path.is_file())

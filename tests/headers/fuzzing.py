@@ -1,9 +1,9 @@
-"""Damages files at random and reads them with both readers, among good files that are like them.
+"""Damages files at random and reads them with both readers, among undamaged files that are similar.
 
     python -m tests.headers.fuzzing FOLDER SEED FILES
 
-Prints one line of JSON for each hundred damaged files. The process ends with a traceback when a hundred take too long,
-and a forged length that is believed is an error, for memory is bounded.
+Prints one line of JSON for each hundred damaged files. The process ends with a traceback if a hundred take too long, or
+if a reader allocates memory for a forged length, since memory is limited.
 """
 
 from __future__ import annotations
@@ -33,15 +33,24 @@ from dicom_etl.headers.fast.encoding import (
     NotPlainError,
 )
 from dicom_etl.headers.fast.parser import Parser, SkipValue
-from tests.headers.compare import Refused, Said, decided, decided_of, downloaded, said, said_of
-from tests.headers.files import BIG_ENDIAN, EXPLICIT, IMPLICIT, element, item, sequence, shipped, siblings
+from tests.headers.compare import (
+    NoRow,
+    Result,
+    RowContent,
+    pydicom_data_files,
+    read_fast,
+    read_file_fast,
+    read_file_with_reference,
+    read_with_reference,
+)
+from tests.headers.dicom_bytes import BIG_ENDIAN, EXPLICIT, IMPLICIT, element, item, pydicom_files, sequence, siblings
 from tests.headers.one_file_series import one_file_series
 
 BATCH = 100
 SECONDS = 30  # for a batch, which takes less than one
-# The interpreter with its libraries maps 0.4 GB, and the largest header here is of 0.2 MB: a length of 2 or 4 GB that
-# is believed cannot be had, and what grows without end ends here before the machine suffers. What pydicom believes is
-# an unreadable file; the fast reader, which must believe nothing, ends with the error.
+# The interpreter with its libraries maps 0.4 GB, and the largest header has 0.2 MB: a forged length of 2 or 4 GB cannot
+# be allocated, and unlimited growth ends before it harms the machine. If pydicom runs out of memory, the file is
+# unreadable; if the fast reader does, the process ends with the error.
 MEMORY = 3 << 29
 _LARGEST = 200_000  # bytes of a packaged file: pixels are not what is damaged
 _DEEP = 200
@@ -60,29 +69,29 @@ class Place(NamedTuple):
 
 
 def main(folder: Path, seed: int, files: int) -> None:
-    """Damage and read so many files."""
+    """Damage and read a number of files."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     faulthandler.enable()
     faulthandler.dump_traceback_later(120, exit=True)  # for what comes before the first batch
     warnings.simplefilter("ignore")
     rng = random.Random(seed)
     series = [*_generated(folder, seed), *_packaged(), *_one_file_series(seed)]
-    judge = _Judge(rng, series, folder / "damaged.dcm")
+    comparison = _Comparison(rng, series, folder / "damaged.dcm")
     for number in range(0, files, BATCH):
         faulthandler.dump_traceback_later(SECONDS, exit=True)
-        print(json.dumps(judge.batch(number)), flush=True)
+        print(json.dumps(comparison.batch(number)), flush=True)
     faulthandler.cancel_dump_traceback_later()
 
 
-class _Judge:
-    """Both readers over damaged files, one reader for all, so that its templates meet damaged files too."""
+class _Comparison:
+    """Both readers on damaged files; one fast reader for all, so that its templates are tried on damaged files, too."""
 
     def __init__(self, rng: random.Random, series: list[Series], path: Path) -> None:
         self._rng, self._series, self._path = rng, series, path
         self._reader = FastReader()
 
     def batch(self, begin: int) -> dict[str, object]:
-        """What became of a hundred files: how many of each kind of damage gave a row, or none, for which reason."""
+        """Compare a hundred files; how many with each kind of damage gave a row, or none for which reason."""
         outcomes: dict[str, Counter[str]] = {kind: Counter() for kind in DAMAGES}
         differences: list[str] = []
         before = self._reader.counts
@@ -92,28 +101,29 @@ class _Judge:
                 group = self._neighbours()
                 good += len(group)
                 for content in group:
-                    said(self._reader, content)
+                    read_fast(self._reader, content)
             kind = [*DAMAGES][number % len(DAMAGES)]
             fast, slow = self._both(DAMAGES[kind](self._rng, self._rng.choice(group)))
             outcomes[kind][_outcome(slow)] += 1
             if fast != slow:
                 differences.append(f"file {number}, {kind}: {_difference(fast, slow)}")
-        work = {name: now - then for name, now, then in zip(before._fields, self._reader.counts, before, strict=True)}
-        return {"good": good, "outcomes": outcomes, "differences": differences, "counts": work}
+        after = self._reader.counts
+        counts = {name: now - then for name, now, then in zip(after._fields, after, before, strict=True)}
+        return {"good": good, "outcomes": outcomes, "differences": differences, "counts": counts}
 
     def _neighbours(self) -> Series:
-        one = self._rng.choice(self._series)
-        start = self._rng.randrange(max(1, len(one) - 2))
-        return one[start : start + 3]
+        series = self._rng.choice(self._series)
+        start = self._rng.randrange(max(1, len(series) - 2))
+        return series[start : start + 3]
 
-    def _both(self, content: bytes) -> tuple[Said | Refused, Said | Refused]:
-        """What the readers say of a file that is opened as a stage opens it; from memory all lengths are harmless."""
+    def _both(self, content: bytes) -> tuple[Result, Result]:
+        """The results for a file that is opened as a stage opens it: in memory, forged lengths would be harmless."""
         self._path.write_bytes(content)
         size = len(content)
         with self._path.open("rb", buffering=0) as raw:
-            fast = said_of(self._reader, raw, "1.dcm", size)
+            fast = read_file_fast(self._reader, raw, "1.dcm", size)
         with self._path.open("rb") as file:
-            return fast, decided_of(file, "1.dcm", size)
+            return fast, read_file_with_reference(file, "1.dcm", size)
 
 
 def _places(content: bytes) -> list[Place]:
@@ -135,28 +145,28 @@ def _places(content: bytes) -> list[Place]:
 
 def _at_random(rng: random.Random, content: bytes, damage: Callable[[random.Random, bytes, Place], bytes]) -> bytes:
     places = _places(content)
-    return damage(rng, content, rng.choice(places)) if places else _bytes_flipped(rng, content)
+    return damage(rng, content, rng.choice(places)) if places else _flip_bytes(rng, content)
 
 
 # -- kinds of damage --------------------------------------------------------------------------------------------------
 
 
-def _bytes_flipped(rng: random.Random, content: bytes) -> bytes:
+def _flip_bytes(rng: random.Random, content: bytes) -> bytes:
     changed = bytearray(content)
     for _ in range(rng.choice((1, 2, 5, 40))):
         changed[rng.randrange(128, min(len(content), rng.choice((200, 4000, len(content)))))] ^= rng.randrange(1, 256)
     return bytes(changed)
 
 
-def _cut(rng: random.Random, content: bytes) -> bytes:
+def _truncate(rng: random.Random, content: bytes) -> bytes:
     return content[: rng.randrange(min(len(content), rng.choice((140, 5000, len(content)))))]
 
 
-def _length_forged(rng: random.Random, content: bytes) -> bytes:
-    return _at_random(rng, content, _other_length)
+def _forge_length(rng: random.Random, content: bytes) -> bytes:
+    return _at_random(rng, content, _change_length)
 
 
-def _four_gigabytes(rng: random.Random, content: bytes) -> bytes:
+def _forge_four_gigabytes(rng: random.Random, content: bytes) -> bytes:
     return _at_random(rng, content, _length_of_gigabytes)
 
 
@@ -170,12 +180,12 @@ def _length_of_gigabytes(rng: random.Random, content: bytes, place: Place) -> by
     return content[: at.start + 4] + vr + b"\0\0" + length + content[at.value :]
 
 
-def _nested_deep(rng: random.Random, content: bytes) -> bytes:
+def _nest_deeply(rng: random.Random, content: bytes) -> bytes:
     """A sequence in a sequence, 200 deep, of defined or undefined length; in some the ends are missing."""
     places = [place for place in _places(content) if place.element.tag >> 16 != 2]
     place = next((place for place in places if place.element.tag > _NESTED), None)
     if place is None:
-        return _bytes_flipped(rng, content)
+        return _flip_bytes(rng, content)
     syntax = IMPLICIT if place.implicit else EXPLICIT if place.order == "<" else BIG_ENDIAN
     tag = rng.choice((_NESTED, _NESTED, 0x00080004))
     defined, nest = rng.random() < 0.5, b""
@@ -187,7 +197,7 @@ def _nested_deep(rng: random.Random, content: bytes) -> bytes:
     return content[:at] + nest + content[at:]
 
 
-def _element_altered(rng: random.Random, content: bytes) -> bytes:
+def _alter_element(rng: random.Random, content: bytes) -> bytes:
     """One or two elements are others, so that the file stays readable for longer than a damaged one."""
     for _ in range(rng.choice((1, 1, 2))):
         content = _at_random(rng, content, rng.choice(_ALTERATIONS))
@@ -195,23 +205,23 @@ def _element_altered(rng: random.Random, content: bytes) -> bytes:
 
 
 DAMAGES: dict[str, Damage] = {
-    "bytes flipped": _bytes_flipped,
-    "cut": _cut,
-    "length forged": _length_forged,
-    "length of 4 GB": _four_gigabytes,
-    "nested 200 deep": _nested_deep,
-    "element altered": _element_altered,
+    "bytes flipped": _flip_bytes,
+    "cut": _truncate,
+    "length forged": _forge_length,
+    "length of 4 GB": _forge_four_gigabytes,
+    "nested 200 deep": _nest_deeply,
+    "element altered": _alter_element,
     "several": damaged,
 }
 
 
-def _other_vr(rng: random.Random, content: bytes, place: Place) -> bytes:
+def _change_vr(rng: random.Random, content: bytes, place: Place) -> bytes:
     at = place.element
     vr = rng.choice((*sorted(SHORT_VRS), *sorted(LONG_VRS), b"??", b"\0\0", b"ZZ"))
     return content[: at.start + 4] + vr + content[at.start + 6 :]
 
 
-def _other_length(rng: random.Random, content: bytes, place: Place) -> bytes:
+def _change_length(rng: random.Random, content: bytes, place: Place) -> bytes:
     at = place.element
     length = rng.choice(
         (0, at.length - 1, at.length + 1, at.length - 2, at.length + 2, 8, 0x4141, 0xFFFF, UNDEFINED_LENGTH)
@@ -221,7 +231,7 @@ def _other_length(rng: random.Random, content: bytes, place: Place) -> bytes:
     return content[: at.value - width] + number + content[at.value :]
 
 
-def _other_tag(rng: random.Random, content: bytes, place: Place) -> bytes:
+def _change_tag(rng: random.Random, content: bytes, place: Place) -> bytes:
     at = place.element
     group = rng.choice((at.tag >> 16, at.tag >> 16, 0x0002, 0x0008, 0x0009, 0xFFFC, 0xFFFE, 0x7FE0, 0x0000))
     numbers = (at.tag & 0xFFFF, 0x0000, 0x0005, 0x0010, 0x0018, 0xE000, 0xE00D, 0xE0DD, rng.randrange(1 << 16))
@@ -229,7 +239,7 @@ def _other_tag(rng: random.Random, content: bytes, place: Place) -> bytes:
     return content[: at.start] + tag + content[at.start + 4 :]
 
 
-def _other_value(rng: random.Random, content: bytes, place: Place) -> bytes:
+def _change_value(rng: random.Random, content: bytes, place: Place) -> bytes:
     at = place.element
     texts = b" ", b"\0", b"\\", b"\xff", b"\x1b$B", b"1", b"-.1e3\\2", b"ISO_IR 100"
     delimiters = [struct.pack(place.order + "HH", 0xFFFE, number) for number in (0xE0DD, 0xE000)]
@@ -238,16 +248,16 @@ def _other_value(rng: random.Random, content: bytes, place: Place) -> bytes:
     return content[: at.value] + value[:length].ljust(length) + content[at.end :]
 
 
-def _gone(_: random.Random, content: bytes, place: Place) -> bytes:
+def _remove_element(_: random.Random, content: bytes, place: Place) -> bytes:
     return content[: place.element.start] + content[place.element.end :]
 
 
-def _twice(_: random.Random, content: bytes, place: Place) -> bytes:
+def _repeat_element(_: random.Random, content: bytes, place: Place) -> bytes:
     start, end = place.element.start, place.element.end
     return content[:end] + content[start:end] + content[end:]
 
 
-def _inserted(rng: random.Random, content: bytes, place: Place) -> bytes:
+def _insert_element(rng: random.Random, content: bytes, place: Place) -> bytes:
     """One more element, of an odd group or of the same."""
     tag = place.element.tag + rng.choice((1, 0x00010010 - (place.element.tag & 0xFFFF)))
     syntax = IMPLICIT if place.implicit else EXPLICIT if place.order == "<" else BIG_ENDIAN
@@ -255,22 +265,22 @@ def _inserted(rng: random.Random, content: bytes, place: Place) -> bytes:
     return content[: place.element.end] + new + content[place.element.end :]
 
 
-def _one_byte(rng: random.Random, content: bytes, place: Place) -> bytes:
+def _change_byte(rng: random.Random, content: bytes, place: Place) -> bytes:
     at = rng.randrange(place.element.start, max(place.element.end, place.element.start + 1))
     return content[:at] + rng.randbytes(1) + content[at + 1 :]
 
 
 _ALTERATIONS = (
-    _other_vr,
-    _other_length,
-    _other_tag,
-    _other_value,
-    _other_value,
-    _gone,
-    _twice,
-    _inserted,
-    _one_byte,
-    _one_byte,
+    _change_vr,
+    _change_length,
+    _change_tag,
+    _change_value,
+    _change_value,
+    _remove_element,
+    _repeat_element,
+    _insert_element,
+    _change_byte,
+    _change_byte,
 )
 
 
@@ -288,8 +298,11 @@ def _generated(folder: Path, seed: int) -> Iterator[Series]:
 
 def _packaged() -> Iterator[Series]:
     """A packaged file as a series."""
-    for path in (*shipped(), *downloaded()):
-        if path.stat().st_size <= _LARGEST and isinstance(decided(content := path.read_bytes(), path.name), Said):
+    for path in (*pydicom_files(), *pydicom_data_files()):
+        if path.stat().st_size > _LARGEST:
+            continue
+        content = path.read_bytes()
+        if isinstance(read_with_reference(content, path.name), RowContent):
             yield siblings(content)
 
 
@@ -299,14 +312,14 @@ def _one_file_series(seed: int) -> Iterator[Series]:
     return (files[start : start + 8] for start in range(0, len(files), 8))
 
 
-def _outcome(found: Said | Refused) -> str:
-    return f"{found.kind} {found.code}" if isinstance(found, Refused) else "row"
+def _outcome(found: Result) -> str:
+    return f"{found.kind} {found.code}" if isinstance(found, NoRow) else "row"
 
 
-def _difference(fast: Said | Refused, slow: Said | Refused) -> str:
-    if isinstance(fast, Refused) or isinstance(slow, Refused):
+def _difference(fast: Result, slow: Result) -> str:
+    if isinstance(fast, NoRow) or isinstance(slow, NoRow):
         return f"{_outcome(fast)} and not {_outcome(slow)}"
-    names = [name for name, one, other in zip(Said._fields, fast, slow, strict=True) if one != other]
+    names = [name for name, one, other in zip(RowContent._fields, fast, slow, strict=True) if one != other]
     values = [pair for pair in zip(fast.values, slow.values, strict=True) if pair[0] != pair[1]]
     return f"{names} {values}"
 

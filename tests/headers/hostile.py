@@ -6,7 +6,8 @@ import resource
 import sys
 from pathlib import Path
 
-from dicom_etl.headers.reference import NoRowError, read_header
+from dicom_etl.headers.reference import read_header
+from dicom_etl.headers.row import NoRowError
 
 
 def main(path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_column_resolves_to_tags_of_the_standard(column: Column) -> None:
     assert keyword_for_tag(column.path[-1]) == column.keyword
 
 
-def test_the_file_has_as_many_lines_as_columns_and_a_reason_in_each() -> None:
+def test_each_line_of_the_file_is_a_column_with_a_use() -> None:
     text = resources.files("dicom_etl.headers").joinpath("catalogue.csv").read_text(encoding="utf-8")
     lines = list(csv.DictReader(text.splitlines()))
     assert [line["column"] for line in lines] == [column.name for column in catalogue()]
@@ -105,11 +105,11 @@ def test_names_are_unique() -> None:
     assert [name for name, count in Counter(column.name for column in catalogue()).items() if count > 1] == []
 
 
-def test_places_are_unique() -> None:
+def test_paths_are_unique() -> None:
     assert [path for path, count in Counter(column.path for column in catalogue()).items() if count > 1] == []
 
 
-def test_names_are_plain_words_and_none_is_a_column_of_ours() -> None:
+def test_names_are_keywords_and_differ_from_location_columns() -> None:
     assert [c.name for c in catalogue() if not (c.name.isascii() and c.name.isalnum())] == []
     assert Counter(header_table().schema.names).most_common(1)[0][1] == 1
 
@@ -134,7 +134,7 @@ def test_a_tag_of_the_mapping_has_a_column(name: str) -> None:
         ("AnatomicRegionCodeMeaning", ["AnatomicRegionSequence", "CodeMeaning"]),
     ],
 )
-def test_a_field_of_a_sequence_lies_in_its_item(name: str, keywords: list[str]) -> None:
+def test_a_path_may_lead_into_the_item_of_a_sequence(name: str, keywords: list[str]) -> None:
     assert [keyword_for_tag(tag) for tag in columns_by_name()[name].path] == keywords
 
 

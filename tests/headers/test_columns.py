@@ -41,11 +41,11 @@ def list_of(column: Any) -> list[Any]:
     return column.to_pylist()
 
 
-def test_no_rows_are_columns_of_no_rows() -> None:
+def test_without_rows_columns_are_empty() -> None:
     assert set(map(len, columns_of().values())) == {0}
 
 
-def test_rows_of_many_kinds_come_back_as_they_were() -> None:
+def test_values_stay_in_their_rows() -> None:
     many = base(("SOPInstanceUID",), Modality="MR", SeriesNumber=1, SliceLocation=0.0)
     few = base(("SOPInstanceUID", "Modality"), SeriesNumber=1)
     alone = base(SOPInstanceUID="9", Modality="CT", SeriesNumber=2)
@@ -65,18 +65,18 @@ def test_a_value_that_all_rows_share_is_in_all_rows() -> None:
     assert columns_of(*rows, row(alone))["PatientID"] == ["P-1"] * 81
 
 
-def test_a_value_that_one_row_lacks_is_not_in_that_row() -> None:
+def test_a_row_without_the_value_of_all_others_stays_null() -> None:
     rows = [row(base(("SOPInstanceUID",), PatientID="P-1"), "1")] * 40
     assert columns_of(*rows, row(base(SOPInstanceUID="9")))["PatientID"] == [*["P-1"] * 40, None]
 
 
-def test_numbers_that_are_equal_and_not_the_same_stay_apart() -> None:
+def test_positive_and_negative_zero_stay_different() -> None:
     plus, minus = (base(("SOPInstanceUID",), SliceLocation=number) for number in (0.0, -0.0))
     rows = [row(one, "1") for one in [plus] * 40 + [minus] * 40]
     assert list(map(str, columns_of(*rows)["SliceLocation"])) == ["0.0"] * 40 + ["-0.0"] * 40
 
 
-def test_columns_may_be_asked_for_again_when_there_are_more_rows() -> None:
+def test_rows_may_be_added_after_columns_were_made() -> None:
     many = base(("SOPInstanceUID",), Modality="MR")
     batch = HeaderColumns()
     for number in range(80):

@@ -18,7 +18,7 @@ from dicom_etl.headers.tag_profile import (
     tag_text,
 )
 from dicom_etl.lake.schemas import TAG_PROFILES
-from tests.headers.files import (
+from tests.headers.dicom_bytes import (
     BIG_ENDIAN,
     DEFLATED,
     EXPLICIT,
@@ -26,9 +26,9 @@ from tests.headers.files import (
     element,
     instance,
     item,
+    pydicom_files,
     read,
     sequence,
-    shipped,
 )
 
 
@@ -41,11 +41,11 @@ def status(*elements: bytes, syntax: str = EXPLICIT) -> dict[int, int]:
 
 
 def shipped_header(name: str) -> Header:
-    content = next(path for path in shipped() if path.name == name).read_bytes()
+    content = next(path for path in pydicom_files() if path.name == name).read_bytes()
     return read(content, name)
 
 
-def test_a_value_is_filled_and_no_value_is_empty() -> None:
+def test_an_element_is_filled_if_it_has_a_value() -> None:
     assert status(element("StudyID", b"7"), element("PatientName")) == {0x00200010: FILLED, 0x00100010: EMPTY}
 
 
@@ -64,7 +64,7 @@ def test_a_zero_is_filled(keyword: str, raw: bytes, vr: str | None) -> None:
 
 
 @pytest.mark.parametrize(("keyword", "raw"), [("PatientID", b"    "), ("DeviceUID", b"\0\0"), ("StudyTime", b"  ")])
-def test_blank_padding_alone_is_empty(keyword: str, raw: bytes) -> None:
+def test_padding_without_a_value_is_empty(keyword: str, raw: bytes) -> None:
     assert list(status(element(keyword, raw)).values()) == [EMPTY]
 
 
@@ -80,20 +80,20 @@ def test_a_sequence_with_an_item_is_filled_even_if_the_item_is_empty(defined: bo
     assert status(sequence("ProcedureCodeSequence", item(), defined=defined)) == {0x00081032: FILLED}
 
 
-def test_what_lies_in_an_item_is_not_of_the_tag_profile() -> None:
+def test_elements_of_items_are_not_in_the_tag_profile() -> None:
     assert set(status(sequence("ProcedureCodeSequence", item(element("CodeValue", b"1")), defined=False))) == {
         0x00081032
     }
 
 
-def test_blanks_of_unknown_vr_are_judged_by_the_dictionary() -> None:
+def test_blanks_of_unknown_vr_are_decided_by_the_dictionary() -> None:
     assert status(element("PatientID", b"  ", "UN"), element("Rows", b"\0\0", "UN")) == {
         0x00100020: EMPTY,
         0x00280010: FILLED,
     }
 
 
-def test_implicit_vr_has_the_layout_of_explicit_vr() -> None:
+def test_implicit_and_explicit_vr_have_the_same_tag_profile() -> None:
     rows = struct.pack("<H", 5)
     explicit = instance(element("PatientID", b"  "), element("Rows", rows))
     implicit = instance(
@@ -114,12 +114,12 @@ def test_elements_are_sorted_by_tag() -> None:
     ]
 
 
-def test_group_lengths_and_file_meta_information_are_left_out() -> None:
+def test_group_lengths_and_file_meta_information_are_excluded() -> None:
     groups = element(0x00200000, b"\0\0\0\0", "UL") + element(0x00100000, b"\0\0\0\0", "UL")
     assert status(groups, element("StudyID", b"1")) == {0x00200010: FILLED}
 
 
-def test_pixel_data_and_what_follows_is_left_out() -> None:
+def test_pixel_data_and_all_that_follows_are_excluded() -> None:
     pixels = element(0x7FE00000, bytes(4), "UL") + element("PixelData", bytes(4), "OW") + element(0xFFFCFFFC, b"", "OB")
     assert status(element("Rows", b"\1\0"), pixels) == {0x00280010: FILLED}
 
@@ -141,7 +141,7 @@ def test_private_elements_have_their_creator() -> None:
     )
 
 
-def test_the_creator_of_another_group_counts_nothing() -> None:
+def test_a_creator_applies_to_its_own_group_only() -> None:
     content = instance(element(0x00290010, b"ACME", "LO"), element(0x00311001, b"x", "LO"))
     assert read(content).tag_profile.presences()[-1] == (0x00311001, None, FILLED)
 
@@ -152,7 +152,7 @@ def test_a_real_report_has_its_empty_sequence() -> None:
     ] == EMPTY
 
 
-def test_a_deflated_file_has_a_layout_too() -> None:
+def test_a_deflated_file_has_a_tag_profile() -> None:
     header = shipped_header("image_dfl.dcm")
     assert len(header.tag_profile.presences()) > 20
     assert header.values[0] == DEFLATED
@@ -178,7 +178,7 @@ def test_the_id_is_a_signed_number_of_64_bits_that_never_changes() -> None:
     assert TagProfile(pack_codes([element_code(0x00100010, EMPTY)])).id == 880226242798095674
 
 
-def test_a_layout_turned_has_these_elements_filled_instead_of_empty_or_the_other_way_round() -> None:
+def test_toggled_elements_are_filled_instead_of_empty_or_vice_versa() -> None:
     statuses = {0x00100010: EMPTY, 0x00100020: FILLED, 0x00100030: FILLED}
     tag_profile = TagProfile(pack_codes([element_code(tag, status) for tag, status in statuses.items()]))
     assert tag_profile.with_toggled([0, 2]).presences() == (
@@ -213,7 +213,7 @@ def test_the_table_has_a_row_for_each_element_with_its_creator() -> None:
     )
 
 
-def test_no_layouts_are_a_table_of_no_rows() -> None:
+def test_without_tag_profiles_the_table_is_empty() -> None:
     assert {name: len(column) for name, column in tag_profile_columns([]).items()} == dict.fromkeys(
         TAG_PROFILES.schema.names, 0
     )

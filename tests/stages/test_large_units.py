@@ -60,210 +60,150 @@ def parts_of(lake: Lake) -> list[str]:
     return [str(path) for path in found if any(part.startswith(".") for part in path.parts)]
 
 
-# -- cutting ----------------------------------------------------------------------------------------------------------
-
-
 def sizes(*paths: str) -> list[int]:
     entries = pa.table({"path": list(paths)})
     return [part.num_rows for part in chunks.split_unit(entries)]
 
 
-def test_a_unit_is_cut_where_a_folder_ends(small_chunks: None) -> None:
-    assert sizes("a/1", "a/2", "a/3", "b/1", "b/2", "b/3", "c/1") == [3, 4]
-    assert sizes("a/1", "a/2", "a/3", "a/4", "b/1") == [4, 1]
+class TestParts:
+    def test_a_unit_is_split_where_a_folder_ends(self, small_chunks: None) -> None:
+        assert sizes("a/1", "a/2", "a/3", "b/1", "b/2", "b/3", "c/1") == [3, 4]
+        assert sizes("a/1", "a/2", "a/3", "a/4", "b/1") == [4, 1]
+
+    def test_a_large_folder_is_split_within(self, small_chunks: None) -> None:
+        assert sizes(*(f"a/{number}" for number in range(9))) == [4, 4, 1]
+
+    def test_a_part_is_not_made_small_to_end_with_a_folder(self, small_chunks: None) -> None:
+        assert sizes("a/1", "a/2", "b/1", "b/2", "b/3", "b/4", "b/5") == [4, 3]
+
+    def test_a_small_unit_is_not_split(self, small_chunks: None) -> None:
+        assert sizes("a/1", "b/1", "c/1", "d/1") == [4]
 
 
-def test_a_folder_that_is_too_large_is_cut_in_its_middle(small_chunks: None) -> None:
-    assert sizes(*(f"a/{number}" for number in range(9))) == [4, 4, 1]
+class TestSameBytes:
+    def test_a_unit_in_parts_has_the_same_bytes_as_in_one_chunk(self, tree: Tree, tmp_path: Path) -> None:
+        run(tree)
+        assert len(rows(tree)) == 13
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert parts_of(tree.lake) == []
+
+    def test_duplicates_in_different_parts_are_flagged(self, tree: Tree, tmp_path: Path) -> None:
+        tree.write("sub-1/e/1.dcm", instance="ds/sub-1/a/1.dcm")
+        tree.write("sub-2/2.dcm", instance="ds/sub-1/a/2.dcm")
+        run(tree)
+        assert rows(tree)["sub-1/e/1.dcm"]["duplicate"] == "conflict"
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+
+    def test_value_findings_are_counted_over_all_parts(self, tree: Tree, tmp_path: Path) -> None:
+        for number in range(1, 8):  # seven values in a series that lies in two chunks
+            day = 30 if number == 7 else 29 + number
+            raw(tree.root / f"primary/sub-1/c/{number}.dcm", b"20240105", b"202402%d" % day)
+        run(tree)
+        found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
+        assert {f["series_uid"] for f in found} == {uid("ds/sub-1/c")}
+        assert {f["value"]: f["count"] for f in found} == {
+            "20240230": 2,
+            "20240231": 1,
+            "20240232": 1,
+            "20240233": 1,
+            "20240234": 1,
+            "(1 further values)": 1,
+        }
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+
+    def test_findings_of_files_are_counted_over_all_parts(self, tree: Tree, tmp_path: Path) -> None:
+        for folder in "abcd":
+            (tree.root / f"primary/sub-1/{folder}/0.txt").write_text("notes")
+        (tree.root / "primary/sub-1/b/cut.dcm").write_bytes((tree.root / "primary/sub-1/b/1.dcm").read_bytes()[:-3])
+        run(tree)
+        found = {(f["code"], f["value"], f["path"]): f["count"] for f in tree.findings("extract", "sub-1")}
+        assert found == {
+            ("non-dicom-file", ".txt", None): 5,
+            ("pixel-data-absent", None, None): 13,
+            ("header-truncated", None, "primary/sub-1/b/cut.dcm"): 1,
+        }
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+
+    @pytest.mark.parametrize("kind", ["processes", "dask"])
+    def test_all_engines_write_the_same_bytes(
+        self, tree: Tree, tmp_path: Path, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dicom_etl.extraction.reading.FEW_FILES", 0)
+        monkeypatch.setattr("dicom_etl.extraction.shards.FEW_ROWS", 0)
+        for number in range(9):  # a second large unit, so that workers join
+            tree.write(f"sub-4/{number}.dcm", PatientID="sub-4", InstanceNumber=number)
+        scheduler = request.getfixturevalue("dask_cluster").address if kind == "dask" else None
+        run(tree)
+        other = make_lake(tmp_path / "other")
+        crawl(tree.source, other)
+        extract(tree.source, other, Engine(kind, 2, scheduler))
+        assert snapshot(other) == snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert parts_of(other) == []
+
+    def test_large_units_are_stored_in_an_object_store(self, tree: Tree) -> None:
+        run(tree)
+        remote = Lake("memory://test-large-units/lake", notify=lambda _: None).open()
+        crawl(tree.source, remote)
+        extract(tree.source, remote, Engine())
+        for table in (header_table(), FILES, EXTRACT_COMMITS):
+            path = table.path(dataset="ds", shard=0)
+            assert remote.read_bytes(path) == tree.lake.read_bytes(path)
+        assert remote.list_names(".chunks/extract/ds") == []
 
 
-def test_a_cut_that_would_leave_half_a_chunk_is_not_made_for_the_sake_of_a_folder(small_chunks: None) -> None:
-    assert sizes("a/1", "a/2", "b/1", "b/2", "b/3", "b/4", "b/5") == [4, 3]
+class TestChangedFiles:
+    def test_only_a_changed_file_of_a_large_unit_is_opened(self, tree: Tree, tmp_path: Path) -> None:
+        run(tree)
+        touch(tree.write("sub-1/c/6.dcm", StudyDescription="changed"))
+        assert run(tree)[1] == ["sub-1/c/6.dcm"]
+        assert rows(tree)["sub-1/c/6.dcm"]["StudyDescription"] == "changed"
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
 
+    def test_only_new_files_are_opened_when_the_parts_move(self, tree: Tree, tmp_path: Path) -> None:
+        run(tree)
+        (tree.root / "primary/sub-1/a/2.dcm").unlink()
+        tree.write("sub-1/a/0.dcm")
+        tree.write("sub-1/bb/1.dcm")
+        tree.write("sub-1/z/1.dcm")
+        assert run(tree)[1] == ["sub-1/a/0.dcm", "sub-1/bb/1.dcm", "sub-1/z/1.dcm"]
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
 
-def test_a_unit_that_fits_is_one_chunk(small_chunks: None) -> None:
-    assert sizes("a/1", "b/1", "c/1", "d/1") == [4]
+    def test_a_unit_that_grows_large_and_small_again_keeps_its_rows(self, tree: Tree, tmp_path: Path) -> None:
+        run(tree)
+        added = [tree.write(f"sub-2/{number}.dcm", PatientID="sub-2") for number in range(2, 9)]
+        assert len(run(tree)[1]) == 7
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        for path in added:
+            path.unlink()
+        assert run(tree, accept_missing=True)[1] == []
+        shutil.rmtree(tmp_path / "whole")
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
 
+    def test_a_series_with_value_findings_is_read_again_in_all_parts(self, tree: Tree, tmp_path: Path) -> None:
+        raw(tree.root / "primary/sub-1/c/1.dcm", b"20240105", b"20240230")
+        run(tree)
+        touch(tree.root / "primary/sub-1/d/1.dcm")
+        assert run(tree)[1] == [*(f"sub-1/c/{number}.dcm" for number in range(1, 8)), "sub-1/d/1.dcm"]
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
 
-# -- the same bytes ---------------------------------------------------------------------------------------------------
+    def test_an_unchanged_large_unit_stays_as_it_is(self, tree: Tree) -> None:
+        run(tree)
+        before = snapshot(tree.lake)
+        answer, opened = run(tree)
+        assert (answer.units_made, opened) == (0, [])
+        assert snapshot(tree.lake) == before
 
-
-def test_a_unit_in_chunks_has_the_same_bytes_as_in_one_piece(tree: Tree, tmp_path: Path) -> None:
-    run(tree)
-    assert len(rows(tree)) == 13
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-    assert parts_of(tree.lake) == []
-
-
-def test_duplicates_in_a_unit_in_chunks_are_marked_as_in_one_piece(tree: Tree, tmp_path: Path) -> None:
-    tree.write("sub-1/e/1.dcm", instance="ds/sub-1/a/1.dcm")
-    tree.write("sub-2/2.dcm", instance="ds/sub-1/a/2.dcm")
-    run(tree)
-    assert rows(tree)["sub-1/e/1.dcm"]["duplicate"] == "conflict"
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-
-
-def test_value_findings_are_counted_over_all_chunks(tree: Tree, tmp_path: Path) -> None:
-    for number in range(1, 8):  # seven values in a series that lies in two chunks
-        day = 30 if number == 7 else 29 + number
-        raw(tree.root / f"primary/sub-1/c/{number}.dcm", b"20240105", b"202402%d" % day)
-    run(tree)
-    found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
-    assert {f["series_uid"] for f in found} == {uid("ds/sub-1/c")}
-    assert {f["value"]: f["count"] for f in found} == {
-        "20240230": 2,
-        "20240231": 1,
-        "20240232": 1,
-        "20240233": 1,
-        "20240234": 1,
-        "(1 further values)": 1,
-    }
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-
-
-def test_findings_of_files_are_counted_over_all_chunks(tree: Tree, tmp_path: Path) -> None:
-    for folder in "abcd":
-        (tree.root / f"primary/sub-1/{folder}/0.txt").write_text("notes")
-    (tree.root / "primary/sub-1/b/cut.dcm").write_bytes((tree.root / "primary/sub-1/b/1.dcm").read_bytes()[:-3])
-    run(tree)
-    found = {(f["code"], f["value"], f["path"]): f["count"] for f in tree.findings("extract", "sub-1")}
-    assert found == {
-        ("non-dicom-file", ".txt", None): 5,
-        ("pixel-data-absent", None, None): 13,
-        ("header-truncated", None, "primary/sub-1/b/cut.dcm"): 1,
-    }
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["processes", "dask"])
-def test_all_engines_write_the_same_bytes(
-    tree: Tree, tmp_path: Path, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dicom_etl.extraction.reading.FEW_FILES", 0)
-    monkeypatch.setattr("dicom_etl.extraction.shards.FEW_ROWS", 0)
-    for number in range(9):  # a second large unit, so that workers join
-        tree.write(f"sub-4/{number}.dcm", PatientID="sub-4", InstanceNumber=number)
-    scheduler = request.getfixturevalue("dask_cluster").address if kind == "dask" else None
-    run(tree)
-    other = make_lake(tmp_path / "other")
-    crawl(tree.source, other)
-    extract(tree.source, other, Engine(kind, 2, scheduler))
-    assert snapshot(other) == snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-    assert parts_of(other) == []
-
-
-def test_a_lake_that_is_no_folder_takes_large_units_too(tree: Tree) -> None:
-    run(tree)
-    remote = Lake("memory://test-large-units/lake", notify=lambda _: None).open()
-    crawl(tree.source, remote)
-    extract(tree.source, remote, Engine())
-    for table in (header_table(), FILES, EXTRACT_COMMITS):
-        path = table.path(dataset="ds", shard=0)
-        assert remote.read_bytes(path) == tree.lake.read_bytes(path)
-    assert remote.list_names(".chunks/extract/ds") == []
-
-
-# -- incremental ------------------------------------------------------------------------------------------------------
-
-
-def test_a_changed_file_of_a_large_unit_alone_is_opened(tree: Tree, tmp_path: Path) -> None:
-    run(tree)
-    touch(tree.write("sub-1/c/6.dcm", StudyDescription="changed"))
-    assert run(tree)[1] == ["sub-1/c/6.dcm"]
-    assert rows(tree)["sub-1/c/6.dcm"]["StudyDescription"] == "changed"
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-
-
-def test_new_and_removed_files_move_the_cuts_and_nothing_else_is_opened(tree: Tree, tmp_path: Path) -> None:
-    run(tree)
-    (tree.root / "primary/sub-1/a/2.dcm").unlink()
-    tree.write("sub-1/a/0.dcm")
-    tree.write("sub-1/bb/1.dcm")
-    tree.write("sub-1/z/1.dcm")
-    assert run(tree)[1] == ["sub-1/a/0.dcm", "sub-1/bb/1.dcm", "sub-1/z/1.dcm"]
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-
-
-def test_a_unit_that_grows_large_and_small_again_keeps_its_rows(tree: Tree, tmp_path: Path) -> None:
-    run(tree)
-    added = [tree.write(f"sub-2/{number}.dcm", PatientID="sub-2") for number in range(2, 9)]
-    assert len(run(tree)[1]) == 7
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-    for path in added:
-        path.unlink()
-    assert run(tree, accept_missing=True)[1] == []
-    shutil.rmtree(tmp_path / "whole")
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-
-
-def test_a_series_with_value_findings_is_read_again_in_all_its_chunks(tree: Tree, tmp_path: Path) -> None:
-    raw(tree.root / "primary/sub-1/c/1.dcm", b"20240105", b"20240230")
-    run(tree)
-    touch(tree.root / "primary/sub-1/d/1.dcm")
-    assert run(tree)[1] == [*(f"sub-1/c/{number}.dcm" for number in range(1, 8)), "sub-1/d/1.dcm"]
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-
-
-def test_a_large_unit_that_did_not_change_is_left_alone(tree: Tree) -> None:
-    run(tree)
-    before = snapshot(tree.lake)
-    answer, opened = run(tree)
-    assert (answer.units_made, opened) == (0, [])
-    assert snapshot(tree.lake) == before
-
-
-def test_progress_is_told_per_chunk_and_for_the_join(tree: Tree) -> None:
-    told: list[tuple[str, int, int]] = []
-    run(tree, progress=lambda *said: told.append(said))
-    assert told == [
-        ("extract ds", 3, 16),  # a
-        ("extract ds", 7, 16),  # b, and the first two of c
-        ("extract ds", 11, 16),
-        ("extract ds", 14, 16),
-        ("extract ds", 16, 16),  # sub-2 and sub-3
-        ("write ds", 15, 15),
-    ]
-
-
-# -- trouble ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_chunk_that_fails_fails_its_unit_alone_and_leaves_its_tables(tree: Tree, tmp_path: Path) -> None:
-    run(tree)
-    before = rows(tree)
-    for name in ("sub-1/a/1", "sub-1/c/6", "sub-2/1"):
-        touch(tree.root / f"primary/{name}.dcm")
-    tree.crawl()
-
-    def fail() -> None:
-        raise RuntimeError("something nobody thought of")
-
-    answer = again(tree, Watched(tree.source, before={"sub-1/c/6.dcm": fail}))
-    assert (answer.units_made, answer.units_failed) == (1, 1)
-    assert rows(tree) == before
-    assert [(f["code"], f["unit"], f["message"]) for f in tree.findings("extract")] == [
-        ("unit-failed", "sub-1", "RuntimeError: something nobody thought of")
-    ]
-    assert parts_of(tree.lake) == []
-    assert run(tree)[0].units_failed == 0
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-
-
-def test_a_file_that_could_not_be_opened_is_tried_again_alone(tree: Tree, tmp_path: Path) -> None:
-    tree.crawl()
-    again(tree, Watched(tree.source, failing={"sub-1/c/6.dcm": PermissionError(13, "Permission denied")}))
-    assert len(rows(tree)) == 12
-    assert run(tree)[1] == ["sub-1/c/6.dcm"]
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-
-
-def test_parts_that_a_killed_run_left_are_removed_and_never_joined(tree: Tree, tmp_path: Path) -> None:
-    left = Path(tree.lake.root, ".chunks/extract/ds/0123456789ab.headers")
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half a par")
-    run(tree)
-    assert parts_of(tree.lake) == []
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+    def test_progress_is_reported_for_each_chunk_and_for_the_shard(self, tree: Tree) -> None:
+        told: list[tuple[str, int, int]] = []
+        run(tree, progress=lambda *said: told.append(said))
+        assert told == [
+            ("extract ds", 3, 16),  # a
+            ("extract ds", 7, 16),  # b, and the first two of c
+            ("extract ds", 11, 16),
+            ("extract ds", 14, 16),
+            ("extract ds", 16, 16),  # sub-2 and sub-3
+            ("write ds", 15, 15),
+        ]
 
 
 @dataclass(frozen=True)
@@ -306,18 +246,53 @@ def deadly(tree: Tree, engine: Engine, *named: Any) -> Extracted:
     return extract(Deadly(tree.source, *named), tree.lake, engine)  # type: ignore[arg-type]  # it is no kind of the settings
 
 
-def test_a_worker_killed_in_a_chunk_costs_only_work_done_again(tree: Tree, tmp_path: Path, spread: Engine) -> None:
-    answer = deadly(tree, spread, "sub-1/c/3.dcm", str(tmp_path / "killed"))
-    assert (tmp_path / "killed").exists()
-    assert (answer.units_made, answer.units_failed) == (3, 0)
-    assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+class TestFailures:
+    def test_a_failed_part_fails_only_its_unit_which_keeps_its_rows(self, tree: Tree, tmp_path: Path) -> None:
+        run(tree)
+        before = rows(tree)
+        for name in ("sub-1/a/1", "sub-1/c/6", "sub-2/1"):
+            touch(tree.root / f"primary/{name}.dcm")
+        tree.crawl()
 
+        def fail() -> None:
+            raise RuntimeError("something nobody thought of")
 
-def test_a_chunk_that_always_kills_its_worker_fails_its_unit_alone(tree: Tree, spread: Engine) -> None:
-    answer = deadly(tree, spread, "sub-1/c/3.dcm")
-    assert (answer.units_made, answer.units_failed) == (2, 1)
-    assert [(f["code"], f["unit"], f["message"]) for f in tree.findings("extract")] == [
-        ("unit-failed", "sub-1", "WorkerDiedError: its worker died (killed, out of memory, or crashed)")
-    ]
-    assert list(rows(tree, "sub-2")) == ["sub-2/1.dcm"]
-    assert parts_of(tree.lake) == []
+        answer = again(tree, Watched(tree.source, before={"sub-1/c/6.dcm": fail}))
+        assert (answer.units_made, answer.units_failed) == (1, 1)
+        assert rows(tree) == before
+        assert [(f["code"], f["unit"], f["message"]) for f in tree.findings("extract")] == [
+            ("unit-failed", "sub-1", "RuntimeError: something nobody thought of")
+        ]
+        assert parts_of(tree.lake) == []
+        assert run(tree)[0].units_failed == 0
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+
+    def test_only_a_file_that_could_not_be_opened_is_retried(self, tree: Tree, tmp_path: Path) -> None:
+        tree.crawl()
+        again(tree, Watched(tree.source, failing={"sub-1/c/6.dcm": PermissionError(13, "Permission denied")}))
+        assert len(rows(tree)) == 12
+        assert run(tree)[1] == ["sub-1/c/6.dcm"]
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+
+    def test_incomplete_chunks_of_a_killed_run_are_removed(self, tree: Tree, tmp_path: Path) -> None:
+        left = Path(tree.lake.root, ".chunks/extract/ds/0123456789ab.headers")
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"half a par")
+        run(tree)
+        assert parts_of(tree.lake) == []
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+
+    def test_a_killed_worker_is_replaced(self, tree: Tree, tmp_path: Path, spread: Engine) -> None:
+        answer = deadly(tree, spread, "sub-1/c/3.dcm", str(tmp_path / "killed"))
+        assert (tmp_path / "killed").exists()
+        assert (answer.units_made, answer.units_failed) == (3, 0)
+        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+
+    def test_a_part_that_always_kills_its_worker_fails_only_its_unit(self, tree: Tree, spread: Engine) -> None:
+        answer = deadly(tree, spread, "sub-1/c/3.dcm")
+        assert (answer.units_made, answer.units_failed) == (2, 1)
+        assert [(f["code"], f["unit"], f["message"]) for f in tree.findings("extract")] == [
+            ("unit-failed", "sub-1", "WorkerDiedError: its worker died (killed, out of memory, or crashed)")
+        ]
+        assert list(rows(tree, "sub-2")) == ["sub-2/1.dcm"]
+        assert parts_of(tree.lake) == []

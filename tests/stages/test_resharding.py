@@ -105,45 +105,6 @@ def shards(tree: Tree) -> tuple[int, int]:
     return extract, build
 
 
-# -- growing and shrinking --------------------------------------------------------------------------------------------
-
-
-def test_a_dataset_that_grows_and_shrinks_has_at_each_step_the_bytes_of_a_new_lake(tree: Tree, tmp_path: Path) -> None:
-    there = 0
-    for units, count in [(6, 1), (12, 2), (20, 4), (40, 8), (20, 4), (40, 8), (12, 2), (6, 1), (40, 8), (6, 1)]:
-        added = add(tree, range(there, units))
-        remove(tree, range(units, there))
-        assert run(tree, accept_missing=True)[1] == added  # of the others no file is opened
-        built = tree.build()
-        assert (built.units, built.units_made) == (units, len(added))
-        assert shards(tree) == (count, count)
-        assert_same(tree, tmp_path)
-        before = content(tree.lake)
-        assert (run(tree)[1], tree.build().units_made, content(tree.lake)) == ([], 0, before)
-        there = units
-
-
-def test_changes_within_the_shards_of_a_dataset_give_the_bytes_of_a_new_lake(tree: Tree, tmp_path: Path) -> None:
-    add(tree, range(40))
-    tree.run()
-    changed = add(tree, (3, 17, 30), StudyDescription="changed")
-    remove(tree, (5, 21))
-    assert run(tree, accept_missing=True)[1] == changed
-    assert tree.build().units_made == 3
-    assert_same(tree, tmp_path)
-
-
-def test_the_build_follows_when_the_extraction_moved_several_times(tree: Tree, tmp_path: Path) -> None:
-    add(tree, range(6))
-    tree.run()
-    for units in (12, 40):
-        add(tree, range(units))
-        run(tree)
-    assert shards(tree) == (8, 1)
-    assert tree.build().units_made == 34
-    assert_same(tree, tmp_path)
-
-
 def remote_content(lake: Lake) -> dict[str, bytes]:
     """As `content`, of an object store."""
     found = {
@@ -154,70 +115,98 @@ def remote_content(lake: Lake) -> dict[str, bytes]:
     return {path: found[path].read_bytes() for path in sorted(found) if not path.startswith(NOT_COMPARED)}
 
 
-def test_an_object_store_grows_and_shrinks_to_the_bytes_of_a_new_lake(tree: Tree, tmp_path: Path) -> None:
-    tree.lake = Lake(f"memory://test-resharding/{tmp_path.name}", notify=lambda _: None).open()
-    there = 0
-    for units, count in [(6, 1), (20, 4), (40, 8), (12, 2), (6, 1)]:
-        added = add(tree, range(there, units))
-        remove(tree, range(units, there))
-        assert run(tree, accept_missing=True)[1] == added
-        assert tree.build().units_made == len(added)
-        assert shards(tree) == (count, count)
-        assert remote_content(tree.lake) == in_a_new_lake(tree, tmp_path)
-        there = units
+class TestGrowingAndShrinking:
+    def test_each_step_gives_the_bytes_of_a_new_lake(self, tree: Tree, tmp_path: Path) -> None:
+        there = 0
+        for units, count in [(6, 1), (12, 2), (20, 4), (40, 8), (20, 4), (40, 8), (12, 2), (6, 1), (40, 8), (6, 1)]:
+            added = add(tree, range(there, units))
+            remove(tree, range(units, there))
+            assert run(tree, accept_missing=True)[1] == added  # of the others no file is opened
+            built = tree.build()
+            assert (built.units, built.units_made) == (units, len(added))
+            assert shards(tree) == (count, count)
+            assert_same(tree, tmp_path)
+            before = content(tree.lake)
+            assert (run(tree)[1], tree.build().units_made, content(tree.lake)) == ([], 0, before)
+            there = units
+
+    def test_changes_within_shards_give_the_bytes_of_a_new_lake(self, tree: Tree, tmp_path: Path) -> None:
+        add(tree, range(40))
+        tree.run()
+        changed = add(tree, (3, 17, 30), StudyDescription="changed")
+        remove(tree, (5, 21))
+        assert run(tree, accept_missing=True)[1] == changed
+        assert tree.build().units_made == 3
+        assert_same(tree, tmp_path)
+
+    def test_the_build_follows_several_reshardings_of_the_extraction(self, tree: Tree, tmp_path: Path) -> None:
+        add(tree, range(6))
+        tree.run()
+        for units in (12, 40):
+            add(tree, range(units))
+            run(tree)
+        assert shards(tree) == (8, 1)
+        assert tree.build().units_made == 34
+        assert_same(tree, tmp_path)
+
+    def test_each_step_on_an_object_store_gives_the_bytes_of_a_new_lake(self, tree: Tree, tmp_path: Path) -> None:
+        tree.lake = Lake(f"memory://test-resharding/{tmp_path.name}", notify=lambda _: None).open()
+        there = 0
+        for units, count in [(6, 1), (20, 4), (40, 8), (12, 2), (6, 1)]:
+            added = add(tree, range(there, units))
+            remove(tree, range(units, there))
+            assert run(tree, accept_missing=True)[1] == added
+            assert tree.build().units_made == len(added)
+            assert shards(tree) == (count, count)
+            assert remote_content(tree.lake) == in_a_new_lake(tree, tmp_path)
+            there = units
 
 
-# -- some subjects, failures ------------------------------------------------------------------------------------------
+class TestSubjectsAndFailures:
+    def test_rows_of_subjects_that_are_not_selected_move_unchanged(self, tree: Tree, tmp_path: Path) -> None:
+        add(tree, range(6))
+        tree.run()
+        before = committed(tree)
+        resources = {name(number): tree.resources("ImagingStudy", name(number)) for number in range(6)}
+        touch(tree.write(f"{name(2)}/1.dcm", PatientID="P-2", StudyDescription="changed"))
+        add(tree, range(6, 20))
+        asked = [name(1), name(7)]
 
+        assert run(tree, subjects=asked)[1] == [f"{name(7)}/1.dcm"]
+        assert tree.build(subjects=asked).units_made == 1
 
-def test_of_some_subjects_all_rows_move_and_the_others_keep_theirs(tree: Tree, tmp_path: Path) -> None:
-    add(tree, range(6))
-    tree.run()
-    before = committed(tree)
-    resources = {name(number): tree.resources("ImagingStudy", name(number)) for number in range(6)}
-    touch(tree.write(f"{name(2)}/1.dcm", PatientID="P-2", StudyDescription="changed"))
-    add(tree, range(6, 20))
-    asked = [name(1), name(7)]
+        assert shards(tree) == (4, 4)
+        after = committed(tree)
+        assert after.keys() == before.keys() | {name(7)}
+        assert {unit: after[unit] for unit in before} == before
+        assert rows(tree, name(2))[f"{name(2)}/1.dcm"]["StudyDescription"] is None
+        assert {unit: tree.resources("ImagingStudy", unit) for unit in resources} == resources
+        assert len(tree.resources("ImagingStudy", name(7))) == 1
+        assert len(run(tree)[1]) == 14  # the changed one, and the thirteen new ones
+        assert tree.build().units_made == 14
+        assert_same(tree, tmp_path)
 
-    assert run(tree, subjects=asked)[1] == [f"{name(7)}/1.dcm"]
-    assert tree.build(subjects=asked).units_made == 1
+    def test_a_failed_unit_moves_with_its_previous_rows(self, tree: Tree, tmp_path: Path) -> None:
+        add(tree, range(6))
+        tree.run()
+        touch(tree.write(f"{name(2)}/1.dcm", PatientID="P-2", StudyDescription="changed"))
+        add(tree, range(6, 12))
+        tree.crawl()
 
-    assert shards(tree) == (4, 4)
-    after = committed(tree)
-    assert after.keys() == before.keys() | {name(7)}
-    assert {unit: after[unit] for unit in before} == before
-    assert rows(tree, name(2))[f"{name(2)}/1.dcm"]["StudyDescription"] is None
-    assert {unit: tree.resources("ImagingStudy", unit) for unit in resources} == resources
-    assert len(tree.resources("ImagingStudy", name(7))) == 1
-    assert len(run(tree)[1]) == 14  # the changed one, and the thirteen new ones
-    assert tree.build().units_made == 14
-    assert_same(tree, tmp_path)
+        def fail() -> None:
+            raise RuntimeError("something nobody thought of")
 
+        answer = again(tree, Watched(tree.source, before={f"{name(2)}/1.dcm": fail, f"{name(9)}/1.dcm": fail}))
+        tree.build()
 
-def test_a_unit_that_fails_moves_with_its_former_rows_and_is_read_by_the_next_run(tree: Tree, tmp_path: Path) -> None:
-    add(tree, range(6))
-    tree.run()
-    touch(tree.write(f"{name(2)}/1.dcm", PatientID="P-2", StudyDescription="changed"))
-    add(tree, range(6, 12))
-    tree.crawl()
-
-    def fail() -> None:
-        raise RuntimeError("something nobody thought of")
-
-    answer = again(tree, Watched(tree.source, before={f"{name(2)}/1.dcm": fail, f"{name(9)}/1.dcm": fail}))
-    tree.build()
-
-    assert (answer.units_failed, answer.units_made) == (2, 5)
-    assert shards(tree) == (2, 2)
-    assert rows(tree, name(2))[f"{name(2)}/1.dcm"]["StudyDescription"] is None
-    assert rows(tree, name(9)) == {}
-    assert len(tree.resources("ImagingStudy", name(2))) == 1
-    assert run(tree)[1] == [f"{name(2)}/1.dcm", f"{name(9)}/1.dcm"]
-    assert tree.build().units_made == 2
-    assert_same(tree, tmp_path)
-
-
-# -- large units, duplicates ------------------------------------------------------------------------------------------
+        assert (answer.units_failed, answer.units_made) == (2, 5)
+        assert shards(tree) == (2, 2)
+        assert rows(tree, name(2))[f"{name(2)}/1.dcm"]["StudyDescription"] is None
+        assert rows(tree, name(9)) == {}
+        assert len(tree.resources("ImagingStudy", name(2))) == 1
+        assert run(tree)[1] == [f"{name(2)}/1.dcm", f"{name(9)}/1.dcm"]
+        assert tree.build().units_made == 2
+        assert_same(tree, tmp_path)
 
 
 def large(tree: Tree, files: int) -> None:
@@ -233,80 +222,78 @@ def groups_of(lake: Lake, table: Table, shard: int) -> list[tuple[str, str, int]
     return [(group[0], group[-1], len(group)) for group in units]
 
 
-def test_a_unit_that_is_larger_than_a_shard_is_streamed_into_row_groups_of_its_own(
-    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add(tree, range(6))
-    large(tree, 21)
-    sizes: list[int] = []
-    write = shard_writer.write_row_groups
+class TestLargeUnitsAndDuplicates:
+    def test_a_unit_larger_than_a_shard_is_streamed_into_row_groups(
+        self, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add(tree, range(6))
+        large(tree, 21)
+        sizes: list[int] = []
+        write = shard_writer.write_row_groups
 
-    def noting(sink: Any, table: Table, pieces: Iterable[pa.Table], *args: Any, **options: Any) -> None:
-        def noted() -> Iterator[pa.Table]:
-            for piece in pieces:
-                if table.name in ("headers", "files"):
-                    sizes.append(piece.num_rows)
-                yield piece
+        def noting(sink: Any, table: Table, pieces: Iterable[pa.Table], *args: Any, **options: Any) -> None:
+            def noted() -> Iterator[pa.Table]:
+                for piece in pieces:
+                    if table.name in ("headers", "files"):
+                        sizes.append(piece.num_rows)
+                    yield piece
 
-        write(sink, table, noted(), *args, **options)
+            write(sink, table, noted(), *args, **options)
 
-    monkeypatch.setattr(shard_writer, "write_row_groups", noting)
-    tree.run()
-    assert shards(tree) == (2, 2)  # it counts as one shard
-    shard = assign_shard("sub-03-large", 2)
-    for table in (header_table(), FILES):
-        own = [rows for first, last, rows in groups_of(tree.lake, table, shard) if "sub-03-large" in (first, last)]
-        assert own == [8, 8, 5]
-    assert max(sizes) <= SHARD_ROWS
-    sizes.clear()
+        monkeypatch.setattr(shard_writer, "write_row_groups", noting)
+        tree.run()
+        assert shards(tree) == (2, 2)  # it counts as one shard
+        shard = assign_shard("sub-03-large", 2)
+        for table in (header_table(), FILES):
+            own = [rows for first, last, rows in groups_of(tree.lake, table, shard) if "sub-03-large" in (first, last)]
+            assert own == [8, 8, 5]
+        assert max(sizes) <= SHARD_ROWS
+        sizes.clear()
 
-    add(tree, range(6, 40))
-    assert len(run(tree)[1]) == 34
-    tree.build()
-    assert shards(tree) == (8, 8)
-    assert max(sizes) <= SHARD_ROWS  # also where it is moved
-    assert read_unit(tree.lake, header_table(), dataset="ds", unit="sub-03-large").num_rows == 21
-    assert_same(tree, tmp_path)
-    (tree.root / "primary/sub-03-large/07.dcm").unlink()
-    remove(tree, range(6, 40))
-    assert run(tree, accept_missing=True)[1] == []
-    tree.build()
-    assert_same(tree, tmp_path)
-
-
-def test_a_unit_that_outgrows_a_shard_and_shrinks_again_has_the_bytes_of_a_new_lake(tree: Tree, tmp_path: Path) -> None:
-    add(tree, range(10))
-    for files in (3, 9, 21, 2):
-        large(tree, files)
-        for path in (tree.root / "primary/sub-03-large").glob("*.dcm"):
-            if int(path.stem) >= files:
-                path.unlink()
-        run(tree, accept_missing=True)
+        add(tree, range(6, 40))
+        assert len(run(tree)[1]) == 34
+        tree.build()
+        assert shards(tree) == (8, 8)
+        assert max(sizes) <= SHARD_ROWS  # also where it is moved
+        assert read_unit(tree.lake, header_table(), dataset="ds", unit="sub-03-large").num_rows == 21
+        assert_same(tree, tmp_path)
+        (tree.root / "primary/sub-03-large/07.dcm").unlink()
+        remove(tree, range(6, 40))
+        assert run(tree, accept_missing=True)[1] == []
         tree.build()
         assert_same(tree, tmp_path)
 
+    def test_a_unit_may_outgrow_a_shard_and_shrink_again(self, tree: Tree, tmp_path: Path) -> None:
+        add(tree, range(10))
+        for files in (3, 9, 21, 2):
+            large(tree, files)
+            for path in (tree.root / "primary/sub-03-large").glob("*.dcm"):
+                if int(path.stem) >= files:
+                    path.unlink()
+            run(tree, accept_missing=True)
+            tree.build()
+            assert_same(tree, tmp_path)
 
-def test_duplicates_across_shards_are_marked_wherever_they_move(tree: Tree, tmp_path: Path) -> None:
-    add(tree, range(6))
-    copies = [name(number) for number in (1, 4, 5)]
-    for unit in copies:
-        tree.write(f"{unit}/2.dcm", PatientID=f"P-{int(unit[-2:])}", instance="one", series=unit, study=f"ds/{unit}")
-    for units in (6, 20, 40):
-        added = add(tree, range(6, units))
-        run(tree)
+    def test_duplicates_in_different_shards_are_flagged_wherever_they_move(self, tree: Tree, tmp_path: Path) -> None:
+        add(tree, range(6))
+        copies = [name(number) for number in (1, 4, 5)]
+        for unit in copies:
+            tree.write(
+                f"{unit}/2.dcm", PatientID=f"P-{int(unit[-2:])}", instance="one", series=unit, study=f"ds/{unit}"
+            )
+        for units in (6, 20, 40):
+            added = add(tree, range(6, units))
+            run(tree)
+            tree.build()
+            marks = [rows(tree, unit)[f"{unit}/2.dcm"]["duplicate"] for unit in copies]
+            assert marks == [None, "conflict", "conflict"], added
+            assert_same(tree, tmp_path)
+        assert len({assign_shard(unit, 8) for unit in copies}) > 1
+        (tree.root / f"primary/{name(1)}/2.dcm").unlink()
+        assert run(tree, accept_missing=True)[1] == []
         tree.build()
-        marks = [rows(tree, unit)[f"{unit}/2.dcm"]["duplicate"] for unit in copies]
-        assert marks == [None, "conflict", "conflict"], added
+        assert [rows(tree, unit)[f"{unit}/2.dcm"]["duplicate"] for unit in copies[1:]] == [None, "conflict"]
         assert_same(tree, tmp_path)
-    assert len({assign_shard(unit, 8) for unit in copies}) > 1
-    (tree.root / f"primary/{name(1)}/2.dcm").unlink()
-    assert run(tree, accept_missing=True)[1] == []
-    tree.build()
-    assert [rows(tree, unit)[f"{unit}/2.dcm"]["duplicate"] for unit in copies[1:]] == [None, "conflict"]
-    assert_same(tree, tmp_path)
-
-
-# -- kills ------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -333,66 +320,60 @@ def killed_in_the_exchange(moment: int) -> Iterator[None]:
             yield
 
 
-@pytest.mark.parametrize("moment", range(-1, FOLDER_RENAMES))
-@pytest.mark.parametrize(("before", "after"), [(6, 20), (20, 6)], ids=["growing", "shrinking"])
-def test_an_extraction_that_is_killed_in_the_exchange_is_completed_by_the_next_run(
-    tree: Tree, tmp_path: Path, before: int, after: int, moment: int
-) -> None:
-    add(tree, range(before))
-    tree.run()
-    add(tree, range(before, after))
-    remove(tree, range(after, before))
-    tree.crawl(accept_missing=True)
-    with killed_in_the_exchange(moment):
-        tree.extract()
-    assert run(tree)[1] == []  # what was read is there
-    tree.build()
-    assert_same(tree, tmp_path)
-
-
-@pytest.mark.parametrize("moment", range(-1, FOLDER_RENAMES))
-def test_a_build_that_is_killed_in_the_exchange_is_completed_by_the_next_run(
-    tree: Tree, tmp_path: Path, moment: int
-) -> None:
-    add(tree, range(6))
-    tree.run()
-    add(tree, range(6, 20))
-    run(tree)
-    with killed_in_the_exchange(moment):
+class TestKilledRuns:
+    @pytest.mark.parametrize("moment", range(-1, FOLDER_RENAMES))
+    @pytest.mark.parametrize(("before", "after"), [(6, 20), (20, 6)], ids=["growing", "shrinking"])
+    def test_a_killed_exchange_of_an_extraction_is_completed(
+        self, tree: Tree, tmp_path: Path, before: int, after: int, moment: int
+    ) -> None:
+        add(tree, range(before))
+        tree.run()
+        add(tree, range(before, after))
+        remove(tree, range(after, before))
+        tree.crawl(accept_missing=True)
+        with killed_in_the_exchange(moment):
+            tree.extract()
+        assert run(tree)[1] == []  # what was read is there
         tree.build()
-    tree.build()
-    assert_same(tree, tmp_path)
+        assert_same(tree, tmp_path)
 
+    @pytest.mark.parametrize("moment", range(-1, FOLDER_RENAMES))
+    def test_a_killed_exchange_of_a_build_is_completed(self, tree: Tree, tmp_path: Path, moment: int) -> None:
+        add(tree, range(6))
+        tree.run()
+        add(tree, range(6, 20))
+        run(tree)
+        with killed_in_the_exchange(moment):
+            tree.build()
+        tree.build()
+        assert_same(tree, tmp_path)
 
-@pytest.mark.parametrize("moment", range(0, 30, 3))
-def test_on_an_object_store_a_move_that_is_killed_is_made_good_by_the_next_run(
-    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
-) -> None:
-    tree.lake = Lake(f"memory://test-killed/{tmp_path.name}", notify=lambda _: None).open()
-    add(tree, range(12))
-    tree.run()
-    remove(tree, range(6, 12))
-    tree.crawl(accept_missing=True)  # which has nothing more to write
-    calls = itertools.count()
+    @pytest.mark.parametrize("moment", range(0, 30, 3))
+    def test_a_killed_resharding_on_an_object_store_is_completed(
+        self, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+    ) -> None:
+        tree.lake = Lake(f"memory://test-killed/{tmp_path.name}", notify=lambda _: None).open()
+        add(tree, range(12))
+        tree.run()
+        remove(tree, range(6, 12))
+        tree.crawl(accept_missing=True)  # which has nothing more to write
+        calls = itertools.count()
 
-    def dying(method: Any) -> Any:
-        def call(lake: Lake, path: str, *args: Any) -> Any:
-            if "ds/" in path and "/.ds" not in path and next(calls) == moment:
-                raise KilledError
-            return method(lake, path, *args)
+        def dying(method: Any) -> Any:
+            def call(lake: Lake, path: str, *args: Any) -> Any:
+                if "ds/" in path and "/.ds" not in path and next(calls) == moment:
+                    raise KilledError
+                return method(lake, path, *args)
 
-        return call
+            return call
 
-    with monkeypatch.context() as patched:
-        for method in ("write_bytes", "remove"):
-            patched.setattr(Lake, method, dying(getattr(Lake, method)))
-        with pytest.raises(KilledError):
-            tree.run()
-    tree.run()
-    assert remote_content(tree.lake) == in_a_new_lake(tree, tmp_path)
-
-
-# -- what a change touches --------------------------------------------------------------------------------------------
+        with monkeypatch.context() as patched:
+            for method in ("write_bytes", "remove"):
+                patched.setattr(Lake, method, dying(getattr(Lake, method)))
+            with pytest.raises(KilledError):
+                tree.run()
+        tree.run()
+        assert remote_content(tree.lake) == in_a_new_lake(tree, tmp_path)
 
 
 def shards_changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[int]:
@@ -404,39 +385,38 @@ def shards_changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[int
     return {int(number) for number in numbers}
 
 
-def test_a_correction_makes_the_units_that_it_touches_alone(tree: Tree, tmp_path: Path) -> None:
-    add(tree, range(40))
-    tree.run()
-    before = content(tree.lake)
-    line = {"dataset": "ds", "subject": name(7), "tag": "BodyPartExamined", "value": "HEART", "reason": "a heart"}
-    with_corrections(tree, line)
-    assert tree.build().units_made == 1
-    assert shards_changed(before, content(tree.lake)) == {assign_shard(name(7), 8)}
-    assert_same(tree, tmp_path)
-    with_corrections(tree, line, line | {"subject": name(8)})
-    assert tree.build().units_made == 1
-    assert_same(tree, tmp_path)
+class TestChangedInputs:
+    def test_a_correction_rebuilds_only_its_units(self, tree: Tree, tmp_path: Path) -> None:
+        add(tree, range(40))
+        tree.run()
+        before = content(tree.lake)
+        line = {"dataset": "ds", "subject": name(7), "tag": "BodyPartExamined", "value": "HEART", "reason": "a heart"}
+        with_corrections(tree, line)
+        assert tree.build().units_made == 1
+        assert shards_changed(before, content(tree.lake)) == {assign_shard(name(7), 8)}
+        assert_same(tree, tmp_path)
+        with_corrections(tree, line, line | {"subject": name(8)})
+        assert tree.build().units_made == 1
+        assert_same(tree, tmp_path)
 
+    def test_a_crosswalk_line_rebuilds_only_its_unit(self, tree: Tree, tmp_path: Path) -> None:
+        add(tree, range(40))
+        tree.run()
+        before = content(tree.lake)
+        with_crosswalk(tree, ("ds", name(7), "urn:x:persons", "p7"), ("ds", name(9), "urn:x:persons", "p9"))
+        assert tree.build().units_made == 2
+        assert shards_changed(before, content(tree.lake)) == {assign_shard(name(7), 8), assign_shard(name(9), 8)}
+        assert_same(tree, tmp_path)
 
-def test_a_crosswalk_makes_the_units_that_it_names_alone(tree: Tree, tmp_path: Path) -> None:
-    add(tree, range(40))
-    tree.run()
-    before = content(tree.lake)
-    with_crosswalk(tree, ("ds", name(7), "urn:x:persons", "p7"), ("ds", name(9), "urn:x:persons", "p9"))
-    assert tree.build().units_made == 2
-    assert shards_changed(before, content(tree.lake)) == {assign_shard(name(7), 8), assign_shard(name(9), 8)}
-    assert_same(tree, tmp_path)
-
-
-def test_a_study_in_units_of_several_shards_is_built_again_when_one_of_them_changes(tree: Tree, tmp_path: Path) -> None:
-    add(tree, range(40))
-    one, other = name(1), name(2)
-    assert assign_shard(one, 8) != assign_shard(other, 8)
-    for unit in (one, other):
-        tree.write(f"{unit}/9.dcm", study="roaming", PatientID=unit)
-    with_crosswalk(tree, ("ds", one, "urn:x:persons", "p7"), ("ds", other, "urn:x:persons", "p7"))
-    tree.run()
-    touch(tree.write(f"{other}/9.dcm", study="roaming", PatientID=other, SeriesDescription="changed"))
-    assert run(tree)[1] == [f"{other}/9.dcm"]
-    assert tree.build().units_made == 2
-    assert_same(tree, tmp_path)
+    def test_a_study_in_several_shards_is_rebuilt_if_one_unit_changes(self, tree: Tree, tmp_path: Path) -> None:
+        add(tree, range(40))
+        one, other = name(1), name(2)
+        assert assign_shard(one, 8) != assign_shard(other, 8)
+        for unit in (one, other):
+            tree.write(f"{unit}/9.dcm", study="roaming", PatientID=unit)
+        with_crosswalk(tree, ("ds", one, "urn:x:persons", "p7"), ("ds", other, "urn:x:persons", "p7"))
+        tree.run()
+        touch(tree.write(f"{other}/9.dcm", study="roaming", PatientID=other, SeriesDescription="changed"))
+        assert run(tree)[1] == [f"{other}/9.dcm"]
+        assert tree.build().units_made == 2
+        assert_same(tree, tmp_path)

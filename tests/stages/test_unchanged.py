@@ -55,7 +55,7 @@ def test_an_unchanged_run_opens_no_dicom_file_and_no_header_table(
     assert len(opened) < 40
 
 
-def test_a_changed_subject_costs_its_own_files_and_its_shard(tmp_path: Path, opened: list[str]) -> None:
+def test_a_changed_subject_opens_its_files_and_its_shard(tmp_path: Path, opened: list[str]) -> None:
     shape = write_shape(tmp_path / "ds", 120, 1)
     settings = Settings(lake=str(tmp_path / "lake"), engine="serial")
     pipeline = Pipeline(settings, {"ds": DatasetSettings(root=str(tmp_path / "ds"))})

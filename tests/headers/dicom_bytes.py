@@ -13,7 +13,8 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 
 from dicom_etl.headers.catalogue import catalogue
-from dicom_etl.headers.reference import Header, NoRowError, read_header
+from dicom_etl.headers.reference import Header, read_header
+from dicom_etl.headers.row import NoRowError
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -125,13 +126,13 @@ def problems(header: Header) -> list[tuple[str, str, str]]:
     return [(column.name, problem.code, problem.raw) for column, problem in header.problems]
 
 
-def shipped() -> Iterator[Path]:
-    """The test files inside pydicom's wheel, never downloaded."""
+def pydicom_files() -> Iterator[Path]:
+    """The test files inside pydicom's wheel, never pydicom_data_files."""
     folder = Path(pydicom.__file__).parent / "data" / "test_files"
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def shipped_name(path: Path) -> str:
+def relative_name(path: Path) -> str:
     """Its path below the folder of test files."""
     return path.relative_to(Path(pydicom.__file__).parent / "data" / "test_files").as_posix()
 
