@@ -1,4 +1,4 @@
-"""extract: header rows, tag profiles and file rows of each unit, read once and kept exactly up to the inventory."""
+"""extract: header rows, tag profiles and file rows of each unit, always those that the inventory asks for."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def tree(tmp_path: Path) -> Tree:
 
 
 @dataclass
-class Watched:
-    """A source that notes what is opened, and can be told to fail or to do something just before."""
+class WatchedSource:
+    """A source that records which files are opened, and can fail, or call a function before it opens one."""
 
     source: Source
     opened: list[str] = field(default_factory=list)
@@ -61,15 +61,15 @@ class Watched:
 
 
 def run(tree: Tree, *, accept_missing: bool = False, **options: Any) -> tuple[Extracted, list[str]]:
-    """Crawl and extract; what was done, and the files that were opened."""
+    """Crawl and extract; the counts, and the files that were opened."""
     tree.crawl(accept_missing=accept_missing)
-    source = Watched(tree.source)
-    return again(tree, source, **options), sorted(source.opened)
+    source = WatchedSource(tree.source)
+    return extract_from(tree, source, **options), sorted(source.opened)
 
 
-def again(tree: Tree, source: Watched, **options: Any) -> Extracted:
-    """Extract what was crawled from a watched source."""
-    return extract(source, tree.lake, Engine(), **options)  # type: ignore[arg-type]  # it is no kind of the settings
+def extract_from(tree: Tree, source: WatchedSource, **options: Any) -> Extracted:
+    """Extract from a source without crawling it again."""
+    return extract(source, tree.lake, Engine(), **options)  # type: ignore[arg-type]  # not a kind of source in the settings
 
 
 def table(tree: Tree, kind: Table, unit: str) -> list[dict[str, Any]]:
@@ -87,8 +87,8 @@ def whole(tree: Tree, kind: Table) -> list[dict[str, Any]]:
 
 def rows(tree: Tree, unit: str = "sub-1") -> dict[str, dict[str, Any]]:
     """The header rows of a unit by path below primary/."""
-    found = rows_by(read_unit(tree.lake, header_table(), dataset=tree.name, unit=unit), "path")
-    return {path.removeprefix("primary/"): row for path, row in found.items()}
+    by_path = rows_by(read_unit(tree.lake, header_table(), dataset=tree.name, unit=unit), "path")
+    return {path.removeprefix("primary/"): row for path, row in by_path.items()}
 
 
 def files(tree: Tree, unit: str = "sub-1") -> dict[str, tuple[str, str | None]]:
@@ -97,16 +97,16 @@ def files(tree: Tree, unit: str = "sub-1") -> dict[str, tuple[str, str | None]]:
 
 
 def codes(tree: Tree, unit: str | None = "sub-1") -> list[str]:
-    """The codes of the findings but that of images without pixel data, which all files of these tests are."""
+    """The codes of the findings, except that of images without pixel data: none of these files has any."""
     return [code for code in tree.codes("extract", unit) if code != "pixel-data-absent"]
 
 
 def snapshot(lake: Lake, *folders: str) -> dict[str, bytes]:
     """The files of the lake below some folders."""
     root = Path(lake.root)
-    wanted = folders or ("headers", "tag_profiles", "files", "findings/extract", "commits/extract")
-    found = (path for folder in wanted for path in sorted((root / folder).rglob("*")) if path.is_file())
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+    folders = folders or ("headers", "tag_profiles", "files", "findings/extract", "commits/extract")
+    paths = (path for folder in folders for path in sorted((root / folder).rglob("*")) if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
 
 
 def from_scratch(tree: Tree, tmp_path: Path) -> dict[str, bytes]:
@@ -117,8 +117,8 @@ def from_scratch(tree: Tree, tmp_path: Path) -> dict[str, bytes]:
     return snapshot(lake)
 
 
-def raw(path: Path, old: bytes, new: bytes) -> Path:
-    """Replace bytes of a file by as many others."""
+def replace_bytes(path: Path, old: bytes, new: bytes) -> Path:
+    """Replace bytes of a file by the same number of others."""
     content = path.read_bytes()
     assert content.count(old) == 1
     assert len(old) == len(new)
@@ -155,9 +155,9 @@ class TestRows:
         tree.write("sub-1/1.dcm", PatientID="")
         tree.write("sub-1/2.dcm", PatientID="")
         run(tree)
-        found = rows(tree)
-        tag_profile = found["sub-1/1.dcm"]["tag_profile"]
-        assert found["sub-1/2.dcm"]["tag_profile"] == tag_profile
+        by_path = rows(tree)
+        tag_profile = by_path["sub-1/1.dcm"]["tag_profile"]
+        assert by_path["sub-1/2.dcm"]["tag_profile"] == tag_profile
         listed = [
             (row["tag"], row["status"])
             for row in table(tree, TAG_PROFILES, "sub-1")
@@ -219,25 +219,25 @@ class TestRows:
         for name in ("a.txt", "b.TXT", "c.nii.gz", "notes"):
             (tree.root / "primary/sub-1" / name).write_text("no header at all")
         run(tree)
-        found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "non-dicom-file"]
-        assert {f["value"]: f["count"] for f in found} == {".txt": 2, ".gz": 1, "(no suffix)": 1}
+        findings = [f for f in tree.findings("extract", "sub-1") if f["code"] == "non-dicom-file"]
+        assert {f["value"]: f["count"] for f in findings} == {".txt": 2, ".gz": 1, "(no suffix)": 1}
 
     def test_an_unusable_value_is_one_finding_for_each_series(self, tree: Tree) -> None:
         for number in range(3):
-            raw(tree.write(f"sub-1/a/{number}.dcm", StudyTime="101500"), b"20240105", b"20240230")
+            replace_bytes(tree.write(f"sub-1/a/{number}.dcm", StudyTime="101500"), b"20240105", b"20240230")
         run(tree)
-        (found,) = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
-        assert (found["tag"], found["value"], found["count"]) == ("00080020", "20240230", 3)
-        assert found["series_uid"] == uid("ds/sub-1/a")
+        (finding,) = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
+        assert (finding["tag"], finding["value"], finding["count"]) == ("00080020", "20240230", 3)
+        assert finding["series_uid"] == uid("ds/sub-1/a")
         assert [row["StudyDate"] for row in rows(tree).values()] == [None] * 3
 
     def test_the_most_frequent_of_many_unusable_values_are_shown(self, tree: Tree) -> None:
         for number in range(8):
-            raw(tree.write(f"sub-1/a/{number}.dcm"), b"20240105", b"202402%d" % (30 + number))
-        raw(tree.write("sub-1/a/8.dcm"), b"20240105", b"20240237")
+            replace_bytes(tree.write(f"sub-1/a/{number}.dcm"), b"20240105", b"202402%d" % (30 + number))
+        replace_bytes(tree.write("sub-1/a/8.dcm"), b"20240105", b"20240237")
         run(tree)
-        found = [(f["value"], f["count"]) for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
-        assert sorted(found) == [
+        values = [(f["value"], f["count"]) for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
+        assert sorted(values) == [
             ("(3 further values)", 3),
             ("20240230", 1),
             ("20240231", 1),
@@ -247,10 +247,10 @@ class TestRows:
         ]
 
     def test_an_identifying_value_is_masked_in_a_finding(self, tree: Tree) -> None:
-        raw(tree.write("sub-1/1.dcm"), b"19660312", b"19660399")
+        replace_bytes(tree.write("sub-1/1.dcm"), b"19660312", b"19660399")
         run(tree)
-        (found,) = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
-        assert (found["tag"], found["value"]) == ("00100030", "(masked)")
+        (finding,) = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
+        assert (finding["tag"], finding["value"]) == ("00100030", "(masked)")
         assert b"19660399" not in b"".join(snapshot(tree.lake, "findings").values())
 
     def test_without_an_inventory_there_is_nothing_to_extract(self, tree: Tree) -> None:
@@ -317,7 +317,7 @@ class TestChangedFiles:
         assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
 
     def test_a_series_with_value_findings_is_read_again_as_a_whole(self, tree: Tree, tmp_path: Path) -> None:
-        raw(tree.write("sub-1/a/1.dcm"), b"20240105", b"20240230")
+        replace_bytes(tree.write("sub-1/a/1.dcm"), b"20240105", b"20240230")
         for name in ("a/2", "a/3", "b/1"):
             tree.write(f"sub-1/{name}.dcm")
         run(tree)
@@ -327,7 +327,7 @@ class TestChangedFiles:
         assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
 
     def test_a_changed_file_of_another_series_leaves_the_value_findings(self, tree: Tree, tmp_path: Path) -> None:
-        raw(tree.write("sub-1/a/1.dcm"), b"20240105", b"20240230")
+        replace_bytes(tree.write("sub-1/a/1.dcm"), b"20240105", b"20240230")
         tree.write("sub-1/b/1.dcm")
         run(tree)
         touch(tree.root / "primary/sub-1/b/1.dcm")
@@ -337,7 +337,7 @@ class TestChangedFiles:
 
     def test_the_value_findings_of_a_file_without_series_are_kept(self, tree: Tree, tmp_path: Path) -> None:
         odd = write_instance(tree.root / "primary/sub-1/odd.dcm", SeriesInstanceUID="")
-        raw(odd, b"20240105", b"20240230")
+        replace_bytes(odd, b"20240105", b"20240230")
         tree.write("sub-1/b/1.dcm")
         run(tree)
         touch(tree.root / "primary/sub-1/b/1.dcm")
@@ -346,9 +346,9 @@ class TestChangedFiles:
         assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
 
     def test_a_fixed_value_loses_its_finding(self, tree: Tree) -> None:
-        path = raw(tree.write("sub-1/a/1.dcm"), b"20240105", b"20240230")
+        path = replace_bytes(tree.write("sub-1/a/1.dcm"), b"20240105", b"20240230")
         run(tree)
-        touch(raw(path, b"20240230", b"20240105"))
+        touch(replace_bytes(path, b"20240230", b"20240105"))
         run(tree)
         assert codes(tree) == []
 
@@ -397,9 +397,9 @@ class TestChangedFiles:
         tree.write("sub-1/1.dcm")
         tree.write("sub-1/2.dcm")
         tree.write("sub-2/1.dcm")
-        told: list[tuple[str, int, int]] = []
-        run(tree, progress=lambda *said: told.append(said))
-        assert told == [("extract ds", 3, 3), ("write ds", 3, 3)]
+        reports: list[tuple[str, int, int]] = []
+        run(tree, progress=lambda *report: reports.append(report))
+        assert reports == [("extract ds", 3, 3), ("write ds", 3, 3)]
 
 
 class TestCommit:
@@ -440,7 +440,7 @@ class TestCommit:
                 extracted.extract()
         shown = {name: content for name, content in snapshot(extracted.lake).items() if "/." not in name}
         assert shown == before
-        assert run(extracted)[1] == []  # what was read is there
+        assert run(extracted)[1] == []  # the result of the killed run is used
         assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
 
     @pytest.mark.parametrize("renames", range(6))
@@ -502,12 +502,12 @@ class TestCommit:
 
 
 def busy(tmp_path: Path) -> Tree:
-    """A dataset with something of everything."""
+    """A dataset with duplicates, unusable values, another file, and several samples."""
     tree = make_tree(tmp_path)
     for subject in ("sub-1", "sub-2", "sub-3"):
         for number in range(3):
             tree.write(f"{subject}/sam-1/{number}.dcm", InstanceNumber=number, PatientID=subject)
-        raw(tree.write(f"{subject}/sam-2/bad.dcm"), b"20240105", b"20240230")
+        replace_bytes(tree.write(f"{subject}/sam-2/bad.dcm"), b"20240105", b"20240230")
     tree.write("sub-3/copy.dcm", instance="ds/sub-1/sam-1/0.dcm")
     (tree.root / "primary/sub-2/notes.txt").write_text("notes")
     return tree
@@ -533,11 +533,11 @@ class TestSameBytes:
         assert first == from_scratch(tree, tmp_path)
 
 
-def marks(tree: Tree, *units: str) -> dict[str, str | None]:
+def duplicate_flags(tree: Tree, *units: str) -> dict[str, str | None]:
     return {path: row["duplicate"] for unit in units for path, row in rows(tree, unit).items()}
 
 
-def sums(tree: Tree, *units: str) -> dict[str, str | None]:
+def checksums(tree: Tree, *units: str) -> dict[str, str | None]:
     return {row["path"].removeprefix("primary/"): row["sha256"] for unit in units for row in table(tree, FILES, unit)}
 
 
@@ -548,7 +548,11 @@ class TestDuplicates:
         shutil.copy2(path, tree.root / "primary/sub-1/z.dcm")
         tree.write("sub-1/a.dcm")
         run(tree)
-        assert marks(tree, "sub-1", "sub-2") == {"sub-1/a.dcm": None, "sub-1/z.dcm": None, "sub-2/1.dcm": "identical"}
+        assert duplicate_flags(tree, "sub-1", "sub-2") == {
+            "sub-1/a.dcm": None,
+            "sub-1/z.dcm": None,
+            "sub-2/1.dcm": "identical",
+        }
         assert [(f["code"], f["unit"], f["path"], f["sop_uid"]) for f in tree.findings("extract")] == [
             ("duplicate-identical", "sub-2", "primary/sub-2/1.dcm", uid("ds/sub-2/1.dcm"))
         ]
@@ -557,7 +561,7 @@ class TestDuplicates:
         tree.write("sub-1/1.dcm", instance="one")
         tree.write("sub-2/1.dcm", instance="one", StudyDescription="other")
         run(tree)
-        assert marks(tree, "sub-1", "sub-2") == {"sub-1/1.dcm": None, "sub-2/1.dcm": "conflict"}
+        assert duplicate_flags(tree, "sub-1", "sub-2") == {"sub-1/1.dcm": None, "sub-2/1.dcm": "conflict"}
         assert [(f["code"], f["severity"]) for f in tree.findings("extract")] == [("duplicate-conflict", "error")]
 
     def test_checksums_are_computed_for_duplicates_only(self, tree: Tree) -> None:
@@ -565,7 +569,7 @@ class TestDuplicates:
         tree.write("sub-1/2.dcm", instance="one", StudyDescription="other")
         tree.write("sub-1/3.dcm")
         answer, opened = run(tree)
-        assert [path for path, digest in sums(tree, "sub-1").items() if digest] == ["sub-1/1.dcm", "sub-1/2.dcm"]
+        assert [path for path, digest in checksums(tree, "sub-1").items() if digest] == ["sub-1/1.dcm", "sub-1/2.dcm"]
         assert (len(opened), answer.files_opened) == (5, 5)
 
     def test_stored_checksums_are_not_computed_again(self, tree: Tree) -> None:
@@ -583,7 +587,7 @@ class TestDuplicates:
         run(tree)
         (tree.root / "primary" / gone / "1.dcm").unlink()
         assert run(tree, accept_missing=True)[1] == []
-        assert set(marks(tree, "sub-1", "sub-2").values()) == {None}
+        assert set(duplicate_flags(tree, "sub-1", "sub-2").values()) == {None}
         assert tree.findings("extract") == []
         assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
 
@@ -594,7 +598,7 @@ class TestDuplicates:
         run(tree)
         touch(tree.root / "primary/sub-2/2.dcm")
         assert run(tree)[1] == ["sub-2/2.dcm"]
-        assert marks(tree, "sub-2") == {"sub-2/1.dcm": "conflict", "sub-2/2.dcm": None}
+        assert duplicate_flags(tree, "sub-2") == {"sub-2/1.dcm": "conflict", "sub-2/2.dcm": None}
         assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
 
     def test_an_unchanged_dataset_with_duplicates_stays_as_it_is(self, tmp_path: Path) -> None:
@@ -609,15 +613,15 @@ class TestDuplicates:
         tree.write("sub-1/1.dcm", instance="one")
         tree.write("sub-2/1.dcm", instance="one")
         tree.crawl()
-        source = Watched(tree.source)
+        source = WatchedSource(tree.source)
 
         def fail_the_second_time() -> None:
             if source.opened.count("sub-2/1.dcm") == 2:
                 raise PermissionError(13, "Permission denied")
 
         source.before["sub-2/1.dcm"] = fail_the_second_time
-        again(tree, source)
-        assert marks(tree, "sub-2") == {"sub-2/1.dcm": "conflict"}
+        extract_from(tree, source)
+        assert duplicate_flags(tree, "sub-2") == {"sub-2/1.dcm": "conflict"}
 
 
 def denied() -> PermissionError:
@@ -629,17 +633,17 @@ class TestFailures:
         for name in ("1", "2", "3"):
             tree.write(f"sub-1/{name}.dcm")
         tree.crawl()
-        answer = again(tree, Watched(tree.source, failing={"sub-1/2.dcm": denied()}))
+        answer = extract_from(tree, WatchedSource(tree.source, failing={"sub-1/2.dcm": denied()}))
         assert list(rows(tree)) == ["sub-1/1.dcm", "sub-1/3.dcm"]
         assert (answer.units_failed, answer.rows) == (0, 2)
-        found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "header-unreadable"]
-        assert [(f["path"], f["message"]) for f in found] == [("primary/sub-1/2.dcm", "Permission denied")]
+        findings = [f for f in tree.findings("extract", "sub-1") if f["code"] == "header-unreadable"]
+        assert [(f["path"], f["message"]) for f in findings] == [("primary/sub-1/2.dcm", "Permission denied")]
 
     def test_only_a_file_that_could_not_be_opened_is_retried(self, tree: Tree, tmp_path: Path) -> None:
         for name in ("1", "2", "3"):
             tree.write(f"sub-1/{name}.dcm")
         tree.crawl()
-        again(tree, Watched(tree.source, failing={"sub-1/2.dcm": denied()}))
+        extract_from(tree, WatchedSource(tree.source, failing={"sub-1/2.dcm": denied()}))
         assert run(tree)[1] == ["sub-1/2.dcm"]
         assert codes(tree) == []
         assert snapshot(tree.lake) == from_scratch(tree, tmp_path)
@@ -695,14 +699,14 @@ class TestFailures:
         extracted.crawl()
 
         def fail() -> None:
-            raise RuntimeError("something nobody thought of")
+            raise RuntimeError("an unexpected error")
 
-        answer = again(extracted, Watched(extracted.source, before={"sub-1/a/1.dcm": fail}))
+        answer = extract_from(extracted, WatchedSource(extracted.source, before={"sub-1/a/1.dcm": fail}))
         assert (answer.units_made, answer.units_failed) == (1, 1)
         assert rows(extracted, "sub-2")["sub-2/1.dcm"]["StudyDescription"] == "changed"
         assert {name: content for name, content in snapshot(extracted.lake).items() if "sub-1" in name} == before
         assert [(f["code"], f["unit"], f["message"]) for f in extracted.findings("extract")] == [
-            ("unit-failed", "sub-1", "RuntimeError: something nobody thought of")
+            ("unit-failed", "sub-1", "RuntimeError: an unexpected error")
         ]
 
     def test_a_failed_unit_is_read_by_the_next_run(self, extracted: Tree, tmp_path: Path) -> None:
@@ -712,7 +716,7 @@ class TestFailures:
         def fail() -> None:
             raise RuntimeError
 
-        again(extracted, Watched(extracted.source, before={"sub-1/a/1.dcm": fail}))
+        extract_from(extracted, WatchedSource(extracted.source, before={"sub-1/a/1.dcm": fail}))
         assert run(extracted)[0].units_failed == 0
         assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
 
@@ -726,5 +730,5 @@ class TestFailures:
     def test_every_finding_names_its_dataset_and_stage(self, tmp_path: Path) -> None:
         tree = busy(tmp_path)
         run(tree)
-        found = [f for unit in ("sub-1", "sub-2", "sub-3", None) for f in tree.findings("extract", unit)]
-        assert {(f["dataset"], f["stage"]) for f in found} == {("ds", "extract")}
+        findings = [f for unit in ("sub-1", "sub-2", "sub-3", None) for f in tree.findings("extract", unit)]
+        assert {(f["dataset"], f["stage"]) for f in findings} == {("ds", "extract")}

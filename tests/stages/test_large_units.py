@@ -1,4 +1,4 @@
-"""A unit of very many files is read in chunks: the same bytes as in one piece, with every engine, whatever happens."""
+"""A unit of very many files is read in parts: the same bytes as in one chunk, with every engine and after failures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dicom_etl.sources import Entry, Scan, Source
 from dicom_etl.stages.crawl import crawl
 from dicom_etl.stages.extract import Extracted, extract
 from tests.servers.dask_cluster import DaskCluster
-from tests.stages.test_extract import Watched, again, raw, rows, run, snapshot
+from tests.stages.test_extract import WatchedSource, extract_from, replace_bytes, rows, run, snapshot
 from tests.support.datasets import Tree, make_lake, make_tree, touch, uid
 
 
@@ -33,7 +33,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path, small_chunks: None) -> Tree:
-    """sub-1 has 14 files and is read in five chunks; sub-2 and sub-3 are read in one piece."""
+    """sub-1 has 14 files and is read in five parts; sub-2 and sub-3 are read in one chunk."""
     tree = make_tree(tmp_path)
     for name in ("a/1", "a/2", "a/3", "b/1", "b/2", "c/1", "c/2", "c/3", "c/4", "c/5", "c/6", "c/7", "d/1"):
         tree.write(f"sub-1/{name}.dcm", InstanceNumber=int(name[-1]), PatientWeight=70 if name == "d/1" else None)
@@ -43,8 +43,8 @@ def tree(tmp_path: Path, small_chunks: None) -> Tree:
     return tree
 
 
-def in_one_piece(tree: Tree, tmp_path: Path) -> dict[str, bytes]:
-    """The tables that an empty lake would get from the tree with no unit cut."""
+def in_one_chunk(tree: Tree, tmp_path: Path) -> dict[str, bytes]:
+    """The tables of a new lake in which no unit of the tree is split."""
     lake = make_lake(tmp_path / "whole")
     crawl(tree.source, lake)
     with pytest.MonkeyPatch.context() as patched:
@@ -54,10 +54,10 @@ def in_one_piece(tree: Tree, tmp_path: Path) -> dict[str, bytes]:
     return snapshot(lake)
 
 
-def parts_of(lake: Lake) -> list[str]:
-    """What waits, or was forgotten, in hidden places."""
-    found = (path.relative_to(lake.root) for path in Path(lake.root).rglob("*") if path.is_file())
-    return [str(path) for path in found if any(part.startswith(".") for part in path.parts)]
+def hidden_files(lake: Lake) -> list[str]:
+    """The hidden files of the lake: results of chunks, or leftovers."""
+    paths = (path.relative_to(lake.root) for path in Path(lake.root).rglob("*") if path.is_file())
+    return [str(path) for path in paths if any(part.startswith(".") for part in path.parts)]
 
 
 def sizes(*paths: str) -> list[int]:
@@ -84,24 +84,24 @@ class TestSameBytes:
     def test_a_unit_in_parts_has_the_same_bytes_as_in_one_chunk(self, tree: Tree, tmp_path: Path) -> None:
         run(tree)
         assert len(rows(tree)) == 13
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-        assert parts_of(tree.lake) == []
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
+        assert hidden_files(tree.lake) == []
 
     def test_duplicates_in_different_parts_are_flagged(self, tree: Tree, tmp_path: Path) -> None:
         tree.write("sub-1/e/1.dcm", instance="ds/sub-1/a/1.dcm")
         tree.write("sub-2/2.dcm", instance="ds/sub-1/a/2.dcm")
         run(tree)
         assert rows(tree)["sub-1/e/1.dcm"]["duplicate"] == "conflict"
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
 
     def test_value_findings_are_counted_over_all_parts(self, tree: Tree, tmp_path: Path) -> None:
-        for number in range(1, 8):  # seven values in a series that lies in two chunks
+        for number in range(1, 8):  # seven values in a series that is in two parts
             day = 30 if number == 7 else 29 + number
-            raw(tree.root / f"primary/sub-1/c/{number}.dcm", b"20240105", b"202402%d" % day)
+            replace_bytes(tree.root / f"primary/sub-1/c/{number}.dcm", b"20240105", b"202402%d" % day)
         run(tree)
-        found = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
-        assert {f["series_uid"] for f in found} == {uid("ds/sub-1/c")}
-        assert {f["value"]: f["count"] for f in found} == {
+        findings = [f for f in tree.findings("extract", "sub-1") if f["code"] == "value-invalid"]
+        assert {f["series_uid"] for f in findings} == {uid("ds/sub-1/c")}
+        assert {f["value"]: f["count"] for f in findings} == {
             "20240230": 2,
             "20240231": 1,
             "20240232": 1,
@@ -109,20 +109,20 @@ class TestSameBytes:
             "20240234": 1,
             "(1 further values)": 1,
         }
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
 
     def test_findings_of_files_are_counted_over_all_parts(self, tree: Tree, tmp_path: Path) -> None:
         for folder in "abcd":
             (tree.root / f"primary/sub-1/{folder}/0.txt").write_text("notes")
         (tree.root / "primary/sub-1/b/cut.dcm").write_bytes((tree.root / "primary/sub-1/b/1.dcm").read_bytes()[:-3])
         run(tree)
-        found = {(f["code"], f["value"], f["path"]): f["count"] for f in tree.findings("extract", "sub-1")}
-        assert found == {
+        counts = {(f["code"], f["value"], f["path"]): f["count"] for f in tree.findings("extract", "sub-1")}
+        assert counts == {
             ("non-dicom-file", ".txt", None): 5,
             ("pixel-data-absent", None, None): 13,
             ("header-truncated", None, "primary/sub-1/b/cut.dcm"): 1,
         }
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
 
     @pytest.mark.parametrize("kind", ["processes", "dask"])
     def test_all_engines_write_the_same_bytes(
@@ -137,8 +137,8 @@ class TestSameBytes:
         other = make_lake(tmp_path / "other")
         crawl(tree.source, other)
         extract(tree.source, other, Engine(kind, 2, scheduler))
-        assert snapshot(other) == snapshot(tree.lake) == in_one_piece(tree, tmp_path)
-        assert parts_of(other) == []
+        assert snapshot(other) == snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
+        assert hidden_files(other) == []
 
     def test_large_units_are_stored_in_an_object_store(self, tree: Tree) -> None:
         run(tree)
@@ -157,7 +157,7 @@ class TestChangedFiles:
         touch(tree.write("sub-1/c/6.dcm", StudyDescription="changed"))
         assert run(tree)[1] == ["sub-1/c/6.dcm"]
         assert rows(tree)["sub-1/c/6.dcm"]["StudyDescription"] == "changed"
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
 
     def test_only_new_files_are_opened_when_the_parts_move(self, tree: Tree, tmp_path: Path) -> None:
         run(tree)
@@ -166,25 +166,25 @@ class TestChangedFiles:
         tree.write("sub-1/bb/1.dcm")
         tree.write("sub-1/z/1.dcm")
         assert run(tree)[1] == ["sub-1/a/0.dcm", "sub-1/bb/1.dcm", "sub-1/z/1.dcm"]
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
 
     def test_a_unit_that_grows_large_and_small_again_keeps_its_rows(self, tree: Tree, tmp_path: Path) -> None:
         run(tree)
         added = [tree.write(f"sub-2/{number}.dcm", PatientID="sub-2") for number in range(2, 9)]
         assert len(run(tree)[1]) == 7
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
         for path in added:
             path.unlink()
         assert run(tree, accept_missing=True)[1] == []
         shutil.rmtree(tmp_path / "whole")
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
 
     def test_a_series_with_value_findings_is_read_again_in_all_parts(self, tree: Tree, tmp_path: Path) -> None:
-        raw(tree.root / "primary/sub-1/c/1.dcm", b"20240105", b"20240230")
+        replace_bytes(tree.root / "primary/sub-1/c/1.dcm", b"20240105", b"20240230")
         run(tree)
         touch(tree.root / "primary/sub-1/d/1.dcm")
         assert run(tree)[1] == [*(f"sub-1/c/{number}.dcm" for number in range(1, 8)), "sub-1/d/1.dcm"]
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
 
     def test_an_unchanged_large_unit_stays_as_it_is(self, tree: Tree) -> None:
         run(tree)
@@ -194,9 +194,9 @@ class TestChangedFiles:
         assert snapshot(tree.lake) == before
 
     def test_progress_is_reported_for_each_chunk_and_for_the_shard(self, tree: Tree) -> None:
-        told: list[tuple[str, int, int]] = []
-        run(tree, progress=lambda *said: told.append(said))
-        assert told == [
+        reports: list[tuple[str, int, int]] = []
+        run(tree, progress=lambda *report: reports.append(report))
+        assert reports == [
             ("extract ds", 3, 16),  # a
             ("extract ds", 7, 16),  # b, and the first two of c
             ("extract ds", 11, 16),
@@ -208,7 +208,7 @@ class TestChangedFiles:
 
 @dataclass(frozen=True)
 class Deadly:
-    """A source whose file `deadly` kills its reader: once where there is a marker to leave, else always."""
+    """A source whose file `deadly` kills its reader: once if a marker is given, else always."""
 
     source: Source
     deadly: str
@@ -243,7 +243,7 @@ def spread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> E
 
 def deadly(tree: Tree, engine: Engine, *named: Any) -> Extracted:
     tree.crawl()
-    return extract(Deadly(tree.source, *named), tree.lake, engine)  # type: ignore[arg-type]  # it is no kind of the settings
+    return extract(Deadly(tree.source, *named), tree.lake, engine)  # type: ignore[arg-type]  # not a kind of source in the settings
 
 
 class TestFailures:
@@ -255,38 +255,39 @@ class TestFailures:
         tree.crawl()
 
         def fail() -> None:
-            raise RuntimeError("something nobody thought of")
+            raise RuntimeError("an unexpected error")
 
-        answer = again(tree, Watched(tree.source, before={"sub-1/c/6.dcm": fail}))
+        answer = extract_from(tree, WatchedSource(tree.source, before={"sub-1/c/6.dcm": fail}))
         assert (answer.units_made, answer.units_failed) == (1, 1)
         assert rows(tree) == before
         assert [(f["code"], f["unit"], f["message"]) for f in tree.findings("extract")] == [
-            ("unit-failed", "sub-1", "RuntimeError: something nobody thought of")
+            ("unit-failed", "sub-1", "RuntimeError: an unexpected error")
         ]
-        assert parts_of(tree.lake) == []
+        assert hidden_files(tree.lake) == []
         assert run(tree)[0].units_failed == 0
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
 
     def test_only_a_file_that_could_not_be_opened_is_retried(self, tree: Tree, tmp_path: Path) -> None:
         tree.crawl()
-        again(tree, Watched(tree.source, failing={"sub-1/c/6.dcm": PermissionError(13, "Permission denied")}))
+        denied = PermissionError(13, "Permission denied")
+        extract_from(tree, WatchedSource(tree.source, failing={"sub-1/c/6.dcm": denied}))
         assert len(rows(tree)) == 12
         assert run(tree)[1] == ["sub-1/c/6.dcm"]
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
 
     def test_incomplete_chunks_of_a_killed_run_are_removed(self, tree: Tree, tmp_path: Path) -> None:
         left = Path(tree.lake.root, ".chunks/extract/ds/0123456789ab.headers")
         left.parent.mkdir(parents=True)
         left.write_bytes(b"half a par")
         run(tree)
-        assert parts_of(tree.lake) == []
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert hidden_files(tree.lake) == []
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
 
     def test_a_killed_worker_is_replaced(self, tree: Tree, tmp_path: Path, spread: Engine) -> None:
         answer = deadly(tree, spread, "sub-1/c/3.dcm", str(tmp_path / "killed"))
         assert (tmp_path / "killed").exists()
         assert (answer.units_made, answer.units_failed) == (3, 0)
-        assert snapshot(tree.lake) == in_one_piece(tree, tmp_path)
+        assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
 
     def test_a_part_that_always_kills_its_worker_fails_only_its_unit(self, tree: Tree, spread: Engine) -> None:
         answer = deadly(tree, spread, "sub-1/c/3.dcm")
@@ -295,4 +296,4 @@ class TestFailures:
             ("unit-failed", "sub-1", "WorkerDiedError: its worker died (killed, out of memory, or crashed)")
         ]
         assert list(rows(tree, "sub-2")) == ["sub-2/1.dcm"]
-        assert parts_of(tree.lake) == []
+        assert hidden_files(tree.lake) == []

@@ -1,4 +1,4 @@
-"""A dataset whose number of shards changes: the same bytes as in a new lake, and not a file opened that is known."""
+"""A dataset whose number of shards changes: the same bytes as in a new lake, and no unchanged file is opened."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dicom_etl.lake.shard_reader import read_unit
 from dicom_etl.lake.shards import assign_shard
 from dicom_etl.lake.tables import Lake
 from tests.stages.test_build import with_corrections, with_crosswalk
-from tests.stages.test_extract import Watched, again, raw, rows, run
+from tests.stages.test_extract import WatchedSource, extract_from, replace_bytes, rows, run
 from tests.support.datasets import Tree, make_lake, make_tree, touch
 from tests.support.kill import KilledError
 
 SHARD_ROWS, GROUP_ROWS, CHUNK_FILES = 8, 3, 4
-FOLDER_RENAMES = 10  # five folders of a stage: the old one out of the way, the new one in its place
+FOLDER_RENAMES = 10  # five folders of a stage, each with two: of the old folder, and of the new one
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def name(number: int) -> str:
 
 
 def add(tree: Tree, numbers: Iterable[int], **tags: Any) -> list[str]:
-    """Write subjects of one file each; every fifth has an unusable value and no sex. Returns the paths of the files."""
+    """Write subjects of one file each, every fifth with an unusable StudyDate and no PatientSex; returns their paths."""
     paths = []
     for number in numbers:
         odd = number % 5 == 4
@@ -57,7 +57,7 @@ def add(tree: Tree, numbers: Iterable[int], **tags: Any) -> list[str]:
             f"{name(number)}/1.dcm", **{"PatientID": f"P-{number}", "PatientSex": "" if odd else "F", **tags}
         )
         if odd:
-            raw(path, b"20240105", b"20240230")
+            replace_bytes(path, b"20240105", b"20240230")
         paths.append(f"{name(number)}/1.dcm")
     return sorted(paths)
 
@@ -71,14 +71,14 @@ NOT_COMPARED = ("locks/", "lake.json", "findings/crawl")  # the second has a ran
 
 
 def content(lake: Lake) -> dict[str, bytes]:
-    """All files of the lake but those that need not be the same in each lake."""
+    """All files of the lake, except those that may differ between lakes."""
     root = Path(lake.root)
-    found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-    return {path: file.read_bytes() for path, file in found.items() if not path.startswith(NOT_COMPARED)}
+    paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+    return {path: file.read_bytes() for path, file in paths.items() if not path.startswith(NOT_COMPARED)}
 
 
 def in_a_new_lake(tree: Tree, tmp_path: Path, number: Iterator[int] = itertools.count()) -> dict[str, bytes]:  # noqa: B008
-    """What a new lake holds of the tree as it is."""
+    """The content of a new lake of the tree."""
     fresh = Tree(
         tree.root, make_lake(tmp_path / f"fresh-{next(number)}"), tree.name, tree.settings, tree.dataset_settings
     )
@@ -87,48 +87,49 @@ def in_a_new_lake(tree: Tree, tmp_path: Path, number: Iterator[int] = itertools.
 
 
 def assert_same(tree: Tree, tmp_path: Path) -> None:
-    held, wanted = content(tree.lake), in_a_new_lake(tree, tmp_path)
-    assert held.keys() == wanted.keys()
-    assert [path for path in held if held[path] != wanted[path]] == []
+    actual, expected = content(tree.lake), in_a_new_lake(tree, tmp_path)
+    assert actual.keys() == expected.keys()
+    assert [path for path in actual if actual[path] != expected[path]] == []
 
 
 def committed(tree: Tree) -> dict[str, dict[str, Any]]:
-    """What the commits of the extraction say of each unit."""
-    found = read_commits(tree.lake, "extract", "ds").values()
-    return {unit: row for commit in found for unit, row in commit.rows.items()}
+    """The row of each unit in the commits of the extraction."""
+    commits = read_commits(tree.lake, "extract", "ds").values()
+    return {unit: row for commit in commits for unit, row in commit.rows.items()}
 
 
 def shards(tree: Tree) -> tuple[int, int]:
     """The numbers of shards of both stages."""
-    found = [{c.shards for c in read_commits(tree.lake, stage, "ds").values()} for stage in ("extract", "build")]
-    [[extract], [build]] = found
+    [[extract], [build]] = [
+        {c.shards for c in read_commits(tree.lake, stage, "ds").values()} for stage in ("extract", "build")
+    ]
     return extract, build
 
 
 def remote_content(lake: Lake) -> dict[str, bytes]:
-    """As `content`, of an object store."""
-    found = {
+    """The same as `content`, for an object store."""
+    paths = {
         path.path.removeprefix(lake.root_path.path).lstrip("/"): path
         for path in lake.root_path.rglob("*")
         if path.is_file()
     }
-    return {path: found[path].read_bytes() for path in sorted(found) if not path.startswith(NOT_COMPARED)}
+    return {path: paths[path].read_bytes() for path in sorted(paths) if not path.startswith(NOT_COMPARED)}
 
 
 class TestGrowingAndShrinking:
     def test_each_step_gives_the_bytes_of_a_new_lake(self, tree: Tree, tmp_path: Path) -> None:
-        there = 0
+        previous = 0
         for units, count in [(6, 1), (12, 2), (20, 4), (40, 8), (20, 4), (40, 8), (12, 2), (6, 1), (40, 8), (6, 1)]:
-            added = add(tree, range(there, units))
-            remove(tree, range(units, there))
-            assert run(tree, accept_missing=True)[1] == added  # of the others no file is opened
+            added = add(tree, range(previous, units))
+            remove(tree, range(units, previous))
+            assert run(tree, accept_missing=True)[1] == added  # no other file is opened
             built = tree.build()
             assert (built.units, built.units_made) == (units, len(added))
             assert shards(tree) == (count, count)
             assert_same(tree, tmp_path)
             before = content(tree.lake)
             assert (run(tree)[1], tree.build().units_made, content(tree.lake)) == ([], 0, before)
-            there = units
+            previous = units
 
     def test_changes_within_shards_give_the_bytes_of_a_new_lake(self, tree: Tree, tmp_path: Path) -> None:
         add(tree, range(40))
@@ -151,15 +152,15 @@ class TestGrowingAndShrinking:
 
     def test_each_step_on_an_object_store_gives_the_bytes_of_a_new_lake(self, tree: Tree, tmp_path: Path) -> None:
         tree.lake = Lake(f"memory://test-resharding/{tmp_path.name}", notify=lambda _: None).open()
-        there = 0
+        previous = 0
         for units, count in [(6, 1), (20, 4), (40, 8), (12, 2), (6, 1)]:
-            added = add(tree, range(there, units))
-            remove(tree, range(units, there))
+            added = add(tree, range(previous, units))
+            remove(tree, range(units, previous))
             assert run(tree, accept_missing=True)[1] == added
             assert tree.build().units_made == len(added)
             assert shards(tree) == (count, count)
             assert remote_content(tree.lake) == in_a_new_lake(tree, tmp_path)
-            there = units
+            previous = units
 
 
 class TestSubjectsAndFailures:
@@ -170,10 +171,10 @@ class TestSubjectsAndFailures:
         resources = {name(number): tree.resources("ImagingStudy", name(number)) for number in range(6)}
         touch(tree.write(f"{name(2)}/1.dcm", PatientID="P-2", StudyDescription="changed"))
         add(tree, range(6, 20))
-        asked = [name(1), name(7)]
+        selected = [name(1), name(7)]
 
-        assert run(tree, subjects=asked)[1] == [f"{name(7)}/1.dcm"]
-        assert tree.build(subjects=asked).units_made == 1
+        assert run(tree, subjects=selected)[1] == [f"{name(7)}/1.dcm"]
+        assert tree.build(subjects=selected).units_made == 1
 
         assert shards(tree) == (4, 4)
         after = committed(tree)
@@ -194,9 +195,10 @@ class TestSubjectsAndFailures:
         tree.crawl()
 
         def fail() -> None:
-            raise RuntimeError("something nobody thought of")
+            raise RuntimeError("an unexpected error")
 
-        answer = again(tree, Watched(tree.source, before={f"{name(2)}/1.dcm": fail, f"{name(9)}/1.dcm": fail}))
+        failing = {f"{name(2)}/1.dcm": fail, f"{name(9)}/1.dcm": fail}
+        answer = extract_from(tree, WatchedSource(tree.source, before=failing))
         tree.build()
 
         assert (answer.units_failed, answer.units_made) == (2, 5)
@@ -285,8 +287,8 @@ class TestLargeUnitsAndDuplicates:
             added = add(tree, range(6, units))
             run(tree)
             tree.build()
-            marks = [rows(tree, unit)[f"{unit}/2.dcm"]["duplicate"] for unit in copies]
-            assert marks == [None, "conflict", "conflict"], added
+            flags = [rows(tree, unit)[f"{unit}/2.dcm"]["duplicate"] for unit in copies]
+            assert flags == [None, "conflict", "conflict"], added
             assert_same(tree, tmp_path)
         assert len({assign_shard(unit, 8) for unit in copies}) > 1
         (tree.root / f"primary/{name(1)}/2.dcm").unlink()
@@ -298,7 +300,7 @@ class TestLargeUnitsAndDuplicates:
 
 @contextmanager
 def killed_in_the_exchange(moment: int) -> Iterator[None]:
-    """Die before the marker is put in place (-1), or before the n-th rename of a folder."""
+    """Raise before the marker is written (-1), or before the n-th rename of a folder."""
     replace, rename = Path.replace, Path.rename
     done: list[Path] = []
 
@@ -333,7 +335,7 @@ class TestKilledRuns:
         tree.crawl(accept_missing=True)
         with killed_in_the_exchange(moment):
             tree.extract()
-        assert run(tree)[1] == []  # what was read is there
+        assert run(tree)[1] == []  # the result of the killed run is used
         tree.build()
         assert_same(tree, tmp_path)
 
@@ -377,7 +379,7 @@ class TestKilledRuns:
 
 
 def shards_changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[int]:
-    """The shards of which some file of the build is another one."""
+    """The shards in which a file of the build has changed."""
     names = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     numbers = {
         path.rpartition("/")[2].partition(".")[0] for path in names if path.startswith(("fhir", "commits/build"))
@@ -410,13 +412,13 @@ class TestChangedInputs:
 
     def test_a_study_in_several_shards_is_rebuilt_if_one_unit_changes(self, tree: Tree, tmp_path: Path) -> None:
         add(tree, range(40))
-        one, other = name(1), name(2)
-        assert assign_shard(one, 8) != assign_shard(other, 8)
-        for unit in (one, other):
+        first, second = name(1), name(2)
+        assert assign_shard(first, 8) != assign_shard(second, 8)
+        for unit in (first, second):
             tree.write(f"{unit}/9.dcm", study="roaming", PatientID=unit)
-        with_crosswalk(tree, ("ds", one, "urn:x:persons", "p7"), ("ds", other, "urn:x:persons", "p7"))
+        with_crosswalk(tree, ("ds", first, "urn:x:persons", "p7"), ("ds", second, "urn:x:persons", "p7"))
         tree.run()
-        touch(tree.write(f"{other}/9.dcm", study="roaming", PatientID=other, SeriesDescription="changed"))
-        assert run(tree)[1] == [f"{other}/9.dcm"]
+        touch(tree.write(f"{second}/9.dcm", study="roaming", PatientID=second, SeriesDescription="changed"))
+        assert run(tree)[1] == [f"{second}/9.dcm"]
         assert tree.build().units_made == 2
         assert_same(tree, tmp_path)
