@@ -49,7 +49,7 @@ def name(number: int) -> str:
 
 
 def add(tree: Tree, numbers: Iterable[int], **tags: Any) -> list[str]:
-    """Write subjects of one file each, every fifth with an unusable StudyDate and no PatientSex; returns their paths."""
+    """Write subjects of one file each, every fifth with an unusable StudyDate and without sex; returns their paths."""
     paths = []
     for number in numbers:
         odd = number % 5 == 4
