@@ -39,7 +39,7 @@ from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import FhirSettings, Settings
 from dicom_etl.stages.upload import upload
 from dicom_etl.stages.verify import verify
-from tests.servers.hapi_server import HapiServer, running_hapi
+from tests.servers.hapi_server import HapiServer, run_hapi
 from tests.support.upload_lakes import DatasetFactory, Resource, Study, new_lake
 
 SERIES, LENGTH = 4, 50  # of each study: series, and instances of a series
@@ -326,7 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = {step.label: Row(step.label, given.studies) for steps in CONTENDERS for step in steps}
     per_server = max(1, (_HOLDS - len(CONTENDERS) * _WARM) // (len(CONTENDERS) * given.studies))
     for first in range(0, given.repeat, per_server):
-        with running_hapi(long_lived=True) as server:
+        with run_hapi(long_lived=True) as server:
             _turn(server, _WARM, Settings(fhir=fhir), CONTENDERS)
             for number in range(first, min(first + per_server, given.repeat)):
                 begins = number % len(CONTENDERS)  # a server becomes faster for some minutes: everybody is first once
@@ -364,7 +364,7 @@ def _compare_versions(given: argparse.Namespace) -> None:
     here = Path(__file__).resolve().parent.parent
     versions = {"this version": here, "the other version": Path(given.against).resolve()}
     turns: dict[str, list[dict[str, list[float]]]] = {name: [] for name in versions}
-    with running_hapi(long_lived=True) as server:
+    with run_hapi(long_lived=True) as server:
         for number in range(given.repeat + 1):  # the first turn warms the server up
             order = list(versions.items())[:: 1 if number % 2 else -1]
             for name, checkout in order:

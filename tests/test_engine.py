@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dicom_etl.engine import Engine, EngineError, ItemResult, WorkerDiedError
-from tests.servers.dask_cluster import DaskCluster, running_cluster
+from tests.servers.dask_cluster import DaskCluster, run_cluster
 from tests.support import worker_functions as work
 
 ROOT = Path(__file__).parents[1]
@@ -260,14 +260,14 @@ class TestDaskScheduler:
     def test_an_error_names_a_scheduler_without_workers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("dicom_etl.engine.WORKER_WAIT_SECONDS", 0.5)
         with (
-            running_cluster(tmp_path, workers=0) as cluster,
+            run_cluster(tmp_path, workers=0) as cluster,
             pytest.raises(EngineError, match=rf"has no worker: start one with `dask worker {cluster.address}`"),
         ):
             list(engine_of(cluster).map(work.double, range(3)))
 
     def test_a_scheduler_that_ends_meanwhile_is_one_sentence(self, tmp_path: Path) -> None:
         with ExitStack() as running:
-            cluster = running.enter_context(running_cluster(tmp_path))
+            cluster = running.enter_context(run_cluster(tmp_path))
             results = engine_of(cluster).map(work.get_process_id_slowly, range(1000))
             next(results)
             running.close()

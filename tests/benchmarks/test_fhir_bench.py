@@ -1,4 +1,4 @@
-"""The lake of the benchmark of FHIR resources: the build makes of it all studies with all instances."""
+"""The benchmark of FHIR resources: its lake gives all studies with all instances."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_lake_has_a_row_for_each_instance(lake: Lake) -> None:
         assert len({value.as_py() for value in values}) == STUDIES * INSTANCES
 
 
-def test_the_build_makes_all_of_it_and_finds_what_is_odd(lake: Lake, files: Path) -> None:
+def test_all_resources_and_some_findings_are_built(lake: Lake, files: Path) -> None:
     dataset = DatasetSettings(root=str(files), time_zone="Europe/Berlin")
     built = build(TreeSource(DATASET, files), lake, Settings(engine="serial"), dataset, Engine(), force=True)
     assert (built.units_made, built.studies, built.held) == (2, STUDIES, 0)
@@ -53,6 +53,6 @@ def test_the_build_makes_all_of_it_and_finds_what_is_odd(lake: Lake, files: Path
     assert {"values-conflict", "date-substituted", "body-part-unmapped"} <= set(codes)
 
 
-def test_what_was_not_made_is_no_figure(lake: Lake) -> None:
+def test_an_incomplete_build_is_an_error(lake: Lake) -> None:
     with pytest.raises(SystemExit, match=rf"and not {STUDIES + 1} with"):
         check_built(lake, STUDIES + 1)

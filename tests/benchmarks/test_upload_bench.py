@@ -1,4 +1,4 @@
-"""The benchmark of the upload: each way brings the whole load, in as many requests as it is said to take."""
+"""The benchmark of the upload: each contender uploads everything, with the expected requests."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def writes(requests: Counter[str]) -> dict[str, int]:
     return {kind: number for kind, number in requests.items() if not kind.startswith("GET ")}
 
 
-def test_a_study_is_as_large_as_a_built_one(load: Load) -> None:
+def test_a_study_is_as_large_as_one_of_a_build(load: Load) -> None:
     for patient, study in load.pairs():
         assert 35_000 < len(orjson.dumps(study)) < 40_000
         assert "id" not in patient | study
 
 
-def test_ours_sends_each_resource_once_and_nothing_again(load: Load, hapi: HapiServer) -> None:
+def test_the_upload_sends_each_resource_once(load: Load, hapi: HapiServer) -> None:
     first, again, verified = (measured(step, hapi, load).requests for step in CONTENDERS[0])
 
-    # the Endpoint; Patients: two and one; studies each by itself
+    # transactions: the Endpoint, two Patients, one Patient; each study is too large for a transaction
     assert writes(first) == {"POST transaction": 3, "PUT ImagingStudy": 3}
     assert writes(again) == writes(verified) == {}
     assert again["GET metadata"] == 1
@@ -56,13 +56,15 @@ def test_ours_sends_each_resource_once_and_nothing_again(load: Load, hapi: HapiS
         ),
     ],
 )
-def test_the_other_ways_send_one_by_one(label: str, wanted: Counter[str], load: Load, hapi: HapiServer) -> None:
+def test_other_contenders_send_resources_one_by_one(
+    label: str, wanted: Counter[str], load: Load, hapi: HapiServer
+) -> None:
     sample = measured(STEPS[label], hapi, load)
 
     assert sample.requests == wanted
     assert sample.seconds > 0
 
 
-def test_what_did_not_come_is_no_figure(load: Load, hapi: HapiServer) -> None:
+def test_an_incomplete_upload_is_an_error(load: Load, hapi: HapiServer) -> None:
     with pytest.raises(SystemExit, match="idle: the server has"):
         measured(Step("idle", lambda url, load: None), hapi, load)

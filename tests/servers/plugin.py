@@ -1,9 +1,9 @@
-"""The pytest plugin that gives tests their servers; loaded by ``tests/conftest.py``.
+"""The pytest plugin with the fixtures of the test servers; loaded by ``tests/conftest.py``.
 
-Session fixtures run once per xdist worker, a server of each kind is wanted once per run. So the process that
-controls the run (the only one, without xdist) makes a folder and hands its path to the workers. The first worker
-that needs a server takes the kind's lock in that folder, starts the server and writes down where it is; the others
-read that. The controller stops it when all is done. How a server is built and started belongs in its own module.
+Session fixtures run once per xdist worker, but a server of each kind is needed once per run. So the controlling process
+of the run (the only one without xdist) creates a folder and passes its path to the workers. The first worker that needs
+a server takes the lock of its kind in that folder, starts the server and writes its state to a file, which the others
+read. The controller stops the server at the end. The modules of the servers build and start them.
 """
 
 import os
@@ -30,7 +30,7 @@ _WORKER_INPUT = "dicom_etl_servers"
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a server that the run shares is started (in a folder, until the process `owner` ends) and stopped."""
+    """A kind of shared server: functions that start it (in a folder, until the process `owner` ends) and stop it."""
 
     start: Callable[[Path, int], Any]
     stop: Callable[[Any], None]
@@ -46,7 +46,7 @@ _SHARED = {
 
 @dataclass(frozen=True)
 class _Run:
-    """What the processes of one test run share: a folder, and who outlives all workers."""
+    """The shared folder of a test run, and the process that outlives all its workers."""
 
     folder: Path
     controller: int
@@ -56,7 +56,7 @@ _RUN = pytest.StashKey[_Run]()
 
 
 class HapiFactory(Protocol):
-    """Starts a server that only this test sees; the flags are those of ``running_hapi``."""
+    """Starts a server for one test; the flags are those of ``run_hapi``."""
 
     def __call__(
         self,
@@ -71,13 +71,13 @@ class HapiFactory(Protocol):
 
 
 class MedplumFactory(Protocol):
-    """Starts an empty server that only this test sees; the flag is that of ``running_medplum``."""
+    """Starts an empty server for one test; the flag is that of ``run_medplum``."""
 
     def __call__(self, *, client_ids: bool = True) -> MedplumServer: ...
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    worker_input = getattr(config, "workerinput", None)  # xdist gives it to workers alone
+    worker_input = getattr(config, "workerinput", None)  # only workers of xdist have it
     if worker_input is not None:
         folder, controller = worker_input[_WORKER_INPUT]
         config.stash[_RUN] = _Run(Path(folder), controller)
@@ -87,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """xdist is about to start a worker."""
+    """Pass the run to a worker that xdist is about to start."""
     run = node.config.stash[_RUN]
     node.workerinput[_WORKER_INPUT] = (str(run.folder), run.controller)
 
@@ -97,7 +97,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if run is None or hasattr(config, "workerinput"):
         return
     for name, kind in _SHARED.items():
-        # The lock: a worker that was told to stop may still be starting the server.
+        # The lock: a worker that is being stopped may still be starting the server.
         with FileLock(run.folder / f"{name}.lock"):
             server = _read_state(run.folder, name)
             if server is not None and not isinstance(server, str):
@@ -107,84 +107,84 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def hapi(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> HapiServer:
-    """The strict R4 server that all tests of the run share: use identifiers that no other test uses."""
-    return _shared("hapi-r4", pytestconfig, tmp_path_factory)
+    """The strict R4 server, shared by all tests of the run: use identifiers that no other test uses."""
+    return _get_shared("hapi-r4", pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def hapi_r5(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> HapiServer:
-    """The same in R5, started when a test asks for it: it takes 16 s and 1.4 GB more."""
-    return _shared("hapi-r5", pytestconfig, tmp_path_factory)
+    """The same in R5; its start takes 16 s, and it needs 1.4 GB more."""
+    return _get_shared("hapi-r5", pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def medplum(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> MedplumServer:
-    """The Medplum server (R4) that all tests of the run share: use identifiers that no other test uses."""
-    return _shared("medplum", pytestconfig, tmp_path_factory)
+    """The Medplum server (R4), shared by all tests of the run: use identifiers that no other test uses."""
+    return _get_shared("medplum", pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def postgres(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> PostgresServer:
-    """The PostgreSQL server that all tests of the run share; `postgres_url` gives a test its own database on it."""
-    return _shared("postgres", pytestconfig, tmp_path_factory)
+    """The PostgreSQL server, shared by all tests of the run; `postgres_url` is a database of it for one test."""
+    return _get_shared("postgres", pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture
 def postgres_url(postgres: PostgresServer) -> Iterator[str]:
-    """The SQLAlchemy URL of an empty PostgreSQL database that only this test sees."""
+    """The SQLAlchemy URL of an empty PostgreSQL database for one test."""
     with postgres_server.fresh_database(postgres) as url:
         yield url
 
 
 @pytest.fixture
 def hapi_factory(tmp_path: Path) -> Iterator[HapiFactory]:
-    """Starts servers with flags of one's own (empty, R5, with a token, kept on disk) and stops them."""
+    """Starts servers with flags (empty, R5, with a token, with data on disk), and stops them after the test."""
     with ExitStack() as servers:
 
         def start(**flags: Any) -> HapiServer:
             folder = tmp_path / f"hapi-{len(list(tmp_path.glob('hapi-*')))}"
-            with _plain_failure():
-                return servers.enter_context(hapi_server.running_hapi(folder=folder, **flags))
+            with _fail_in_one_sentence():
+                return servers.enter_context(hapi_server.run_hapi(folder=folder, **flags))
 
         yield start
 
 
 @pytest.fixture
 def medplum_factory(tmp_path: Path) -> Iterator[MedplumFactory]:
-    """Starts Medplum servers of one's own (empty, without client ids) and stops them."""
+    """Starts Medplum servers (empty, without client ids), and stops them after the test."""
     with ExitStack() as servers:
 
         def start(**flags: Any) -> MedplumServer:
             folder = tmp_path / f"medplum-{len(list(tmp_path.glob('medplum-*')))}"
-            with _plain_failure():
-                return servers.enter_context(medplum_server.running_medplum(folder=folder, **flags))
+            with _fail_in_one_sentence():
+                return servers.enter_context(medplum_server.run_medplum(folder=folder, **flags))
 
         yield start
 
 
 @contextmanager
-def _plain_failure() -> Iterator[None]:
-    """What is missing is said in a sentence; the way through this module would only hide it."""
+def _fail_in_one_sentence() -> Iterator[None]:
+    """Turn a missing server into a failure without a traceback, since its message says what is missing."""
     try:
         yield
     except ServerUnavailableError as error:
         pytest.fail(str(error), pytrace=False)
 
 
-def _shared(name: str, config: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def _get_shared(name: str, config: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
     run = config.stash[_RUN]
     with FileLock(run.folder / f"{name}.lock"):
         server = _read_state(run.folder, name)
         if server is None:
-            server = _start_shared(_SHARED[name], tmp_path_factory.mktemp(name), run.controller)
+            server = _start_get_shared(_SHARED[name], tmp_path_factory.mktemp(name), run.controller)
             (run.folder / f"{name}.pickle").write_bytes(pickle.dumps(server))
     if isinstance(server, str):
         pytest.fail(server, pytrace=False)
     return server
 
 
-def _start_shared(kind: _Kind, folder: Path, owner: int) -> Any:
-    """The started server, or why there is none: the other workers need not wait to fail in the same way."""
+def _start_get_shared(kind: _Kind, folder: Path, owner: int) -> Any:
+    """The started server, or the text of the error, so that other workers fail at once with the same text."""
     try:
         return kind.start(folder, owner)
     except ServerUnavailableError as error:
@@ -192,6 +192,6 @@ def _start_shared(kind: _Kind, folder: Path, owner: int) -> Any:
 
 
 def _read_state(folder: Path, name: str) -> Any:
-    """The server that a process of this run started, why it could not, or None."""
+    """The server that a process of this run started, or the text of its error; None before that."""
     path = folder / f"{name}.pickle"
     return pickle.loads(path.read_bytes()) if path.exists() else None

@@ -1,6 +1,6 @@
-"""Starts and stops a PostgreSQL server of the system's package, in a temporary folder of its own.
+"""A PostgreSQL server of the system's package in a temporary folder: start and stop.
 
-Nothing here knows pytest: the fixtures are in ``plugin.py``.
+This module does not use pytest: the fixtures are in ``plugin.py``.
 """
 
 import os
@@ -21,7 +21,7 @@ import psycopg
 from tests.servers import server_process
 from tests.servers.server_process import ServerUnavailableError, launch, run_build, wait_until_ready
 
-__all__ = ["PostgresServer", "fresh_database", "running_postgres", "start", "stop"]
+__all__ = ["PostgresServer", "fresh_database", "run_postgres", "start", "stop"]
 
 NAME = "PostgreSQL test server"
 DEBIAN_VERSIONS = Path("/usr/lib/postgresql")
@@ -31,12 +31,12 @@ START_ATTEMPTS = 5
 READY = "database system is ready to accept connections"
 ADDRESS_IN_USE = "could not bind IPv4 address"
 
-# Its data need not outlive the power: writes are not waited for.
+# Faster, since the data need not survive a power failure.
 OPTIONS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "listen_addresses=127.0.0.1")
 
-# PostgreSQL has no option to end with another process, so a shell waits for the end of the owner ($1) or of the
-# server ($2) and removes the folder ($3) afterwards: a killed run leaves nothing behind. An ended server that its
-# parent has not reaped yet is still there for kill -0, but without its postmaster.pid.
+# PostgreSQL has no option to end with another process. So a shell waits for the end of the owner ($1) or of the
+# server ($2) and then removes the folder ($3), also after a killed run. kill -0 also finds a server that has ended and
+# was not waited for by its parent, but then there is no postmaster.pid.
 GUARD = """
 runs() { kill -0 "$1" && [ -e "$2/data/postmaster.pid" ]; }
 while kill -0 "$1" && runs "$2" "$3"; do sleep 0.5; done
@@ -48,9 +48,12 @@ rm -rf "$3"
 
 @dataclass(frozen=True)
 class PostgresServer:
-    """A server whose database ``postgres`` is at ``url`` (``postgresql+psycopg://postgres@127.0.0.1:<port>/postgres``).
+    """A running server.
 
-    ``folder`` has its data, its log and its Unix socket.
+    Attributes:
+        url: of its database ``postgres`` (``postgresql+psycopg://postgres@127.0.0.1:<port>/postgres``).
+        pid: its process id.
+        folder: of its data, its log and its Unix socket.
     """
 
     url: str
@@ -59,8 +62,8 @@ class PostgresServer:
 
 
 @contextmanager
-def running_postgres() -> Iterator[PostgresServer]:
-    """A server of one's own, stopped at the end."""
+def run_postgres() -> Iterator[PostgresServer]:
+    """Run a separate server until the end of the block."""
     server = start()
     try:
         yield server
@@ -69,13 +72,15 @@ def running_postgres() -> Iterator[PostgresServer]:
 
 
 def start(*, owner: int | None = None) -> PostgresServer:
-    """Make an empty cluster and start a server on it, on a free port of 127.0.0.1; returns when it answers.
+    """Create an empty cluster and start its server on a free port of 127.0.0.1; returns when it answers.
 
-    Everybody on this machine may connect as ``postgres``, without a password. The server ends by itself when the
-    process ``owner`` does, which is this process unless told otherwise.
+    Any user of this machine may connect as ``postgres`` without a password.
+
+    Args:
+        owner: process with which the server ends; default: this process.
     """
     binaries = _find_binaries()
-    # Not below pytest's folders: those of root are closed to the user that the server runs as.
+    # Not in a folder of pytest: the user of the server has no access to those of root.
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     try:
         user = _server_user()
@@ -94,7 +99,7 @@ def start(*, owner: int | None = None) -> PostgresServer:
 
 
 def _find_binaries() -> Path:
-    """The folder of the newest server: Debian installs each version beside the others, and none on the PATH."""
+    """The folder of the newest server; Debian installs several versions, and none of them on the PATH."""
     installed = [path.parent for path in DEBIAN_VERSIONS.glob("*/bin/postgres")]
     if installed:
         return max(installed, key=lambda folder: float(folder.parent.name))
@@ -105,18 +110,18 @@ def _find_binaries() -> Path:
 
 
 def _server_user() -> str | None:
-    """The user to run it as, where this is root, as which PostgreSQL refuses to run."""
+    """The user of the server if this process is root, since PostgreSQL refuses to run as root."""
     if os.getuid() != 0:
         return None
     return "postgres" if any(user.pw_name == "postgres" for user in pwd.getpwall()) else "nobody"
 
 
 def _launch(binaries: Path, folder: Path, options: dict[str, object]) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the server; the port is free when looked for, and may be lost to another process before it is used."""
+    """Start the server on a free port; repeats that if another process takes the port first."""
     log_path = folder / "server.log"
     settings = [f"-c{option}" for option in (*OPTIONS, f"unix_socket_directories={folder}")]
     for attempt in range(1, START_ATTEMPTS + 1):
-        port = _free_port()
+        port = find_free_port()
         command = [str(binaries / "postgres"), "-D", str(folder / "data"), "-p", str(port), *settings]
         process = launch(command, log_path, **options)
         try:
@@ -129,10 +134,10 @@ def _launch(binaries: Path, folder: Path, options: dict[str, object]) -> tuple[s
     return process, port
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+def find_free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _guard(owner: int, pid: int, folder: Path) -> None:
@@ -141,12 +146,12 @@ def _guard(owner: int, pid: int, folder: Path) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # an interrupt of the owner's terminal does not end it
+        start_new_session=True,  # not ended by Ctrl-C in the owner's terminal
     )
 
 
 def stop(server: PostgresServer) -> None:
-    """End the server and remove its folder; a server that has ended already is no error."""
+    """End the server and remove its folder; does nothing if it has ended already."""
     # SIGINT disconnects clients, SIGTERM waits for them (PostgreSQL, "Shutting Down the Server").
     server_process.stop(server.pid, str(server.folder), number=signal.SIGINT)
     shutil.rmtree(server.folder, ignore_errors=True)
@@ -154,7 +159,7 @@ def stop(server: PostgresServer) -> None:
 
 @contextmanager
 def fresh_database(server: PostgresServer) -> Iterator[str]:
-    """The URL of an empty database of one's own, which is dropped at the end."""
+    """The URL of a new, empty database, which is dropped at the end of the block."""
     name = f"test_{uuid.uuid4().hex}"
     _execute(server, f"CREATE DATABASE {name}")
     try:

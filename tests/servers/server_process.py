@@ -1,6 +1,6 @@
-"""The process of a test server: starts it, waits until it answers, stops it by its process id.
+"""The process of a test server: start, wait for its first answer, and stop by process id.
 
-What is started, and what an answer looks like, belongs in the module of each server.
+The module of each server has its command and recognizes its answers.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -15,14 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ServerUnavailableError", "answers", "launch", "run_build", "stop", "wait_until_ready"]
+__all__ = ["ServerUnavailableError", "connects", "is_answering", "launch", "run_build", "stop", "wait_until_ready"]
 
-STOP_TIMEOUT = 5.0  # seconds; HAPI with open connections does not end by itself, and its data is of one test
+STOP_TIMEOUT = 5.0  # seconds; HAPI does not end while connections are open, and its data need not be kept
 
-# A proxy of the environment must not see requests for 127.0.0.1.
+# Does not use a proxy of the environment.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-# Servers that this process started: waiting for a child reaps it, and keeps its id from being used again.
+# Servers that this process started. A child that has not been waited for keeps its id, so that no other process has it.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
@@ -31,10 +32,10 @@ class ServerUnavailableError(RuntimeError):
 
 
 def run_build(name: str, command: Sequence[str], *, timeout: float, **options: Any) -> None:
-    """Run one step of the build of the server `name`; `options` are those of `subprocess.run`.
+    """Run a step of the build of the server `name`; `options` are those of `subprocess.run`.
 
     Raises:
-        ServerUnavailableError: it failed; the message has the end of its output.
+        ServerUnavailableError: the step failed; the message has the end of its output.
     """
     try:
         build = subprocess.run(
@@ -55,7 +56,7 @@ def run_build(name: str, command: Sequence[str], *, timeout: float, **options: A
     if build.returncode:
         raise ServerUnavailableError(
             f"The {name} could not be built: `{' '.join(command)}` ended with {build.returncode}. "
-            f"`make setup-test` installs what it needs. The end of its output:\n{_last_lines(build.stdout)}"
+            f"`make setup-test` installs its requirements. The end of the output:\n{_last_lines(build.stdout)}"
         )
 
 
@@ -71,10 +72,10 @@ def wait_until_ready(
     name: str,
     process: subprocess.Popen[bytes],
     log_path: Path,
-    address_in: Callable[[str], str | None],
+    find_address: Callable[[str], str | None],
     timeout: float,
 ) -> str:
-    """Wait for the address that `address_in` finds with the log's text; a server that does not get there is stopped.
+    """Wait until `find_address` finds the server's address in the text of the log; otherwise stop the server.
 
     Raises:
         ServerUnavailableError: the server ended or took too long; the message has the end of its log.
@@ -84,9 +85,9 @@ def wait_until_ready(
     try:
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                problem = f"ended with {process.returncode} at its start"
+                problem = f"ended with {process.returncode} while starting"
                 break
-            address = address_in(log_path.read_text(errors="replace"))
+            address = find_address(log_path.read_text(errors="replace"))
             if address is not None:
                 return address
             time.sleep(0.05)
@@ -97,8 +98,8 @@ def wait_until_ready(
         raise
 
 
-def answers(url: str) -> bool:
-    """Whether GET of `url` succeeds."""
+def is_answering(url: str) -> bool:
+    """Whether a GET of the URL succeeds."""
     try:
         with _OPENER.open(url, timeout=30) as response:
             return bool(response.status == 200)
@@ -107,12 +108,12 @@ def answers(url: str) -> bool:
 
 
 def stop(pid: int, program: str, *, number: int = signal.SIGTERM, timeout: float = STOP_TIMEOUT) -> None:
-    """End a server with signal `number`, by force after `timeout` seconds; one that has ended already is no error.
+    """End a server; does nothing if it has ended already.
 
     Args:
-        pid: its process, which another process may have started.
-        program: occurs in its command line; a process without it is not this server (any more).
-        number: the signal that ends it.
+        pid: its process id; another process may have started it.
+        program: text in its command line; a process without it is not this server.
+        number: signal that ends it.
         timeout: seconds until it is killed.
     """
     child = _children.get(pid)
@@ -133,22 +134,31 @@ def _stop_child(process: subprocess.Popen[bytes], number: int, timeout: float) -
 
 
 def _stop_other(pid: int, program: str, number: int, timeout: float) -> None:
-    for attempt, patience in ((number, timeout), (signal.SIGKILL, 5.0)):
-        if not _runs(pid, program):
+    for signal_number, seconds in ((number, timeout), (signal.SIGKILL, 5.0)):
+        if not _is_running(pid, program):
             return
-        os.kill(pid, attempt)
-        deadline = time.monotonic() + patience
-        while _runs(pid, program) and time.monotonic() < deadline:
+        os.kill(pid, signal_number)
+        deadline = time.monotonic() + seconds
+        while _is_running(pid, program) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
-def _runs(pid: int, program: str) -> bool:
-    """Whether `pid` is this server: not ended but unreaped, and not another program by now."""
+def _is_running(pid: int, program: str) -> bool:
+    """Whether the process is this server, and neither a zombie nor another program that has its id now."""
     try:
         if Path("/proc/self").exists():
             return program.encode() in Path("/proc", str(pid), "cmdline").read_bytes()
         os.kill(pid, 0)
     except (FileNotFoundError, ProcessLookupError):
+        return False
+    return True
+
+
+def connects(host: str, port: int) -> bool:
+    """Whether a process accepts connections at this address."""
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
         return False
     return True
 

@@ -1,10 +1,9 @@
-"""The FHIR test server itself: what other tests take for granted when they use it."""
+"""The FHIR test server: the properties on which other tests rely."""
 
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -18,6 +17,7 @@ import pytest
 from tests.servers import hapi_server
 from tests.servers.hapi_server import HapiServer, ServerUnavailableError, validate
 from tests.servers.plugin import HapiFactory
+from tests.servers.server_process import connects
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ def get(url: str, **headers: str) -> dict[str, Any]:
 
 
 def send(method: str, url: str, resource: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Status and content of the answer, also where it is a refusal."""
+    """Status and content of the answer, whatever the status."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     body = json.dumps(resource).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/fhir+json"}, method=method)
@@ -69,7 +69,7 @@ def send(method: str, url: str, resource: dict[str, Any]) -> tuple[int, dict[str
 
 
 def update_create(base_url: str) -> set[bool | None]:
-    """What the server says of the ids of clients, over all types."""
+    """The values of `updateCreate` over all resource types."""
     [rest] = get(f"{base_url}/metadata")["rest"]
     return {offered.get("updateCreate") for offered in rest["resource"]}
 
@@ -79,27 +79,19 @@ def conditional_put(full_url: str, condition: str, resource: dict[str, Any]) -> 
     return {"fullUrl": full_url, "resource": resource, "request": {"method": "PUT", "url": f"{kind}?{condition}"}}
 
 
-def connects(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-def test_the_shared_server_speaks_r4(hapi: HapiServer) -> None:
+def test_the_shared_server_has_version_r4(hapi: HapiServer) -> None:
     capabilities = get(f"{hapi.base_url}/metadata")
 
     assert capabilities["resourceType"] == "CapabilityStatement"
     assert capabilities["fhirVersion"] == "4.0.1"
 
 
-def test_the_shared_r5_server_is_one_of_its_own(hapi: HapiServer, hapi_r5: HapiServer) -> None:
+def test_the_shared_r5_server_is_a_separate_server(hapi: HapiServer, hapi_r5: HapiServer) -> None:
     assert hapi_r5.base_url != hapi.base_url
     assert get(f"{hapi_r5.base_url}/metadata")["fhirVersion"] == "5.0.0"
 
 
-def test_an_imaging_study_is_judged_by_its_version(hapi: HapiServer, hapi_r5: HapiServer) -> None:
+def test_an_imaging_study_is_validated_in_the_version_of_the_server(hapi: HapiServer, hapi_r5: HapiServer) -> None:
     study = imaging_study()
     study["series"][0]["modality"] = {"coding": [study["series"][0]["modality"]]}
 
@@ -108,12 +100,12 @@ def test_an_imaging_study_is_judged_by_its_version(hapi: HapiServer, hapi_r5: Ha
     assert validate(hapi_r5.base_url, imaging_study()) != []
 
 
-def test_the_shared_server_listens_on_127_0_0_1_alone(hapi: HapiServer) -> None:
+def test_the_shared_server_listens_only_on_127_0_0_1(hapi: HapiServer) -> None:
     port = urlsplit(hapi.base_url).port
     assert port is not None
 
     assert connects("127.0.0.1", port)
-    # All of 127/8 is this machine: a server that listens on every address answers here, and ours must not.
+    # All of 127/8 is this machine: here, only a server that listens on all addresses would answer.
     assert not connects("127.0.0.2", port)
     assert not connects("::1", port)
 
@@ -129,38 +121,40 @@ def test_an_imaging_study_without_subject_has_an_error(hapi: HapiServer) -> None
     assert "ImagingStudy.subject" in error["diagnostics"]
 
 
-def test_what_the_server_cannot_parse_is_an_error_as_well(hapi: HapiServer) -> None:
+def test_a_resource_that_cannot_be_parsed_has_an_error(hapi: HapiServer) -> None:
     [error] = validate(hapi.base_url, imaging_study(subjekt={}))
 
     assert "subjekt" in error["diagnostics"]
 
 
-def test_a_private_server_keeps_its_flags_to_itself(hapi: HapiServer, hapi_factory: HapiFactory) -> None:
+def test_the_flags_of_a_separate_server_do_not_affect_the_shared_one(
+    hapi: HapiServer, hapi_factory: HapiFactory
+) -> None:
     private = hapi_factory(auth_token="open sesame")
 
     assert private.base_url != hapi.base_url
     assert get(f"{private.base_url}/metadata")["fhirVersion"] == "4.0.1"
-    with pytest.raises(urllib.error.HTTPError) as refused:
+    with pytest.raises(urllib.error.HTTPError) as caught:
         get(f"{private.base_url}/Patient")
-    refused.value.close()
-    assert refused.value.code == 401
+    caught.value.close()
+    assert caught.value.code == 401
     assert get(f"{private.base_url}/Patient", Authorization="Bearer open sesame")["resourceType"] == "Bundle"
 
 
-def test_a_server_may_take_no_ids_of_clients(hapi: HapiServer, hapi_factory: HapiFactory) -> None:
+def test_a_server_without_client_ids_assigns_all_ids(hapi: HapiServer, hapi_factory: HapiFactory) -> None:
     url = hapi_factory(client_ids=False).base_url
     patient = {"resourceType": "Patient", "identifier": [{"system": "urn:mrn", "value": "1"}]}
-    ours, person_url = "2fd1d1b4-4f0f-4d5e-9d39-1a1f5f0a6c51", f"urn:uuid:{'0' * 8}-0000-4000-8000-{'0' * 12}"
+    client_id, person_url = "2fd1d1b4-4f0f-4d5e-9d39-1a1f5f0a6c51", f"urn:uuid:{'0' * 8}-0000-4000-8000-{'0' * 12}"
 
     assert update_create(hapi.base_url) == {None}
     assert update_create(url) == {False}
 
-    status, outcome = send("PUT", f"{url}/Patient/{ours}", patient | {"id": ours})
+    status, outcome = send("PUT", f"{url}/Patient/{client_id}", patient | {"id": client_id})
     assert status == 404
     assert outcome["issue"][0]["diagnostics"].startswith("HAPI-0959: ")
     assert "client-assigned IDs are not enabled" in outcome["issue"][0]["diagnostics"]
 
-    entries = [  # the reference comes before what it refers to
+    entries = [  # the reference precedes the resource that it refers to
         conditional_put(
             "urn:uuid:11111111-1111-4111-8111-111111111111",
             "identifier=urn:dicom:uid%7Curn:oid:2.25.1",
@@ -178,17 +172,17 @@ def test_a_server_may_take_no_ids_of_clients(hapi: HapiServer, hapi_factory: Hap
     assert get(f"{url}/{study}")["subject"] == {"reference": person}
 
 
-def test_one_server_of_a_version_serves_all_workers_of_a_run_and_ends_with_it(tmp_path: Path) -> None:
+def test_all_workers_of_a_run_share_one_server_per_version(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["tests.servers.plugin"]\n')
     (tmp_path / "test_workers.py").write_text(
         "import os, pathlib, pytest\n"
         "@pytest.mark.parametrize('number', range(2))\n"
         "def test_worker(hapi, hapi_r5, number):\n"
         "    worker = os.environ['PYTEST_XDIST_WORKER']\n"
-        "    pathlib.Path(f'seen-by-{worker}').write_text(f'{hapi.base_url} {hapi_r5.base_url}')\n"
+        "    pathlib.Path(f'urls-of-{worker}').write_text(f'{hapi.base_url} {hapi_r5.base_url}')\n"
     )
 
-    done = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "2", "--dist", "each", "-p", "no:cacheprovider", "-q"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTEST_ADDOPTS": ""},
@@ -198,10 +192,10 @@ def test_one_server_of_a_version_serves_all_workers_of_a_run_and_ends_with_it(tm
         check=False,
     )
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    seen = {path.name: path.read_text() for path in tmp_path.glob("seen-by-*")}
-    assert sorted(seen) == ["seen-by-gw0", "seen-by-gw1"]
-    [urls] = set(seen.values())
+    assert run.returncode == 0, run.stdout + run.stderr
+    urls_by_worker = {path.name: path.read_text() for path in tmp_path.glob("urls-of-*")}
+    assert sorted(urls_by_worker) == ["urls-of-gw0", "urls-of-gw1"]
+    [urls] = set(urls_by_worker.values())
     ports = {urlsplit(url).port for url in urls.split()}
     assert len(ports) == 2
     for port in ports:
@@ -209,7 +203,7 @@ def test_one_server_of_a_version_serves_all_workers_of_a_run_and_ends_with_it(tm
         assert not connects("127.0.0.1", port)
 
 
-def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_missing_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda tool: None)
 
     with pytest.raises(ServerUnavailableError, match=re.escape("needs java on the PATH")) as error:
@@ -217,7 +211,7 @@ def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "`make setup-test` installs them" in str(error.value)
 
 
-def test_an_old_java_is_refused_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_java_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.22\" 2024-01-16' >&2\n")
     java.chmod(0o755)
@@ -227,7 +221,7 @@ def test_an_old_java_is_refused_by_its_version(tmp_path: Path, monkeypatch: pyte
         hapi_server.build()
 
 
-def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_start_has_the_end_of_the_log(tmp_path: Path) -> None:
     (tmp_path / "no-database").write_text("a file where the database's folder should be")
 
     with pytest.raises(ServerUnavailableError) as error:

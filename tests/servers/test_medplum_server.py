@@ -1,4 +1,4 @@
-"""What Medplum's FHIR router answers, with its in-memory repository: the table of ``medplum/README.md``, row by row."""
+"""The answers of Medplum's FHIR router with its in-memory repository: the table of ``medplum/README.md``."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ import pytest
 from tests.servers import medplum_server
 from tests.servers.medplum_server import MedplumServer
 from tests.servers.plugin import MedplumFactory
-from tests.servers.test_hapi_server import connects
+from tests.servers.server_process import connects
 
 REPOSITORY = Path(__file__).parents[2]
 SYSTEM = "urn:medplum-server-test"
@@ -42,7 +42,7 @@ class Answer:
 
 
 def send(method: str, url: str, body: Any = None, **headers: str) -> Answer:
-    """An answer of the server, also where it is a refusal; `headers` with underscores for hyphens."""
+    """The answer of the server, whatever its status; names of `headers` have underscores instead of hyphens."""
     content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(url, content, {"Content-Type": "application/fhir+json"} | names, method=method)
@@ -95,7 +95,7 @@ def ids(answer: Answer) -> list[str]:
     return [entry["resource"]["id"] for entry in answer.body.get("entry", [])]
 
 
-def test_the_capability_statement_is_ours_and_offers_what_an_upload_needs(medplum: MedplumServer) -> None:
+def test_the_capability_statement_permits_an_upload(medplum: MedplumServer) -> None:
     statement = send("GET", f"{medplum.base_url}/metadata").body
 
     assert (statement["resourceType"], statement["fhirVersion"]) == ("CapabilityStatement", "4.0.1")
@@ -146,7 +146,7 @@ def test_a_read_has_the_etag_and_an_unknown_id_is_404(medplum: MedplumServer) ->
     assert send("GET", url_of(medplum, new_patient())).status == 404
 
 
-def test_the_history_has_the_newest_version_first_whenever_it_is_asked(medplum: MedplumServer) -> None:
+def test_the_history_always_has_the_newest_version_first(medplum: MedplumServer) -> None:
     patient = new_patient()
     versions = [put(medplum, patient).body["meta"]["versionId"] for _ in range(3)]
 
@@ -219,7 +219,7 @@ def test_elements_is_ignored(medplum: MedplumServer) -> None:
     assert entry["search"] == {"mode": "match"}
 
 
-def test_an_unknown_search_parameter_or_type_finds_nothing_and_is_no_error(medplum: MedplumServer) -> None:
+def test_an_unknown_search_parameter_or_type_finds_nothing(medplum: MedplumServer) -> None:
     patient = new_patient()
     put(medplum, patient)
 
@@ -237,7 +237,7 @@ def test_escaped_characters_of_a_token_are_not_understood(medplum: MedplumServer
     assert ids(search(medplum, "Patient", identifier=token)) == []  # it should be found: FHIR R4, 3.1.1.4.1.1
 
 
-def test_references_are_not_checked_and_studies_are_found_by_them(medplum: MedplumServer) -> None:
+def test_references_are_searchable_and_not_checked(medplum: MedplumServer) -> None:
     patient = new_patient()
     study = {"resourceType": "ImagingStudy", "id": str(uuid.uuid4()), "status": "available"}
     study["subject"] = {"reference": f"Patient/{patient['id']}"}
@@ -249,7 +249,7 @@ def test_references_are_not_checked_and_studies_are_found_by_them(medplum: Medpl
     assert send("DELETE", url_of(medplum, patient)).status == 200  # although the study refers to it
 
 
-def test_content_is_not_validated_but_type_and_id_are(medplum: MedplumServer) -> None:
+def test_only_type_and_id_are_validated(medplum: MedplumServer) -> None:
     patient = new_patient(birthDate="soon", unknownElement=1)
     assert put(medplum, patient).status == 200
 
@@ -269,7 +269,7 @@ def test_a_gzip_body_is_read_and_another_encoding_is_415(medplum: MedplumServer)
     assert send("PUT", url_of(medplum, patient), packed, Content_Encoding="br").status == 415
 
 
-def test_a_transaction_answers_with_the_resource_instead_of_the_version(medplum: MedplumServer) -> None:
+def test_a_transaction_returns_resources_without_etags(medplum: MedplumServer) -> None:
     patient = new_patient()
     answer = post_bundle(medplum, "transaction", put_entry(patient))
 
@@ -373,7 +373,7 @@ def test_a_server_may_refuse_client_ids(medplum_factory: MedplumFactory) -> None
     assert put(server, created.body).status == 200
 
 
-def test_a_private_server_is_empty_and_listens_on_127_0_0_1_alone(
+def test_a_separate_server_is_empty_and_listens_on_127_0_0_1(
     medplum: MedplumServer, medplum_factory: MedplumFactory
 ) -> None:
     put(medplum, new_patient())
@@ -388,7 +388,7 @@ def test_a_private_server_is_empty_and_listens_on_127_0_0_1_alone(
 
 
 def test_a_stopped_server_frees_its_port(tmp_path: Path) -> None:
-    with medplum_server.running_medplum(folder=tmp_path) as server:
+    with medplum_server.run_medplum(folder=tmp_path) as server:
         port = urlsplit(server.base_url).port
         assert port is not None
 
@@ -422,7 +422,7 @@ def test_a_server_ends_with_its_owner(tmp_path: Path) -> None:
         ("no version", False),
     ],
 )
-def test_the_node_of_the_system_is_used_where_it_is_new_enough(
+def test_the_node_of_the_system_is_used_if_it_is_new_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, is_used: bool
 ) -> None:
     node = tmp_path / "node"
@@ -433,7 +433,7 @@ def test_the_node_of_the_system_is_used_where_it_is_new_enough(
     assert (medplum_server.find_node() == str(node)) is is_used
 
 
-def test_without_node_the_one_of_the_python_package_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_node_that_of_the_python_package_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
     version = subprocess.run([medplum_server.find_node(), "--version"], capture_output=True, text=True, check=True)

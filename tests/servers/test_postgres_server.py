@@ -1,4 +1,4 @@
-"""The PostgreSQL test server itself: what other tests take for granted when they use it."""
+"""The PostgreSQL test server: the properties on which other tests rely."""
 
 import os
 import subprocess
@@ -11,13 +11,13 @@ from sqlalchemy import create_engine, make_url, text
 
 from tests.servers import postgres_server
 from tests.servers.postgres_server import PostgresServer, ServerUnavailableError
-from tests.servers.test_hapi_server import connects
+from tests.servers.server_process import connects
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def execute(url: str, *statements: str) -> list[tuple[object, ...]]:
-    """Run statements in one connection of their own; returns the rows of the last."""
+    """Run statements in a new connection; returns the rows of the last one."""
     engine = create_engine(url)
     try:
         with engine.begin() as connection:
@@ -40,12 +40,12 @@ def test_a_table_survives_a_reconnect(postgres_url: str) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(2))
-def test_each_test_has_an_empty_database_of_its_own(postgres_url: str, attempt: int) -> None:
+def test_each_test_has_its_own_empty_database(postgres_url: str, attempt: int) -> None:
     assert execute(postgres_url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'") == []
     execute(postgres_url, "CREATE TABLE study (uid text)")
 
 
-def test_a_database_is_dropped_although_connections_to_it_are_open(postgres: PostgresServer) -> None:
+def test_a_database_with_open_connections_is_dropped(postgres: PostgresServer) -> None:
     with postgres_server.fresh_database(postgres) as url:
         connection = create_engine(url).connect()
         name = make_url(url).database
@@ -58,7 +58,7 @@ def test_text_is_utf_8(postgres_url: str) -> None:
     assert execute(postgres_url, "SHOW server_encoding") == [("UTF8",)]
 
 
-def test_the_server_listens_on_127_0_0_1_and_a_unix_socket_alone(postgres: PostgresServer) -> None:
+def test_it_listens_only_on_127_0_0_1_and_a_unix_socket(postgres: PostgresServer) -> None:
     port = port_of(postgres)
 
     assert connects("127.0.0.1", port)
@@ -68,12 +68,12 @@ def test_the_server_listens_on_127_0_0_1_and_a_unix_socket_alone(postgres: Postg
     assert execute(socket_url, "SELECT 1") == [(1,)]
 
 
-def test_two_servers_run_at_once_and_stopping_frees_port_and_folder() -> None:
-    with postgres_server.running_postgres() as first, postgres_server.running_postgres() as second:
+def test_stopping_two_servers_frees_their_ports_and_folders() -> None:
+    with postgres_server.run_postgres() as first, postgres_server.run_postgres() as second:
         execute(first.url, "CREATE TABLE only_in_the_first (uid text)")
         with pytest.raises(Exception, match="only_in_the_first"):
             execute(second.url, "SELECT * FROM only_in_the_first")
-        connection = create_engine(first.url).connect()  # an open connection does not keep it from stopping
+        connection = create_engine(first.url).connect()  # an open connection does not prevent the stop
 
     connection.invalidate()
     for server in (first, second):
@@ -81,18 +81,18 @@ def test_two_servers_run_at_once_and_stopping_frees_port_and_folder() -> None:
         assert not server.folder.exists()
 
 
-def test_a_server_ends_with_its_owner_and_leaves_nothing() -> None:
+def test_a_server_ends_with_its_owner_and_removes_its_folder() -> None:
     owner = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = "from tests.servers import postgres_server as p; s = p.start(owner={}); print(s.url, s.folder)"
+    script = "from tests.servers import postgres_server as p; s = p.start(owner={}); print(s.url, s.folder)"
     url, folder = subprocess.run(
-        [sys.executable, "-c", started.format(owner.pid)],
+        [sys.executable, "-c", script.format(owner.pid)],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
-    assert execute(url, "SELECT 1") == [(1,)]  # after the process that started it
+    assert execute(url, "SELECT 1") == [(1,)]  # the process that started it has ended
 
     owner.communicate()
     deadline = time.monotonic() + 20
@@ -104,18 +104,16 @@ def test_a_server_ends_with_its_owner_and_leaves_nothing() -> None:
     assert not connects("127.0.0.1", port)
 
 
-def test_another_port_is_taken_where_the_first_is_lost(
-    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ports = [port_of(postgres), postgres_server._free_port()]
-    monkeypatch.setattr(postgres_server, "_free_port", lambda: ports.pop(0))
+def test_another_port_is_used_if_the_first_is_taken(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = [port_of(postgres), postgres_server.find_free_port()]
+    monkeypatch.setattr(postgres_server, "find_free_port", lambda: ports.pop(0))
 
-    with postgres_server.running_postgres() as server:
+    with postgres_server.run_postgres() as server:
         assert execute(server.url, "SELECT 1") == [(1,)]
     assert ports == []
 
 
-def test_missing_binaries_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_error_names_missing_binaries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(postgres_server, "DEBIAN_VERSIONS", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
 

@@ -26,7 +26,7 @@ from dicom_etl.fhir_client.errors import UnreachableError
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings
 from dicom_etl.stages.upload import UploadSummary, upload
-from tests.servers.hapi_server import running_hapi
+from tests.servers.hapi_server import run_hapi
 from tests.support import server_content
 from tests.support.server_content import Resource
 from tests.support.upload_lakes import (
@@ -324,7 +324,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1000, help="the first of them (default: 1000)")
     chosen = parser.parse_args()
     made: Counter[str] = Counter()
-    with running_hapi() as server, tempfile.TemporaryDirectory(prefix="soak-") as folder:
+    with run_hapi() as server, tempfile.TemporaryDirectory(prefix="soak-") as folder:
         for done, seed in enumerate(range(chosen.first, chosen.first + chosen.seeds), 1):
             try:
                 made += scenario(seed, server.base_url, Path(folder, str(seed)))

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dicom_etl.lake.tables import Lake
-from tests.servers.hapi_server import running_hapi
-from tests.servers.postgres_server import fresh_database, running_postgres
+from tests.servers.hapi_server import run_hapi
+from tests.servers.postgres_server import fresh_database, run_postgres
 from tests.support.upload_lakes import new_lake
 from tests.upload.soak import kill_checks
 from tests.upload.soak.kill_checks import Checked
@@ -255,9 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = Size(chosen.studies, chosen.studies, chosen.per_seed, chosen.requests)
     failed = 0
     with ExitStack() as stack:
-        server = stack.enter_context(running_hapi(long_lived=True))
+        server = stack.enter_context(run_hapi(long_lived=True))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kills-")))
-        postgres = stack.enter_context(running_postgres()) if "postgresql" in chosen.databases else None
+        postgres = stack.enter_context(run_postgres()) if "postgresql" in chosen.databases else None
         for database in chosen.databases.split(","):
             counts: Counter[str] = Counter()
             rounds = -(-chosen.kills // chosen.per_seed)

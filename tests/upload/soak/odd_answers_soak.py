@@ -23,7 +23,7 @@ from dicom_etl.fhir_connection import get_server_name
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import Settings
 from dicom_etl.stages.upload import upload
-from tests.servers.hapi_server import running_hapi
+from tests.servers.hapi_server import run_hapi
 from tests.support.server_content import get, put, status, version, without_meta
 from tests.support.upload_lakes import (
     DatasetFactory,
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     options = parser.parse_args()
     failed = []
-    with tempfile.TemporaryDirectory() as folder, running_hapi(folder=Path(folder) / "hapi") as server:
+    with tempfile.TemporaryDirectory() as folder, run_hapi(folder=Path(folder) / "hapi") as server:
         for seed in range(options.first, options.first + options.seeds):
             try:
                 run_seed(server.base_url, Path(folder), seed, is_command=seed % 10 == 0)
