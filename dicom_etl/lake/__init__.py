@@ -1,1 +1,4 @@
-"""The output folder: its paths, table schemas, atomic writes, locks and fingerprints."""
+"""The lake, which is the output folder: schemas of its tables, atomic writes, recovery, locks, fingerprints, database.
+
+Not here: what the tables contain, which the stages decide.
+"""

@@ -1,7 +1,8 @@
 """Locks of datasets in PostgreSQL, so that runs on several machines exclude each other.
 
-A session-level advisory lock (PostgreSQL 15, 13.3.5) on a connection of its own: the server gives it back when that
-connection ends, also by a kill. A run whose connection was lost no longer holds the lock, so every commit asks first.
+A session-level advisory lock (PostgreSQL 15, 13.3.5) is held on a connection of its own: the server releases it when
+that connection ends, also after a kill. A run that lost this connection no longer holds the lock, so it is checked
+before each commit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from dicom_etl.lake.tables import Lake
 
-_PAUSE = 0.2  # seconds between two tries
+_PAUSE = 0.2  # seconds between two attempts
 _HELD = sa.text(
     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = :pid AND objsubid = 1 "
     "AND classid = :high AND objid = :low "
@@ -34,12 +35,19 @@ _HELD = sa.text(
 
 
 class LockLostError(DatabaseError):
-    """The connection that held the lock of a dataset was lost: another run may have it by now."""
+    """The connection that held the lock of a dataset was lost: another run may hold the lock by now."""
 
 
 @dataclass(frozen=True)
 class AdvisoryLock:
-    """A lock that is held. `pid` is that of the backend of its connection, `key` its number."""
+    """A lock that is held.
+
+    Attributes:
+        name: the dataset, or what datasets share.
+        connection: holds it.
+        pid: process id of the backend of the connection.
+        key: the number of the lock in PostgreSQL.
+    """
 
     name: str
     connection: Connection
@@ -47,7 +55,7 @@ class AdvisoryLock:
     key: int
 
     def require(self) -> None:
-        """Ask over the lock's own connection whether it is still held.
+        """Check over the connection of the lock that it is still held.
 
         Raises:
             LockLostError: it is not.
@@ -58,22 +66,24 @@ class AdvisoryLock:
             raise self._lost(describe_database_error(error)) from None
 
     def require_on(self, connection: Connection) -> None:
-        """As `require`, over another connection, and so in the transaction that depends on it.
+        """Check over another connection, and so in the transaction that depends on the lock.
 
         Raises:
             LockLostError: it is not held.
         """
         unsigned = self.key & 0xFFFFFFFFFFFFFFFF
-        where = {"pid": self.pid, "high": unsigned >> 32, "low": unsigned & 0xFFFFFFFF}
-        if not connection.execute(_HELD, where).scalar():
+        parameters = {"pid": self.pid, "high": unsigned >> 32, "low": unsigned & 0xFFFFFFFF}
+        if not connection.execute(_HELD, parameters).scalar():
             raise self._lost("its connection has ended")
 
-    def _lost(self, why: str) -> LockLostError:
-        return LockLostError(f"the lock of {self.name} in PostgreSQL was lost ({why}): the run was stopped; run again")
+    def _lost(self, reason: str) -> LockLostError:
+        return LockLostError(
+            f"the lock of {self.name} in PostgreSQL was lost ({reason}), so the run was stopped: run it again"
+        )
 
 
 def lock_key(lake_id: str, name: str) -> int:
-    """The number of a lock: 64 bits, signed, of the lake's id and the lock's name."""
+    """The number of a lock, 64 bits, signed: a hash of the id of the lake and the name of the lock."""
     digest = hashlib.sha256(f"{lake_id}\0{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
@@ -82,11 +92,11 @@ def lock_key(lake_id: str, name: str) -> int:
 def hold_advisory_lock(
     lake: Lake, name: str, doing: str, *, wait: float, notify: Callable[[str], None]
 ) -> Iterator[AdvisoryLock]:
-    """Hold the advisory lock of a dataset of the lake while the body runs.
+    """Hold the advisory lock of a dataset while the body runs.
 
     Args:
-        lake: whose `ledger_url` names the database.
-        name: of the dataset, or of what datasets share.
+        lake: its `ledger_url` is the address of the database.
+        name: the dataset, or what datasets share.
         doing: what the holder does, for others to read (`application_name` of the connection).
         wait: seconds to wait; 0 does not wait.
         notify: called once with a sentence when it has to wait.
@@ -110,7 +120,7 @@ def hold_advisory_lock(
         try:
             yield AdvisoryLock(name, connection, pid, key)
         finally:
-            with suppress(sa.exc.SQLAlchemyError):  # a connection that was lost holds nothing
+            with suppress(sa.exc.SQLAlchemyError):  # a lost connection holds no lock
                 connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
 
 
@@ -120,25 +130,25 @@ def _acquire(
     """Take the lock; returns the pid of the backend."""
     label = f"dicom-etl: {doing} on {socket.gethostname()} ({os.getpid()})"[:63]
     connection.execute(sa.text("SELECT set_config('application_name', :label, false)"), {"label": label})
-    until, told = time.monotonic() + wait, False
+    deadline, is_notified = time.monotonic() + wait, False
     while not connection.execute(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
         holder = _holder(connection, key)
-        if time.monotonic() >= until:
-            raise LockHeldError(f"{name} is being written by {holder}; try again when that has ended")
-        if not told:
+        if time.monotonic() >= deadline:
+            raise LockHeldError(f"{name} is being written by {holder}; run again when that has ended")
+        if not is_notified:
             notify(f"{name} is being written by {holder}; waiting up to {wait:.0f} s")
-            told = True
+            is_notified = True
         time.sleep(_PAUSE)
     return int(connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one())
 
 
 def _holder(connection: Connection, key: int) -> str:
     unsigned = key & 0xFFFFFFFFFFFFFFFF
-    found = connection.execute(
+    application = connection.execute(
         sa.text(
             "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
             "WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.classid = :high AND l.objid = :low"
         ),
         {"high": unsigned >> 32, "low": unsigned & 0xFFFFFFFF},
     ).scalar()
-    return str(found) if found else "another run"
+    return str(application) if application else "another run"

@@ -1,15 +1,16 @@
-"""Commits: what the files of a shard are, and how they change together.
+"""Commits: which files belong to a shard, and how they are replaced together.
 
-A shard of a stage is several files: tables, NDJSON. Its commit (`commits/<stage>/<dataset>/<shard>.parquet`) has one
-row per unit and, in its footer, the size and SHA-256 of each of these files. It is written last. Local lakes:
+A shard of a stage consists of several files: tables and NDJSON. Its commit
+(`commits/<stage>/<dataset>/<shard>.parquet`) has one row per unit and, in its footer, the size and SHA-256 of each of
+these files. It is written last. On a local lake:
 
-1. All files are written and synced under hidden, stable names (`.0003.parquet.new`), then a pending commit is.
-2. The files are renamed, the commit last.
+1. All files are written and synced under hidden, fixed names (`.0003.parquet.new`), then a pending commit.
+2. The files are renamed to their final names, the commit last.
 
-A run that is killed before the pending commit leaves the shard as before; one that is killed after it leaves a shard
-that `recover` completes. Where the number of shards changes, all files are written into hidden folders, which
-are exchanged in the same way (`exchange_folders`). A lake on an object store has no renames: there the commit is
-removed first, files are copied out of hidden folders, and a shard without a commit is made again.
+If a run is killed before the pending commit is written, the shard stays as it was; if it is killed afterwards,
+`recovery` completes the shard. If the number of shards changes, all files are written into hidden folders, which are
+exchanged in the same way (`exchange_folders`). An object store has no renames: there the commit is removed first,
+files are copied out of the hidden folders, and a shard without a commit is rebuilt.
 
 Not here: which units are in which shard (`lake.shards`), reading rows (`lake.shard_reader`) and writing them
 (`lake.shard_writer`).
@@ -41,16 +42,22 @@ class DamagedShardError(LakeError):
     """A file of a shard does not match the size or digest in its commit; the text names it."""
 
     @classmethod
-    def of(cls, path: str) -> DamagedShardError:
+    def from_path(cls, path: str) -> DamagedShardError:
         """The error of a file."""
-        return cls(f"{path} does not match its commit: run `dicom-etl run` or `audit` again, which rebuilds it")
+        return cls(f"{path} does not match its commit: run `dicom-etl run` or `dicom-etl audit` again to rebuild it")
 
 
 @dataclass(frozen=True)
 class Commit:
     """What is stored in a shard of a stage.
 
-    `units` has the columns of the stage's table of commits; `files` the size and SHA-256 of each file by its path.
+    Attributes:
+        stage: `extract` or `build`.
+        dataset: its dataset.
+        shard: its number.
+        shards: how many shards the dataset has.
+        units: a row per unit, with the columns of the commits of the stage.
+        files: by path, the size in bytes and SHA-256 of each file.
     """
 
     stage: str
@@ -62,13 +69,13 @@ class Commit:
 
     @property
     def unit_names(self) -> list[str]:
-        """Its units, sorted."""
+        """The names of its units, sorted."""
         names: list[str] = self.units["unit"].to_pylist()
         return names
 
     @cached_property
     def rows(self) -> dict[str, dict[str, Any]]:
-        """The rows of its units, by unit."""
+        """The rows of `units`, by unit."""
         return {row["unit"]: row for row in self.units.to_pylist()}
 
 
@@ -76,7 +83,7 @@ class Commit:
 
 
 def read_commits(lake: Lake, stage: str, dataset: str) -> dict[int, Commit]:
-    """The commits of a dataset by shard. No commit at all where they disagree about the number of shards."""
+    """The commits of a dataset by shard; none if they do not agree on the number of shards."""
     commits: dict[int, Commit] = {}
     for name in lake.list_names(f"commits/{stage}/{encode_name(dataset)}", ".parquet"):
         if name.isdecimal() and (commit := read_commit(lake, stage, dataset, int(name))):
@@ -86,24 +93,24 @@ def read_commits(lake: Lake, stage: str, dataset: str) -> dict[int, Commit]:
 
 
 def read_commit(lake: Lake, stage: str, dataset: str, shard: int) -> Commit | None:
-    """The commit of a shard; None where there is none that can be read."""
+    """The commit of a shard; None if it does not exist or cannot be read."""
     content = lake.read_bytes(COMMITS[stage].path(dataset=dataset, shard=shard))
     if content is None:
         return None
     try:
         file = pq.ParquetFile(io.BytesIO(content))
-        known = orjson.loads((file.metadata.metadata or {})[recovery.COMMIT_KEY])
-        if (known["stage"], known["dataset"], known["shard"]) != (stage, dataset, shard):
-            return None  # another shard's file in its place
+        footer = orjson.loads((file.metadata.metadata or {})[recovery.COMMIT_KEY])
+        if (footer["stage"], footer["dataset"], footer["shard"]) != (stage, dataset, shard):
+            return None  # the file of another shard
         units = read_parquet(io.BytesIO(content))
-        files = {path: (size, digest) for path, (size, digest) in known["files"].items()}
-        return Commit(stage, dataset, shard, known["shards"], units.cast(COMMITS[stage].schema), files)
+        files = {path: (size, digest) for path, (size, digest) in footer["files"].items()}
+        return Commit(stage, dataset, shard, footer["shards"], units.cast(COMMITS[stage].schema), files)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):  # OSError: checksums, not the disk
         return None
 
 
 def count_shards(lake: Lake, stage: str, dataset: str) -> int:
-    """The number of shards of a dataset, from one of its commits; 0 where there is none."""
+    """The number of shards of a dataset, from one of its commits; 0 if there is none."""
     for name in lake.list_names(f"commits/{stage}/{encode_name(dataset)}", ".parquet"):
         if name.isdecimal() and (commit := read_commit(lake, stage, dataset, int(name))):
             return commit.shards
@@ -111,7 +118,7 @@ def count_shards(lake: Lake, stage: str, dataset: str) -> int:
 
 
 def find_damaged_file(lake: Lake, commit: Commit, *, digests: bool = False) -> str | None:
-    """The first file that is missing, has another size than in the commit, or (with `digests`) another SHA-256."""
+    """The first file that is missing, or whose size (with `digests` also SHA-256) is not the one in the commit."""
     for path, (size, digest) in sorted(commit.files.items()):
         if lake.get_size(path) != size:
             return path
@@ -121,7 +128,7 @@ def find_damaged_file(lake: Lake, commit: Commit, *, digests: bool = False) -> s
 
 
 def warn_of_damage(lake: Lake, commit: Commit, *, digests: bool = False) -> str | None:
-    """As `damaged_file`, and tells the user that the units of the shard are read or built again."""
+    """As `find_damaged_file`; also notifies the user that the units of the shard are processed again."""
     path = find_damaged_file(lake, commit, digests=digests)
     if path:
         lake.notify(f"{path} does not match its commit: the {commit.units.num_rows} units of its shard are rebuilt")
@@ -129,42 +136,42 @@ def warn_of_damage(lake: Lake, commit: Commit, *, digests: bool = False) -> str 
 
 
 def require_undamaged(lake: Lake, stage: str, dataset: str, commits: Iterable[Commit], *, digests: bool) -> None:
-    """Check the shards of a stage before another one reads them; the caller holds the lock of their dataset.
+    """Check the shards of a stage before another stage reads them; the caller holds the lock of their dataset.
 
     Args:
         lake, stage, dataset: identify the shards.
-        commits: all of them.
-        digests: check the bytes too, not the sizes alone.
+        commits: all commits of the shards.
+        digests: check the SHA-256 of files, not only their sizes.
 
     Raises:
-        DamagedShardError: a file is not what its commit says. Its shard is discarded: the next run rebuilds it.
+        DamagedShardError: a file does not match its commit. Its shard is discarded, so that the next run rebuilds it.
     """
     for commit in commits:
         if path := find_damaged_file(lake, commit, digests=digests):
             lake.write_bytes(make_damage_marker_path(stage, dataset, commit.shard), b"")
             lake.remove(COMMITS[stage].path(dataset=dataset, shard=commit.shard))
-            raise DamagedShardError.of(path)
+            raise DamagedShardError.from_path(path)
     folder = lake.resolve(f"commits/{stage}/{encode_name(dataset)}")
     for name in [child.name for child in folder.iterdir()] if folder.is_dir() else []:
         if name.startswith(".") and name.endswith(_DAMAGED):
             table = COMMITS[stage].path(dataset=dataset, shard=int(name[1:].removesuffix(_DAMAGED)))
-            raise DamagedShardError.of(table)
+            raise DamagedShardError.from_path(table)
 
 
 def make_damage_marker_path(stage: str, dataset: str, shard: int) -> str:
-    """The path of a marker: a shard was damaged and is not rebuilt yet."""
+    """The path of a marker, which exists while a shard is damaged and not rebuilt yet."""
     return f"commits/{stage}/{encode_name(dataset)}/.{shard:04d}{_DAMAGED}"
 
 
 def remove_shard(lake: Lake, commit: Commit) -> None:
-    """Remove a shard that has no unit any more; its commit first."""
+    """Remove a shard that no longer has a unit; its commit first."""
     lake.remove(COMMITS[commit.stage].path(dataset=commit.dataset, shard=commit.shard))
     for path in commit.files:
         lake.remove(path)
 
 
 def remove_other_shards(lake: Lake, stage: str, dataset: str, shards: Collection[int]) -> None:
-    """Remove the shards of a dataset that have no unit any more; their commits first."""
+    """Remove all shards of a dataset except for some, which are those that have a unit; their commits first."""
     for folder in reversed(recovery.list_stage_folders(stage, dataset)):
         for name in lake.list_names(folder):
             number = name.partition(".")[0]
@@ -174,5 +181,5 @@ def remove_other_shards(lake: Lake, stage: str, dataset: str, shards: Collection
 
 
 def hash_lines(lines: bytes) -> str:
-    """The digest of the lines of a unit."""
+    """The digest of the NDJSON lines of a unit: the first 32 hexadecimal digits of their SHA-256."""
     return hashlib.sha256(lines).hexdigest()[:32]

@@ -1,6 +1,6 @@
 """`lake.json`: the schema version of a lake, its random id, and the fingerprint of the key of its resource ids.
 
-Not here: when a lake is created, and which lakes are accepted (`tables.Lake.open`).
+Not here: the creation of a lake, and which lakes are accepted (`tables.Lake.open`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _FIRST_WITH_DATABASE = 3
 
 @dataclass(frozen=True)
 class LakeDescription:
-    """What `lake.json` holds. Lakes of older schemas have neither `lake_id` nor `id_key`."""
+    """The content of `lake.json`. Lakes of older schemas have neither `lake_id` nor `id_key`."""
 
     schema: Any  # an integer, unless another program wrote it
     lake_id: str | None
-    id_key: str | None  # None: whoever created the lake gave none, and none is compared with it
+    id_key: str | None  # fingerprint of the key; None: the lake was created without one, and accepts any
 
     @classmethod
     def new(cls, id_key: str | None, lake_id: str | None = None) -> LakeDescription:
-        """The description of a lake of the present schema; its id is random, unless it has one."""
+        """The description of a lake of the present schema; its id is random unless one is given."""
         return cls(SCHEMA_VERSION, lake_id or str(uuid.uuid4()), id_key)
 
     @classmethod
@@ -62,9 +62,9 @@ class LakeDescription:
 
     @property
     def has_no_database(self) -> bool:
-        """Whether the lake is older than the database of the upload ledger: its ledgers are Parquet files."""
+        """Whether the lake is older than the database: its upload ledgers are Parquet files."""
         return self.is_outdated and self.schema < _FIRST_WITH_DATABASE
 
     def has_other_key(self, id_key: str | None) -> bool:
-        """Whether resource ids of the lake were made with another key than the one of this fingerprint."""
+        """Whether the resource ids of the lake were made with another key than that of a fingerprint."""
         return None not in (id_key, self.id_key) and self.id_key != id_key

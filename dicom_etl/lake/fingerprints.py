@@ -1,4 +1,4 @@
-"""Fingerprints: a digest of all that an output was made from. Equal fingerprint: not made again."""
+"""Fingerprints: digests of everything that an output depends on. It is rebuilt only if its fingerprint changes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ _SEPARATOR, _NULL = "\x1f", "\x1e"
 
 
 def compute_fingerprint(*parts: Any) -> str:
-    """32 hex digits of the parts (anything that JSON holds; the keys of a mapping in any order)."""
+    """The digest of some parts, 32 hexadecimal digits.
+
+    Args:
+        parts: any values that JSON can represent; the order of the keys of a mapping does not matter.
+    """
     canonical = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     return hashlib.sha256(canonical).hexdigest()[:32]
 
 
 @cache
 def hash_package_files(*files: str) -> str:
-    """The digest of data files of the package (`package:file`), so that a changed table remakes what it made."""
+    """The digest of data files of the package (`package:file`), so that changes of a table change fingerprints."""
     digest = hashlib.sha256()
     for name in files:
         package, file = name.split(":")
@@ -33,18 +37,20 @@ def hash_package_files(*files: str) -> str:
 
 
 def hash_runs(rows: pa.Table, ends: Sequence[int]) -> Iterator[str]:
-    """The digest of each run of rows, 32 hex digits; the texts of rows are joined in a buffer, none is a Python object.
+    """The digest of each run of neighbouring rows, 32 hexadecimal digits.
+
+    The text of rows is concatenated in Arrow buffers, which is much faster than with a Python object for each row.
 
     Args:
-        rows: of any columns but lists.
-        ends: where each run ends; the first begins at 0.
+        rows: a table without columns of lists.
+        ends: the end of each run; the first begins at row 0.
     """
     digest, start, end_of_block = hashlib.sha256(), 0, 0
-    texts = _Texts(rows.slice(0, 0))
+    texts = _RowTexts(rows.slice(0, 0))
     for end in ends:
         while start < end:
             if start == end_of_block:
-                texts, end_of_block = _Texts(rows.slice(start, _BLOCK)), start + _BLOCK
+                texts, end_of_block = _RowTexts(rows.slice(start, _BLOCK)), start + _BLOCK
             stop = min(end, end_of_block)
             begin = end_of_block - _BLOCK
             digest.update(texts.between(start - begin, stop - begin))
@@ -53,20 +59,20 @@ def hash_runs(rows: pa.Table, ends: Sequence[int]) -> Iterator[str]:
         digest = hashlib.sha256()
 
 
-class _Texts:
-    """Rows of a table as texts."""
+class _RowTexts:
+    """The rows of a table as text, in one buffer."""
 
     def __init__(self, rows: pa.Table) -> None:
-        columns = [_text(column) for column in rows.itercolumns()]
+        columns = [_to_text(column) for column in rows.itercolumns()]
         texts = pc.binary_join_element_wise(*columns, "", _SEPARATOR).combine_chunks().cast(pa.large_string())
         _, offsets, self._data = texts.buffers()
         self._offsets = memoryview(offsets or b"").cast("q")
 
     def between(self, start: int, stop: int) -> memoryview:
-        """The texts of some rows, joined."""
+        """The text of the rows from `start` to `stop`, concatenated."""
         return memoryview(self._data or b"")[self._offsets[start] : self._offsets[stop]]
 
 
-def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _to_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     is_time = pa.types.is_timestamp(column.type)
     return pc.fill_null(pc.cast(pc.cast(column, pa.int64()) if is_time else column, pa.string()), _NULL)

@@ -1,8 +1,8 @@
-"""One writer: the lock of a dataset, and who holds it.
+"""File locks, so that only one run writes a dataset at a time.
 
-The lock is the operating system's (flock): a killed process gives it back. Beside it lies a small file that says who
-holds it, for the message to the one who waits. A lake on an object store has no file locks; there the lock lies in
-the temporary folder of this machine and keeps apart the runs of this machine alone.
+The lock is one of the operating system (flock), which is released when its process is killed. A small file beside it
+names the process that holds it, for the message to a process that waits. A lake on an object store has no file locks:
+there the lock is in the temporary folder of this machine, and excludes only runs on this machine.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class LockHeldError(Exception):
     """Another run writes this dataset."""
 
 
-def choose_lock_folder(root: str, *, local: bool) -> Path:
-    """Where the locks of the lake at `root` lie."""
-    if local:
+def choose_lock_folder(root: str, *, is_local: bool) -> Path:
+    """The folder that contains the locks of the lake at `root`."""
+    if is_local:
         return Path(root) / "locks"
 
     return Path(tempfile.gettempdir()) / f"dicom-etl-locks-{hashlib.sha256(root.encode()).hexdigest()[:16]}"
@@ -39,30 +39,30 @@ def hold_lock(
     """Hold the lock `name` while the body runs.
 
     Args:
-        folder: where locks lie; made if need be.
+        folder: contains the locks; it is created if necessary.
         name: an encoded name.
         doing: what the holder does, for others to read ("extract of breast").
         wait: seconds to wait; 0 does not wait.
         notify: called once with a sentence when it has to wait.
 
     Raises:
-        LockHeldError: when another process holds it for longer than `wait`; the text says which.
+        LockHeldError: another process holds it for longer than `wait`; the text names it.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock, holder = FileLock(folder / f"{name}.lock"), folder / f"{name}.json"
-    name = unquote(name)  # as people know it
+    name = unquote(name)  # for messages
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = _who(holder)
+        description = _describe(holder)
         if wait > 0:
-            notify(f"{name} is being written by {who}; waiting up to {wait:.0f} s")
+            notify(f"{name} is being written by {description}; waiting up to {wait:.0f} s")
         try:
             lock.acquire(timeout=wait)
         except Timeout:
-            raise LockHeldError(f"{name} is being written by {who}; try again when that has ended") from None
+            raise LockHeldError(f"{name} is being written by {description}; run again when that has ended") from None
     try:
-        # read by people only, and never by a stage: a torn write does no harm
+        # only shown in messages, so an incomplete write does no harm
         holder.write_bytes(orjson.dumps({"pid": os.getpid(), "host": socket.gethostname(), "doing": doing}))
         yield
     finally:
@@ -71,9 +71,9 @@ def hold_lock(
         lock.release()
 
 
-def _who(holder: Path) -> str:
+def _describe(holder: Path) -> str:
     try:
-        said = orjson.loads(holder.read_bytes())
-        return f"process {said['pid']} on {said['host']} ({said['doing']})"
+        process = orjson.loads(holder.read_bytes())
+        return f"process {process['pid']} on {process['host']} ({process['doing']})"
     except (OSError, ValueError, KeyError):
         return "another process"

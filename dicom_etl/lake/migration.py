@@ -1,7 +1,7 @@
-"""Removal of derived tables, so that the next run rebuilds them from the source files.
+"""Removal of derived tables, so that the next run rebuilds them from the source files; records of older versions.
 
-Never removed: the record of withdrawals, the upload's ledger, locks and the id of the lake. Inventory and sheets stay
-too: they are how the next crawl knows that a subject is missing.
+Never removed: the record of withdrawals, the upload ledger, locks and the id of the lake. Inventory and sheets stay,
+too, since the next crawl needs them to detect missing subjects.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from dicom_etl.lake.tables import Lake, LakeError
 
 _BY_DATASET = ("headers", "tag_profiles", "files", "fhir_elements", "quality")
 _BY_KIND = {"fhir": ("Patient", "Endpoint", "ImagingStudy"), "findings": ("extract", "build", "upload")}
-_OF_FORMER_SCHEMAS = ("layouts", "outcomes", ".pieces")  # of schemas 1 and 3
+_PREVIOUS_FOLDERS = ("layouts", "outcomes", ".pieces")  # of schemas 1 and 3
 _PREVIOUS_COLUMNS = {"site": "namespace", "left": "pending_deletions"}  # of the records of withdrawals until schema 3
 
 
 def needs_rebuild(lake: Lake, id_key: str | None) -> bool:
-    """Whether all datasets of a lake have to be rebuilt together: its schema is older, or its ids have another key.
+    """Whether all datasets of a lake must be rebuilt together: its schema is older, or its ids have another key.
 
     Args:
-        lake: exists.
-        id_key: the fingerprint of the key with which resource ids are made.
+        lake: an existing lake.
+        id_key: fingerprint of the key that resource ids are made with.
     """
     description = lake.describe()
     return description.is_outdated or description.has_other_key(id_key)
 
 
 def clear_datasets(lake: Lake, datasets: Collection[str], id_key: str | None = None) -> None:
-    """Remove the derived tables of datasets; those of all, and a new `lake.json`, where all must be rebuilt.
+    """Remove the derived tables of some datasets; if the whole lake must be rebuilt, those of all datasets.
 
     Args:
-        lake: exists.
-        datasets: their names.
-        id_key: the fingerprint of the key with which resource ids are made; None: that of the lake.
+        lake: an existing lake; if it must be rebuilt, it gets a new `lake.json`.
+        datasets: names of the datasets.
+        id_key: fingerprint of the key that resource ids are made with; None: that of the lake.
 
     Raises:
         LockHeldError: a run writes one of the datasets; nothing was removed.
@@ -53,12 +53,12 @@ def clear_datasets(lake: Lake, datasets: Collection[str], id_key: str | None = N
         for name in sorted({*datasets, *(_withdrawal_datasets(lake) if is_whole else ())}):
             held.enter_context(lake.lock(name, f"rebuild of {name}"))
         if is_whole:
-            former = lake.describe()
+            previous = lake.describe()
             _rewrite_withdrawals(lake)
-            for folder in (*reversed(_folders()), ".chunks", "identities", *_OF_FORMER_SCHEMAS):
+            for folder in (*reversed(_folders()), ".chunks", "identities", *_PREVIOUS_FOLDERS):
                 lake.remove_folder(folder)
-            # last: a lake that was cleared in part is still refused
-            lake.write_bytes(DESCRIPTION_FILE, LakeDescription.new(id_key or former.id_key, former.lake_id).dump())
+            # last, so that a partly cleared lake is still refused
+            lake.write_bytes(DESCRIPTION_FILE, LakeDescription.new(id_key or previous.id_key, previous.lake_id).dump())
         for name in datasets:
             _clear_dataset(lake, name)
 
@@ -71,7 +71,7 @@ def _clear_dataset(lake: Lake, dataset: str) -> None:
 
 
 def _folders() -> list[str]:
-    """The folders that hold a folder of each dataset, those of commits last."""
+    """The folders that contain a folder of each dataset, those of commits last."""
     kinds = [f"{parent}/{kind}" for parent, children in _BY_KIND.items() for kind in children]
     return [*_BY_DATASET, *kinds, *(f"commits/{stage}" for stage in STAGES)]
 

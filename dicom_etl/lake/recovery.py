@@ -1,10 +1,10 @@
-"""Recovery: how several files change together, and what becomes of a change that a kill cut off.
+"""Recovery: completion or removal of a change of several files that a kill interrupted.
 
-Files of a shard are written under hidden names and renamed once a pending commit names them; folders are written in
-a hidden folder and exchanged once a marker names them. What is named is completed, what is not is removed. On local
-lakes alone: an object store has no renames.
+Files of a shard are written under hidden names, and renamed after a pending commit lists them; folders are written into
+a hidden folder, and exchanged after a marker lists them. After a kill, what is listed is completed, and everything else
+is removed. Only for local lakes: an object store has no renames.
 
-Not here: what is written (`lake.commits`).
+Not here: the content of commits (`lake.commits`).
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ STAGES = ("extract", "build")
 
 
 def list_stage_tables(stage: str) -> tuple[Table, ...]:
-    """The tables in shards that a stage writes, without its commits."""
+    """The tables in shards that a stage writes, except for its commits."""
     return (header_table(), TAG_PROFILES, FILES, FINDINGS) if stage == "extract" else (FHIR_ELEMENTS, FINDINGS)
 
 
 def list_stage_folders(stage: str, dataset: str) -> list[str]:
-    """The folders of a dataset's shards, that of the commits last."""
+    """The folders of the shards of a dataset, that of the commits last."""
     paths = [table.path(stage=stage, dataset=dataset, shard=0) for table in list_stage_tables(stage)]
     if stage == "build":
         paths += [make_path(RESOURCE_PATH, type=kind, dataset=dataset, shard=0) for kind in UNIT_RESOURCE_TYPES]
@@ -54,17 +54,17 @@ def list_stage_folders(stage: str, dataset: str) -> list[str]:
 
 
 def make_exchange_marker_path(stage: str, dataset: str) -> str:
-    """The file that says that the folders of a dataset are being exchanged."""
+    """The path of the marker that exists while the folders of a dataset are exchanged; it lists them."""
     return f"commits/{stage}/.{encode_name(dataset)}{EXCHANGE}"
 
 
 def recover_dataset(root: Path, dataset: str) -> None:
-    """Complete what a killed run had decided, and remove what it had only begun; the caller holds the lock."""
+    """Complete the changes that a killed run had committed, and remove incomplete ones; the caller holds the lock."""
     for stage in STAGES:
         folders = list_stage_folders(stage, dataset)
         marker = root / make_exchange_marker_path(stage, dataset)
-        for left in marker.parent.glob(f".{marker.name}.*.tmp"):
-            left.unlink(missing_ok=True)
+        for file in marker.parent.glob(f".{marker.name}.*.tmp"):
+            file.unlink(missing_ok=True)
         if marker.exists():
             complete_exchange(root, orjson.loads(marker.read_bytes()), marker)
         for name in folders:
@@ -72,19 +72,19 @@ def recover_dataset(root: Path, dataset: str) -> None:
                 shutil.rmtree(root / unfinished, ignore_errors=True)
         _recover_shards(root, root / folders[-1])
         for name in folders:
-            for left in (*(root / name).glob(f".*{NEW}"), *(root / name).glob(".*.tmp")):
-                left.unlink(missing_ok=True)
+            for file in (*(root / name).glob(f".*{NEW}"), *(root / name).glob(".*.tmp")):
+                file.unlink(missing_ok=True)
 
 
 def _recover_shards(root: Path, commits: Path) -> None:
     for pending in sorted(commits.glob(f".*{PENDING}")):
-        known = orjson.loads((pq.read_metadata(pending).metadata or {})[COMMIT_KEY])
+        footer = orjson.loads((pq.read_metadata(pending).metadata or {})[COMMIT_KEY])
         target = pending.with_name(pending.name[1:].removesuffix(PENDING))
-        complete_commit(root, pending, target, known["files"])
+        complete_commit(root, pending, target, footer["files"])
 
 
 def complete_exchange(root: Path, folders: Sequence[str], marker: Path) -> None:
-    """Put the new version of each folder in its place, then remove the marker and the old folders."""
+    """Replace each folder by its new version, then remove the marker and the old versions."""
     for name in folders:
         folder, new, old = root / name, root / make_new_path(name), root / make_old_path(name)
         if new.exists():
@@ -101,7 +101,7 @@ def complete_exchange(root: Path, folders: Sequence[str], marker: Path) -> None:
 
 
 def complete_commit(root: Path, pending: Path, target: Path, files: Iterable[str]) -> None:
-    """Put the files of a shard in place, the commit last."""
+    """Rename the files of a shard to their final names, the commit last."""
     for path in files:
         written = make_hidden_path(root / path, NEW)
         if written.exists():
@@ -113,25 +113,25 @@ def complete_commit(root: Path, pending: Path, target: Path, files: Iterable[str
 
 
 def make_hidden_path(path: _Path, suffix: str) -> _Path:
-    """The hidden sibling of a file, of one stable name."""
+    """The path of the hidden file beside a file; it is always the same, so that recovery finds it."""
     return path.with_name(f".{path.name}{suffix}")
 
 
 def make_new_path(path: str) -> str:
-    """Where the new version of a folder, or of a file in it, is written before folders are exchanged.
+    """The path of the new version of a folder, or of a file in it, until folders are exchanged.
 
-    Not beside the old one: the `*` of DuckDB finds hidden folders, too.
+    It is not beside the old version, since a glob in DuckDB also matches hidden folders.
     """
     return f".moving/new/{path}"
 
 
 def make_old_path(path: str) -> str:
-    """Where the old version of a folder is put by an exchange."""
+    """The path of the old version of a folder while folders are exchanged."""
     return f".moving/old/{path}"
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a loss of power."""
+    """Sync a folder, so that renames in it survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""Reading shards: rows of one generation, also while a run writes.
+"""Reading of shards: all rows are of the same generation, even while a run writes.
 
-Not here: queries of users, which read the files as they are.
+Not here: queries of users, which read the files directly.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from dicom_etl.lake.tables import Lake, LakeError
 Value = TypeVar("Value")
 
 _MISMATCH = " does not match its commit"
-_TRIES, _PAUSE = 40, 0.05  # seconds; a commit is a dozen renames
+_ATTEMPTS = 40
+_PAUSE = 0.05  # seconds between attempts; a commit is a dozen renames
 
 
 def read_unit(
     lake: Lake, table: Table, columns: Sequence[str] | None = None, *, dataset: str, unit: str, stage: str = "extract"
 ) -> pa.Table:
-    """The rows of one unit of a table in shards that has a column `unit`; of the row groups alone that may hold some.
+    """Read the rows of one unit of a table in shards that has a column `unit`; only row groups that may contain it.
 
     Raises:
-        DamagedShardError: a file of its shard is not what its commit says.
+        DamagedShardError: a file of its shard does not match its commit.
     """
     stage_of = "build" if table.name == "fhir_elements" else stage
 
@@ -40,41 +41,40 @@ def read_unit(
         ranges = {"unit": (unit, unit)}
         return lake.read_between(table, ranges, columns, dataset=dataset, stage=stage_of, shard=commit.shard)
 
-    rows = _read_shard_of(lake, stage_of, dataset, unit, read)
+    rows = _read_shard(lake, stage_of, dataset, unit, read)
     return make_empty_table(table, columns) if rows is None else rows
 
 
 def read_shards(
     lake: Lake, table: Table, columns: Sequence[str] | None = None, *, dataset: str, stage: str = "extract"
 ) -> Iterator[pa.Table]:
-    """The rows of a table of all shards of a dataset, shard by shard.
+    """Read a table of all shards of a dataset, one shard at a time.
 
     Raises:
-        DamagedShardError: a file of a shard is not what its commit says.
+        DamagedShardError: a file of a shard does not match its commit.
     """
     stage_of = "build" if table.name == "fhir_elements" else stage
-    wanted = None if columns is None else list(columns)
-    total = _settled_total(lake, stage_of, dataset)
+    names = None if columns is None else list(columns)
+    total = _count_settled_shards(lake, stage_of, dataset)
     for shard in range(total):
 
         def read(commit: Commit) -> tuple[int, pa.Table]:
-            return commit.shards, lake.read(table, wanted, dataset=dataset, stage=stage_of, shard=commit.shard)
+            return commit.shards, lake.read(table, names, dataset=dataset, stage=stage_of, shard=commit.shard)
 
-        found = read_consistently(lake, stage_of, dataset, shard, read)
-        if found is not None and found[0] == total:
-            yield found[1]
-        elif found is not None or _settled_total(lake, stage_of, dataset) != total:
-            raise _moved(dataset)
-
-
-def _moved(dataset: str) -> DamagedShardError:
-    text = f"the number of shards of {dataset} changed while it was read: run the command again"
-    return DamagedShardError(text)
+        result = read_consistently(lake, stage_of, dataset, shard, read)
+        if result is not None and result[0] == total:
+            yield result[1]
+        elif result is not None or _count_settled_shards(lake, stage_of, dataset) != total:
+            raise _reshard_error(dataset)
 
 
-def _settled_total(lake: Lake, stage: str, dataset: str) -> int:
-    """The number of shards of a dataset, when its folders are not being exchanged."""
-    for _ in range(_TRIES if lake.is_local else 0):
+def _reshard_error(dataset: str) -> DamagedShardError:
+    return DamagedShardError(f"the number of shards of {dataset} changed while it was read: run the command again")
+
+
+def _count_settled_shards(lake: Lake, stage: str, dataset: str) -> int:
+    """The number of shards of a dataset, while its folders are not being exchanged."""
+    for _ in range(_ATTEMPTS if lake.is_local else 0):
         if not lake.exists(recovery.make_exchange_marker_path(stage, dataset)):
             break
         time.sleep(_PAUSE)
@@ -82,33 +82,33 @@ def _settled_total(lake: Lake, stage: str, dataset: str) -> int:
 
 
 def read_lines(lake: Lake, kind: str, *, dataset: str, unit: str) -> bytes:
-    """The NDJSON lines of a resource type of one unit; nothing where it has none.
+    """Read the NDJSON lines of a resource type of one unit; empty if it has none.
 
     Raises:
-        DamagedShardError: they are not what the commit of their shard says.
+        DamagedShardError: they do not match the commit of their shard.
     """
-    return _read_shard_of(lake, "build", dataset, unit, lambda commit: read_unit_lines(lake, commit, kind, unit)) or b""
+    return _read_shard(lake, "build", dataset, unit, lambda commit: read_unit_lines(lake, commit, kind, unit)) or b""
 
 
-def _read_shard_of(lake: Lake, stage: str, dataset: str, unit: str, read: Callable[[Commit], Value]) -> Value | None:
-    """What `read` makes of the shard of a unit; the number of shards may change meanwhile."""
-    for _ in range(_TRIES):
+def _read_shard(lake: Lake, stage: str, dataset: str, unit: str, read: Callable[[Commit], Value]) -> Value | None:
+    """The result of `read` for the shard of a unit, even if the number of shards changes meanwhile."""
+    for _ in range(_ATTEMPTS):
         shards = count_shards(lake, stage, dataset) or 1
-        found = read_consistently(
+        result = read_consistently(
             lake, stage, dataset, assign_shard(unit, shards), lambda commit: (commit.shards, read(commit))
         )
-        if found is None and (count_shards(lake, stage, dataset) or 1) == shards:
+        if result is None and (count_shards(lake, stage, dataset) or 1) == shards:
             return None
-        if found is not None and found[0] == shards:
-            return found[1]
-    raise _moved(dataset)
+        if result is not None and result[0] == shards:
+            return result[1]
+    raise _reshard_error(dataset)
 
 
 def read_unit_lines(lake: Lake, commit: Commit, kind: str, unit: str) -> bytes:
-    """As `read_lines`, of a shard whose commit is known.
+    """As `read_lines`, for a shard whose commit was read already.
 
     Raises:
-        DamagedShardError: they are not what the commit says.
+        DamagedShardError: they do not match the commit.
     """
     row = commit.rows.get(unit)
     if row is None or not row[f"{kind}_length"]:
@@ -116,27 +116,27 @@ def read_unit_lines(lake: Lake, commit: Commit, kind: str, unit: str) -> bytes:
     path = make_path(RESOURCE_PATH, type=kind, dataset=commit.dataset, shard=commit.shard)
     lines = lake.read_slice(path, row[f"{kind}_offset"], row[f"{kind}_length"])
     if hash_lines(lines) != row[f"{kind}_digest"]:
-        raise DamagedShardError.of(f"{path} (the lines of {unit})")
+        raise DamagedShardError.from_path(f"{path} (the lines of {unit})")
     return lines
 
 
 def read_consistently(
     lake: Lake, stage: str, dataset: str, shard: int, read: Callable[[Commit], Value]
 ) -> Value | None:
-    """The result of `read` over the files of a shard, all of one generation; None where the shard was never written.
+    """The result of `read` over the files of a shard, all of one generation; None if the shard was never written.
 
-    The commit is compared before and after, and so are the sizes of the files: a run may be writing.
+    A run may be writing, so the commit and the sizes of the files are compared before and after.
 
     Args:
         lake, stage, dataset, shard: identify the shard.
         read: may be called several times.
 
     Raises:
-        DamagedShardError: a file of the shard is not what its commit says.
+        DamagedShardError: a file of the shard does not match its commit.
     """
     path = COMMITS[stage].path(dataset=dataset, shard=shard)
     reason, commit = "", None
-    for _ in range(_TRIES):
+    for _ in range(_ATTEMPTS):
         before = lake.get_file_identity(path)
         commit = read_commit(lake, stage, dataset, shard)
         if commit is None and before is None and not _is_pending(lake, stage, dataset, path) and not lake.exists(path):
@@ -147,25 +147,25 @@ def read_consistently(
             except (LakeError, pa.ArrowException, OSError, ValueError) as error:
                 reason = re.sub(r"( is damaged|: run `).*", "", str(error)).removesuffix(_MISMATCH) + _MISMATCH
             else:
-                # While files are renamed, some are of the next generation; only their digests tell which. Asked in
-                # this order: a commit that is no longer pending is another one than before.
+                # While files are renamed, some are of the next generation, which only their digests show. The order
+                # matters: a commit that is no longer pending has another identity than before.
                 is_pending = _is_pending(lake, stage, dataset, path)
                 if (
                     lake.get_file_identity(path) == before
                     and find_damaged_file(lake, commit, digests=is_pending) is None
                 ):
                     return value
-                reason = f"{path} changes again and again"
+                reason = f"{path} changes continually"
         else:
             reason = f"{damaged if commit else path}{_MISMATCH}"
         time.sleep(_PAUSE)
     if commit and (damaged := find_damaged_file(lake, commit, digests=True)) and damaged not in reason:
         reason = f"{damaged}{_MISMATCH}"
-    raise DamagedShardError(f"{reason}: run `dicom-etl run` or `audit` again, which rebuilds it")
+    raise DamagedShardError(f"{reason}: run `dicom-etl run` or `dicom-etl audit` again to rebuild it")
 
 
 def _is_pending(lake: Lake, stage: str, dataset: str, path: str) -> bool:
-    """Whether files of the shard of a commit are being renamed, or their folders."""
+    """Whether the files of a shard, or the folders of its dataset, are being renamed."""
     pending = recovery.make_hidden_path(PurePosixPath(path), recovery.PENDING)
     return lake.is_local and (
         lake.exists(str(pending)) or lake.exists(recovery.make_exchange_marker_path(stage, dataset))

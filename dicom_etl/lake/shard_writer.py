@@ -1,6 +1,6 @@
-"""Writing shards: the files of a shard change together (`lake.commits` explains how).
+"""Writing of shards: the files of a shard are replaced together (`lake.commits` explains how).
 
-Not here: what becomes of a change that a kill cut off (`lake.recovery`).
+Not here: completion of a change that a kill interrupted (`lake.recovery`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dicom_etl.lake.tables import Lake
 
 
 class ShardWriter:
-    """The files of one shard, written aside and put in place together by `commit`."""
+    """Writes the files of one shard under hidden names; `commit` renames them together."""
 
     def __init__(
         self, lake: Lake, stage: str, dataset: str, shard: int, shards: int, *, new_folders: bool = False
@@ -32,12 +32,12 @@ class ShardWriter:
         """Begin a shard.
 
         Args:
-            lake: holds it.
+            lake: contains the shard.
             stage: `extract` or `build`.
-            dataset: its dataset, whose lock the run holds.
+            dataset: its dataset; the run holds its lock.
             shard: its number.
-            shards: how many there are.
-            new_folders: write into the folders that `exchange_folders` puts in place.
+            shards: how many shards the dataset has.
+            new_folders: write into the folders that `exchange_folders` moves to their final location.
         """
         self._lake, self._stage, self._dataset = lake, stage, dataset
         self._shard, self._shards = shard, shards
@@ -46,30 +46,33 @@ class ShardWriter:
         if not (lake.is_local or new_folders):
             lake.remove(COMMITS[stage].path(dataset=dataset, shard=shard))
 
-    def write_table(self, table: Table, pieces: Iterable[pa.Table], groups: Sequence[int] | None = None) -> None:
-        """Write a table of the shard from pieces in the order of its rows; `groups` are the sizes of row groups."""
+    def write_table(self, table: Table, batches: Iterable[pa.Table], groups: Sequence[int] | None = None) -> None:
+        """Write a table of the shard from batches in the order of its rows; `groups` are the sizes of row groups."""
         with self._file(self._path(table)) as sink:
-            write_row_groups(sink, table, pieces, groups, metadata={})
+            write_row_groups(sink, table, batches, groups, metadata={})
 
-    def write_lines(self, kind: str, chunks: Iterable[bytes]) -> None:
-        """Write the NDJSON file of a resource type."""
+    def write_lines(self, kind: str, blocks: Iterable[bytes]) -> None:
+        """Write the NDJSON file of a resource type from blocks of whole lines."""
         with self._file(make_path(RESOURCE_PATH, type=kind, dataset=self._dataset, shard=self._shard)) as sink:
-            for chunk in chunks:
-                sink.write(chunk)
+            for block in blocks:
+                sink.write(block)
 
     def commit(self, units: pa.Table) -> None:
-        """Write the commit and put all files in place.
+        """Write the commit, then rename all files to their final names.
+
+        Args:
+            units: a row per unit, with the columns of the commits of the stage.
 
         Raises:
             LakeError: the lock of the dataset was lost.
         """
         self._lake.require_locks()
-        self._put_in_place(units)
+        self._write_commit(units)
         self._lake.remove(make_damage_marker_path(self._stage, self._dataset, self._shard))
 
-    def _put_in_place(self, units: pa.Table) -> None:
+    def _write_commit(self, units: pa.Table) -> None:
         table = COMMITS[self._stage]
-        known = orjson.dumps(
+        footer = orjson.dumps(
             {
                 "stage": self._stage,
                 "dataset": self._dataset,
@@ -80,7 +83,7 @@ class ShardWriter:
             option=orjson.OPT_SORT_KEYS,
         )
         content = io.BytesIO()
-        write_row_groups(content, table, [units], metadata={recovery.COMMIT_KEY: known})
+        write_row_groups(content, table, [units], metadata={recovery.COMMIT_KEY: footer})
         path = self._path(table)
         if self._new_folders or not self._lake.is_local:
             with self._file(path) as sink:
@@ -115,14 +118,14 @@ class ShardWriter:
         written.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with written.open("wb") as file:
             sink = _HashedFile(file)
-            yield sink  # type: ignore[misc]  # it has of a file what pyarrow asks for
+            yield sink  # type: ignore[misc]  # it has the methods of a file that pyarrow uses
             file.flush()
             os.fsync(file.fileno())
         self._files[path] = sink.size, sink.digest
 
 
 class _HashedFile(io.RawIOBase):
-    """A file whose size and SHA-256 are known when all is written."""
+    """A file that computes its size and SHA-256 while it is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._sha256 = file, hashlib.sha256()
@@ -146,7 +149,7 @@ class _HashedFile(io.RawIOBase):
 
 
 def exchange_folders(lake: Lake, stage: str, dataset: str) -> None:
-    """Put the new folders of a dataset in the place of the old ones, after all of its shards were written there."""
+    """Replace the folders of a dataset by the new ones, after all of its shards were written there."""
     folders = recovery.list_stage_folders(stage, dataset)
     if not lake.is_local:
         _copy_new_folders(lake, stage, dataset)
@@ -159,7 +162,7 @@ def exchange_folders(lake: Lake, stage: str, dataset: str) -> None:
 
 
 def _copy_new_folders(lake: Lake, stage: str, dataset: str) -> None:
-    """Copy the files of new folders to their places on an object store; there is no commit until all of them are."""
+    """Copy the files of new folders to their final paths on an object store; no commit exists until all are copied."""
     remove_other_shards(lake, stage, dataset, ())
     for folder in recovery.list_stage_folders(stage, dataset):
         new = recovery.make_new_path(folder)
@@ -169,7 +172,7 @@ def _copy_new_folders(lake: Lake, stage: str, dataset: str) -> None:
 
 
 def _keep_other_files(folder: Path, new: Path) -> None:
-    """Copy what is no shard (the findings of the dataset) into the new folder."""
+    """Copy the files that are not shards (the findings of the dataset) into the new folder."""
     new.mkdir(parents=True, exist_ok=True, mode=0o700)
     for file in folder.iterdir() if folder.is_dir() else ():
         if not file.name.startswith(".") and not file.name.split(".")[0].isdecimal():

@@ -1,8 +1,8 @@
-"""Shards: which file of the lake holds the rows of a unit.
+"""Shards: which file of the lake contains the rows of a unit.
 
-A unit is what is read, built, uploaded and retried alone; a shard is where many of them are stored, so that a dataset
-costs in proportion to its files and not to its units. Shard and row group of a unit depend on the inventory alone, so
-the bytes of a lake depend on its input alone.
+A unit is processed and retried independently of others; a shard stores many units, so that the cost of a dataset is in
+proportion to its files and not to its units. The shard and row group of a unit depend only on the inventory, so that
+the bytes of a lake depend only on its input.
 
 Not here: files and their commits (`lake.commits`).
 """
@@ -17,7 +17,7 @@ GROUP_ROWS = 2_500
 
 
 def choose_shard_count(unit_rows: Iterable[int]) -> int:
-    """The number of shards of a dataset: a power of two, so that a shard holds at most some 20,000 rows.
+    """The number of shards of a dataset: a power of two, so that a shard has about 20,000 rows at most.
 
     Args:
         unit_rows: the number of files of each unit. A unit counts as one shard at most, since it is never divided.
@@ -27,21 +27,30 @@ def choose_shard_count(unit_rows: Iterable[int]) -> int:
 
 
 def assign_shard(unit: str, shards: int) -> int:
-    """The shard of a unit. With twice as many shards it is this one or the one `shards` further."""
+    """The shard of a unit. With twice as many shards it is the same one, or its number is greater by `shards`."""
     digest = hashlib.blake2b(unit.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") % shards
 
 
-def list_previous_shards(shard: int, shards: int, former: int) -> range:
-    """The shards of `former` ones in which the units of one of `shards` were."""
-    return range(shard % former, shard % former + 1) if former <= shards else range(shard, former, shards)
+def list_previous_shards(shard: int, shards: int, previous: int) -> range:
+    """The shards that contained the units of a shard before the number of shards changed.
+
+    Args:
+        shard: the number of the shard.
+        shards: how many shards there are.
+        previous: how many there were.
+    """
+    return range(shard % previous, shard % previous + 1) if previous <= shards else range(shard, previous, shards)
 
 
 def choose_row_groups(unit_rows: Sequence[int]) -> list[int]:
-    """The sizes of the row groups of a shard, from the rows of its units in their order.
+    """The sizes of the row groups of a shard.
 
-    Whole units share a group as long as they fit into `GROUP_ROWS`. A larger unit has groups of its own: of about that
-    size, or of `SHARD_ROWS` where the unit is larger than a shard, so that the footer stays small.
+    Whole units share a row group if they fit into `GROUP_ROWS`. A larger unit has row groups of its own, of about that
+    size, or of `SHARD_ROWS` if the unit is larger than a shard, so that the footer stays small.
+
+    Args:
+        unit_rows: the number of rows of each unit, in the order of units.
     """
     groups: list[int] = []
     open_rows = 0

@@ -1,7 +1,7 @@
-"""The lake: the folder (or object store) that holds the tables, and how single files are written and read.
+"""The lake: a folder or object store that contains the tables; reading and writing of single files.
 
-Every write is atomic (a temporary name in the same folder, renamed into place) and deterministic (rows sorted, fixed
-row groups, no clock). A table that is one file carries the fingerprint of its inputs in its footer; tables in shards
+Every write is atomic (a temporary file in the same folder, renamed to its final name) and deterministic (rows sorted,
+fixed row groups, no clock). A table that is one file has the fingerprint of its inputs in its footer; tables in shards
 are described by their commits. Only modules of `lake` write files of the lake.
 """
 
@@ -38,21 +38,28 @@ _FINGERPRINT = b"dicom_etl.fingerprint"
 
 
 class LakeError(UserError):
-    """The lake cannot be used as it is; the text says what to do."""
+    """The lake cannot be used in its present state; the text says what to do."""
 
 
 class DamagedTableError(LakeError):
     """A table that is one file cannot be read."""
 
     @classmethod
-    def of(cls, place: str, error: Exception) -> DamagedTableError:
-        """The error of a file of the lake."""
-        return cls(f"{place} is damaged ({error}): remove this file of the lake and run again, which rebuilds it")
+    def from_error(cls, path: str, error: Exception) -> DamagedTableError:
+        """The error of a file of the lake, from what pyarrow raised."""
+        return cls(f"{path} is damaged ({error}): remove this file from the lake, then run again to rebuild it")
 
 
 @dataclass(frozen=True)
 class Lake:
-    """The lake at `root`: a local folder, or a URL that fsspec knows."""
+    """The lake at `root`: a local folder, or a URL that fsspec can open.
+
+    Attributes:
+        root: the folder or URL.
+        lock_wait: seconds to wait for a lock that another run holds.
+        notify: called with sentences for the user.
+        ledger_url: address of the database, where it is not SQLite in the folder of the lake.
+    """
 
     root: str
     lock_wait: float = 3600.0
@@ -61,12 +68,12 @@ class Lake:
     _advisory_locks: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[type[Lake], tuple[str, float]]:
-        """A lake travels to workers without the console of the process that sends it."""
+        """What workers get of a lake: neither the console of the process that sends it nor its database."""
         return Lake, (self.root, self.lock_wait)
 
     @property
     def is_local(self) -> bool:
-        """Whether the lake lies in a folder of this machine."""
+        """Whether the lake is in the file system of this machine."""
         return "://" not in self.root
 
     @property
@@ -74,9 +81,9 @@ class Lake:
         """The root as a path."""
         return UPath(self.root)
 
-    def resolve(self, place: str) -> UPath:
-        """The path of `place`, a path below the root made by `schemas.make_path` or `Table.path`."""
-        return self.root_path / place
+    def resolve(self, path: str) -> UPath:
+        """The full path of a path below the root that was made by `schemas.make_path` or `Table.path`."""
+        return self.root_path / path
 
     # -- the lake as a whole ----------------------------------------------------------------------------------------
 
@@ -84,23 +91,23 @@ class Lake:
         """Create the lake if there is none; check its schema version and the key of its resource ids.
 
         Args:
-            rebuild: its derived tables are about to be removed: an older schema and another key are accepted.
-            id_key: the fingerprint of the key with which resource ids are made; None: not compared, and a lake that is
-                created has none to compare with.
+            rebuild: its derived tables will be removed next: an older schema and another key are accepted.
+            id_key: fingerprint of the key that resource ids are made with; None: not compared, and a new lake is
+                created without one.
 
         Raises:
-            LakeError: the folder holds something else, or a lake of another schema version or another key, or it
-                cannot be created.
+            LakeError: the folder contains other files, or a lake of another schema version or key, or the lake cannot
+                be created.
         """
         if not self.exists(DESCRIPTION_FILE):
             self._create(id_key)
         description = self.describe()
-        if description.has_no_database and self._has_former_ledgers():
+        if description.has_no_database and self._has_previous_ledgers():
             raise LakeError(
-                f"the lake {self.root} has schema version {description.schema} and ledgers of uploads, and resource "
-                "ids change with this dicom-etl: delete its resources from the FHIR server (with `forget` of the "
-                f"dicom-etl that wrote it, or empty the server), remove the folder {self.resolve('outcomes')}, then "
-                "`dicom-etl run --rebuild`"
+                f"the lake {self.root} has schema version {description.schema} and upload ledgers of that version, and "
+                "this version of dicom-etl makes other resource ids. First delete its resources from the FHIR server: "
+                "run `dicom-etl forget` with the version of dicom-etl that wrote the lake, or empty the server. Then "
+                f"remove the folder {self.resolve('outcomes')} and run `dicom-etl run --rebuild`"
             )
         if not description.is_current and not (rebuild and description.is_outdated):
             version = description.schema
@@ -110,7 +117,7 @@ class Lake:
         return self
 
     def describe(self) -> LakeDescription:
-        """What `lake.json` says.
+        """Read `lake.json`.
 
         Raises:
             LakeError: it cannot be read.
@@ -124,10 +131,10 @@ class Lake:
 
     @cached_property
     def lake_id(self) -> str:
-        """The random id of the lake, by which a server's records tell lakes apart.
+        """The random id of the lake, which distinguishes lakes in a shared database.
 
         Raises:
-            LakeError: it has none, since it has an older schema.
+            LakeError: it has an older schema, and no id.
         """
         lake_id = self.describe().lake_id
         if lake_id is None:
@@ -135,7 +142,10 @@ class Lake:
         return lake_id
 
     def check_id_key(self, id_key: str | None) -> None:
-        """Compare the key of resource ids, given by its fingerprint, with that of the lake; None is not compared.
+        """Compare the configured key of resource ids with that of the lake; None is not compared.
+
+        Args:
+            id_key: fingerprint of the configured key.
 
         Raises:
             LakeError: they differ.
@@ -144,14 +154,15 @@ class Lake:
         if description.has_other_key(id_key):
             raise LakeError(
                 f"the resource ids of the lake {self.root} were made with the key {description.id_key}, not with the "
-                f"configured key {id_key} (fingerprints): set DICOM_ETL_ID_KEY or id_key_file to the lake's key "
-                "(without either, `namespace` decides), or rebuild all of its datasets with the configured key by "
-                "`dicom-etl run --rebuild`; resources on a FHIR server keep their old ids, so delete them there first"
+                f"configured key {id_key} (fingerprints): set DICOM_ETL_ID_KEY or id_key_file to the key of the lake "
+                "(without either, the key is derived from `namespace`). Or rebuild all of its datasets with the "
+                "configured key: `dicom-etl run --rebuild`; resources on a FHIR server keep their old ids, so delete "
+                "them there first"
             )
 
     def _create(self, id_key: str | None) -> None:
-        if self._holds_something() and not self.exists(DESCRIPTION_FILE):  # another run may have made it just now
-            raise LakeError(f"{self.root} is not empty and is no lake: choose an empty or a new folder")
+        if self._contains_other_files() and not self.exists(DESCRIPTION_FILE):  # another run may have just created it
+            raise LakeError(f"{self.root} is not empty and is not a lake: choose an empty or a new folder")
         content = LakeDescription.new(id_key).dump()
         try:
             if self.is_local:
@@ -160,15 +171,15 @@ class Lake:
             else:
                 self.write_bytes(DESCRIPTION_FILE, content)
         except OSError as error:
-            raise LakeError(f"the lake {self.root} cannot be made: {error.strerror or error}") from None
+            raise LakeError(f"the lake {self.root} cannot be created: {error.strerror or error}") from None
 
-    def _has_former_ledgers(self) -> bool:
-        """Whether there are ledgers of uploads, in the form that older schemas have."""
+    def _has_previous_ledgers(self) -> bool:
+        """Whether there are upload ledgers in Parquet, as schemas before the database had them."""
         folder = self.resolve("outcomes")
         return folder.exists() and any(any(folder.glob(name)) for name in ("*/shared.parquet", "*/*/*.parquet"))
 
-    def _holds_something(self) -> bool:
-        """Whether the root holds more than locks and what runs that make it leave on their way."""
+    def _contains_other_files(self) -> bool:
+        """Whether the root contains more than locks and temporary files of runs that are creating the lake."""
         base = self.root_path
         if not base.exists():
             return False
@@ -178,10 +189,14 @@ class Lake:
 
     @contextmanager
     def lock(self, name: str, doing: str) -> Iterator[None]:
-        """Hold the lock of a dataset (or of what datasets share) while a stage writes it.
+        """Hold the lock of a dataset (or of what datasets share) while the body writes it.
 
-        It is in PostgreSQL where `ledger_url` names one, so that runs on several machines exclude each other, and a
-        lock of the file system otherwise.
+        It is an advisory lock in PostgreSQL if `ledger_url` is a PostgreSQL database, so that runs on several machines
+        exclude each other; otherwise it is a file lock.
+
+        Args:
+            name: the dataset, or what datasets share.
+            doing: what the holder does, for others to read, such as `extract of breast`.
 
         Raises:
             LockHeldError: another run holds it for longer than `lock_wait`.
@@ -190,7 +205,7 @@ class Lake:
         with ExitStack() as held:
             lock = self._database_lock if self._locks_in_database else self._file_lock
             held.enter_context(lock(name, doing))
-            self._sweep_dataset(encode_name(name))
+            self._remove_temporary_files_of(encode_name(name))
             if self.is_local:
                 recovery.recover_dataset(Path(self.root), name)
             else:
@@ -207,13 +222,13 @@ class Lake:
 
     @contextmanager
     def _file_lock(self, name: str, doing: str) -> Iterator[None]:
-        folder = locks.choose_lock_folder(self.root, local=self.is_local)
+        folder = locks.choose_lock_folder(self.root, is_local=self.is_local)
         with ExitStack() as held:
             lock = locks.hold_lock(folder, encode_name(name), doing, wait=self.lock_wait, notify=self.notify)
             try:
                 held.enter_context(lock)
             except OSError as error:
-                raise LakeError(f"the lake {self.root} cannot be written: {error.strerror or error}") from None
+                raise LakeError(f"the lake {self.root} cannot be written to: {error.strerror or error}") from None
             yield
 
     @contextmanager
@@ -228,13 +243,13 @@ class Lake:
                 self._advisory_locks.remove(lock)
 
     def require_locks(self, connection: Any = None) -> None:
-        """Make sure that this run still holds its locks: asked before each commit.
+        """Check that this run still holds its locks; called before each commit.
 
         Args:
-            connection: one to the database, whose transaction depends on the locks; None: each lock's own.
+            connection: a connection to the database whose transaction depends on the locks; None: that of each lock.
 
         Raises:
-            LakeError: a lock in PostgreSQL was lost with its connection.
+            LakeError: a lock in PostgreSQL was lost together with its connection.
         """
         for lock in self._advisory_locks:
             if connection is None:
@@ -243,26 +258,26 @@ class Lake:
                 lock.require_on(connection)
 
     def remove_new_folders(self, dataset: str) -> None:
-        """Remove the hidden folders into which a run writes where the number of shards changes."""
+        """Remove the hidden folders that a run writes into when the number of shards changes."""
         for folder in (folder for stage in recovery.STAGES for folder in recovery.list_stage_folders(stage, dataset)):
             self.remove_folder(recovery.make_new_path(folder))
 
-    def _sweep_dataset(self, name: str) -> None:
-        """Remove what killed writers left of the dataset's own files, not of another whose name begins like it."""
+    def _remove_temporary_files_of(self, name: str) -> None:
+        """Remove temporary files of killed writers of a dataset, not those of another whose name begins like it."""
         self.remove_temporary_files(f"quality/{name}")
         self.remove_temporary_files(f"fhir/Endpoint/{name}")
         for stage in self.list_names("findings"):
             self.remove_temporary_files(f"findings/{stage}/{name}")
-        left = re.compile(rf"\.{re.escape(name)}\.parquet\.\d+\.tmp")
+        pattern = re.compile(rf"\.{re.escape(name)}\.parquet\.\d+\.tmp")
         for folder in _DATASET_FOLDERS if self.is_local else ():
             for file in Path(self.root, folder).glob(".*.tmp"):
-                if left.fullmatch(file.name):
+                if pattern.fullmatch(file.name):
                     file.unlink(missing_ok=True)
 
     # -- tables -----------------------------------------------------------------------------------------------------
 
     def write(self, table: Table, rows: pa.Table, *, fingerprint: str = "", **names: str | int) -> str:
-        """Write `rows` as the table that `names` (dataset, unit, stage, server) point at; returns its place.
+        """Write `rows` as the table identified by `names` (dataset, shard, stage, server); returns its path.
 
         Raises:
             SchemaError: a column is missing, unknown or of another type.
@@ -270,31 +285,31 @@ class Lake:
         return self.write_batches(table, [rows], fingerprint=fingerprint, **names)
 
     def write_batches(
-        self, table: Table, pieces: Iterable[pa.Table], *, fingerprint: str = "", **names: str | int
+        self, table: Table, batches: Iterable[pa.Table], *, fingerprint: str = "", **names: str | int
     ) -> str:
-        """As one `write` of all pieces, the same bytes, but holds only few of them at a time.
+        """Write batches of rows as one table, the same bytes as `write`, with few batches in memory at a time.
 
         Args:
             table: as in `write`.
-            pieces: each comes after the one before it in the order of the table.
+            batches: each comes after the previous one in the order of the table.
             fingerprint: as in `write`.
             names: as in `write`.
 
         Raises:
-            SchemaError: a column of a piece is missing, unknown or of another type; a piece is out of order.
+            SchemaError: a column of a batch is missing, unknown or of another type; a batch is out of order.
         """
         self.require_locks()
-        place = table.path(**names)
-        with self._replacing(place, sync=table.is_synced) as sink:
-            write_row_groups(sink, table, pieces, metadata={_FINGERPRINT: fingerprint.encode()})
-        return place
+        path = table.path(**names)
+        with self._replacing(path, sync=table.is_synced) as sink:
+            write_row_groups(sink, table, batches, metadata={_FINGERPRINT: fingerprint.encode()})
+        return path
 
     def write_rows(self, table: Table, rows: list[dict[str, Any]], *, fingerprint: str = "", **names: str | int) -> str:
-        """As `write`, from a (short) list of rows."""
+        """As `write`, from a short list of rows."""
         return self.write(table, pa.Table.from_pylist(rows, schema=table.schema), fingerprint=fingerprint, **names)
 
     def read(self, table: Table, columns: list[str] | None = None, **names: str | int) -> pa.Table:
-        """The rows of a table; an empty table where there is none."""
+        """Read a table; an empty one if the file does not exist."""
         try:
             with self._reading(table.path(**names)) as source:
                 return read_parquet(source, columns)
@@ -302,7 +317,7 @@ class Lake:
             return make_empty_table(table, columns)
 
     def read_batches(self, table: Table, columns: list[str] | None = None, **names: str | int) -> Iterator[pa.Table]:
-        """The rows of a table, row group by row group; none where there is no table."""
+        """Read a table one row group at a time; nothing if the file does not exist."""
         try:
             with self._reading(table.path(**names)) as source:
                 file = pq.ParquetFile(source, page_checksum_verification=True)
@@ -318,9 +333,16 @@ class Lake:
         columns: Sequence[str] | None = None,
         **names: str | int,
     ) -> pa.Table:
-        """The rows whose values of some columns are between two values each, both included; in their order."""
-        pieces = self.read_batches_between(table, ranges, columns, **names)
-        return pa.concat_tables([make_empty_table(table, columns), *pieces])
+        """Read the rows whose values are in ranges, in their order.
+
+        Args:
+            table: as in `read`.
+            ranges: by column, the first and the last value, both included.
+            columns: the columns to return; None: all.
+            names: as in `read`.
+        """
+        batches = self.read_batches_between(table, ranges, columns, **names)
+        return pa.concat_tables([make_empty_table(table, columns), *batches])
 
     def read_batches_between(
         self,
@@ -329,7 +351,7 @@ class Lake:
         columns: Sequence[str] | None = None,
         **names: str | int,
     ) -> Iterator[pa.Table]:
-        """As `read_between`, row group by row group; those in which no such row can be are not read."""
+        """As `read_between`, one row group at a time; row groups that cannot contain such rows are not read."""
         wanted = None if columns is None else list(dict.fromkeys([*columns, *ranges]))
         try:
             with self._reading(table.path(**names)) as source:
@@ -345,17 +367,17 @@ class Lake:
             return
 
     def read_fingerprint(self, table: Table, **names: str | int) -> str | None:
-        """The fingerprint in the footer of a table; None where there is no such table."""
+        """The fingerprint in the footer of a table; None if it does not exist or is damaged."""
         try:
             with self._reading(table.path(**names)) as source:
                 metadata = pq.read_metadata(source).metadata or {}
-        except (FileNotFoundError, DamagedTableError):  # what is damaged is made again
+        except (FileNotFoundError, DamagedTableError):  # a damaged table is rebuilt
             return None
-        mark: bytes = metadata.get(_FINGERPRINT, b"")
-        return mark.decode()
+        fingerprint: bytes = metadata.get(_FINGERPRINT, b"")
+        return fingerprint.decode()
 
     def count_rows(self, table: Table, **names: str | int) -> int:
-        """How many rows a table has, from its footer alone; 0 where there is no such table."""
+        """The number of rows of a table, from its footer only; 0 if it does not exist."""
         try:
             with self._reading(table.path(**names)) as source:
                 return int(pq.read_metadata(source).num_rows)
@@ -363,12 +385,12 @@ class Lake:
             return 0
 
     def list_names(self, folder: str, suffix: str = "") -> list[str]:
-        """The names (encoded, without `suffix`) of the entries of a folder of the lake, sorted."""
+        """The names (encoded, without `suffix`) of the entries of a folder, sorted; hidden ones are not listed."""
         try:
-            found = [child.name for child in self.resolve(folder).iterdir()]
+            entries = [child.name for child in self.resolve(folder).iterdir()]
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(n.removesuffix(suffix) for n in found if n.endswith(suffix) and not n.startswith("."))
+        return sorted(n.removesuffix(suffix) for n in entries if n.endswith(suffix) and not n.startswith("."))
 
     def datasets(self) -> list[str]:
         """The names of the datasets that have an inventory, sorted."""
@@ -380,132 +402,137 @@ class Lake:
 
     # -- other files ------------------------------------------------------------------------------------------------
 
-    def write_bytes(self, place: str, content: bytes) -> str:
-        """Write a file of the lake; returns its place."""
+    def write_bytes(self, path: str, content: bytes) -> str:
+        """Write a file of the lake; returns its path."""
         self.require_locks()
-        with self._replacing(place) as sink:
+        with self._replacing(path) as sink:
             sink.write(content)
-        return place
+        return path
 
-    def read_bytes(self, place: str) -> bytes | None:
-        """The content of a file of the lake, or None."""
+    def read_bytes(self, path: str) -> bytes | None:
+        """The content of a file of the lake; None if it does not exist."""
         try:
-            with self._opened(place) as source:
+            with self.open_file(path) as source:
                 content: bytes = source.read()
                 return content
         except FileNotFoundError:
             return None
 
-    def get_size(self, place: str) -> int | None:
-        """The size of a file in bytes; None where there is none."""
+    def get_size(self, path: str) -> int | None:
+        """The size of a file in bytes; None if it does not exist."""
         try:
             if self.is_local:  # asked for many small files: a Path costs more than the call
-                return os.stat(f"{self.root}/{place}").st_size  # noqa: PTH116
-            return int(self.resolve(place).stat().st_size)
+                return os.stat(f"{self.root}/{path}").st_size  # noqa: PTH116
+            return int(self.resolve(path).stat().st_size)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def compute_digest(self, place: str) -> str | None:
-        """The SHA-256 of a (small) file; None where there is none."""
-        content = self.read_bytes(place)
+    def compute_digest(self, path: str) -> str | None:
+        """The SHA-256 of a small file; None if it does not exist."""
+        content = self.read_bytes(path)
         return None if content is None else hashlib.sha256(content).hexdigest()
 
-    def get_file_identity(self, place: str) -> tuple[object, ...] | None:
-        """What changes when a file is replaced; None where there is none."""
+    def get_file_identity(self, path: str) -> tuple[object, ...] | None:
+        """A value that changes when the file is replaced; None if it does not exist."""
         try:
-            stat = self.resolve(place).stat()
+            stat = self.resolve(path).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         return stat.st_size, stat.st_mtime, getattr(stat, "st_ino", None)
 
-    def read_slice(self, place: str, offset: int, length: int) -> bytes:
-        """Some bytes of a file."""
-        with self._opened(place) as source:
+    def read_slice(self, path: str, offset: int, length: int) -> bytes:
+        """Read `length` bytes of a file from the position `offset`."""
+        with self.open_file(path) as source:
             source.seek(offset)
             return source.read(length)
 
-    def exists(self, place: str) -> bool:
-        """Whether there is such a file."""
-        return bool(self.resolve(place).exists())
+    def exists(self, path: str) -> bool:
+        """Whether the file or folder exists."""
+        return bool(self.resolve(path).exists())
 
-    def remove(self, place: str) -> None:
-        """Remove a file; no error where there is none."""
-        self.resolve(place).unlink(missing_ok=True)
+    def remove(self, path: str) -> None:
+        """Remove a file; no error if it does not exist."""
+        self.resolve(path).unlink(missing_ok=True)
 
-    # -- parts ------------------------------------------------------------------------------------------------------
+    # -- results of chunks, in hidden folders ------------------------------------------------------------------------
 
-    def write_arrow(self, place: str, rows: pa.Table) -> int:
-        """Write rows that wait to be joined, at a place in a hidden folder, as an Arrow file; returns its size.
+    def write_arrow(self, path: str, rows: pa.Table) -> int:
+        """Write rows as an Arrow file, which is faster to read than Parquet; returns its size in bytes.
 
-        Not synced: a part that a loss of power cuts off has another size, and is made again.
+        It is not synced: a file that a loss of power truncated has another size, and its chunk is processed again.
         """
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with self._replacing(place, sync=False) as sink, pa.ipc.new_file(sink, rows.schema, options=options) as writer:
+        with self._replacing(path, sync=False) as sink, pa.ipc.new_file(sink, rows.schema, options=options) as writer:
             writer.write_table(rows)
-        return self.get_size(place) or 0
+        return self.get_size(path) or 0
 
-    def write_unsynced(self, place: str, content: bytes) -> None:
-        """Write a small file beside parts."""
-        with self._replacing(place, sync=False) as sink:
+    def write_unsynced(self, path: str, content: bytes) -> None:
+        """Write a file without syncing it, such as the marker of a finished chunk."""
+        with self._replacing(path, sync=False) as sink:
             sink.write(content)
 
-    def read_arrow(self, place: str) -> pa.Table:
-        """The rows of a part.
+    def read_arrow(self, path: str) -> pa.Table:
+        """Read an Arrow file.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: it does not exist.
         """
-        with self._opened(place) as source:
+        with self.open_file(path) as source:
             return pa.ipc.open_file(source).read_all()
 
     def remove_other_chunks(self, folder: str, keys: Collection[str]) -> None:
-        """Remove the parts in a hidden folder that killed runs left, but those of the given keys."""
+        """Remove the results of chunks in a hidden folder that killed runs left, except for those of some keys."""
         self.remove_temporary_files(folder)
         for name in self.list_names(folder):
             if name.partition(".")[0] not in keys:
                 self.remove(f"{folder}/{name}")
 
-    def remove_folder(self, place: str) -> None:
-        """Remove a folder of the lake with all that it holds; no error where there is none."""
-        path = self.resolve(place)
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder of the lake with all its content; no error if it does not exist."""
+        folder = self.resolve(path)
         if self.is_local:
-            shutil.rmtree(Path(self.root) / place, ignore_errors=True)  # a worker of a killed run may still write there
-        elif path.exists():
-            path.fs.rm(path.path, recursive=True)
+            shutil.rmtree(Path(self.root) / path, ignore_errors=True)  # a worker of a killed run may still write there
+        elif folder.exists():
+            folder.fs.rm(folder.path, recursive=True)
 
     def remove_temporary_files(self, folder: str) -> None:
-        """Remove what killed writers left behind in a folder of the lake (the caller holds its lock)."""
+        """Remove the temporary files of killed writers from a folder of the lake; the caller holds its lock."""
         path = self.resolve(folder)
         if self.is_local and path.is_dir():
-            for left in path.glob(".*.tmp"):
-                left.unlink(missing_ok=True)
+            for file in path.glob(".*.tmp"):
+                file.unlink(missing_ok=True)
 
     @contextmanager
-    def _reading(self, place: str) -> Iterator[IO[bytes]]:
-        """A table, opened; what pyarrow cannot read of it is named."""
-        with self._opened(place) as source:
+    def _reading(self, path: str) -> Iterator[IO[bytes]]:
+        """An open table; an error of pyarrow in the body is raised as one that names the file."""
+        with self.open_file(path) as source:
             try:
                 yield source
             except (pa.ArrowException, OSError) as error:
-                raise DamagedTableError.of(place, error) from error
+                raise DamagedTableError.from_error(path, error) from error
 
-    def _opened(self, place: str) -> IO[bytes]:
-        opened: IO[bytes] = open(Path(self.root) / place, "rb") if self.is_local else self.resolve(place).open("rb")  # noqa: SIM115, PTH123
-        return opened
+    def open_file(self, path: str) -> IO[bytes]:
+        """Open a file of the lake for reading.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+        """
+        file: IO[bytes] = open(Path(self.root) / path, "rb") if self.is_local else self.resolve(path).open("rb")  # noqa: SIM115, PTH123
+        return file
 
     @contextmanager
-    def _replacing(self, place: str, *, sync: bool = True) -> Iterator[IO[bytes]]:
-        """A file that takes the place of the old one when the body ends, or not at all."""
-        if not self.is_local:  # an object appears whole, when it is closed
+    def _replacing(self, path: str, *, sync: bool = True) -> Iterator[IO[bytes]]:
+        """A new file that replaces the old one when the body ends; if the body raises, the old one stays."""
+        if not self.is_local:  # an object is created as a whole
             buffer = io.BytesIO()
             yield buffer
-            self.resolve(place).write_bytes(buffer.getvalue())
+            self.resolve(path).write_bytes(buffer.getvalue())
             return
-        target = Path(self.root) / place
-        # the process id keeps apart a worker that outlives a killed run and the run that follows
+        target = Path(self.root) / path
+        # with the process id, since a worker that outlives a killed run may write the same file as the next run
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with _new_file(temporary) as sink:
+            with _create_file(temporary) as sink:
                 yield sink
                 if sync:
                     sink.flush()
@@ -517,7 +544,7 @@ class Lake:
 
 
 def _write_if_absent(path: Path, content: bytes) -> None:
-    """Write a file whole, or leave the one that another process wrote first."""
+    """Write a complete file, or leave the one that another process wrote first."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as sink:
@@ -525,7 +552,7 @@ def _write_if_absent(path: Path, content: bytes) -> None:
             sink.flush()
             os.fsync(sink.fileno())
         try:
-            path.hardlink_to(temporary)  # unlike a rename, it fails where there is a file
+            path.hardlink_to(temporary)  # unlike a rename, it fails if the file exists
         except FileExistsError:
             pass
         except OSError:  # a file system without hard links
@@ -535,8 +562,8 @@ def _write_if_absent(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _new_file(path: Path) -> IO[bytes]:
-    """An empty file, its folder made only where there is none: most folders are there."""
+def _create_file(path: Path) -> IO[bytes]:
+    """Open an empty file; its folder is created only if that fails, since most folders exist."""
     try:
         return path.open("wb")
     except FileNotFoundError:
@@ -547,7 +574,9 @@ def _new_file(path: Path) -> IO[bytes]:
 def _advice(version: object) -> str:
     if isinstance(version, int) and version < SCHEMA_VERSION:
         return (
-            f"older than {SCHEMA_VERSION}, which this dicom-etl writes: `dicom-etl run --rebuild`, with all of its "
-            "datasets, builds its tables again from the source files"
+            f"older than {SCHEMA_VERSION}, which this version of dicom-etl writes: run `dicom-etl run --rebuild` with "
+            "all of its datasets to rebuild its tables from the source files"
         )
-    return f"and this dicom-etl writes {SCHEMA_VERSION}: use the dicom-etl that wrote it, or choose another lake"
+    return (
+        f"and this version of dicom-etl writes {SCHEMA_VERSION}: use the version that wrote it, or choose another lake"
+    )

@@ -123,7 +123,7 @@ def test_a_folder_that_is_no_lake_is_refused(run_command, small, tmp_path):
     (tmp_path / "other/thesis.txt").write_text("mine")
     code, _, err = run_command("run", small, "--lake", tmp_path / "other")
     assert code == 2
-    assert "is no lake" in err
+    assert "is not a lake" in err
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.txt"]
 
 
@@ -257,7 +257,7 @@ def test_a_lake_that_cannot_be_made_is_one_sentence(run_command, small):
     code, _, err = run_command("audit", small, "--lake", "/proc/lake")
 
     assert code == 2
-    assert err == "dicom-etl: the lake /proc/lake cannot be made: No such file or directory\n"
+    assert err == "dicom-etl: the lake /proc/lake cannot be created: No such file or directory\n"
 
 
 def test_a_variable_that_is_nearly_a_setting_is_told(run_command, monkeypatch):

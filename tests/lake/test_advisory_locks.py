@@ -83,7 +83,7 @@ def test_a_second_process_is_told_who_holds_it(lake: Lake) -> None:
     with holder(lake) as other, pytest.raises(LockHeldError) as refused, lake.lock("ds", "build of ds"):
         pass
     named = f"dicom-etl: extract of ds on {socket.gethostname()} ({other.pid})"[:63]
-    assert str(refused.value) == f"ds is being written by {named}; try again when that has ended"
+    assert str(refused.value) == f"ds is being written by {named}; run again when that has ended"
 
 
 def test_a_second_holder_in_this_process_is_kept_out(lake: Lake) -> None:
@@ -223,7 +223,7 @@ def test_a_lost_lock_is_told_with_what_to_do(lake: Lake) -> None:
         with pytest.raises(LockLostError) as lost:
             lake.require_locks()
     assert str(lost.value).startswith(f"{LOST} (")
-    assert str(lost.value).endswith("): the run was stopped; run again")
+    assert str(lost.value).endswith("), so the run was stopped: run it again")
     assert isinstance(lost.value, LakeError)
     assert "\n" not in str(lost.value)
 

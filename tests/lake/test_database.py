@@ -53,7 +53,7 @@ def test_a_relative_lake_has_an_absolute_file(tmp_path: Path, monkeypatch: pytes
 def test_a_lake_on_an_object_store_needs_a_setting() -> None:
     lake = Lake("s3://bucket/lake")
     assert refusal(lake) == (
-        "the lake s3://bucket/lake is on an object store, where the upload ledger cannot be: set ledger_url to a "
+        "the lake s3://bucket/lake is on an object store, which cannot contain the upload ledger: set ledger_url to a "
         "PostgreSQL database, or to sqlite:////path of a file on a local disk"
     )
     assert not database.has_database(lake)
@@ -75,7 +75,7 @@ def test_a_lake_on_a_shared_file_system_needs_a_setting(tmp_path: Path, file_sys
         "ledger_url to a PostgreSQL database, or to sqlite:////path of a file on a local disk"
     )
     assert refusal(Lake(str(tmp_path), ledger_url=f"sqlite:///{tmp_path}/l.sqlite")) == (
-        f"ledger_url names a file on a shared file system ({kind}): choose a local disk"
+        f"the file in ledger_url is on a shared file system ({kind}): choose a local disk"
     )
     assert is_postgresql(Lake(str(tmp_path), ledger_url="postgresql://h/name"))
 
@@ -120,10 +120,13 @@ def test_options_of_a_postgresql_address_are_kept() -> None:
             "postgresql://user:geheim@host:port/name",
             "ledger_url is not the address of a database, such as postgresql://user@host/name",
         ),
-        ("sqlite://", "ledger_url names no file: write sqlite:////path/to/ledger.sqlite"),
-        ("sqlite:///:memory:", "ledger_url names no file: write sqlite:////path/to/ledger.sqlite"),
-        ("mysql://user:geheim@h/n", "ledger_url names a database of kind mysql; there are sqlite and postgresql"),
-        ("http://h/n", "ledger_url names a database of kind http; there are sqlite and postgresql"),
+        ("sqlite://", "ledger_url contains no file: set it to sqlite:////path/to/ledger.sqlite"),
+        ("sqlite:///:memory:", "ledger_url contains no file: set it to sqlite:////path/to/ledger.sqlite"),
+        (
+            "mysql://user:geheim@h/n",
+            "ledger_url is the address of a mysql database; only sqlite and postgresql are supported",
+        ),
+        ("http://h/n", "ledger_url is the address of a http database; only sqlite and postgresql are supported"),
     ],
 )
 def test_other_addresses_are_refused_in_a_sentence(text: str, sentence: str) -> None:

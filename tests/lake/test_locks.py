@@ -44,7 +44,7 @@ def test_a_second_holder_is_told_who_holds_it(tmp_path: Path) -> None:
         pass
     assert str(refused.value) == (
         f"ds is being written by process {other.pid} on {socket.gethostname()} (extract of ds); "
-        "try again when that has ended"
+        "run again when that has ended"
     )
 
 
@@ -120,7 +120,7 @@ def test_the_locks_of_a_lake_lie_in_it(tmp_path: Path) -> None:
 
 
 def test_the_locks_of_an_object_store_lie_in_a_temporary_folder_of_its_own() -> None:
-    one, other = (choose_lock_folder(f"s3://bucket/{name}", local=False) for name in ("a", "b"))
+    one, other = (choose_lock_folder(f"s3://bucket/{name}", is_local=False) for name in ("a", "b"))
     assert one != other
     assert one.name.startswith("dicom-etl-locks-")
 

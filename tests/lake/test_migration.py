@@ -50,7 +50,7 @@ def test_a_lake_with_the_ledgers_of_an_older_version_is_refused_also_for_a_rebui
         lake.write_bytes(place, b"of schema 1")
         before = content(lake)
         for rebuild in (False, True):
-            with pytest.raises(LakeError, match="has schema version 1 and ledgers of uploads") as refused:
+            with pytest.raises(LakeError, match="has schema version 1 and upload ledgers") as refused:
                 Lake(lake.root).open(rebuild=rebuild)
             assert "delete its resources from the FHIR server" in str(refused.value)
         assert content(lake) == before

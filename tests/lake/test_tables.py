@@ -97,14 +97,14 @@ def test_a_lake_is_opened_again(lake: Lake) -> None:
 
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").write_text("mine")
-    with pytest.raises(LakeError, match="is not empty and is no lake: choose an empty or a new folder"):
+    with pytest.raises(LakeError, match="is not empty and is not a lake: choose an empty or a new folder"):
         Lake(str(tmp_path)).open()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
 
 
 def test_a_file_in_the_place_of_the_lake_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lake").write_text("mine")
-    with pytest.raises(LakeError, match="is no lake"):
+    with pytest.raises(LakeError, match="is not a lake"):
         Lake(str(tmp_path / "lake")).open()
     assert (tmp_path / "lake").read_text() == "mine"
 
@@ -120,7 +120,7 @@ def test_a_lake_that_another_run_makes_at_this_moment_is_taken(tmp_path: Path, m
         (tmp_path / "lake.json").write_bytes(CONTENT)
         return True
 
-    monkeypatch.setattr(Lake, "_holds_something", made_meanwhile)
+    monkeypatch.setattr(Lake, "_contains_other_files", made_meanwhile)
     assert Lake(str(tmp_path)).open().lake_id == LAKE_ID
 
 
@@ -192,9 +192,9 @@ def test_a_lake_of_another_key_is_refused_with_what_to_do(tmp_path: Path) -> Non
         Lake(str(root)).open(id_key="bbbb")
     assert str(refused.value) == (
         f"the resource ids of the lake {root} were made with the key aaaa, not with the configured key bbbb "
-        "(fingerprints): set DICOM_ETL_ID_KEY or id_key_file to the lake's key (without either, `namespace` decides), "
-        "or rebuild all of its datasets with the configured key by `dicom-etl run --rebuild`; resources on a FHIR "
-        "server keep their old ids, so delete them there first"
+        "(fingerprints): set DICOM_ETL_ID_KEY or id_key_file to the key of the lake (without either, the key is "
+        "derived from `namespace`). Or rebuild all of its datasets with the configured key: `dicom-etl run --rebuild`; "
+        "resources on a FHIR server keep their old ids, so delete them there first"
     )
     assert Lake(str(root)).open().open(id_key="aaaa").open(id_key="bbbb", rebuild=True).describe().id_key == "aaaa"
     assert (root / "lake.json").read_bytes() == before
@@ -212,8 +212,8 @@ def test_a_lake_of_another_schema_version_is_refused_with_what_to_do(tmp_path: P
     with pytest.raises(LakeError) as refused:
         Lake(str(tmp_path)).open()
     assert str(refused.value) == (
-        f"the lake {tmp_path} has schema version {version}, and this dicom-etl writes 4: use the dicom-etl that wrote "
-        "it, or choose another lake"
+        f"the lake {tmp_path} has schema version {version}, and this version of dicom-etl writes 4: use the version "
+        "that wrote it, or choose another lake"
     )
 
 
@@ -223,8 +223,8 @@ def test_a_lake_of_an_older_schema_is_refused_with_the_command_that_rebuilds_it(
     with pytest.raises(LakeError) as refused:
         Lake(str(tmp_path)).open()
     assert str(refused.value) == (
-        f"the lake {tmp_path} has schema version {version}, older than 4, which this dicom-etl writes: `dicom-etl run "
-        "--rebuild`, with all of its datasets, builds its tables again from the source files"
+        f"the lake {tmp_path} has schema version {version}, older than 4, which this version of dicom-etl writes: run "
+        "`dicom-etl run --rebuild` with all of its datasets to rebuild its tables from the source files"
     )
     lake = Lake(str(tmp_path)).open(rebuild=True, id_key="aaaa")
     assert lake.describe().schema == version
@@ -248,9 +248,10 @@ def test_a_lake_of_an_older_schema_that_has_ledgers_is_refused_with_what_to_do(
     with pytest.raises(LakeError) as refused:
         Lake(root).open(rebuild=rebuild, id_key="aaaa")
     assert str(refused.value) == (
-        f"the lake {root} has schema version 2 and ledgers of uploads, and resource ids change with this dicom-etl: "
-        "delete its resources from the FHIR server (with `forget` of the dicom-etl that wrote it, or empty the "
-        f"server), remove the folder {lake.resolve('outcomes')}, then `dicom-etl run --rebuild`"
+        f"the lake {root} has schema version 2 and upload ledgers of that version, and this version of dicom-etl makes "
+        "other resource ids. First delete its resources from the FHIR server: run `dicom-etl forget` with the version "
+        f"of dicom-etl that wrote the lake, or empty the server. Then remove the folder {lake.resolve('outcomes')} and "
+        "run `dicom-etl run --rebuild`"
     )
 
 
@@ -364,7 +365,7 @@ def test_a_column_that_only_a_late_piece_fills_is_written_as_in_one_piece(lake: 
 def test_a_piece_out_of_order_is_refused_and_the_former_table_stays(lake: Lake) -> None:
     lake.write_rows(SHEETS, [cell(1)], dataset="ds")
     before = file_of(lake).read_bytes()
-    with pytest.raises(SchemaError, match="sheets: a piece begins before the end of the one before it"):
+    with pytest.raises(SchemaError, match="sheets: a batch begins before the end of the previous one"):
         lake.write_batches(SHEETS, pieces(3, 4)[::-1], dataset="ds")
     assert file_of(lake).read_bytes() == before
     assert [path.name for path in file_of(lake).parent.iterdir()] == ["ds.parquet"]

@@ -20,7 +20,7 @@ AUDIT = [stage for stage in STAGES if stage != "upload"]
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files of the lake and of the dataset that are opened, in their order."""
     paths: list[str] = []
-    open_lake, open_source = Lake._opened, TreeSource.open
+    open_lake, open_source = Lake.open_file, TreeSource.open
 
     def in_lake(lake: Lake, place: str) -> IO[bytes]:
         paths.append(place)
@@ -30,7 +30,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.append(f"source {path}")
         return open_source(source, path)
 
-    monkeypatch.setattr(Lake, "_opened", in_lake)
+    monkeypatch.setattr(Lake, "open_file", in_lake)
     monkeypatch.setattr(TreeSource, "open", in_source)
     return paths
 
