@@ -152,12 +152,15 @@ def command_sections() -> str:
 
 def renamed_table() -> str:
     """All names that earlier versions had."""
-    kinds = {name: value for name, value in vars(renames).items() if name.isupper() and isinstance(value, dict)}
-    lines = [
-        (kind.lower().replace("_", " ").removesuffix("s"), f"`{old}`", f"`{new}`")
-        for kind, names in kinds.items()
-        for old, new in names.items()
-    ]
+    kinds = {
+        "setting": renames.SETTINGS,
+        "option": renames.OPTIONS,
+        "command": renames.COMMANDS,
+        "upload state": renames.UPLOAD_STATES,
+        "finding code": renames.FINDING_CODES,
+        **{f"column of {table}": columns for table, columns in renames.COLUMNS.items()},
+    }
+    lines = [(kind, f"`{old}`", f"`{new}`") for kind, names in kinds.items() for old, new in names.items()]
     return rows(("kind", "old name", "new name"), lines)
 
 
