@@ -75,7 +75,7 @@ def quality_check_table() -> str:
     return rows(
         header,
         [
-            (f"`{c.check}`", c.title, c.counts, *(f"{t:.0%}" if t else "" for t in (c.warn_below, c.fail_below)))
+            (f"`{c.check}`", c.title, c.counted, *(f"{t:.0%}" if t else "" for t in (c.warn_below, c.fail_below)))
             for c in quality_checks().values()
         ],
     )

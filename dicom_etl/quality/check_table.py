@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from dicom_etl.lake.schemas import MEASURES
 
-__all__ = ["Measure", "QualityCheck", "measures_table", "quality_checks"]
+__all__ = ["Measure", "QualityCheck", "quality_checks", "tabulate_measures"]
 
 NOT_EVALUATED = "not-evaluated"
 
@@ -31,13 +31,13 @@ class QualityCheck:
     check: str
     category: str
     title: str
-    counts: str  # what is counted, in words
+    counted: str  # the objects that are counted, in words
     warn_below: float | None = None  # share of passes, 0 to 1
     fail_below: float | None = None
     is_check: bool = True
 
-    def result(self, n_applicable: int, n_pass: int) -> str:
-        """`pass`, `warn` or `fail` by the thresholds; `not-evaluated` without thresholds or where nothing applies."""
+    def evaluate(self, n_applicable: int, n_pass: int) -> str:
+        """`pass`, `warn` or `fail` by the thresholds; `not-evaluated` without thresholds or objects."""
         if (self.warn_below is None and self.fail_below is None) or n_applicable == 0:
             return NOT_EVALUATED
         share = n_pass / n_applicable
@@ -70,7 +70,7 @@ def quality_checks() -> dict[str, QualityCheck]:
     return {row["check"]: QualityCheck(**row) for row in json.loads(text)["checks"]}
 
 
-def measures_table(dataset: str, measures: Iterable[Measure]) -> pa.Table:
+def tabulate_measures(dataset: str, measures: Iterable[Measure]) -> pa.Table:
     """The measures of a dataset, in the schema of MEASURES."""
     rows = [{"dataset": dataset, **asdict(measure)} for measure in measures]
     return pa.Table.from_pylist(rows, schema=MEASURES.schema)

@@ -38,7 +38,7 @@ from dicom_etl.quality.working_database import Database
 
 __all__ = ["DATASET_STAGES", "DatasetShards", "load_dataset", "read_header_rows", "read_tag_profiles"]
 
-DATASET_STAGES = ("crawl", "extract", "build", "upload")  # whose findings of the whole dataset are read
+DATASET_STAGES = ("crawl", "extract", "build", "upload")  # they may have findings of the whole dataset
 
 READ_ROWS = 40_000  # header rows in memory, some 40 MB
 

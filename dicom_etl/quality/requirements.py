@@ -26,7 +26,7 @@ __all__ = [
     "find_attributes",
     "find_functional_group_attributes",
     "find_iod",
-    "strictness",
+    "rank_type",
     "to_standard_tag",
 ]
 
@@ -61,7 +61,7 @@ _Module = Mapping[str, AttributeType]
 _PIXEL_DATA_GROUP = "7FE0"
 
 
-def strictness(attribute_type: AttributeType) -> int:
+def rank_type(attribute_type: AttributeType) -> int:
     """The rank of a type, 0 for the strictest (Type 1)."""
     return _RANKS[attribute_type]
 
@@ -197,14 +197,14 @@ def _strictest(modules: Iterable[_Module]) -> _Module:
     strictest: dict[str, AttributeType] = {}
     for module in modules:
         for tag, type_ in module.items():
-            strictest[tag] = min(strictest.get(tag, type_), type_, key=strictness)
+            strictest[tag] = min(strictest.get(tag, type_), type_, key=rank_type)
     return strictest
 
 
 def _common_types(modules: list[_Module]) -> _Module:
     """The attributes of all of the modules, each with its least strict type."""
     tags = set(modules[0]).intersection(*modules[1:])
-    return {tag: max((module[tag] for module in modules), key=strictness) for tag in tags}
+    return {tag: max((module[tag] for module in modules), key=rank_type) for tag in tags}
 
 
 def _weakened_types(modules: list[_Module]) -> _Module:

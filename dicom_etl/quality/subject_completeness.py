@@ -87,7 +87,7 @@ def _count_shard(dataset: str, database: Database, levels: Collection[str]) -> I
         FROM (SELECT DISTINCT subject FROM occurrences)
     """)
     quoted_levels = ", ".join(f"'{level}'" for level in levels)
-    for row in database.rows("SELECT DISTINCT batch FROM numbered_subjects ORDER BY batch"):
+    for row in database.fetch_rows("SELECT DISTINCT batch FROM numbered_subjects ORDER BY batch"):
         where = f"""
             group_by = 'subject' AND level IN ({quoted_levels}) AND coalesce("group", '') IN (
                 SELECT coalesce(subject, '') FROM numbered_subjects WHERE batch = {row["batch"]})

@@ -1,4 +1,4 @@
-"""The state of every tag of every instance, series and study: the counts that all measures of tags start from.
+"""The state of every tag of every instance, series and study: the basis of all counts of tags.
 
 Instances that share tag profile, SOP class and usable values share the state of all their tags: they have the same
 *state profile*. What is counted is never an instance but a state profile with a number, and a series or study is the
@@ -37,7 +37,7 @@ from dicom_etl.quality.requirements import (
     find_attributes,
     find_functional_group_attributes,
     find_iod,
-    strictness,
+    rank_type,
 )
 from dicom_etl.quality.value_states import DUMMY, USABLE, packed_columns, value_columns
 from dicom_etl.quality.working_database import Database
@@ -88,7 +88,9 @@ def create_states(
 def _create_attribute_sets(database: Database) -> None:
     """Tables `attribute_sets` (by tag profile and SOP class) and `attributes` (of each set: tag, rank of its type)."""
     sop_classes: dict[int, list[str]] = {}
-    for row in database.rows("SELECT DISTINCT tag_profile, sop_class FROM state_profiles WHERE sop_class IS NOT NULL"):
+    for row in database.fetch_rows(
+        "SELECT DISTINCT tag_profile, sop_class FROM state_profiles WHERE sop_class IS NOT NULL"
+    ):
         sop_classes.setdefault(row["tag_profile"], []).append(row["sop_class"])
     sets = _AttributeSets()
     for tag_profile, present in _standard_tags(database):
@@ -97,13 +99,13 @@ def _create_attribute_sets(database: Database) -> None:
     for tag_profile, rest in sop_classes.items():  # headers without any standard tag
         for sop_class in rest:
             sets.add(tag_profile, sop_class, frozenset())
-    database.create("attribute_sets", sets.combinations())
-    database.create("attributes", sets.attributes())
+    database.create("attribute_sets", sets.tabulate_combinations())
+    database.create("attributes", sets.tabulate_attributes())
 
 
 def _standard_tags(database: Database) -> Iterator[tuple[int, frozenset[str]]]:
     """The standard (not private) tags of each tag profile."""
-    for rows in database.batches(
+    for rows in database.fetch_batches(
         "SELECT tag_profile, list(tag) AS tags FROM tag_profile_tags WHERE creator IS NULL GROUP BY tag_profile",
         _PROFILES_AT_ONCE,
     ):
@@ -190,21 +192,21 @@ class _AttributeSets:
         if attributes is None:
             return
         iod = find_iod(sop_class) or ""
-        key = (id(attributes), iod)  # `_sets` keeps the attributes, so that their id stays theirs
+        key = (id(attributes), iod)  # `_sets` keeps the object, so that no other one gets its id
         if key not in self._numbers:
             self._numbers[key] = len(self._sets)
             self._sets.append((attributes, find_functional_group_attributes(iod)))
         self._combinations.append((tag_profile, sop_class, self._numbers[key]))
 
-    def combinations(self) -> pa.Table:
+    def tabulate_combinations(self) -> pa.Table:
         """Columns `tag_profile`, `sop_class` and `attribute_set`."""
         schema = pa.schema([("tag_profile", pa.int64()), ("sop_class", pa.string()), ("attribute_set", pa.int32())])
         return _to_table(self._combinations, schema)
 
-    def attributes(self) -> pa.Table:
+    def tabulate_attributes(self) -> pa.Table:
         """Columns `attribute_set`, `tag` and `rank` (of its type)."""
         rows = [
-            (number, tag, strictness(attribute_type))
+            (number, tag, rank_type(attribute_type))
             for number, (attributes, in_functional_groups) in enumerate(self._sets)
             for tag, attribute_type in {**in_functional_groups, **attributes}.items()
         ]
@@ -232,12 +234,12 @@ _PROFILE_TAGS = """
     FROM marked WHERE NOT reservation GROUP BY ALL
 """
 
-_UNDECIDED_IF_ABSENT = ", ".join(str(strictness(name)) for name, rule in TYPES.items() if rule.if_absent == "undecided")
+_UNDECIDED_IF_ABSENT = ", ".join(str(rank_type(name)) for name, rule in TYPES.items() if rule.if_absent == "undecided")
 
 # `value` is a state of `value_states`, `status` that of the tag profile (1 empty, 2 filled)
 _STATES = f"""
     CREATE TABLE states AS
-    WITH known AS (
+    WITH sources AS (
         SELECT state_profile, tag, creator, status, NULL::INTEGER AS value, false AS is_whole_value,
                NULL::TINYINT AS rank
         FROM state_profiles JOIN tag_profile_tags USING (tag_profile)
@@ -249,7 +251,7 @@ _STATES = f"""
     ), merged AS (
         SELECT state_profile, tag, creator, max(status) AS status, max(value) AS value,
                bool_or(is_whole_value) AS is_whole_value, min(rank) AS rank
-        FROM known GROUP BY state_profile, tag, creator
+        FROM sources GROUP BY state_profile, tag, creator
     ), evaluated AS (
         SELECT state_profile, tag, creator, rank, is_whole_value,
                CASE WHEN value = {USABLE} THEN {FILLED}
@@ -267,7 +269,7 @@ _STATES = f"""
 _TRIM = f"""
     DELETE FROM states WHERE (tag, coalesce(creator, '')) IN (
         SELECT (tag, coalesce(creator, '')) FROM states WHERE tag NOT IN (SELECT tag FROM catalogued)
-        GROUP BY tag, creator HAVING max(state) < {EMPTY} AND min(rank) = {strictness("3")}
+        GROUP BY tag, creator HAVING max(state) < {EMPTY} AND min(rank) = {rank_type("3")}
     )
 """
 

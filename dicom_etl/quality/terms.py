@@ -50,5 +50,5 @@ def create_terms(database: Database) -> None:
 
 
 def _distinct_values(database: Database, column: str) -> list[str]:
-    rows = database.rows(f'SELECT DISTINCT "{column}" AS value FROM occurrences WHERE value IS NOT NULL')
+    rows = database.fetch_rows(f'SELECT DISTINCT "{column}" AS value FROM occurrences WHERE value IS NOT NULL')
     return [row["value"] for row in rows]

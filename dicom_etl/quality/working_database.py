@@ -50,12 +50,12 @@ class Database:
         """The rows of a query."""
         return self._connection.sql(sql).to_arrow_table()
 
-    def rows(self, sql: str) -> list[dict[str, Any]]:
+    def fetch_rows(self, sql: str) -> list[dict[str, Any]]:
         """The rows of a query as dictionaries, for queries with few rows."""
         rows: list[dict[str, Any]] = self.query(sql).to_pylist()
         return rows
 
-    def batches(self, sql: str, size: int = _BATCH_ROWS) -> Iterator[pa.Table]:
+    def fetch_batches(self, sql: str, size: int = _BATCH_ROWS) -> Iterator[pa.Table]:
         """The rows of a query, in batches of `size`. Run no other query before the last batch is read."""
         for batch in self._connection.sql(sql).to_arrow_reader(size):
             yield pa.Table.from_batches([batch])

@@ -28,7 +28,7 @@ from dicom_etl.lake.schemas import (
     SHEETS,
 )
 from dicom_etl.lake.tables import Lake
-from dicom_etl.quality.check_table import measures_table, quality_checks
+from dicom_etl.quality.check_table import quality_checks, tabulate_measures
 from dicom_etl.quality.checks import MeasuredDataset, count_checks
 from dicom_etl.quality.completeness import count_completeness
 from dicom_etl.quality.inputs import DATASET_STAGES, DatasetShards, load_dataset
@@ -80,12 +80,12 @@ def measure(
         shards = DatasetShards.read(lake, dataset)
         if not shards.n_units:
             raise SourceError(f"dataset {dataset}: there are no header tables; extract it first")
-        new_fingerprint = _fingerprint(lake, dataset, shards, settings)
+        new_fingerprint = _compute_fingerprint(lake, dataset, shards, settings)
         tables = (ALL_FINDINGS, MEASURES, COMPLETENESS)
         is_current = all(lake.read_fingerprint(table, dataset=dataset) == new_fingerprint for table in tables)
         if force or not is_current:
             _write_tables(lake, dataset, shards, settings, new_fingerprint, progress)
-        return _summary(lake, dataset, updated=force or not is_current, units=shards.n_units)
+        return _summarize(lake, dataset, updated=force or not is_current, units=shards.n_units)
 
 
 def _write_tables(
@@ -96,7 +96,7 @@ def _write_tables(
     for table in (ALL_FINDINGS, MEASURES, COMPLETENESS):  # no commit while the tables change
         lake.remove(table.path(dataset=dataset))
     lake.remove_temporary_files(ALL_FINDINGS.path(dataset=dataset).rpartition("/")[0])
-    has_time_zone = _time_zone(settings, dataset) is not None
+    has_time_zone = _find_time_zone(settings, dataset) is not None
     reference_date = datetime.date.fromisoformat(settings.reference_date) if settings.reference_date else None
     with open_database() as database:
 
@@ -107,17 +107,17 @@ def _write_tables(
         completeness = count_completeness(dataset, database)
         lake.write(COMPLETENESS, completeness, fingerprint=new_fingerprint, dataset=dataset)
         measures = count_checks(MeasuredDataset(dataset, database, reference_date))
-        lake.write(MEASURES, measures_table(dataset, measures), fingerprint=new_fingerprint, dataset=dataset)
-        findings = database.batches(f"FROM findings ORDER BY {', '.join(ALL_FINDINGS.order)}")
+        lake.write(MEASURES, tabulate_measures(dataset, measures), fingerprint=new_fingerprint, dataset=dataset)
+        findings = database.fetch_batches(f"FROM findings ORDER BY {', '.join(ALL_FINDINGS.order)}")
         lake.write_batches(ALL_FINDINGS, findings, fingerprint=new_fingerprint, dataset=dataset)
 
 
-def _fingerprint(lake: Lake, dataset: str, shards: DatasetShards, settings: Settings) -> str:
+def _compute_fingerprint(lake: Lake, dataset: str, shards: DatasetShards, settings: Settings) -> str:
     """The fingerprint of all inputs of the measures. A commit contains the digest of each file of its shard."""
     return compute_fingerprint(
         MEASURE_VERSION,
         hash_package_files(*_TABLES),
-        _time_zone(settings, dataset),
+        _find_time_zone(settings, dataset),
         settings.reference_date,
         [
             (stage, shard, lake.compute_digest(COMMITS[stage].path(dataset=dataset, shard=shard)))
@@ -129,12 +129,12 @@ def _fingerprint(lake: Lake, dataset: str, shards: DatasetShards, settings: Sett
     )
 
 
-def _time_zone(settings: Settings, dataset: str) -> str | None:
+def _find_time_zone(settings: Settings, dataset: str) -> str | None:
     dataset_settings = settings.datasets.get(dataset)
     return (dataset_settings.time_zone if dataset_settings else None) or settings.time_zone
 
 
-def _summary(lake: Lake, dataset: str, *, updated: bool, units: int) -> MeasureSummary:
+def _summarize(lake: Lake, dataset: str, *, updated: bool, units: int) -> MeasureSummary:
     measures = lake.read(MEASURES, dataset=dataset).to_pylist()
     results = [row for row in measures if row["tag"] is None and row["reason"] is None and row["group_by"] == "all"]
     by_result = Counter(r["result"] for r in results if r["n_applicable"] and quality_checks()[r["check"]].is_check)

@@ -64,14 +64,14 @@ def report(dataset: str, lake: Lake, settings: Settings) -> ReportSummary:
         tables_fingerprint = lake.read_fingerprint(ALL_FINDINGS, dataset=dataset)
         if tables_fingerprint is None:
             raise SourceError(f"dataset {dataset}: it has no quality tables; measure it first")
-        fingerprint = _fingerprint(tables_fingerprint, settings)
+        fingerprint = _compute_fingerprint(tables_fingerprint, settings)
         summary = _read_summary(lake, dataset, fingerprint) or _write_report(lake, dataset, settings, fingerprint)
     files = tuple(make_report_path(dataset, name) for name in summary["files"])
     by_severity = {severity: counts["findings"] for severity, counts in summary["findings"].items()}
     return ReportSummary(dataset, files[0], files, summary["check_results"], by_severity)
 
 
-def _fingerprint(tables_fingerprint: str, settings: Settings) -> str | None:
+def _compute_fingerprint(tables_fingerprint: str, settings: Settings) -> str | None:
     """The fingerprint of all inputs of a report; None if its tables have no fingerprint."""
     if not tables_fingerprint:
         return None
@@ -111,7 +111,9 @@ def _write_report(lake: Lake, dataset: str, settings: Settings, fingerprint: str
     summary = _summarize(view, measures, settings.reference_date) | {
         "fingerprint": fingerprint,
         "files": ["report.html", "summary.json", *(name for name, file in csv_files.items() if file.is_written)],
-        "tables": {name: {"rows": file.rows, "command": file.command(dataset)} for name, file in csv_files.items()},
+        "tables": {
+            name: {"rows": file.rows, "command": file.make_command(dataset)} for name, file in csv_files.items()
+        },
     }
     text = orjson.dumps(summary, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n"
     lake.write_bytes(make_report_path(dataset, "summary.json"), text)

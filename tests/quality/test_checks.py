@@ -40,17 +40,17 @@ def instances(study: str | None, series: str, n: int = 1, **values: Any) -> list
 
 
 def count(*rows: list[Row], folders: Any = (), sheets: list[Row] | None = None, reference_date: Any = None) -> Counted:
-    places = pa.Table.from_pylist(
+    folder_rows = pa.Table.from_pylist(
         [{"subject": subject, "sample": sample} for subject, sample in folders],
         schema=pa.schema([("subject", pa.string()), ("sample", pa.string())]),
     )
     with database_of(header_rows(*(row for part in rows for row in part))) as database:
         create_terms(database)
-        create_sheets(database, [places], [table_of(SHEETS, sheets or [])])
+        create_sheets(database, [folder_rows], [table_of(SHEETS, sheets or [])])
         dataset = MeasuredDataset("d", database, reference_date)
         measures = [measure for check in CHECKS for measure in COUNTING_FUNCTIONS[check](dataset)]
-        notes = {row["subject"]: row["note"] for row in database.rows("FROM subject_notes")}
-        return Counted(measures, database.rows("FROM findings"), notes)
+        notes = {row["subject"]: row["note"] for row in database.fetch_rows("FROM subject_notes")}
+        return Counted(measures, database.fetch_rows("FROM findings"), notes)
 
 
 def result(counted: Counted, check: str, level: str | None = None) -> tuple[int, int, str]:
@@ -85,11 +85,11 @@ def test_a_counting_function_counts_the_check_it_is_listed_for(check: str) -> No
 )
 def test_the_result_follows_from_the_thresholds(n_applicable: int, n_pass: int, expected: str) -> None:
     check = quality_checks()["files-readable"]  # warns below 100 %, fails below 95 %
-    assert check.result(n_applicable, n_pass) == expected
+    assert check.evaluate(n_applicable, n_pass) == expected
 
 
 def test_a_check_without_thresholds_is_not_evaluated() -> None:
-    assert quality_checks()["identifying-tags"].result(10, 1) == "not-evaluated"
+    assert quality_checks()["identifying-tags"].evaluate(10, 1) == "not-evaluated"
 
 
 class TestSheets:
@@ -106,7 +106,7 @@ class TestSheets:
         with database_of(header_rows()) as database:
             create_sheets(database, [], [table_of(SHEETS, cells)])
             tables = {
-                name: {tuple(row.values()) for row in database.rows(f"FROM {name}")}
+                name: {tuple(row.values()) for row in database.fetch_rows(f"FROM {name}")}
                 for name in ("sheet_subjects", "sheet_pools", "sheet_samples", "metadata_only", "sheets")
             }
         assert tables["sheet_subjects"] == {("sub-1",), ("sub-2",)}

@@ -7,7 +7,7 @@ from dicom_etl.quality.requirements import (
     AttributeType,
     find_attributes,
     find_iod,
-    strictness,
+    rank_type,
     to_standard_tag,
 )
 
@@ -215,7 +215,7 @@ def test_the_rule_of_each_type(attribute_type: AttributeType, if_absent: str, if
 
 
 def test_types_are_ordered_by_strictness() -> None:
-    assert [strictness(name) for name in ("1", "1C", "2", "2C", "3")] == [0, 1, 2, 3, 4]
+    assert [rank_type(name) for name in ("1", "1C", "2", "2C", "3")] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

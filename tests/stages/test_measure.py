@@ -308,7 +308,7 @@ class TestWhenToMeasure:
         measure("d", lake, Settings())
         before = content(lake)
         with monkeypatch.context() as patch:
-            patch.setattr(stage, "measures_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(stage, "tabulate_measures", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 measure("d", lake, Settings(), force=True)
         assert not lake.exists(ALL_FINDINGS.path(dataset="d"))
@@ -386,7 +386,7 @@ class TestExamples:
                 "breast",
                 {
                     ("files-readable", "file"): (80, 1, "warn"),  # a text file named .dcm
-                    ("instances-once", "instance"): (79, 1, "warn"),  # one file is there twice
+                    ("instances-once", "instance"): (79, 1, "warn"),  # one file exists twice
                     ("copies-agree", "instance"): (80, 0, "pass"),
                     ("subjects-match", "subject"): (4, 1, "warn"),  # sub-5 was never imaged
                     ("samples-match", "sample"): (12, 0, "pass"),
@@ -398,7 +398,7 @@ class TestExamples:
             (
                 "heart",
                 {
-                    ("files-readable", "file"): (47, 2, "warn"),  # an empty file, and one cut in its header
+                    ("files-readable", "file"): (47, 2, "warn"),  # an empty file, and one truncated in its header
                     ("samples-match", "sample"): (9, 1, "warn"),  # sam-10 came after the sheets
                     ("subjects-match", "subject"): (4, 0, "pass"),
                     ("modality-known", "series"): (14, 0, "pass"),

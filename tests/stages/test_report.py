@@ -13,7 +13,7 @@ import pytest
 from dicom_etl.findings import make_finding, tabulate_findings
 from dicom_etl.lake.schemas import ALL_FINDINGS, COMPLETENESS, MEASURES
 from dicom_etl.lake.tables import Lake
-from dicom_etl.quality.check_table import Measure, measures_table
+from dicom_etl.quality.check_table import Measure, tabulate_measures
 from dicom_etl.settings import Settings
 from dicom_etl.sources import SourceError
 from dicom_etl.stages import report as stage
@@ -114,7 +114,7 @@ def hostile_lake(folder: Path, fingerprint: str = "") -> Lake:
         findings.append(make_finding("non-dicom-file", "d", **where))
     measures.append(Measure("body-part-known", "conformance", "series", 4, 3, 1, "warn"))
     lake.write(COMPLETENESS, pa.Table.from_pylist(tags, schema=COMPLETENESS.schema), dataset="d")
-    lake.write(MEASURES, measures_table("d", measures), dataset="d")
+    lake.write(MEASURES, tabulate_measures("d", measures), dataset="d")
     lake.write(ALL_FINDINGS, tabulate_findings(findings), fingerprint=fingerprint, dataset="d")
     return lake
 
@@ -324,7 +324,7 @@ class TestLargeTables:
             Measure("inventory", "files", "instance", 5, 5, 0, "not-evaluated", "subject", "sub-7"),
             Measure("tags-with-gaps", "completeness", "tag", 3, 3, 0, "not-evaluated", "subject", "sub-7"),
         ]
-        lake.write(MEASURES, measures_table("d", counted), dataset="d")
+        lake.write(MEASURES, tabulate_measures("d", counted), dataset="d")
         findings = [
             make_finding("non-dicom-file", "d", subject=subject, path=str(n))
             for n, subject in enumerate(["sub-7"] * 2 + ["x"])

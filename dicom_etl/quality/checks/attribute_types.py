@@ -13,7 +13,7 @@ from pydicom.datadict import keyword_for_tag
 from dicom_etl.quality.check_table import Measure, quality_checks
 from dicom_etl.quality.checks.conformance import name_sop_class
 from dicom_etl.quality.checks.counting import MeasuredDataset
-from dicom_etl.quality.requirements import TYPES, AttributeType, strictness
+from dicom_etl.quality.requirements import TYPES, AttributeType, rank_type
 from dicom_etl.quality.tag_states import ABSENT, EMPTY
 
 __all__ = ["VIOLATIONS", "count_type_1", "count_type_2"]
@@ -27,7 +27,7 @@ def _violation(attribute_types: tuple[AttributeType, ...]) -> str:
     """A condition on a row of `states`: the tag violates its type."""
     states = {"if_absent": ABSENT, "if_empty": EMPTY}
     return " OR ".join(
-        f"(rank = {strictness(name)} AND state = {state})"
+        f"(rank = {rank_type(name)} AND state = {state})"
         for name in attribute_types
         for case, state in states.items()
         if getattr(TYPES[name], case) == "violation"
@@ -37,9 +37,9 @@ def _violation(attribute_types: tuple[AttributeType, ...]) -> str:
 def _decidable(attribute_types: tuple[AttributeType, ...]) -> str:
     """A condition on a row of `states`: whether the tag violates its type can be decided without its condition."""
     return " OR ".join(
-        f"rank = {strictness(name)}"
+        f"rank = {rank_type(name)}"
         if TYPES[name].if_absent == "violation"
-        else f"(rank = {strictness(name)} AND state >= {EMPTY})"
+        else f"(rank = {rank_type(name)} AND state >= {EMPTY})"
         for name in attribute_types
         if "violation" in TYPES[name]
     )
@@ -69,7 +69,7 @@ def _count_instances(dataset: MeasuredDataset, check: str) -> list[Measure]:
     return [
         _make_measure(check, row["n_pass"], row["n_fail"], group_by, row["group"])
         for group_by in ("all", "modality")
-        for row in dataset.database.rows(f"""
+        for row in dataset.database.fetch_rows(f"""
             WITH violations AS (
                 SELECT state_profile, bool_or({VIOLATIONS[check]}) AS is_violation FROM states GROUP BY state_profile
             )
@@ -87,7 +87,7 @@ def _count_tags(dataset: MeasuredDataset, check: str) -> list[Measure]:
     """The tags that violate their type: one measure per group, tag and reason."""
     measures = []
     for group_by, column in _GROUPS.items():
-        for row in dataset.database.rows(f"""
+        for row in dataset.database.fetch_rows(f"""
             SELECT {column} AS "group", tag,
                    coalesce(sum(n) FILTER (WHERE {_DECIDABLE[check]}), 0)::BIGINT AS n_applicable,
                    coalesce(sum(n) FILTER (WHERE {VIOLATIONS[check]} AND state = {ABSENT}), 0)::BIGINT AS absent,
@@ -96,7 +96,7 @@ def _count_tags(dataset: MeasuredDataset, check: str) -> list[Measure]:
             GROUP BY "group", tag HAVING absent + empty > 0 ORDER BY "group", tag
         """):
             n_pass = row["n_applicable"] - row["absent"] - row["empty"]
-            result = quality_checks()[check].result(row["n_applicable"], n_pass)
+            result = quality_checks()[check].evaluate(row["n_applicable"], n_pass)
             measures += [
                 Measure(
                     check,
@@ -119,14 +119,14 @@ def _count_tags(dataset: MeasuredDataset, check: str) -> list[Measure]:
 
 def _make_measure(check: str, n_pass: int, n_fail: int, group_by: str, group: str | None) -> Measure:
     n_applicable = n_pass + n_fail
-    result = quality_checks()[check].result(n_applicable, n_pass)
+    result = quality_checks()[check].evaluate(n_applicable, n_pass)
     category = quality_checks()[check].category
     return Measure(check, category, "instance", n_applicable, n_pass, n_fail, result, group_by, group)
 
 
 def _add_findings(dataset: MeasuredDataset, check: str) -> None:
     """One finding per SOP class and tag: the instances of a series nearly always have the same violations."""
-    rows = dataset.database.rows(f"""
+    rows = dataset.database.fetch_rows(f"""
         SELECT sop_class, tag, CASE state WHEN {ABSENT} THEN 'absent' ELSE 'empty' END AS reason, sum(n)::BIGINT AS n
         FROM profile_counts JOIN state_profiles USING (state_profile) JOIN states USING (state_profile)
         WHERE {VIOLATIONS[check]} GROUP BY ALL ORDER BY ALL

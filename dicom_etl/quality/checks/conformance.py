@@ -18,14 +18,14 @@ __all__ = ["count_body_parts", "count_modalities", "count_sop_classes", "name_so
 def count_sop_classes(dataset: MeasuredDataset) -> list[Measure]:
     """Check `sop-class-known`: the requirements on the instances of other SOP classes are not known."""
     count = CheckCount("sop-class-known", "instance")
-    for row in dataset.database.rows("""
+    for row in dataset.database.fetch_rows("""
         SELECT sop_class, attribute_set IS NOT NULL AS is_known, sum(n)::BIGINT AS n
         FROM profile_counts JOIN state_profiles USING (state_profile)
         LEFT JOIN attribute_sets USING (tag_profile, sop_class)
         GROUP BY ALL ORDER BY ALL
     """):
         count.add(None if row["is_known"] else name_sop_class(row["sop_class"]), row["n"])
-    return count.measures()
+    return count.to_measures()
 
 
 def name_sop_class(uid: str | None) -> str:

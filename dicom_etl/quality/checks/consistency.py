@@ -23,7 +23,7 @@ def count_related_counts(dataset: MeasuredDataset) -> list[Measure]:
     _compare(dataset, studies, "NumberOfStudyRelatedSeries", "count(DISTINCT series)")
     _compare(dataset, studies, "NumberOfStudyRelatedInstances", "sum(n)")
     _compare(dataset, series, "NumberOfSeriesRelatedInstances", "sum(n)")
-    return [*studies.measures(), *series.measures()]
+    return [*studies.to_measures(), *series.to_measures()]
 
 
 def _compare(dataset: MeasuredDataset, count: CheckCount, column: str, number: str) -> None:
@@ -35,7 +35,7 @@ def _compare(dataset: MeasuredDataset, count: CheckCount, column: str, number: s
         FROM occurrences WHERE {level} IS NOT NULL GROUP BY {level}
         HAVING lowest IS NOT NULL
     """)
-    for row in database.rows("""
+    for row in database.fetch_rows("""
         SELECT lowest = number AND highest = number AS agrees, count(*) AS n FROM numbers GROUP BY agrees
     """):
         count.add(None if row["agrees"] else f"{column} differs from the number in the dataset", row["n"])

@@ -96,7 +96,7 @@ class CheckCount:
         else:
             self.reasons[failure] += n
 
-    def measures(self) -> list[Measure]:
+    def to_measures(self) -> list[Measure]:
         """The result of the check, then one measure per reason."""
         check = quality_checks()[self.check]
         n_fail = sum(self.reasons.values())
@@ -108,7 +108,7 @@ class CheckCount:
             n_applicable,
             self.n_pass,
             n_fail,
-            check.result(n_applicable, self.n_pass),
+            check.evaluate(n_applicable, self.n_pass),
             self.group_by,
             self.group,
         )
@@ -118,9 +118,9 @@ class CheckCount:
 def count_failures(dataset: MeasuredDataset, check: str, level: str, sql: str) -> list[Measure]:
     """The measures of a check from a query with the columns `failure` (a reason; null: passed) and `n`."""
     count = CheckCount(check, level)
-    for row in dataset.database.rows(sql):
+    for row in dataset.database.fetch_rows(sql):
         count.add(row["failure"], row["n"])
-    return count.measures()
+    return count.to_measures()
 
 
 def make_size(check: str, level: str, n: int, **columns: Any) -> Measure:

@@ -207,7 +207,7 @@ def _mark_unusable_times(database: Database) -> None:
         SELECT DISTINCT study, "StudyDate" AS date, "StudyTime" AS time FROM occurrences JOIN study_cases USING (study)
         WHERE has_resource AND NOT started_time AND has_zone AND date IS NOT NULL AND time IS NOT NULL
     """)
-    rows = database.rows("SELECT DISTINCT date, time FROM times")
+    rows = database.fetch_rows("SELECT DISTINCT date, time FROM times")
     usable = [row for row in rows if convert_date_time(row["date"], row["time"], "+0000", None).code is None]
     schema = pa.schema([("date", pa.date32()), ("time", pa.string())])
     database.create("usable_times", pa.Table.from_pylist(usable, schema=schema))

@@ -47,7 +47,7 @@ def count_equal_copies(dataset: MeasuredDataset) -> list[Measure]:
 
 def count_files_by_kind(dataset: MeasuredDataset) -> list[Measure]:
     """The number of files of each kind, and the reasons why they were not read."""
-    rows = dataset.database.rows("SELECT kind, reason, sum(n)::BIGINT AS n FROM files GROUP BY ALL ORDER BY ALL")
+    rows = dataset.database.fetch_rows("SELECT kind, reason, sum(n)::BIGINT AS n FROM files GROUP BY ALL ORDER BY ALL")
     return [
         make_size("files-by-kind", "file", row["n"], group_by="kind", group=row["kind"], reason=row["reason"])
         for row in rows
@@ -56,11 +56,11 @@ def count_files_by_kind(dataset: MeasuredDataset) -> list[Measure]:
 
 def count_inventory(dataset: MeasuredDataset) -> list[Measure]:
     """The numbers of instances, series and studies, over all and by modality, and of subjects (their folders)."""
-    sizes = dataset.database.rows("""
+    sizes = dataset.database.fetch_rows("""
         SELECT level, group_by, "group", sum(n)::BIGINT AS n FROM weights
         WHERE group_by IN ('all', 'modality') GROUP BY ALL ORDER BY ALL
     """)
-    (subjects,) = dataset.database.rows("SELECT count(DISTINCT subject) AS n FROM folders WHERE subject <> ''")
+    (subjects,) = dataset.database.fetch_rows("SELECT count(DISTINCT subject) AS n FROM folders WHERE subject <> ''")
     return [
         make_size("inventory", "subject", subjects["n"]),
         *(make_size("inventory", r["level"], r["n"], group_by=r["group_by"], group=r["group"]) for r in sizes),

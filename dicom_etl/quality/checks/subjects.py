@@ -57,14 +57,14 @@ def count_by_subject(dataset: MeasuredDataset) -> list[Measure]:
         CREATE TABLE listed_subjects AS FROM subjects
         ORDER BY unreadable > 0 OR note IS NOT NULL DESC, gaps DESC, findings DESC, subject LIMIT {MOST_SUBJECTS}
     """)
-    (counts,) = database.rows("""
+    (counts,) = database.fetch_rows("""
         SELECT (SELECT count(*) FROM subjects) AS total, (SELECT count(*) FROM listed_subjects) AS listed
     """)
     listing = CheckCount("subjects-listed", "subject", n_pass=counts["listed"])
     if counts["total"] > counts["listed"]:
         listing.add("not listed", counts["total"] - counts["listed"])
-    measures = listing.measures()
-    for row in database.rows("FROM listed_subjects ORDER BY subject NULLS LAST"):
+    measures = listing.to_measures()
+    for row in database.fetch_rows("FROM listed_subjects ORDER BY subject NULLS LAST"):
         by_subject = {"group_by": "subject", "group": row["subject"]}
         if row["instances"] is not None:
             measures.append(make_size("inventory", "study", row["studies"], **by_subject))
@@ -73,19 +73,19 @@ def count_by_subject(dataset: MeasuredDataset) -> list[Measure]:
             readable = CheckCount("files-readable", "file", row["readable"], **by_subject)
             if row["unreadable"]:
                 readable.add("not read", row["unreadable"])
-            measures += readable.measures()
+            measures += readable.to_measures()
         if row["gaps"]:
             measures.append(make_size("tags-with-gaps", "tag", row["gaps"], **by_subject))
         if row["note"]:
             mismatch = CheckCount("subjects-match", "subject", **by_subject)
             mismatch.add(row["note"])
-            measures += mismatch.measures()
+            measures += mismatch.to_measures()
     return [*measures, *_count_series(dataset)]
 
 
 def _count_series(dataset: MeasuredDataset) -> list[Measure]:
     """The series of the listed subjects by modality."""
-    rows = dataset.database.rows("""
+    rows = dataset.database.fetch_rows("""
         SELECT o.subject, "Modality" AS modality, count(DISTINCT series) AS n
         FROM occurrences o JOIN listed_subjects l ON l.subject IS NOT DISTINCT FROM o.subject
         WHERE series IS NOT NULL GROUP BY ALL ORDER BY ALL

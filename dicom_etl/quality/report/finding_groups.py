@@ -67,7 +67,7 @@ def count_findings(batches: Iterable[pa.Table], subjects: Iterable[str | None] =
         schema = pa.schema([ALL_FINDINGS.schema.field(name) for name in FINDING_COLUMNS])
         database.create_from_batches("findings", schema, batches)
         database.create("subjects", pa.table({"subject": pa.array(list(subjects), pa.string())}))
-        rows = database.rows("""
+        rows = database.fetch_rows("""
             SELECT s.subject, count(*) AS n FROM findings f JOIN subjects s ON s.subject IS NOT DISTINCT FROM f.subject
             GROUP BY s.subject
         """)
@@ -76,7 +76,7 @@ def count_findings(batches: Iterable[pa.Table], subjects: Iterable[str | None] =
 
 
 def _count_by_severity(database: Database) -> tuple[tuple[str, int, int], ...]:
-    rows = database.rows("""
+    rows = database.fetch_rows("""
         SELECT severity, count(*) AS n, sum(count)::BIGINT AS occurrences FROM findings GROUP BY severity
     """)
     counts = {row["severity"]: (row["n"], row["occurrences"]) for row in rows}
@@ -85,14 +85,14 @@ def _count_by_severity(database: Database) -> tuple[tuple[str, int, int], ...]:
 
 def _make_groups(database: Database) -> tuple[FindingGroup, ...]:
     candidates: dict[str, list[Row]] = {}
-    for row in database.rows(f"""
+    for row in database.fetch_rows(f"""
         SELECT * FROM findings
         QUALIFY row_number() OVER (
             PARTITION BY code ORDER BY count DESC, path, subject, sample, series_uid, message, tag, value
         ) <= {_CANDIDATES}
     """):
         candidates.setdefault(row["code"], []).append(row)
-    counts = database.rows("""
+    counts = database.fetch_rows("""
         SELECT code, min(severity) AS severity, min(stage) AS stage, min(message) AS message,
                count(*) AS n, sum(count)::BIGINT AS occurrences
         FROM findings GROUP BY code

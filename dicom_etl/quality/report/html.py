@@ -1,6 +1,6 @@
 """The report as one HTML file: the template `report.html.j2` and the style sheet `report.css`, filled with a view.
 
-The file refers to nothing outside itself, works without JavaScript and contains no time: the same view gives the same
+The file refers to nothing outside itself, works without JavaScript and has no timestamp: the same view gives the same
 bytes. Values of tags are hostile: everything is escaped, and a content security policy forbids all that is not inline.
 
 Not here: the content of the sections (`view`).
@@ -49,7 +49,7 @@ class CsvFile:
     rows: int
     is_written: bool
 
-    def command(self, dataset: str) -> str:
+    def make_command(self, dataset: str) -> str:
         """The command that writes the file with any number of rows."""
         command = self.name.removesuffix(".csv")
         return f"dicom-etl {command} {shlex.quote(dataset)} --output {self.name}"

@@ -48,7 +48,7 @@ class Cell:
     requirement: str | None
     is_violation: bool  # some instance violates the type of the tag
     is_undecided: bool  # all gaps are required only under a condition (Type 1C, 2C)
-    counts: str
+    numbers: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class CheckRow:
 
     title: str
     category: str
-    counts: str
+    counted: str
     level: str
     n_pass: int
     n_applicable: int
@@ -155,7 +155,7 @@ def make_view(dataset: str, tags: Sequence[Row], measures: Sequence[Row], findin
         not_applicable=tuple(dict.fromkeys(check.title for check in checks if not check.n_applicable)),
         readiness=tuple(check for check in checks if check.category == "fhir-readiness"),
         maps=tuple(_make_heat_map(level, tags, inventory, modalities, violations) for level in LEVELS),
-        other_tags=sum(row["tag"] not in _used_for() for row in all_tags),
+        other_tags=sum(row["tag"] not in _load_uses() for row in all_tags),
         private_tags=sum(row["creator"] is not None for row in all_tags),
         scanners=_compare_scanners(tags, violations),
         modalities=tuple(_name_group(name) for name, _ in modalities),
@@ -206,11 +206,11 @@ def _make_check_row(row: Row, reasons: Sequence[Row]) -> CheckRow:
     return CheckRow(
         check.title,
         check.category,
-        check.counts,
+        check.counted,
         row["level"],
         row["n_pass"],
         row["n_applicable"],
-        _percent(row["n_pass"], row["n_applicable"]),
+        _round_percent(row["n_pass"], row["n_applicable"]),
         row["result"],
         tuple(texts),
     )
@@ -222,7 +222,7 @@ def _describe_reason(row: Row) -> str:
     return clean_text(" ".join(part for part in (keyword, entry.meaning if entry else row["reason"]) if part))
 
 
-def _percent(n: int, of: int) -> int | None:
+def _round_percent(n: int, of: int) -> int | None:
     """A percentage that is 0 or 100 only if there are none or all."""
     if not of:
         return None
@@ -233,7 +233,7 @@ def _percent(n: int, of: int) -> int | None:
 
 
 @cache
-def _used_for() -> Mapping[str, str]:
+def _load_uses() -> Mapping[str, str]:
     """The tags of the catalogue, and the use of each."""
     return {tag_text(column.tag): column.used_for for column in reversed(catalogue())}
 
@@ -259,7 +259,7 @@ def _make_heat_map(
     columns = [("all", sizes.get(groups[0], 0)), *((_name_group(g[1]), sizes.get(g, 0)) for g in groups[1:])]
     table: dict[str, dict[tuple[str, str | None], Row]] = defaultdict(dict)
     for row in tags:
-        if row["level"] == level and row["group_by"] in ("all", "modality") and row["tag"] in _used_for():
+        if row["level"] == level and row["group_by"] in ("all", "modality") and row["tag"] in _load_uses():
             table[row["tag"]][row["group_by"], row["group"]] = row
     rows_by_type: dict[AttributeType | None, list[Row]] = {attribute_type: [] for attribute_type in _TYPES}
     for by_group in table.values():
@@ -299,12 +299,12 @@ def _is_undecided(row: Row) -> bool:
 def _make_tag_row(row: Row, groups: Iterable[Row | None], violations: frozenset[_CellKey]) -> TagRow:
     tag = row["tag"]
     cells = tuple(_make_cell(group, violations) if group else None for group in groups)
-    return TagRow(f"({tag[:4]},{tag[4:]})", row["keyword"] or tag, _used_for().get(tag, ""), cells)
+    return TagRow(f"({tag[:4]},{tag[4:]})", row["keyword"] or tag, _load_uses().get(tag, ""), cells)
 
 
 def _make_cell(row: Row, violations: frozenset[_CellKey]) -> Cell:
     of, filled = row["n_applicable"], row["n_filled"]
-    percent = _percent(filled, of) or 0
+    percent = _round_percent(filled, of) or 0
     states = [f"{row[f'n_{state}']} {state}" for state in _STATES if row[f"n_{state}"]]
     return Cell(
         percent,
@@ -327,7 +327,7 @@ def _find_violations(measures: Sequence[Row]) -> frozenset[_CellKey]:
 
 def _compare_scanners(tags: Sequence[Row], violations: frozenset[_CellKey]) -> Scanners:
     """The tags whose share of filled series differs most between manufacturers."""
-    rows = [r for r in tags if (r["level"], r["group_by"]) == ("series", "manufacturer") and r["tag"] in _used_for()]
+    rows = [r for r in tags if (r["level"], r["group_by"]) == ("series", "manufacturer") and r["tag"] in _load_uses()]
     sizes: Counter[str | None] = Counter()
     for row in rows:  # tags such as SOPClassUID apply to every series
         sizes[row["group"]] = max(sizes[row["group"]], row["n_applicable"])
@@ -338,7 +338,9 @@ def _compare_scanners(tags: Sequence[Row], violations: frozenset[_CellKey]) -> S
     varying = []
     for tag, by_group in table.items():
         percents = [
-            _percent(r["n_filled"], r["n_applicable"]) or 0 for g, r in by_group.items() if (g, sizes[g]) in columns
+            _round_percent(r["n_filled"], r["n_applicable"]) or 0
+            for g, r in by_group.items()
+            if (g, sizes[g]) in columns
         ]
         if len(percents) > 1 and max(percents) - min(percents) >= _LEAST_DIFFERENCE:
             varying.append((min(percents) - max(percents), tag))

@@ -1,1 +1,1 @@
-"""Committed tables of PS3.3, read by `dicom_etl.quality.requirements` alone."""
+"""Data of the package: quality checks, dummies, and the requirements of the standard (PS3.3, PS3.4)."""
