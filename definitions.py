@@ -1,4 +1,4 @@
-"""The Dagster code location. `build_defs` makes it whole, so that tests and other deployments can change a part."""
+"""The Dagster code location. `build_defs` builds all of it, so that tests and other deployments can replace a part."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,1 +1,1 @@
-"""The Dagster side: assets, checks, partitions, sensor and schedule. Thin: each calls one stage of `dicom_etl`."""
+"""The Dagster side: assets, checks, partitions, sensor and schedule. Each asset calls one stage of `dicom_etl`."""

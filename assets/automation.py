@@ -1,6 +1,6 @@
-"""When runs start: a sensor that finds new and changed datasets, and a nightly schedule that asks the same question.
+"""When runs start: a sensor that finds new and changed datasets, and a nightly schedule of all datasets.
 
-The decision is `changes`, a pure function of what was seen before and what is seen now.
+The decision of the sensor is `find_changes`, a pure function of the snapshots before and now.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,12 +18,12 @@ from resources import PipelineResource
 load_dataset = dg.define_asset_job("load_dataset", selection=dg.AssetSelection.assets(*ASSETS))
 
 
-def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The datasets (partition keys) that are new or look different."""
-    return sorted(key for key, look in now.items() if before.get(key) != look)
+def find_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The datasets (partition keys) that are new or have another snapshot than before."""
+    return sorted(key for key, snapshot in now.items() if before.get(key) != snapshot)
 
 
-def _looks(pipeline: Pipeline) -> dict[str, str]:
+def _take_snapshots(pipeline: Pipeline) -> dict[str, str]:
     return {encode_name(name): take_snapshot(pipeline, name) for name in pipeline.active_datasets()}
 
 
@@ -31,8 +31,8 @@ def _looks(pipeline: Pipeline) -> dict[str, str]:
 def changed_datasets(context: dg.SensorEvaluationContext, etl: PipelineResource) -> dg.SensorResult:
     """Adds a partition for each new dataset, and requests runs for the datasets that changed."""
     before = orjson.loads(context.cursor) if context.cursor else {}
-    now = _looks(etl.pipeline())
-    changed = changes(before, now)
+    now = _take_snapshots(etl.pipeline())
+    changed = find_changes(before, now)
     return dg.SensorResult(
         run_requests=[dg.RunRequest(run_key=f"{key}:{now[key]}", partition_key=key) for key in changed],
         dynamic_partitions_requests=[datasets.build_add_request(sorted(now))],
@@ -42,9 +42,9 @@ def changed_datasets(context: dg.SensorEvaluationContext, etl: PipelineResource)
 
 @dg.schedule(job=load_dataset, cron_schedule="0 2 * * *", default_status=dg.DefaultScheduleStatus.STOPPED)
 def nightly(context: dg.ScheduleEvaluationContext, etl: PipelineResource) -> Iterator[dg.RunRequest]:
-    """Every registered dataset, every night: a run over an unchanged one takes seconds and changes nothing.
+    """Requests a run of every dataset, every night: for an unchanged one it takes seconds and changes nothing.
 
-    Not those that were withdrawn; their partitions stay, and a run of one says what would admit it again.
+    Withdrawn datasets are left out. Their partitions stay; a run of one fails and says how to undo the withdrawal.
     """
     keys = sorted(encode_name(name) for name in etl.pipeline().active_datasets())
     context.instance.add_dynamic_partitions("dataset", keys)

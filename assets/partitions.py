@@ -1,6 +1,6 @@
 """One dynamic partition per dataset; its key is the encoded name of the dataset (`identity.name_encoding.encode_name`).
 
-Subjects are not partitions: they are units inside a dataset, of which a run makes only the changed ones.
+Subjects are not partitions: a run of a dataset processes only the units that changed.
 """
 
 import dagster as dg
@@ -11,8 +11,8 @@ from dicom_etl.pipeline import Pipeline
 datasets = dg.DynamicPartitionsDefinition(name="dataset")
 
 
-def dataset_of(pipeline: Pipeline, key: str) -> str:
-    """The dataset of a partition key.
+def find_dataset(pipeline: Pipeline, key: str) -> str:
+    """Find the dataset of a partition key.
 
     Raises:
         dg.Failure: no registered dataset has this key.
@@ -20,4 +20,4 @@ def dataset_of(pipeline: Pipeline, key: str) -> str:
     for name in pipeline.datasets():
         if encode_name(name) == key:
             return name
-    raise dg.Failure(f"partition {key} is no registered dataset: add it to dicom-etl.toml, or delete the partition")
+    raise dg.Failure(f"partition {key} is not a registered dataset: add it to dicom-etl.toml, or delete the partition")

@@ -1,4 +1,4 @@
-"""A stage's summary as Dagster metadata: numbers that Dagster can plot, and where the tables lie."""
+"""The summary of a stage as Dagster metadata: numbers that Dagster can plot, and the folder of the tables."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -13,11 +13,11 @@ from dicom_etl.stages.upload import UploadSummary
 
 Result = dg.MaterializeResult[None]
 
-_ROWS = ("rows", "files", "studies", "measures")  # what counts as the rows of an asset, first that it has
+_ROWS = ("rows", "files", "studies", "measures")  # the number of rows of an asset: the first of these that it has
 
 
-def _states(summary: Any) -> dict[str, int]:
-    """Counts within a summary: the resources of an upload by state, of a quality measurement the checks by result."""
+def _count_states(summary: Any) -> dict[str, int]:
+    """The resources of an upload by state, the quality checks of a report by result."""
     totals: Counter[str] = Counter()
     for states in getattr(summary, "counts", {}).values():
         totals.update(states)
@@ -26,9 +26,15 @@ def _states(summary: Any) -> dict[str, int]:
     return dict(sorted(totals.items()))
 
 
-def facts(pipeline: Pipeline, tables: str, summary: Any) -> Result:
-    """The result of an asset from the summary of its stage; `tables` is the place in the lake where they lie."""
-    values = asdict(summary) | _states(summary)
+def make_result(pipeline: Pipeline, tables: str, summary: Any) -> Result:
+    """The result of an asset.
+
+    Args:
+        pipeline: has the settings.
+        tables: path of the written tables below the root of the lake.
+        summary: the summary of the stage, a dataclass.
+    """
+    values = asdict(summary) | _count_states(summary)
     values.pop("dataset")
     metadata: dict[str, Any] = {
         key: value
@@ -38,11 +44,11 @@ def facts(pipeline: Pipeline, tables: str, summary: Any) -> Result:
     rows = next((values[key] for key in _ROWS if isinstance(values.get(key), int)), None)
     if rows is not None:
         metadata["dagster/row_count"] = rows
-    place = Path(pipeline.settings.lake) / tables
-    metadata["folder"] = dg.MetadataValue.path(str(place))
-    report = place / "report.html"
+    folder = Path(pipeline.settings.lake) / tables
+    metadata["folder"] = dg.MetadataValue.path(str(folder))
+    report = folder / "report.html"
     if isinstance(summary, ReportSummary) and report.exists():
-        metadata["report"] = dg.MetadataValue.path(str(report))  # no browser follows a link to a file from a page
+        metadata["report"] = dg.MetadataValue.path(str(report))  # as text: browsers do not open files from a link
     if isinstance(summary, UploadSummary) and summary.server is None:
-        metadata["note"] = "no server is set (fhir.url): nothing was sent, and the NDJSON files are the result"
+        metadata["note"] = "no server is set (fhir.url): nothing was uploaded; the NDJSON files are the result"
     return Result(metadata=metadata)

@@ -23,7 +23,7 @@ def main(folder: str, lake: str, workers: str) -> None:
     name = Path(folder).name
     settings = Settings(lake=lake, engine="processes", workers=int(workers))
     dataset = DatasetSettings(root=folder, time_zone="Europe/Berlin")
-    pipeline = Pipeline(settings, {name: dataset}, tell=lambda text: print(text, file=sys.stderr))
+    pipeline = Pipeline(settings, {name: dataset}, notify=lambda text: print(text, file=sys.stderr))
     stages, opened = {}, 0
     with ChildMemory().watched() as workers_memory:
         for stage in MEASURED:

@@ -95,18 +95,20 @@ def _require_secret(fhir: FhirSettings, method: str) -> str:
     missing = [f"fhir.{name}" for name in names if not getattr(fhir, name)]
     value = fhir.secret(secret)
     if value is None:
-        missing.append(f"the {secret.replace('_', ' ')} ({SECRETS[secret].places})")
+        missing.append(f"the {secret.replace('_', ' ')} ({SECRETS[secret].description})")
     if missing or value is None:
         raise SettingsError(f'fhir.auth is "{method}": set {" and ".join(missing)}')
     return value
 
 
 def _make_none(_: FhirSettings) -> Authentication:
-    return Authentication(f"no credentials were sent: set fhir.auth, or check the token ({SECRETS['token'].places})")
+    return Authentication(
+        f"no credentials were sent: set fhir.auth, or check the token ({SECRETS['token'].description})"
+    )
 
 
 def _make_bearer(fhir: FhirSettings) -> Authentication:
-    return BearerToken(_require_secret(fhir, "bearer"), advice=f"check the token ({SECRETS['token'].places})")
+    return BearerToken(_require_secret(fhir, "bearer"), advice=f"check the token ({SECRETS['token'].description})")
 
 
 def _make_basic(fhir: FhirSettings) -> Authentication:
@@ -115,11 +117,11 @@ def _make_basic(fhir: FhirSettings) -> Authentication:
         login = (fhir.username or "", _require_secret(fhir, "basic"))
     if ":" in login[0]:
         raise SettingsError("fhir.username contains a colon, which Basic authentication cannot send")
-    return Basic(*login, advice=f"check fhir.username and the password ({SECRETS['password'].places})")
+    return Basic(*login, advice=f"check fhir.username and the password ({SECRETS['password'].description})")
 
 
 def _make_api_key(fhir: FhirSettings) -> Authentication:
-    advice = f"check fhir.api_key_header and the API key ({SECRETS['api_key'].places})"
+    advice = f"check fhir.api_key_header and the API key ({SECRETS['api_key'].description})"
     return FixedHeader(fhir.api_key_header, _require_secret(fhir, "api-key"), advice=advice)
 
 

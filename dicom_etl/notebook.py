@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -120,46 +121,60 @@ class LakeView:
         """
         self._check_dataset(dataset)
         table = header_table()
-        names = _check_columns(table, columns)
+        names = _check_columns(table.name, table.schema, columns)
         if subject is None:
             batches: Iterable[pa.Table] = read_shards(self._lake, table, names, dataset=dataset)
         else:
             batches = self._read_subject(table, names, dataset, subject)
         return _to_frame(pa.schema([table.schema.field(name) for name in names]), batches)
 
-    def findings(self, dataset: str | None = None) -> pd.DataFrame:
-        """The findings of all stages: one row per finding, with its code, severity, place and message.
+    def findings(self, dataset: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The findings of all stages: one row per finding, with its code, severity, location and message.
 
         Those of a dataset that has been measured are as of its last measurement.
 
         Args:
             dataset: only this dataset; None: all datasets.
+            columns: names of the columns; None: all of them.
 
         Raises:
-            LakeQueryError: there is no such dataset.
-        """
-        return self._collect(ALL_FINDINGS.schema, dataset, lambda name: read_findings(self._lake, name))
+            LakeQueryError: there is no such dataset or column.
 
-    def completeness(self, dataset: str | None = None) -> pd.DataFrame:
+        Example:
+            >>> lake.findings("breast").groupby(["severity", "code"], observed=True)["count"].sum()
+        """
+        return self._collect(
+            ALL_FINDINGS.name,
+            ALL_FINDINGS.schema,
+            dataset,
+            columns,
+            lambda name, names: read_findings(self._lake, name, names),
+        )
+
+    def completeness(self, dataset: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """How often each tag is filled, empty or absent: one row per tag, level and group.
 
         Args:
             dataset: only this dataset; None: all datasets that have been measured.
+            columns: names of the columns; None: all of them.
 
         Raises:
-            LakeQueryError: there is no such dataset, or it has not been measured.
+            LakeQueryError: there is no such dataset or column, or the dataset has not been measured.
         """
         if dataset is not None:
             self._check_dataset(dataset)
             if not self._lake.exists(COMPLETENESS.path(dataset=dataset)):
-                raise LakeQueryError(
-                    f"dataset {dataset} has not been measured: run `dicom-etl measure {dataset}` first"
-                )
+                command = f"dicom-etl measure {dataset}"
+                raise LakeQueryError(f"dataset {dataset} has not been measured: run `{command}` first")
         return self._collect(
-            COMPLETENESS.schema, dataset, lambda name: self._lake.read_batches(COMPLETENESS, dataset=name)
+            COMPLETENESS.name,
+            COMPLETENESS.schema,
+            dataset,
+            columns,
+            lambda name, names: self._lake.read_batches(COMPLETENESS, names, dataset=name),
         )
 
-    def studies(self, dataset: str | None = None) -> pd.DataFrame:
+    def studies(self, dataset: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The studies: one row per study and unit that contains files of it.
 
         Columns: `dataset`, `unit`, `subject`, `study_uid`, `date` and `description` (StudyDate and StudyDescription;
@@ -169,27 +184,30 @@ class LakeView:
 
         Args:
             dataset: only this dataset; None: all datasets.
+            columns: names of the columns; None: all of them.
 
         Raises:
-            LakeQueryError: there is no such dataset.
+            LakeQueryError: there is no such dataset or column.
         """
-        return self._collect(_STUDIES, dataset, lambda name: _read_studies(self._lake, name))
+        return self._collect("studies", _STUDIES, dataset, columns, lambda name, _: _read_studies(self._lake, name))
 
-    def uploads(self, dataset: str | None = None) -> pd.DataFrame:
+    def uploads(self, dataset: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The resources in the upload ledger, as of the last upload: one row per server and resource.
 
         Args:
             dataset: only this dataset; None: all datasets.
+            columns: names of the columns; None: all of them.
 
         Raises:
-            LakeQueryError: there is no such dataset.
+            LakeQueryError: there is no such dataset or column.
         """
 
-        def read(name: str) -> Iterator[pa.Table]:
-            for server in self._lake.list_names("upload_ledger"):
-                yield self._lake.read(UPLOAD_LEDGER, server=server, dataset=name)
+        def read(name: str, names: list[str]) -> Iterator[pa.Table]:
+            for folder in self._lake.list_names("upload_ledger"):  # one per server; its name is encoded
+                table = replace(UPLOAD_LEDGER, path_template=f"upload_ledger/{folder}/{{dataset}}.parquet")
+                yield self._lake.read(table, names, dataset=name)
 
-        return self._collect(UPLOAD_LEDGER.schema, dataset, read)
+        return self._collect(UPLOAD_LEDGER.name, UPLOAD_LEDGER.schema, dataset, columns, read)
 
     def _select(self, dataset: str | None) -> list[str]:
         if dataset is None:
@@ -203,9 +221,16 @@ class LakeView:
             raise LakeQueryError(f"the lake has no dataset {dataset!r}; it has {', '.join(names) or 'none'}")
 
     def _collect(
-        self, schema: pa.Schema, dataset: str | None, read: Callable[[str], Iterable[pa.Table]]
+        self,
+        table_name: str,
+        schema: pa.Schema,
+        dataset: str | None,
+        columns: Sequence[str] | None,
+        read: Callable[[str, list[str]], Iterable[pa.Table]],
     ) -> pd.DataFrame:
-        return _to_frame(schema, (batch for name in self._select(dataset) for batch in read(name)))
+        names = _check_columns(table_name, schema, columns)
+        batches = (batch for dataset_name in self._select(dataset) for batch in read(dataset_name, names))
+        return _to_frame(pa.schema([schema.field(name) for name in names]), batches)
 
     def _read_subject(self, table: Table, names: list[str], dataset: str, subject: str) -> Iterator[pa.Table]:
         """The rows of a subject; the inventory says in which units they are."""
@@ -218,16 +243,16 @@ class LakeView:
             yield rows.filter(pc.equal(rows["subject"], subject)).select(names)
 
 
-def _check_columns(table: Table, columns: Sequence[str] | None) -> list[str]:
-    existing: list[str] = table.schema.names
+def _check_columns(table_name: str, schema: pa.Schema, columns: Sequence[str] | None) -> list[str]:
+    existing: list[str] = schema.names
     if columns is None:
         return existing
     names: list[str] = list(dict.fromkeys([columns] if isinstance(columns, str) else columns))
     for name in names:
         if name not in existing:
             raise LakeQueryError(
-                describe_rename(COLUMNS.get(table.name, {}), name, "column")
-                or f"the table {table.name} has no column {name!r}{_suggest(name, existing)}"
+                describe_rename(COLUMNS.get(table_name, {}), name, "column")
+                or f"the table {table_name} has no column {name!r}{_suggest(name, existing)}"
             )
     return names
 

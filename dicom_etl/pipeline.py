@@ -57,7 +57,7 @@ class Pipeline:
     settings: Settings
     extra: Mapping[str, DatasetSettings] = field(default_factory=dict)
     progress: Progress = lambda *_: None
-    tell: Callable[[str], None] = print
+    notify: Callable[[str], None] = print
     rebuild: bool = False  # also of a lake of an older schema, or of another key of resource ids
 
     @cached_property
@@ -68,7 +68,7 @@ class Pipeline:
     @cached_property
     def lake(self) -> Lake:
         """The lake, created if it does not exist."""
-        lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell, self.settings.database)
+        lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.notify, self.settings.database)
         return lake.open(rebuild=self.rebuild, id_key=self.ids.key_fingerprint)
 
     @property

@@ -73,10 +73,11 @@ FINDING_CODES = {
     # measure
     "count-disagrees": "count-conflict",
 }
-COLUMNS: dict[str, dict[str, str]] = {  # table or CSV file -> old name -> new name
+COLUMNS: dict[str, dict[str, str]] = {  # table of the lake or CSV file -> old name -> new name
     "completeness": {"n_some": "n_partial"},
     "corrections": {"why": "reason"},
     "identities": {"owner": "building_unit"},
+    "measures": {"status": "result"},
     "upload_ledger": {
         "key": "business_key",
         "id_on_server": "server_id",
@@ -84,6 +85,7 @@ COLUMNS: dict[str, dict[str, str]] = {  # table or CSV file -> old name -> new n
         "status": "http_status",
         "error": "reason_text",
     },
+    "withdrawn": {"site": "namespace", "left": "pending_deletions"},
 }
 
 

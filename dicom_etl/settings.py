@@ -29,28 +29,28 @@ DEFAULT_FILE = "dicom-etl.toml"
 URI = r"[A-Za-z][A-Za-z0-9+.-]*:\S+"  # FHIR asks that the system of an identifier is an absolute one
 
 
-class SecretPlace(NamedTuple):
-    """Where a secret comes from: an environment variable, or a file that a setting names."""
+class SecretSource(NamedTuple):
+    """The source of a secret: an environment variable, or a file that a setting names."""
 
     variable: str
     setting: str
 
     @property
-    def places(self) -> str:
-        """Both, as a sentence names them."""
+    def description(self) -> str:
+        """Both, for a message."""
         return f"{self.variable}, or the file that fhir.{self.setting} names"
 
 
 SECRETS = {
-    "token": SecretPlace("DICOM_ETL_FHIR_TOKEN", "token_file"),
-    "password": SecretPlace("DICOM_ETL_FHIR_PASSWORD", "password_file"),
-    "client_secret": SecretPlace("DICOM_ETL_FHIR_CLIENT_SECRET", "client_secret_file"),
-    "api_key": SecretPlace("DICOM_ETL_FHIR_API_KEY", "api_key_file"),
+    "token": SecretSource("DICOM_ETL_FHIR_TOKEN", "token_file"),
+    "password": SecretSource("DICOM_ETL_FHIR_PASSWORD", "password_file"),
+    "client_secret": SecretSource("DICOM_ETL_FHIR_CLIENT_SECRET", "client_secret_file"),
+    "api_key": SecretSource("DICOM_ETL_FHIR_API_KEY", "api_key_file"),
 }
 ID_KEY_VARIABLE = "DICOM_ETL_ID_KEY"
 NEW_ID_KEY = "openssl rand -hex 32"  # the command that makes a key
 _ID_KEY_BYTES = 32  # at least; as long as the digests of HMAC-SHA-256 (RFC 2104, section 3)
-_FHIR_FILES = (*(place.setting for place in SECRETS.values()), "ca_file")
+_FHIR_FILES = (*(source.setting for source in SECRETS.values()), "ca_file")
 _HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # a token of RFC 9110, 5.6.2
 
 
@@ -173,25 +173,25 @@ class FhirSettings(_Strict):
         """
         variable, setting = SECRETS[name]
         if value := os.environ.get(variable, "").strip():
-            return _one_line(value, variable)
+            return _require_one_line(value, variable)
         file = getattr(self, setting)
         if file is None:
             return None
-        place = f"fhir.{setting} {file}"
+        source = f"fhir.{setting} {file}"
         try:
             value = Path(file).read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise SettingsError(f"{place} cannot be read: {error.strerror}") from None
+            raise SettingsError(f"{source} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise SettingsError(f"{place} is not a text file") from None
+            raise SettingsError(f"{source} is not a text file") from None
         if not value:
-            raise SettingsError(f"{place} is empty")
-        return _one_line(value, place)
+            raise SettingsError(f"{source} is empty")
+        return _require_one_line(value, source)
 
 
-def _one_line(secret: str, place: str) -> str:
+def _require_one_line(secret: str, source: str) -> str:
     if not secret.isprintable():
-        raise SettingsError(f"{place} contains a line break or another control character")
+        raise SettingsError(f"{source} contains a line break or another control character")
     return secret
 
 

@@ -1,4 +1,4 @@
-"""Dagster resources: they only build `dicom_etl` objects from settings. No logic, and no Dagster below this."""
+"""Dagster resources: they build `dicom_etl` objects from settings. No logic; `dicom_etl` does not import Dagster."""
 
 from resources.pipeline import PipelineResource
 

@@ -16,21 +16,21 @@ class PipelineResource(dg.ConfigurableResource[Pipeline]):
     settings_file: str | None = None
 
     def pipeline(self, log: dg.DagsterLogManager | None = None) -> Pipeline:
-        """The pipeline that the settings describe; progress goes into `log`, a line per tenth of the work."""
+        """The pipeline of the settings; progress and messages go to `log`, one line per tenth of the work."""
         settings = load_settings(Path(self.settings_file) if self.settings_file else None)
         if log is None:
-            return Pipeline(settings, tell=lambda _: None)
-        return Pipeline(settings, progress=_tenths(log), tell=log.info)
+            return Pipeline(settings, notify=lambda _: None)
+        return Pipeline(settings, progress=_log_tenths(log), notify=log.info)
 
 
-def _tenths(log: dg.DagsterLogManager) -> Progress:
-    """Each log line is a row of the event log: ten per stage are enough."""
-    said: dict[str, int] = {}
+def _log_tenths(log: dg.DagsterLogManager) -> Progress:
+    """Progress as log lines: each is a row of Dagster's event log, so that ten per stage are enough."""
+    logged: dict[str, int] = {}
 
     def progress(what: str, done: int, total: int) -> None:
         tenth = 10 * done // max(total, 1)
-        if tenth > said.get(what, -1):
-            said[what] = tenth
+        if tenth > logged.get(what, -1):
+            logged[what] = tenth
             log.info(f"{what}: {done:,} of {total:,}")
 
     return progress

@@ -174,6 +174,10 @@ class TestCompleteness:
         assert str(frame.n_filled.dtype) == "Int64"
         assert len(lake.completeness()) == len(frame)
 
+    def test_an_old_column_is_refused_by_its_new_name(self, lake: LakeView) -> None:
+        with pytest.raises(LakeQueryError, match=r"^column n_some is now n_partial$"):
+            lake.completeness(columns=["tag", "n_some"])
+
     def test_a_dataset_that_was_not_measured_is_refused(self, lake: LakeView) -> None:
         with pytest.raises(LakeQueryError, match=r"^dataset b has not been measured: run `dicom-etl measure b` first$"):
             lake.completeness("b")
@@ -203,6 +207,7 @@ def test_uploads_are_those_of_all_servers(lake: LakeView, trees: tuple[Tree, Tre
     kinds = [str(frame[name].dtype) for name in ("server", "state", "http_status", "is_external", "time")]
     assert kinds == ["category", "category", "Int32", "boolean", "datetime64[us, UTC]"]
     assert frame.time[0] == pd.Timestamp(NOON)
+    assert values(lake.uploads("a", columns=["id", "server"]), "id", "server") == [("x", "one_80"), ("x", "two_80")]
     assert len(lake.uploads("b")) == 0
 
 

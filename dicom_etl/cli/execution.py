@@ -25,7 +25,7 @@ def execute(session: Session, named: list[str] | None, stages: Collection[str], 
     if options.rebuild:
         _check_rebuild_is_complete(session, datasets)
     with ProgressDisplay(session.console, quiet=session.as_json) as progress:
-        pipeline = Pipeline(session.settings, datasets, progress, session.tell, rebuild=options.rebuild)
+        pipeline = Pipeline(session.settings, datasets, progress, session.notify, rebuild=options.rebuild)
         if options.dry_run:
             return _preview(session, pipeline, list(datasets), stages, options)
         result = run(pipeline, list(datasets), stages, options)
@@ -59,7 +59,7 @@ def _exclude_withdrawn(session: Session, datasets: dict[str, DatasetSettings]) -
     if datasets and not remaining:
         raise SettingsError("; ".join(messages))
     for message in messages:
-        session.tell(message)
+        session.notify(message)
     return remaining
 
 

@@ -31,4 +31,4 @@ def explain(
         if section.rows:
             print_table(session.console, section.title, section.columns, section.rows)
         else:
-            session.tell(f"{section.title}: none")
+            session.notify(f"{section.title}: none")

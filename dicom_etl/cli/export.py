@@ -58,7 +58,7 @@ def write_rows(
         raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
     finally:
         unfinished.unlink(missing_ok=True)
-    session.tell(f"{output}: {count_noun(count, 'row')}")
+    session.notify(f"{output}: {count_noun(count, 'row')}")
 
 
 def _filter(batches: Iterable[pa.Table], filters: Mapping[str, list[str] | None]) -> Iterator[pa.Table]:

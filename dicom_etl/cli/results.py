@@ -27,15 +27,15 @@ def show_result(session: Session, result: RunResult, **more: Any) -> None:
         if stage == "report":
             for reported in summaries:
                 path = f"{session.settings.lake.rstrip('/')}/{reported.report}"
-                session.tell(f"report of {reported.dataset} ({_count_problems(reported)}): {path}")
+                session.notify(f"report of {reported.dataset} ({_count_problems(reported)}): {path}")
         elif stage == "upload":
             show_upload(session.console, summaries)
         elif summaries:
             _show_stage(session.console, stage, summaries)
     for sentence in dict.fromkeys([*result.stopped.values(), *result.nothing.values()]):
-        session.tell(sentence)
+        session.notify(sentence)
     if result.unreachable:
-        session.tell(f"{result.unreachable}; everything else is done, and the next run uploads")
+        session.notify(f"{result.unreachable}; everything else is done, and the next run uploads")
 
 
 def _count_problems(reported: ReportSummary) -> str:

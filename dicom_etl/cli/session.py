@@ -50,7 +50,7 @@ class Session:
 
         return Console(highlight=False, emoji=False, stderr=self.as_json, soft_wrap=False)
 
-    def tell(self, sentence: str) -> None:
+    def notify(self, sentence: str) -> None:
         """Print a sentence for the person."""
         self.console.print(to_printable(sentence), markup=False)
 
@@ -59,14 +59,14 @@ class Session:
         if self.as_json:
             print(json.dumps({"exit_code": exit_code, "stopped": str(error)}))
         else:
-            self.tell(str(error))
+            self.notify(str(error))
         return exit_code
 
     def create_lake(self) -> Lake:
         """The lake, opened for writing; it is created if it does not exist."""
         from dicom_etl.lake.tables import Lake
 
-        lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.tell, self.settings.database)
+        lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.notify, self.settings.database)
         return lake.open(rebuild=self.rebuild, id_key=self.settings.resource_ids().key_fingerprint)
 
     def open_lake(self) -> Lake:

@@ -20,7 +20,7 @@ def status(settings: SettingsFile = None, lake: LakeRoot = None, as_json: Json =
     if as_json:
         print(json.dumps([asdict(dataset) for dataset in datasets]))
     elif not datasets:
-        session.tell(f"the lake {session.settings.lake} is empty: run `dicom-etl run`")
+        session.notify(f"the lake {session.settings.lake} is empty: run `dicom-etl run`")
     else:
         columns = [name for name in asdict(datasets[0]) if name != "uploads"]
         rows = [[getattr(dataset, column) for column in columns] for dataset in datasets]

@@ -50,7 +50,7 @@ def uploads(
     for listing in listings:
         _show_listing(session.console, listing)
     for sentence in _advise({resource.state for listing in listings for resource in listing.listed}):
-        session.tell(sentence)
+        session.notify(sentence)
 
 
 def _show_listing(console: Console, listing: DatasetUploads) -> None:

@@ -41,7 +41,7 @@ def verify(
 def _verify(session: Session, names: list[str], *, repair: bool) -> int:
     try:
         with ProgressDisplay(session.console, quiet=session.as_json) as progress:
-            verified = Pipeline(session.settings, progress=progress, tell=session.tell).verify(names, repair=repair)
+            verified = Pipeline(session.settings, progress=progress, notify=session.notify).verify(names, repair=repair)
     except (FhirError, LockHeldError) as error:
         return session.stop(error, 3 if isinstance(error, FhirError) else 1)
     if session.as_json:
@@ -49,7 +49,7 @@ def _verify(session: Session, names: list[str], *, repair: bool) -> int:
     else:
         _show(session.console, verified)
         for sentence in (*verified.nothing.values(), *_advise(verified, is_repaired=repair)):
-            session.tell(sentence)
+            session.notify(sentence)
     return verified.exit_code
 
 

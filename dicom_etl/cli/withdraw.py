@@ -52,7 +52,7 @@ def _undo(session: Session, dataset: str, subject: str | None, *, dry_run: bool)
     if dry_run:
         raise SettingsError("--undo cannot be combined with --dry-run")
     undo_withdrawal(dataset, subject, session.create_lake(), session.settings.resource_ids())
-    session.tell(f"{_name(dataset, subject)} is no longer withdrawn; the next run loads it from its folder")
+    session.notify(f"{_name(dataset, subject)} is no longer withdrawn; the next run loads it from its folder")
     return 0
 
 
@@ -86,7 +86,7 @@ def _show(session: Session, result: WithdrawalResult) -> None:
         title = "To be removed" if result.dry_run else "Removed"
         print_table(session.console, title, ["from", "what", "number"], rows)
     elif result.dry_run or not result.exit_code:
-        session.tell("there is nothing left to remove")
+        session.notify("there is nothing left to remove")
     for sentence in [*result.notes, *result.remaining, result.unreachable]:
         if sentence:
-            session.tell(sentence)
+            session.notify(sentence)

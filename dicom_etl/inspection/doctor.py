@@ -144,9 +144,9 @@ def _find_exposed_secrets(settings: Settings) -> Iterator[str]:
     fhir = settings.fhir
     files = {"id_key_file": settings.id_key_file}
     if fhir.url:
-        files |= {f"fhir.{place.setting}": getattr(fhir, place.setting) for place in SECRETS.values()}
+        files |= {f"fhir.{source.setting}": getattr(fhir, source.setting) for source in SECRETS.values()}
     for setting, file in files.items():
         if file and Path(file).is_file() and Path(file).stat().st_mode & stat.S_IROTH:
             yield f"{setting} {file} can be read by everybody: chmod o-r"
     if urlsplit(fhir.url or "").username is not None:
-        yield f"fhir.url contains a password: set fhir.username, and the password by {SECRETS['password'].places}"
+        yield f"fhir.url contains a password: set fhir.username, and the password by {SECRETS['password'].description}"

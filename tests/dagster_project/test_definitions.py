@@ -10,8 +10,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from assets.automation import changed_datasets, changes, nightly
-from assets.partitions import dataset_of
+from assets.automation import changed_datasets, find_changes, nightly
+from assets.partitions import find_dataset
 from definitions import build_defs
 from dicom_etl.examples import write_examples
 from dicom_etl.inspection.snapshot import take_snapshot
@@ -80,7 +80,7 @@ def test_the_job_loads_a_dataset_and_says_what_came_out(settings_file):
         assert Path(facts(result, "quality_report")["report"]).is_file()
         assets = ("dicom_files", "header_table", "fhir_resources", "fhir_upload", "tag_completeness", "quality_report")
         assert [Path(facts(result, asset)["folder"]).exists() for asset in assets] == [True] * 6
-        assert "nothing was sent" in facts(result, "fhir_upload")["note"]
+        assert "nothing was uploaded" in facts(result, "fhir_upload")["note"]
         checks = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
     assert checks == {
         "has_instances": True,
@@ -120,9 +120,9 @@ def test_a_partition_key_leads_back_to_its_dataset(tmp_path):
     (tmp_path / "in/heart, left").mkdir(parents=True)
     (tmp_path / "s.toml").write_text(f"watch_folders = ['{tmp_path}/in']\n")
     pipeline = Pipeline(load_settings(tmp_path / "s.toml"))
-    assert dataset_of(pipeline, "heart%2C%20left") == "heart, left"
-    with pytest.raises(dg.Failure, match="no registered dataset"):
-        dataset_of(pipeline, "heart")
+    assert find_dataset(pipeline, "heart%2C%20left") == "heart, left"
+    with pytest.raises(dg.Failure, match="not a registered dataset"):
+        find_dataset(pipeline, "heart")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_partition_key_leads_back_to_its_dataset(tmp_path):
     ],
 )
 def test_only_new_and_different_datasets_have_changed(before, now, changed):
-    assert changes(before, now) == changed
+    assert find_changes(before, now) == changed
 
 
 def test_a_glance_sees_a_new_file_and_a_changed_setting(settings_file):

@@ -55,7 +55,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The example through crawl, extract and build, with the settings that stand in it."""
     tree = write_examples(tmp_path_factory.mktemp("golden") / "demo")
     settings = load_settings(tree.settings_file, engine="serial")
-    etl = Pipeline(settings, tell=lambda _: None)
+    etl = Pipeline(settings, notify=lambda _: None)
     outcome = run(etl, tree.datasets, ("crawl", "extract", "build"))
     resources: dict[tuple[str, str], list[Resource]] = {}
     written: list[Resource] = []

@@ -21,7 +21,7 @@ def pipeline(settings_file: Path, url: str, lake: str, **overrides) -> Pipeline:
     # the tests share a server: the same studies of another test's site are there, as another client's
     fhir = {"url": url, "existing_study": "duplicate"}
     settings = load_settings(settings_file, lake=lake, fhir=fhir, engine="serial", **overrides)
-    return Pipeline(settings, tell=lambda _: None)
+    return Pipeline(settings, notify=lambda _: None)
 
 
 def load(etl: Pipeline, *names: str, **options):
@@ -116,7 +116,7 @@ def test_every_resource_passes_validate_and_is_taken(request, examples, tmp_path
         staff_names=True,
         contact_details=True,
     )
-    etl = Pipeline(settings, tell=lambda _: None)
+    etl = Pipeline(settings, notify=lambda _: None)
     load(etl, "breast", "heart")
     checked = 0
     for file in (tmp_path / "lake/fhir").rglob("*.ndjson"):
