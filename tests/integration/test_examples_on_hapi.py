@@ -1,4 +1,4 @@
-"""The main job on the example datasets, through the pipeline, into a real HAPI FHIR server."""
+"""The example datasets through the whole pipeline into a real HAPI FHIR server."""
 
 from pathlib import Path
 
@@ -18,16 +18,16 @@ AUTHORITY = "urn:oid:2.25.323467493119269171179165005637713612697"
 
 
 def pipeline(settings_file: Path, url: str, lake: str, **overrides) -> Pipeline:
-    # the tests share a server: the same studies of another test's site are there, as another client's
+    # the tests share a server, which has the same studies from other tests in other namespaces
     fhir = {"url": url, "existing_study": "duplicate"}
     settings = load_settings(settings_file, lake=lake, fhir=fhir, engine="serial", **overrides)
     return Pipeline(settings, notify=lambda _: None)
 
 
 def load(etl: Pipeline, *names: str, **options):
-    outcome = run(etl, names, options=RunOptions(**options))
-    assert outcome.exit_code == 0, outcome
-    return outcome
+    result = run(etl, names, options=RunOptions(**options))
+    assert result.exit_code == 0, result
+    return result
 
 
 def counts(client: SyncFHIRClient, **search) -> dict[str, int]:
@@ -44,12 +44,12 @@ def versions(client: SyncFHIRClient) -> dict[str, str]:
 
 
 def bodies(client: SyncFHIRClient) -> dict[str, bytes]:
-    found = {}
+    content = {}
     for kind in ("Patient", "Endpoint", "ImagingStudy"):
         for resource in client.resources(kind).fetch_all():
-            content = {key: value for key, value in dict(resource).items() if key != "meta"}
-            found[f"{kind}/{resource['id']}"] = orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
-    return found
+            elements = {key: value for key, value in dict(resource).items() if key != "meta"}
+            content[f"{kind}/{resource['id']}"] = orjson.dumps(elements, option=orjson.OPT_SORT_KEYS)
+    return content
 
 
 @pytest.fixture
@@ -57,38 +57,38 @@ def examples(tmp_path) -> Path:
     return write_examples(tmp_path / "demo").settings_file
 
 
-def test_loading_twice_leaves_one_of_each_in_its_first_version(hapi_factory, examples, tmp_path):
+def test_a_second_load_changes_no_resource(hapi_factory, examples, tmp_path):
     url = hapi_factory().base_url
     client = SyncFHIRClient(url)
     etl = pipeline(examples, url, str(tmp_path / "lake"))
     load(etl, "breast", "heart")
-    # 4 + 4 subjects of which one person is in both; one Endpoint each; 8 + 9 studies
+    # 4 + 4 subjects, of which one patient is in both; one Endpoint each; 8 + 9 studies
     assert counts(client) == {"Patient": 7, "Endpoint": 2, "ImagingStudy": 17}
-    first, content = versions(client), bodies(client)
-    assert set(first.values()) == {"1"}
+    first_versions, first_bodies = versions(client), bodies(client)
+    assert set(first_versions.values()) == {"1"}
     load(etl, "breast", "heart")
     load(etl, "heart")
-    assert versions(client) == first
+    assert versions(client) == first_versions
 
-    # the shared patient: studies in both datasets, with the birth date that only the heart dataset knows
-    found = client.resources("Patient").search(identifier=f"{AUTHORITY}|DEMO-0042").fetch_all()
-    assert [patient["birthDate"] for patient in found] == ["1966-03-12"]
-    assert client.resources("ImagingStudy").search(patient=found[0]["id"]).count() == 4
+    # the shared patient has studies in both datasets, and the birth date that only the heart dataset has
+    (patient,) = client.resources("Patient").search(identifier=f"{AUTHORITY}|DEMO-0042").fetch_all()
+    assert patient["birthDate"] == "1966-03-12"
+    assert client.resources("ImagingStudy").search(patient=patient["id"]).count() == 4
 
-    # a setting changes what it touches: only studies that have a time get a new version
+    # a setting changes only what depends on it: studies with a time get a new version
     text = examples.read_text().replace("Pacific/Auckland", "Europe/Berlin")
     examples.write_text(text)
     load(pipeline(examples, url, str(tmp_path / "lake")), "breast", "heart")
     after = versions(client)
-    changed = {key for key in after if after[key] != first[key]}
+    changed = {key for key in after if after[key] != first_versions[key]}
     assert changed
     assert {key.split("/")[0] for key in changed} == {"ImagingStudy"}
     assert {after[key] for key in changed} == {"2"}
-    now = bodies(client)
-    assert {key for key in now if now[key] != content[key]} == changed
+    new_bodies = bodies(client)
+    assert {key for key in new_bodies if new_bodies[key] != first_bodies[key]} == changed
 
 
-def test_the_order_of_loading_does_not_matter(hapi_factory, examples, tmp_path):
+def test_the_order_in_which_datasets_are_loaded_has_no_effect(hapi_factory, examples, tmp_path):
     contents = []
     for order in (("breast", "heart"), ("heart", "breast")):
         server = hapi_factory()
@@ -105,7 +105,7 @@ def test_the_order_of_loading_does_not_matter(hapi_factory, examples, tmp_path):
 
 
 @pytest.mark.parametrize(("version", "server"), [("R4", "hapi"), ("R5", "hapi_r5")])
-def test_every_resource_passes_validate_and_is_taken(request, examples, tmp_path, version, server):
+def test_every_resource_is_valid_and_accepted(request, examples, tmp_path, version, server):
     url = request.getfixturevalue(server).base_url
     settings = load_settings(
         examples,
@@ -118,16 +118,16 @@ def test_every_resource_passes_validate_and_is_taken(request, examples, tmp_path
     )
     etl = Pipeline(settings, notify=lambda _: None)
     load(etl, "breast", "heart")
-    checked = 0
+    validated = 0
     for file in (tmp_path / "lake/fhir").rglob("*.ndjson"):
         for line in file.read_bytes().splitlines():
             assert validate(url, orjson.loads(line)) == [], file.name
-            checked += 1
+            validated += 1
     # 4 + 4 Patients, an Endpoint of each dataset, 17 studies
-    assert checked == 8 + 2 + 17
+    assert validated == 8 + 2 + 17
 
 
-def test_a_new_subject_that_reuses_a_patient_id_changes_the_patient_matching(hapi_factory, tmp_path):
+def test_a_new_subject_with_a_known_patient_id_changes_the_matching(hapi_factory, tmp_path):
     server = hapi_factory()
     client = SyncFHIRClient(server.base_url)
     (tmp_path / "s.toml").write_text("[datasets.ds]\nroot = 'ds'\n")
@@ -143,13 +143,13 @@ def test_a_new_subject_that_reuses_a_patient_id_changes_the_patient_matching(hap
     studies = {study["id"]: study for study in client.resources("ImagingStudy").fetch_all()}
     assert len(studies) == 2
     patients = {patient["id"]: patient["identifier"][0] for patient in client.resources("Patient").fetch_all()}
-    persons = [patients[study["subject"]["reference"].removeprefix("Patient/")] for study in studies.values()]
-    assert {(p["system"], p["value"]) for p in persons} == {
+    identifiers = [patients[study["subject"]["reference"].removeprefix("Patient/")] for study in studies.values()]
+    assert {(identifier["system"], identifier["value"]) for identifier in identifiers} == {
         ("https://reuse.test/ds/subject", "sub-1"),
         ("https://reuse.test/ds/subject", "sub-2"),
     }
     assert studies[before["id"]]["meta"]["versionId"] == "2"
-    # the Patient of no study stays, as a finding
+    # the Patient without a study stays on the server, with a finding
     assert old["id"] in patients
     findings = etl.lake.read(ALL_FINDINGS, dataset="ds").to_pylist()
     assert [f["unit"] for f in findings if f["code"] == "orphaned-on-server"] == ["sub-1"]
@@ -173,7 +173,7 @@ def test_a_held_study_is_not_uploaded_until_the_crosswalk_decides(hapi_factory, 
     codes = {f["code"] for f in etl.lake.read(ALL_FINDINGS, dataset="ds").to_pylist() if f["severity"] == "error"}
     assert codes == {"study-two-patients", "study-two-subjects"}
 
-    lines = "".join(f"ds,sub-{n},urn:oid:1.2.3,{who}\n" for n, who in ((1, "A"), (2, "B"), (3, "B")))
+    lines = "".join(f"ds,sub-{n},urn:oid:1.2.3,{value}\n" for n, value in ((1, "A"), (2, "B"), (3, "B")))
     (tmp_path / "crosswalk.csv").write_text(header + lines)
     load(pipeline(tmp_path / "s.toml", server.base_url, str(tmp_path / "lake")), "ds")
     assert client.resources("ImagingStudy").search().count() == 2
@@ -182,15 +182,15 @@ def test_a_held_study_is_not_uploaded_until_the_crosswalk_decides(hapi_factory, 
     assert client.resources("Patient").search().count() == 2
 
 
-def test_a_server_that_was_down_gets_everything_in_the_next_run(hapi, examples, tmp_path):
+def test_after_a_server_was_down_the_next_run_loads_everything(hapi, examples, tmp_path):
     with run_proxy(hapi.base_url) as server:
-        server.rule = lambda asked: Reply(status=503)
+        server.rule = lambda request: Reply(status=503)
         etl = pipeline(examples, server.url, str(tmp_path / "lake"), namespace="https://down.test")
         down = run(etl, ["heart"])
         assert down.exit_code == 3
         assert "127.0.0.1" in down.unreachable
         assert "report" in down.summaries["heart"]
-        server.rule = lambda asked: None
+        server.rule = lambda request: None
         up = load(pipeline(examples, server.url, str(tmp_path / "lake"), namespace="https://down.test"), "heart")
     assert up.summaries["heart"]["upload"].counts["ImagingStudy"] == {"stored": 9}
     assert up.summaries["heart"]["extract"].files_opened == 0

@@ -1,4 +1,4 @@
-"""What the mapping makes of header rows, judged by HAPI ($validate, strict parser)."""
+"""Resources made from header rows are valid for HAPI ($validate, strict parser)."""
 
 import datetime
 
@@ -36,7 +36,7 @@ NEW_YEAR = datetime.date(2017, 1, 1)
         ),
     ],
 )
-def test_what_started_says_is_valid(hapi, row, started):
+def test_started_is_valid(hapi, row, started):
     rows = header_rows(row, **INSTANCE)
     resource = make_imaging_study("s1", "p1", rows, CONTEXT, new_findings())
     assert resource is not None
@@ -46,7 +46,7 @@ def test_what_started_says_is_valid(hapi, row, started):
 
 @pytest.mark.parametrize(("version", "server"), [("R4", "hapi"), ("R5", "hapi_r5")])
 def test_a_study_that_contains_its_patient_is_valid(request, tmp_path, version, server):
-    # a contained resource carries no meta.security (dom-5): the label stands on the study
+    # a contained resource has no meta.security (dom-5): the study has the label
     write_instance(tmp_path / "1.dcm", PatientIdentityRemoved="YES", AccessionNumber="A-1", Laterality="L")
     settings = Settings(engine="serial", fhir=FhirSettings(version=version))
     (study,) = to_imaging_studies(tmp_path, contained=True, settings=settings)
