@@ -145,7 +145,7 @@ def ours_again(url: str, load: Load) -> None:
 def ours_verified(url: str, load: Load) -> None:
     """Our comparison of ledger and server."""
     done = verify([load.factory.name], load.lake, load.settings_for(url))
-    counts = sum((Counter(one.counts) for one in done.compared), Counter[str]())
+    counts = sum((Counter(one.counts) for one in done.comparisons), Counter[str]())
     if done.exit_code or +counts != {"ok": 2 * len(load.studies) + 1}:
         raise SystemExit(f"verify found {dict(counts)}")
 

@@ -48,20 +48,20 @@ def _verify(session: Session, names: list[str], *, repair: bool) -> int:
         print(json.dumps(_to_json(verified)))
     else:
         _show(session.console, verified)
-        for sentence in (*verified.nothing.values(), *_advise(verified, is_repaired=repair)):
+        for sentence in (*verified.not_compared.values(), *_advise(verified, is_repaired=repair)):
             session.notify(sentence)
     return verified.exit_code
 
 
 def _to_json(verified: VerificationResult) -> dict[str, Any]:
-    comparisons = {comparison.dataset: asdict(comparison) for comparison in verified.compared}
+    comparisons = {comparison.dataset: asdict(comparison) for comparison in verified.comparisons}
     return {
         "exit_code": verified.exit_code,
         "server": verified.server,
         "shared": comparisons.pop(None, None),
         "datasets": comparisons,
         "uploads": {uploaded.dataset: asdict(uploaded) for uploaded in verified.uploads},
-        "nothing": verified.nothing,
+        "nothing": verified.not_compared,
     }
 
 
@@ -69,10 +69,10 @@ def _show(console: Console, verified: VerificationResult) -> None:
     columns = ["ok", *DIFFERENCES, "orphaned"]
     counts = []
     differences = []
-    for comparison in verified.compared:
+    for comparison in verified.comparisons:
         name = comparison.dataset or "(shared)"
         counts.append([name, *(comparison.counts[column] for column in columns)])
-        differences += [(d.what, name, d.unit, d.resource, d.text) for d in comparison.differences]
+        differences += [(d.kind, name, d.unit, d.resource, d.text) for d in comparison.differences]
     print_table(console, verified.server, ["dataset", *columns], counts)
     if differences:
         columns = ["difference", "dataset", "unit", "resource", "details"]
@@ -93,5 +93,5 @@ def _advise(verified: VerificationResult, *, is_repaired: bool) -> list[str]:
     }
     if is_repaired:
         advice |= dict.fromkeys(("missing", "unsent"), "missing, unsent: uploaded, unless the server refused them")
-    sentences = [advice[what] for what in DIFFERENCES if any(c.counts[what] for c in verified.compared)]
+    sentences = [advice[what] for what in DIFFERENCES if any(c.counts[what] for c in verified.comparisons)]
     return list(dict.fromkeys([*sentences, *(upload.stopped for upload in verified.uploads if upload.stopped)]))

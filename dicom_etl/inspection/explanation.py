@@ -66,7 +66,7 @@ def explain_subject(lake: Lake, dataset: str, subject: str) -> list[Section]:
             "On servers",
             ("server", "type", "id", "state", "version", "reason"),
             [
-                (server, row.type, row.place[1], str(row.state), row.version, format_reason(row))
+                (server, row.type, row.server_key[1], str(row.state), row.version, format_reason(row))
                 for server, row in read_resources(lake, dataset, unit=subject)
             ],
         ),

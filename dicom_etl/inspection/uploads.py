@@ -62,7 +62,7 @@ def _to_resource(server: str, row: ResourceRow) -> UploadedResource:
         dataset=row.dataset,
         unit=row.unit,
         subject=row.subject,
-        resource="/".join(row.place),
+        resource="/".join(row.server_key),
         state=str(row.state),
         status=row.http_status,
         attempts=row.attempts,

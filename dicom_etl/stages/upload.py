@@ -1,8 +1,8 @@
-"""upload: resources of the lake -> the FHIR server, noted in the ledger; `upload_ledger` is the ledger as a table.
+"""upload: resources of the lake -> the FHIR server, recorded in the ledger; the table `upload_ledger` is its export.
 
 First, under one lock, what datasets share: Endpoints, and Patients whose identifiers mean the same everywhere, merged
-over the datasets. Then each dataset under its own lock: its own Patients, then its ImagingStudies. What the ledger
-knows to be stored is not sent again. No content is removed from the server unless `prune` says that it is meant.
+over the datasets. Then each dataset under its own lock: its own Patients, then its ImagingStudies. What the server has
+according to the ledger is not sent again. No content is removed from the server without `prune`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def upload(
     overwrite: bool = False,
     progress: Progress = lambda *_: None,
 ) -> list[UploadSummary]:
-    """Upload the resources of some datasets to the server of the settings; one summary per dataset.
+    """Upload the resources of some datasets to the server of the settings; returns one summary per dataset.
 
     Args:
         datasets: their names; what they share is merged over all of them.
@@ -44,14 +44,14 @@ def upload(
         settings: name the server.
         prune: let updates remove content, and delete what the lake no longer produces.
         failed_only: only what failed the last time.
-        dry_run: ask the server, change nothing there and in the lake.
-        overwrite: replace studies and Endpoints of ours that another client changed on the server.
-        progress: called with ("upload NAME", units done, units to do).
+        dry_run: read from the server, change nothing there and in the lake.
+        overwrite: replace studies and Endpoints of this lake that another client changed on the server.
+        progress: called with ("upload NAME", units done, units in total).
 
     Raises:
         NotBuiltError: a dataset has no resources yet.
-        UnreachableError: the server did not answer at all (later on, that is in the summary).
-        UnsuitableServerError: it cannot do what is needed; nothing was sent.
+        UnreachableError: the server did not answer at all (later on, the summary has that).
+        UnsuitableServerError: it lacks a feature that is needed; nothing was sent.
         DatabaseError: the ledger cannot be used.
     """
     names = list(dict.fromkeys(datasets))
@@ -72,7 +72,7 @@ async def _upload(
             strategy = IdStrategy(settings.namespace, is_client_assigned)
             namespace = Namespace(settings.resource_ids(), strategy, settings.sds_dataset_system)
             target = Target(client, ledger, namespace, options, fhir.single_request_bytes)
-            # two conditional updates at once could create two resources
+            # two concurrent conditional updates could create two resources
             batches = fhir.max_concurrent_requests + 1 if is_client_assigned else 1
             limits = Limits(fhir.max_bundle_entries, fhir.max_bundle_bytes, batches)
             return await upload_datasets(UploadRun(lake, target, limits, progress), resources)

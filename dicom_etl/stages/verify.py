@@ -1,7 +1,7 @@
-"""verify: lake, ledger and server -> what is missing, changed, external or unsent; what is missing is sent, if wanted.
+"""verify: lake, ledger and server -> what is missing, changed, external or unsent; a repair uploads what is missing.
 
 First what datasets share, then each dataset, each under its lock. Without `repair` nothing is written. With it, the
-ledger notes what the server does not have, and the ordinary upload sends it: Patients and Endpoints before studies.
+ledger records what the server does not have, and the ordinary upload sends that: Patients and Endpoints before studies.
 """
 
 from __future__ import annotations
@@ -22,36 +22,39 @@ from dicom_etl.upload.verification import DIFFERENCES, Comparison, Verifier
 
 __all__ = ["DIFFERENCES", "Comparison", "VerificationResult", "verify"]
 
-_REMAINING = ("changed", "external")  # what a repair leaves as it is
+_NOT_REPAIRED = ("changed", "external")  # a repair leaves these as they are
 
 
 @dataclass(frozen=True)
 class VerificationResult:
-    """What was found, and what a repair sent.
+    """The comparison of datasets with a server, and the uploads of a repair.
 
-    `compared` holds one entry per dataset and, last, one of what datasets share; `nothing` says by dataset why there
-    was nothing to compare.
+    `comparisons` has one entry per dataset and, last, one for what datasets share; `not_compared` has the reason by
+    dataset.
     """
 
     server: str
-    compared: tuple[Comparison, ...]
-    nothing: dict[str, str]
+    comparisons: tuple[Comparison, ...]
+    not_compared: dict[str, str]
     uploads: tuple[UploadSummary, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """0 all is well, or was repaired; 1 something differs; 2 nothing to compare; 3 the server went away."""
-        if not self.compared:
+        """0: no difference, or repaired; 1: a difference; 2: nothing to compare; 3: the server was unreachable."""
+        if not self.comparisons:
             return 2
-        if any(uploaded.unreachable for uploaded in self.uploads):
+        if any(summary.unreachable for summary in self.uploads):
             return 3
-        left = _REMAINING if self.uploads else DIFFERENCES
-        differs = any(one.counts[what] for one in self.compared for what in left)
-        failed = any(
-            states.get(word) for up in self.uploads for states in up.counts.values() for word in UNFINISHED_STATES
+        kinds = _NOT_REPAIRED if self.uploads else DIFFERENCES
+        has_differences = any(comparison.counts[kind] for comparison in self.comparisons for kind in kinds)
+        has_failures = any(
+            counts.get(state)
+            for summary in self.uploads
+            for counts in summary.counts.values()
+            for state in UNFINISHED_STATES
         )
-        stopped = any(uploaded.stopped for uploaded in self.uploads)
-        return int(differs or failed or stopped or bool(self.nothing))
+        has_stopped = any(summary.stopped for summary in self.uploads)
+        return int(has_differences or has_failures or has_stopped or bool(self.not_compared))
 
 
 def verify(
@@ -68,33 +71,37 @@ def verify(
         datasets: their names.
         lake: holds the resources and the ledger.
         settings: name the server.
-        repair: send again what is missing, and what was not sent. What another client changed is left alone.
-        progress: called with ("verify NAME", resources asked for, resources to ask for).
+        repair: upload again what is missing, and what was not sent. What another client changed stays as it is.
+        progress: called with ("verify NAME", resources done, resources in total).
 
     Raises:
         SettingsError: no server is set.
         FhirError: the server could not be asked.
-        LockHeldError: something else writes one of the datasets.
+        LockHeldError: another process is writing one of the datasets.
     """
     if not settings.fhir.url:
         raise SettingsError("no FHIR server is set to compare with: set fhir.url, or give --fhir-url")
     built: dict[str, DatasetResources] = {}
-    nothing: dict[str, str] = {}
+    not_compared: dict[str, str] = {}
     for name in dict.fromkeys(datasets):
         try:
             built[name] = DatasetResources.read(lake, name)
         except NotBuiltError as error:
-            nothing[name] = str(error)
+            not_compared[name] = str(error)
     server = get_server_name(settings.fhir.url)
     if not built:
-        return VerificationResult(server, (), nothing)
-    compared = asyncio.run(_compare(built, lake, settings, repair=repair, progress=progress))
-    wanting = [one for one in compared if one.counts["missing"] or one.counts["unsent"]]
-    if not repair or not wanting:
-        return VerificationResult(server, compared, nothing)
-    # what datasets share may be any dataset's; an upload of one that lacks nothing sends nothing
-    names = list(built) if any(one.dataset is None for one in wanting) else [one.dataset or "" for one in wanting]
-    return VerificationResult(server, compared, nothing, tuple(upload(names, lake, settings, progress=progress)))
+        return VerificationResult(server, (), not_compared)
+    comparisons = asyncio.run(_compare(built, lake, settings, repair=repair, progress=progress))
+    incomplete = [
+        comparison for comparison in comparisons if comparison.counts["missing"] or comparison.counts["unsent"]
+    ]
+    if not repair or not incomplete:
+        return VerificationResult(server, comparisons, not_compared)
+    # a shared resource may be of any dataset; the upload of a dataset that lacks nothing sends nothing
+    is_shared = any(comparison.dataset is None for comparison in incomplete)
+    names = list(built) if is_shared else [comparison.dataset or "" for comparison in incomplete]
+    uploads = upload(names, lake, settings, progress=progress)
+    return VerificationResult(server, comparisons, not_compared, tuple(uploads))
 
 
 async def _compare(
@@ -106,5 +113,5 @@ async def _compare(
         with Ledger.from_lake(lake, get_server_name(fhir.url or ""), is_dry_run=not repair) as ledger:
             verifier = Verifier(lake, client, ledger, repair=repair, progress=progress)
             shared = await verifier.compare_shared(list(datasets.values()))
-            found = [await verifier.compare_dataset(name, settings.sds_dataset_system) for name in datasets]
-            return (*found, shared)
+            comparisons = [await verifier.compare_dataset(name, settings.sds_dataset_system) for name in datasets]
+            return (*comparisons, shared)

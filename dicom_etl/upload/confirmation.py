@@ -1,7 +1,7 @@
-"""What an answer does not say of a write: the version that it made, what it replaced, and whether searches find it.
+"""What the answer to a write leaves open: the version that it made, what it replaced, and whether searches find it.
 
-A search that found nothing decided that a resource was new; it may have been wrong (an index that lags, a gateway that
-answers for the server). So what was created is searched for once more: a search that finds it shows what else there is.
+A resource was new because a search had not found it, which may have been wrong (an index that lags, a gateway that
+answers for the server). So what was created is searched for once more: a search that finds it shows duplicates, too.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from dataclasses import dataclass
 
 from dicom_etl.fhir_client import FhirClient, ServerResource
 from dicom_etl.fhir_client.errors import FhirError, InvalidAnswerError
-from dicom_etl.upload.items import IdStrategy, Resource, is_in_namespace
+from dicom_etl.upload.items import IdStrategy, Resource, as_list, is_in_namespace
 from dicom_etl.upload.ledger import Key, ResourceRow
 from dicom_etl.upload.patients import find_patients
 from dicom_etl.upload.studies import Namespace, find_studies
 
 FOUND_BY_SEARCH = ("study-exists-on-server", "duplicate-patient-on-server")  # reasons of resources that are stored
 
-_HISTORY = 5  # versions that are looked at
+_MAX_VERSIONS = 5  # of a history
 
 
 @dataclass(frozen=True)
 class ReplacedVersion:
-    """A version of another client that a write of ours replaced; None and empty where the server does not keep it.
+    """A version of another client that a write of this lake replaced.
 
-    `by` is our version.
+    `resource` is None and `version` empty where the server does not keep it; `by` is the version of this lake.
     """
 
     resource_type: str
@@ -35,70 +35,74 @@ class ReplacedVersion:
 
 
 async def read_back(client: FhirClient, resource_type: str, server_id: str) -> ServerResource:
-    """A resource that was just stored, since the answer named no version.
+    """Read a resource that was just stored, because the answer named no version.
 
     Raises:
         FhirError: it could not be read, or is not there.
     """
     server = await client.read(resource_type, server_id)
     if server is None:
-        raise InvalidAnswerError(f"the server took {resource_type}/{server_id} and does not have it")
+        raise InvalidAnswerError(f"the server accepted {resource_type}/{server_id} and does not have it")
     return server
 
 
 async def find_replaced_version(
     client: FhirClient,
-    item: Key,
+    key: Key,
     server_id: str,
     strategy: IdStrategy,
     *,
     sent: Collection[str],
     version: str = "",
 ) -> ReplacedVersion | None:
-    """What came before our version of a resource that was to be new; None where nothing did.
+    """Find the version before this lake's, of a resource that was sent as a new one; None where there is none.
 
     Args:
-        client: asks.
-        item: type and our id of the resource.
-        server_id: its id there.
-        strategy: of ids.
-        sent: the content hashes of what we sent.
-        version: that of ours, where it is known.
+        client: the client of the server.
+        key: type and id of the resource in the lake.
+        server_id: its id on the server.
+        strategy: client-assigned or server-assigned ids.
+        sent: the content hashes of what this lake sent.
+        version: the version of this lake, where it is known.
 
     Raises:
         FhirError: the server could not be asked.
     """
-    resource_type, our_id = item
+    resource_type, resource_id = key
     try:
-        versions = await client.read_history(resource_type, server_id, count=_HISTORY)
-    except InvalidAnswerError:  # too large, say: then the server as good as keeps no history
+        versions = await client.read_history(resource_type, server_id, count=_MAX_VERSIONS)
+    except InvalidAnswerError:  # for example too large: treated as if the server kept no history
         versions = None
     if versions is None:
-        # a server that answers 201 to what it creates has said that this was there before
+        # a server that answers 201 when it creates has shown, by another status, that the resource existed before
         return ReplacedVersion(resource_type, None, "", version) if client.has_answered_created else None
-    is_own = [
-        one is not None
-        and ((version and one.version == version) or strategy.content_hash(one.resource, our_id) in sent)
-        for one in versions
+    is_of_lake = [
+        server is not None
+        and (
+            (version and server.version == version)
+            or strategy.compute_content_hash(server.resource, resource_id) in sent
+        )
+        for server in versions
     ]
-    if not any(is_own):
+    if not any(is_of_lake):
         return None
-    newest = is_own.index(True)
-    # an attempt may have arrived several times; an earlier version of ours may have the same content
-    before = next((number for number in range(newest, len(versions)) if not is_own[number]), len(versions))
+    newest = is_of_lake.index(True)
+    # an attempt may have arrived several times; an earlier version of this lake may have the same content
+    before = next((number for number in range(newest, len(versions)) if not is_of_lake[number]), len(versions))
     replaced = versions[before] if before < len(versions) else None
-    if replaced is None:  # ours is the first version, or the first one after a deletion
+    if replaced is None:  # the lake's version is the first one, or the first one after a deletion
         return None
-    ours = versions[newest]
-    return ReplacedVersion(resource_type, replaced.resource, replaced.version, ours.version if ours else version)
+    lake_version = versions[newest]
+    by = lake_version.version if lake_version else version
+    return ReplacedVersion(resource_type, replaced.resource, replaced.version, by)
 
 
 def describe_replaced_version(replaced: ReplacedVersion, url: str, server_id: str) -> str:
-    """The text of a finding: which version of ours replaced which one, and where both are; `url` is the server's."""
+    """Describe which version of this lake replaced which other one; `url` is the server's."""
     history = f"{url}/{replaced.resource_type}/{server_id}/_history"
     before = f"version {replaced.version} of another client" if replaced.version else "a version of another client"
     by = replaced.by or "(unnamed)"
-    return f"our version {by} replaced {before}, which was written at the same time; see {history}"
+    return f"version {by} of this lake replaced {before}, which was written at the same time; see {history}"
 
 
 async def confirm_indexed(
@@ -109,75 +113,74 @@ async def confirm_indexed(
     *,
     is_duplicate_wanted: bool,
 ) -> list[ResourceRow]:
-    """Rows of resources that were created because a search found nothing, with what a search finds now.
+    """Search for resources that were created because a search had not found them; returns their updated rows.
 
-    `is_indexed` tells whether it found ours. Those that another client has under another id have a reason; one that an
-    earlier search gave stays where this one does not find even ours.
+    `is_indexed` is whether the search finds the resource itself. Where another client has the same under another id,
+    the row gets a reason; a reason from an earlier search stays as long as this search does not find the resource.
 
     Args:
-        client: asks.
+        client: the client of the server.
         rows: of ImagingStudies, and of Patients whose identifiers mean the same everywhere.
         shared: system and value of those identifiers.
-        namespace: tells our studies from others.
-        is_duplicate_wanted: whether the settings want ours beside another client's study.
+        namespace: distinguishes the lake's studies from those of other clients.
+        is_duplicate_wanted: whether the settings want a study beside another client's study.
     """
     former = {row.key: row for row in rows if row.reason in FOUND_BY_SEARCH}
     rows = [row.with_changes(reason=None, reason_text=None) if row.key in former else row for row in rows]
     studies = [row for row in rows if row.type == "ImagingStudy"]
     patients = [row for row in rows if row.type == "Patient" and row.key in shared]
-    checked = {row.key: row for row in rows}
+    confirmed = {row.key: row for row in rows}
     try:
-        found = await find_studies(client, [row.business_key or "" for row in studies]) if studies else {}
+        by_uid = await find_studies(client, [row.business_key or "" for row in studies]) if studies else {}
         for row in studies:
-            checked[row.key] = _with_study(row, found[row.business_key or ""], namespace, is_duplicate_wanted)
-        of_identifier = await find_patients(client, sorted({shared[row.key] for row in patients})) if patients else {}
+            confirmed[row.key] = _confirm_study(row, by_uid[row.business_key or ""], namespace, is_duplicate_wanted)
+        by_identifier = await find_patients(client, sorted({shared[row.key] for row in patients})) if patients else {}
         for row in patients:
-            checked[row.key] = _with_patient(row, of_identifier[shared[row.key]])
-    except FhirError:  # the next run looks again
+            confirmed[row.key] = _confirm_patient(row, by_identifier[shared[row.key]])
+    except FhirError:  # the next run searches again
         return [former.get(row.key, row).with_changes(is_indexed=False) for row in rows]
     for key, row in former.items():
         is_wanted = is_duplicate_wanted and row.type == "ImagingStudy"
-        if not checked[key].is_indexed and not is_wanted:
-            checked[key] = checked[key].with_changes(reason=row.reason, reason_text=row.reason_text)
-    return [checked[row.key] for row in rows]
+        if not confirmed[key].is_indexed and not is_wanted:
+            confirmed[key] = confirmed[key].with_changes(reason=row.reason, reason_text=row.reason_text)
+    return [confirmed[row.key] for row in rows]
 
 
-def _with_study(
-    row: ResourceRow, found: Sequence[Resource], namespace: Namespace, is_duplicate_wanted: bool
+def _confirm_study(
+    row: ResourceRow, matches: Sequence[Resource], namespace: Namespace, is_duplicate_wanted: bool
 ) -> ResourceRow:
-    ids = {str(study.get("id")) for study in found}
+    ids = {str(study.get("id")) for study in matches}
     row = row.with_changes(is_indexed=row.server_id in ids)
     uid = row.business_key or ""
     external = sorted(
         str(study["id"])
-        for study in found
+        for study in matches
         if str(study["id"]) != row.server_id
         and not is_in_namespace(study, uid, namespace.ids, namespace.strategy, namespace.dataset_system)
     )
     if not external or is_duplicate_wanted or row.reason:
         return row
-    names = ", ".join(f"ImagingStudy/{identity}" for identity in external)
-    text = f"{names} of another client has its StudyInstanceUID, too; no search found it before ours was created"
+    names = ", ".join(f"ImagingStudy/{server_id}" for server_id in external)
+    text = f"{names} of another client has its StudyInstanceUID, too; no search found it before this one was created"
     if len(external) > 1:
-        text = f"{names} of other clients have its StudyInstanceUID, too; no search found them before ours was created"
+        text = (
+            f"{names} of other clients have its StudyInstanceUID, too; no search found them before this one was created"
+        )
     return row.with_changes(reason="study-exists-on-server", reason_text=text)
 
 
-def _with_patient(row: ResourceRow, found: Sequence[Resource]) -> ResourceRow:
-    ids = {str(patient.get("id")) for patient in found}
+def _confirm_patient(row: ResourceRow, matches: Sequence[Resource]) -> ResourceRow:
+    ids = {str(patient.get("id")) for patient in matches}
     row = row.with_changes(is_indexed=row.server_id in ids)
-    others = sorted(ids - {row.server_id} - _merged_ids(found))
+    merged = {str(patient.get("id")) for patient in matches if _is_merged(patient)}
+    others = sorted(ids - {row.server_id} - merged)
     if not others or row.reason:
         return row
-    names = ", ".join(f"Patient/{identity}" for identity in others)
+    names = ", ".join(f"Patient/{server_id}" for server_id in others)
     return row.with_changes(reason="duplicate-patient-on-server", reason_text=names)
 
 
-def _merged_ids(patients: Sequence[Resource]) -> set[str]:
-    """The ids of Patients that were merged into others, and so are no copies."""
-    merged = set()
-    for patient in patients:
-        links = patient.get("link")
-        if isinstance(links, list) and any(isinstance(one, dict) and one.get("type") == "replaced-by" for one in links):
-            merged.add(str(patient.get("id")))
-    return merged
+def _is_merged(patient: Resource) -> bool:
+    """Whether a Patient was merged into another one, and so is not a duplicate."""
+    links = as_list(patient.get("link"))
+    return any(isinstance(link, dict) and link.get("type") == "replaced-by" for link in links)

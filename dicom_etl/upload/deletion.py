@@ -1,7 +1,7 @@
-"""What leaves a server: resources that the lake no longer produces, and those of a withdrawn subject or dataset.
+"""Deletion from a server: of resources that the lake no longer produces, and of a withdrawn subject or dataset.
 
-Only resources of ours are deleted, studies before what they refer to; a Patient stays while a study on the server
-refers to it. Not here: who is withdrawn, and what the lake loses (`withdrawal`).
+Only resources of this lake are deleted, studies before what they refer to; a Patient stays as long as a study on the
+server refers to it. Not here: what is withdrawn, and what is removed from the lake (`withdrawal`).
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import NamedTuple
 from dicom_etl.fhir_client import FhirClient
 from dicom_etl.fhir_client.errors import ConflictError, FhirError
 from dicom_etl.upload.confirmation import describe_replaced_version, find_replaced_version
-from dicom_etl.upload.items import IdStrategy, datasets_of, referenced_id
+from dicom_etl.upload.items import IdStrategy, get_dataset_names, get_referenced_id
 from dicom_etl.upload.ledger import Attempt, Event, Key, Ledger, ResourceRow, State
 from dicom_etl.upload.studies import has_stored, is_same_version
 from dicom_etl.upload.transfer import Target
 
 _IDS_AT_ONCE = 25  # identifiers of up to 150 characters in the URL of one search
-_ORDER = ("ImagingStudy", "Patient", "Endpoint")  # what refers to others goes first
+_ORDER = ("ImagingStudy", "Patient", "Endpoint")  # resources that refer to others are deleted first
 
 
 # -- orphaned resources -----------------------------------------------------------------------------------------------
 
 
 def make_orphaned_row(row: ResourceRow, *, has_attempts: bool) -> ResourceRow | None:
-    """The row of a resource that the lake no longer produces; None where the server has nothing of ours."""
+    """Make the row of a resource that the lake no longer produces; None where the server has nothing of this lake."""
     if row.type != "ImagingStudy" and row.is_external:
-        return None  # another client's Patient was only referred to
-    is_there = row.is_ours or row.is_external or has_attempts
-    is_of_other = row.state is State.HELD and row.reason == "changed-on-server" and not row.is_ours
-    if not is_there or is_of_other:
+        return None  # studies only referred to it
+    may_be_on_server = row.is_owned or row.is_external or has_attempts
+    is_of_other_client = row.state is State.HELD and row.reason == "changed-on-server" and not row.is_owned
+    if not may_be_on_server or is_of_other_client:
         return None
     if row.state is State.ORPHANED:
         return row
@@ -40,76 +40,81 @@ def make_orphaned_row(row: ResourceRow, *, has_attempts: bool) -> ResourceRow | 
         return row.after(Event.DROPPED, reason=row.reason, reason_text=f"not deleted: {row.reason_text}")
     text = None
     if row.is_external:
-        text = f"not deleted: {row.type}/{row.server_id} is another client's; remove our series from it there"
+        text = (
+            f"not deleted: {row.type}/{row.server_id} belongs to another client; remove the series of this lake there"
+        )
     return row.after(Event.DROPPED, reason="orphaned-on-server", reason_text=text)
 
 
 async def delete_orphaned(target: Target, rows: Iterable[ResourceRow], deleted: set[Key]) -> list[ResourceRow]:
-    """Delete orphaned resources from the server; returns those that were.
+    """Delete orphaned resources from the server; returns the rows of those that were deleted.
 
-    What is not ours to delete stays until somebody has seen to it; then the ledger forgets it.
+    A resource that also has content of another client is not deleted; its row stays until a person has handled it.
 
     Args:
         target: the server and its ledger.
         rows: orphaned ones.
-        deleted: the places of what this run has deleted; it grows.
+        deleted: type and id, on the server, of what this run has deleted; it is added to.
     """
-    gone = []
+    deleted_rows = []
     ordered = sorted(rows, key=lambda row: (_ORDER.index(row.type), row.id))
     attempts = await asyncio.wrap_future(target.ledger.read_attempts([row.key for row in ordered]))
-    for known in ordered:
-        row = known
-        is_ours = _is_ours_to_delete(row)
+    for orphaned in ordered:
+        row = orphaned
+        may_delete = _may_delete(row)
         try:
-            if is_ours and not row.is_ours:
-                settled = await _settle_unconfirmed(target, row, attempts.get(row.key, ()))
-                if settled is None:
+            if may_delete and not row.is_owned:
+                resolved = await _resolve_unconfirmed(target, row, attempts.get(row.key, ()))
+                if resolved is None:
                     target.ledger.delete_rows([row.key])
                     continue
-                row, is_ours = settled, _is_ours_to_delete(settled)
-            if is_ours:
+                row, may_delete = resolved, _may_delete(resolved)
+            if may_delete:
                 await _delete(target, row, deleted)
-                gone.append(row)
-            elif not await _is_seen_to(target, row):
+                deleted_rows.append(row)
+            elif not await _is_handled(target, row):
                 continue
         except FhirError as error:
-            if is_ours:
+            if may_delete:
                 text = f"not deleted: {error}"
                 target.ledger.write_rows([row.with_changes(reason_text=text, http_status=error.status)])
             continue
         target.ledger.delete_rows([row.key])
-    return gone
+    return deleted_rows
 
 
-def _is_ours_to_delete(row: ResourceRow) -> bool:
+def _may_delete(row: ResourceRow) -> bool:
     return not row.is_external and row.reason != "concurrent-overwrite"
 
 
-async def _settle_unconfirmed(target: Target, row: ResourceRow, attempts: Sequence[Attempt]) -> ResourceRow | None:
-    """The row of a resource that was sent without an answer, once the server was asked; None: it has nothing of ours.
+async def _resolve_unconfirmed(target: Target, row: ResourceRow, attempts: Sequence[Attempt]) -> ResourceRow | None:
+    """Ask the server about a resource that was sent without an answer; None where it has nothing of this lake.
 
-    What is there under its id may be another client's, or ours that replaced another client's.
+    The resource under its id may be another client's, or the lake's that replaced another client's.
 
     Raises:
         FhirError: the server could not be asked.
     """
-    place = await _place(target, row)
-    server = await target.client.read(*place) if place else None
+    server_key = await _find_server_key(target, row)
+    server = await target.client.read(*server_key) if server_key else None
     if server is None:
         return None
-    strategy, sent = target.namespace.strategy, {one.server_hash for one in attempts}
+    strategy, sent = target.namespace.strategy, {attempt.server_hash for attempt in attempts}
     if not attempts or not await has_stored(target.client, row.key, server, strategy, sent):
         return None
     last = attempts[-1]
     row = replace(row, server_id=server.id, version=server.version, etag=server.etag)
     row = replace(row, hash=last.hash, server_hash=last.server_hash)
-    created = {one.server_hash for one in attempts if not one.if_match}
-    over = await find_replaced_version(target.client, row.key, server.id, strategy, sent=created) if created else None
-    if over is None:
+    created = {attempt.server_hash for attempt in attempts if not attempt.if_match}
+    if not created:
         return row
-    text = f"not deleted: {describe_replaced_version(over, target.client.url, server.id)}"
+    replaced = await find_replaced_version(target.client, row.key, server.id, strategy, sent=created)
+    if replaced is None:
+        return row
+    text = f"not deleted: {describe_replaced_version(replaced, target.client.url, server.id)}"
     row = replace(row, reason="concurrent-overwrite", reason_text=text)
-    target.ledger.write_rows([row], closed=[one.number for one in attempts if one.number is not None])
+    closed = [attempt.number for attempt in attempts if attempt.number is not None]
+    target.ledger.write_rows([row], closed=closed)
     return row
 
 
@@ -117,39 +122,41 @@ async def _delete(target: Target, row: ResourceRow, deleted: set[Key]) -> None:
     """Delete one resource.
 
     Raises:
-        FhirError: the server could not be asked, or refused; or studies there refer to it.
+        FhirError: the server could not be asked, or refused; or studies on it refer to the resource.
     """
-    place = await _place(target, row)
-    if place is None:
+    server_key = await _find_server_key(target, row)
+    if server_key is None:
         return
-    if place[0] == "Patient" and (left := await _studies_of(target.client, place, deleted)):
-        raise ConflictError(
-            f"{len(left)} ImagingStudy resources on the server refer to it, {min(left)} for one", status=409
-        )
+    if server_key[0] == "Patient":
+        studies = await _find_studies_of_patient(target.client, server_key, deleted)
+        if studies:
+            count = "1 ImagingStudy resource" if len(studies) == 1 else f"{len(studies)} ImagingStudy resources"
+            verb = "refers" if len(studies) == 1 else "refer"
+            raise ConflictError(f"{count} on the server {verb} to it, for example {min(studies)}", status=409)
     if row.type == "ImagingStudy" and not target.options.overwrite:
-        await _require_unchanged(target, row, place)
+        await _require_unchanged(target, row, server_key)
     if not target.options.dry_run:
-        await target.client.delete(*place)
-    deleted.add(place)
+        await target.client.delete(*server_key)
+    deleted.add(server_key)
 
 
-async def _require_unchanged(target: Target, row: ResourceRow, place: Key) -> None:
-    """Make sure that a study is deleted as we stored it: what another client added to it goes by `--overwrite` alone.
+async def _require_unchanged(target: Target, row: ResourceRow, server_key: Key) -> None:
+    """Require that the server has a study as this lake stored it; changes are deleted only with `--overwrite`.
 
     Raises:
         FhirError: another client has changed it, or the server could not be asked.
     """
-    server = await target.client.read(*place)
+    server = await target.client.read(*server_key)
     if server is None or is_same_version(row, server):
         return
-    if target.namespace.strategy.content_hash(server.resource, row.id) != row.server_hash:
-        raise ConflictError(f"another client has changed it (version {server.version}); --overwrite deletes it, too")
+    if target.namespace.strategy.compute_content_hash(server.resource, row.id) != row.server_hash:
+        raise ConflictError(f"another client has changed it (version {server.version}); --overwrite deletes it anyway")
 
 
-async def _is_seen_to(target: Target, row: ResourceRow) -> bool:
-    """Whether somebody has done what the row of a resource that is not ours to delete says.
+async def _is_handled(target: Target, row: ResourceRow) -> bool:
+    """Whether a person has done what the row of a resource that is not deleted asks for.
 
-    Then the study of another client no longer names our dataset; or a study that replaced another client's version was
+    Then the study of another client no longer names this dataset; or a study that replaced another client's version was
     written again since.
 
     Raises:
@@ -159,63 +166,71 @@ async def _is_seen_to(target: Target, row: ResourceRow) -> bool:
     if server is None:
         return True
     if row.is_external:
-        return row.dataset not in datasets_of(server.resource, target.namespace.dataset_system)
+        return row.dataset not in get_dataset_names(server.resource, target.namespace.dataset_system)
     return server.version != row.version
 
 
-async def _place(target: Target, row: ResourceRow) -> Key | None:
-    """Where the server has it. Of what was sent without an answer, a server that assigns ids must be asked."""
+async def _find_server_key(target: Target, row: ResourceRow) -> Key | None:
+    """Find type and id of a resource on the server, which must be asked if it assigns ids and has not answered."""
     if row.server_id is not None or target.namespace.strategy.is_client_assigned:
-        return row.place
-    places = await locate(target.client, target.namespace.strategy, [row.key], by_id=True)
-    return next(iter(sorted(places)), None)
+        return row.server_key
+    server_keys = await locate_resources(target.client, target.namespace.strategy, [row.key], by_id=True)
+    return next(iter(sorted(server_keys)), None)
 
 
-async def locate(client: FhirClient, strategy: IdStrategy, keys: Collection[Key], *, by_id: bool = False) -> set[Key]:
-    """Where the server has those of some resources of ours that it has: type and id there.
+async def locate_resources(
+    client: FhirClient, strategy: IdStrategy, keys: Collection[Key], *, by_id: bool = False
+) -> set[Key]:
+    """Find out which resources of this lake the server has; returns their type and id on the server.
 
     Args:
-        client: asks.
-        strategy: of ids.
-        keys: of resources.
-        by_id: read each by its id, where that is ours: a search may not find what arrived a moment ago.
-
-    Raises:
-        FhirError: it could not be asked.
-    """
-    places: set[Key] = set()
-    for kind in sorted({kind for kind, _ in keys}):
-        ids = sorted(identity for one, identity in keys if one == kind)
-        if by_id and strategy.is_client_assigned:
-            places |= {(kind, identity) for identity in ids if await client.read(kind, identity) is not None}
-            continue
-        for start in range(0, len(ids), _IDS_AT_ONCE):
-            some = ids[start : start + _IDS_AT_ONCE]
-            name, tokens = ("_id", some) if strategy.is_client_assigned else ("identifier", map(strategy.token, some))
-            search = {name: ",".join(tokens), "_elements": "identifier", "_count": str(len(some))}
-            for found in await client.search(kind, search):
-                # servers may ignore case, or a parameter that they do not know
-                if any(strategy.is_ours(found, identity) for identity in some):
-                    places.add((kind, str(found["id"])))
-    return places
-
-
-async def _studies_of(client: FhirClient, patient: Key, deleted: Collection[Key]) -> set[str]:
-    """The studies on the server that refer to a Patient, and were not deleted by this run.
-
-    A server that keeps references whole refuses the deletion itself; not every server does.
+        client: the client of the server.
+        strategy: client-assigned or server-assigned ids.
+        keys: type and id in the lake.
+        by_id: read each by its id, if that is the lake's: a search may not find what arrived a moment ago.
 
     Raises:
         FhirError: the server could not be asked.
     """
-    found = await client.search("ImagingStudy", {"subject": "/".join(patient), "_elements": "identifier,subject"})
+    server_keys: set[Key] = set()
+    for resource_type in sorted({name for name, _ in keys}):
+        ids = sorted(resource_id for name, resource_id in keys if name == resource_type)
+        if by_id and strategy.is_client_assigned:
+            server_keys |= {
+                (resource_type, resource_id)
+                for resource_id in ids
+                if await client.read(resource_type, resource_id) is not None
+            }
+            continue
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            chosen = ids[start : start + _IDS_AT_ONCE]
+            parameter, tokens = "_id", chosen
+            if not strategy.is_client_assigned:
+                parameter, tokens = "identifier", [strategy.make_token(resource_id) for resource_id in chosen]
+            search = {parameter: ",".join(tokens), "_elements": "identifier", "_count": str(len(chosen))}
+            for resource in await client.search(resource_type, search):
+                # servers may ignore case, or a parameter that they do not know
+                if any(strategy.is_lake_resource(resource, resource_id) for resource_id in chosen):
+                    server_keys.add((resource_type, str(resource["id"])))
+    return server_keys
+
+
+async def _find_studies_of_patient(client: FhirClient, patient: Key, deleted: Collection[Key]) -> set[str]:
+    """Find the studies on the server that refer to a Patient and were not deleted by this run.
+
+    A server with referential integrity refuses the deletion itself; not every server does.
+
+    Raises:
+        FhirError: the server could not be asked.
+    """
+    matches = await client.search("ImagingStudy", {"subject": "/".join(patient), "_elements": "identifier,subject"})
     ids = {
         str(study["id"])
-        for study in found
-        # a server that does not know the parameter may give all studies
-        if "subject" not in study or referenced_id(study["subject"]) == patient[1]
+        for study in matches
+        # a server that does not know the parameter may return all studies
+        if "subject" not in study or get_referenced_id(study["subject"]) == patient[1]
     }
-    return {identity for identity in ids if ("ImagingStudy", identity) not in deleted}
+    return {server_id for server_id in ids if ("ImagingStudy", server_id) not in deleted}
 
 
 # -- withdrawal -------------------------------------------------------------------------------------------------------
@@ -223,10 +238,15 @@ async def _studies_of(client: FhirClient, patient: Key, deleted: Collection[Key]
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """What is withdrawn, as the ledger knows it.
+    """A subject or dataset that is withdrawn, in the terms of the ledger.
 
-    `unit` is None for the whole dataset; `studies` are the UIDs of those that are in it, also partly; `patients` those
-    of its studies, `needed` those of all other studies of the lake. `is_all`: nothing of the dataset stays.
+    Attributes:
+        dataset: the dataset.
+        unit: the unit; None for the whole dataset.
+        studies: the UIDs of the studies that are in it, also in part.
+        patients: the Patients of these studies.
+        needed: the Patients of all other studies of the lake.
+        is_all: nothing of the dataset stays.
     """
 
     dataset: str
@@ -236,59 +256,64 @@ class Withdrawal:
     needed: frozenset[str]
     is_all: bool
 
-    def concerns(self, row: ResourceRow) -> bool:
-        """Whether a row leaves the ledger."""
+    def includes(self, row: ResourceRow) -> bool:
+        """Whether a row is deleted from the ledger."""
         if row.type == "Endpoint":
             return self.is_all and row.dataset == self.dataset
         if row.unit is not None:
-            own = row.dataset == self.dataset and self.unit in (None, row.unit)
-            partly = row.dataset == self.dataset and row.type == "ImagingStudy" and row.business_key in self.studies
-            return own or partly
-        mine = row.id in self.patients or (self.unit is None and row.dataset == self.dataset)
-        return mine and row.id not in self.needed
+            is_whole = row.dataset == self.dataset and self.unit in (None, row.unit)
+            is_part = row.dataset == self.dataset and row.type == "ImagingStudy" and row.business_key in self.studies
+            return is_whole or is_part
+        is_patient = row.id in self.patients or (self.unit is None and row.dataset == self.dataset)
+        return is_patient and row.id not in self.needed
 
     def deletes(self, row: ResourceRow, *, has_attempts: bool) -> bool:
-        """Whether the resource of a row that leaves the ledger is to be deleted from the server."""
+        """Whether the resource of an included row is deleted from the server."""
         is_needed = row.type == "Patient" and row.id in self.needed
         return not row.is_external and not is_needed and (row.is_on_server or has_attempts)
 
 
 @dataclass
 class ServerContent:
-    """What a server has of what is withdrawn: by place (type and id there), and what only it can say.
+    """What a server has of a withdrawn subject or dataset, according to the ledger.
 
-    `unsure` are resources of ours of which it is not known whether it has them, by our id; `replaced` are Patients in
-    whose place another client's is used, since the server may have ours as well, merged into that one; `external` are
-    studies of other clients that our series are in; `kept` is the number of Patients that other studies need.
+    Attributes:
+        resources: type and id, on the server, of what is deleted.
+        uncertain: resources of this lake that the server may have, by their id in the lake.
+        replaced: Patients instead of which another client's is used; the server may have the lake's, merged into it.
+        external: studies of other clients that series of this lake are in.
+        kept_patients: the number of Patients that other studies need.
+        known: all resources that have a row.
+        knows_dataset: whether the ledger has a row of the dataset.
     """
 
-    places: set[Key] = field(default_factory=set)
-    unsure: set[Key] = field(default_factory=set)
+    resources: set[Key] = field(default_factory=set)
+    uncertain: set[Key] = field(default_factory=set)
     replaced: set[Key] = field(default_factory=set)
     external: set[str] = field(default_factory=set)
-    kept: int = 0
+    kept_patients: int = 0
     known: set[Key] = field(default_factory=set)
     knows_dataset: bool = False
 
 
 class LedgerWithdrawal:
-    """The ledger of a server as far as a withdrawal concerns it."""
+    """A withdrawal in the ledger of one server."""
 
     def __init__(self, ledger: Ledger, withdrawal: Withdrawal) -> None:
         self._ledger, self._withdrawal = ledger, withdrawal
 
-    def content(self) -> ServerContent:
-        """What the server has of what is withdrawn, as far as the ledger says."""
+    def read_content(self) -> ServerContent:
+        """Read what the server has of the withdrawn subject or dataset."""
         withdrawal, content = self._withdrawal, ServerContent()
-        rows = self._rows()
+        rows = self._read_rows()
         attempts = self._ledger.read_attempts([row.key for row in rows]).result()
         for row in rows:
             content.known.add(row.key)
             content.knows_dataset |= row.dataset == withdrawal.dataset
             is_kept = row.unit is None and row.type == "Patient" and row.id in withdrawal.patients & withdrawal.needed
             if is_kept:
-                content.kept += not row.is_external
-            elif withdrawal.concerns(row):
+                content.kept_patients += not row.is_external
+            elif withdrawal.includes(row):
                 self._add(row, content, has_attempts=row.key in attempts)
         return content
 
@@ -298,14 +323,14 @@ class LedgerWithdrawal:
         elif row.is_external and row.type == "Patient" and row.id not in self._withdrawal.needed:
             content.replaced.add(row.key)
         elif self._withdrawal.deletes(row, has_attempts=has_attempts) and row.is_on_server:
-            content.places.add(row.place)
+            content.resources.add(row.server_key)
         elif self._withdrawal.deletes(row, has_attempts=has_attempts):
-            content.unsure.add(row.key)
+            content.uncertain.add(row.key)
 
-    def drop(self) -> None:
-        """Take out of the ledger what is withdrawn; the next upload looks at its units again."""
-        rows = [row for row in self._rows() if self._withdrawal.concerns(row)]
-        # a unit whose studies others build has no row, and a fingerprint all the same
+    def delete_rows(self) -> None:
+        """Delete the rows of the withdrawn subject or dataset; the next upload checks its units again."""
+        rows = [row for row in self._read_rows() if self._withdrawal.includes(row)]
+        # a unit whose studies other units build has no row, but a fingerprint
         units = {unit for unit in (self._withdrawal.unit, *(row.unit for row in rows)) if unit is not None}
         self._ledger.delete_rows([row.key for row in rows])
         self._ledger.write_fingerprints(self._withdrawal.dataset, dict.fromkeys(units))
@@ -313,39 +338,39 @@ class LedgerWithdrawal:
             self._ledger.delete_fingerprints(self._withdrawal.dataset)
         self._ledger.erase_deleted()
 
-    def _rows(self) -> list[ResourceRow]:
+    def _read_rows(self) -> list[ResourceRow]:
         of_dataset = self._ledger.read_where(dataset=self._withdrawal.dataset).result()
         shared = self._ledger.read_where(is_shared=True).result()
         return list({row.key: row for row in (*of_dataset, *shared)}.values())
 
 
 class DeletionResult(NamedTuple):
-    """What became of places: deleted, needed there by others, and the first other refusal."""
+    """The resources that were deleted, those that others on the server need, and the error that ended the deletion."""
 
-    done: set[Key]
+    deleted: set[Key]
     needed: set[Key]
-    refused: FhirError | None = None
+    error: FhirError | None = None
     is_unreachable: bool = False
 
 
-async def delete_resources(client: FhirClient, places: Iterable[Key]) -> DeletionResult:
-    """Delete resources, studies before what they refer to; ends at the first refusal that is not a conflict.
+async def delete_resources(client: FhirClient, server_keys: Iterable[Key]) -> DeletionResult:
+    """Delete resources, studies before what they refer to; ends at the first error that is not a conflict.
 
     A Patient that other studies refer to stays, also on a server that would delete it.
     """
-    done: set[Key] = set()
+    deleted: set[Key] = set()
     needed: set[Key] = set()
-    ordered: Sequence[Key] = sorted(places, key=lambda place: (_ORDER.index(place[0]), place[1]))
-    for place in ordered:
+    ordered: Sequence[Key] = sorted(server_keys, key=lambda key: (_ORDER.index(key[0]), key[1]))
+    for key in ordered:
         try:
-            if place[0] == "Patient" and await _studies_of(client, place, done):
-                needed.add(place)
+            if key[0] == "Patient" and await _find_studies_of_patient(client, key, deleted):
+                needed.add(key)
                 continue
-            await client.delete(*place)
+            await client.delete(*key)
         except ConflictError:
-            needed.add(place)
+            needed.add(key)
         except FhirError as error:
-            return DeletionResult(done, needed, error, client.is_unreachable)
+            return DeletionResult(deleted, needed, error, client.is_unreachable)
         else:
-            done.add(place)
-    return DeletionResult(done, needed)
+            deleted.add(key)
+    return DeletionResult(deleted, needed)

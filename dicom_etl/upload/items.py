@@ -1,7 +1,7 @@
-"""What is to be uploaded: the resources that the build stage left in the lake, and each of them as an upload item.
+"""Upload items: the resources that the build stage left in the lake, read from there, each with what identifies it.
 
-Also under which id a resource goes to the server. Not here: what is decided about an item (`patients`, `studies`), and
-what the ledger knows of it.
+Also here: comparing two resources, and the id under which a resource goes to the server. Not here: what is decided
+about an item (`patients`, `studies`), and what the ledger has of it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from dicom_etl.upload.ledger import Key
 
 Resource = dict[str, Any]
 
-SHARED_RULES = ("crosswalk", "authority")  # identifiers that mean the same in every dataset
+SHARED_RULES = ("crosswalk", "authority")  # their identifiers mean the same in every dataset
 _UID_SYSTEM = "urn:dicom:uid"
 _WRITTEN_BY_SERVERS = ("versionId", "lastUpdated", "source")  # of meta
 _REFERENCES = ("subject", "endpoint")
 
 
 class NotBuiltError(Exception):
-    """A dataset has no resources yet; the text says what to do."""
+    """A dataset has no resources yet; the text names the command that makes them."""
 
 
 class UploadOptions(NamedTuple):
-    """What an upload is asked for; see `stages.upload`."""
+    """The options of an upload; see `stages.upload`."""
 
     prune: bool = False
     failed_only: bool = False
@@ -53,17 +53,20 @@ class UploadOptions(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UploadItem:
-    """A resource of ours that may be sent. `hash` is that of `resource`, with its references as the server has them."""
+    """A resource of this lake that may be sent.
+
+    `hash` is the digest of `resource`, whose references have the ids that the server uses.
+    """
 
     resource: Resource
     dataset: str
     unit: str | None = None
     subject: str | None = None
     business_key: str | None = None
-    references: tuple[Key, ...] = ()  # Patient and Endpoint of a study, by our ids
+    references: tuple[Key, ...] = ()  # Patient and Endpoints of a study, by their ids in the lake
     hash: str = ""
-    body: bytes = b""  # the encode_canonical JSON of `resource`
-    reason: str | None = None  # code of a finding that must be heard whatever becomes of it
+    body: bytes = b""  # the canonical JSON of `resource`
+    reason: str | None = None  # code of a finding that is reported whatever is decided
     reason_text: str | None = None
 
     @property
@@ -74,19 +77,19 @@ class UploadItem:
 
     @property
     def id(self) -> str:
-        """Our id."""
-        identity: str = self.resource["id"]
-        return identity
+        """The id in the lake."""
+        resource_id: str = self.resource["id"]
+        return resource_id
 
     @property
     def key(self) -> Key:
-        """Type and our id."""
+        """Type and id in the lake."""
         return self.resource["resourceType"], self.resource["id"]
 
     def with_hash(self) -> UploadItem:
-        """The item with its encode_canonical JSON and its hash."""
+        """Return the item with its canonical JSON and the digest of that."""
         body = encode_canonical(self.resource)
-        return replace(self, hash=digest(body), body=body)
+        return replace(self, hash=compute_digest(body), body=body)
 
 
 class Action(StrEnum):
@@ -95,16 +98,16 @@ class Action(StrEnum):
     SEND = "send"
     HOLD = "hold"
     UNCHANGED = "unchanged"  # the server has it as it should be
-    USE_EXTERNAL = "use-external"  # another client's Patient is used instead of ours
+    USE_EXTERNAL = "use-external"  # another client's Patient is used instead
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What is done with an item, and why.
 
-    `reason` is the code of a finding and `text` its words: why it is held, or what must be heard although it is sent.
-    `resource` is what is sent, `server` the resource that it replaces, or that stays. `is_external` says that the
-    server's resource is another client's.
+    `reason` is the code of a finding and `text` its text: why the item is held, or what is reported although it is
+    sent. `resource` is what is sent, `server` the resource that it replaces, or that stays. `is_external`: the server's
+    resource belongs to another client.
     """
 
     action: Action
@@ -119,19 +122,19 @@ class Decision:
 
 
 def encode_canonical(value: Any) -> bytes:
-    """The one way to write a resource, or a part of one, whatever the order of its keys."""
+    """Encode a resource, or a part of one, as JSON that does not depend on the order of its keys."""
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
-def digest(body: bytes) -> str:
-    """SHA-256 of a encode_canonical resource, in hex."""
+def compute_digest(body: bytes) -> str:
+    """Compute the SHA-256 of a canonical resource, in hex."""
     return hashlib.sha256(body).hexdigest()
 
 
 def strip_server_elements(resource: Mapping[str, Any]) -> Resource:
-    """A resource without what a server writes into it: versions, times, and a narrative that says nothing else.
+    """Return a resource without elements that servers write: versions, times, and a generated narrative.
 
-    A narrative with something that the elements do not say (FHIR R4, Narrative.status `additional`) is an author's.
+    A narrative with content beyond the elements (FHIR R4, Narrative.status `additional`) has an author, and stays.
     """
     text = resource.get("text")
     is_additional = isinstance(text, dict) and text.get("status") == "additional"
@@ -142,33 +145,36 @@ def strip_server_elements(resource: Mapping[str, Any]) -> Resource:
     return kept | ({"meta": meta} if meta else {})
 
 
-def content_hash(resource: Mapping[str, Any]) -> str:
-    """The digest of what a resource says, without its id, labels, and references to other resources.
+def compute_content_hash(resource: Mapping[str, Any]) -> str:
+    """Compute the digest of a resource's content, without its id, labels, and references to other resources.
 
-    A server may move a study to the Patient that survives a merge, and that is no change of the study.
+    A server may move a study to the Patient that survives a merge, which does not change the study.
     """
     content = strip_server_elements(resource)
     for name in ("id", "meta", *_REFERENCES):
         content.pop(name, None)
-    return digest(encode_canonical(content))
+    return compute_digest(encode_canonical(content))
 
 
-def is_same_content(server: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
-    """Whether the server has a resource as we make it; the order of lists, and labels that the server adds, aside."""
-    one, other = strip_server_elements(server), strip_server_elements(ours)
-    if encode_canonical(one) == encode_canonical(other):
+def is_same_content(server: Mapping[str, Any], produced: Mapping[str, Any]) -> bool:
+    """Whether the server has a resource as the lake produces it.
+
+    The order of lists does not count, and the server may have more labels (tags, profiles).
+    """
+    server_content, produced_content = strip_server_elements(server), strip_server_elements(produced)
+    if encode_canonical(server_content) == encode_canonical(produced_content):
         return True
-    labels, wanted = one.pop("meta", {}), other.pop("meta", {})
+    server_labels, labels = server_content.pop("meta", {}), produced_content.pop("meta", {})
     has_labels = all(
-        item in as_list(labels.get(name)) if isinstance(items, list) else labels.get(name) == items
-        for name, items in wanted.items()
+        item in as_list(server_labels.get(name)) if isinstance(items, list) else server_labels.get(name) == items
+        for name, items in labels.items()
         for item in (items if isinstance(items, list) else [items])
     )
-    return has_labels and _sort_lists(one) == _sort_lists(other)
+    return has_labels and _sort_lists(server_content) == _sort_lists(produced_content)
 
 
 def _sort_lists(value: Any) -> Any:
-    """A value with the items of each list in one order."""
+    """Return a value with all its lists sorted."""
     if isinstance(value, dict):
         return {name: _sort_lists(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -177,7 +183,7 @@ def _sort_lists(value: Any) -> Any:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list as it is, and nothing of whatever else a server may have in its place."""
+    """Return a list as it is, and an empty one for anything else that a server may have instead."""
     return value if isinstance(value, list) else []
 
 
@@ -186,73 +192,75 @@ def as_list(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class IdStrategy:
-    """Under which id a resource goes to the server: ours, or one that the server assigns.
+    """The id under which a resource goes to the server: that of the lake, or one that the server assigns.
 
-    A server that assigns ids gets each resource with one more identifier, made from our id, and a conditional update
-    (FHIR R4, 3.1.0.5.3) that finds it by that. Once its id is known it is a plain update. Two conditional updates at
-    once could create two resources (measured with HAPI), hence one request at a time.
+    A server that assigns ids gets each resource with one more identifier, made from the id in the lake, and a
+    conditional update (FHIR R4, 3.1.0.5.3) that finds it by that. Once its id is known it is a plain update. Two
+    concurrent conditional updates could create two resources (measured with HAPI), hence one request at a time.
     """
 
     namespace: str
     is_client_assigned: bool = True
 
-    def address(self, resource: Resource, server_id: str | None) -> tuple[Resource, str]:
-        """A resource as it is sent, and the condition of its update: empty where it has an id."""
-        ours = str(resource["id"])
+    def prepare_update(self, resource: Resource, server_id: str | None) -> tuple[Resource, str]:
+        """Return a resource as it is sent, and the condition of its update: empty where it has an id."""
+        resource_id = str(resource["id"])
         if self.is_client_assigned:
-            return (resource if server_id in (None, ours) else resource | {"id": server_id}), ""
-        others = [one for one in as_list(resource.get("identifier")) if one != self._identifier(ours)]
-        marked = resource | {"identifier": [*others, self._identifier(ours)]}
+            return (resource if server_id in (None, resource_id) else resource | {"id": server_id}), ""
+        added = self._make_identifier(resource_id)
+        others = [identifier for identifier in as_list(resource.get("identifier")) if identifier != added]
+        identified = resource | {"identifier": [*others, added]}
         if server_id:
-            return marked | {"id": server_id}, ""
-        del marked["id"]
-        return marked, self.condition(ours)
+            return identified | {"id": server_id}, ""
+        del identified["id"]
+        return identified, self.make_condition(resource_id)
 
-    def is_ours(self, server: Mapping[str, Any], ours: str) -> bool:
-        """Whether a resource of the server is the one that we call by this id."""
+    def is_lake_resource(self, server: Mapping[str, Any], resource_id: str) -> bool:
+        """Whether a resource of the server is the one that has this id in the lake."""
         if self.is_client_assigned:
-            return server.get("id") == ours
-        return self._identifier(ours) in as_list(server.get("identifier"))
+            return server.get("id") == resource_id
+        return self._make_identifier(resource_id) in as_list(server.get("identifier"))
 
-    def as_produced(self, server: Resource, ours: str) -> Resource:
-        """A resource of the server under our id, and without the identifier made from it."""
+    def normalize(self, server: Resource, resource_id: str) -> Resource:
+        """Return a resource of the server as the lake produces it: with this id, without the added identifier."""
         if self.is_client_assigned:
-            return server | {"id": ours}
-        kept = [one for one in as_list(server.get("identifier")) if not self._has_system(one)]
-        rest = {name: value for name, value in server.items() if name != "identifier"}
-        return rest | {"id": ours} | ({"identifier": kept} if kept else {})
+            return server | {"id": resource_id}
+        kept = [
+            identifier
+            for identifier in as_list(server.get("identifier"))
+            if not (isinstance(identifier, dict) and identifier.get("system") == self.identifier_system)
+        ]
+        others = {name: value for name, value in server.items() if name != "identifier"}
+        return others | {"id": resource_id} | ({"identifier": kept} if kept else {})
 
-    def content_hash(self, server: Resource, ours: str) -> str:
-        """The content hash of a resource of the server, as that of what was sent for our resource of this id."""
-        return content_hash(self.as_produced(server, ours))
+    def compute_content_hash(self, server: Resource, resource_id: str) -> str:
+        """Compute the content hash of a resource of the server, comparable with that of what was sent for it."""
+        return compute_content_hash(self.normalize(server, resource_id))
 
-    def find_known_id(self, ours: str, server_id: str | None, *, has_attempts: bool) -> str | None:
-        """The id by which a resource of ours is read; None where it has to be searched for.
+    def find_known_id(self, resource_id: str, server_id: str | None, *, has_attempts: bool) -> str | None:
+        """Return the id by which a resource of this lake is read; None where it must be searched for.
 
         Args:
-            ours: our id.
-            server_id: that on the server, as the ledger knows it.
+            resource_id: its id in the lake.
+            server_id: its id on the server, as the ledger has it.
             has_attempts: whether it was sent without an answer, and so may be there.
         """
-        return server_id or (ours if has_attempts and self.is_client_assigned else None)
+        return server_id or (resource_id if has_attempts and self.is_client_assigned else None)
 
-    def condition(self, ours: str) -> str:
-        """The search that finds our resource; percent-encoded, so that no character of it can mean another."""
-        return "identifier=" + quote(self.token(ours), safe="")
+    def make_condition(self, resource_id: str) -> str:
+        """Make the search that finds a resource of this lake; percent-encoded, so that no character is special."""
+        return "identifier=" + quote(self.make_token(resource_id), safe="")
 
-    def token(self, ours: str) -> str:
-        """The search token of the identifier that is made from our id."""
-        return f"{escape_token(self.system)}|{escape_token(ours)}"
+    def make_token(self, resource_id: str) -> str:
+        """Make the search token of the added identifier."""
+        return f"{escape_token(self.identifier_system)}|{escape_token(resource_id)}"
 
-    def _has_system(self, identifier: Any) -> bool:
-        return isinstance(identifier, dict) and identifier.get("system") == self.system
-
-    def _identifier(self, ours: str) -> dict[str, str]:
-        return {"system": self.system, "value": ours}
+    def _make_identifier(self, resource_id: str) -> dict[str, str]:
+        return {"system": self.identifier_system, "value": resource_id}
 
     @property
-    def system(self) -> str:
-        """The system of that identifier."""
+    def identifier_system(self) -> str:
+        """The system of the added identifier."""
         return f"{self.namespace.rstrip('/')}/resource-id"
 
 
@@ -280,7 +288,7 @@ class StudyIdentity(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetResources:
-    """The resources that the build stage left of a dataset, and which Patient each study belongs to."""
+    """The resources that the build stage left of a dataset, and the Patient of each study."""
 
     lake: Lake
     dataset: str
@@ -288,10 +296,10 @@ class DatasetResources:
 
     @classmethod
     def read(cls, lake: Lake, dataset: str) -> DatasetResources:
-        """Read the identities.
+        """Read the identities of a dataset.
 
         Raises:
-            NotBuiltError: there are none.
+            NotBuiltError: it has none.
         """
         if not lake.exists(IDENTITIES.path(dataset=dataset)):
             raise NotBuiltError(f"dataset {dataset} has no resources yet; build it first")
@@ -301,13 +309,15 @@ class DatasetResources:
 
     @cached_property
     def resolved(self) -> list[StudyIdentity]:
-        """Those whose study is built."""
-        return [one for one in self.identities if one.state == "ok"]
+        """The identities of studies whose Patient is decided, and which are built."""
+        return [identity for identity in self.identities if identity.state == "ok"]
 
     @cached_property
     def units(self) -> list[str]:
-        """All units that the identities know."""
-        return sorted({unit for one in self.identities for unit in (one.unit, one.building_unit) if unit})
+        """All units of the identities."""
+        return sorted(
+            {unit for identity in self.identities for unit in (identity.unit, identity.building_unit) if unit}
+        )
 
     @cached_property
     def built_units(self) -> list[str]:
@@ -323,15 +333,15 @@ class DatasetResources:
         fingerprints: dict[str, str] = {}
         for commit in self._commits.values():
             columns = (commit.units[name].to_pylist() for name in ("unit", "fingerprint"))
-            fingerprints |= {unit: mark for unit, mark in zip(*columns, strict=True) if mark is not None}
+            fingerprints |= {unit: value for unit, value in zip(*columns, strict=True) if value is not None}
         return fingerprints
 
     def fingerprint(self, unit: str) -> str:
-        """What changes when the resources of a unit do; empty where it was never built."""
+        """Return the fingerprint of a unit's resources; empty where it was never built."""
         return self._fingerprints.get(unit, "")
 
     def study_bytes(self, unit: str) -> int:
-        """The bytes of a unit's ImagingStudies, in NDJSON."""
+        """Return the size of a unit's ImagingStudies in NDJSON, in bytes."""
         if not self._commits:
             return 0
         commit = self._commits.get(assign_shard(unit, next(iter(self._commits.values())).shards))
@@ -342,64 +352,64 @@ class DatasetResources:
     def units_by_patient(self) -> dict[str, list[str]]:
         """By Patient id, the units that build its studies."""
         units: dict[str, set[str]] = defaultdict(set)
-        for one in self.resolved:
-            units[one.patient].add(one.building_unit or one.unit)
-        return {patient: sorted(owners) for patient, owners in units.items()}
+        for identity in self.resolved:
+            units[identity.patient].add(identity.building_unit or identity.unit)
+        return {patient: sorted(names) for patient, names in units.items()}
 
     @cached_property
     def patients_by_unit(self) -> dict[str, set[str]]:
         """By unit, the Patients of the studies that it builds."""
         patients: dict[str, set[str]] = defaultdict(set)
-        for one in self.resolved:
-            patients[one.building_unit or one.unit].add(one.patient)
+        for identity in self.resolved:
+            patients[identity.building_unit or identity.unit].add(identity.patient)
         return patients
 
     @cached_property
     def shared_patients(self) -> set[str]:
         """The Patients whose identifiers mean the same in every dataset."""
-        return {one.patient for one in self.resolved if one.is_shared}
+        return {identity.patient for identity in self.resolved if identity.is_shared}
 
     @cached_property
     def study_uids_by_unit(self) -> dict[str, set[str]]:
         """By unit, the StudyInstanceUIDs of the studies that it builds."""
         uids: dict[str, set[str]] = defaultdict(set)
-        for one in self.resolved:
-            uids[one.building_unit or one.unit].add(one.study_uid)
+        for identity in self.resolved:
+            uids[identity.building_unit or identity.unit].add(identity.study_uid)
         return uids
 
     @cached_property
     def identifier_by_patient(self) -> dict[str, str]:
-        """By Patient id, its identifier."""
-        return {one.patient: f"{one.system}|{one.value}" for one in self.resolved}
+        """By Patient id, its identifier as `system|value`."""
+        return {identity.patient: f"{identity.system}|{identity.value}" for identity in self.resolved}
 
     @cached_property
     def subject_by_unit(self) -> dict[str, str | None]:
         """By unit, its subject."""
-        return {one.unit: one.subject for one in self.identities}
+        return {identity.unit: identity.subject for identity in self.identities}
 
     @cached_property
     def identities_by_study(self) -> dict[str, list[StudyIdentity]]:
         """The identities by StudyInstanceUID."""
         studies: dict[str, list[StudyIdentity]] = defaultdict(list)
-        for one in self.identities:
-            studies[one.study_uid].append(one)
+        for identity in self.identities:
+            studies[identity.study_uid].append(identity)
         return studies
 
     def read_endpoint(self) -> Resource | None:
-        """The Endpoint of the dataset; None where no study is built."""
+        """Read the Endpoint of the dataset; None where no study is built."""
         content = self.lake.read_bytes(make_path(ENDPOINT_PATH, dataset=self.dataset))
         return orjson.loads(content) if content else None
 
     def read_resources(self, resource_type: str, unit: str) -> Iterator[Resource]:
-        """The Patients or ImagingStudies of a unit.
+        """Read the Patients or ImagingStudies of a unit.
 
         Raises:
-            DamagedShardError: they are not what the commit of their shard says.
+            DamagedShardError: they differ from the commit of their shard.
         """
-        for line in self._lines(resource_type, unit).splitlines():
+        for line in self._read_lines(resource_type, unit).splitlines():
             yield orjson.loads(line)
 
-    def _lines(self, resource_type: str, unit: str) -> bytes:
+    def _read_lines(self, resource_type: str, unit: str) -> bytes:
         if not self._commits:
             return b""
         commit = self._commits.get(assign_shard(unit, next(iter(self._commits.values())).shards))
@@ -409,18 +419,19 @@ class DatasetResources:
             return read_lines(self.lake, resource_type, dataset=self.dataset, unit=unit)
 
     def read_study_items(self, unit: str) -> Iterator[UploadItem]:
-        """The ImagingStudies of a unit as items; their references are still by our ids."""
+        """Read the ImagingStudies of a unit as items; their references still have the ids of the lake."""
         for study in self.read_resources("ImagingStudy", unit):
-            uid = study_uid(study)
-            row = next((one for one in self.identities_by_study.get(uid, ()) if one.unit == unit), None)
-            subject = row.subject if row else self.subject_by_unit.get(unit)
-            references = [("Patient", referenced_id(study["subject"]))]
-            references += [("Endpoint", referenced_id(endpoint)) for endpoint in study.get("endpoint", [])]
+            uid = get_study_uid(study)
+            identities = self.identities_by_study.get(uid, ())
+            identity = next((candidate for candidate in identities if candidate.unit == unit), None)
+            subject = identity.subject if identity else self.subject_by_unit.get(unit)
+            references = [("Patient", get_referenced_id(study["subject"]))]
+            references += [("Endpoint", get_referenced_id(endpoint)) for endpoint in study.get("endpoint", [])]
             yield UploadItem(study, self.dataset, unit, subject, uid, tuple(references))
 
 
 def resolve_references(item: UploadItem, server_ids: Mapping[Key, str]) -> UploadItem:
-    """A study that refers to what it needs by the ids that these have on the server."""
+    """Return a study that refers to its Patient and Endpoints by the ids that these have on the server."""
     study = item.resource
     patient, *endpoints = item.references
     subject = study["subject"] | {"reference": f"Patient/{server_ids.get(patient, patient[1])}"}
@@ -430,41 +441,60 @@ def resolve_references(item: UploadItem, server_ids: Mapping[Key, str]) -> Uploa
     return replace(item, resource=study).with_hash()
 
 
-def referenced_id(reference: Any) -> str:
-    """The id that a reference such as Patient/ID names, also of a version; empty where it names none."""
+# -- elements of resources --------------------------------------------------------------------------------------------
+
+
+def get_referenced_id(reference: Any) -> str:
+    """Return the id in a reference such as Patient/ID, also to a version of it; empty where it has none."""
     text = reference.get("reference") if isinstance(reference, dict) else None
     return text.partition("/_history/")[0].rpartition("/")[2] if isinstance(text, str) else ""
 
 
-def study_uid(study: Mapping[str, Any]) -> str:
-    """The StudyInstanceUID of a study of ours."""
-    return next(iter(sorted(study_uids(study))), str(study["id"]))
+def get_study_uid(study: Mapping[str, Any]) -> str:
+    """Return the StudyInstanceUID of a study of this lake."""
+    return next(iter(sorted(get_study_uids(study))), str(study["id"]))
 
 
-def study_uids(study: Mapping[str, Any]) -> set[str]:
-    """The StudyInstanceUIDs by which a study is known (FHIR R4, ImagingStudy.identifier)."""
-    values = [str(one.get("value", "")) for one in identifiers(study) if one.get("system") == _UID_SYSTEM]
+def get_study_uids(study: Mapping[str, Any]) -> set[str]:
+    """Return the StudyInstanceUIDs among the identifiers of a study (FHIR R4, ImagingStudy.identifier)."""
+    identifiers = get_identifiers(study)
+    values = [str(identifier.get("value", "")) for identifier in identifiers if identifier.get("system") == _UID_SYSTEM]
     return {value.removeprefix("urn:oid:") for value in values}
 
 
-def uid_token(uid: str) -> str:
-    """The search token of a StudyInstanceUID."""
+def make_uid_token(uid: str) -> str:
+    """Make the search token of a StudyInstanceUID."""
     return f"{_UID_SYSTEM}|urn:oid:{escape_token(uid)}"
 
 
-def identifiers(resource: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The identifiers of a resource of a server, which may be of any shape."""
-    found = resource.get("identifier")
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+def get_identifiers(resource: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the identifiers of a resource of a server, which may be malformed."""
+    identifiers = resource.get("identifier")
+    if not isinstance(identifiers, list):
+        return []
+    return [identifier for identifier in identifiers if isinstance(identifier, dict)]
 
 
-def datasets_of(study: Mapping[str, Any], dataset_system: str) -> list[str]:
-    """The datasets that a study names: that of a study of ours, and those of which something was merged into it."""
-    values = [str(one.get("value", "")) for one in identifiers(study) if one.get("system") == dataset_system]
+def get_dataset_names(study: Mapping[str, Any], dataset_system: str) -> list[str]:
+    """Return the datasets that a study names: the one it comes from, and those that were merged into it."""
+    identifiers = get_identifiers(study)
+    values = [
+        str(identifier.get("value", "")) for identifier in identifiers if identifier.get("system") == dataset_system
+    ]
     return [value.removeprefix("urn:uid:") for value in values]
 
 
 def is_in_namespace(study: Mapping[str, Any], uid: str, ids: ResourceIds, strategy: IdStrategy, system: str) -> bool:
-    """Whether a study of this UID is a resource of some dataset of our namespace: its id follows from that."""
-    ours: Sequence[str] = [ids.resource_id("ImagingStudy", dataset, uid) for dataset in datasets_of(study, system)]
-    return any(strategy.is_ours(study, identity) for identity in ours)
+    """Whether a study of this UID comes from a dataset of the lake's namespace: then its id can be computed.
+
+    Args:
+        study: a study of the server.
+        uid: its StudyInstanceUID.
+        ids: of the namespace.
+        strategy: client-assigned or server-assigned ids.
+        system: of the identifiers that name datasets.
+    """
+    candidates: Sequence[str] = [
+        ids.resource_id("ImagingStudy", dataset, uid) for dataset in get_dataset_names(study, system)
+    ]
+    return any(strategy.is_lake_resource(study, resource_id) for resource_id in candidates)

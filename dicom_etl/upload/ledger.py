@@ -1,12 +1,13 @@
-"""The upload ledger: what is known of each resource on one server, and what is being sent.
+"""The upload ledger: the state of each resource on a server, and a journal of the attempts to send it.
 
-Two tables of the lake's database (`lake.database`). `resources` has a row per resource with its state, what the server
-has of it, and why it is not as it should be. `attempts` is a journal: what is about to be sent is committed before the
-request, and taken out by the answer. After a kill the attempts that are still open are exactly what must be looked up
-on the server. A third table, `units`, has the fingerprint of each unit of which everything is stored.
+It has three tables in the lake's database (`lake.database`). `resources` has a row per resource: its state, what the
+server has of it, and the reason if something is wrong. `attempts` is the journal: an attempt is committed before its
+request, and deleted by the answer. After a kill, the open attempts are exactly the resources that must be looked up on
+the server. `units` has the fingerprint of each unit of which everything is stored.
 
-All statements run in one thread, in transactions that hold what came together: never on the event loop, and no
-transaction is open across a request. Only `TRANSITIONS` says how a state changes. Not here: what is decided from rows.
+All statements run in one thread, not on the event loop; calls that arrive together share a transaction, and no
+transaction is open during a request. `TRANSITIONS` alone defines how a state changes. Not here: decisions that follow
+from rows.
 """
 
 from __future__ import annotations
@@ -34,37 +35,37 @@ from dicom_etl.lake.tables import Lake
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine, RowMapping
 
-Key = tuple[str, str]  # resource type, our id
+Key = tuple[str, str]  # resource type, and id in the lake or on the server
 T = TypeVar("T")
 
 _NEVER = datetime(1, 1, 1, tzinfo=UTC)
 _FORMAT = 1  # of the tables; another one is refused
-_AT_ONCE = 400  # values in one IN (...)
-_TOGETHER = 200  # jobs in one transaction
+_MAX_VALUES = 400  # in one IN (...)
+_MAX_JOBS = 200  # in one transaction
 
 
 # -- states -----------------------------------------------------------------------------------------------------------
 
 
 class State(StrEnum):
-    """What became of a resource."""
+    """The state of a resource on the server."""
 
     STORED = "stored"  # the server has it as sent
     UNCONFIRMED = "unconfirmed"  # sent, answer unknown
-    REJECTED = "rejected"  # refused for good, until it or the server changes
+    REJECTED = "rejected"  # the server refuses it, until the resource or the server changes
     FAILED = "failed"  # the last attempt failed after all retries
-    HELD = "held"  # not sent until somebody decides
+    HELD = "held"  # on hold: not sent until a person decides
     ORPHANED = "orphaned"  # on the server, no longer produced by the lake
 
 
 class Event(StrEnum):
-    """What happens to a resource."""
+    """An event that changes the state of a resource."""
 
     SENT = "sent"  # it is about to be sent
     STORED = "stored"  # the server has it as it should be
     REFUSED = "refused"
-    FAILED = "failed"  # it was not sent, or not taken, after all retries
-    UNANSWERED = "unanswered"  # it was sent, and whether it arrived is not known
+    FAILED = "failed"  # it was not sent, or not accepted, after all retries
+    UNANSWERED = "unanswered"  # it was sent, and it is not known whether it arrived
     HELD = "held"
     DROPPED = "dropped"  # the lake no longer produces it
     PRODUCED = "produced"  # the lake produces it again as it was stored
@@ -85,7 +86,7 @@ TRANSITIONS: dict[tuple[State | None, Event], State] = {
     (State.STORED, Event.MISSING): State.FAILED,
 }
 FAILED_STATES = (State.REJECTED, State.FAILED, State.UNCONFIRMED)  # sent again by --failed
-UNFINISHED_STATES = (*FAILED_STATES, State.HELD)  # somebody must look at it
+UNFINISHED_STATES = (*FAILED_STATES, State.HELD)  # a person must do something
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -93,10 +94,10 @@ UNFINISHED_STATES = (*FAILED_STATES, State.HELD)  # somebody must look at it
 
 @dataclass(frozen=True, slots=True)
 class ResourceRow:
-    """What is known of a resource. `server_id` is None until the server is known to have it.
+    """The ledger's row of a resource. `server_id` is None until the server is known to have it.
 
-    What the server has (`server_id` to `contribution`) and what became of the last attempt (`state` to `time`) are
-    separate: a failure takes nothing away from what is known.
+    What the server has (`server_id` to `contribution`) and the result of the last attempt (`state` to `time`) are
+    separate: a failure does not change what is known of the server.
     """
 
     type: str
@@ -106,13 +107,13 @@ class ResourceRow:
     subject: str | None = None
     business_key: str | None = None  # StudyInstanceUID, identifier of a Patient, address of an Endpoint
     server_id: str | None = None
-    is_external: bool = False  # another client owns what the server has: it is referred to, or added to
-    hash: str | None = None  # of the resource as stored last; None where nothing of ours was
-    server_hash: str | None = None  # of what the server has then, without references (`items.content_hash`)
+    is_external: bool = False  # it belongs to another client; studies refer to it, or are merged into it
+    hash: str | None = None  # of the resource as this lake stored it last; None where it never did
+    server_hash: str | None = None  # of what the server had then, without references (`items.compute_content_hash`)
     version: str | None = None  # as the server names it: opaque
-    etag: str | None = None  # of that version, as it came
-    contribution: str | None = None  # of Patients: what we said last
-    is_indexed: bool = True  # False: created by us, and no search has found it yet
+    etag: str | None = None  # of that version, verbatim
+    contribution: str | None = None  # of Patients: the content that this lake sent last, before it was merged
+    is_indexed: bool = True  # False: this lake created it, and no search has found it yet
     state: State = State.FAILED
     reason: str | None = None  # code of a finding
     reason_text: str | None = None
@@ -122,12 +123,12 @@ class ResourceRow:
 
     @property
     def key(self) -> Key:
-        """Type and our id."""
+        """Type and id in the lake."""
         return self.type, self.id
 
     @property
-    def place(self) -> Key:
-        """Type and the id on the server."""
+    def server_key(self) -> Key:
+        """Type and id on the server."""
         return self.type, self.server_id or self.id
 
     @property
@@ -136,12 +137,12 @@ class ResourceRow:
         return self.server_id is not None
 
     @property
-    def is_ours(self) -> bool:
-        """Whether what the server has was stored by us; else another client's was merely seen there."""
+    def is_owned(self) -> bool:
+        """Whether this lake stored what the server has; if not, another client did."""
         return self.is_on_server and self.hash is not None and not self.is_external
 
     def after(self, event: Event, **changes: Any) -> ResourceRow:
-        """The row after an event: the state by `TRANSITIONS`, the reason only where `changes` names one.
+        """Return the row after an event: the state from `TRANSITIONS`, the reason only where `changes` has one.
 
         Raises:
             KeyError: the event cannot happen in this state.
@@ -152,20 +153,20 @@ class ResourceRow:
         return replace(self, state=state, time=datetime.now(UTC), **changes)
 
     def with_changes(self, **changes: Any) -> ResourceRow:
-        """The row with other values, though nothing happened to the resource; its time is new if one differs."""
+        """Return the row with other values but the same state; its time is new if a value differs."""
         changed = replace(self, **changes)
         return self if changed == self else replace(changed, time=datetime.now(UTC))
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What is about to be sent. `number` is given by the database."""
+    """A resource that is about to be sent. `number` is assigned by the database."""
 
     type: str
     id: str
     hash: str  # as `ResourceRow.hash` once it is stored
     server_hash: str
-    if_match: str  # empty: no version was asked for
+    if_match: str  # empty: whatever version the server has
     contribution: str | None = None
     server_id: str | None = None
     number: int | None = None
@@ -173,12 +174,12 @@ class Attempt:
 
     @property
     def key(self) -> Key:
-        """Type and our id."""
+        """Type and id in the lake."""
         return self.type, self.id
 
 
 class _Instant(sa.TypeDecorator[datetime]):
-    """A time in UTC, also in SQLite, which keeps no zone, and in PostgreSQL, which answers in that of the session."""
+    """A time in UTC, also in SQLite, which stores no zone, and in PostgreSQL, which answers in the session's zone."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -263,11 +264,11 @@ Job = Callable[["Connection"], T]
 
 
 class Ledger:
-    """The ledger of one server, of the lake `lake_id`. Use it as a context manager: the end waits for all writes.
+    """The ledger of a lake for one server, used as a context manager: its end waits for all writes.
 
-    Every method that begins with `read_` or `write_` runs its statements in the ledger's thread and returns a Future;
-    statements run in the order of the calls, so that what was written is read. A write that fails makes all later
-    calls fail: `write_attempts` must have succeeded before anything is sent.
+    Methods that begin with `read_`, `write_` or `delete_` run their statements in the ledger's thread and return a
+    Future; statements run in the order of the calls, so that a read sees all earlier writes. After a write that fails
+    all later calls fail. `write_attempts` must have succeeded before anything is sent.
     """
 
     def __init__(
@@ -278,13 +279,13 @@ class Ledger:
         *,
         require_lock: Callable[[Connection], None] = lambda _: None,
     ) -> None:
-        """A ledger that is not open yet.
+        """Make a ledger that is not open yet.
 
         Args:
             engine: of the lake's database.
-            lake_id: of the lake.
-            server: its name.
-            require_lock: asked in each transaction whether this run may still write.
+            lake_id: the id of the lake.
+            server: the name of the server.
+            require_lock: called in each transaction; raises where this run may no longer write.
         """
         self.server = server
         self._engine, self._lake_id, self._require_lock = engine, lake_id, require_lock
@@ -295,18 +296,18 @@ class Ledger:
 
     @classmethod
     def from_lake(cls, lake: Lake, server: str, *, is_dry_run: bool = False) -> Self:
-        """The ledger of a server in a lake; of a dry run, a copy that goes when it is closed.
+        """Make the ledger of a server from a lake; for a dry run, from a copy that is deleted at the end.
 
         Raises:
-            DatabaseError: the lake has no database that can be used.
+            DatabaseError: the lake's database cannot be used.
         """
         try:
             if not is_dry_run:
                 engine = database.open_engine(lake)
-                prepare(engine)
+                create_tables(engine)
                 return cls(engine, lake.lake_id, server, require_lock=lake.require_locks)
             folder = tempfile.TemporaryDirectory(prefix="dicom-etl-")
-            ledger = cls(_copy(lake, Path(folder.name), server), lake.lake_id, server)
+            ledger = cls(_copy_ledger(lake, Path(folder.name), server), lake.lake_id, server)
         except sa.exc.SQLAlchemyError as error:
             raise LedgerError(
                 f"the upload ledger cannot be opened: {database.describe_database_error(error)}"
@@ -333,20 +334,19 @@ class Ledger:
     # -- reading
 
     def read_rows(self, keys: Iterable[Key]) -> Future[dict[Key, ResourceRow]]:
-        """The rows of some resources; those that have none are left out."""
-        wanted = list(keys)
-        return self._submit(lambda connection: self._rows_of(connection, wanted))
+        """Read the rows of some resources, as far as they have one."""
+        requested = list(keys)
+        return self._submit(lambda connection: self._select_rows(connection, requested))
 
     def read_units(self, dataset: str, units: Collection[str]) -> Future[dict[Key, ResourceRow]]:
-        """The rows of some units of a dataset."""
+        """Read the rows of some units of a dataset."""
 
         def read(connection: Connection) -> dict[Key, ResourceRow]:
-            found = [
-                row
-                for some in _batches(units)
-                for row in self._select(connection, _RESOURCES.c.dataset == dataset, _RESOURCES.c.unit.in_(some))
-            ]
-            return {row.key: row for row in found}
+            return {
+                row.key: row
+                for names in _split(units)
+                for row in self._select_where(connection, _RESOURCES.c.dataset == dataset, _RESOURCES.c.unit.in_(names))
+            }
 
         return self._submit(read)
 
@@ -359,13 +359,13 @@ class Ledger:
         is_notable: bool = False,
         is_indexed: bool | None = None,
     ) -> Future[list[ResourceRow]]:
-        """The rows that all of the given conditions choose, by type and id.
+        """Read the rows that meet all given conditions, by type and id.
 
         Args:
             dataset: of this dataset.
             states: in one of these states; empty: in any.
             is_shared: True: of what datasets share (no unit); False: of units.
-            is_notable: only those that a finding or a person must hear of: not stored, external, or with a reason.
+            is_notable: only those that are not stored, are external, or have a reason.
             is_indexed: whether a search has found it since it was created.
         """
         columns = _RESOURCES.c
@@ -381,58 +381,61 @@ class Ledger:
             )
 
         def read(connection: Connection) -> list[ResourceRow]:
-            rows = {row.key: row for row in self._select(connection, *conditions)}
+            rows = {row.key: row for row in self._select_where(connection, *conditions)}
             return [rows[key] for key in sorted(rows)]
 
         return self._submit(read)
 
     def read_unit_names(self, dataset: str) -> Future[set[str]]:
-        """The units of a dataset of which there are rows."""
-        query = sa.select(_RESOURCES.c.unit).where(*self._mine(_RESOURCES), _RESOURCES.c.dataset == dataset)
+        """Read the names of the units of a dataset that have rows."""
+        query = sa.select(_RESOURCES.c.unit).where(*self._scope(_RESOURCES), _RESOURCES.c.dataset == dataset)
         query = query.where(_RESOURCES.c.unit.is_not(None)).distinct()
         return self._submit(lambda connection: set(connection.execute(query).scalars()))
 
     def read_datasets(self) -> Future[set[str]]:
-        """The datasets of which there are rows."""
-        query = sa.select(_RESOURCES.c.dataset).where(*self._mine(_RESOURCES)).distinct()
+        """Read the names of the datasets that have rows."""
+        query = sa.select(_RESOURCES.c.dataset).where(*self._scope(_RESOURCES)).distinct()
         return self._submit(lambda connection: set(connection.execute(query).scalars()))
 
     def read_counts(self, dataset: str) -> Future[dict[tuple[str, State, bool], int]]:
-        """How many resources of the units of a dataset there are by type, state, and whether they are external."""
+        """Count the resources of a dataset's units by type, state, and whether they are external."""
         columns = _RESOURCES.c
         query = sa.select(columns.type, columns.state, columns.is_external, sa.func.count())
-        query = query.where(*self._mine(_RESOURCES), columns.dataset == dataset, columns.unit.is_not(None))
+        query = query.where(*self._scope(_RESOURCES), columns.dataset == dataset, columns.unit.is_not(None))
         query = query.group_by(columns.type, columns.state, columns.is_external)
 
         def read(connection: Connection) -> dict[tuple[str, State, bool], int]:
-            return {(kind, State(state), bool(ext)): n for kind, state, ext, n in connection.execute(query)}
+            return {
+                (resource_type, State(state), bool(is_external)): number
+                for resource_type, state, is_external, number in connection.execute(query)
+            }
 
         return self._submit(read)
 
     def read_other_ids(self) -> Future[dict[Key, str]]:
-        """The ids on the server of the Patients that have another one there than ours."""
+        """Read the server ids of the Patients that have another id in the lake."""
         columns = _RESOURCES.c
-        query = sa.select(columns.type, columns.id, columns.server_id).where(*self._mine(_RESOURCES))
+        query = sa.select(columns.type, columns.id, columns.server_id).where(*self._scope(_RESOURCES))
         query = query.where(columns.type == "Patient", columns.server_id != columns.id)
-        return self._submit(lambda connection: {(kind, one): other for kind, one, other in connection.execute(query)})
+        return self._submit(lambda connection: {(row.type, row.id): row.server_id for row in connection.execute(query)})
 
-    def read_page(self, dataset: str, after: Key, most: int) -> Future[list[ResourceRow]]:
-        """The next rows of a dataset after a key, in the order of their keys' bytes."""
+    def read_page(self, dataset: str, after: Key, size: int) -> Future[list[ResourceRow]]:
+        """Read the next rows of a dataset after a key, in the order of their keys' bytes."""
 
         def read(connection: Connection) -> list[ResourceRow]:
             names: list[sa.ColumnElement[str]] = [_RESOURCES.c.type, _RESOURCES.c.id]
             if connection.dialect.name == "postgresql":  # other collations have other orders
                 names = [sa.collate(name, "C") for name in names]
-            query = sa.select(_RESOURCES).where(*self._mine(_RESOURCES), _RESOURCES.c.dataset == dataset)
-            query = query.where(sa.tuple_(*names) > sa.tuple_(*after)).order_by(*names).limit(most)
-            return [_row_of(found) for found in connection.execute(query).mappings()]
+            query = sa.select(_RESOURCES).where(*self._scope(_RESOURCES), _RESOURCES.c.dataset == dataset)
+            query = query.where(sa.tuple_(*names) > sa.tuple_(*after)).order_by(*names).limit(size)
+            return [_make_row(values) for values in connection.execute(query).mappings()]
 
         return self._submit(read)
 
     def read_generation(self, dataset: str) -> Future[str]:
-        """What changes when a row of a dataset does."""
+        """Read a text that changes whenever a row of a dataset does; it begins with the number of rows."""
         query = sa.select(sa.func.count(), sa.func.max(_RESOURCES.c.time))
-        query = query.where(*self._mine(_RESOURCES), _RESOURCES.c.dataset == dataset)
+        query = query.where(*self._scope(_RESOURCES), _RESOURCES.c.dataset == dataset)
 
         def read(connection: Connection) -> str:
             count, newest = connection.execute(query).one()
@@ -441,38 +444,37 @@ class Ledger:
         return self._submit(read)
 
     def read_fingerprints(self, dataset: str) -> Future[dict[str, str]]:
-        """The fingerprints of the units of which everything was stored."""
-        query = sa.select(_UNITS.c.unit, _UNITS.c.fingerprint).where(*self._mine(_UNITS), _UNITS.c.dataset == dataset)
+        """Read the fingerprints of the units of which everything was stored."""
+        query = sa.select(_UNITS.c.unit, _UNITS.c.fingerprint).where(*self._scope(_UNITS), _UNITS.c.dataset == dataset)
         return self._submit(lambda connection: {row.unit: row.fingerprint for row in connection.execute(query)})
 
     def read_rows_and_attempts(
         self, keys: Iterable[Key]
     ) -> Future[tuple[dict[Key, ResourceRow], dict[Key, list[Attempt]]]]:
-        """The rows and the open attempts of some resources, as `read_rows` and `read_attempts` give them."""
-        wanted = list(keys)
+        """Read the rows and the open attempts of some resources, as `read_rows` and `read_attempts` return them."""
+        requested = list(keys)
         return self._submit(
-            lambda connection: (self._rows_of(connection, wanted), self._attempts_of(connection, wanted))
+            lambda connection: (self._select_rows(connection, requested), self._select_attempts(connection, requested))
         )
 
     def read_attempts(self, keys: Iterable[Key]) -> Future[dict[Key, list[Attempt]]]:
-        """The open attempts of some resources, oldest first; those that have none are left out."""
-        wanted = list(keys)
-
-        return self._submit(lambda connection: self._attempts_of(connection, wanted))
+        """Read the open attempts of some resources, oldest first, as far as they have any."""
+        requested = list(keys)
+        return self._submit(lambda connection: self._select_attempts(connection, requested))
 
     # -- writing
 
     def write_attempts(
         self, attempts: Sequence[Attempt], rows: Sequence[ResourceRow], *, closed: Sequence[int] = ()
     ) -> Future[list[int]]:
-        """Open attempts, close others, and write the rows that say so; returns the numbers of those that are open now.
+        """Open attempts, close others, and write the rows that go with them; returns the numbers of the new attempts.
 
-        To be waited for before anything is sent.
+        Wait for the result before anything is sent.
         """
         now = datetime.now(UTC)
+        names = [name for name in _ATTEMPT_FIELDS if name != "number"]
         values = [
-            self._identified({name: getattr(one, name) for name in _ATTEMPT_FIELDS if name != "number"} | {"time": now})
-            for one in attempts
+            self._add_scope({name: getattr(attempt, name) for name in names} | {"time": now}) for attempt in attempts
         ]
 
         def write(connection: Connection) -> list[int]:
@@ -486,7 +488,7 @@ class Ledger:
         return self._submit(write)
 
     def write_rows(self, rows: Sequence[ResourceRow], *, closed: Sequence[int] = ()) -> Future[None]:
-        """Write rows, and close the attempts that an answer, or a look at the server, has completed."""
+        """Write rows, and close the attempts that an answer, or a read from the server, has completed."""
 
         def write(connection: Connection) -> None:
             self._upsert(connection, rows)
@@ -495,42 +497,44 @@ class Ledger:
         return self._submit(write)
 
     def delete_rows(self, keys: Collection[Key]) -> Future[None]:
-        """Forget resources, with their open attempts."""
+        """Delete the rows of some resources, with their open attempts."""
 
         def write(connection: Connection) -> None:
             for table in (_ATTEMPTS, _RESOURCES):
-                for kind, ids in _by_type(keys):
+                for resource_type, ids in _group_by_type(keys):
                     connection.execute(
-                        sa.delete(table).where(*self._mine(table), table.c.type == kind, table.c.id.in_(ids))
+                        sa.delete(table).where(*self._scope(table), table.c.type == resource_type, table.c.id.in_(ids))
                     )
 
         return self._submit(write)
 
-    def write_fingerprints(self, dataset: str, marks: dict[str, str | None]) -> Future[None]:
-        """Note that everything of units is stored as of a fingerprint; or (None) that it is not."""
-        mine = {"lake_id": self._lake_id, "server": self.server, "dataset": dataset}
-        values = [mine | {"unit": unit, "fingerprint": mark} for unit, mark in marks.items() if mark is not None]
+    def write_fingerprints(self, dataset: str, fingerprints: dict[str, str | None]) -> Future[None]:
+        """Write the fingerprints of units of which everything is stored; None: something is not."""
+        scope = {"lake_id": self._lake_id, "server": self.server, "dataset": dataset}
+        values = [
+            scope | {"unit": unit, "fingerprint": value} for unit, value in fingerprints.items() if value is not None
+        ]
 
         def write(connection: Connection) -> None:
-            for units in _batches([unit for unit, mark in marks.items() if mark is None]):
-                where = (*self._mine(_UNITS), _UNITS.c.dataset == dataset, _UNITS.c.unit.in_(units))
-                connection.execute(sa.delete(_UNITS).where(*where))
+            for units in _split([unit for unit, value in fingerprints.items() if value is None]):
+                conditions = (*self._scope(_UNITS), _UNITS.c.dataset == dataset, _UNITS.c.unit.in_(units))
+                connection.execute(sa.delete(_UNITS).where(*conditions))
             if values:
                 self._upsert_into(connection, _UNITS, values)
 
         return self._submit(write)
 
     def delete_fingerprints(self, dataset: str) -> Future[None]:
-        """Forget the fingerprints of all units of a dataset."""
-        where = (*self._mine(_UNITS), _UNITS.c.dataset == dataset)
+        """Delete the fingerprints of all units of a dataset."""
+        conditions = (*self._scope(_UNITS), _UNITS.c.dataset == dataset)
 
         def write(connection: Connection) -> None:
-            connection.execute(sa.delete(_UNITS).where(*where))
+            connection.execute(sa.delete(_UNITS).where(*conditions))
 
         return self._submit(write)
 
     def flush(self) -> None:
-        """Wait until all that was written is committed.
+        """Wait until all writes are committed.
 
         Raises:
             LedgerError: something could not be written.
@@ -538,7 +542,7 @@ class Ledger:
         self._submit(lambda _: None).result()
 
     def erase_deleted(self) -> None:
-        """Remove what was deleted from the files of the database, too: SQLite's log has it until it is emptied.
+        """Remove deleted rows from the files of the database, too: SQLite's log has them until it is emptied.
 
         Raises:
             LedgerError: the database cannot be used.
@@ -554,38 +558,38 @@ class Ledger:
 
     # -- statements
 
-    def _mine(self, table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
+    def _scope(self, table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
         return table.c.lake_id == self._lake_id, table.c.server == self.server
 
-    def _identified(self, values: dict[str, Any]) -> dict[str, Any]:
+    def _add_scope(self, values: dict[str, Any]) -> dict[str, Any]:
         return values | {"lake_id": self._lake_id, "server": self.server}
 
-    def _select(self, connection: Connection, *conditions: sa.ColumnElement[bool]) -> list[ResourceRow]:
-        query = sa.select(_RESOURCES).where(*self._mine(_RESOURCES), *conditions)
-        return [_row_of(found) for found in connection.execute(query).mappings()]
+    def _select_where(self, connection: Connection, *conditions: sa.ColumnElement[bool]) -> list[ResourceRow]:
+        query = sa.select(_RESOURCES).where(*self._scope(_RESOURCES), *conditions)
+        return [_make_row(values) for values in connection.execute(query).mappings()]
 
-    def _rows_of(self, connection: Connection, keys: Iterable[Key]) -> dict[Key, ResourceRow]:
-        return {row.key: row for row in map(_row_of, self._chosen(connection, _RESOURCES, keys))}
+    def _select_rows(self, connection: Connection, keys: Iterable[Key]) -> dict[Key, ResourceRow]:
+        return {row.key: row for row in map(_make_row, self._select_keys(connection, _RESOURCES, keys))}
 
-    def _attempts_of(self, connection: Connection, keys: Iterable[Key]) -> dict[Key, list[Attempt]]:
+    def _select_attempts(self, connection: Connection, keys: Iterable[Key]) -> dict[Key, list[Attempt]]:
         attempts: dict[Key, list[Attempt]] = {}
-        for values in self._chosen(connection, _ATTEMPTS, keys):
+        for values in self._select_keys(connection, _ATTEMPTS, keys):
             attempt = Attempt(**{name: values[name] for name in _ATTEMPT_FIELDS})
             attempts.setdefault(attempt.key, []).append(attempt)
-        return {key: sorted(found, key=lambda attempt: attempt.number or 0) for key, found in attempts.items()}
+        return {key: sorted(journal, key=lambda attempt: attempt.number or 0) for key, journal in attempts.items()}
 
-    def _chosen(self, connection: Connection, table: sa.Table, keys: Iterable[Key]) -> Iterator[RowMapping]:
-        for kind, ids in _by_type(keys):
-            query = sa.select(table).where(*self._mine(table), table.c.type == kind, table.c.id.in_(ids))
+    def _select_keys(self, connection: Connection, table: sa.Table, keys: Iterable[Key]) -> Iterator[RowMapping]:
+        for resource_type, ids in _group_by_type(keys):
+            query = sa.select(table).where(*self._scope(table), table.c.type == resource_type, table.c.id.in_(ids))
             yield from connection.execute(query).mappings()
 
     def _close(self, connection: Connection, numbers: Sequence[int]) -> None:
-        for some in _batches(numbers):
-            connection.execute(sa.delete(_ATTEMPTS).where(_ATTEMPTS.c.number.in_(some)))
+        for chosen in _split(numbers):
+            connection.execute(sa.delete(_ATTEMPTS).where(_ATTEMPTS.c.number.in_(chosen)))
 
     def _upsert(self, connection: Connection, rows: Sequence[ResourceRow]) -> None:
         if rows:
-            self._upsert_into(connection, _RESOURCES, [self._identified(_values_of(row)) for row in rows])
+            self._upsert_into(connection, _RESOURCES, [self._add_scope(_make_values(row)) for row in rows])
 
     def _upsert_into(self, connection: Connection, table: sa.Table, values: list[dict[str, Any]]) -> None:
         insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
@@ -604,14 +608,14 @@ class Ledger:
         return future
 
     def _run_jobs(self) -> None:
-        """Run jobs until the end; those that wait at the same time share a transaction."""
+        """Run jobs until the end; those that are queued at the same time share a transaction."""
         jobs: list[tuple[Job[Any], Future[Any]]] = []
         try:
             with self._engine.connect() as connection:
-                while waiting := self._waiting():
-                    # one that was cancelled is not run; one that runs can no longer be cancelled
-                    jobs = [job for job in waiting if job[1].set_running_or_notify_cancel()]
-                    self._run_together(connection, jobs)
+                while queued := self._take_jobs():
+                    # a cancelled job is not run; a running one can no longer be cancelled
+                    jobs = [job for job in queued if job[1].set_running_or_notify_cancel()]
+                    self.run_transaction(connection, jobs)
                     jobs = []
         except sa.exc.SQLAlchemyError as error:
             self._fail(
@@ -619,24 +623,25 @@ class Ledger:
             )
         except DatabaseError as error:
             self._fail(jobs, LedgerError(str(error)))
-        except Exception as error:  # noqa: BLE001 - whoever waits for a future must hear of every failure
+        except Exception as error:  # noqa: BLE001 - every failure must reach those who wait for a Future
             self._fail(jobs, LedgerError(f"the upload ledger cannot be used: {type(error).__name__}"))
         finally:
             self._engine.dispose()
 
-    def _waiting(self) -> list[tuple[Job[Any], Future[Any]]]:
-        """The jobs that wait now, at least one; none at the end."""
+    def _take_jobs(self) -> list[tuple[Job[Any], Future[Any]]]:
+        """Take the queued jobs, waiting for the first; none at the end."""
         jobs = []
         job = self._jobs.get()
         while job is not None:
             jobs.append(job)
-            if len(jobs) >= _TOGETHER or self._jobs.empty():
+            if len(jobs) >= _MAX_JOBS or self._jobs.empty():
                 return jobs
             job = self._jobs.get()
         self._jobs.put(None)  # for the next turn
         return jobs
 
-    def _run_together(self, connection: Connection, jobs: Sequence[tuple[Job[Any], Future[Any]]]) -> None:
+    def run_transaction(self, connection: Connection, jobs: Sequence[tuple[Job[Any], Future[Any]]]) -> None:
+        """Run jobs in one transaction of the ledger's thread, and set their results after the commit."""
         with connection.begin():
             self._require_lock(connection)
             results = [job(connection) for job, _ in jobs]
@@ -644,7 +649,7 @@ class Ledger:
             future.set_result(result)
 
     def _fail(self, jobs: Sequence[tuple[Job[Any], Future[Any]]], failure: LedgerError) -> None:
-        """Let all jobs fail, those that wait and those that are still to come."""
+        """Let all jobs fail: these, those that are queued, and those still to come."""
         self._failure = failure
         for _, future in jobs:
             future.set_exception(failure)
@@ -653,11 +658,11 @@ class Ledger:
                 job[1].set_exception(failure)
 
 
-def prepare(engine: Engine) -> None:
-    """Create the tables where they are not there yet.
+def create_tables(engine: Engine) -> None:
+    """Create the tables that do not exist yet.
 
     Raises:
-        LedgerError: they were written by another version of dicom-etl.
+        LedgerError: they have the format of another version of dicom-etl.
     """
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":  # two runs may begin at the same moment
@@ -671,50 +676,50 @@ def _has_format(connection: Connection) -> bool:
     """Whether the database has the format of this version; False where it has none yet.
 
     Raises:
-        LedgerError: it has another one.
+        LedgerError: it has another format.
     """
     formats = list(connection.execute(sa.select(_FORMATS.c.format)).scalars())
     if formats not in ([], [_FORMAT]):
         raise LedgerError(
-            f"the upload ledger has format {formats[0]}, and this dicom-etl writes {_FORMAT}: use the dicom-etl that "
-            "wrote it"
+            f"the upload ledger has format {formats[0]}, and this version of dicom-etl writes format {_FORMAT}; "
+            "use the version that wrote it"
         )
     return bool(formats)
 
 
-def _row_of(values: RowMapping) -> ResourceRow:
+def _make_row(values: RowMapping) -> ResourceRow:
     row = {name: values[name] for name in _ROW_FIELDS}
     return ResourceRow(**row | {"state": State(row["state"])})
 
 
-def _values_of(row: ResourceRow) -> dict[str, Any]:
+def _make_values(row: ResourceRow) -> dict[str, Any]:
     values = {name: getattr(row, name) for name in _ROW_FIELDS}
-    # PostgreSQL keeps no NUL in a text
+    # PostgreSQL stores no NUL in a text
     values |= {
         name: value.replace("\0", "\ufffd") for name, value in values.items() if type(value) is str and "\0" in value
     }
     return values | {"state": str(row.state)}
 
 
-def _by_type(keys: Iterable[Key]) -> Iterator[tuple[str, list[str]]]:
-    """The ids of each type, as many at once as a statement takes."""
+def _group_by_type(keys: Iterable[Key]) -> Iterator[tuple[str, list[str]]]:
+    """Group ids by type, with as many in a group as a statement accepts."""
     ids: dict[str, list[str]] = {}
-    for kind, identity in sorted(set(keys)):
-        ids.setdefault(kind, []).append(identity)
-    for kind, of_type in ids.items():
-        for some in _batches(of_type):
-            yield kind, some
+    for resource_type, identity in sorted(set(keys)):
+        ids.setdefault(resource_type, []).append(identity)
+    for resource_type, identities in ids.items():
+        for chosen in _split(identities):
+            yield resource_type, chosen
 
 
-def _batches(values: Collection[T]) -> Iterator[list[T]]:
-    """As many values at once as a statement takes."""
-    every = list(values)
-    for start in range(0, len(every), _AT_ONCE):
-        yield every[start : start + _AT_ONCE]
+def _split(values: Collection[T]) -> Iterator[list[T]]:
+    """Split values into lists that are as long as a statement accepts."""
+    ordered = list(values)
+    for start in range(0, len(ordered), _MAX_VALUES):
+        yield ordered[start : start + _MAX_VALUES]
 
 
-def _copy(lake: Lake, folder: Path, server: str) -> Engine:
-    """A database in `folder` with the rows of one server; empty where the lake has no ledger yet."""
+def _copy_ledger(lake: Lake, folder: Path, server: str) -> Engine:
+    """Make a database in `folder` with the rows of one server; empty where the lake has no ledger yet."""
     url = sa.URL.create("sqlite", database=str(folder / database.DATABASE_FILE))
     copy = database.make_engine(url)
     _METADATA.create_all(copy)
@@ -732,11 +737,11 @@ def _copy(lake: Lake, folder: Path, server: str) -> Engine:
     return copy
 
 
-# -- looking into the ledgers of all servers, without a server ---------------------------------------------------------
+# -- reading the ledgers of all servers -------------------------------------------------------------------------------
 
 
 def count_resources(lake: Lake) -> dict[tuple[str, str, State], int]:
-    """How many resources there are by dataset, server and state."""
+    """Count the resources of a lake by dataset, server and state."""
     columns = _RESOURCES.c
     query = sa.select(columns.dataset, columns.server, columns.state, sa.func.count())
     query = query.where(columns.lake_id == lake.lake_id).group_by(columns.dataset, columns.server, columns.state)
@@ -746,25 +751,25 @@ def count_resources(lake: Lake) -> dict[tuple[str, str, State], int]:
 def read_resources(
     lake: Lake, dataset: str, *, unit: str | None = None, states: Collection[State] = ()
 ) -> list[tuple[str, ResourceRow]]:
-    """The rows of a dataset, or of a unit of it, with their server; in some states, or in all."""
+    """Read the rows of a dataset, or of a unit of it, each with its server; in some states, or in all."""
     columns = _RESOURCES.c
     query = sa.select(_RESOURCES).where(columns.lake_id == lake.lake_id, columns.dataset == dataset)
     if unit is not None:
         query = query.where(columns.unit == unit)
     if states:
         query = query.where(columns.state.in_([str(state) for state in states]))
-    rows = [(found.server, _row_of(found._mapping)) for found in _query(lake, query)]
-    return sorted(rows, key=lambda one: (one[0], one[1].key))
+    rows = [(record.server, _make_row(record._mapping)) for record in _query(lake, query)]
+    return sorted(rows, key=lambda pair: (pair[0], pair[1].key))
 
 
 def read_servers(lake: Lake) -> list[str]:
-    """The servers of which the lake has a ledger."""
+    """Read the names of the servers for which the lake has a ledger."""
     query = sa.select(_RESOURCES.c.server).where(_RESOURCES.c.lake_id == lake.lake_id).distinct()
     return sorted(str(row[0]) for row in _query(lake, query))
 
 
 def _query(lake: Lake, query: sa.Select[Any]) -> Sequence[Any]:
-    """The rows of a query; none where there is no ledger yet.
+    """Run a query; returns no rows where there is no ledger yet.
 
     Raises:
         LedgerError: the database cannot be read.

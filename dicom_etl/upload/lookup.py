@@ -1,4 +1,4 @@
-"""Resources of ours on the server: read by id where that is known, else searched for by id or identifier.
+"""Looking up resources of this lake on the server: read by id where the id is known, else searched for.
 
 Not here: resources of other clients (`patients`, `studies`).
 """
@@ -23,36 +23,40 @@ async def read_by_id(
     attempts: Mapping[Key, Sequence[Attempt]],
     strategy: IdStrategy,
 ) -> dict[Key, ServerResource | None]:
-    """The server's resources of those items that the ledger knows to be there, or that may have arrived; read by id."""
-    places: dict[Key, str] = {}
+    """Read those items from the server that are there according to the ledger, or may have arrived.
+
+    Returns:
+        by key, the server's resource, or None where it has none; items whose id is not known are not in it.
+    """
+    ids: dict[Key, str] = {}
     for item in items:
         row = rows.get(item.key)
         known_id = strategy.find_known_id(item.id, row.server_id if row else None, has_attempts=item.key in attempts)
         if known_id is not None:
-            places[item.key] = known_id
-    reads = await gather(client.read(key[0], identity) for key, identity in places.items())
-    return dict(zip(places, reads, strict=True))
+            ids[item.key] = known_id
+    reads = await gather(client.read(key[0], server_id) for key, server_id in ids.items())
+    return dict(zip(ids, reads, strict=True))
 
 
 async def find_by_search(
     client: FhirClient, items: Sequence[UploadItem], strategy: IdStrategy
 ) -> dict[Key, ServerResource]:
-    """Resources of ours, all of one type, that no ledger knows and the server has all the same.
+    """Search for items, all of one type, that the ledger does not have; returns those that the server has.
 
     Raises:
         FhirError: the server could not be asked.
     """
-    found: dict[Key, ServerResource] = {}
-    most = _IDS_AT_ONCE if strategy.is_client_assigned else _TOKENS_AT_ONCE
-    for start in range(0, len(items), most):
-        some = {one.id: one for one in items[start : start + most]}
+    matches: dict[Key, ServerResource] = {}
+    page = _IDS_AT_ONCE if strategy.is_client_assigned else _TOKENS_AT_ONCE
+    for start in range(0, len(items), page):
+        by_id = {item.id: item for item in items[start : start + page]}
         resource_type = items[start].type
         if strategy.is_client_assigned:
-            search = {"_id": ",".join(some)}
+            search = {"_id": ",".join(by_id)}
         else:
-            search = {"identifier": ",".join(map(strategy.token, some))}
-        for resource in await client.search(resource_type, search | {"_count": str(len(some))}):
-            for identity, item in some.items():
-                if strategy.is_ours(resource, identity):
-                    found[item.key] = ServerResource(resource)
-    return found
+            search = {"identifier": ",".join(map(strategy.make_token, by_id))}
+        for resource in await client.search(resource_type, search | {"_count": str(len(by_id))}):
+            for resource_id, item in by_id.items():
+                if strategy.is_lake_resource(resource, resource_id):
+                    matches[item.key] = ServerResource(resource)
+    return matches

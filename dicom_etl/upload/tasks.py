@@ -1,4 +1,4 @@
-"""Tasks of which none goes on alone: when one fails, the others end before the failure goes further."""
+"""Concurrent tasks that fail together: when one fails, the others are ended before the failure is raised."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 
 async def gather(work: Iterable[Awaitable[T]]) -> list[T]:
-    """The results of all, in their order.
+    """Await several things concurrently; returns their results in the given order.
 
     Raises:
-        the first failure, as it is and in no group, once the others have ended.
+        the first failure, not in an exception group, once the others have ended.
     """
-    tasks = [asyncio.ensure_future(one) for one in work]
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in work]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -24,28 +24,28 @@ async def gather(work: Iterable[Awaitable[T]]) -> list[T]:
 
 
 async def cancel(tasks: Collection[asyncio.Future[Any]]) -> None:
-    """Cancel what still goes on, and wait until nothing does."""
+    """Cancel tasks that are still running, and wait until none is."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class TaskWindow:
-    """Runs coroutines, at most `most` at once, so that no more work is in memory than is on its way.
+    """Runs coroutines, at most `limit` at a time, so that no more work is in memory than is being done.
 
-    Within `async with`, whose end waits for all of them. When one fails the others are ended.
+    A context manager: its end waits for all of them. When one fails, the others are cancelled.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._running: set[asyncio.Task[None]] = set()
 
     async def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Start a coroutine; waits while enough of them run."""
-        while len(self._running) >= self._most:
+        """Start a coroutine, as soon as fewer than `limit` are running."""
+        while len(self._running) >= self._limit:
             await self._wait()
         self._running.add(asyncio.create_task(work))
-        await asyncio.sleep(0)  # answers are read meanwhile, else the server has nothing to do
+        await asyncio.sleep(0)  # lets answers be read, so that the server is not idle
 
     async def __aenter__(self) -> Self:
         return self
@@ -61,4 +61,4 @@ class TaskWindow:
 
     async def _wait(self) -> None:
         done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.gather(*done)  # raises what one of them did
+        await asyncio.gather(*done)  # raises the error of a task that failed

@@ -1,8 +1,8 @@
-"""The ledger compared with the server: what is missing there, was changed, is another client's, or was never sent.
+"""Verification: the ledger compared with the server, for what is missing, changed, external or unsent.
 
-The server is only asked: lists of `_id` with `_elements=meta`, then by id for what a search did not find, and a search
-for the studies that carry a dataset's identifier. To repair is to note, in the ledger, what the server does not have;
-the upload then sends it.
+The server is only read: by searches for `_id` with `_elements=meta`, then by id for what a search did not find, and
+by a search for the studies that have a dataset's identifier. A repair records in the ledger what the server does not
+have; the next upload sends that.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from dicom_etl.upload.tasks import gather
 DIFFERENCES = ("missing", "changed", "external", "unsent")
 _IDS_AT_ONCE = 50  # in one search: its URL stays below 2,000 characters
 _READS_AT_ONCE = 100
-PAGE_SIZE = 500  # studies on one page of a search; a server may give fewer
+PAGE_SIZE = 500  # studies on one page of a search; a server may return fewer
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # label, done, total
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A resource of which lake, ledger and server differ; `what` is one of `DIFFERENCES`."""
+    """A resource in which lake, ledger and server differ; `kind` is one of `DIFFERENCES`."""
 
-    what: str
+    kind: str
     resource: str  # Type/id
     unit: str | None
     text: str
@@ -39,9 +39,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A dataset (None: what datasets share): how many resources are `ok`, `orphaned` or different, and which differ.
+    """The comparison of a dataset, or of what datasets share (None): counts, and the resources that differ.
 
-    `orphaned` are on the server as the ledger says, and the lake no longer produces them.
+    `counts` has `ok`, each of `DIFFERENCES`, and `orphaned`: on the server, and no longer produced by the lake.
     """
 
     dataset: str | None
@@ -50,7 +50,7 @@ class Comparison:
 
 
 class Verifier:
-    """Compares the ledger of one server with it, each dataset under its lock; with `repair`, missing ones are noted."""
+    """Compares the ledger of one server with it, each dataset under its lock; `repair` records what is missing."""
 
     def __init__(self, lake: Lake, client: FhirClient, ledger: Ledger, *, repair: bool, progress: Progress) -> None:
         self._lake, self._client, self._ledger = lake, client, ledger
@@ -68,21 +68,23 @@ class Verifier:
             ledger_rows = await asyncio.wrap_future(self._ledger.read_where(is_shared=True))
             keys = {row.key for row in ledger_rows}
             produced: dict[Key, str] = {}
-            for one in datasets:
-                produced |= {key: unit for key, unit in list_produced(one).items() if _is_shared(key, one, keys)}
-            names = {one.dataset for one in datasets}
-            # of what only other datasets produce, nothing is known here
+            for resources in datasets:
+                produced |= {
+                    key: unit for key, unit in list_produced(resources).items() if _is_shared(key, resources, keys)
+                }
+            names = {resources.dataset for resources in datasets}
+            # it is not known here what other datasets produce
             rows = [
                 row
                 for row in ledger_rows
                 if row.key in produced or (row.state is State.ORPHANED and row.dataset in names)
             ]
-            versions = await self._find_versions(rows, "verify what datasets share")
-            self._note_missing(rows, versions, produced)
+            versions = await self._read_versions(rows, "verify what datasets share")
+            self._record_missing(rows, versions, produced)
             return compare(None, rows, versions, produced)
 
     async def compare_dataset(self, name: str, dataset_system: str) -> Comparison:
-        """Compare what a dataset has for itself; its studies name it by an identifier of `dataset_system`.
+        """Compare the resources of a dataset's units; its studies have an identifier of `dataset_system`.
 
         Raises:
             FhirError: the server could not be asked.
@@ -96,69 +98,67 @@ class Verifier:
                 key: unit for key, unit in list_produced(resources).items() if not _is_shared(key, resources, shared)
             }
             rows = await asyncio.wrap_future(self._ledger.read_where(dataset=name, is_shared=False))
-            versions = await self._find_versions(rows, f"verify {name}")
+            versions = await self._read_versions(rows, f"verify {name}")
             token = f"{escape_token(dataset_system)}|{escape_token(f'urn:uid:{name}')}"
             search = {"identifier": token, "_elements": "meta", "_count": str(PAGE_SIZE)}
-            carrying = [str(one["id"]) for one in await self._client.search("ImagingStudy", search)]
-            self._note_missing(rows, versions, produced)
+            study_ids = [str(study["id"]) for study in await self._client.search("ImagingStudy", search)]
+            self._record_missing(rows, versions, produced)
             unfinished = set(resources.units) - set(resources.built_units)
-            return compare(name, rows, versions, produced, unfinished=unfinished, carrying=carrying)
+            return compare(name, rows, versions, produced, unfinished=unfinished, study_ids=study_ids)
 
-    async def _find_versions(self, rows: Sequence[ResourceRow], doing: str) -> dict[Key, str]:
-        """The server's versions of those resources that it should have, by place; what it lacks is left out."""
-        places = {row.place for row in rows if row.is_on_server}
+    async def _read_versions(self, rows: Sequence[ResourceRow], label: str) -> dict[Key, str]:
+        """Read the server's versions of the resources that it should have, by type and id there, as far as it has them.
+
+        `label` is that of the progress.
+        """
+        server_keys = {row.server_key for row in rows if row.is_on_server}
         versions: dict[Key, str] = {}
         done = 0
-        for kind in RESOURCE_TYPES:
-            ids = sorted(identity for one, identity in places if one == kind)
+        for resource_type in RESOURCE_TYPES:
+            ids = sorted(server_id for name, server_id in server_keys if name == resource_type)
             for start in range(0, len(ids), _IDS_AT_ONCE):
-                some = ids[start : start + _IDS_AT_ONCE]
-                search = {"_id": ",".join(some), "_elements": "meta", "_count": str(len(some))}
-                for found in await self._client.search(kind, search):
-                    if found["id"] in some:
-                        versions[kind, str(found["id"])] = _version_of(found)
-                done += len(some)
-                self._progress(doing, done, len(places))
-        # an index that lags is no proof that something is missing
-        unseen = sorted(places - versions.keys())
+                chosen = ids[start : start + _IDS_AT_ONCE]
+                search = {"_id": ",".join(chosen), "_elements": "meta", "_count": str(len(chosen))}
+                for resource in await self._client.search(resource_type, search):
+                    if resource["id"] in chosen:
+                        versions[resource_type, str(resource["id"])] = _get_version(resource)
+                done += len(chosen)
+                self._progress(label, done, len(server_keys))
+        # a search is no proof that something is missing: its index may lag
+        unseen = sorted(server_keys - versions.keys())
         for start in range(0, len(unseen), _READS_AT_ONCE):
-            some_places = unseen[start : start + _READS_AT_ONCE]
-            reads = await gather(self._client.read(*place) for place in some_places)
-            for place, server in zip(some_places, reads, strict=True):
+            keys = unseen[start : start + _READS_AT_ONCE]
+            reads = await gather(self._client.read(*key) for key in keys)
+            for key, server in zip(keys, reads, strict=True):
                 if server is not None:
-                    versions[place] = server.version
+                    versions[key] = server.version
         return versions
 
-    def _note_missing(self, rows: Iterable[ResourceRow], versions: Collection[Key], produced: Collection[Key]) -> None:
-        """Note what the server does not have; the units concerned are looked at again by the next upload."""
+    def _record_missing(
+        self, rows: Iterable[ResourceRow], versions: Collection[Key], produced: Collection[Key]
+    ) -> None:
+        """Record what the server does not have; the next upload checks the units concerned again."""
         if not self._repair:
             return
-        missing = [row for row in rows if row.is_on_server and row.place not in versions]
-        noted, units = [], set()
+        missing = [row for row in rows if row.is_on_server and row.server_key not in versions]
+        changed_rows, units = [], set()
         for row in missing:
-            nothing: dict[str, str | None] = {
-                "server_id": None,
-                "version": None,
-                "etag": None,
-                "hash": None,
-                "server_hash": None,
-            }
+            changes: dict[str, str | None] = dict.fromkeys(("server_id", "version", "etag", "hash", "server_hash"))
             if row.key in produced and row.state is State.STORED:
-                text = "the server no longer has it; run again"
-                nothing |= {"reason": "upload-failed", "reason_text": text}
-            noted.append(row.after(Event.MISSING, **nothing, is_external=False))
+                changes |= {"reason": "upload-failed", "reason_text": "the server no longer has it; run again"}
+            changed_rows.append(row.after(Event.MISSING, **changes, is_external=False))
             if row.unit is not None:
                 units.add((row.dataset, row.unit))
-        self._ledger.write_rows(noted)
+        self._ledger.write_rows(changed_rows)
         for dataset in {name for name, _ in units}:
             self._ledger.write_fingerprints(dataset, {unit: None for name, unit in units if name == dataset})
-        if any(row.unit is None for row in missing):  # the units of shared ones are not known here
+        if any(row.unit is None for row in missing):  # the units of shared resources are not known here
             for dataset in {row.dataset for row in missing}:
                 self._ledger.delete_fingerprints(dataset)
         self._ledger.flush()
 
 
-def _version_of(resource: Mapping[str, object]) -> str:
+def _get_version(resource: Mapping[str, object]) -> str:
     meta = resource.get("meta")
     version = meta.get("versionId") if isinstance(meta, dict) else None
     return str(version) if version else ""
@@ -168,21 +168,21 @@ def _version_of(resource: Mapping[str, object]) -> str:
 
 
 def list_produced(resources: DatasetResources) -> dict[Key, str]:
-    """The resources of a dataset's units whose build is complete, and a unit of each."""
+    """List the resources of a dataset's built units, each with one of its units."""
     produced: dict[Key, str] = {}
     endpoint = resources.read_endpoint()
     if endpoint and resources.built_units:
         produced["Endpoint", endpoint["id"]] = resources.built_units[0]
     for unit in resources.built_units:
-        for kind in UNIT_RESOURCE_TYPES:
-            for resource in resources.read_resources(kind, unit):
-                if kind != "Patient" or resource["id"] in resources.units_by_patient:
-                    produced.setdefault((kind, resource["id"]), unit)
+        for resource_type in UNIT_RESOURCE_TYPES:
+            for resource in resources.read_resources(resource_type, unit):
+                if resource_type != "Patient" or resource["id"] in resources.units_by_patient:
+                    produced.setdefault((resource_type, resource["id"]), unit)
     return produced
 
 
 def _is_shared(key: Key, resources: DatasetResources, shared: Collection[Key]) -> bool:
-    """Whether datasets share a resource; another dataset may be the reason."""
+    """Whether datasets share a resource, also because of another dataset that has it in `shared`."""
     return key[0] == "Endpoint" or key[1] in resources.shared_patients or key in shared
 
 
@@ -193,38 +193,37 @@ def compare(
     produced: Mapping[Key, str],
     *,
     unfinished: Collection[str] = (),
-    carrying: Collection[str] = (),
+    study_ids: Collection[str] = (),
 ) -> Comparison:
     """Compare ledger, server and lake.
 
     Args:
         dataset: its name; None for what datasets share.
         rows: of the ledger.
-        versions: the server's, of those resources that it has, by place.
-        produced: the resources that the lake produces, and a unit of each.
-        unfinished: units that are being built: what they produce is not known.
-        carrying: ids of the server's studies that carry the dataset's identifier.
+        versions: the server's versions of the resources that it has, by type and id there.
+        produced: the resources that the lake produces, each with one of its units.
+        unfinished: units that are being built, whose resources are not known.
+        study_ids: ids of the server's studies that have the dataset's identifier.
     """
-    results = [(row, _result(row, versions, is_produced=_is_produced(row, produced, unfinished))) for row in rows]
-    found = [_describe(row, what, versions) for row, what in results if what in ("missing", "changed")]
-    missing = {row.key for row, what in results if what == "missing"}
-    found += _unsent(produced, {row.key: row for row in rows}, missing)
-    found += _external(carrying, rows, produced)
-    counts = Counter([what for _, what in results if what in ("ok", "orphaned")] + [one.what for one in found])
-    return Comparison(dataset, {what: counts[what] for what in ("ok", *DIFFERENCES, "orphaned")}, tuple(found))
+    results = [
+        (row, _compare_row(row, versions, is_produced=row.key in produced or row.unit in unfinished)) for row in rows
+    ]
+    differences = [_describe(row, kind, versions) for row, kind in results if kind in ("missing", "changed")]
+    missing = {row.key for row, kind in results if kind == "missing"}
+    differences += _find_unsent(produced, {row.key: row for row in rows}, missing)
+    differences += _find_external(study_ids, rows, produced)
+    kinds = [kind for _, kind in results if kind in ("ok", "orphaned")]
+    counts = Counter([*kinds, *(difference.kind for difference in differences)])
+    return Comparison(dataset, {kind: counts[kind] for kind in ("ok", *DIFFERENCES, "orphaned")}, tuple(differences))
 
 
-def _is_produced(row: ResourceRow, produced: Collection[Key], unfinished: Collection[str]) -> bool:
-    return row.key in produced or row.unit in unfinished
-
-
-def _result(row: ResourceRow, versions: Mapping[Key, str], *, is_produced: bool) -> str | None:
-    """ok, orphaned, missing or changed; None where that is not a question, or is one of sending."""
+def _compare_row(row: ResourceRow, versions: Mapping[Key, str], *, is_produced: bool) -> str | None:
+    """Return ok, orphaned, missing or changed; None where the server need not have it, or it is unsent."""
     if not row.is_on_server:
         return None
-    version = versions.get(row.place)
+    version = versions.get(row.server_key)
     if version is None:
-        return "missing" if is_produced or row.state is not State.ORPHANED else None  # nobody misses an orphaned one
+        return "missing" if is_produced or row.state is not State.ORPHANED else None
     if not row.is_external and row.version and version and version != row.version:
         return "changed"
     if not is_produced:
@@ -232,7 +231,7 @@ def _result(row: ResourceRow, versions: Mapping[Key, str], *, is_produced: bool)
     return "ok" if _is_stored(row) else None
 
 
-def _unsent(
+def _find_unsent(
     produced: Mapping[Key, str], rows: Mapping[Key, ResourceRow], missing: Collection[Key]
 ) -> Iterator[Difference]:
     for key, unit in produced.items():
@@ -241,23 +240,26 @@ def _unsent(
             yield Difference("unsent", "/".join(key), unit, str(row.state) if row else "never sent")
 
 
-def _external(carrying: Collection[str], rows: Iterable[ResourceRow], produced: Iterable[Key]) -> Iterator[Difference]:
-    """The studies of the dataset that neither the ledger knows nor the lake produces."""
-    ours = {identity for _, identity in produced} | {name for row in rows for name in (row.id, row.server_id)}
-    for identity in sorted(set(carrying) - ours):
-        yield Difference("external", f"ImagingStudy/{identity}", None, "this lake did not send it")
+def _find_external(
+    study_ids: Collection[str], rows: Iterable[ResourceRow], produced: Iterable[Key]
+) -> Iterator[Difference]:
+    """Find the studies of the dataset that neither the ledger has nor the lake produces."""
+    of_lake = {resource_id for _, resource_id in produced} | {name for row in rows for name in (row.id, row.server_id)}
+    for server_id in sorted(set(study_ids) - of_lake):
+        yield Difference("external", f"ImagingStudy/{server_id}", None, "this lake did not send it")
 
 
-def _describe(row: ResourceRow, what: str, versions: Mapping[Key, str]) -> Difference:
-    if what == "changed":
-        text = f"version {versions[row.place]}, and the ledger has {row.version}: another client has changed it"
+def _describe(row: ResourceRow, kind: str, versions: Mapping[Key, str]) -> Difference:
+    if kind == "changed":
+        version = versions[row.server_key]
+        text = f"the server has version {version}, the ledger {row.version}: another client has changed it"
     elif row.is_external:
-        text = f"another client's, which is used for {'/'.join(row.key)}"
+        text = f"it belongs to another client, and is used for {'/'.join(row.key)}"
     else:
         text = "the ledger has it as stored"
-    return Difference(what, "/".join(row.place), row.unit, text)
+    return Difference(kind, "/".join(row.server_key), row.unit, text)
 
 
 def _is_stored(row: ResourceRow | None) -> bool:
-    """Whether the server has a resource that the lake produces; one that was orphaned and is produced again, too."""
+    """Whether the server has a resource that the lake produces; also if it was orphaned and is produced again."""
     return row is not None and row.is_on_server and row.state in (State.STORED, State.ORPHANED)

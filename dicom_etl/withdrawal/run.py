@@ -29,7 +29,7 @@ from dicom_etl.upload.deletion import (
     ServerContent,
     Withdrawal,
     delete_resources,
-    locate,
+    locate_resources,
 )
 from dicom_etl.upload.items import IdStrategy
 from dicom_etl.upload.ledger import Key, Ledger, read_servers
@@ -108,7 +108,7 @@ class WithdrawalRun:
         self._server_contents: dict[str, ServerContent] = {}
         for name in read_servers(lake):
             with Ledger.from_lake(lake, name) as ledger:
-                self._server_contents[name] = LedgerWithdrawal(ledger, self._withdrawal).content()
+                self._server_contents[name] = LedgerWithdrawal(ledger, self._withdrawal).read_content()
         self._pending = self._find_pending()
         self._notes = [*self._shared_patient_notes(), *self._list_file_notes()]
 
@@ -118,7 +118,7 @@ class WithdrawalRun:
         needed = {f"Patient/{patient}" for patient in self._contents.needed_patients}
         pending: ResourcesByServer = defaultdict(set)
         for name in sorted({*earlier, *self._server_contents}):
-            pending[name] = (earlier.get(name, set()) - needed) | _format_keys(self._content_of(name).places)
+            pending[name] = (earlier.get(name, set()) - needed) | _format_keys(self._content_of(name).resources)
         return pending
 
     def _content_of(self, server: str) -> ServerContent:
@@ -127,7 +127,7 @@ class WithdrawalRun:
     def plan(self) -> WithdrawalResult:
         """What would be removed; nothing is."""
         remaining = (*self._external_studies(), *self._other_servers())
-        self._pending[self._server] |= _format_keys(self._content_of(self._server).unsure)
+        self._pending[self._server] |= _format_keys(self._content_of(self._server).uncertain)
         return self._result(self._pending, remaining, dry_run=True)
 
     def execute(self) -> WithdrawalResult:
@@ -142,13 +142,13 @@ class WithdrawalRun:
                 return self._result({}, (self._unknown_resources(unknown),))
         self._write_record(set())
         deleted = asyncio.run(self._delete()) if asks_server else DeletionResult(set(), set())
-        if deleted.refused:
+        if deleted.error:
             return self._stop(deleted)
         self._pending[self._server] = _format_keys(deleted.needed)
-        self._write_record(_format_keys(deleted.done))
+        self._write_record(_format_keys(deleted.deleted))
         self._clear_lake()
         remaining = (*self._needed_resources(), *self._external_studies(), *self._other_servers())
-        return self._result({self._server: _format_keys(deleted.done)}, remaining, is_cleared=True)
+        return self._result({self._server: _format_keys(deleted.deleted)}, remaining, is_cleared=True)
 
     def _clear_lake(self) -> None:
         if self._subject is None:
@@ -179,9 +179,9 @@ class WithdrawalRun:
                 self._settings.namespace, await check_server(client, fhir.version, fhir.client_assigned)
             )
             try:
-                unknown = await locate(client, id_strategy, self._contents.resources - content.known)
+                unknown = await locate_resources(client, id_strategy, self._contents.resources - content.known)
                 self._pending[server] |= _format_keys(
-                    await locate(client, id_strategy, content.unsure | content.replaced, by_id=True)
+                    await locate_resources(client, id_strategy, content.uncertain | content.replaced, by_id=True)
                 )
             except FhirError as error:
                 raise UnreachableError(f"{client.url}: {error}") from None
@@ -195,9 +195,9 @@ class WithdrawalRun:
         async with open_client(self._settings.fhir) as client:
             with self._lake.lock(f"shared of {self._server}", f"withdrawal from {self._dataset}"):
                 deleted = await delete_resources(client, keys)
-                if not deleted.refused and self._server in self._server_contents:
+                if not deleted.error and self._server in self._server_contents:
                     with Ledger.from_lake(self._lake, self._server) as ledger:
-                        LedgerWithdrawal(ledger, self._withdrawal).drop()
+                        LedgerWithdrawal(ledger, self._withdrawal).delete_rows()
                         await export_ledger(self._lake, ledger, self._dataset)
         return deleted
 
@@ -205,9 +205,9 @@ class WithdrawalRun:
         """The server failed in between: the lake keeps everything, so that the next call knows what to delete."""
         text = (
             f"{self._server}: not everything was deleted, and the lake still has it; run this command again: "
-            f"{deleted.refused}"
+            f"{deleted.error}"
         )
-        resources = {self._server: _format_keys(deleted.done)}
+        resources = {self._server: _format_keys(deleted.deleted)}
         if deleted.is_unreachable:
             return self._result(resources, unreachable=text)
         return self._result(resources, (text,))
@@ -261,7 +261,7 @@ class WithdrawalRun:
 
     def _other_servers(self) -> Iterator[str]:
         for name, resources in sorted(self._pending.items()):
-            count = len(resources) + len(self._content_of(name).unsure)
+            count = len(resources) + len(self._content_of(name).uncertain)
             if count and name != self._server:
                 yield (
                     f"{name} has {count} resources of it and is not the configured server: run this command again with "
@@ -269,7 +269,7 @@ class WithdrawalRun:
                 )
 
     def _shared_patient_notes(self) -> Iterator[str]:
-        count = max((content.kept for content in self._server_contents.values()), default=0)
+        count = max((content.kept_patients for content in self._server_contents.values()), default=0)
         if count:
             names = ", ".join(find_sharing_datasets(self._lake, self._contents))
             yield (

@@ -43,7 +43,7 @@ def test_an_external_study_is_reported_until_our_series_are_removed_from_it(
         [left] = upload(["A"], lake, settings, prune=prune)
         assert left.counts["ImagingStudy"] == {"orphaned": 1, "unchanged": 1}
         [told] = [row["message"] for row in findings(lake, "A") if "ImagingStudy/" in row["message"]]
-        assert f"{place} is another client's; remove our series from it there" in told
+        assert f"{place} belongs to another client; remove the series of this lake there" in told
         planned = withdraw("A", None, lake, settings, dry_run=True)
         assert [text.partition(" on ")[0] for text in planned.remaining] == [place]
     put(server.url, theirs)

@@ -83,7 +83,7 @@ def failing(error: type[FhirError], bad: str, status: int | None = None) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "most_entries", "most_bytes", "batches"),
+    ("sizes", "max_entries", "max_bytes", "batches"),
     [
         ([], 2, 100, []),
         ([10, 10, 10], 2, 100, [2, 1]),
@@ -98,10 +98,10 @@ def failing(error: type[FhirError], bad: str, status: int | None = None) -> Any:
     ],
 )
 def test_batches_have_so_many_entries_and_bytes(
-    sizes: list[int], most_entries: int, most_bytes: int, batches: list[int]
+    sizes: list[int], max_entries: int, max_bytes: int, batches: list[int]
 ) -> None:
     items = [item(str(number), size) for number, size in enumerate(sizes)]
-    packed = list(pack(iter(items), most_entries, most_bytes))
+    packed = list(pack(iter(items), max_entries, max_bytes))
     assert [len(batch) for batch in packed] == batches
     assert [one for batch in packed for one in batch] == items
 

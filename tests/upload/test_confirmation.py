@@ -26,7 +26,7 @@ from dicom_etl.fhir_client.errors import (
 from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.lake.tables import Lake
 from dicom_etl.upload.confirmation import ReplacedVersion, confirm_indexed, find_replaced_version, read_back
-from dicom_etl.upload.items import IdStrategy, UploadItem, UploadOptions, content_hash
+from dicom_etl.upload.items import IdStrategy, UploadItem, UploadOptions, compute_content_hash
 from dicom_etl.upload.ledger import Ledger, ResourceRow, State
 from dicom_etl.upload.studies import Namespace
 from dicom_etl.upload.transfer import Target, upload_items
@@ -128,7 +128,7 @@ def test_what_was_stored_is_read_back() -> None:
 
 
 def test_what_was_stored_and_is_not_there_may_have_arrived() -> None:
-    with pytest.raises(InvalidAnswerError, match="the server took Patient/p and does not have it") as failure:
+    with pytest.raises(InvalidAnswerError, match="the server accepted Patient/p and does not have it") as failure:
         asyncio.run(read_back(StubClient(), "Patient", "p"))  # type: ignore[arg-type]
     assert failure.value.may_have_arrived
 
@@ -166,8 +166,13 @@ def test_what_a_write_replaced(history: list[Any], version: str, expected: tuple
         stored = resource | {"meta": {"versionId": number}} if resource else None
         client.versions["ImagingStudy", STUDY_ID].append(stored)
     work = find_replaced_version(
-        client, ("ImagingStudy", STUDY_ID), STUDY_ID, IdStrategy("urn:x"), sent={content_hash(OURS)}, version=version
-    )  # type: ignore[arg-type]
+        client,  # type: ignore[arg-type]
+        ("ImagingStudy", STUDY_ID),
+        STUDY_ID,
+        IdStrategy("urn:x"),
+        sent={compute_content_hash(OURS)},
+        version=version,
+    )
     found = asyncio.run(work)
     assert ((found.version, found.by) if found else None) == expected
     if found:
@@ -184,8 +189,13 @@ def test_without_a_history_a_server_that_tells_what_it_creates_has_told(problem:
     if problem == "cannot be read":
         client.on_call = once("read_history", fail(InvalidAnswerError("the answer is too large")))
     work = find_replaced_version(
-        client, ("ImagingStudy", STUDY_ID), STUDY_ID, IdStrategy("urn:x"), sent=[content_hash(OURS)], version="7"
-    )  # type: ignore[arg-type]
+        client,  # type: ignore[arg-type]
+        ("ImagingStudy", STUDY_ID),
+        STUDY_ID,
+        IdStrategy("urn:x"),
+        sent=[compute_content_hash(OURS)],
+        version="7",
+    )
     assert asyncio.run(work) == (ReplacedVersion("ImagingStudy", None, "", "7") if tells_creates else None)
 
 
@@ -242,14 +252,16 @@ def test_another_client_s_study_is_reported(wanted: bool) -> None:
         study(id=IDS.resource_id("ImagingStudy", "b", "1.2"), identifier=[UID, NAMED | {"value": "urn:uid:b"}])
     )
     (row,) = confirm(client, created(), wanted=wanted)
-    text = "ImagingStudy/x of another client has its StudyInstanceUID, too; no search found it before ours was created"
+    text = (
+        "ImagingStudy/x of another client has its StudyInstanceUID, too; no search found it before this one was created"
+    )
     assert (row.reason, row.reason_text) == ((None, None) if wanted else ("study-exists-on-server", text))
     assert row.is_indexed
     client.store(study(id="y", identifier=[UID]))
     (row,) = confirm(client, created())
     assert row.reason_text == (
         "ImagingStudy/x, ImagingStudy/y of other clients have its StudyInstanceUID, too; no search found them before "
-        "ours was created"
+        "this one was created"
     )
 
 
@@ -293,7 +305,7 @@ def test_on_every_server_a_study_is_stored_once_and_then_updated(
     client.version_name = lambda number: f"v/{'x' * number}=Ä"
     uploads.strategy = strategy
     first = uploads.upload(study())
-    assert (first.state, first.reason, first.is_indexed, first.is_ours) == (State.STORED, None, True, True)
+    assert (first.state, first.reason, first.is_indexed, first.is_owned) == (State.STORED, None, True, True)
     assert first.version == ("v/x=Ä" if names_versions else "")
     assert uploads.open_attempts(study()) == 0
     assert uploads.writes() == 1
@@ -323,7 +335,7 @@ def test_what_the_server_had_as_it_should_be_can_be_changed_later(
 ) -> None:
     """The ledger did not know it, took it over unchanged, and then a run has something new to send."""
     uploads.client.names_versions, uploads.strategy = names_versions, strategy
-    body, _ = strategy.address(study(), "17" if strategy is SERVER else None)
+    body, _ = strategy.prepare_update(study(), "17" if strategy is SERVER else None)
     uploads.client.store(body)
     assert uploads.upload(study()).state is State.STORED
     assert uploads.writes() == 0
@@ -372,7 +384,7 @@ def test_a_study_that_replaced_another_client_s_is_reported(uploads: Uploads, te
     row = uploads.upload(study())
     assert (row.state, row.reason) == (State.STORED, "concurrent-overwrite")
     assert row.reason_text == (
-        "our version 2 replaced version 1 of another client, which was written at the same time; see "
+        "version 2 of this lake replaced version 1 of another client, which was written at the same time; see "
         f"https://server.example/fhir/ImagingStudy/{STUDY_ID}/_history"
     )
 
@@ -399,7 +411,7 @@ def test_another_client_that_writes_all_the_time_ends_as_failed(uploads: Uploads
     row = uploads.upload(patient(gender="male"))
     assert (row.state, row.reason, row.http_status) == (State.FAILED, "upload-failed", 412)
     assert str(row.reason_text).startswith(
-        "refused 10 times, each time after a new look at the server: another client keeps modifying it"
+        "refused 10 times, although it was read again each time: another client keeps modifying it"
     )
     assert uploads.open_attempts(patient()) == 0
 
@@ -426,7 +438,7 @@ def test_what_was_sent_without_an_answer_is_looked_up_by_the_next_run(
 
     client.on_call = client.after_write = lambda *_: None
     row = uploads.upload(next_resource)
-    assert (row.state, row.reason, row.is_ours) == (State.STORED, None, True)
+    assert (row.state, row.reason, row.is_owned) == (State.STORED, None, True)
     assert uploads.open_attempts(study()) == 0
     assert uploads.writes() == (1 if arrives and next_resource == study() else 2)
     assert len([one for one in client.versions if client.current(one)]) == 1

@@ -17,10 +17,10 @@ from dicom_etl.upload.deletion import (
     Withdrawal,
     delete_orphaned,
     delete_resources,
-    locate,
+    locate_resources,
     make_orphaned_row,
 )
-from dicom_etl.upload.items import IdStrategy, UploadOptions, content_hash
+from dicom_etl.upload.items import IdStrategy, UploadOptions, compute_content_hash
 from dicom_etl.upload.ledger import Attempt, Key, Ledger, ResourceRow, State
 from dicom_etl.upload.studies import Namespace
 from dicom_etl.upload.transfer import Target
@@ -46,7 +46,7 @@ def row(kind: str = "ImagingStudy", identity: str = "s", **values: Any) -> Resou
 
 # -- rows that the lake no longer produces ----------------------------------------------------------------------------
 
-EXTERNAL = "not deleted: ImagingStudy/x is another client's; remove our series from it there"
+EXTERNAL = "not deleted: ImagingStudy/x belongs to another client; remove the series of this lake there"
 DROPPED = [
     # type, values of the row, open attempts, the state afterwards (None: forgotten), reason, text
     ("ours", "ImagingStudy", {}, False, "orphaned", "orphaned-on-server", None),
@@ -78,11 +78,11 @@ DROPPED = [
     (
         "concurrent overwrite",
         "ImagingStudy",
-        {"reason": "concurrent-overwrite", "reason_text": "our version 2 replaced version 1"},
+        {"reason": "concurrent-overwrite", "reason_text": "version 2 of this lake replaced version 1"},
         False,
         "orphaned",
         "concurrent-overwrite",
-        "not deleted: our version 2 replaced version 1",
+        "not deleted: version 2 of this lake replaced version 1",
     ),
 ]
 
@@ -163,7 +163,9 @@ def test_a_patient_stays_while_a_study_refers_to_it(ledger: Ledger, subject: Any
     client.search = lambda *_: asyncio.sleep(0, found)  # type: ignore[method-assign]
     assert prune(client, ledger, [orphaned("Patient", "p")])[0] == []
     assert client.methods("delete") == []
-    assert left(ledger) == {"p": "not deleted: HTTP 409: 1 ImagingStudy resources on the server refer to it, x for one"}
+    assert left(ledger) == {
+        "p": "not deleted: HTTP 409: 1 ImagingStudy resource on the server refers to it, for example x"
+    }
 
 
 @pytest.mark.parametrize("subject", [*ODD, {"reference": "Patient/other"}, {"identifier": {"value": "p"}}])
@@ -217,9 +219,9 @@ def test_a_refusal_is_noted_with_a_new_time(ledger: Ledger) -> None:
 
 def test_what_was_sent_without_an_answer_is_looked_for_where_the_server_assigns_ids(ledger: Ledger) -> None:
     client = StubClient()
-    stored(client, SERVER.address(STUDY, "17")[0])
+    stored(client, SERVER.prepare_update(STUDY, "17")[0])
     rows = [orphaned(server_id=None, hash=None), orphaned(identity="t", server_id=None, hash=None)]
-    sent = [Attempt("ImagingStudy", row.id, "h", content_hash(STUDY), "") for row in rows]
+    sent = [Attempt("ImagingStudy", row.id, "h", compute_content_hash(STUDY), "") for row in rows]
     ledger.write_attempts(sent, rows).result(30)
     gone, deleted = prune(client, ledger, rows, strategy=SERVER)
     assert (gone, deleted) == (["s"], {("ImagingStudy", "17")})  # what never arrived is forgotten
@@ -232,7 +234,7 @@ def test_resources_are_located(by_id: bool, methods: set[str]) -> None:
     client = StubClient()
     stored(client, STUDY, PATIENT)
     keys = [("ImagingStudy", "s"), ("Patient", "p"), ("Patient", "q")]
-    places = asyncio.run(locate(client, CLIENT, keys, by_id=by_id))  # type: ignore[arg-type]
+    places = asyncio.run(locate_resources(client, CLIENT, keys, by_id=by_id))  # type: ignore[arg-type]
     assert places == {("ImagingStudy", "s"), ("Patient", "p")}
     assert {method for method, _ in client.calls} == methods
 
@@ -277,7 +279,7 @@ CONCERNED = [
 
 @pytest.mark.parametrize(("known", "concerned"), [case[1:] for case in CONCERNED], ids=[case[0] for case in CONCERNED])
 def test_what_a_withdrawal_concerns(known: ResourceRow, concerned: tuple[bool, bool, bool]) -> None:
-    assert tuple(one.concerns(known) for one in (SUBJECT, LAST, DATASET)) == concerned
+    assert tuple(one.includes(known) for one in (SUBJECT, LAST, DATASET)) == concerned
 
 
 @pytest.mark.parametrize(
@@ -312,12 +314,12 @@ def test_what_is_withdrawn_leaves_the_ledger_and_nothing_else_does(ledger: Ledge
     ledger.write_attempts([Attempt("ImagingStudy", "lost", "h", "s", "")], rows)
     ledger.write_fingerprints("ds", {"u1": "f1", "u2": "f2", "u3": "f3"})
     withdrawn = LedgerWithdrawal(ledger, SUBJECT)
-    content = withdrawn.content()
-    assert content.places == {("ImagingStudy", "mine"), ("ImagingStudy", "partly"), ("Patient", "17")}
-    assert content.unsure == {("ImagingStudy", "lost")}
+    content = withdrawn.read_content()
+    assert content.resources == {("ImagingStudy", "mine"), ("ImagingStudy", "partly"), ("Patient", "17")}
+    assert content.uncertain == {("ImagingStudy", "lost")}
     assert content.external == {"ImagingStudy/x"}
-    assert (content.kept, content.knows_dataset) == (1, True)
-    withdrawn.drop()
+    assert (content.kept_patients, content.knows_dataset) == (1, True)
+    withdrawn.delete_rows()
     assert {one.id for one in ledger.read_where().result(30)} == {"stays", "n", "e"}
     assert ledger.read_attempts([("ImagingStudy", "lost")]).result(30) == {}
     assert ledger.read_fingerprints("ds").result(30) == {"u3": "f3"}

@@ -279,8 +279,8 @@ def test_verify_calls_nothing_missing_that_is_there(
 
     if kind == "nothing found":
         verified = verify(["A"], lake, settings, repair=True)
-        assert [one.counts["missing"] + one.counts["changed"] for one in verified.compared] == [0, 0]
-        assert [one.counts["ok"] for one in verified.compared] == [3, 2]
+        assert [one.counts["missing"] + one.counts["changed"] for one in verified.comparisons] == [0, 0]
+        assert [one.counts["ok"] for one in verified.comparisons] == [3, 2]
     else:
         with pytest.raises(FhirError, match="answer"):
             verify(["A"], lake, settings, repair=True)

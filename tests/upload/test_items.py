@@ -11,15 +11,15 @@ from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.upload.items import (
     IdStrategy,
     UploadItem,
-    content_hash,
-    datasets_of,
-    identifiers,
+    compute_content_hash,
+    get_dataset_names,
+    get_identifiers,
+    get_referenced_id,
+    get_study_uids,
     is_in_namespace,
     is_same_content,
-    referenced_id,
     resolve_references,
     strip_server_elements,
-    study_uids,
 )
 
 CLIENT = IdStrategy("https://site.example/")
@@ -105,7 +105,7 @@ def test_what_a_server_writes_is_stripped_and_nothing_else() -> None:
 
 def test_the_digest_is_that_of_the_content() -> None:
     study = {"resourceType": "ImagingStudy", "id": "s", "status": "available", "series": [{"uid": "1"}]}
-    same = content_hash(study)
+    same = compute_content_hash(study)
     for change in (
         {"id": "other"},
         {"meta": {"versionId": "9", "tag": [{"code": "t"}]}},
@@ -113,10 +113,10 @@ def test_the_digest_is_that_of_the_content() -> None:
         {"endpoint": [{"reference": "Endpoint/1"}]},
         {"text": {"status": "generated"}},
     ):
-        assert content_hash(study | change) == same
+        assert compute_content_hash(study | change) == same
     for change in ({"status": "cancelled"}, {"series": []}, {"description": "x"}, {"text": {"status": "additional"}}):
-        assert content_hash(study | change) != same
-    assert content_hash(dict(reversed(study.items()))) == same
+        assert compute_content_hash(study | change) != same
+    assert compute_content_hash(dict(reversed(study.items()))) == same
 
 
 # -- odd shapes -------------------------------------------------------------------------------------------------------
@@ -127,15 +127,15 @@ def test_no_shape_of_a_resource_raises(server: dict[str, Any], ours: dict[str, A
     assert is_same_content(server, PATIENT) in (True, False)
     assert is_same_content(server, server)
     assert strip_server_elements(strip_server_elements(server)) == strip_server_elements(server)
-    assert len(content_hash(server)) == 64
-    assert all(isinstance(one, dict) for one in identifiers(server))
-    assert all(isinstance(uid, str) for uid in study_uids(server))
-    assert all(isinstance(name, str) for name in datasets_of(server, "s"))
-    assert isinstance(referenced_id(server.get("subject")), str)
+    assert len(compute_content_hash(server)) == 64
+    assert all(isinstance(one, dict) for one in get_identifiers(server))
+    assert all(isinstance(uid, str) for uid in get_study_uids(server))
+    assert all(isinstance(name, str) for name in get_dataset_names(server, "s"))
+    assert isinstance(get_referenced_id(server.get("subject")), str)
     for strategy in (CLIENT, SERVER):
-        assert strategy.is_ours(server, "p") in (True, False)
-        assert strategy.as_produced(server, "p")["id"] == "p"
-        body, _ = strategy.address(ours | {"id": "p"}, "17")
+        assert strategy.is_lake_resource(server, "p") in (True, False)
+        assert strategy.normalize(server, "p")["id"] == "p"
+        body, _ = strategy.prepare_update(ours | {"id": "p"}, "17")
         assert body["id"] == "17"
     assert not is_in_namespace(server, "1.2", ResourceIds.from_key("n", None), CLIENT, "s")
 
@@ -143,8 +143,8 @@ def test_no_shape_of_a_resource_raises(server: dict[str, Any], ours: dict[str, A
 @pytest.mark.parametrize("odd", ODD)
 def test_identifiers_of_any_type_are_not_ours(odd: Any) -> None:
     server = {"id": "17", "identifier": odd}
-    assert not SERVER.is_ours(server, "p")
-    assert SERVER.as_produced(server, "p")["id"] == "p"
+    assert not SERVER.is_lake_resource(server, "p")
+    assert SERVER.normalize(server, "p")["id"] == "p"
 
 
 # -- ids on the server ------------------------------------------------------------------------------------------------
@@ -152,25 +152,25 @@ def test_identifiers_of_any_type_are_not_ours(odd: Any) -> None:
 
 @pytest.mark.parametrize("server_id", [None, "p"])
 def test_a_client_assigned_id_is_ours(server_id: str | None) -> None:
-    assert CLIENT.address(PATIENT, server_id) == (PATIENT, "")
+    assert CLIENT.prepare_update(PATIENT, server_id) == (PATIENT, "")
 
 
 def test_under_another_id_a_resource_is_sent_with_that() -> None:
-    assert CLIENT.address(PATIENT, "17") == (PATIENT | {"id": "17"}, "")
-    assert CLIENT.as_produced(PATIENT | {"id": "17"}, "p") == PATIENT
-    assert CLIENT.is_ours({"id": "p"}, "p")
-    assert not CLIENT.is_ours({"id": "17", "identifier": [MARK]}, "p")
+    assert CLIENT.prepare_update(PATIENT, "17") == (PATIENT | {"id": "17"}, "")
+    assert CLIENT.normalize(PATIENT | {"id": "17"}, "p") == PATIENT
+    assert CLIENT.is_lake_resource({"id": "p"}, "p")
+    assert not CLIENT.is_lake_resource({"id": "17", "identifier": [MARK]}, "p")
 
 
 def test_a_server_that_assigns_ids_gets_an_identifier_and_a_condition() -> None:
-    body, condition = SERVER.address(PATIENT, None)
+    body, condition = SERVER.prepare_update(PATIENT, None)
     assert body == {name: value for name, value in PATIENT.items() if name != "id"} | {"identifier": [MARK]}
     assert condition == "identifier=https%3A%2F%2Fsite.example%2Fresource-id%7Cp"
 
 
 def test_once_its_id_is_known_it_is_a_plain_update() -> None:
     other = {"system": "s", "value": "1"}
-    assert SERVER.address(PATIENT | {"identifier": [other]}, "17") == (
+    assert SERVER.prepare_update(PATIENT | {"identifier": [other]}, "17") == (
         PATIENT | {"id": "17", "identifier": [other, MARK]},
         "",
     )
@@ -178,18 +178,18 @@ def test_once_its_id_is_known_it_is_a_plain_update() -> None:
 
 def test_the_identifier_is_there_once_and_goes_where_the_resource_is_compared() -> None:
     other = {"system": "s", "value": "1"}
-    body, _ = SERVER.address(PATIENT | {"identifier": [MARK, other]}, "17")
+    body, _ = SERVER.prepare_update(PATIENT | {"identifier": [MARK, other]}, "17")
     assert body["identifier"] == [other, MARK]
-    assert SERVER.is_ours(body, "p")
-    assert not SERVER.is_ours(body, "q")
-    assert SERVER.as_produced(body, "p") == PATIENT | {"identifier": [other]}
-    assert SERVER.as_produced(PATIENT | {"id": "17", "identifier": [MARK]}, "p") == PATIENT
+    assert SERVER.is_lake_resource(body, "p")
+    assert not SERVER.is_lake_resource(body, "q")
+    assert SERVER.normalize(body, "p") == PATIENT | {"identifier": [other]}
+    assert SERVER.normalize(PATIENT | {"id": "17", "identifier": [MARK]}, "p") == PATIENT
 
 
 def test_what_was_sent_and_what_the_server_has_of_it_have_one_digest() -> None:
     for strategy in (CLIENT, SERVER):
-        body, _ = strategy.address(PATIENT, "17")
-        assert strategy.content_hash(body | {"meta": {"versionId": "1"}}, "p") == content_hash(PATIENT)
+        body, _ = strategy.prepare_update(PATIENT, "17")
+        assert strategy.compute_content_hash(body | {"meta": {"versionId": "1"}}, "p") == compute_content_hash(PATIENT)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_what_was_sent_and_what_the_server_has_of_it_have_one_digest() -> None:
 )
 def test_no_character_of_an_id_means_another(ours: str, token: str, condition: str) -> None:
     strategy = IdStrategy("https://n", is_client_assigned=False)
-    assert (strategy.token(ours), strategy.condition(ours)) == (token, condition)
+    assert (strategy.make_token(ours), strategy.make_condition(ours)) == (token, condition)
 
 
 # -- references and UIDs ----------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_a_study_refers_to_what_the_server_has() -> None:
     ],
 )
 def test_the_id_that_a_reference_names(reference: Any, identity: str) -> None:
-    assert referenced_id(reference) == identity
+    assert get_referenced_id(reference) == identity
 
 
 def test_studies_of_our_namespace_are_told_by_their_id() -> None:
@@ -266,4 +266,4 @@ def test_studies_of_our_namespace_are_told_by_their_id() -> None:
     ],
 )
 def test_the_uids_of_a_study(identifier: Any, uids: set[str]) -> None:
-    assert study_uids({"identifier": identifier}) == uids
+    assert get_study_uids({"identifier": identifier}) == uids

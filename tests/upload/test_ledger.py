@@ -32,7 +32,7 @@ from dicom_etl.upload.ledger import (
     ResourceRow,
     State,
     count_resources,
-    prepare,
+    create_tables,
     read_resources,
     read_servers,
 )
@@ -114,7 +114,7 @@ class Observed:
 def observed_ledger(lake: Lake, **arguments: Any) -> Iterator[tuple[Ledger, Observed]]:
     """An open ledger whose statements are observed."""
     engine, observed = database.open_engine(lake), Observed()
-    prepare(engine)
+    create_tables(engine)
 
     def note_statement(
         _connection: Any, cursor: Any, statement: str, _parameters: Any, _context: Any, _many: Any
@@ -534,7 +534,7 @@ def assert_all_fails(ledger: Ledger, sentence: str) -> None:
 
 def test_a_full_disk_makes_all_later_calls_fail(sqlite_lake: Lake) -> None:
     engine = database.open_engine(sqlite_lake)
-    prepare(engine)
+    create_tables(engine)
 
     def fill(connection: Any, _record: object) -> None:
         connection.execute("PRAGMA max_page_count=1")  # no page beyond those that there are
@@ -550,7 +550,7 @@ def test_a_full_disk_makes_all_later_calls_fail(sqlite_lake: Lake) -> None:
 
 def test_a_database_that_takes_no_writes_makes_all_later_calls_fail(sqlite_lake: Lake) -> None:
     engine = database.open_engine(sqlite_lake)
-    prepare(engine)
+    create_tables(engine)
     sa.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only=1"))
     with ends_with(LedgerError), Ledger(engine, sqlite_lake.lake_id, SERVER) as ledger:
         assert_all_fails(ledger, "the upload ledger cannot be used: attempt to write a readonly database")

@@ -127,7 +127,7 @@ def test_what_was_sent_and_has_no_answer_yet_is_ours() -> None:
         ([patient("x")], (Action.USE_EXTERNAL, None, None)),
         (
             [patient("x", gender="male")],
-            (Action.HOLD, "patient-conflict", "gender of Patient/x differs from ours"),
+            (Action.HOLD, "patient-conflict", "gender of Patient/x differs from the lake's Patient"),
         ),
         ([patient("x"), patient("y")], (Action.HOLD, "patient-ambiguous", "Patient/x, Patient/y")),
     ],
@@ -171,7 +171,7 @@ def test_a_patient_that_was_merged_is_followed() -> None:
 
 def test_no_study_goes_to_an_inactive_or_deleted_patient() -> None:
     assert decide(PatientOnServer(ServerResource(OURS), is_inactive=True)).reason == "patient-inactive-on-server"
-    decision = decide(PatientOnServer(is_gone=True), row())
+    decision = decide(PatientOnServer(is_deleted=True), row())
     assert (decision.action, decision.reason) == (Action.HOLD, "patient-deleted-on-server")
     assert "`dicom-etl verify --repair`" in str(decision.text)
 
@@ -241,7 +241,7 @@ def test_what_the_ledger_knows_is_read_and_not_searched_for() -> None:
     client = StubClient()
     client.store(patient("p"))
     seen = look(client, known=row(), shared=True)
-    assert seen.own is not None
+    assert seen.current is not None
     assert client.calls == [("read", ("Patient", "p"))]
 
 
@@ -265,11 +265,11 @@ def test_what_is_unknown_is_searched_for_by_id_or_by_its_identifier() -> None:
 
 def test_what_is_no_longer_there_is_gone() -> None:
     client = StubClient()
-    assert look(client, known=row()) == PatientOnServer(is_gone=True)
+    assert look(client, known=row()) == PatientOnServer(is_deleted=True)
     # also where an index still has it, and another client's may take its place
     client.store(patient("x"))
     assert look(client, known=row(), shared=True) == PatientOnServer(
-        is_gone=True, candidates=(client.versions["Patient", "x"][0],)
+        is_deleted=True, candidates=(client.versions["Patient", "x"][0],)
     )
 
 
@@ -313,7 +313,7 @@ def test_merges_on_the_server_are_followed(
     for seen in (look(client, known=row(), shared=shared), look(client)):
         assert (seen.survivor.id if seen.survivor else None) == survivor
         assert seen.is_inactive is is_inactive
-        assert seen.own is not None
+        assert seen.current is not None
     assert len(client.methods("read")) < 20
 
 
@@ -362,6 +362,6 @@ def test_what_the_server_has_may_have_any_shape(element: str, odd: Any) -> None:
     client.store(patient("p") | {element: odd})
     client.store(patient("x") | {element: odd})
     for strategy in (CLIENT, SERVER):
-        assert look(client, known=row(), strategy=strategy).own is not None
+        assert look(client, known=row(), strategy=strategy).current is not None
         look(client, shared=True, strategy=strategy)
         look(client, strategy=strategy)

@@ -58,7 +58,7 @@ def test_what_ours_replaced_stays_in_the_history_and_the_finding_names_both_vers
         assert done.counts["ImagingStudy"] == {state: 1}
         [found] = findings(lake, "A")
         assert found["code"] == "concurrent-overwrite"
-        assert "our version 2 replaced version 1 of another client" in found["message"]
+        assert "version 2 of this lake replaced version 1 of another client" in found["message"]
         assert f"{server.url}/{path}/_history" in found["message"]
     assert without_meta(get(server, f"{path}/_history/1")) == external
     assert without_meta(get(server, path)) == factory.imaging_study("A", ONE)
@@ -84,7 +84,7 @@ def test_what_ours_replaced_is_a_finding_of_the_next_run_if_the_history_could_no
     assert (failed.counts["ImagingStudy"], told) == ({"unconfirmed": 1}, ["upload-unconfirmed"])
     assert done.counts["ImagingStudy"] == {"unchanged": 1}
     assert codes(lake, "A") == ["concurrent-overwrite"]
-    assert "our version 2 replaced version 1 of another client" in findings(lake, "A")[0]["message"]
+    assert "version 2 of this lake replaced version 1 of another client" in findings(lake, "A")[0]["message"]
     assert version(server, path) == "2"
     assert attempts(lake) == []
 
@@ -105,7 +105,7 @@ def test_what_ours_replaced_unseen_stays_known_while_the_next_update_is_held(
         [found] = findings(lake, "A")
         assert held.counts["ImagingStudy"] == {"held": 1, "unchanged": 1}
         assert found["code"] == "update-removes-content"
-        assert "our version 2 replaced version 1 of another client" in found["message"]
+        assert "version 2 of this lake replaced version 1 of another client" in found["message"]
     factory.build(lake, "A", [APART])
     [pruned] = upload(["A"], lake, settings, prune=True)
 
@@ -183,7 +183,7 @@ def test_a_study_that_another_lake_created_after_ours_was_deleted_is_a_concurren
         assert load(lake, server, "A")[0].counts["ImagingStudy"] == {"unchanged": 1}
         [found] = findings(lake, "A")
         assert found["code"] == "concurrent-overwrite"
-        assert "our version 5 replaced version 4" in found["message"]  # HAPI gives a deletion two numbers
+        assert "version 5 of this lake replaced version 4" in found["message"]  # HAPI gives a deletion two numbers
 
 
 def test_a_study_that_was_never_ours_is_held_for_its_content_and_never_deleted(
@@ -245,7 +245,7 @@ def test_a_study_that_another_lake_created_where_ours_never_arrived_is_held_and_
         [found] = findings(lake, "A")
         assert held.counts["ImagingStudy"] == {"held": 1, "unchanged": 1}
         assert found["code"] == "changed-on-server"
-        assert "is not what we sent, which did not arrive" in found["message"]
+        assert "is not what this lake sent, which did not arrive" in found["message"]
     factory.build(lake, "A", [APART])
     [pruned] = upload(["A"], lake, settings, prune=True)
 
@@ -560,7 +560,7 @@ def test_what_ours_replaced_unseen_is_not_deleted_with_ours_and_the_finding_name
         assert pruned.counts["ImagingStudy"] == {"orphaned": 1, "unchanged": 1}
         [found] = [row for row in findings(lake, "A") if path in row["message"]]
         assert found["code"] == "concurrent-overwrite"
-        assert "our version 2 replaced version 1 of another client" in found["message"]
+        assert "version 2 of this lake replaced version 1 of another client" in found["message"]
 
 
 def test_a_study_whose_answer_was_lost_stays_when_its_patient_becomes_undecided(
@@ -637,7 +637,7 @@ def test_a_concurrent_overwrite_that_is_orphaned_is_forgotten_once_its_version_c
     [done] = upload(["A"], lake, settings, prune=True)
 
     assert left.counts["ImagingStudy"] == {"orphaned": 1, "unchanged": 1}
-    assert ["not deleted: our version 2 replaced version 1" in message for message in told] == [True]
+    assert ["not deleted: version 2 of this lake replaced version 1" in message for message in told] == [True]
     assert done.counts["ImagingStudy"] == {"unchanged": 1}
     assert status_of(server, path) == (200 if then == "restored" else 410)
     assert ledger_rows(lake, server.url, "A") == {}

@@ -114,7 +114,7 @@ def test_a_lake_that_replaces_a_study_that_no_search_found_reports_the_version(
     path = study_path(factory, "A", "1")
     [found] = findings(part, "A")
     assert found["code"] == "concurrent-overwrite"
-    assert "our version 2 replaced version 1" in found["message"]
+    assert "version 2 of this lake replaced version 1" in found["message"]
     assert get(server, f"{path}/_history/1")["numberOfInstances"] == 5
 
 

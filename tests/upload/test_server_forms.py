@@ -350,7 +350,7 @@ def test_a_page_that_has_expired_is_asked_for_again_once(
         upload([dataset], lake, settings)
         if times == 1:
             verified = verify([dataset], lake, settings)
-            assert [one.counts["ok"] for one in verified.compared] == [12, 1]
+            assert [one.counts["ok"] for one in verified.comparisons] == [12, 1]
             assert verified.exit_code == 0
         else:
             with pytest.raises(FhirError, match="expired"):

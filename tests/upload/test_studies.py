@@ -16,7 +16,7 @@ from dicom_etl.upload.items import (
     IdStrategy,
     UploadItem,
     UploadOptions,
-    content_hash,
+    compute_content_hash,
     is_same_content,
 )
 from dicom_etl.upload.ledger import Attempt, ResourceRow, State
@@ -72,7 +72,7 @@ def row(**values: Any) -> ResourceRow:
 
 
 def attempt(resource: dict[str, Any], **values: Any) -> Attempt:
-    return Attempt("ImagingStudy", "s", "h", content_hash(resource), "", **values)
+    return Attempt("ImagingStudy", "s", "h", compute_content_hash(resource), "", **values)
 
 
 def on_server(resource: dict[str, Any], version: str = "2", etag: str = "") -> ServerResource:
@@ -81,9 +81,9 @@ def on_server(resource: dict[str, Any], version: str = "2", etag: str = "") -> S
 
 # -- decisions --------------------------------------------------------------------------------------------------------
 
-CHANGED = "version 2 on the server is not the one that we stored"
-REPLACED = "version 2 on the server replaced what we sent"
-NOT_ARRIVED = "version 2 on the server is not what we sent, which did not arrive"
+CHANGED = "version 2 on the server is not the one that this lake stored"
+REPLACED = "version 2 on the server replaced what this lake sent"
+NOT_ARRIVED = "version 2 on the server is not what this lake sent, which did not arrive"
 LOSS = "the update would remove 0 of 1 series and 1 of 3 instances"
 S, U, H = Action.SEND, Action.UNCHANGED, Action.HOLD
 CASES = [
@@ -94,7 +94,7 @@ CASES = [
     ("ours, another version", OURS, row(), [], None, {}, U, None, None),
     ("never stored, no attempt", FORMER, None, [], None, {}, S, None, None),
     ("as stored, by version", FORMER, row(version="2"), [], None, {}, S, None, None),
-    ("as stored, by content", FORMER, row(server_hash=content_hash(FORMER)), [], None, {}, S, None, None),
+    ("as stored, by content", FORMER, row(server_hash=compute_content_hash(FORMER)), [], None, {}, S, None, None),
     ("changed", FORMER, row(), [], None, {}, H, "changed-on-server", CHANGED),
     ("changed, overwritten", FORMER, row(), [], None, {"overwrite": True}, S, None, None),
     ("only seen there", FORMER, row(hash=None), [], None, {}, S, None, None),
@@ -138,7 +138,7 @@ def test_a_study_of_ours(
 def test_the_same_holds_where_the_server_assigns_ids(
     server: Any, known: Any, attempts: Any, has_arrived: Any, options: Any, action: Action, reason: Any, text: Any
 ) -> None:
-    own = on_server(SERVER.address(server, "17")[0]) if server else None
+    own = on_server(SERVER.prepare_update(server, "17")[0]) if server else None
     decision = decide_study(
         ITEM, StudyOnServer(own, has_arrived=has_arrived), known, attempts, UploadOptions(**options), SERVER
     )
@@ -175,7 +175,7 @@ def test_ours_is_merged_into_another_client_s() -> None:
         ITEM, StudyOnServer(external=(external,)), None, (), UploadOptions(existing_study="merge"), CLIENT
     )
     assert (decision.action, decision.reason, decision.is_external) == (S, "study-merged", True)
-    assert decision.text == "our series and instances are in ImagingStudy/x of another client"
+    assert decision.text == "series and instances of this lake are in ImagingStudy/x of another client"
     assert decision.server == ServerResource(external)
     assert decision.resource is not None
     assert decision.resource["id"] == "x"
@@ -190,7 +190,7 @@ def test_of_several_none_is_merged_into() -> None:
     assert decide_study(ITEM, seen, None, (), UploadOptions(existing_study="merge"), CLIENT) == Decision(
         H,
         "study-exists-on-server",
-        "ImagingStudy/x, ImagingStudy/y of other clients have its StudyInstanceUID, so that ours cannot be merged into "
+        "ImagingStudy/x, ImagingStudy/y of other clients have its StudyInstanceUID, so that it cannot be merged into "
         "one",
     )
 
@@ -217,17 +217,17 @@ def test_versions_are_compared_as_they_are(known: Any, server: Any, same: bool) 
 
 
 def test_where_the_server_names_no_versions_its_content_tells() -> None:
-    known = row(version="", etag="", server_hash=content_hash(FORMER))
+    known = row(version="", etag="", server_hash=compute_content_hash(FORMER))
     seen = StudyOnServer(on_server(FORMER, ""))
     assert decide_study(ITEM, seen, known, (), UploadOptions(), CLIENT).action is S
     seen = StudyOnServer(on_server(FORMER | {"description": "x"}, ""))
     decision = decide_study(ITEM, seen, known, (), UploadOptions(), CLIENT)
-    assert decision.text == "version (unnamed) on the server is not the one that we stored"
+    assert decision.text == "version (unnamed) on the server is not the one that this lake stored"
 
 
 def test_a_study_that_moved_to_the_survivor_of_a_merge_was_not_changed() -> None:
     moved = FORMER | {"subject": {"reference": "Patient/survivor"}}
-    known = row(server_hash=content_hash(FORMER))
+    known = row(server_hash=compute_content_hash(FORMER))
     assert decide_study(ITEM, StudyOnServer(on_server(moved)), known, (), UploadOptions(), CLIENT).action is S
 
 
@@ -417,7 +417,7 @@ def look(
 def test_a_known_study_is_read_by_its_id() -> None:
     client = StubClient()
     client.store(MINE)
-    assert look(client, known=row(server_id=OUR_ID)).own is not None
+    assert look(client, known=row(server_id=OUR_ID)).current is not None
     assert client.calls == [("read", ("ImagingStudy", OUR_ID))]
 
 
@@ -436,10 +436,11 @@ def test_an_unknown_study_is_searched_for_by_its_uid() -> None:
 def test_ours_of_which_the_ledger_knows_nothing_is_found(strategy: IdStrategy) -> None:
     client = StubClient()
     client.store(
-        strategy.address(MINE, None if strategy is CLIENT else "17")[0] | {"id": OUR_ID if strategy is CLIENT else "17"}
+        strategy.prepare_update(MINE, None if strategy is CLIENT else "17")[0]
+        | {"id": OUR_ID if strategy is CLIENT else "17"}
     )
     seen = look(client, strategy=strategy)
-    assert seen.own is not None
+    assert seen.current is not None
     assert seen.external == ()
     assert seen.has_arrived is None
 
@@ -492,7 +493,7 @@ def test_whether_what_was_sent_has_arrived(
         if one is None:
             client.versions["ImagingStudy", identity].append(None)
         else:
-            client.store(strategy.address(one | {"id": OUR_ID}, identity)[0])
+            client.store(strategy.prepare_update(one | {"id": OUR_ID}, identity)[0])
     seen = look(client, attempts=[attempt(MINE)], strategy=strategy)
     assert seen.has_arrived is has_arrived
 

@@ -101,7 +101,7 @@ def test_states_that_are_sent_again_and_those_that_somebody_must_look_at() -> No
 
 
 @pytest.mark.parametrize(
-    ("server_id", "content", "is_external", "is_on_server", "is_ours"),
+    ("server_id", "content", "is_external", "is_on_server", "is_owned"),
     [
         (None, None, False, False, False),
         (None, "h", False, False, False),
@@ -112,8 +112,8 @@ def test_states_that_are_sent_again_and_those_that_somebody_must_look_at() -> No
     ],
 )
 def test_what_a_row_says_of_the_server(
-    server_id: str | None, content: str | None, is_external: bool, is_on_server: bool, is_ours: bool
+    server_id: str | None, content: str | None, is_external: bool, is_on_server: bool, is_owned: bool
 ) -> None:
     row = replace(ROW, server_id=server_id, hash=content, is_external=is_external)
-    assert (row.is_on_server, row.is_ours) == (is_on_server, is_ours)
-    assert row.place == ("Patient", server_id or "p")
+    assert (row.is_on_server, row.is_owned) == (is_on_server, is_owned)
+    assert row.server_key == ("Patient", server_id or "p")

@@ -450,7 +450,7 @@ def test_verify_finds_what_differs_and_repairs_what_is_missing(
 
 
 def differences(verified: VerificationResult) -> list[tuple[str, str]]:
-    return sorted((found.what, found.resource) for one in verified.compared for found in one.differences)
+    return sorted((found.kind, found.resource) for one in verified.comparisons for found in one.differences)
 
 
 @both
@@ -464,9 +464,9 @@ def test_verify_finds_a_study_that_this_lake_did_not_send(
     factory.build(other, dataset, [ONE, Study("9", "P9", unit="sub-9")])
     load(other, server, dataset)
 
-    [own, _] = verify([dataset], lake, settings_for(server.url)).compared
+    [own, _] = verify([dataset], lake, settings_for(server.url)).comparisons
 
-    assert [(found.what, found.resource) for found in own.differences] == [
+    assert [(found.kind, found.resource) for found in own.differences] == [
         ("external", study_path(factory, dataset, "9"))
     ]
 

@@ -49,12 +49,12 @@ def check(lake: Lake, server: Proxy, *names: str, **options: Any) -> Verificatio
 
 
 def told(verified: VerificationResult) -> list[tuple[str, str]]:
-    return sorted((found.what, found.resource) for one in verified.compared for found in one.differences)
+    return sorted((found.kind, found.resource) for one in verified.comparisons for found in one.differences)
 
 
 def counts(verified: VerificationResult) -> list[dict[str, int]]:
     """By dataset, the numbers that are not zero; what datasets share comes last."""
-    return [{what: number for what, number in one.counts.items() if number} for one in verified.compared]
+    return [{what: number for what, number in one.counts.items() if number} for one in verified.comparisons]
 
 
 def files(lake: Lake) -> dict[str, bytes]:
@@ -202,8 +202,8 @@ def test_what_another_client_changed_is_reported_and_not_overwritten(
     assert server_content.get(url, paths[0])["description"] == "theirs"
     assert server_content.get(url, paths[1])["gender"] == "other"
     assert versions(server, *paths) == ["2", "2"]
-    [text] = [one.text for part in found.compared for one in part.differences if one.resource == paths[0]]
-    assert text == "version 2, and the ledger has 1: another client has changed it"
+    [text] = [one.text for part in found.comparisons for one in part.differences if one.resource == paths[0]]
+    assert text == "the server has version 2, the ledger 1: another client has changed it"
 
 
 def test_a_study_of_another_lake_is_external_also_on_a_later_page(
@@ -233,7 +233,7 @@ def test_what_was_rejected_and_what_was_never_sent_is_unsent(
     found = check(lake, server, factory.name)
 
     assert told(found) == sorted(("unsent", study_path(factory, number)) for number in ("2", "3"))
-    texts = {one.resource: one.text for one in found.compared[0].differences}
+    texts = {one.resource: one.text for one in found.comparisons[0].differences}
     assert [texts[study_path(factory, number)] for number in ("2", "3")] == ["rejected", "never sent"]
     assert found.exit_code == 1
 
@@ -318,7 +318,7 @@ def test_a_dataset_without_resources_leaves_the_others_alone(
     found = check(lake, server, "unbuilt", factory.name)
 
     assert counts(found) == [{"ok": 2}, {"ok": 1}]
-    assert found.nothing == {"unbuilt": "dataset unbuilt has no resources yet; build it first"}
+    assert found.not_compared == {"unbuilt": "dataset unbuilt has no resources yet; build it first"}
     assert found.exit_code == 1
     assert check(lake, server, "unbuilt").exit_code == 2
 

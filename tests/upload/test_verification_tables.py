@@ -15,7 +15,7 @@ def row(identity: str = "s", **values: Any) -> ResourceRow:
     return ResourceRow("ImagingStudy", identity, "ds", "u1", **STORED_ROW | values)
 
 
-CHANGED = "version 2, and the ledger has 1: another client has changed it"
+CHANGED = "the server has version 2, the ledger 1: another client has changed it"
 CASES = [
     # the row, the server's version (None: not there), produced by the lake, what it counts as, text of a difference
     ("as stored", {}, "1", True, "ok", None),
@@ -44,7 +44,7 @@ CASES = [
         None,
         True,
         "missing",
-        "another client's, which is used for ImagingStudy/s",
+        "it belongs to another client, and is used for ImagingStudy/s",
     ),
 ]
 
@@ -59,7 +59,7 @@ def test_a_resource(values: Any, version: str | None, is_produced: bool, what: s
     assert found.counts == {
         kind: kinds.count(kind) for kind in ("ok", "missing", "changed", "external", "unsent", "orphaned")
     }
-    assert [one.what for one in found.differences] == [kind for kind in kinds if kind not in ("ok", "orphaned")]
+    assert [one.kind for one in found.differences] == [kind for kind in kinds if kind not in ("ok", "orphaned")]
     if text is not None:
         assert found.differences[0] == Difference(kinds[0], "ImagingStudy/s", "u1", text)
 
@@ -74,9 +74,9 @@ def test_what_was_never_sent_is_told_with_its_unit() -> None:
 
 def test_under_another_id_it_is_compared_and_named_by_that() -> None:
     found = compare("ds", [row(server_id="17")], {("ImagingStudy", "17"): "2"}, {KEY: "u1"})
-    assert [(one.what, one.resource) for one in found.differences] == [("changed", "ImagingStudy/17")]
+    assert [(one.kind, one.resource) for one in found.differences] == [("changed", "ImagingStudy/17")]
     missing = compare("ds", [row(server_id="17")], {KEY: "1"}, {KEY: "u1"})
-    assert [(one.what, one.resource) for one in missing.differences] == [("missing", "ImagingStudy/17")]
+    assert [(one.kind, one.resource) for one in missing.differences] == [("missing", "ImagingStudy/17")]
 
 
 def test_of_a_unit_that_is_being_built_nothing_is_said_to_be_orphaned() -> None:
@@ -87,8 +87,8 @@ def test_of_a_unit_that_is_being_built_nothing_is_said_to_be_orphaned() -> None:
 def test_studies_of_the_dataset_that_nobody_knows_are_external() -> None:
     rows = [row(), row("t", server_id="17"), row("forgotten", server_id=None, state=State.FAILED)]
     produced = {KEY: "u1", ("ImagingStudy", "new"): "u1"}
-    found = compare("ds", rows, {KEY: "1"}, produced, carrying=["z", "s", "17", "new", "t", "forgotten", "a", "a"])
-    assert [one for one in found.differences if one.what == "external"] == [
+    found = compare("ds", rows, {KEY: "1"}, produced, study_ids=["z", "s", "17", "new", "t", "forgotten", "a", "a"])
+    assert [one for one in found.differences if one.kind == "external"] == [
         Difference("external", "ImagingStudy/a", None, "this lake did not send it"),
         Difference("external", "ImagingStudy/z", None, "this lake did not send it"),
     ]

@@ -43,7 +43,7 @@ async def delete(self: FhirClient, kind: str, identity: str, real=FhirClient.del
     return await real(self, kind, identity)
 
 
-def drop(self: LedgerWithdrawal, real=LedgerWithdrawal.drop) -> None:
+def drop(self: LedgerWithdrawal, real=LedgerWithdrawal.delete_rows) -> None:
     happened("before the ledger")
     real(self)
     happened("after the ledger")
@@ -53,7 +53,7 @@ if __name__ == "__main__":
     Path.replace = rename  # type: ignore[method-assign]
     Lake.remove = remove  # type: ignore[method-assign]
     FhirClient.delete = delete  # type: ignore[method-assign]
-    LedgerWithdrawal.drop = drop  # type: ignore[method-assign]
+    LedgerWithdrawal.delete_rows = drop  # type: ignore[method-assign]
     _, events, _, root, url, namespace, dataset, subject = sys.argv
     withdraw(dataset, subject, Lake(root), Settings(namespace=namespace, fhir=FhirSettings(url=url)))
     Path(events).write_text("\n".join(seen))

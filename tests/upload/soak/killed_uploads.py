@@ -107,7 +107,7 @@ class _KillingFuture:
 def _kill_at_commit(kill: Kill) -> None:
     from dicom_etl.upload.ledger import Ledger
 
-    run_together = Ledger._run_together
+    run_together = Ledger.run_transaction
     commits = 0
 
     def run(ledger: Any, connection: Any, jobs: Any) -> None:
@@ -122,7 +122,7 @@ def _kill_at_commit(kill: Kill) -> None:
         else:
             run_together(ledger, connection, [(lambda _: None, _KillingFuture()), *jobs])
 
-    Ledger._run_together = run  # type: ignore[method-assign]
+    Ledger.run_transaction = run  # type: ignore[method-assign]
 
 
 def _end() -> None:
