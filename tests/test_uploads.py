@@ -80,7 +80,7 @@ def lake(tmp_path: Path) -> Lake:
     return lake
 
 
-def test_what_is_not_as_it_should_be_comes_newest_first(lake: Lake) -> None:
+def test_unfinished_resources_are_listed_newest_first(lake: Lake) -> None:
     found = list_uploads(lake, "A")
 
     assert [(sent.state, sent.resource) for sent in found.listed] == [
@@ -97,7 +97,7 @@ def test_what_is_not_as_it_should_be_comes_newest_first(lake: Lake) -> None:
     assert last.time == NOON + timedelta(hours=1)
 
 
-def test_the_status_counts_what_datasets_share_too(lake: Lake) -> None:
+def test_the_status_counts_shared_resources_too(lake: Lake) -> None:
     note(lake, row("Endpoint", "e1", "held"))
 
     assert read_dataset_status(lake, "A").uploads == (
@@ -110,7 +110,7 @@ def test_the_status_counts_what_datasets_share_too(lake: Lake) -> None:
     )
 
 
-def test_an_unconfirmed_resource_is_trouble() -> None:
+def test_an_unconfirmed_resource_makes_the_exit_code_1() -> None:
     uploaded = UploadSummary("A", "s", {"ImagingStudy": {"unconfirmed": 1, "stored": 5}})
     outcome = RunResult()
     outcome.add("upload", "A", uploaded)
@@ -125,11 +125,11 @@ def test_an_unconfirmed_resource_is_trouble() -> None:
     [(["stored"], ["e1", "s1"]), (["rejected", "failed"], ["s4", "s2"]), (["unchanged"], [])],
     ids=str,
 )
-def test_only_the_states_that_are_asked_for(lake: Lake, states: list[str], ids: list[str]) -> None:
+def test_only_the_requested_states_are_listed(lake: Lake, states: list[str], ids: list[str]) -> None:
     assert [sent.resource.partition("/")[2] for sent in list_uploads(lake, "A", states).listed] == ids
 
 
-def test_the_command_lists_them_and_says_how_they_go_again(run_command: RunCommand, lake: Lake) -> None:
+def test_the_command_lists_them_and_the_command_that_retries(run_command: RunCommand, lake: Lake) -> None:
     code, out, _ = run_command("uploads", "--lake", lake.root)
     assert code == 0
     for words in (
@@ -150,13 +150,13 @@ def test_the_command_lists_them_and_says_how_they_go_again(run_command: RunComma
     assert (one["resource"], one["status"], one["time"]) == ("ImagingStudy/s2", 400, "2024-05-01 13:00:00+00:00")
 
 
-def test_a_state_that_there_is_not_is_one_sentence(run_command: RunCommand, lake: Lake) -> None:
+def test_an_unknown_state_is_refused(run_command: RunCommand, lake: Lake) -> None:
     code, out, err = run_command("uploads", "--state", "lost", "--lake", lake.root)
     assert (code, out) == (2, "")
     assert err == "dicom-etl: lost is no state; there are stored, unconfirmed, rejected, failed, held, orphaned\n"
 
 
-def test_what_was_rejected_goes_with_failed_and_nothing_else_does(
+def test_failed_sends_only_what_was_rejected(
     run_command: RunCommand,
     tmp_path: Path,
     server: Proxy,

@@ -97,7 +97,7 @@ def failing(error: type[FhirError], bad: str, status: int | None = None) -> Any:
         ([0, 0, 0], 9, 0, [3]),
     ],
 )
-def test_batches_have_so_many_entries_and_bytes(
+def test_batches_are_limited_in_entries_and_bytes(
     sizes: list[int], max_entries: int, max_bytes: int, batches: list[int]
 ) -> None:
     items = [item(str(number), size) for number, size in enumerate(sizes)]
@@ -111,7 +111,7 @@ def test_no_resource_is_in_a_batch_twice() -> None:
     assert ["".join(one.id for one in batch) for batch in packed] == ["ab", "ac", "c"]
 
 
-def test_batches_are_made_as_they_are_asked_for() -> None:
+def test_batches_are_made_lazily() -> None:
     taken = []
 
     def items() -> Iterator[UploadItem]:
@@ -127,7 +127,7 @@ def test_batches_are_made_as_they_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_what_is_sent_is_committed_before_and_no_transaction_is_open_meanwhile(
+def test_attempts_are_committed_before_the_request_is_sent(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
     url = request.getfixturevalue("postgres_url") if kind == "postgresql" else None
@@ -156,7 +156,7 @@ def test_what_is_sent_is_committed_before_and_no_transaction_is_open_meanwhile(
     assert seen == [every, every]
 
 
-def test_where_the_journal_cannot_be_written_nothing_is_sent(tmp_path: Path) -> None:
+def test_nothing_is_sent_if_the_journal_cannot_be_written(tmp_path: Path) -> None:
     lake, client = Lake(str(tmp_path / "lake")).open(), StubClient()
     ledger = Ledger.from_lake(lake, "server").__enter__()
     with sqlite3.connect(Path(lake.root, "ledger.sqlite")) as other:
@@ -181,14 +181,14 @@ def test_the_journal_is_not_written_on_the_event_loop(tmp_path: Path) -> None:
     assert threading.get_ident() not in threads
 
 
-def test_the_numbers_of_attempts_are_known_to_what_was_delivered(ledger: Ledger) -> None:
+def test_deliveries_have_the_numbers_of_their_attempts(ledger: Ledger) -> None:
     done = send(StubClient(), ledger, [delivery("a"), delivery("b")])
     assert {one: [done[one].attempt.number] for one in "ab"} == open_attempts(ledger, "ab")
     assert {one.row.state for one in done.values()} == {State.UNCONFIRMED}
     assert all(one.result is not None and one.result.status == 201 and one.error is None for one in done.values())
 
 
-def test_of_nothing_nothing_becomes(ledger: Ledger) -> None:
+def test_no_deliveries_give_no_requests(ledger: Ledger) -> None:
     client = StubClient()
     assert send(client, ledger, []) == {}
     assert client.calls == []
@@ -197,20 +197,20 @@ def test_of_nothing_nothing_becomes(ledger: Ledger) -> None:
 # -- requests ---------------------------------------------------------------------------------------------------------
 
 
-def test_small_ones_go_together_and_a_large_one_alone(ledger: Ledger) -> None:
+def test_small_resources_share_a_transaction_and_large_ones_do_not(ledger: Ledger) -> None:
     client = StubClient()
     send(client, ledger, [delivery("a"), delivery("b", size=500), delivery("c")], single=200)
     assert transactions(client) == ["ac"]
     assert client.methods("put") == ["ImagingStudy/b"]
 
 
-def test_a_large_conditional_update_goes_in_a_transaction(ledger: Ledger) -> None:
+def test_a_large_conditional_update_is_sent_in_a_transaction(ledger: Ledger) -> None:
     client = StubClient()
     send(client, ledger, [delivery("a", size=500, condition="identifier=x")], single=200)
     assert (len(client.methods("transaction")), client.methods("put")) == (1, [])
 
 
-def test_the_error_of_a_large_one_is_its_own(ledger: Ledger) -> None:
+def test_the_error_of_a_large_resource_affects_no_other(ledger: Ledger) -> None:
     client = StubClient()
     client.on_call = lambda method, _: (_ for _ in ()).throw(TimedOutError("late")) if method == "put" else None
     done = send(client, ledger, [delivery("a"), delivery("b", size=500)], single=200)
@@ -229,9 +229,7 @@ def test_the_error_of_a_large_one_is_its_own(ledger: Ledger) -> None:
         ("e", ["abcde", "ab", "cde", "c", "de", "d", "e"]),
     ],
 )
-def test_one_bad_resource_is_found_by_halves_and_the_others_go_in(
-    ledger: Ledger, bad: str, expected: list[str]
-) -> None:
+def test_halving_isolates_a_bad_resource_and_stores_the_others(ledger: Ledger, bad: str, expected: list[str]) -> None:
     client = StubClient()
     client.on_call = failing(RejectedError, bad, 422)
     done = send(client, ledger, [delivery(one) for one in "abcde"])
@@ -244,7 +242,7 @@ def test_one_bad_resource_is_found_by_halves_and_the_others_go_in(
     assert all(client.retries)
 
 
-def test_where_all_are_bad_each_is_refused_alone(ledger: Ledger) -> None:
+def test_if_all_resources_are_bad_each_is_refused_by_itself(ledger: Ledger) -> None:
     client = StubClient()
     client.on_call = lambda method, what: (_ for _ in ()).throw(RejectedError("no", status=422))
     done = send(client, ledger, [delivery(one) for one in "abcd"])
@@ -254,7 +252,7 @@ def test_where_all_are_bad_each_is_refused_alone(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(("error", "status"), [(ConflictError, 412), (AccessDeniedError, 401)])
-def test_what_halves_cannot_help_is_not_cut(ledger: Ledger, error: type[FhirError], status: int) -> None:
+def test_errors_that_halving_cannot_fix_are_not_halved(ledger: Ledger, error: type[FhirError], status: int) -> None:
     client = StubClient()
     client.on_call = failing(error, "b", status)
     done = send(client, ledger, [delivery(one) for one in "abc"])
@@ -262,7 +260,7 @@ def test_what_halves_cannot_help_is_not_cut(ledger: Ledger, error: type[FhirErro
     assert all(isinstance(one.error, error) for one in done.values())
 
 
-def test_after_the_server_was_given_up_nothing_more_is_sent(ledger: Ledger) -> None:
+def test_nothing_is_sent_after_the_server_is_given_up(ledger: Ledger) -> None:
     client = StubClient()
 
     def on_call(_method: str, _what: Any) -> None:
@@ -275,7 +273,7 @@ def test_after_the_server_was_given_up_nothing_more_is_sent(ledger: Ledger) -> N
     assert all(isinstance(one.error, UnreachableError) for one in done.values())
 
 
-def test_a_resource_that_makes_the_server_fail_is_found_without_further_retries(ledger: Ledger) -> None:
+def test_a_resource_that_crashes_the_server_is_isolated_without_retries(ledger: Ledger) -> None:
     client = StubClient()
     client.on_call = failing(ServerFailureError, "b", 500)
     done = send(client, ledger, [delivery(one) for one in "abcd"])
@@ -295,7 +293,7 @@ def test_a_resource_that_makes_the_server_fail_is_found_without_further_retries(
         (RejectedError, 422, False),  # what is rejected alone was not stored together with others
     ],
 )
-def test_a_half_that_was_not_sent_may_have_arrived_with_the_whole(
+def test_an_unsent_half_may_have_arrived_with_the_whole_transaction(
     ledger: Ledger, error: type[FhirError], status: int | None, may_have_arrived: bool
 ) -> None:
     """The whole is stored, and its answer is a failure of a gateway; then the server is gone."""
@@ -315,7 +313,7 @@ def test_a_half_that_was_not_sent_may_have_arrived_with_the_whole(
     assert set(open_attempts(ledger, "abc")) == set("abc")
 
 
-def test_a_half_that_was_refused_after_a_refusal_has_not_arrived(ledger: Ledger) -> None:
+def test_a_half_that_is_refused_after_a_refusal_has_not_arrived(ledger: Ledger) -> None:
     client = StubClient()
     client.on_call = lambda _method, what: (_ for _ in ()).throw(
         RejectedError("no", status=422) if len(what) > 1 else BusyError("busy", status=429)

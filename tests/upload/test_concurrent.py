@@ -150,9 +150,7 @@ def _built(homes: Mapping[str, Lake]) -> DatasetFactory:
     return factory
 
 
-def test_eight_runs_at_once_share_patients_without_copies_and_without_flipping(
-    homes: dict[str, Lake], hapi: HapiServer
-) -> None:
+def test_eight_concurrent_runs_share_patients_without_duplicates(homes: dict[str, Lake], hapi: HapiServer) -> None:
     factory, whole = _built(homes), _united(_SAID.values())
     with faulty(hapi.base_url, rate=0.0) as server:
         all_at_once([started(lake, server.url, dataset) for dataset, lake in homes.items()])
@@ -240,7 +238,7 @@ def _wrong_after_kill(number: int, hapi: HapiServer, folder: Path, *, answered: 
     return [f"killed {when} request {number}: {one}" for one in wrong]
 
 
-def test_a_run_that_was_killed_at_any_request_is_completed_by_the_next(hapi: HapiServer, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_request_is_completed_by_the_next(hapi: HapiServer, tmp_path: Path) -> None:
     moments = [(number, answered) for number in (3, 5, 7, 9, 12) for answered in (False, True)]
 
     def wrong_after(moment: tuple[int, bool]) -> list[str]:
@@ -251,7 +249,7 @@ def test_a_run_that_was_killed_at_any_request_is_completed_by_the_next(hapi: Hap
         assert [one for wrong in pool.map(wrong_after, moments) for one in wrong] == []
 
 
-def test_a_change_of_a_killed_run_is_not_taken_for_another_clients(hapi: HapiServer, tmp_path: Path) -> None:
+def test_a_change_of_a_killed_run_is_recognised_as_the_lakes(hapi: HapiServer, tmp_path: Path) -> None:
     factory, lake = DatasetFactory(f"killed-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
     one = Study("1", "P1")
     runs: list[subprocess.Popen[str]] = []

@@ -121,13 +121,13 @@ def fail(error: FhirError) -> Any:
 # -- read_back --------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_stored_is_read_back() -> None:
+def test_a_stored_resource_is_read_back() -> None:
     client = StubClient()
     client.store(patient())
     assert asyncio.run(read_back(client, "Patient", "p")).version == "1"  # type: ignore[arg-type]
 
 
-def test_what_was_stored_and_is_not_there_may_have_arrived() -> None:
+def test_a_stored_resource_that_is_missing_may_have_arrived() -> None:
     with pytest.raises(InvalidAnswerError, match="the server accepted Patient/p and does not have it") as failure:
         asyncio.run(read_back(StubClient(), "Patient", "p"))  # type: ignore[arg-type]
     assert failure.value.may_have_arrived
@@ -160,7 +160,7 @@ HISTORIES = [
 @pytest.mark.parametrize(
     ("history", "version", "expected"), [case[1:] for case in HISTORIES], ids=[case[0] for case in HISTORIES]
 )
-def test_what_a_write_replaced(history: list[Any], version: str, expected: tuple[str, str] | None) -> None:
+def test_the_version_that_a_write_replaced(history: list[Any], version: str, expected: tuple[str, str] | None) -> None:
     client = StubClient()
     for number, resource in reversed(history):
         stored = resource | {"meta": {"versionId": number}} if resource else None
@@ -183,7 +183,7 @@ def test_what_a_write_replaced(history: list[Any], version: str, expected: tuple
 
 @pytest.mark.parametrize("problem", ["keeps none", "cannot be read"])
 @pytest.mark.parametrize("tells_creates", [True, False])
-def test_without_a_history_a_server_that_tells_what_it_creates_has_told(problem: str, tells_creates: bool) -> None:
+def test_without_a_history_the_status_shows_a_replacement(problem: str, tells_creates: bool) -> None:
     client = StubClient()
     client.has_answered_created, client.keeps_history = tells_creates, problem != "keeps none"
     if problem == "cannot be read":
@@ -199,7 +199,7 @@ def test_without_a_history_a_server_that_tells_what_it_creates_has_told(problem:
     assert asyncio.run(work) == (ReplacedVersion("ImagingStudy", None, "", "7") if tells_creates else None)
 
 
-def test_another_failure_is_told() -> None:
+def test_other_errors_are_raised() -> None:
     client = StubClient()
     client.on_call = once("read_history", fail(BusyError("busy", status=429)))
     with pytest.raises(BusyError):
@@ -221,7 +221,7 @@ def created(kind: str = "ImagingStudy", identity: str = STUDY_ID, **values: Any)
     return ResourceRow(kind, identity, "ds", "u", **known | values)
 
 
-def test_what_a_search_finds_is_indexed() -> None:
+def test_a_resource_that_a_search_finds_is_indexed() -> None:
     client = StubClient()
     client.store(study())
     client.store(patient())
@@ -230,21 +230,21 @@ def test_what_a_search_finds_is_indexed() -> None:
     assert [what[0] for what in client.methods("search")] == ["ImagingStudy", "Patient"]
 
 
-def test_what_no_search_finds_is_not() -> None:
+def test_a_resource_that_no_search_finds_is_not_indexed() -> None:
     client = StubClient()
     client.unindexed = {client.store(study()), client.store(patient())}
     rows = confirm(client, created(), created("Patient", "p"))
     assert [(one.is_indexed, one.reason) for one in rows] == [(False, None), (False, None)]
 
 
-def test_where_the_search_fails_the_next_run_looks_again() -> None:
+def test_after_a_failed_search_the_next_run_searches_again() -> None:
     client = StubClient()
     client.on_call = once("search", fail(BusyError("busy")))
     assert [one.is_indexed for one in confirm(client, created())] == [False]
 
 
 @pytest.mark.parametrize("wanted", [False, True])
-def test_another_client_s_study_is_reported(wanted: bool) -> None:
+def test_a_study_of_another_client_is_reported(wanted: bool) -> None:
     client = StubClient()
     client.store(study())
     client.store(study(id="x", identifier=[UID]))
@@ -265,7 +265,7 @@ def test_another_client_s_study_is_reported(wanted: bool) -> None:
     )
 
 
-def test_a_copy_of_a_patient_is_reported_unless_it_was_merged() -> None:
+def test_a_duplicate_patient_is_reported_unless_it_was_merged() -> None:
     client = StubClient()
     client.store(patient())
     client.store(patient(id="merged", link=[{"type": "replaced-by", "other": {"reference": "Patient/p"}}]))
@@ -275,7 +275,7 @@ def test_a_copy_of_a_patient_is_reported_unless_it_was_merged() -> None:
     assert (row.reason, row.reason_text) == ("duplicate-patient-on-server", "Patient/x")
 
 
-def test_a_reason_that_there_is_stays() -> None:
+def test_an_existing_reason_stays() -> None:
     client = StubClient()
     client.store(study())
     client.store(study(id="x", identifier=[UID]))
@@ -330,7 +330,7 @@ def test_on_every_server_a_study_is_stored_once_and_then_updated(
 
 @pytest.mark.parametrize("strategy", [CLIENT, SERVER])
 @pytest.mark.parametrize("names_versions", [True, False])
-def test_what_the_server_had_as_it_should_be_can_be_changed_later(
+def test_a_study_that_was_up_to_date_can_be_changed_later(
     uploads: Uploads, strategy: IdStrategy, names_versions: bool
 ) -> None:
     """The ledger did not know it, took it over unchanged, and then a run has something new to send."""
@@ -346,7 +346,9 @@ def test_what_the_server_had_as_it_should_be_can_be_changed_later(
 
 @pytest.mark.parametrize("strategy", [CLIENT, SERVER])
 @pytest.mark.parametrize("names_versions", [True, False])
-def test_what_another_client_changed_is_held(uploads: Uploads, strategy: IdStrategy, names_versions: bool) -> None:
+def test_a_study_that_another_client_changed_is_held(
+    uploads: Uploads, strategy: IdStrategy, names_versions: bool
+) -> None:
     uploads.client.names_versions, uploads.strategy = names_versions, strategy
     place = ("ImagingStudy", str(uploads.upload(study()).server_id))
     uploads.client.store((uploads.client.current(place) or {}) | {"note": [{"text": "n"}]})
@@ -366,7 +368,7 @@ def test_a_dry_run_writes_nothing_to_the_server(uploads: Uploads) -> None:
 # -- a batch: other clients at the same time --------------------------------------------------------------------------
 
 
-def test_a_version_between_our_look_and_our_update_is_not_lost(uploads: Uploads) -> None:
+def test_a_version_between_lookup_and_update_is_not_lost(uploads: Uploads) -> None:
     uploads.upload(study())
     uploads.client.on_call = once("transaction", lambda: uploads.client.store(study(note=[{"text": "n"}])))
     row = uploads.upload(study(description="new"))
@@ -378,7 +380,7 @@ def test_a_version_between_our_look_and_our_update_is_not_lost(uploads: Uploads)
 
 
 @pytest.mark.parametrize("tells_creates", [True, False])
-def test_a_study_that_replaced_another_client_s_is_reported(uploads: Uploads, tells_creates: bool) -> None:
+def test_a_study_that_replaced_another_clients_is_reported(uploads: Uploads, tells_creates: bool) -> None:
     uploads.client.tells_creates = tells_creates
     uploads.client.on_call = once("transaction", lambda: uploads.client.store(OTHER))
     row = uploads.upload(study())
@@ -389,7 +391,7 @@ def test_a_study_that_replaced_another_client_s_is_reported(uploads: Uploads, te
     )
 
 
-def test_a_patient_that_replaced_another_client_s_is_merged_with_it(uploads: Uploads) -> None:
+def test_a_patient_that_replaced_another_clients_is_merged_with_it(uploads: Uploads) -> None:
     other = patient(telecom=[{"value": "1"}], gender="male")
     uploads.client.on_call = once("transaction", lambda: uploads.client.store(other))
     row = uploads.upload(patient())
@@ -400,7 +402,7 @@ def test_a_patient_that_replaced_another_client_s_is_merged_with_it(uploads: Upl
     assert (row.version, uploads.open_attempts(patient())) == ("3", 0)
 
 
-def test_another_client_that_writes_all_the_time_ends_as_failed(uploads: Uploads) -> None:
+def test_a_resource_that_another_client_keeps_changing_fails(uploads: Uploads) -> None:
     uploads.upload(patient())
 
     def on_call(method: str, _what: Any) -> None:
@@ -423,7 +425,7 @@ def test_another_client_that_writes_all_the_time_ends_as_failed(uploads: Uploads
 @pytest.mark.parametrize("error", [TimedOutError("late"), ServerFailureError("gateway", status=502)])
 @pytest.mark.parametrize("arrives", [True, False])
 @pytest.mark.parametrize("next_resource", [study(), study(description="new")])
-def test_what_was_sent_without_an_answer_is_looked_up_by_the_next_run(
+def test_an_unanswered_attempt_is_looked_up_by_the_next_run(
     uploads: Uploads, strategy: IdStrategy, error: FhirError, arrives: bool, next_resource: dict[str, Any]
 ) -> None:
     client, uploads.strategy = uploads.client, strategy
@@ -452,7 +454,7 @@ def test_what_was_sent_without_an_answer_is_looked_up_by_the_next_run(
         (RejectedError("no", status=422), State.REJECTED, "upload-rejected"),
     ],
 )
-def test_what_was_not_delivered_leaves_no_attempt(
+def test_a_request_that_was_not_delivered_leaves_no_attempt(
     uploads: Uploads, error: FhirError, state: State, reason: str
 ) -> None:
     uploads.client.on_call = once("transaction", fail(error))
@@ -461,7 +463,7 @@ def test_what_was_not_delivered_leaves_no_attempt(
     assert uploads.open_attempts(study()) == 0
 
 
-def test_a_failure_takes_nothing_away_from_what_is_known(uploads: Uploads) -> None:
+def test_a_failure_keeps_what_is_known_of_the_server(uploads: Uploads) -> None:
     before = uploads.upload(study())
     uploads.client.on_call = once("transaction", fail(BusyError("busy", status=429)))
     after = uploads.upload(study(description="new"))
@@ -471,7 +473,7 @@ def test_a_failure_takes_nothing_away_from_what_is_known(uploads: Uploads) -> No
 
 
 @pytest.mark.parametrize("method", ["search", "read"])
-def test_where_the_server_cannot_be_asked_nothing_is_sent(uploads: Uploads, method: str) -> None:
+def test_nothing_is_sent_if_the_server_cannot_be_asked(uploads: Uploads, method: str) -> None:
     if method == "read":
         uploads.upload(study())
     writes = uploads.writes()
@@ -481,7 +483,7 @@ def test_where_the_server_cannot_be_asked_nothing_is_sent(uploads: Uploads, meth
     assert uploads.writes() == writes
 
 
-def test_until_it_is_known_what_a_write_replaced_the_attempt_stays_open(uploads: Uploads) -> None:
+def test_an_attempt_stays_open_until_the_replaced_version_is_known(uploads: Uploads) -> None:
     uploads.client.tells_creates = False
     uploads.client.on_call = once("read_history", fail(BusyError("busy", status=429)))
     row = uploads.upload(study())
@@ -490,7 +492,7 @@ def test_until_it_is_known_what_a_write_replaced_the_attempt_stays_open(uploads:
     assert uploads.open_attempts(study()) == 0
 
 
-def test_what_a_killed_run_replaced_is_found_by_the_next(uploads: Uploads) -> None:
+def test_the_next_run_finds_what_a_killed_run_replaced(uploads: Uploads) -> None:
     uploads.client.on_call = once("transaction", lambda: uploads.client.store(OTHER))
     uploads.client.after_write = once("transaction", fail(TimedOutError("late")))
     assert uploads.upload(study()).state is State.UNCONFIRMED
@@ -499,7 +501,7 @@ def test_what_a_killed_run_replaced_is_found_by_the_next(uploads: Uploads) -> No
     assert uploads.open_attempts(study()) == 0
 
 
-def test_what_we_said_of_a_patient_and_withdrew_goes_also_after_a_lost_answer(uploads: Uploads) -> None:
+def test_a_removed_patient_value_disappears_after_a_lost_answer(uploads: Uploads) -> None:
     uploads.client.after_write = once("transaction", fail(TimedOutError("late")))
     assert uploads.upload(patient(name=[{"family": "A"}])).state is State.UNCONFIRMED
     uploads.client.store((uploads.client.current(("Patient", "p")) or {}) | {"telecom": [{"value": "1"}]})
@@ -512,7 +514,7 @@ def test_what_we_said_of_a_patient_and_withdrew_goes_also_after_a_lost_answer(up
     assert orjson.loads(row.contribution or "") == patient()
 
 
-def test_the_etag_of_what_was_read_is_sent_back_as_it_came(uploads: Uploads) -> None:
+def test_the_etag_that_was_read_is_sent_back_verbatim(uploads: Uploads) -> None:
     uploads.upload(study())
     seen: list[str] = []
 

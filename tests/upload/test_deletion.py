@@ -92,7 +92,7 @@ DROPPED = [
     [case[1:] for case in DROPPED],
     ids=[case[0] for case in DROPPED],
 )
-def test_a_resource_that_is_no_longer_produced(
+def test_the_row_of_a_resource_that_is_no_longer_produced(
     kind: str, values: Any, has_attempts: bool, state: str | None, reason: str | None, text: str | None
 ) -> None:
     before = row(kind, **values)
@@ -139,7 +139,7 @@ PATIENT = {"resourceType": "Patient", "id": "p"}
 ENDPOINT = {"resourceType": "Endpoint", "id": "e"}
 
 
-def test_studies_go_before_what_they_refer_to(ledger: Ledger) -> None:
+def test_studies_are_deleted_before_what_they_refer_to(ledger: Ledger) -> None:
     client = StubClient()
     stored(client, STUDY, PATIENT, ENDPOINT)
     rows = [orphaned("Endpoint", "e"), orphaned("Patient", "p"), orphaned()]
@@ -169,7 +169,7 @@ def test_a_patient_stays_while_a_study_refers_to_it(ledger: Ledger, subject: Any
 
 
 @pytest.mark.parametrize("subject", [*ODD, {"reference": "Patient/other"}, {"identifier": {"value": "p"}}])
-def test_studies_of_others_do_not_keep_a_patient(ledger: Ledger, subject: Any) -> None:
+def test_studies_of_other_patients_do_not_keep_a_patient(ledger: Ledger, subject: Any) -> None:
     client = StubClient()
     stored(client, PATIENT)
     found = [STUDY | {"id": "x", "subject": subject}]  # a server that does not know the parameter gives all studies
@@ -177,7 +177,7 @@ def test_studies_of_others_do_not_keep_a_patient(ledger: Ledger, subject: Any) -
     assert prune(client, ledger, [orphaned("Patient", "p")])[0] == ["p"]
 
 
-def test_what_is_not_ours_stays_until_it_was_seen_to(ledger: Ledger) -> None:
+def test_external_content_stays_until_a_person_has_handled_it(ledger: Ledger) -> None:
     client = StubClient()
     named = {"system": SYSTEM, "value": "urn:uid:ds"}
     stored(client, STUDY | {"id": "x", "identifier": [named]}, STUDY | {"id": "y", "identifier": []})
@@ -202,7 +202,7 @@ def test_a_dry_run_deletes_nothing(ledger: Ledger) -> None:
     assert client.methods("delete") == []
 
 
-def test_a_refusal_is_noted_with_a_new_time(ledger: Ledger) -> None:
+def test_a_refusal_is_recorded_with_a_new_time(ledger: Ledger) -> None:
     client = StubClient()
 
     def on_call(method: str, _what: Any) -> None:
@@ -217,7 +217,7 @@ def test_a_refusal_is_noted_with_a_new_time(ledger: Ledger) -> None:
     assert after.time > before.time
 
 
-def test_what_was_sent_without_an_answer_is_looked_for_where_the_server_assigns_ids(ledger: Ledger) -> None:
+def test_unanswered_attempts_are_searched_for_with_server_assigned_ids(ledger: Ledger) -> None:
     client = StubClient()
     stored(client, SERVER.prepare_update(STUDY, "17")[0])
     rows = [orphaned(server_id=None, hash=None), orphaned(identity="t", server_id=None, hash=None)]
@@ -239,7 +239,7 @@ def test_resources_are_located(by_id: bool, methods: set[str]) -> None:
     assert {method for method, _ in client.calls} == methods
 
 
-def test_places_are_deleted_in_order_until_the_first_refusal() -> None:
+def test_resources_are_deleted_in_order_until_the_first_error() -> None:
     client = StubClient()
     refusals = {("ImagingStudy", "s"): ConflictError("needed", status=409), ("Patient", "q"): UnreachableError("gone")}
 
@@ -278,7 +278,7 @@ CONCERNED = [
 
 
 @pytest.mark.parametrize(("known", "concerned"), [case[1:] for case in CONCERNED], ids=[case[0] for case in CONCERNED])
-def test_what_a_withdrawal_concerns(known: ResourceRow, concerned: tuple[bool, bool, bool]) -> None:
+def test_the_rows_that_a_withdrawal_includes(known: ResourceRow, concerned: tuple[bool, bool, bool]) -> None:
     assert tuple(one.includes(known) for one in (SUBJECT, LAST, DATASET)) == concerned
 
 
@@ -296,11 +296,11 @@ def test_what_a_withdrawal_concerns(known: ResourceRow, concerned: tuple[bool, b
         (row("Endpoint", "n", unit=None), False, True),  # the id is that of a Patient
     ],
 )
-def test_what_a_withdrawal_deletes(known: ResourceRow, has_attempts: bool, deletes: bool) -> None:
+def test_the_resources_that_a_withdrawal_deletes(known: ResourceRow, has_attempts: bool, deletes: bool) -> None:
     assert SUBJECT.deletes(known, has_attempts=has_attempts) is deletes
 
 
-def test_what_is_withdrawn_leaves_the_ledger_and_nothing_else_does(ledger: Ledger) -> None:
+def test_a_withdrawal_deletes_its_rows_and_no_others(ledger: Ledger) -> None:
     rows = [
         row(identity="mine"),
         row(identity="partly", unit="u2", business_key="1.2"),

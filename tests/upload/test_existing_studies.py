@@ -37,7 +37,7 @@ from tests.support.uploads import (
 # -- studies that another client changed or created --------------------------------------------------------------------
 
 
-def test_a_study_that_another_client_changed_is_held_until_it_may_be_overwritten(
+def test_a_study_changed_by_another_client_is_held_until_overwrite(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     factory.build(lake, "A", [ONE, Study("2", "P1")])
@@ -58,7 +58,7 @@ def test_a_study_that_another_client_changed_is_held_until_it_may_be_overwritten
     assert codes(lake, "A") == []
 
 
-def test_an_endpoint_that_another_client_changed_stays_until_it_may_be_overwritten_and_the_studies_are_sent(
+def test_an_endpoint_changed_by_another_client_stays_until_overwrite(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     factory.build(lake, "A", [ONE])
@@ -82,7 +82,7 @@ def test_an_endpoint_that_another_client_changed_stays_until_it_may_be_overwritt
     assert codes(lake, "A") == []
 
 
-def test_a_new_version_with_the_content_that_we_sent_is_not_a_conflict(
+def test_a_new_version_with_the_same_content_is_not_a_conflict(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     factory.build(lake, "A", [ONE])
@@ -99,7 +99,7 @@ def test_a_new_version_with_the_content_that_we_sent_is_not_a_conflict(
     assert version(server, path) == "4"
 
 
-def test_a_change_between_the_look_and_the_write_is_not_overwritten(
+def test_a_change_between_lookup_and_write_is_not_overwritten(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     factory.build(lake, "A", [ONE])
@@ -122,7 +122,7 @@ def test_a_change_between_the_look_and_the_write_is_not_overwritten(
     assert get(server, path)["description"] == "just now"
 
 
-def test_where_the_answer_names_no_version_the_resource_is_read_back(
+def test_a_resource_whose_answer_names_no_version_is_read_back(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     def silent(asked: ReceivedRequest) -> Reply | None:
@@ -149,7 +149,7 @@ def test_where_the_answer_names_no_version_the_resource_is_read_back(
     assert get(server, path)["description"] == "read by Dr. Roe"
 
 
-def test_a_study_that_is_held_stays_held_after_a_run_in_which_the_server_failed(
+def test_a_held_study_stays_held_after_a_failure_of_the_server(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     factory.build(lake, "A", [with_changes(ONE, series={"1": 2, "2": 3})])
@@ -168,7 +168,7 @@ def test_a_study_that_is_held_stays_held_after_a_run_in_which_the_server_failed(
     assert get(server, path)["numberOfInstances"] == 5
 
 
-def test_a_study_that_another_client_changed_is_held_also_when_its_folder_is_renamed(
+def test_a_changed_study_is_held_although_its_folder_is_renamed(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     factory.build(lake, "A", [with_changes(ONE, patient={"gender": "male"})])
@@ -191,7 +191,7 @@ def test_a_study_that_another_client_changed_is_held_also_when_its_folder_is_ren
 
 
 @pytest.mark.parametrize("how", ["the answer is lost", "the folder is renamed", "the ledger is lost"])
-def test_an_existing_study_that_ours_was_merged_into_is_known_again(
+def test_an_existing_study_with_merged_content_is_recognised(
     lake: Lake, server: Proxy, factory: DatasetFactory, how: str
 ) -> None:
     theirs = make_external_study(factory)
@@ -220,7 +220,7 @@ def test_an_existing_study_that_ours_was_merged_into_is_known_again(
     assert ledger_rows(lake, server.url, "A", unit)[study_path(factory, "A", "1")]["is_external"]
 
 
-def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(
+def test_a_patient_that_another_run_needs_meanwhile_is_not_pruned(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     person, other = shared_person(), Study("2", "P2", unit="sub-2", rule="authority")
@@ -244,7 +244,7 @@ def test_a_patient_that_another_run_claims_meanwhile_is_not_pruned(
 
 
 @pytest.mark.parametrize("setting", ["hold", "merge"])
-def test_a_study_of_another_namespace_whose_dataset_has_the_same_name_is_external(
+def test_a_study_of_another_namespace_with_the_same_dataset_is_external(
     lake: Lake, server: Proxy, factory: DatasetFactory, setting: str
 ) -> None:
     theirs = make_external_study(factory, identifier=factory.imaging_study("A", ONE)["identifier"])
@@ -260,9 +260,7 @@ def test_a_study_of_another_namespace_whose_dataset_has_the_same_name_is_externa
     assert (made["meta"]["versionId"], made["subject"]) == ("1" if setting == "hold" else "2", {"display": "somebody"})
 
 
-def test_the_same_study_in_two_datasets_of_ours_is_two_resources(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_the_same_study_in_two_datasets_is_two_resources(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     for dataset in "AB":
         factory.build(lake, dataset, [ONE])
 
@@ -272,7 +270,7 @@ def test_the_same_study_in_two_datasets_of_ours_is_two_resources(
 
 
 @pytest.mark.parametrize("order", ["AB", "BA"])
-def test_an_existing_study_that_one_dataset_was_merged_into_is_external_to_another(
+def test_a_study_merged_with_one_dataset_is_external_to_another(
     lake: Lake, server: Proxy, factory: DatasetFactory, order: str
 ) -> None:
     theirs = make_external_study(factory)
@@ -296,9 +294,7 @@ def test_a_merged_study_is_a_finding_of_every_run(lake: Lake, server: Proxy, fac
     assert told == [({"external": 1}, ["study-merged"])] * 3
 
 
-def test_a_dataset_that_is_being_written_does_not_keep_the_others_from_the_server(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_a_locked_dataset_does_not_stop_the_others(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     for dataset in "ABC":
         factory.build(lake, dataset, [ONE])
     impatient = Lake(lake.root, 0.0, lambda _: None).open()
@@ -311,7 +307,9 @@ def test_a_dataset_that_is_being_written_does_not_keep_the_others_from_the_serve
     assert "build of B" in str(done[1].stopped)
 
 
-def test_an_existing_study_is_not_changed_and_ours_is_held(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_an_existing_study_is_not_changed_and_the_lakes_is_held(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
     theirs = make_external_study(factory)
     put(server, theirs)
     factory.build(lake, "A", [ONE])
@@ -324,7 +322,7 @@ def test_an_existing_study_is_not_changed_and_ours_is_held(lake: Lake, server: P
     assert version(server, f"ImagingStudy/{theirs['id']}") == "1"
 
 
-def test_an_existing_study_is_duplicated_if_that_is_set(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_an_existing_study_is_duplicated_if_set(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     put(server, make_external_study(factory))
     factory.build(lake, "A", [ONE])
 
@@ -334,7 +332,7 @@ def test_an_existing_study_is_duplicated_if_that_is_set(lake: Lake, server: Prox
     assert status_of(server, study_path(factory, "A", "1")) == 200
 
 
-def test_our_instances_are_merged_into_an_existing_study_and_its_content_stays(
+def test_instances_are_merged_into_an_existing_study_that_keeps_its_own(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     theirs = make_external_study(factory)

@@ -14,7 +14,7 @@ from tests.upload.support.faults import KINDS, faulty
 
 
 @pytest.mark.parametrize("first", range(0, 20, 5))
-def test_an_upload_through_faults_ends_with_what_the_lake_holds(first: int, hapi: HapiServer, tmp_path: Path) -> None:
+def test_an_upload_through_faults_ends_with_the_lakes_content(first: int, hapi: HapiServer, tmp_path: Path) -> None:
     made: set[str] = set()
     for seed in range(first, first + 5):
         made |= scenario(seed, hapi.base_url, tmp_path / str(seed)).keys()
@@ -42,7 +42,7 @@ def test_an_empty_answer_does_not_let_a_study_shrink(hapi: HapiServer, tmp_path:
     assert server_content.get(hapi.base_url, path)["numberOfInstances"] == 5
 
 
-def test_bundles_of_which_all_is_held_do_not_stop_the_others(hapi: HapiServer, tmp_path: Path) -> None:
+def test_bundles_without_answers_do_not_stop_the_others(hapi: HapiServer, tmp_path: Path) -> None:
     factory, lake = DatasetFactory("faults-held"), new_lake(tmp_path / "lake")
     studies = [Study(str(number), "P1", unit=f"sub-{number}", series={"1": 3}) for number in range(5)]
 

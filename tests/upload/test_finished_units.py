@@ -24,9 +24,7 @@ def refuse_patients(asked: ReceivedRequest) -> Reply | None:
     return Reply(422, orjson.dumps(refusal)) if writes and b'"Patient"' in asked.body else None
 
 
-def test_a_shared_patient_that_waited_is_sent_by_the_next_run(
-    factory: DatasetFactory, lake: Lake, server: Proxy
-) -> None:
+def test_a_deferred_shared_patient_is_sent_by_the_next_run(factory: DatasetFactory, lake: Lake, server: Proxy) -> None:
     factory.build(lake, "A", [SHARED])
     upload(["A"], lake, settings_for(server.url))
     factory.build(lake, "A", [with_changes(SHARED, patient={"gender": "female"})])
@@ -39,9 +37,7 @@ def test_a_shared_patient_that_waited_is_sent_by_the_next_run(
     assert server_content.get(server.target, f"Patient/{factory.patient_id('A', SHARED)}")["gender"] == "female"
 
 
-def test_a_shared_patient_that_was_rejected_is_sent_by_the_next_run(
-    factory: DatasetFactory, lake: Lake, server: Proxy
-) -> None:
+def test_a_rejected_shared_patient_is_sent_by_the_next_run(factory: DatasetFactory, lake: Lake, server: Proxy) -> None:
     factory.build(lake, "A", [SHARED])
     upload(["A"], lake, settings_for(server.url))
     factory.build(lake, "A", [with_changes(SHARED, patient={"gender": "female"})])
@@ -74,7 +70,7 @@ def test_orphaned_studies_do_not_keep_their_unit_unfinished(
     assert again.counts["ImagingStudy"] == {"unchanged": 1} | ({} if prune else {"orphaned": 1})
 
 
-def test_an_orphaned_study_that_is_on_hold_in_another_unit_is_not_pruned(
+def test_an_orphaned_study_on_hold_in_another_unit_is_not_pruned(
     factory: DatasetFactory, lake: Lake, server: Proxy
 ) -> None:
     moving = Study("2", "P1")
@@ -93,7 +89,7 @@ def test_an_orphaned_study_that_is_on_hold_in_another_unit_is_not_pruned(
     assert server_content.status(server.target, key) == 200
 
 
-def test_a_patient_that_moved_to_another_unit_while_it_waited_leaves_no_unit_unfinished(
+def test_a_deferred_patient_that_moved_leaves_no_unit_unfinished(
     factory: DatasetFactory, lake: Lake, server: Proxy
 ) -> None:
     other = Study("2", "P2")

@@ -125,7 +125,7 @@ NEW = Study("7", "P7", unit="sub-7")
 @both
 @each_answer
 @pytest.mark.parametrize("after", [0, 1, 2, 4])
-def test_whatever_searches_answer_nothing_is_lost_and_all_is_reported(
+def test_wrong_search_results_lose_nothing_and_hide_nothing_for_long(
     lake: Lake, server: Proxy, factory: DatasetFactory, kind: str, after: int
 ) -> None:
     factory.build(lake, "A", [NOTED, SHARED, GROWING])
@@ -205,7 +205,7 @@ BOTH_REPORTED = ["duplicate-patient-on-server", "study-exists-on-server"]
 
 @both
 @pytest.mark.usefixtures("hidden")
-def test_what_was_hidden_is_reported_also_where_ours_has_changed_since(
+def test_hidden_resources_are_reported_after_a_change_of_the_lakes(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     for study in (KNOWN, with_changes(KNOWN, series={"1": 3}, patient={"gender": "male"})):
@@ -222,7 +222,7 @@ def test_what_was_hidden_is_reported_also_where_ours_has_changed_since(
 @both
 @pytest.mark.usefixtures("hidden")
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
-def test_what_was_hidden_is_reported_also_where_the_answer_to_ours_was_lost(
+def test_hidden_resources_are_reported_after_a_lost_answer(
     lake: Lake, server: Proxy, factory: DatasetFactory, single_request_bytes: int
 ) -> None:
     factory.build(lake, "A", [KNOWN])
@@ -241,7 +241,7 @@ def test_what_was_hidden_is_reported_also_where_the_answer_to_ours_was_lost(
 
 
 @both
-def test_what_was_found_beside_ours_is_reported_as_long_as_it_is_there(
+def test_duplicates_are_reported_as_long_as_they_exist(
     lake: Lake, server: Proxy, factory: DatasetFactory, hidden: dict[str, dict[str, Any]]
 ) -> None:
     factory.build(lake, "A", [KNOWN])
@@ -268,7 +268,7 @@ def test_what_was_found_beside_ours_is_reported_as_long_as_it_is_there(
 
 @both
 @each_answer
-def test_verify_calls_nothing_missing_that_is_there(
+def test_verify_reports_no_existing_resource_as_missing(
     lake: Lake, server: Proxy, factory: DatasetFactory, kind: str
 ) -> None:
     factory.build(lake, "A", [NOTED, SHARED])
@@ -300,7 +300,7 @@ def all_of(server: Proxy, kind: str) -> list[dict[str, Any]]:
 
 @each_assigning
 @each_answer
-def test_a_server_that_assigns_ids_has_everything_once_whatever_searches_answer(
+def test_wrong_search_results_make_no_duplicates_with_assigned_ids(
     lake: Lake, server: Proxy, factory: DatasetFactory, kind: str
 ) -> None:
     factory.build(lake, "A", [NOTED, SHARED, GROWING])
@@ -329,7 +329,7 @@ def test_a_server_that_assigns_ids_has_everything_once_whatever_searches_answer(
 
 
 @each_assigning
-def test_what_a_conditional_update_replaced_is_reported(
+def test_a_version_replaced_by_a_conditional_update_is_reported(
     lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
     """The server finds by itself what a gateway hides from a lake without a ledger."""

@@ -87,7 +87,7 @@ def holders(url: str, system: str) -> Counter[str]:
     return Counter(identifier["value"] for patient in patients for identifier in patient["identifier"])
 
 
-def test_each_identifier_is_matched_with_its_own_patient_and_none_is_copied(hapi: HapiServer, tmp_path: Path) -> None:
+def test_each_identifier_matches_its_own_patient_without_duplicates(hapi: HapiServer, tmp_path: Path) -> None:
     factory, lake = DatasetFactory("identifiers-matched"), new_lake(tmp_path / "lake")
     theirs = store_external(hapi.base_url, factory, VALUES)
     shared, own = studies_of(VALUES, "authority"), studies_of(VALUES, "patient-id")

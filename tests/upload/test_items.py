@@ -65,11 +65,11 @@ odd_resources = st.dictionaries(st.sampled_from(ELEMENTS), anything, max_size=8)
         ({"id": "q"}, False),
     ],
 )
-def test_what_counts_as_the_same(change: dict[str, Any], same: bool) -> None:
+def test_the_same_content(change: dict[str, Any], same: bool) -> None:
     assert is_same_content(PATIENT | change, PATIENT) is same
 
 
-def test_neither_the_order_of_lists_nor_that_of_keys_counts() -> None:
+def test_the_order_of_lists_and_keys_does_not_matter() -> None:
     ours = {"identifier": [{"system": "x", "value": "1"}, {"system": "y", "value": "0"}]}
     server = {"identifier": [{"value": "0", "system": "y"}, {"value": "1", "system": "x"}]}
     assert is_same_content(server, ours)
@@ -88,12 +88,12 @@ def test_neither_the_order_of_lists_nor_that_of_keys_counts() -> None:
         (7, False),
     ],
 )
-def test_our_labels_must_be_there(labels: Any, same: bool) -> None:
+def test_the_labels_of_the_lake_must_be_present(labels: Any, same: bool) -> None:
     ours = PATIENT | {"meta": {"tag": [{"code": "a"}]}}
     assert is_same_content(PATIENT | {"meta": {"tag": labels, "profile": ["p"]}}, ours) is same
 
 
-def test_what_a_server_writes_is_stripped_and_nothing_else() -> None:
+def test_only_elements_written_by_servers_are_stripped() -> None:
     server = PATIENT | {
         "meta": {"versionId": "1", "lastUpdated": "x", "source": "y", "profile": ["p"], "tag": [{"code": "t"}]},
         "text": {"status": "empty"},
@@ -141,7 +141,7 @@ def test_no_shape_of_a_resource_raises(server: dict[str, Any], ours: dict[str, A
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_identifiers_of_any_type_are_not_ours(odd: Any) -> None:
+def test_malformed_identifiers_match_no_resource(odd: Any) -> None:
     server = {"id": "17", "identifier": odd}
     assert not SERVER.is_lake_resource(server, "p")
     assert SERVER.normalize(server, "p")["id"] == "p"
@@ -151,11 +151,11 @@ def test_identifiers_of_any_type_are_not_ours(odd: Any) -> None:
 
 
 @pytest.mark.parametrize("server_id", [None, "p"])
-def test_a_client_assigned_id_is_ours(server_id: str | None) -> None:
+def test_a_client_assigned_id_matches(server_id: str | None) -> None:
     assert CLIENT.prepare_update(PATIENT, server_id) == (PATIENT, "")
 
 
-def test_under_another_id_a_resource_is_sent_with_that() -> None:
+def test_a_resource_with_another_server_id_is_sent_with_that_id() -> None:
     assert CLIENT.prepare_update(PATIENT, "17") == (PATIENT | {"id": "17"}, "")
     assert CLIENT.normalize(PATIENT | {"id": "17"}, "p") == PATIENT
     assert CLIENT.is_lake_resource({"id": "p"}, "p")
@@ -168,7 +168,7 @@ def test_a_server_that_assigns_ids_gets_an_identifier_and_a_condition() -> None:
     assert condition == "identifier=https%3A%2F%2Fsite.example%2Fresource-id%7Cp"
 
 
-def test_once_its_id_is_known_it_is_a_plain_update() -> None:
+def test_with_a_known_id_it_is_a_plain_update() -> None:
     other = {"system": "s", "value": "1"}
     assert SERVER.prepare_update(PATIENT | {"identifier": [other]}, "17") == (
         PATIENT | {"id": "17", "identifier": [other, MARK]},
@@ -176,7 +176,7 @@ def test_once_its_id_is_known_it_is_a_plain_update() -> None:
     )
 
 
-def test_the_identifier_is_there_once_and_goes_where_the_resource_is_compared() -> None:
+def test_the_added_identifier_is_present_once_and_not_compared() -> None:
     other = {"system": "s", "value": "1"}
     body, _ = SERVER.prepare_update(PATIENT | {"identifier": [MARK, other]}, "17")
     assert body["identifier"] == [other, MARK]
@@ -186,7 +186,7 @@ def test_the_identifier_is_there_once_and_goes_where_the_resource_is_compared() 
     assert SERVER.normalize(PATIENT | {"id": "17", "identifier": [MARK]}, "p") == PATIENT
 
 
-def test_what_was_sent_and_what_the_server_has_of_it_have_one_digest() -> None:
+def test_the_sent_and_the_stored_resource_have_the_same_hash() -> None:
     for strategy in (CLIENT, SERVER):
         body, _ = strategy.prepare_update(PATIENT, "17")
         assert strategy.compute_content_hash(body | {"meta": {"versionId": "1"}}, "p") == compute_content_hash(PATIENT)
@@ -199,7 +199,7 @@ def test_what_was_sent_and_what_the_server_has_of_it_have_one_digest() -> None:
         ("a,b&c", r"https://n/resource-id|a\,b&c", "identifier=https%3A%2F%2Fn%2Fresource-id%7Ca%5C%2Cb%26c"),
     ],
 )
-def test_no_character_of_an_id_means_another(ours: str, token: str, condition: str) -> None:
+def test_special_characters_of_an_id_are_escaped(ours: str, token: str, condition: str) -> None:
     strategy = IdStrategy("https://n", is_client_assigned=False)
     assert (strategy.make_token(ours), strategy.make_condition(ours)) == (token, condition)
 
@@ -207,7 +207,7 @@ def test_no_character_of_an_id_means_another(ours: str, token: str, condition: s
 # -- references and UIDs ----------------------------------------------------------------------------------------------
 
 
-def test_a_study_refers_to_what_the_server_has() -> None:
+def test_a_study_refers_to_the_ids_on_the_server() -> None:
     study = {
         "resourceType": "ImagingStudy",
         "id": "s",
@@ -238,11 +238,11 @@ def test_a_study_refers_to_what_the_server_has() -> None:
         (None, ""),
     ],
 )
-def test_the_id_that_a_reference_names(reference: Any, identity: str) -> None:
+def test_the_id_in_a_reference(reference: Any, identity: str) -> None:
     assert get_referenced_id(reference) == identity
 
 
-def test_studies_of_our_namespace_are_told_by_their_id() -> None:
+def test_studies_of_the_namespace_are_recognised_by_their_id() -> None:
     ids = ResourceIds.from_key("https://site.example", None)
     ours = ids.resource_id("ImagingStudy", "ds", "1.2")
     named = {"system": "https://site.example/dataset", "value": "urn:uid:ds"}

@@ -15,7 +15,7 @@ SMALL = Size(changed=20, new=20, kills=15, most_requests=24)
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_killed_uploads_of_two_lakes_leave_nothing_lost_doubled_or_open(
+def test_killed_uploads_leave_nothing_lost_duplicated_or_open(
     database: str, hapi: HapiServer, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     ledger_url = request.getfixturevalue("postgres_url") if database == "postgresql" else None

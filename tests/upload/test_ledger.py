@@ -156,7 +156,7 @@ class Gate:
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def test_every_column_comes_back_as_it_was_written(lake: Lake) -> None:
+def test_every_column_is_read_as_it_was_written(lake: Lake) -> None:
     with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([FULL, EMPTY])
         assert ledger.read_rows([FULL.key, EMPTY.key, ("Patient", "unknown")]).result(WAIT) == {
@@ -200,7 +200,7 @@ def test_writing_a_row_again_replaces_all_of_it(lake: Lake) -> None:
     assert query(lake, "SELECT count(*) FROM resources") == [(1,)]
 
 
-def test_of_one_resource_written_twice_at_once_the_later_row_counts(lake: Lake) -> None:
+def test_of_two_rows_in_one_write_the_later_is_kept(lake: Lake) -> None:
     with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([row("a", version="1"), row("b"), row("a", version="2")])
         rows = ledger.read_rows([("ImagingStudy", "a")]).result(WAIT)
@@ -233,7 +233,7 @@ def test_more_keys_than_a_statement_takes_are_found(lake: Lake) -> None:
     assert query(lake, "SELECT count(*) FROM attempts") == [(0,)]
 
 
-def test_a_statement_without_keys_concerns_nothing(lake: Lake) -> None:
+def test_a_statement_without_keys_has_no_effect(lake: Lake) -> None:
     with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([row("a")])
         assert ledger.read_rows([]).result(WAIT) == {}
@@ -278,7 +278,7 @@ def test_conditions_choose_rows(lake: Lake) -> None:
         }
 
 
-def test_ids_that_differ_on_the_server_are_those_of_patients(lake: Lake) -> None:
+def test_other_server_ids_are_those_of_patients(lake: Lake) -> None:
     with Ledger.from_lake(lake, SERVER) as ledger:
         patients = [
             ResourceRow("Patient", "p1", "ds", server_id="p1", time=NOON),
@@ -323,7 +323,7 @@ def test_the_exported_table_follows_a_unit_that_moved(sqlite_lake: Lake) -> None
 # -- attempts ---------------------------------------------------------------------------------------------------------
 
 
-def test_attempts_and_their_rows_are_committed_together_before_the_future_is_done(lake: Lake) -> None:
+def test_attempts_and_rows_are_committed_before_the_future_is_done(lake: Lake) -> None:
     with observed_ledger(lake) as (ledger, observed):
         before = observed.commits
         sent = [row(one).after(Event.SENT) for one in "ab"]
@@ -344,7 +344,7 @@ def test_another_process_sees_an_attempt_once_its_future_is_done(sqlite_lake: La
     assert seen.stdout == "[('a', 'h')]\n"
 
 
-def test_an_attempt_comes_back_as_it_was_opened(lake: Lake) -> None:
+def test_an_attempt_is_read_as_it_was_opened(lake: Lake) -> None:
     opened = attempt("a", if_match='W/"é"', contribution="{}", server_id="17", hash="x", server_hash="y")
     with Ledger.from_lake(lake, SERVER) as ledger:
         before = datetime.now(UTC)
@@ -375,7 +375,7 @@ def test_halves_are_reopened_in_one_commit(lake: Lake) -> None:
     assert len({*reopened, *numbers}) == 3  # no number is given twice
 
 
-def test_a_number_is_not_given_again_while_an_attempt_is_open(lake: Lake) -> None:
+def test_a_number_is_not_reused_while_its_attempt_is_open(lake: Lake) -> None:
     with Ledger.from_lake(lake, SERVER) as ledger:
         (first,) = ledger.write_attempts([attempt("a")], []).result(WAIT)
         (second,) = ledger.write_attempts([attempt("b")], [], closed=[first]).result(WAIT)
@@ -385,7 +385,7 @@ def test_a_number_is_not_given_again_while_an_attempt_is_open(lake: Lake) -> Non
     assert second != third
 
 
-def test_forgotten_resources_take_their_attempts_with_them(lake: Lake) -> None:
+def test_deleting_rows_deletes_their_attempts(lake: Lake) -> None:
     with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_attempts([attempt("a"), attempt("b")], [row("a"), row("b")])
         ledger.delete_rows([("ImagingStudy", "a")])
@@ -398,7 +398,7 @@ def test_forgotten_resources_take_their_attempts_with_them(lake: Lake) -> None:
 # -- fingerprints of units --------------------------------------------------------------------------------------------
 
 
-def test_fingerprints_are_noted_replaced_and_forgotten(lake: Lake) -> None:
+def test_fingerprints_are_written_replaced_and_deleted(lake: Lake) -> None:
     with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_fingerprints("ds", {"u1": "f1", "ü2": "f2"})
         ledger.write_fingerprints("other", {"u1": "g1"})
@@ -413,7 +413,7 @@ def test_fingerprints_are_noted_replaced_and_forgotten(lake: Lake) -> None:
 # -- order, threads and commits ---------------------------------------------------------------------------------------
 
 
-def test_what_was_written_is_read(lake: Lake) -> None:
+def test_a_read_sees_earlier_writes(lake: Lake) -> None:
     with Ledger.from_lake(lake, SERVER) as ledger:
         reads = []
         for number in range(50):
@@ -463,7 +463,7 @@ def test_no_statement_runs_in_the_thread_of_the_caller(lake: Lake) -> None:
     assert observed.threads == {"ledger"}
 
 
-def test_the_end_waits_for_all_that_was_written(lake: Lake) -> None:
+def test_the_end_waits_for_all_writes(lake: Lake) -> None:
     with Ledger.from_lake(lake, SERVER) as ledger:
         for number in range(500):
             ledger.write_rows([row(str(number))])
@@ -477,7 +477,7 @@ def test_the_end_waits_also_when_the_body_fails(lake: Lake) -> None:
     assert query(lake, "SELECT count(*) FROM resources") == [(1,)]
 
 
-def test_a_call_that_was_cancelled_does_no_harm_to_others(lake: Lake) -> None:
+def test_a_cancelled_call_does_not_affect_others(lake: Lake) -> None:
     gate = Gate()
     with observed_ledger(lake, require_lock=gate) as (ledger, _):
         first = ledger.write_rows([row("a")])
@@ -493,7 +493,7 @@ def test_a_call_that_was_cancelled_does_no_harm_to_others(lake: Lake) -> None:
         assert [one.id for one in ledger.read_where().result(WAIT)] == ["a", "b"]
 
 
-def test_an_attempt_that_was_cancelled_is_not_opened(lake: Lake) -> None:
+def test_a_cancelled_attempt_is_not_opened(lake: Lake) -> None:
     gate = Gate()
     with observed_ledger(lake, require_lock=gate) as (ledger, _):
         ledger.write_rows([row("a")])
@@ -548,7 +548,7 @@ def test_a_full_disk_makes_all_later_calls_fail(sqlite_lake: Lake) -> None:
     assert query(sqlite_lake, "SELECT count(*) FROM resources") == [(0,)]
 
 
-def test_a_database_that_takes_no_writes_makes_all_later_calls_fail(sqlite_lake: Lake) -> None:
+def test_a_read_only_database_makes_all_later_calls_fail(sqlite_lake: Lake) -> None:
     engine = database.open_engine(sqlite_lake)
     create_tables(engine)
     sa.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only=1"))
@@ -556,7 +556,7 @@ def test_a_database_that_takes_no_writes_makes_all_later_calls_fail(sqlite_lake:
         assert_all_fails(ledger, "the upload ledger cannot be used: attempt to write a readonly database")
 
 
-def test_a_connection_that_was_closed_makes_all_later_calls_fail(tmp_path: Path, postgres_url: str) -> None:
+def test_a_closed_connection_makes_all_later_calls_fail(tmp_path: Path, postgres_url: str) -> None:
     lake = Lake(str(tmp_path / "lake"), ledger_url=postgres_url).open()
     with ends_with(LedgerError), Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([row("a")])
@@ -567,7 +567,7 @@ def test_a_connection_that_was_closed_makes_all_later_calls_fail(tmp_path: Path,
     assert query(lake, "SELECT count(*) FROM attempts") == [(0,)]
 
 
-def test_the_error_of_the_body_is_not_hidden_by_that_of_the_ledger(lake: Lake) -> None:
+def test_an_error_of_the_body_is_not_hidden_by_one_of_the_ledger(lake: Lake) -> None:
     with ends_with(RuntimeError, match="broken"), Ledger.from_lake(lake, SERVER) as ledger:
         query(lake, "DROP TABLE resources")
         with pytest.raises(LedgerError):
@@ -575,7 +575,7 @@ def test_the_error_of_the_body_is_not_hidden_by_that_of_the_ledger(lake: Lake) -
         raise RuntimeError("broken")
 
 
-def test_all_of_a_commit_that_failed_is_missing(lake: Lake) -> None:
+def test_nothing_of_a_failed_commit_is_stored(lake: Lake) -> None:
     gate = Gate()
     with ends_with(LedgerError), observed_ledger(lake, require_lock=gate) as (ledger, _):
         ledger.write_rows([row("before")])
@@ -588,7 +588,7 @@ def test_all_of_a_commit_that_failed_is_missing(lake: Lake) -> None:
     assert query(lake, "SELECT id FROM resources") == [("before",)]
 
 
-def test_a_value_that_no_database_takes_fails_and_hangs_nothing(lake: Lake) -> None:
+def test_a_value_that_cannot_be_stored_fails_without_blocking(lake: Lake) -> None:
     with ends_with(LedgerError), Ledger.from_lake(lake, SERVER) as ledger:
         unwritable = ledger.write_rows([row("sub-Mustermann\udcff")])
         with pytest.raises(LedgerError) as failure:
@@ -597,7 +597,7 @@ def test_a_value_that_no_database_takes_fails_and_hangs_nothing(lake: Lake) -> N
         assert_all_fails(ledger, "the upload ledger cannot be used: ")
 
 
-def test_a_cancelled_call_hangs_nothing_after_a_failure(sqlite_lake: Lake) -> None:
+def test_a_cancelled_call_does_not_block_after_a_failure(sqlite_lake: Lake) -> None:
     gate = Gate()
     with ends_with(LedgerError), observed_ledger(sqlite_lake, require_lock=gate) as (ledger, _):
         failing = ledger.write_attempts([attempt("a", hash=None)], [])
@@ -610,7 +610,7 @@ def test_a_cancelled_call_hangs_nothing_after_a_failure(sqlite_lake: Lake) -> No
                 call.result(WAIT)
 
 
-def test_a_database_that_cannot_be_reached_is_told_without_its_password(tmp_path: Path) -> None:
+def test_an_unreachable_database_is_reported_without_its_password(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path), ledger_url="postgresql://somebody:geheim@127.0.0.1:1/name").open()
     with pytest.raises(LedgerError) as failure:
         Ledger.from_lake(lake, SERVER)
@@ -663,9 +663,7 @@ def every_reading(ledger: Ledger) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("other_lake", "other_server"), [(False, True), (True, False)])
-def test_lakes_and_servers_in_one_database_do_not_see_each_other(
-    lake: Lake, other_lake: bool, other_server: bool
-) -> None:
+def test_lakes_and_servers_in_one_database_are_separate(lake: Lake, other_lake: bool, other_server: bool) -> None:
     second_id, second_server = "another-lake" if other_lake else lake.lake_id, "other" if other_server else SERVER
     with Ledger.from_lake(lake, SERVER) as one, Ledger(database.open_engine(lake), second_id, second_server) as other:
         nothing = every_reading(other)
@@ -685,7 +683,7 @@ def test_lakes_and_servers_in_one_database_do_not_see_each_other(
         assert every_reading(other) == nothing
 
 
-def test_looking_without_a_server_regards_this_lake(lake: Lake) -> None:
+def test_reading_all_servers_is_limited_to_this_lake(lake: Lake) -> None:
     with Ledger.from_lake(lake, SERVER) as ledger, Ledger(database.open_engine(lake), "another-lake", SERVER) as other:
         ledger.write_rows([row("b"), row("a", unit="u2", state=State.HELD)])
         other.write_rows([row("c")])
@@ -707,7 +705,7 @@ def test_looking_without_a_server_regards_this_lake(lake: Lake) -> None:
     assert read_resources(lake, "unknown") == []
 
 
-def test_looking_where_there_is_no_ledger_finds_nothing_and_makes_none(tmp_path: Path, postgres_url: str) -> None:
+def test_reading_without_a_ledger_creates_none(tmp_path: Path, postgres_url: str) -> None:
     for number, url in enumerate([None, postgres_url]):
         lake = Lake(str(tmp_path / str(number)), ledger_url=url).open()
         assert (read_servers(lake), count_resources(lake), read_resources(lake, "ds")) == ([], {}, [])
@@ -718,7 +716,7 @@ def test_looking_where_there_is_no_ledger_finds_nothing_and_makes_none(tmp_path:
 # -- dry runs ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_has_a_copy_and_changes_nothing(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_uses_a_copy_and_changes_nothing(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     with Ledger.from_lake(lake, "other") as other:
@@ -748,7 +746,7 @@ def test_a_dry_run_has_a_copy_and_changes_nothing(lake: Lake, tmp_path: Path, mo
 # -- the format of the tables -----------------------------------------------------------------------------------------
 
 
-def test_another_format_is_refused_in_a_sentence(lake: Lake) -> None:
+def test_another_format_is_refused(lake: Lake) -> None:
     with Ledger.from_lake(lake, SERVER) as ledger:
         ledger.write_rows([row("a")])
     query(lake, "UPDATE ledger_format SET format = 2")
@@ -758,14 +756,14 @@ def test_another_format_is_refused_in_a_sentence(lake: Lake) -> None:
     assert query(lake, "SELECT id FROM resources") == [("a",)]
 
 
-def test_opening_it_again_keeps_its_one_format(lake: Lake) -> None:
+def test_reopening_keeps_the_format(lake: Lake) -> None:
     for _ in range(3):
         with Ledger.from_lake(lake, SERVER):
             pass
     assert query(lake, "SELECT format FROM ledger_format") == [(1,)]
 
 
-def test_a_file_that_is_not_a_database_is_refused_in_a_sentence(sqlite_lake: Lake) -> None:
+def test_a_file_that_is_not_a_database_is_refused(sqlite_lake: Lake) -> None:
     Path(sqlite_lake.root, "ledger.sqlite").write_bytes(b"not a database, and longer than its header" * 100)
     with pytest.raises(LedgerError, match=r"^the upload ledger cannot be opened: file is not a database"):
         Ledger.from_lake(sqlite_lake, SERVER)
@@ -827,7 +825,7 @@ def test_pages_are_in_the_order_of_bytes(lake: Lake, size: int) -> None:
     assert {len(page) for page in found[:-2]} <= {size}
 
 
-def test_pages_are_in_the_order_of_bytes_whatever_the_collation(tmp_path: Path, postgres: PostgresServer) -> None:
+def test_pages_are_in_the_order_of_bytes_with_any_collation(tmp_path: Path, postgres: PostgresServer) -> None:
     address = postgres.url.removesuffix("/postgres")
     with postgres_server.fresh_database(postgres) as url:
         admin, name = Lake(str(tmp_path), ledger_url=url), url.rpartition("/")[2]
@@ -848,7 +846,7 @@ def test_pages_are_in_the_order_of_bytes_whatever_the_collation(tmp_path: Path, 
 # -- SQLite -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_committed_outlives_a_loss_of_power(sqlite_lake: Lake) -> None:
+def test_a_commit_survives_a_power_failure(sqlite_lake: Lake) -> None:
     pragmas = {}
 
     def read_pragmas(connection: Any) -> None:
@@ -860,7 +858,7 @@ def test_what_is_committed_outlives_a_loss_of_power(sqlite_lake: Lake) -> None:
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 30_000}
 
 
-def test_files_are_for_their_owner_alone(sqlite_lake: Lake) -> None:
+def test_only_the_owner_can_read_the_files(sqlite_lake: Lake) -> None:
     folder, before = Path(sqlite_lake.root), os.umask(0)
     try:
         with Ledger.from_lake(sqlite_lake, SERVER) as ledger:
@@ -896,7 +894,7 @@ with Ledger.from_lake(Lake(sys.argv[1]), "server") as ledger:
 """
 
 
-def test_eight_processes_write_one_ledger_at_once_and_nothing_is_lost(sqlite_lake: Lake) -> None:
+def test_eight_processes_write_one_ledger_without_loss(sqlite_lake: Lake) -> None:
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", _WRITER, sqlite_lake.root, f"w{number}", "200"],

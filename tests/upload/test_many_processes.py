@@ -76,9 +76,7 @@ def _versions(url: str, factory: DatasetFactory) -> Counter[str]:
     return Counter(server_content.version(study) for study in found)
 
 
-def test_eight_processes_upload_eight_datasets_of_one_lake_into_one_sqlite_ledger(
-    hapi: HapiServer, tmp_path: Path
-) -> None:
+def test_eight_processes_upload_with_one_sqlite_ledger(hapi: HapiServer, tmp_path: Path) -> None:
     factory, lake = _factory(), new_lake(tmp_path / "lake")
     _build(factory, lake, DATASETS)
 
@@ -91,9 +89,7 @@ def test_eight_processes_upload_eight_datasets_of_one_lake_into_one_sqlite_ledge
     assert _versions(hapi.base_url, factory) == {"1": 8 * 2 * UNITS}
 
 
-def test_two_lakes_upload_eight_datasets_each_at_once_into_one_postgresql_ledger(
-    hapi: HapiServer, tmp_path: Path, postgres_url: str
-) -> None:
+def test_two_lakes_upload_with_one_postgresql_ledger(hapi: HapiServer, tmp_path: Path, postgres_url: str) -> None:
     factories, lakes = {}, {}
     for name in ("A", "B"):
         factories[name], lakes[name] = _factory(), new_lake(tmp_path / name)

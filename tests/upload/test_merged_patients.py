@@ -46,7 +46,7 @@ def patients_of(server: Proxy, factory: DatasetFactory) -> list[str]:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("values", [("P1", "X1"), ("X1",)], ids=["with the identifier", "without the identifier"])
-def test_studies_of_an_external_patient_that_was_merged_refer_to_the_survivor(
+def test_studies_of_a_merged_external_patient_refer_to_the_survivor(
     lake: Lake, server: Proxy, factory: DatasetFactory, values: tuple[str, ...], order: str
 ) -> None:
     old, survivor = external_patient(factory, "old", "P1"), external_patient(factory, "new", *values)
@@ -80,7 +80,7 @@ def test_studies_of_an_external_patient_that_was_merged_refer_to_the_survivor(
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("studies", [OWN, SHARED], ids=["own", "shared"])
 @pytest.mark.parametrize("values", [("P1", "X1"), ("X1",)], ids=["with the identifier", "without the identifier"])
-def test_studies_of_a_patient_of_ours_that_was_merged_refer_to_the_survivor(
+def test_studies_of_a_merged_patient_refer_to_the_survivor(
     lake: Lake, server: Proxy, factory: DatasetFactory, values: tuple[str, ...], studies: tuple[Study, ...], order: str
 ) -> None:
     path, survivor = patient_path(factory, "A", studies[0]), external_patient(factory, "new", *values)
@@ -104,7 +104,7 @@ def test_studies_of_a_patient_of_ours_that_was_merged_refer_to_the_survivor(
     assert server.request_lines() == []
 
 
-def test_studies_that_the_server_moved_to_the_survivor_are_no_conflict(
+def test_studies_that_the_server_moved_to_the_survivor_do_not_conflict(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     old, survivor = external_patient(factory, "old", "P1"), external_patient(factory, "new", "X1")
@@ -174,7 +174,7 @@ def test_new_studies_of_an_inactive_patient_are_held_until_it_is_active(
 
 @pytest.mark.parametrize("whose", ["external", "ours"])
 @pytest.mark.parametrize("new", [True, False], ids=["a new study", "a changed study"])
-def test_studies_of_a_patient_that_another_client_deleted_are_held_until_a_repair(
+def test_studies_of_a_deleted_patient_are_held_until_a_repair(
     lake: Lake, server: Proxy, factory: DatasetFactory, whose: str, new: bool
 ) -> None:
     external = external_patient(factory, "old", "P1")
@@ -206,7 +206,7 @@ def test_studies_of_a_patient_that_another_client_deleted_are_held_until_a_repai
     assert codes(lake, "A") == []
 
 
-def test_an_external_patient_that_was_deleted_is_replaced_by_the_only_other_of_its_identifier(
+def test_a_deleted_external_patient_is_replaced_by_its_only_duplicate(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     put(server, external_patient(factory, "old", "P1"))

@@ -33,7 +33,7 @@ def merge_with_server(
 # -- several contributors ---------------------------------------------------------------------------------------------
 
 
-def test_lists_are_united_and_single_values_taken_from_who_has_them() -> None:
+def test_lists_are_united_and_single_values_are_added() -> None:
     merged = merge_contributions(
         Contribution("A", patient(identifier=[{"value": "2"}], birthDate="1980-05-01")),
         Contribution("B", patient(identifier=[{"value": "1"}, {"value": "2"}], gender="female")),
@@ -45,7 +45,7 @@ def test_lists_are_united_and_single_values_taken_from_who_has_them() -> None:
     assert merged.conflicts == ()
 
 
-def test_the_order_of_contributors_does_not_matter() -> None:
+def test_the_order_of_sources_does_not_matter() -> None:
     contributions = [
         Contribution("C", patient(name=[{"family": "Zeta"}], gender="unknown")),
         Contribution("A", patient(name=[{"family": "Beta"}, {"family": "Alpha"}], birthDate="1980")),
@@ -60,14 +60,14 @@ def test_the_order_of_contributors_does_not_matter() -> None:
     assert results[0].conflicts == ()
 
 
-def test_of_different_values_the_first_by_name_counts_as_a_conflict() -> None:
+def test_of_different_values_the_first_source_wins_with_a_conflict() -> None:
     merged = merge_contributions(Contribution("B", patient(gender="male")), Contribution("A", patient(gender="female")))
     assert merged.patient["gender"] == "female"
     assert merged.conflicts == (Conflict("gender", ("A", "B")),)
 
 
 @pytest.mark.parametrize(("stored", "chosen"), [("1981-01-01", "1981-01-01"), ("1999-01-01", "1980-01-01")])
-def test_what_we_said_last_counts_while_it_is_still_said(stored: str, chosen: str) -> None:
+def test_the_value_sent_last_is_kept_while_a_source_has_it(stored: str, chosen: str) -> None:
     contributions = [
         Contribution("A", patient(birthDate="1980-01-01")),
         Contribution("B", patient(birthDate="1981-01-01")),
@@ -77,7 +77,7 @@ def test_what_we_said_last_counts_while_it_is_still_said(stored: str, chosen: st
     assert merged.conflicts == (Conflict("birthDate", ("A", "B")),)
 
 
-def test_a_choice_element_keeps_one_form() -> None:
+def test_a_choice_element_keeps_one_data_type() -> None:
     merged = merge_contributions(
         Contribution("A", patient(deceasedBoolean=True)), Contribution("B", patient(deceasedDateTime="2001-01-01"))
     )
@@ -85,7 +85,7 @@ def test_a_choice_element_keeps_one_form() -> None:
     assert merged.conflicts == (Conflict("deceased", ("A", "B")),)
 
 
-def test_unknown_is_said_where_nobody_knows() -> None:
+def test_unknown_is_kept_if_no_source_has_a_value() -> None:
     assert merge_contributions(Contribution("A", patient(gender="unknown"))).patient == patient(gender="unknown")
 
 
@@ -143,14 +143,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("ours", "before", "server", "expected", "conflicts"), CASES)
-def test_what_is_sent(ours: Any, before: Any, server: Any, expected: Any, conflicts: Any) -> None:
+def test_the_patient_that_is_sent(ours: Any, before: Any, server: Any, expected: Any, conflicts: Any) -> None:
     merged = merge_with_server(BASE | ours, [] if before is None else [BASE | before], BASE | server)
     assert merged.patient == BASE | expected
     assert merged.contribution == BASE | ours
     assert merged.conflicts == tuple(Conflict(element) for element in conflicts)
 
 
-def test_what_was_stored_last_and_what_may_have_arrived_since_are_both_ours() -> None:
+def test_stored_and_possibly_arrived_values_are_the_lakes() -> None:
     stored = patient(gender="male", name=[{"family": "A"}], birthDate="1980-01-01")
     attempted = patient(gender="other", name=[{"family": "B"}])
     ours = patient(gender="female", name=[{"family": "C"}])
@@ -165,12 +165,12 @@ def test_a_narrative_that_repeats_the_elements_is_not_kept(status: str) -> None:
     assert merge_with_server(patient(gender="female"), [], server).patient == patient(gender="female")
 
 
-def test_a_narrative_that_says_more_than_the_elements_stays() -> None:
+def test_a_narrative_with_more_than_the_elements_stays() -> None:
     server = patient(text={"status": "additional", "div": "<div>allergic to gadolinium</div>"})
     assert merge_with_server(patient(gender="female"), [], server).patient == server | {"gender": "female"}
 
 
-def test_labels_of_both_stay() -> None:
+def test_labels_of_lake_and_server_stay() -> None:
     ours = patient(meta={"security": [{"code": "PSEUDED"}]})
     server = patient(meta={"versionId": "1", "tag": [{"code": "t"}], "security": [{"code": "R"}]})
     assert merge_with_server(ours, [], server).patient["meta"] == {
@@ -179,7 +179,7 @@ def test_labels_of_both_stay() -> None:
     }
 
 
-def test_a_version_that_a_write_of_ours_replaced_is_merged_in() -> None:
+def test_a_replaced_version_is_merged() -> None:
     replaced = patient(meta={"versionId": "1"}, name=[{"family": "B"}], telecom=[HOME], gender="male")
     server = patient(meta={"versionId": "2"}, name=[{"family": "A"}], gender="female")
     merged = merge_with_server(patient(name=[{"family": "A"}], gender="female"), [], server, replaced)
@@ -200,7 +200,7 @@ OURS = patient(
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("element", ["identifier", "name", "birthDate", "gender", "meta", "text", "link", "extra"])
-def test_a_server_may_have_anything_in_the_place_of_an_element(element: str, odd: Any) -> None:
+def test_malformed_elements_of_the_server_do_not_raise(element: str, odd: Any) -> None:
     for before in ([], [OURS], [{}]):
         merged = merge_with_server(OURS, before, OURS | {element: odd})
         encode_canonical(merged.patient)
@@ -209,20 +209,20 @@ def test_a_server_may_have_anything_in_the_place_of_an_element(element: str, odd
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_labels_may_be_anything(odd: Any) -> None:
+def test_malformed_labels_do_not_raise(odd: Any) -> None:
     merged = merge_with_server(OURS, [], OURS | {"meta": {"tag": odd, "versionId": odd}})
     assert {"code": "t"} in merged.patient["meta"]["tag"]
     assert merged.patient["meta"]["security"] == [{"code": "R"}]
 
 
 @pytest.mark.parametrize("birth", [1980, 1980.5, True, ["1980"], {}])
-def test_a_birth_date_of_another_type_is_kept_or_replaced_but_does_not_raise(birth: Any) -> None:
+def test_a_birth_date_of_another_type_does_not_raise(birth: Any) -> None:
     merged = merge_with_server(patient(birthDate="1980-05-01"), [], patient(birthDate=birth))
     assert "birthDate" in merged.patient
 
 
 @given(server=odd_resources, replaced=st.none() | odd_resources)
-def test_no_shape_of_a_server_raises(server: dict[str, Any], replaced: dict[str, Any] | None) -> None:
+def test_no_patient_of_a_server_raises(server: dict[str, Any], replaced: dict[str, Any] | None) -> None:
     merged = merge_with_server(OURS, [OURS], server, replaced)
     assert merged.contribution["name"] == OURS["name"]
 
@@ -247,7 +247,7 @@ several = st.lists(st.builds(Contribution, st.sampled_from("ABC"), patients), mi
 
 
 @given(contributions=several, base=st.lists(patients, max_size=2), server=st.none() | patients, data=st.data())
-def test_any_order_of_contributors_gives_the_same(contributions: Any, base: Any, server: Any, data: Any) -> None:
+def test_any_order_of_sources_gives_the_same_patient(contributions: Any, base: Any, server: Any, data: Any) -> None:
     shuffled = data.draw(st.permutations(contributions))
     one, other = merge_patient(base, contributions, server), merge_patient(base, shuffled, server)
     assert encode_canonical(one.patient) == encode_canonical(other.patient)
@@ -264,7 +264,7 @@ def test_merging_again_changes_nothing(contributions: Any, base: Any, server: An
 
 
 @given(contributions=several, base=st.lists(patients, max_size=2), server=patients)
-def test_what_another_client_added_is_never_lost(contributions: Any, base: Any, server: Any) -> None:
+def test_values_that_another_client_added_are_never_lost(contributions: Any, base: Any, server: Any) -> None:
     merged = merge_patient(base, contributions, server).patient
     for name, value in server.items():
         if isinstance(value, list):
@@ -276,7 +276,7 @@ def test_what_another_client_added_is_never_lost(contributions: Any, base: Any, 
 
 
 @given(contributions=several, base=st.lists(patients, max_size=2), server=patients)
-def test_what_we_said_and_withdrew_goes(contributions: Any, base: Any, server: Any) -> None:
+def test_values_that_the_lake_no_longer_has_are_removed(contributions: Any, base: Any, server: Any) -> None:
     merged = merge_patient(base, contributions, server).patient
     for name in ("name", "identifier"):
         still = [item for _, one in contributions for item in one.get(name, [])]
@@ -288,7 +288,7 @@ def test_what_we_said_and_withdrew_goes(contributions: Any, base: Any, server: A
 
 
 @given(contributions=several, base=st.lists(patients, max_size=2), server=st.none() | patients)
-def test_what_we_say_is_there(contributions: Any, base: Any, server: Any) -> None:
+def test_values_of_the_lake_are_present(contributions: Any, base: Any, server: Any) -> None:
     merged = merge_patient(base, contributions, server).patient
     for _, one in contributions:
         for name in ("name", "identifier"):
@@ -296,7 +296,7 @@ def test_what_we_say_is_there(contributions: Any, base: Any, server: Any) -> Non
 
 
 @given(contributions=several, base=st.lists(patients, max_size=2), server=st.none() | patients)
-def test_nothing_that_was_given_is_changed(contributions: Any, base: Any, server: Any) -> None:
+def test_the_arguments_are_not_modified(contributions: Any, base: Any, server: Any) -> None:
     before = deepcopy((contributions, base, server))
     merge_patient(base, contributions, server)
     assert (contributions, base, server) == before

@@ -14,9 +14,7 @@ SEEDS = 40
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_a_run_under_odd_answers_loses_nothing_and_the_next_one_completes_it(
-    hapi: HapiServer, tmp_path: Path, seed: int
-) -> None:
+def test_odd_answers_lose_nothing_and_the_next_run_completes(hapi: HapiServer, tmp_path: Path, seed: int) -> None:
     """Every tenth one is the command in a process of its own: no traceback, and less than 300 MB."""
     assert run_seed(hapi.base_url, tmp_path, seed, is_command=seed % 10 == 0)
 
@@ -28,5 +26,5 @@ def test_answers_of_any_size_take_little_memory(hapi: HapiServer, tmp_path: Path
         assert all(name in text for text in made)
 
 
-def test_large_is_what_it_is_called() -> None:
+def test_the_large_answers_are_large() -> None:
     assert len(FIXED["large"]()) > 60_000_000

@@ -64,7 +64,7 @@ def test_a_concurrent_overwrite_stays_a_finding_after_later_updates(hapi: HapiSe
         assert _reason(lake, server.url, key) == ("held", "changed-on-server")
 
 
-def test_a_study_that_never_arrived_and_is_another_clients_now_is_not_pruned(hapi: HapiServer, tmp_path: Path) -> None:
+def test_a_study_that_another_client_created_instead_is_not_pruned(hapi: HapiServer, tmp_path: Path) -> None:
     factory, lake = DatasetFactory(f"other-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
     key = f"ImagingStudy/{factory.study_id('A', '1')}"
     others = factory.imaging_study("A", OTHERS)

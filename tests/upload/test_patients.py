@@ -71,7 +71,7 @@ def row(**values: Any) -> ResourceRow:
         ({"birthDate": ["1980-05-01"]}, ["birthDate"]),
     ],
 )
-def test_only_what_both_say_can_conflict(other: dict[str, Any], elements: list[str]) -> None:
+def test_only_values_of_both_can_conflict(other: dict[str, Any], elements: list[str]) -> None:
     assert find_conflicting_elements(OURS, other) == elements
     assert find_conflicting_elements(other, OURS) == elements
 
@@ -97,25 +97,25 @@ def test_a_patient_that_the_server_does_not_have_is_sent() -> None:
     assert decide(PatientOnServer(candidates=())) == Decision(Action.SEND, resource=OURS)
 
 
-def test_ours_as_the_server_has_it_stays() -> None:
+def test_an_identical_patient_is_unchanged() -> None:
     own = ServerResource(OURS | {"meta": {"versionId": "4"}})
     assert decide(PatientOnServer(own), row()) == Decision(Action.UNCHANGED, server=own)
 
 
-def test_what_another_client_added_stays_and_ours_is_sent() -> None:
+def test_values_of_another_client_stay_and_the_lakes_are_sent() -> None:
     own = ServerResource(patient("p", birthDate="1980", telecom=[{"value": "1"}]))
     decision = decide(PatientOnServer(own), row())
     assert decision == Decision(Action.SEND, resource=OURS | {"telecom": [{"value": "1"}]}, server=own)
 
 
-def test_the_server_s_value_stays_as_a_conflict() -> None:
+def test_a_different_value_of_the_server_stays_as_a_conflict() -> None:
     own = ServerResource(OURS | {"gender": "male"})
     assert decide(PatientOnServer(own), row()) == Decision(
         Action.UNCHANGED, "patient-conflict", "gender differs on the server, whose value stays", server=own
     )
 
 
-def test_what_was_sent_and_has_no_answer_yet_is_ours() -> None:
+def test_values_sent_without_an_answer_are_the_lakes() -> None:
     own = ServerResource(OURS | {"gender": "male"})
     attempt = Attempt("Patient", "p", "h", "s", "", contribution='{"gender":"male"}')
     assert decide(PatientOnServer(own), None, [attempt]) == Decision(Action.SEND, resource=OURS, server=own)
@@ -132,7 +132,7 @@ def test_what_was_sent_and_has_no_answer_yet_is_ours() -> None:
         ([patient("x"), patient("y")], (Action.HOLD, "patient-ambiguous", "Patient/x, Patient/y")),
     ],
 )
-def test_another_client_s_patient(candidates: list[Any], expected: tuple[Any, ...]) -> None:
+def test_a_patient_of_another_client(candidates: list[Any], expected: tuple[Any, ...]) -> None:
     decision = decide(PatientOnServer(candidates=tuple(candidates)))
     assert (decision.action, decision.reason, decision.text) == expected
     if decision.action is Action.USE_EXTERNAL:
@@ -140,7 +140,7 @@ def test_another_client_s_patient(candidates: list[Any], expected: tuple[Any, ..
         assert decision.is_external
 
 
-def test_another_beside_ours_is_reported() -> None:
+def test_a_duplicate_patient_is_reported() -> None:
     decision = decide(PatientOnServer(ServerResource(OURS), candidates=(patient("x"),)), row())
     assert (decision.action, decision.reason, decision.text) == (
         Action.UNCHANGED,
@@ -149,7 +149,7 @@ def test_another_beside_ours_is_reported() -> None:
     )
 
 
-def test_the_external_patient_stays_the_one_that_is_used() -> None:
+def test_the_external_patient_stays_in_use() -> None:
     own = ServerResource(patient("x", name=[{"family": "A"}]))
     external = row(server_id="x", is_external=True)
     assert decide(PatientOnServer(own), external) == Decision(Action.USE_EXTERNAL, server=own, is_external=True)
@@ -157,7 +157,7 @@ def test_the_external_patient_stays_the_one_that_is_used() -> None:
     assert decide(PatientOnServer(other), external).reason == "patient-conflict"
 
 
-def test_a_patient_that_was_merged_is_followed() -> None:
+def test_a_merged_patient_is_followed() -> None:
     survivor = ServerResource(patient("x"))
     decision = decide(PatientOnServer(ServerResource(OURS), survivor=survivor), row())
     assert decision == Decision(
@@ -169,7 +169,7 @@ def test_a_patient_that_was_merged_is_followed() -> None:
     )
 
 
-def test_no_study_goes_to_an_inactive_or_deleted_patient() -> None:
+def test_no_study_refers_to_an_inactive_or_deleted_patient() -> None:
     assert decide(PatientOnServer(ServerResource(OURS), is_inactive=True)).reason == "patient-inactive-on-server"
     decision = decide(PatientOnServer(is_deleted=True), row())
     assert (decision.action, decision.reason) == (Action.HOLD, "patient-deleted-on-server")
@@ -178,7 +178,7 @@ def test_no_study_goes_to_an_inactive_or_deleted_patient() -> None:
 
 @pytest.mark.parametrize("strategy", [CLIENT, SERVER])
 @given(own=odd_resources, survivor=st.none() | odd_resources, is_external=st.booleans())
-def test_no_shape_of_a_patient_raises(
+def test_no_malformed_patient_raises(
     strategy: IdStrategy, own: dict[str, Any], survivor: dict[str, Any] | None, is_external: bool
 ) -> None:
     candidate = own | {"id": "x"}
@@ -205,7 +205,7 @@ def test_no_shape_of_a_patient_raises(
         ({"contribution": None}, [], []),
     ],
 )
-def test_what_we_said_before_is_what_was_stored_and_what_was_sent(
+def test_contributions_are_the_stored_one_and_those_sent_since(
     values: dict[str, Any] | None, attempts: list[str | None], contributions: list[str]
 ) -> None:
     sent = [Attempt("Patient", "p", "h", "s", "", contribution=text) for text in attempts]
@@ -237,7 +237,7 @@ def look(
     return seen[KEY]
 
 
-def test_what_the_ledger_knows_is_read_and_not_searched_for() -> None:
+def test_a_patient_in_the_ledger_is_read_and_not_searched_for() -> None:
     client = StubClient()
     client.store(patient("p"))
     seen = look(client, known=row(), shared=True)
@@ -245,13 +245,13 @@ def test_what_the_ledger_knows_is_read_and_not_searched_for() -> None:
     assert client.calls == [("read", ("Patient", "p"))]
 
 
-def test_what_was_sent_without_an_answer_is_read() -> None:
+def test_a_patient_sent_without_an_answer_is_read() -> None:
     client = StubClient()
     assert look(client, attempts=[Attempt("Patient", "p", "h", "s", "")]) == PatientOnServer()
     assert client.calls == [("read", ("Patient", "p"))]
 
 
-def test_what_is_unknown_is_searched_for_by_id_or_by_its_identifier() -> None:
+def test_an_unknown_patient_is_searched_for_by_id_or_identifier() -> None:
     client = StubClient()
     assert look(client) == PatientOnServer()
     assert look(client, shared=True) == PatientOnServer(candidates=())
@@ -263,7 +263,7 @@ def test_what_is_unknown_is_searched_for_by_id_or_by_its_identifier() -> None:
     ]
 
 
-def test_what_is_no_longer_there_is_gone() -> None:
+def test_a_patient_that_is_missing_was_deleted() -> None:
     client = StubClient()
     assert look(client, known=row()) == PatientOnServer(is_deleted=True)
     # also where an index still has it, and another client's may take its place
@@ -317,7 +317,7 @@ def test_merges_on_the_server_are_followed(
     assert len(client.methods("read")) < 20
 
 
-def test_of_candidates_those_that_are_alive_count() -> None:
+def test_only_active_candidates_count() -> None:
     client = StubClient()
     client.store(patient("a", **merged_into("Patient/c")))
     client.store(patient("b", active=False))
@@ -328,13 +328,13 @@ def test_of_candidates_those_that_are_alive_count() -> None:
     assert not seen.is_inactive
 
 
-def test_where_no_candidate_is_alive_ours_is_not_created_beside_it() -> None:
+def test_no_patient_is_created_beside_inactive_candidates() -> None:
     client = StubClient()
     client.store(patient("b", active=False))
     assert look(client, shared=True) == PatientOnServer(candidates=(), is_inactive=True)
 
 
-def test_a_search_that_gives_too_much_is_filtered() -> None:
+def test_surplus_search_results_are_ignored() -> None:
     client = StubClient()
     client.store(patient("x", identifier=[{"system": "S", "value": "1"}]))
     for number, odd in enumerate(ODD):
@@ -346,7 +346,7 @@ def test_a_search_that_gives_too_much_is_filtered() -> None:
     assert [one["id"] for one in found["s", "1"]] == ["y"]
 
 
-def test_many_identifiers_are_asked_for_in_the_body_of_few_searches() -> None:
+def test_identifiers_are_searched_for_in_the_body_of_few_requests() -> None:
     client = StubClient()
     wanted = [("s", f"{number},|") for number in range(25)]
     assert asyncio.run(find_patients(client, wanted)) == {one: [] for one in wanted}  # type: ignore[arg-type]
@@ -357,7 +357,7 @@ def test_many_identifiers_are_asked_for_in_the_body_of_few_searches() -> None:
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("element", ["link", "active", "identifier", "meta"])
-def test_what_the_server_has_may_have_any_shape(element: str, odd: Any) -> None:
+def test_malformed_patients_of_the_server_do_not_raise(element: str, odd: Any) -> None:
     client = StubClient()
     client.store(patient("p") | {element: odd})
     client.store(patient("x") | {element: odd})

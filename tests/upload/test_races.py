@@ -43,7 +43,7 @@ APART = Study("2", "P2", unit="sub-2")
 
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
 @pytest.mark.parametrize("series", [{"1": 2, "2": 3}, {"1": 1}], ids=["with more", "with less"])
-def test_what_ours_replaced_stays_in_the_history_and_the_finding_names_both_versions(
+def test_a_replaced_version_stays_in_the_history_and_is_reported(
     lake: Lake, server: Proxy, factory: DatasetFactory, single_request_bytes: int, series: dict[str, int]
 ) -> None:
     factory.build(lake, "A", [ONE])
@@ -67,7 +67,7 @@ def test_what_ours_replaced_stays_in_the_history_and_the_finding_names_both_vers
 
 
 @pytest.mark.parametrize("status", [422, 503])
-def test_what_ours_replaced_is_a_finding_of_the_next_run_if_the_history_could_not_be_read(
+def test_a_replaced_version_is_reported_once_the_history_is_readable(
     lake: Lake, server: Proxy, factory: DatasetFactory, status: int
 ) -> None:
     factory.build(lake, "A", [ONE])
@@ -89,7 +89,7 @@ def test_what_ours_replaced_is_a_finding_of_the_next_run_if_the_history_could_no
     assert attempts(lake) == []
 
 
-def test_what_ours_replaced_unseen_stays_known_while_the_next_update_is_held(
+def test_a_replaced_version_is_reported_while_the_next_update_is_held(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
@@ -113,7 +113,7 @@ def test_what_ours_replaced_unseen_stays_known_while_the_next_update_is_held(
     assert "concurrent-overwrite" in codes(lake, "A")
 
 
-def test_what_ours_replaced_is_found_where_the_server_keeps_its_labels(
+def test_a_replaced_version_is_found_if_the_server_keeps_its_labels(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     """A server keeps labels over an update, so that what it has then is not quite what was sent."""
@@ -131,9 +131,7 @@ def test_what_ours_replaced_is_found_where_the_server_keeps_its_labels(
     assert get(server, path)["meta"]["tag"] == labels["tag"]
 
 
-def test_what_ours_replaced_on_a_server_without_history_is_a_finding(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_a_replaced_version_is_reported_without_a_history(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [ONE])
     race = quicker(server, study_path(factory, "A", "1"), factory.imaging_study("A", MORE))
     server.rule = lambda asked: Reply(405) if is_history(asked) else race(asked)
@@ -146,7 +144,7 @@ def test_what_ours_replaced_on_a_server_without_history_is_a_finding(
 
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
-def test_a_patient_that_ours_replaced_is_merged_by_the_next_run_if_it_could_not_be_read(
+def test_a_replaced_patient_is_merged_once_it_is_readable(
     lake: Lake, server: Proxy, factory: DatasetFactory, rule: str
 ) -> None:
     person = with_changes(ONE, rule=rule, patient={"gender": "male"})
@@ -167,7 +165,7 @@ def test_a_patient_that_ours_replaced_is_merged_by_the_next_run_if_it_could_not_
     assert without_meta(get(server, path)) == theirs | {"gender": "male"}
 
 
-def test_a_study_that_another_lake_created_after_ours_was_deleted_is_a_concurrent_overwrite(
+def test_a_study_recreated_by_another_lake_is_a_concurrent_overwrite(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     """The server had lost ours: what is there then is not what the ledger once knew as stored."""
@@ -186,9 +184,7 @@ def test_a_study_that_another_lake_created_after_ours_was_deleted_is_a_concurren
         assert "version 5 of this lake replaced version 4" in found["message"]  # HAPI gives a deletion two numbers
 
 
-def test_a_study_that_was_never_ours_is_held_for_its_content_and_never_deleted(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_a_study_of_another_lake_is_held_and_never_deleted(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     path, other = study_path(factory, "A", "1"), Study("2", "P1")
     put(server, foreign_made(factory, MORE))
     factory.build(lake, "A", [ONE, other])
@@ -208,7 +204,7 @@ def test_a_study_that_was_never_ours_is_held_for_its_content_and_never_deleted(
 
 
 @pytest.mark.parametrize("held_before", [False, True])
-def test_a_study_of_another_lake_that_grew_before_our_write_is_not_deleted_with_ours(
+def test_a_study_that_grew_before_the_write_is_not_deleted(
     lake: Lake, server: Proxy, factory: DatasetFactory, held_before: bool
 ) -> None:
     path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0)
@@ -230,7 +226,7 @@ def test_a_study_of_another_lake_that_grew_before_our_write_is_not_deleted_with_
 
 
 @pytest.mark.parametrize("looked_at", [False, True])
-def test_a_study_that_another_lake_created_where_ours_never_arrived_is_held_and_not_deleted_with_ours(
+def test_a_study_created_instead_of_a_lost_one_is_held_and_not_deleted(
     lake: Lake, server: Proxy, factory: DatasetFactory, looked_at: bool
 ) -> None:
     path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
@@ -305,7 +301,7 @@ SECOND: dict[str, Callable[[ReceivedRequest], Reply | None]] = {
 
 
 @pytest.mark.parametrize("second", SECOND)
-def test_what_arrived_without_an_answer_is_known_as_ours_also_after_another_failure(
+def test_an_unanswered_write_is_recognised_after_another_failure(
     lake: Lake, server: Proxy, factory: DatasetFactory, second: str
 ) -> None:
     def make(number: int) -> None:
@@ -330,7 +326,7 @@ def test_what_arrived_without_an_answer_is_known_as_ours_also_after_another_fail
 
 
 @pytest.mark.parametrize("status", [409, 412])
-def test_a_study_in_constant_conflict_does_not_keep_others_from_the_server(
+def test_a_study_in_constant_conflict_does_not_stop_others(
     lake: Lake, server: Proxy, factory: DatasetFactory, status: int
 ) -> None:
     studies = [Study(str(number), "P1") for number in range(4)]
@@ -346,7 +342,7 @@ def test_a_study_in_constant_conflict_does_not_keep_others_from_the_server(
     assert f"HTTP {status}" in findings(lake, "A")[0]["message"]
 
 
-def test_a_study_that_leaves_a_unit_that_is_being_built_is_still_guarded(
+def test_a_study_that_leaves_an_unbuilt_unit_is_still_guarded(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     stays = Study("2", "P2")
@@ -363,7 +359,7 @@ def test_a_study_that_leaves_a_unit_that_is_being_built_is_still_guarded(
     assert get(server, path)["description"] == "read by Dr. Roe"
 
 
-def test_a_study_that_moves_to_a_unit_that_is_being_built_is_guarded_and_counted(
+def test_a_study_that_moves_to_an_unbuilt_unit_is_guarded_and_counted(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     stays = Study("2", "P2")
@@ -386,7 +382,7 @@ def test_a_study_that_moves_to_a_unit_that_is_being_built_is_guarded_and_counted
 
 
 @pytest.mark.parametrize("meanwhile", ["held", "orphaned"])
-def test_a_study_that_is_as_before_what_arrived_without_an_answer_is_sent_again(
+def test_a_study_that_reverts_an_unanswered_write_is_sent_again(
     lake: Lake, server: Proxy, factory: DatasetFactory, meanwhile: str
 ) -> None:
     path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
@@ -408,7 +404,7 @@ def test_a_study_that_is_as_before_what_arrived_without_an_answer_is_sent_again(
     assert get(server, path)["status"] == "available"
 
 
-def test_a_study_that_was_deleted_and_that_another_client_has_is_not_created_again(
+def test_a_deleted_study_that_another_client_has_is_not_recreated(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     factory.build(lake, "A", [ONE])
@@ -424,7 +420,7 @@ def test_a_study_that_was_deleted_and_that_another_client_has_is_not_created_aga
     assert status_of(server, study_path(factory, "A", "1")) == 410
 
 
-def test_a_search_for_patients_that_fails_does_not_concern_the_endpoint(
+def test_a_failed_search_for_patients_does_not_affect_the_endpoint(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     factory.build(lake, "A", [with_changes(ONE, rule="authority")])
@@ -442,7 +438,7 @@ def test_a_search_for_patients_that_fails_does_not_concern_the_endpoint(
     assert done.counts["ImagingStudy"] == {"unchanged": 1}  # the ledger knows that the server has it as it is
 
 
-def test_a_server_that_knows_no_versions_is_guarded_by_the_content(
+def test_without_versions_the_content_shows_external_changes(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     path = study_path(factory, "A", "1")
@@ -481,7 +477,7 @@ upload(["A"], Lake(sys.argv[1]), settings_for(sys.argv[2]))
 """
 
 
-def test_what_was_being_sent_when_a_run_was_killed_is_a_finding_and_stops_no_other_run(
+def test_an_attempt_of_a_killed_run_is_a_finding_and_stops_no_other_run(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     factory.build(lake, "A", [ONE])
@@ -515,7 +511,7 @@ def test_what_was_being_sent_when_a_run_was_killed_is_a_finding_and_stops_no_oth
 
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
-def test_a_patient_that_a_study_on_the_server_refers_to_is_not_deleted(
+def test_a_patient_with_a_study_on_the_server_is_not_deleted(
     lake: Lake, server: Proxy, factory: DatasetFactory, rule: str
 ) -> None:
     """Not every server would refuse that."""
@@ -539,7 +535,7 @@ def test_a_patient_that_a_study_on_the_server_refers_to_is_not_deleted(
 
 
 @pytest.mark.parametrize("how", ["the history could not be read", "the answer was lost"])
-def test_what_ours_replaced_unseen_is_not_deleted_with_ours_and_the_finding_names_its_version(
+def test_an_orphaned_concurrent_overwrite_is_not_deleted(
     lake: Lake, server: Proxy, factory: DatasetFactory, how: str
 ) -> None:
     path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
@@ -563,7 +559,7 @@ def test_what_ours_replaced_unseen_is_not_deleted_with_ours_and_the_finding_name
         assert "version 2 of this lake replaced version 1 of another client" in found["message"]
 
 
-def test_a_study_whose_answer_was_lost_stays_when_its_patient_becomes_undecided(
+def test_an_unanswered_study_stays_if_its_patient_becomes_undecided(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
@@ -579,7 +575,7 @@ def test_a_study_whose_answer_was_lost_stays_when_its_patient_becomes_undecided(
     assert (pruned.removed, status_of(server, path)) == ((), 200)
 
 
-def test_what_arrived_without_an_answer_and_is_held_is_deleted_when_it_leaves_the_lake(
+def test_a_held_study_that_arrived_is_deleted_when_it_leaves_the_lake(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
@@ -599,7 +595,7 @@ def test_what_arrived_without_an_answer_and_is_held_is_deleted_when_it_leaves_th
     assert status_of(server, path) == 410
 
 
-def test_an_orphaned_study_that_comes_back_in_a_unit_that_is_being_built_is_not_deleted(
+def test_an_orphaned_study_that_returns_in_an_unbuilt_unit_stays(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     stays = Study("2", "P2")
@@ -617,7 +613,7 @@ def test_an_orphaned_study_that_comes_back_in_a_unit_that_is_being_built_is_not_
 
 
 @pytest.mark.parametrize("then", ["restored", "deleted"])
-def test_a_concurrent_overwrite_that_is_orphaned_is_forgotten_once_its_version_changed_on_the_server(
+def test_an_orphaned_overwrite_is_dropped_once_its_version_changed(
     lake: Lake, server: Proxy, factory: DatasetFactory, then: str
 ) -> None:
     path, settings = study_path(factory, "A", "1"), settings_for(server.url, single_request_bytes=0, retry_seconds=0)
@@ -643,7 +639,7 @@ def test_a_concurrent_overwrite_that_is_orphaned_is_forgotten_once_its_version_c
     assert ledger_rows(lake, server.url, "A") == {}
 
 
-def test_a_lock_that_is_held_at_the_end_of_a_prune_is_reported_with_what_was_done(
+def test_a_lock_at_the_end_of_a_prune_is_reported(
     lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
     gone = Study("2", "P2", rule="authority")

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 # -- what is sent -----------------------------------------------------------------------------------------------------
 
 
-def test_two_uploads_leave_one_of_each_and_the_second_sends_nothing(
+def test_a_second_upload_sends_nothing_and_makes_no_duplicates(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     two = Study("2", "P2", unit="sub-2", rule="authority")
@@ -60,7 +60,7 @@ def test_two_uploads_leave_one_of_each_and_the_second_sends_nothing(
         assert get(server, f"Patient?identifier={system}%7C{value}&_summary=count")["total"] == 1
 
 
-def test_the_ledger_says_what_the_server_has(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_the_ledger_has_what_the_server_has(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [ONE])
 
     load(lake, server, "A")
@@ -97,7 +97,7 @@ def test_the_ledger_says_what_the_server_has(lake: Lake, server: Proxy, factory:
     assert codes(lake, "A") == []
 
 
-def test_the_version_rises_only_when_the_content_changes(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_the_version_increases_only_if_the_content_changes(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [ONE, Study("2", "P1")])
     load(lake, server, "A")
 
@@ -111,7 +111,7 @@ def test_the_version_rises_only_when_the_content_changes(lake: Lake, server: Pro
     assert ledger_rows(lake, server.url, "A")[study_path(factory, "A", "1")]["version"] == "2"
 
 
-def test_many_studies_travel_in_few_requests(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_many_studies_are_sent_in_few_requests(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(60)])
 
     [done] = load(lake, server, "A")
@@ -122,7 +122,7 @@ def test_many_studies_travel_in_few_requests(lake: Lake, server: Proxy, factory:
     assert len(server.request_lines("GET")) == 1 + 3 + 3 + 3
 
 
-def test_patients_go_a_little_ahead_of_the_studies_and_before_those_that_refer_to_them(
+def test_patients_are_sent_shortly_before_their_studies(
     lake: Lake, server: Proxy, factory: DatasetFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Units go by fours here; patients have studies in several, also beyond such a border."""
@@ -173,9 +173,7 @@ def test_names_with_blanks_and_slashes_can_be_uploaded(lake: Lake, server: Proxy
 # -- a server that is busy --------------------------------------------------------------------------------------------
 
 
-def test_a_busy_server_gets_fewer_requests_at_once_and_more_again_when_it_is_calm(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_concurrency_falls_on_a_busy_server_and_rises_again(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(40)])
     busy = iter([Reply(429, headers={"Retry-After": "0"})] * 4)
     server.rule = lambda asked: next(busy, None) if asked.is_write_post else None
@@ -209,7 +207,7 @@ def test_an_update_that_removes_content_is_held_until_prune(lake: Lake, server: 
     assert codes(lake, "A") == []
 
 
-def test_a_study_that_is_whole_again_is_no_longer_held(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_a_study_that_is_complete_again_is_no_longer_held(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [ONE])
     load(lake, server, "A")
     factory.build(lake, "A", [with_changes(ONE, series={"1": 1})])
@@ -237,7 +235,7 @@ def test_a_new_lake_with_fewer_instances_removes_nothing(
     assert get(server, study_path(factory, "A", "1"))["numberOfInstances"] == 5
 
 
-def test_what_is_orphaned_stays_on_the_server_until_prune(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_orphaned_resources_stay_on_the_server_until_prune(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     gone = Study("2", "P2", unit="sub-2", rule="authority")
     own = Study("3", "P3", unit="sub-3")
     factory.build(lake, "A", [ONE, gone, own])
@@ -271,9 +269,7 @@ def test_what_is_orphaned_stays_on_the_server_until_prune(lake: Lake, server: Pr
     assert sorted(map(str, exported)) == ["None", "sub-1", "sub-1"]  # the Endpoint; the study and its Patient
 
 
-def test_a_study_of_another_patient_now_leaves_the_old_patient_orphaned(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_a_study_that_changes_patient_orphans_the_old_one(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [ONE])
     load(lake, server, "A")
     right = with_changes(ONE, person="P9")
@@ -292,7 +288,7 @@ def test_a_study_of_another_patient_now_leaves_the_old_patient_orphaned(
     assert (found["code"], found["message"]) == ("orphaned-on-server", patient_path(factory, "A", ONE))
 
 
-def test_a_patient_that_others_refer_to_is_not_deleted(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_a_patient_with_other_references_is_not_deleted(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [ONE])
     load(lake, server, "A")
     patient = patient_path(factory, "A", ONE)
@@ -318,9 +314,7 @@ def test_a_patient_that_others_refer_to_is_not_deleted(lake: Lake, server: Proxy
     assert "not deleted: HTTP 409" in found["message"]
 
 
-def test_a_study_that_is_held_now_stays_with_its_patient_even_when_pruned(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_a_study_that_becomes_held_stays_with_its_patient(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [ONE])
     load(lake, server, "A")
     factory.build(lake, "A", [with_changes(ONE, state="held")])
@@ -337,7 +331,7 @@ def test_a_study_that_is_held_now_stays_with_its_patient_even_when_pruned(
     assert status_of(server, study_path(factory, "A", "1")) == status_of(server, patient_path(factory, "A", ONE)) == 200
 
 
-def test_a_study_that_can_no_longer_be_built_is_held_and_not_orphaned_even_when_pruned(
+def test_a_study_that_can_no_longer_be_built_is_held_not_orphaned(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     factory.build(lake, "A", [ONE])
@@ -390,9 +384,7 @@ def test_a_dry_run_changes_nothing(lake: Lake, server: Proxy, factory: DatasetFa
     assert not lake.exists("findings/upload")
 
 
-def test_a_dry_run_counts_the_studies_of_units_after_that_of_their_patient(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_a_dry_run_counts_studies_of_all_units_of_a_patient(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [Study(str(n), "P1", unit=f"sub-{n}") for n in range(6)])
     settings = settings_for(server.url, max_concurrent_requests=1, max_bundle_entries=1)
 
@@ -408,7 +400,9 @@ def test_a_dry_run_counts_the_studies_of_units_after_that_of_their_patient(
 # -- refusals and failures --------------------------------------------------------------------------------------------
 
 
-def test_one_bad_resource_among_many_is_rejected_alone(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_one_bad_resource_among_many_is_the_only_rejected_one(
+    lake: Lake, server: Proxy, factory: DatasetFactory
+) -> None:
     studies = [Study(str(n), "P1") for n in range(10)]
     studies[3] = with_changes(studies[3], status="nonsense")
     studies[7] = with_changes(studies[7], unit="sub-7", person="P7", patient={"gender": "nonsense"})
@@ -426,7 +420,7 @@ def test_one_bad_resource_among_many_is_rejected_alone(lake: Lake, server: Proxy
     assert codes(lake, "A") == ["upload-rejected"] * 3
 
 
-def test_one_invalid_study_among_a_thousand_is_rejected_and_the_others_are_stored(
+def test_one_invalid_study_in_a_thousand_is_the_only_rejected_one(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     studies = [Study(str(n), f"P{n // 100}", unit=f"sub-{n // 100}", series={"1": 1}) for n in range(1000)]
@@ -442,9 +436,7 @@ def test_one_invalid_study_among_a_thousand_is_rejected_and_the_others_are_store
     assert codes(lake, "A") == ["upload-rejected"]
 
 
-def test_only_what_failed_is_sent_again_when_that_is_asked_for(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_failed_only_sends_only_what_failed(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     bad = Study("2", "P2", unit="sub-2", status="nonsense")
     factory.build(lake, "A", [ONE, bad])
     load(lake, server, "A")
@@ -459,7 +451,7 @@ def test_only_what_failed_is_sent_again_when_that_is_asked_for(
 
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
-def test_what_failed_is_sent_with_the_patient_that_it_needs_now(
+def test_failed_only_sends_a_new_patient_of_a_failed_study(
     lake: Lake, server: Proxy, factory: DatasetFactory, rule: str
 ) -> None:
     bad = with_changes(ONE, rule=rule, status="nonsense")
@@ -475,7 +467,7 @@ def test_what_failed_is_sent_with_the_patient_that_it_needs_now(
     assert get(server, study_path(factory, "A", "1"))["subject"]["reference"] == patient_path(factory, "A", fixed)
 
 
-def test_a_server_that_is_not_there_loses_nothing(lake: Lake, factory: DatasetFactory) -> None:
+def test_an_unreachable_server_loses_nothing(lake: Lake, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [ONE])
 
     with pytest.raises(UnreachableError, match="cannot be reached"):
@@ -483,7 +475,7 @@ def test_a_server_that_is_not_there_loses_nothing(lake: Lake, factory: DatasetFa
     assert not lake.exists("upload_ledger")
 
 
-def test_a_server_of_another_version_gets_nothing(lake: Lake, factory: DatasetFactory) -> None:
+def test_nothing_is_sent_to_a_server_of_another_fhir_version(lake: Lake, factory: DatasetFactory) -> None:
     statement = {"resourceType": "CapabilityStatement", "fhirVersion": "5.0.0"}
     factory.build(lake, "A", [ONE])
 
@@ -493,9 +485,7 @@ def test_a_server_of_another_version_gets_nothing(lake: Lake, factory: DatasetFa
         assert [one.path for one in other.requests] == ["metadata"]
 
 
-def test_a_server_that_goes_away_in_the_middle_gets_the_rest_in_the_next_run(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_after_an_outage_the_next_run_sends_the_rest(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(30)])
     bundles: list[ReceivedRequest] = []
 
@@ -527,7 +517,7 @@ def test_a_server_that_goes_away_in_the_middle_gets_the_rest_in_the_next_run(
     assert {version(server, study_path(factory, "A", str(n))) for n in range(30)} == {"1"}
 
 
-def test_a_busy_server_is_asked_again(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_requests_to_a_busy_server_are_retried(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [ONE])
     refusals = iter([Reply(429, headers={"Retry-After": "0"}), Reply(503)])
 
@@ -538,7 +528,7 @@ def test_a_busy_server_is_asked_again(lake: Lake, server: Proxy, factory: Datase
     assert shared_ledger_rows(lake, server.url)[f"Endpoint/{factory.endpoint_id('A')}"]["attempts"] == 3
 
 
-def test_an_answer_that_gets_lost_makes_no_second_version(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_a_lost_answer_makes_no_second_version(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [ONE])
     lost = iter([Reply(cut=True)] * 3)
 
@@ -550,9 +540,7 @@ def test_an_answer_that_gets_lost_makes_no_second_version(lake: Lake, server: Pr
     assert version(server, patient_path(factory, "A", ONE)) == "1"
 
 
-def test_a_ledger_that_was_lost_after_the_server_stored_makes_no_second_version(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_a_lost_ledger_makes_no_second_version(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     two = Study("2", "P2", unit="sub-2", rule="authority")
     factory.build(lake, "A", [ONE, two])
     load(lake, server, "A")

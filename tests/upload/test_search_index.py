@@ -83,9 +83,7 @@ def test_updates_do_not_depend_on_the_search_index(
     assert codes(lake, "A") == []
 
 
-def test_what_another_client_changed_is_held_also_with_an_empty_index(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_an_external_change_is_held_with_an_empty_index(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [ONE])
     load(lake, server, "A")
     path = study_path(factory, "A", "1")
@@ -100,7 +98,7 @@ def test_what_another_client_changed_is_held_also_with_an_empty_index(
     assert get(server, path)["description"] == "read by Dr. Roe"
 
 
-def test_a_lake_that_replaces_a_study_that_no_search_found_reports_the_version(
+def test_replacing_a_study_that_no_search_found_is_reported(
     tmp_path: Path, server: Proxy, factory: DatasetFactory
 ) -> None:
     full, part = new_lake(tmp_path / "full"), new_lake(tmp_path / "part")
@@ -121,7 +119,7 @@ def test_a_lake_that_replaces_a_study_that_no_search_found_reports_the_version(
 # -- studies of other clients -----------------------------------------------------------------------------------------
 
 
-def test_a_study_created_beside_a_hidden_study_of_another_client_is_reported_by_the_next_run(
+def test_a_hidden_duplicate_study_is_reported_by_the_next_run(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     existing = make_external_study(factory)
@@ -148,7 +146,7 @@ def test_a_study_created_beside_a_hidden_study_of_another_client_is_reported_by_
     assert search.startswith("GET ImagingStudy?identifier=")
 
 
-def test_a_study_created_beside_one_that_the_first_search_missed_is_reported_at_once(
+def test_a_duplicate_study_missed_by_one_search_is_reported_at_once(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     put(server, make_external_study(factory))
@@ -180,7 +178,7 @@ def test_a_study_that_is_indexed_late_is_confirmed_by_the_next_run(
 # -- Patients of other clients ----------------------------------------------------------------------------------------
 
 
-def test_a_patient_created_beside_a_hidden_one_of_another_client_is_reported_by_the_next_run(
+def test_a_hidden_duplicate_patient_is_reported_by_the_next_run(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     put(server, external(factory, "hidden"))
@@ -203,7 +201,7 @@ def test_a_patient_created_beside_a_hidden_one_of_another_client_is_reported_by_
     assert get(server, study_path(factory, "A", "1"))["subject"]["reference"] == path
 
 
-def test_a_patient_created_beside_one_that_the_first_search_missed_is_reported_at_once(
+def test_a_duplicate_patient_missed_by_one_search_is_reported_at_once(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     put(server, external(factory, "hidden"))
@@ -216,7 +214,7 @@ def test_a_patient_created_beside_one_that_the_first_search_missed_is_reported_a
     assert codes(lake, "A") == ["duplicate-patient-on-server"]
 
 
-def test_the_duplicate_of_a_patient_stays_a_finding_after_an_update(
+def test_a_duplicate_patient_stays_a_finding_after_an_update(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     put(server, external(factory, "hidden"))

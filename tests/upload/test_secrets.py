@@ -207,7 +207,7 @@ def dagster_events(settings_file: Path) -> str:
 # -- the tests --------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_planted_would_be_found() -> None:
+def test_the_check_finds_planted_values() -> None:
     with collect_logs() as said:
         logging.getLogger("aiohttp.client").debug("sending %s", HEADER["PatientName"])
         warnings.warn("Kalypso is too long", stacklevel=1)
@@ -269,7 +269,7 @@ def test_no_planted_value_leaves_the_command_and_dagster(
     assert leaks([*told, *lake_texts(tmp_path / "lake-bearer")]) == []
 
 
-def test_settings_that_cannot_be_used_do_not_tell_secrets(
+def test_errors_in_settings_do_not_show_secrets(
     settings_of: Any, capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = settings_of("http://127.0.0.1:1/fhir", "basic")

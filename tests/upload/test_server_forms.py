@@ -129,7 +129,7 @@ FORMS: dict[str, Form] = {
 
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
 @pytest.mark.parametrize("name", FORMS)
-def test_a_study_grows_twice_whatever_answers_name(
+def test_a_study_grows_twice_whatever_the_answers_contain(
     lake: Lake, hapi: HapiServer, factory: DatasetFactory, name: str, single_request_bytes: int
 ) -> None:
     """No own version is taken for one of another client; one of another client is seen."""
@@ -154,7 +154,7 @@ def test_a_study_grows_twice_whatever_answers_name(
 
 
 @pytest.mark.parametrize("suffix", ["-gzip", "--gzip", ";gzip"])
-def test_an_etag_that_a_compressing_proxy_changed_is_no_change_of_the_study(
+def test_an_etag_changed_by_a_proxy_is_not_an_external_change(
     lake: Lake, hapi: HapiServer, factory: DatasetFactory, suffix: str
 ) -> None:
     """Apache (mod_deflate) and Jetty add a suffix inside the quotes, and take it off what is sent back to them."""
@@ -252,7 +252,7 @@ FALSE: dict[str, bytes] = {
 @pytest.mark.parametrize("is_update", [False, True])
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
 @pytest.mark.parametrize("name", FALSE)
-def test_what_never_reached_the_server_is_not_called_stored(
+def test_an_unchecked_answer_does_not_make_a_resource_stored(
     lake: Lake, hapi: HapiServer, factory: DatasetFactory, name: str, single_request_bytes: int, is_update: bool
 ) -> None:
     path, lies = study_path(factory, "A", "1"), [False]
@@ -296,7 +296,7 @@ NO_SEARCH: dict[str, Changed] = {
 
 
 @pytest.mark.parametrize("name", NO_SEARCH)
-def test_an_answer_that_is_not_a_search_is_not_taken_for_nothing_found(
+def test_an_answer_that_is_not_a_search_result_is_an_error(
     lake: Lake, hapi: HapiServer, factory: DatasetFactory, name: str
 ) -> None:
     """Nothing new is created; what is known is read by its id, does not lose content, and grows."""
@@ -328,7 +328,7 @@ def test_an_answer_that_is_not_a_search_is_not_taken_for_nothing_found(
 
 @pytest.mark.parametrize("status_code", [404, 410])
 @pytest.mark.parametrize("times", [1, 99])
-def test_a_page_that_has_expired_is_asked_for_again_once(
+def test_an_expired_page_is_requested_once_more(
     lake: Lake, hapi: HapiServer, factory: DatasetFactory, status_code: int, times: int
 ) -> None:
     """HAPI clusters without a shared search cache answer so; `times`: how often."""

@@ -52,7 +52,7 @@ def versions(server: Proxy) -> dict[str, str]:
     return {f"{kind}/{one['id']}": one["meta"]["versionId"] for kind in kinds for one in resources(server, kind)}
 
 
-def test_everything_is_there_once_and_refers_to_ids_of_the_server(
+def test_everything_is_stored_once_and_refers_to_server_ids(
     lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
     factory.build(lake, "A", [ONE, TWO, Study("3", "P2", unit="sub-2")])
@@ -96,7 +96,7 @@ def test_everything_is_there_once_and_refers_to_ids_of_the_server(
     assert shared_ledger_rows(lake, server.url)
 
 
-def test_only_one_bundle_is_on_its_way(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_only_one_bundle_is_sent_at_a_time(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(25)])
 
     load(lake, server, factory, "A")
@@ -105,9 +105,7 @@ def test_only_one_bundle_is_on_its_way(lake: Lake, server: Proxy, factory: Datas
     assert {one.path.partition("?")[0] for one in server.requests if one.is_write_post} == {""}
 
 
-def test_a_server_that_does_not_say_that_it_assigns_ids_is_recognised_and_the_setting_is_named(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_an_undeclared_id_strategy_is_recognised(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [ONE])
     settings = settings_for(server.url, client_assigned_ids="yes")
 
@@ -118,7 +116,7 @@ def test_a_server_that_does_not_say_that_it_assigns_ids_is_recognised_and_the_se
     assert 'set fhir.client_assigned_ids = "no"' in row["reason_text"]
 
 
-def test_a_patient_that_no_ledger_knows_is_merged_and_its_studies_are_stored(
+def test_a_patient_without_a_ledger_row_is_merged(
     lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
     factory.build(lake, "A", [Study("1", "P1")])
@@ -137,7 +135,7 @@ def test_a_patient_that_no_ledger_knows_is_merged_and_its_studies_are_stored(
     assert kept["telecom"] == [phone]
 
 
-def test_what_was_sent_without_an_answer_is_pruned_under_the_server_s_id(
+def test_an_unanswered_resource_is_pruned_under_its_server_id(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     sent, stays = Study("1", "P1"), Study("2", "P2", unit="sub-2")
@@ -158,7 +156,7 @@ def test_what_was_sent_without_an_answer_is_pruned_under_the_server_s_id(
     assert ledger_rows(lake, server.url, "A") == {}
 
 
-def test_an_endpoint_whose_answer_was_lost_is_known_as_ours(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_an_endpoint_with_a_lost_answer_is_recognised(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     def of_an_endpoint(asked: ReceivedRequest) -> bool:
         return (asked.is_write_post or asked.method == "PUT") and b'"resourceType":"Endpoint"' in asked.body
 
@@ -177,9 +175,7 @@ def test_an_endpoint_whose_answer_was_lost_is_known_as_ours(lake: Lake, server: 
     assert codes(lake, "A") == []
 
 
-def test_a_study_whose_answer_was_lost_is_known_as_ours_when_the_next_one_differs(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_a_changed_study_with_a_lost_answer_is_recognised(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [TWO])
     load(lake, server, factory, "A")
     factory.build(lake, "A", [with_changes(TWO, series={"1": 3})])
@@ -197,7 +193,7 @@ def test_a_study_whose_answer_was_lost_is_known_as_ours_when_the_next_one_differ
     assert codes(lake, "A") == []
 
 
-def test_a_study_that_no_ledger_knew_and_whose_version_moved_without_a_change_is_updated(
+def test_a_study_without_a_ledger_row_is_updated(
     lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
     factory.build(lake, "A", [TWO])

@@ -38,7 +38,7 @@ from tests.support.uploads import (
 
 
 @pytest.mark.parametrize("order", [("A", "B"), ("B", "A")])
-def test_a_shared_patient_is_the_same_in_both_orders(
+def test_a_shared_patient_does_not_depend_on_the_order(
     lake: Lake, server: Proxy, factory: DatasetFactory, order: Sequence[str]
 ) -> None:
     said = {
@@ -127,9 +127,7 @@ def test_an_external_patient_is_referred_to_and_not_changed(lake: Lake, server: 
 
 
 @pytest.mark.parametrize("value", ["A|B", "A,B", "A$B", "A\\B", "A&B+C %7C", "Ä-東?;"])
-def test_the_identifier_that_is_searched_is_exactly_that(
-    lake: Lake, server: Proxy, factory: DatasetFactory, value: str
-) -> None:
+def test_the_identifier_is_searched_for_exactly(lake: Lake, server: Proxy, factory: DatasetFactory, value: str) -> None:
     put(server, external(factory, "right", value))
     put(server, external(factory, "wrong", "A"))
     factory.build(lake, "A", [Study("1", value, rule="crosswalk")])
@@ -140,7 +138,7 @@ def test_the_identifier_that_is_searched_is_exactly_that(
     assert reference == f"Patient/{factory.name}-right"
 
 
-def test_several_patients_of_one_identifier_hold_the_studies(
+def test_several_patients_with_one_identifier_hold_the_studies(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     for name in ("one", "other"):
@@ -176,7 +174,9 @@ def test_a_patient_in_conflict_holds_the_studies_until_that_is_fixed(
     }
 
 
-def test_our_own_patient_is_known_again_by_a_new_lake(tmp_path: Path, server: Proxy, factory: DatasetFactory) -> None:
+def test_a_new_lake_recognises_the_patient_of_its_namespace(
+    tmp_path: Path, server: Proxy, factory: DatasetFactory
+) -> None:
     for name in ("first", "second"):
         lake = new_lake(tmp_path / name)
         factory.build(lake, "A", [shared_person(gender="male")])
@@ -187,7 +187,7 @@ def test_our_own_patient_is_known_again_by_a_new_lake(tmp_path: Path, server: Pr
     assert codes(lake, "A") == []
 
 
-def test_two_lakes_that_know_different_things_of_a_patient_make_one_that_stays_as_it_is(
+def test_two_lakes_with_different_values_agree_on_one_patient(
     tmp_path: Path, server: Proxy, factory: DatasetFactory
 ) -> None:
     said = {"A": {"birthDate": "1980-05-01"}, "B": {"gender": "female", "name": [{"family": "Alpha"}]}}
@@ -209,9 +209,7 @@ def test_two_lakes_that_know_different_things_of_a_patient_make_one_that_stays_a
     assert (patient["birthDate"], patient["gender"]) == ("1981-06-02", "female")
 
 
-def test_what_another_client_added_to_a_patient_of_ours_stays(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_values_that_another_client_added_stay(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     factory.build(lake, "A", [with_changes(ONE, patient={"gender": "male"})])
     load(lake, server, "A")
     path = patient_path(factory, "A", ONE)
@@ -225,7 +223,7 @@ def test_what_another_client_added_to_a_patient_of_ours_stays(
     assert codes(lake, "A") == []
 
 
-def test_another_patient_of_the_same_identifier_is_a_finding(
+def test_a_second_patient_with_the_identifier_is_a_finding(
     tmp_path: Path, server: Proxy, factory: DatasetFactory
 ) -> None:
     lakes = [new_lake(tmp_path / name) for name in ("first", "second")]
@@ -244,7 +242,7 @@ def test_another_patient_of_the_same_identifier_is_a_finding(
 
 
 @pytest.mark.parametrize("rule", ["patient-id", "authority"])
-def test_values_of_ours_that_the_server_stored_without_an_answer_are_known_as_ours(
+def test_values_stored_without_an_answer_are_recognised(
     lake: Lake, server: Proxy, factory: DatasetFactory, rule: str
 ) -> None:
     """What we say next is then not in conflict with another client."""
@@ -285,9 +283,7 @@ def test_values_of_ours_that_the_server_stored_without_an_answer_are_known_as_ou
     assert orjson.loads(stored or "")["gender"] == "female"
 
 
-def test_a_shared_patient_that_a_refused_study_still_refers_to_is_not_pruned(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_a_shared_patient_of_a_refused_study_is_not_pruned(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     old, new = shared_person(), Study("1", "P2", rule="authority")
     factory.build(lake, "A", [old])
     load(lake, server, "A")

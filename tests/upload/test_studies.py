@@ -117,7 +117,7 @@ CASES = [
     [case[1:] for case in CASES],
     ids=[case[0] for case in CASES],
 )
-def test_a_study_of_ours(
+def test_the_decision_about_a_study_of_the_lake(
     server: Any, known: Any, attempts: Any, has_arrived: Any, options: Any, action: Action, reason: Any, text: Any
 ) -> None:
     own = on_server(server) if server else None
@@ -135,7 +135,7 @@ def test_a_study_of_ours(
     [case[1:] for case in CASES],
     ids=[case[0] for case in CASES],
 )
-def test_the_same_holds_where_the_server_assigns_ids(
+def test_the_decision_is_the_same_with_server_assigned_ids(
     server: Any, known: Any, attempts: Any, has_arrived: Any, options: Any, action: Action, reason: Any, text: Any
 ) -> None:
     own = on_server(SERVER.prepare_update(server, "17")[0]) if server else None
@@ -145,7 +145,7 @@ def test_the_same_holds_where_the_server_assigns_ids(
     assert (decision.action, decision.reason, decision.text) == (action, reason, text)
 
 
-def test_an_endpoint_is_decided_in_the_same_way() -> None:
+def test_endpoints_are_decided_in_the_same_way() -> None:
     endpoint = {"resourceType": "Endpoint", "id": "e", "address": "https://a"}
     item, other = UploadItem(endpoint, "ds").with_hash(), endpoint | {"address": "https://b"}
     known = ResourceRow("Endpoint", "e", "ds", server_id="e", hash="h", version="1")
@@ -161,7 +161,7 @@ def test_an_endpoint_is_decided_in_the_same_way() -> None:
     assert decide(other, known, overwrite=True).action is S
 
 
-def test_another_client_s_study_holds_ours() -> None:
+def test_an_external_study_holds_the_lakes() -> None:
     seen = StudyOnServer(external=(study("x"),))
     assert decide_study(ITEM, seen, None, (), UploadOptions(), CLIENT) == Decision(
         H, "study-exists-on-server", "ImagingStudy/x of another client has its StudyInstanceUID"
@@ -169,7 +169,7 @@ def test_another_client_s_study_holds_ours() -> None:
     assert decide_study(ITEM, seen, None, (), UploadOptions(existing_study="duplicate"), CLIENT).action is S
 
 
-def test_ours_is_merged_into_another_client_s() -> None:
+def test_a_study_is_merged_into_an_external_one() -> None:
     external = study("x", series=series(s1=["a"]))
     decision = decide_study(
         ITEM, StudyOnServer(external=(external,)), None, (), UploadOptions(existing_study="merge"), CLIENT
@@ -185,7 +185,7 @@ def test_ours_is_merged_into_another_client_s() -> None:
     assert (again.action, again.reason, again.is_external) == (U, "study-merged", True)
 
 
-def test_of_several_none_is_merged_into() -> None:
+def test_a_study_is_not_merged_into_one_of_several() -> None:
     seen = StudyOnServer(external=(study("y"), study("x")))
     assert decide_study(ITEM, seen, None, (), UploadOptions(existing_study="merge"), CLIENT) == Decision(
         H,
@@ -212,11 +212,11 @@ def test_of_several_none_is_merged_into() -> None:
         (("", 'W/"1"'), ("1", 'W/"1"'), True),
     ],
 )
-def test_versions_are_compared_as_they_are(known: Any, server: Any, same: bool) -> None:
+def test_versions_are_compared_verbatim(known: Any, server: Any, same: bool) -> None:
     assert is_same_version(row(version=known[0], etag=known[1]), on_server(OURS, *server)) is same
 
 
-def test_where_the_server_names_no_versions_its_content_tells() -> None:
+def test_without_versions_the_content_decides() -> None:
     known = row(version="", etag="", server_hash=compute_content_hash(FORMER))
     seen = StudyOnServer(on_server(FORMER, ""))
     assert decide_study(ITEM, seen, known, (), UploadOptions(), CLIENT).action is S
@@ -225,7 +225,7 @@ def test_where_the_server_names_no_versions_its_content_tells() -> None:
     assert decision.text == "version (unnamed) on the server is not the one that this lake stored"
 
 
-def test_a_study_that_moved_to_the_survivor_of_a_merge_was_not_changed() -> None:
+def test_a_study_moved_by_a_patient_merge_was_not_changed() -> None:
     moved = FORMER | {"subject": {"reference": "Patient/survivor"}}
     known = row(server_hash=compute_content_hash(FORMER))
     assert decide_study(ITEM, StudyOnServer(on_server(moved)), known, (), UploadOptions(), CLIENT).action is S
@@ -233,7 +233,7 @@ def test_a_study_that_moved_to_the_survivor_of_a_merge_was_not_changed() -> None
 
 @pytest.mark.parametrize("strategy", [CLIENT, SERVER])
 @given(server=odd_resources, options=st.sampled_from(["hold", "merge", "duplicate"]), is_external=st.booleans())
-def test_no_shape_of_a_study_raises(
+def test_no_malformed_study_raises(
     strategy: IdStrategy, server: dict[str, Any], options: str, is_external: bool
 ) -> None:
     given_options = UploadOptions(existing_study=options)
@@ -263,13 +263,13 @@ def test_no_shape_of_a_study_raises(
         ([None, "s1", {"uid": ["s1"], "instance": {"uid": "a"}}], series(s1=["a"]), (1, 1, 0, 0)),
     ],
 )
-def test_what_an_update_would_remove(server: Any, ours: Any, loss: tuple[int, int, int, int]) -> None:
+def test_the_content_that_an_update_would_remove(server: Any, ours: Any, loss: tuple[int, int, int, int]) -> None:
     found = find_content_loss({"series": server}, {"series": ours})
     assert found == ContentLoss(*loss)
     assert bool(found) is (loss[0] + loss[2] > 0)
 
 
-def test_the_loss_is_told_in_numbers() -> None:
+def test_the_text_of_a_content_loss() -> None:
     assert str(ContentLoss(1, 2, 2, 3)) == "the update would remove 1 of 2 series and 2 of 3 instances"
 
 
@@ -322,7 +322,7 @@ def test_series_and_instances_are_added(server: Any, merged: Any, instances: int
     }
 
 
-def test_values_of_the_other_client_count_before_ours() -> None:
+def test_values_of_the_other_client_take_precedence() -> None:
     server = {
         "resourceType": "ImagingStudy",
         "id": "x",
@@ -376,7 +376,7 @@ def test_merging_adds_and_merging_again_changes_nothing(server: Any, ours: Any, 
 
 
 @given(server=odd_resources)
-def test_no_shape_of_another_client_s_study_raises(server: dict[str, Any]) -> None:
+def test_no_malformed_external_study_raises(server: dict[str, Any]) -> None:
     merged = merge_into_existing(server, OURS)
     assert not find_content_loss(OURS, merged)
     assert merge_into_existing(merged, OURS) == merged
@@ -384,7 +384,7 @@ def test_no_shape_of_another_client_s_study_raises(server: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("element", ["identifier", "series", "subject", "meta", "numberOfSeries", "note", "text"])
-def test_another_client_s_study_may_have_anything_in_the_place_of_an_element(element: str, odd: Any) -> None:
+def test_malformed_elements_of_an_external_study_do_not_raise(element: str, odd: Any) -> None:
     merged = merge_into_existing(study("x") | {element: odd}, OURS)
     assert not find_content_loss(OURS, merged)
     assert isinstance(merged["numberOfSeries"], int)
@@ -414,7 +414,7 @@ def look(
     return seen[MY_ITEM.key]
 
 
-def test_a_known_study_is_read_by_its_id() -> None:
+def test_a_study_in_the_ledger_is_read_by_its_id() -> None:
     client = StubClient()
     client.store(MINE)
     assert look(client, known=row(server_id=OUR_ID)).current is not None
@@ -433,7 +433,7 @@ def test_an_unknown_study_is_searched_for_by_its_uid() -> None:
 
 
 @pytest.mark.parametrize("strategy", [CLIENT, SERVER])
-def test_ours_of_which_the_ledger_knows_nothing_is_found(strategy: IdStrategy) -> None:
+def test_a_study_without_a_ledger_row_is_found(strategy: IdStrategy) -> None:
     client = StubClient()
     client.store(
         strategy.prepare_update(MINE, None if strategy is CLIENT else "17")[0]
@@ -445,7 +445,7 @@ def test_ours_of_which_the_ledger_knows_nothing_is_found(strategy: IdStrategy) -
     assert seen.has_arrived is None
 
 
-def test_studies_of_other_datasets_of_ours_are_not_external() -> None:
+def test_studies_of_other_datasets_of_the_lake_are_not_external() -> None:
     client = StubClient()
     other = IDS.resource_id("ImagingStudy", "other", "1.2")
     client.store(study(other, identifier=[UID, {"system": SYSTEM, "value": "urn:uid:other"}]))
@@ -454,14 +454,14 @@ def test_studies_of_other_datasets_of_ours_are_not_external() -> None:
     assert [one["id"] for one in look(client).external] == ["pretends", "x"]
 
 
-def test_what_a_read_by_id_did_not_find_is_gone_also_where_an_index_has_it() -> None:
+def test_a_study_that_a_read_does_not_find_was_deleted() -> None:
     client = StubClient()
     client.store(MINE)
     client.read = lambda *_: asyncio.sleep(0, None)  # type: ignore[method-assign]
     assert look(client, known=row(server_id=OUR_ID)) == StudyOnServer()
 
 
-def test_external_studies_are_read_whole_where_they_are_merged_into() -> None:
+def test_external_studies_are_read_completely_for_a_merge() -> None:
     client = StubClient()
     client.store(study("x", description="whole"))
     assert look(client).external[0]["id"] == "x"
@@ -483,7 +483,7 @@ def test_external_studies_are_read_whole_where_they_are_merged_into() -> None:
         ([MINE | {"meta": {"tag": []}, "text": {"status": "generated"}}], True, True),
     ],
 )
-def test_whether_what_was_sent_has_arrived(
+def test_whether_an_attempt_has_arrived(
     strategy: IdStrategy, stored: list[Any], keeps_history: bool, has_arrived: bool
 ) -> None:
     client = StubClient()
@@ -498,7 +498,7 @@ def test_whether_what_was_sent_has_arrived(
     assert seen.has_arrived is has_arrived
 
 
-def test_many_uids_are_asked_for_in_few_searches() -> None:
+def test_many_uids_are_searched_for_in_few_requests() -> None:
     client = StubClient()
     uids = [f"1.{number}" for number in range(60)]
     assert asyncio.run(find_studies(client, uids)) == {uid: [] for uid in uids}  # type: ignore[arg-type]
@@ -507,7 +507,7 @@ def test_many_uids_are_asked_for_in_few_searches() -> None:
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("element", ["identifier", "meta", "series", "subject", "text"])
-def test_what_the_server_has_may_have_any_shape(element: str, odd: Any) -> None:
+def test_malformed_studies_of_the_server_do_not_raise(element: str, odd: Any) -> None:
     client = StubClient()
     client.store(MINE | {element: odd})
     client.store(study("x") | {element: odd})

@@ -61,7 +61,7 @@ def test_transitions(before: str | None, event: str, after: str) -> None:
 
 
 @pytest.mark.parametrize(("before", "event", "after"), [case for case in CASES if case[0] is not None])
-def test_a_row_follows_the_table_and_keeps_what_is_known(before: str, event: str, after: str) -> None:
+def test_a_row_follows_the_table_and_keeps_its_other_values(before: str, event: str, after: str) -> None:
     row = replace(ROW, state=State(before))
     if after == NEVER:
         with pytest.raises(KeyError):
@@ -78,7 +78,7 @@ def test_a_row_follows_the_table_and_keeps_what_is_known(before: str, event: str
     assert changed.http_status == (412 if keeps_reason else None)
 
 
-def test_a_row_has_the_reason_that_an_event_comes_with() -> None:
+def test_a_row_has_the_reason_of_the_event() -> None:
     changed = ROW.after(Event.FAILED, reason="upload-failed", reason_text="HTTP 429", http_status=429, attempts=9)
     assert (changed.reason, changed.reason_text, changed.http_status, changed.attempts) == (
         "upload-failed",
@@ -88,14 +88,14 @@ def test_a_row_has_the_reason_that_an_event_comes_with() -> None:
     )
 
 
-def test_values_that_change_without_an_event_have_a_new_time() -> None:
+def test_a_changed_value_without_an_event_has_a_new_time() -> None:
     moved = ROW.with_changes(unit="other")
     assert replace(moved, time=BEFORE) == replace(ROW, unit="other")
     assert timedelta(0) <= datetime.now(UTC) - moved.time < timedelta(minutes=1)
     assert ROW.with_changes(unit="u") is ROW
 
 
-def test_states_that_are_sent_again_and_those_that_somebody_must_look_at() -> None:
+def test_failed_and_unfinished_states() -> None:
     assert set(FAILED_STATES) == {"rejected", "failed", "unconfirmed"}
     assert set(UNFINISHED_STATES) == {"rejected", "failed", "unconfirmed", "held"}
 
@@ -111,7 +111,7 @@ def test_states_that_are_sent_again_and_those_that_somebody_must_look_at() -> No
         ("", "h", False, True, True),
     ],
 )
-def test_what_a_row_says_of_the_server(
+def test_whether_a_row_is_on_the_server_and_owned(
     server_id: str | None, content: str | None, is_external: bool, is_on_server: bool, is_owned: bool
 ) -> None:
     row = replace(ROW, server_id=server_id, hash=content, is_external=is_external)

@@ -110,7 +110,7 @@ def once(reply: Reply, matches: Callable[[ReceivedRequest], bool]) -> Callable[[
 
 
 @both
-def test_everything_is_stored_as_the_lake_has_it_and_a_second_run_sends_nothing(
+def test_everything_is_stored_and_a_second_run_sends_nothing(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     build(lake, factory, ONE, TWO)
@@ -135,7 +135,7 @@ def test_everything_is_stored_as_the_lake_has_it_and_a_second_run_sends_nothing(
 
 
 @both
-def test_only_what_changed_is_sent_and_it_replaces_the_version_that_was_seen(
+def test_only_changes_are_sent_with_the_version_that_was_read(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     build(lake, factory, ONE, TWO)
@@ -158,7 +158,7 @@ def test_only_what_changed_is_sent_and_it_replaces_the_version_that_was_seen(
 
 @both
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
-def test_what_another_client_added_is_kept(
+def test_content_that_another_client_added_is_kept(
     lake: Lake, server: Proxy, factory: DatasetFactory, single_request_bytes: int
 ) -> None:
     settings = settings_for(server.url, single_request_bytes=single_request_bytes)
@@ -182,7 +182,7 @@ def test_what_another_client_added_is_kept(
 
 
 @both
-def test_an_answer_that_was_lost_is_found_out(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_a_lost_answer_is_resolved_by_the_next_run(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     build(lake, factory, ONE)
     server.rule = lambda asked: Reply(cut=True) if asked.is_write_post and b"ImagingStudy" in asked.body else None
     failed = load(lake, server, settings=settings_for(server.url, retry_seconds=0))
@@ -205,7 +205,7 @@ def test_an_answer_that_was_lost_is_found_out(lake: Lake, server: Proxy, factory
 
 @both
 @pytest.mark.parametrize("entries", [50, 51, 120, 500])
-def test_transactions_of_any_size_arrive(lake: Lake, server: Proxy, factory: DatasetFactory, entries: int) -> None:
+def test_transactions_of_any_size_are_stored(lake: Lake, server: Proxy, factory: DatasetFactory, entries: int) -> None:
     """Medplum takes 50 updates in a transaction; all are sent, and what it refused is not tried again and again."""
     studies = [Study(str(number), f"P{number}", unit=f"sub-{number}") for number in range(130)]
     build(lake, factory, *studies)
@@ -229,7 +229,7 @@ def test_transactions_of_any_size_arrive(lake: Lake, server: Proxy, factory: Dat
 
 
 @both
-def test_one_bad_resource_does_not_make_transactions_small(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_one_bad_resource_does_not_shrink_transactions(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     studies = [Study(str(number), f"P{number}", unit=f"sub-{number}") for number in range(80)]
     build(lake, factory, *studies)
     bad = factory.study_id("A", "3").encode()
@@ -249,7 +249,7 @@ def test_one_bad_resource_does_not_make_transactions_small(lake: Lake, server: P
 
 
 @both
-def test_a_resource_that_is_deleted_between_the_look_and_the_write_is_looked_at_again(
+def test_a_resource_deleted_between_lookup_and_write_is_looked_up_again(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     """An If-Match of what is not there is answered 404 by Medplum, 201 by HAPI."""
@@ -277,7 +277,7 @@ def test_a_resource_that_is_deleted_between_the_look_and_the_write_is_looked_at_
 
 
 @both
-def test_what_the_lake_no_longer_produces_stays_until_prune(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_orphaned_resources_stay_until_prune(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     build(lake, factory, ONE, TWO)
     load(lake, server)
     study, patient = study_path(factory, "A", "2"), patient_path(factory, "A", TWO)
@@ -296,9 +296,7 @@ def test_what_the_lake_no_longer_produces_stays_until_prune(lake: Lake, server: 
 
 
 @both
-def test_a_patient_that_a_study_of_another_client_refers_to_is_not_pruned(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_a_patient_of_an_external_study_is_not_pruned(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     build(lake, factory, ONE, TWO)
     load(lake, server)
     patient = patient_path(factory, "A", TWO)
@@ -317,7 +315,7 @@ def test_a_patient_that_a_study_of_another_client_refers_to_is_not_pruned(
 
 @both
 @pytest.mark.parametrize("is_needed", [False, True])
-def test_a_withdrawn_subject_leaves_the_server(
+def test_a_withdrawn_subject_is_deleted_from_the_server(
     tmp_path: Path, server: Proxy, factory: DatasetFactory, is_needed: bool
 ) -> None:
     """Medplum deletes what others refer to; so it is asked first who does."""
@@ -357,7 +355,7 @@ def test_a_withdrawn_subject_leaves_the_server(
 
 
 @both
-def test_a_study_of_another_client_holds_ours(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_an_external_study_holds_the_lakes(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     external = make_external_study(factory)
     put(behind(server), external)
     build(lake, factory, ONE)
@@ -371,7 +369,7 @@ def test_a_study_of_another_client_holds_ours(lake: Lake, server: Proxy, factory
 
 
 @both
-def test_a_study_of_another_client_takes_our_series(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_series_are_merged_into_an_external_study(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     external = make_external_study(factory)
     path = f"ImagingStudy/{external['id']}"
     put(behind(server), external)
@@ -393,7 +391,7 @@ def test_a_study_of_another_client_takes_our_series(lake: Lake, server: Proxy, f
 
 
 @both
-def test_ours_goes_beside_a_study_of_another_client(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_a_study_is_stored_beside_an_external_one(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     external = make_external_study(factory)
     put(behind(server), external)
     build(lake, factory, ONE)
@@ -407,7 +405,7 @@ def test_ours_goes_beside_a_study_of_another_client(lake: Lake, server: Proxy, f
 
 
 @both
-def test_a_patient_of_another_client_is_used(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_an_external_patient_is_used(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     shared = with_changes(ONE, rule="authority")
     external = factory.patient("A", shared) | {"id": f"{factory.name}-p", "telecom": PHONE}
     put(behind(server), external)
@@ -427,7 +425,7 @@ def test_a_patient_of_another_client_is_used(lake: Lake, server: Proxy, factory:
 
 
 @both
-def test_verify_finds_what_differs_and_repairs_what_is_missing(
+def test_verify_finds_differences_and_repairs_missing_resources(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     dataset = f"set-{factory.name}"  # its identifier is on the shared server, too
@@ -454,7 +452,7 @@ def differences(verified: VerificationResult) -> list[tuple[str, str]]:
 
 
 @both
-def test_verify_finds_a_study_that_this_lake_did_not_send(
+def test_verify_finds_a_study_of_another_lake(
     lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
     dataset = f"set-{factory.name}"
@@ -475,7 +473,7 @@ def test_verify_finds_a_study_that_this_lake_did_not_send(
 
 
 @both
-def test_two_lakes_that_write_the_same_one_after_the_other_agree(
+def test_two_lakes_with_the_same_studies_agree(
     lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
     other = new_lake(tmp_path / "other")
@@ -496,7 +494,7 @@ def test_two_lakes_that_write_the_same_one_after_the_other_agree(
 
 
 @both
-def test_two_lakes_that_write_the_same_at_once_agree(
+def test_two_concurrent_lakes_with_the_same_studies_agree(
     lake: Lake, server: Proxy, factory: DatasetFactory, tmp_path: Path
 ) -> None:
     studies = [Study(str(number), f"P{number}", unit=f"sub-{number}") for number in range(30)]
@@ -518,7 +516,7 @@ def test_two_lakes_that_write_the_same_at_once_agree(
 
 @both
 @pytest.mark.parametrize("single_request_bytes", [0, 1_000_000])
-def test_a_write_that_replaces_one_made_since_the_look_is_reported(
+def test_a_write_that_replaces_a_newer_one_is_reported(
     lake: Lake, server: Proxy, factory: DatasetFactory, single_request_bytes: int
 ) -> None:
     """There is no If-None-Match in a PUT of FHIR R4: the history tells what was replaced."""
@@ -546,7 +544,7 @@ def test_a_write_that_replaces_one_made_since_the_look_is_reported(
 
 
 @both
-def test_a_patient_that_replaces_one_made_since_the_look_is_merged_with_it(
+def test_a_patient_that_replaces_a_newer_one_is_merged_with_it(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     person = with_changes(ONE, patient={"gender": "female"})
@@ -591,7 +589,7 @@ def all_of(server: Proxy, kind: str) -> list[dict[str, Any]]:
 
 
 @each_assigning
-def test_a_server_that_assigns_ids_has_everything_once(
+def test_with_server_assigned_ids_everything_is_stored_once(
     lake: Lake, assigning: Proxy, load_assigning: Loading, factory: DatasetFactory, tmp_path: Path
 ) -> None:
     studies = [Study(str(number), f"P{number}", unit=f"sub-{number}", rule="authority") for number in range(30)]
@@ -624,7 +622,7 @@ def test_a_server_that_assigns_ids_has_everything_once(
 
 
 @each_assigning
-def test_a_server_that_assigns_ids_loses_no_note_and_makes_nothing_twice(
+def test_with_server_assigned_ids_notes_stay_and_nothing_is_doubled(
     lake: Lake, assigning: Proxy, load_assigning: Loading
 ) -> None:
     load_assigning(lake, ONE)
@@ -642,7 +640,7 @@ def test_a_server_that_assigns_ids_loses_no_note_and_makes_nothing_twice(
 
 
 @each_assigning
-def test_a_server_that_assigns_ids_and_whose_answer_is_lost_has_everything_once(
+def test_with_server_assigned_ids_a_lost_answer_makes_no_duplicate(
     lake: Lake, assigning: Proxy, load_assigning: Loading
 ) -> None:
     assigning.rule = once(Reply(cut=True), lambda asked: asked.is_write_post and b"ImagingStudy" in asked.body)
@@ -658,7 +656,7 @@ def test_a_server_that_assigns_ids_and_whose_answer_is_lost_has_everything_once(
 
 
 @each_assigning
-def test_a_study_that_was_deleted_on_a_server_that_assigns_ids_is_created_again(
+def test_with_server_assigned_ids_a_deleted_study_is_recreated(
     lake: Lake, assigning: Proxy, load_assigning: Loading
 ) -> None:
     load_assigning(lake, ONE)

@@ -103,9 +103,7 @@ def versions(server: Proxy, *paths: str) -> list[str]:
 # -- looking ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_intact_server_is_asked_little_and_nothing_is_written(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_an_intact_server_needs_few_requests_and_no_write(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     loaded(lake, server, factory, *(Study(str(n), "P1") for n in range(51)))
     before = files(lake)
 
@@ -122,9 +120,7 @@ def test_an_intact_server_is_asked_little_and_nothing_is_written(
     assert files(lake) == before
 
 
-def test_what_was_deleted_is_missing_and_a_repair_sends_it_alone(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_a_repair_sends_only_what_was_deleted(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     loaded(lake, server, factory, ONE, with_changes(ONE, number="3"), TWO)
     _send(f"{server.target}/{study_path(factory, '1')}", "DELETE")
     before = files(lake)
@@ -147,7 +143,7 @@ def test_what_was_deleted_is_missing_and_a_repair_sends_it_alone(
     assert (told(again), again.exit_code) == ([], 0)
 
 
-def test_a_wiped_server_gets_everything_again_and_each_once(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_a_repair_sends_everything_once_to_a_wiped_server(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     studies = [ONE, TWO, *(Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(3, 15))]
     loaded(lake, server, factory, *studies)
     paths = [*(study_path(factory, study.number) for study in studies), endpoint_path(factory)]
@@ -167,7 +163,7 @@ def test_a_wiped_server_gets_everything_again_and_each_once(lake: Lake, server: 
     assert counts(again) == [{"ok": 2 * len(studies) - 1}, {"ok": 2}]
 
 
-def test_a_repair_that_is_cut_off_is_completed_by_the_next_upload(
+def test_an_interrupted_repair_is_completed_by_the_next_upload(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     loaded(lake, server, factory, ONE)
@@ -186,9 +182,7 @@ def test_a_repair_that_is_cut_off_is_completed_by_the_next_upload(
     assert told(check(lake, server, factory.name)) == []
 
 
-def test_what_another_client_changed_is_reported_and_not_overwritten(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_an_external_change_is_reported_and_not_overwritten(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     loaded(lake, server, factory, ONE, TWO)
     url = str(server.target)
     paths = [study_path(factory, "1"), patient_path(factory, TWO)]
@@ -206,7 +200,7 @@ def test_what_another_client_changed_is_reported_and_not_overwritten(
     assert text == "the server has version 2, the ledger 1: another client has changed it"
 
 
-def test_a_study_of_another_lake_is_external_also_on_a_later_page(
+def test_a_study_of_another_lake_is_external_on_any_page(
     tmp_path: Path, lake: Lake, server: Proxy, factory: DatasetFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded(lake, server, factory, ONE, with_changes(ONE, number="4"))
@@ -222,9 +216,7 @@ def test_a_study_of_another_lake_is_external_also_on_a_later_page(
     assert len([path for path in server.request_lines("GET") if "_getpages" in path]) == 1
 
 
-def test_what_was_rejected_and_what_was_never_sent_is_unsent(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_rejected_and_never_sent_resources_are_unsent(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     loaded(lake, server, factory, ONE, with_changes(ONE, number="2", status="nonsense"))
     factory.build(
         lake, factory.name, [ONE, with_changes(ONE, number="2", status="nonsense"), with_changes(ONE, number="3")]
@@ -242,9 +234,7 @@ def test_what_was_rejected_and_what_was_never_sent_is_unsent(
     assert told(check(lake, server, factory.name)) == [("unsent", study_path(factory, "2"))]
 
 
-def test_an_external_patient_may_change_and_must_not_disappear(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_an_external_patient_may_change_but_not_be_missing(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     url, theirs = str(server.target), f"{factory.name}-theirs"
     patient = {"resourceType": "Patient", "id": theirs, "identifier": [{"system": factory.authority, "value": "P2"}]}
     server_content.put(url, patient)
@@ -264,9 +254,7 @@ def test_an_external_patient_may_change_and_must_not_disappear(
     )
 
 
-def test_what_datasets_share_is_sent_for_the_one_that_is_named(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_shared_resources_are_sent_for_the_named_dataset(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     names = [factory.name, f"{factory.name}-b"]
     for name in names:
         factory.build(lake, name, [TWO])
@@ -285,9 +273,7 @@ def test_what_datasets_share_is_sent_for_the_one_that_is_named(
     assert told(check(lake, server, *names)) == []
 
 
-def test_what_the_lake_no_longer_produces_is_orphaned_and_not_missing(
-    lake: Lake, server: Proxy, factory: DatasetFactory
-) -> None:
+def test_a_resource_the_lake_no_longer_produces_is_orphaned(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     loaded(lake, server, factory, ONE, with_changes(ONE, number="2"), with_changes(ONE, number="3"))
     loaded(lake, server, factory, ONE)
     delete(server, study_path(factory, "2"))
@@ -298,7 +284,7 @@ def test_what_the_lake_no_longer_produces_is_orphaned_and_not_missing(
     assert found.exit_code == 0
 
 
-def test_a_dataset_that_is_being_written_is_not_compared(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
+def test_a_locked_dataset_is_not_compared(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     loaded(lake, server, factory, ONE)
 
     with lake.lock(factory.name, "upload"), pytest.raises(LockHeldError, match="is being written by"):
@@ -310,7 +296,7 @@ def test_without_a_server_there_is_nothing_to_compare_with(lake: Lake, factory: 
         verify([factory.name], lake, settings_for(None))
 
 
-def test_a_dataset_without_resources_leaves_the_others_alone(
+def test_a_dataset_without_resources_does_not_affect_the_others(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
     loaded(lake, server, factory, ONE)
@@ -326,7 +312,7 @@ def test_a_dataset_without_resources_leaves_the_others_alone(
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_tells_a_machine_what_would_be_read_and_what_would_be_sent(
+def test_a_dry_run_as_json_has_the_planned_stages_and_uploads(
     run_command: RunCommand, tmp_path: Path, server: Proxy, factory: DatasetFactory
 ) -> None:
     write_instance(
@@ -345,7 +331,7 @@ def test_a_dry_run_tells_a_machine_what_would_be_read_and_what_would_be_sent(
     assert sent == {kind: {"would-send": 1} for kind in ("Endpoint", "ImagingStudy", "Patient")}
 
 
-def test_the_command_tells_what_is_missing_and_repairs_it(
+def test_the_command_shows_missing_resources_and_repairs_them(
     run_command: RunCommand, tmp_path: Path, server: Proxy, factory: DatasetFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(

@@ -52,7 +52,9 @@ CASES = [
 @pytest.mark.parametrize(
     ("values", "version", "is_produced", "what", "text"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-def test_a_resource(values: Any, version: str | None, is_produced: bool, what: str | None, text: str | None) -> None:
+def test_the_comparison_of_a_resource(
+    values: Any, version: str | None, is_produced: bool, what: str | None, text: str | None
+) -> None:
     versions = {KEY: version} if version is not None else {}
     found = compare("ds", [row(**values)], versions, {KEY: "u1"} if is_produced else {})
     kinds = what.split("+") if what else []
@@ -64,7 +66,7 @@ def test_a_resource(values: Any, version: str | None, is_produced: bool, what: s
         assert found.differences[0] == Difference(kinds[0], "ImagingStudy/s", "u1", text)
 
 
-def test_what_was_never_sent_is_told_with_its_unit() -> None:
+def test_a_resource_that_was_never_sent_has_its_unit() -> None:
     found = compare("ds", [], {}, {KEY: "u1", ("Patient", "p"): "u2"})
     assert found.differences == (
         Difference("unsent", "ImagingStudy/s", "u1", "never sent"),
@@ -72,19 +74,19 @@ def test_what_was_never_sent_is_told_with_its_unit() -> None:
     )
 
 
-def test_under_another_id_it_is_compared_and_named_by_that() -> None:
+def test_a_resource_is_compared_under_its_server_id() -> None:
     found = compare("ds", [row(server_id="17")], {("ImagingStudy", "17"): "2"}, {KEY: "u1"})
     assert [(one.kind, one.resource) for one in found.differences] == [("changed", "ImagingStudy/17")]
     missing = compare("ds", [row(server_id="17")], {KEY: "1"}, {KEY: "u1"})
     assert [(one.kind, one.resource) for one in missing.differences] == [("missing", "ImagingStudy/17")]
 
 
-def test_of_a_unit_that_is_being_built_nothing_is_said_to_be_orphaned() -> None:
+def test_resources_of_an_unbuilt_unit_are_not_orphaned() -> None:
     assert compare("ds", [row()], {KEY: "1"}, {}, unfinished=["u1"]).counts["ok"] == 1
     assert compare("ds", [row()], {KEY: "1"}, {}, unfinished=["u2"]).counts["orphaned"] == 1
 
 
-def test_studies_of_the_dataset_that_nobody_knows_are_external() -> None:
+def test_unknown_studies_of_the_dataset_are_external() -> None:
     rows = [row(), row("t", server_id="17"), row("forgotten", server_id=None, state=State.FAILED)]
     produced = {KEY: "u1", ("ImagingStudy", "new"): "u1"}
     found = compare("ds", rows, {KEY: "1"}, produced, study_ids=["z", "s", "17", "new", "t", "forgotten", "a", "a"])
@@ -95,12 +97,12 @@ def test_studies_of_the_dataset_that_nobody_knows_are_external() -> None:
     assert found.counts["external"] == 2
 
 
-def test_of_nothing_there_is_no_difference() -> None:
+def test_without_resources_there_is_no_difference() -> None:
     found = compare(None, [], {}, {})
     assert (found.dataset, found.differences, set(found.counts.values())) == (None, (), {0})
 
 
-def test_each_resource_counts_once_unless_it_is_changed_and_unsent() -> None:
+def test_each_resource_counts_once_unless_changed_and_unsent() -> None:
     rows = [row(str(number), server_id=str(number), version="1") for number in range(6)]
     versions = {("ImagingStudy", str(number)): "1" for number in range(4)} | {("ImagingStudy", "3"): "2"}
     found = compare("ds", rows, versions, {("ImagingStudy", str(number)): "u1" for number in range(5)})
