@@ -1,4 +1,4 @@
-"""What is not on the server as it should be: `uploads`, and `upload --failed`, which sends it again."""
+"""The resources that are not stored as they should be: `uploads`, and `upload --failed`, which sends them again."""
 
 from __future__ import annotations
 

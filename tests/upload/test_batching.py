@@ -1,4 +1,4 @@
-"""Batches and requests, against a stub of `FhirClient` (`stub_client`): the journal, halves, and what errors mean."""
+"""Batches and requests, against a stub of `FhirClient` (`stub_client`): the journal, halves, and errors."""
 
 import asyncio
 import sqlite3
@@ -53,7 +53,7 @@ def delivery(identity: str, *, size: int = 0, condition: str = "") -> Delivery:
 def send(
     client: StubClient, ledger: Ledger, deliveries: Sequence[Delivery], single: int = 10**6
 ) -> dict[str, Delivery]:
-    """What became of deliveries, by id."""
+    """The result or error of each delivery, by id."""
     done = asyncio.run(deliver(client, ledger, deliveries, single, TransactionSizes()))  # type: ignore[arg-type]
     assert len(done) == len(deliveries)
     return {one.item.id: one for one in done}

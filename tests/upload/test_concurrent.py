@@ -1,4 +1,4 @@
-"""Runs at the same time, runs that are killed, and two servers: each resource once, and none that comes and goes."""
+"""Concurrent runs, killed runs, and two servers: each resource is stored once, and stays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.upload.support.faults import Faults, faulty
 
 ROOT = Path(__file__).parents[2]
 
-# says that it is ready, and begins when it is told to: starting Python takes longer than an upload
+# reports that it is ready, and begins on a signal: starting Python takes longer than an upload
 _RUN = """
 import sys
 import uuid
@@ -35,7 +35,7 @@ from dicom_etl.stages.upload import upload
 from tests.support.upload_lakes import settings_for
 print("ready", flush=True)
 sys.stdin.readline()
-# each study by a request of its own, the Patients in transactions
+# each study is sent by its own request, the Patients in transactions
 settings = settings_for(sys.argv[2], max_bundle_entries=4, single_request_bytes=700, retry_seconds=60)
 done = upload(sys.argv[3:], Lake(sys.argv[1]), settings)
 states = {state for one in done for counts in one.counts.values() for state in counts}
@@ -44,7 +44,7 @@ sys.exit(f"{done}" if states - {"stored", "unchanged", "external"} else 0)
 
 
 def started(lake: Lake, url: str, *datasets: str) -> subprocess.Popen[str]:
-    """An upload in a process of its own, which waits for its turn."""
+    """Start an upload in a process of its own, which waits for a signal."""
     return subprocess.Popen(
         [sys.executable, "-c", _RUN, lake.root, url, *datasets],
         cwd=ROOT,
@@ -80,7 +80,7 @@ def all_at_once(runs: Sequence[subprocess.Popen[str]]) -> None:
 # -- eight runs, which share patients ---------------------------------------------------------------------------------
 
 _PERSONS = ("P0", "P1", "P2")
-_SAID: dict[str, Resource] = {  # what a dataset knows of each of them, and no other does
+_SAID: dict[str, Resource] = {  # the value that only one dataset has of each of them
     "D0": {"birthDate": "1980-05-01"},
     "D1": {"gender": "female"},
     "D2": {"name": [{"family": "Roe"}]},
@@ -99,7 +99,7 @@ def _studies(dataset: str, more: Resource | None = None) -> list[Study]:
 
 
 def _united(contributions: Iterable[Resource]) -> Resource:
-    """What all of them say; of the dates, the first is the most precise."""
+    """Unite the values of all datasets; the first date is the most precise."""
     whole: Resource = {}
     for said in contributions:
         whole = said | whole
@@ -128,7 +128,7 @@ def _everything(url: str, factory: DatasetFactory) -> dict[str, str]:
 
 
 def _known(url: str, factory: DatasetFactory) -> dict[str, Resource]:
-    """What the server knows of each person: the one Patient of the identifier, without what says which that is."""
+    """Return the values of each person on the server: those of the one Patient with the identifier."""
     known = {}
     for person, [patient] in _patients(url, factory).items():
         assert patient["identifier"] == [{"system": factory.authority, "value": person}]
@@ -212,7 +212,7 @@ def _upload(world: World, lake: Lake, server: Faults) -> None:
 
 
 def _wrong_after_kill(number: int, hapi: HapiServer, folder: Path, *, answered: bool) -> list[str]:
-    """What is wrong after a run that was killed at a request, and one that was not."""
+    """List the problems after a run that was killed at a request, and one that was not."""
     world, lake = World.of(8000 + 2 * number + answered), new_lake(folder)
     world.store_external(hapi.base_url)
     world.build(lake)

@@ -1,7 +1,7 @@
-"""What follows from the answers to writes, against a stub of `FhirClient` (`stub_client`): one batch at a time.
+"""The consequences of answers to writes, with a stub of `FhirClient` (`stub_client`): one batch at a time.
 
 The stub has servers without history, without versions, with opaque ones, and those that answer 200 to what they create;
-and other clients that write between our look and our write.
+and other clients that write between lookup and write.
 """
 
 import asyncio
@@ -101,7 +101,7 @@ def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def once(method: str, action: Any) -> Any:
-    """What happens at the first call of a method."""
+    """Make a function that acts at the first call of a method."""
     left = [action]
 
     def on_call(called: str, _what: Any) -> None:
@@ -322,7 +322,7 @@ def test_on_every_server_a_study_is_stored_once_and_then_updated(
     assert current is not None
     assert current["description"] == "new"
 
-    # changed again, though nobody else wrote: no conflict
+    # changed again without an external write: no conflict
     third = uploads.upload(study(description="newer"))
     assert (third.state, third.reason) == (State.STORED, None)
     assert len([one for one in client.versions if one[0] == "ImagingStudy" and client.current(one)]) == 1
@@ -333,7 +333,7 @@ def test_on_every_server_a_study_is_stored_once_and_then_updated(
 def test_a_study_that_was_up_to_date_can_be_changed_later(
     uploads: Uploads, strategy: IdStrategy, names_versions: bool
 ) -> None:
-    """The ledger did not know it, took it over unchanged, and then a run has something new to send."""
+    """The ledger had no row of it, gets one for the unchanged study, and the next run has a change to send."""
     uploads.client.names_versions, uploads.strategy = names_versions, strategy
     body, _ = strategy.prepare_update(study(), "17" if strategy is SERVER else None)
     uploads.client.store(body)

@@ -1,4 +1,4 @@
-"""What leaves a server: what becomes of rows by tables, and what is deleted (from a stub of `FhirClient`)."""
+"""Deletion: the rows of orphaned resources by tables, and what is deleted from a stub of `FhirClient`."""
 
 import asyncio
 from collections.abc import Iterator
@@ -116,7 +116,7 @@ def orphaned(kind: str = "ImagingStudy", identity: str = "s", **values: Any) -> 
 def prune(
     client: StubClient, ledger: Ledger, rows: list[ResourceRow], *, strategy: IdStrategy = CLIENT, dry_run: bool = False
 ) -> tuple[list[str], set[Key]]:
-    """What was deleted, as the ledger's ids and as places."""
+    """Delete orphaned rows; returns the ids of the deleted ones, and their types and ids on the server."""
     namespace = Namespace(IDS, strategy, SYSTEM)
     target = Target(client, ledger, namespace, UploadOptions(prune=True, dry_run=dry_run), 10**6)  # type: ignore[arg-type]
     ledger.write_rows(rows)
@@ -185,7 +185,7 @@ def test_external_content_stays_until_a_person_has_handled_it(ledger: Ledger) ->
     rows = [
         orphaned(identity="a", server_id="x", is_external=True),
         orphaned(identity="b", server_id="y", is_external=True),  # no longer names the dataset
-        orphaned(identity="c", server_id="z", is_external=True),  # no longer there
+        orphaned(identity="c", server_id="z", is_external=True),  # no longer on the server
         orphaned(identity="s", reason="concurrent-overwrite", version="1"),
         orphaned(identity="t", server_id="s", reason="concurrent-overwrite", version="0"),  # written again
     ]

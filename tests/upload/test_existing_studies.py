@@ -90,7 +90,7 @@ def test_a_new_version_with_the_same_content_is_not_a_conflict(
     path = study_path(factory, "A", "1")
     before = get(server, path)
     put(server, before | {"description": "a note"})
-    put(server, before)  # and back: version 3, with what we sent
+    put(server, before)  # and back: version 3, with the content that was sent
     factory.build(lake, "A", [with_changes(ONE, series={"1": 3})])
 
     [done] = load(lake, server, "A")
@@ -184,7 +184,7 @@ def test_a_changed_study_is_held_although_its_folder_is_renamed(
     assert done.counts == {"Endpoint": {"unchanged": 1}, "ImagingStudy": {"held": 1}, "Patient": {"stored": 1}}
     assert codes(lake, "A") == ["changed-on-server"]
     assert get(server, path)["description"] == "read by Dr. Roe"
-    # what we said of the patient is known as ours, and corrected
+    # the values of the lake are recognised, and corrected
     assert get(server, patient_path(factory, "A", ONE))["gender"] == "female"
     assert ledger_rows(lake, server.url, "A", "sub-2").keys() == {path, patient_path(factory, "A", ONE)}
     assert ledger_rows(lake, server.url, "A", "sub-1") == {}
@@ -364,7 +364,7 @@ def test_instances_are_merged_into_an_existing_study_that_keeps_its_own(
     assert {one["uid"]: one["numberOfInstances"] for one in get(server, path)["series"]}[factory.uid("1", "1")] == 4
     assert version(server, path) == "3"
 
-    # what another client owns is not deleted
+    # the external study is not deleted
     factory.build(lake, "A", [])
     upload(["A"], lake, settings, prune=True)
     assert status_of(server, path) == 200

@@ -1,4 +1,4 @@
-"""Whatever the network and the server do, in the end the server holds what the lake holds, once."""
+"""Whatever network and server do, in the end the server has the content of the lake once."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_an_upload_through_faults_ends_with_the_lakes_content(first: int, hapi: 
 
 
 def test_an_empty_answer_does_not_let_a_study_shrink(hapi: HapiServer, tmp_path: Path) -> None:
-    """An answer that a gateway has emptied says nothing of the study, and not that there is none."""
+    """An answer that a gateway has emptied does not mean that there is no study."""
     factory, lake = DatasetFactory("faults-empty"), new_lake(tmp_path / "lake")
     study = Study("1", "P1", series={"1": 5})
     path = f"ImagingStudy/{factory.study_id('A', '1')}"

@@ -18,7 +18,7 @@ def paths(server: Proxy) -> list[str]:
 
 
 def refuse_patients(asked: ReceivedRequest) -> Reply | None:
-    """Refuses what is written of Patients."""
+    """Refuse writes of Patients."""
     refusal = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "invalid"}]}
     writes = asked.method in ("PUT", "POST") and not asked.path.endswith("_search")
     return Reply(422, orjson.dumps(refusal)) if writes and b'"Patient"' in asked.body else None

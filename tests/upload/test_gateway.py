@@ -1,8 +1,8 @@
 """A gateway before the server that answers every search itself: with nothing found, or 200 and an error.
 
-Another client has added a note to one of our studies and a telephone number to our Patients before; it also has a study
-and a Patient under other ids that are the same as new ones of ours. However the searches fail: nothing of it is lost,
-what the ledger knows is brought up to date, and what a search did not show is reported once searches are right again.
+Another client has added a note to a study of the lake and a telephone number to its Patients; it also has a study and a
+Patient under other ids that duplicate new ones of the lake. However the searches fail, nothing of that is lost,
+resources in the ledger are updated, and duplicates that were hidden are reported once searches work again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ each_answer = pytest.mark.parametrize("kind", ANSWERS)
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[Proxy]:
-    """A shared server; of a factory, an empty one that assigns ids itself."""
+    """The shared server, or an empty one that assigns ids."""
     source: HapiServer | MedplumServer | HapiFactory | MedplumFactory = request.getfixturevalue(request.param)
     running = source(client_ids=False) if callable(source) else source
     with run_proxy(running.base_url) as counted:
@@ -144,7 +144,7 @@ def test_wrong_search_results_lose_nothing_and_hide_nothing_for_long(
     server.rule = gateway(ANSWERS[kind], after)
     load(lake, server, factory)
     load(lake, server, factory)
-    # what the ledger knew needs no search
+    # resources in the ledger need no search
     for study in GROWN[1:]:
         assert on_server(server, study_path(factory, "A", study.number)) == factory.imaging_study("A", study)
     server.rule = lambda _: None
@@ -188,7 +188,7 @@ def test_wrong_search_results_lose_nothing_and_hide_nothing_for_long(
 
 @pytest.fixture
 def hidden(server: Proxy, factory: DatasetFactory) -> dict[str, dict[str, Any]]:
-    """A study and a Patient of another client; the gateway says that there are none."""
+    """A study and a Patient of another client, which the gateway hides."""
     resources = {
         "ImagingStudy": make_external_study(factory)
         | {"identifier": factory.imaging_study("A", KNOWN)["identifier"][:1]},
@@ -250,7 +250,7 @@ def test_duplicates_are_reported_as_long_as_they_exist(
     load(lake, server, factory)
     assert sorted(codes(lake, "A")) == BOTH_REPORTED
 
-    # also when ours changes, and when the gateway fails again
+    # also after a change in the lake, and when the gateway fails again
     for number, kind in enumerate([None, "nothing found", "error object", None]):
         server.rule = gateway(ANSWERS[kind]) if kind else lambda _: None
         factory.build(

@@ -25,7 +25,7 @@ def external_patient(factory: DatasetFactory, name: str, *values: str, **more: A
 
 
 def merge(server: Proxy, path: str, survivor: dict[str, Any]) -> None:
-    """Merge a Patient into another, as a server's $merge does: the link is all that the merged one says of it."""
+    """Merge a Patient into another, as a server's $merge does: only a link shows it."""
     link = {"other": {"reference": f"Patient/{survivor['id']}"}, "type": "replaced-by"}
     put(server, survivor)
     put(server, get(server, path) | {"active": False, "link": [link]})
@@ -67,7 +67,7 @@ def test_studies_of_a_merged_external_patient_refer_to_the_survivor(
     assert codes(lake, "A") == ["patient-merged-on-server"]
     row = shared_ledger_rows(lake, server.url)[patient_path(factory, "A", ONE)]
     assert (row["server_id"], row["is_external"]) == (survivor["id"], True)
-    # no copy of ours, and nothing of theirs was changed
+    # no duplicate was created, and the external ones were not changed
     assert status_of(server, patient_path(factory, "A", ONE)) == 404
     assert version(server, f"Patient/{survivor['id']}") == "1"
     assert version(server, f"Patient/{old['id']}") == "2"

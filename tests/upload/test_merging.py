@@ -1,4 +1,4 @@
-"""One Patient of what several contributors say and of what the server has."""
+"""One Patient merged from several sources and the server."""
 
 from copy import deepcopy
 from itertools import permutations
@@ -92,10 +92,10 @@ def test_unknown_is_kept_if_no_source_has_a_value() -> None:
 # -- the server -------------------------------------------------------------------------------------------------------
 
 CASES = [
-    # ours, what we said before (None: not known), the server's, merged, conflicts
+    # contribution, former contribution (None: not known), the server's Patient, merged, conflicts
     ({"gender": "male"}, None, {}, {"gender": "male"}, ()),
     ({}, None, {"gender": "male"}, {"gender": "male"}, ()),  # another client's
-    ({}, {"gender": "male"}, {"gender": "male"}, {}, ()),  # we said it, and no longer do
+    ({}, {"gender": "male"}, {"gender": "male"}, {}, ()),  # the lake sent it, and no longer has it
     ({}, {"gender": "male"}, {"gender": "female"}, {"gender": "female"}, ()),  # another client changed it
     ({"gender": "female"}, {"gender": "male"}, {"gender": "male"}, {"gender": "female"}, ()),
     ({"gender": "female"}, None, {"gender": "male"}, {"gender": "male"}, ("gender",)),

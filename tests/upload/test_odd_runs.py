@@ -15,7 +15,7 @@ SEEDS = 40
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_odd_answers_lose_nothing_and_the_next_run_completes(hapi: HapiServer, tmp_path: Path, seed: int) -> None:
-    """Every tenth one is the command in a process of its own: no traceback, and less than 300 MB."""
+    """Every tenth run is the command in its own process: no traceback, and less than 300 MB."""
     assert run_seed(hapi.base_url, tmp_path, seed, is_command=seed % 10 == 0)
 
 

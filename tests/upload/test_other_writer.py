@@ -1,4 +1,4 @@
-"""Another client that writes a study under our id: what ours replaced stays known, and what is not ours stays there."""
+"""Another client that writes a study under the lake's id: what it wrote is reported, and not deleted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.upload_lakes import (
     with_changes,
 )
 
-OTHERS = Study("1", "P1", series={"7": 1})  # what the other client has under the same UID
+OTHERS = Study("1", "P1", series={"7": 1})  # the study of the other client under the same UID
 KEPT = Study("kept", "P1")
 
 

@@ -1,4 +1,4 @@
-"""Which Patient is used: decisions by tables, and what the server is asked (of a stub of `FhirClient`)."""
+"""The choice of a Patient: decisions by tables, and the requests to a stub of `FhirClient`."""
 
 import asyncio
 from typing import Any
@@ -274,7 +274,7 @@ def test_a_patient_that_is_missing_was_deleted() -> None:
 
 
 MERGES = [
-    # links of p; of which Patients there are; the survivor's id, or None; inactive
+    # links of p; existing Patients; the survivor's id, or None; inactive
     ({}, [], None, False),
     ({"active": False}, [], None, True),
     (merged_into("Patient/x"), [patient("x")], "x", False),
@@ -282,7 +282,7 @@ MERGES = [
     (merged_into("https://server.example/fhir/Patient/x"), [patient("x")], "x", False),
     (merged_into("Patient/x"), [patient("x", **merged_into("Patient/y")), patient("y")], "y", False),
     (merged_into("Patient/x"), [patient("x", active=False)], None, True),
-    (merged_into("Patient/x"), [], None, True),  # the survivor is not there
+    (merged_into("Patient/x"), [], None, True),  # the survivor does not exist
     (merged_into("Patient/p"), [], None, True),  # into itself
     (merged_into("Patient/x"), [patient("x", **merged_into("Patient/p"))], None, True),  # in a circle
     (merged_into("Patient/x", link="replaces", active=True), [patient("x")], None, False),

@@ -1,4 +1,4 @@
-"""What happens between our look and our write, and what a request that failed then leaves in the ledger."""
+"""Writes of others between lookup and write, and the ledger after a request that failed then."""
 
 import subprocess
 import sys
@@ -116,7 +116,7 @@ def test_a_replaced_version_is_reported_while_the_next_update_is_held(
 def test_a_replaced_version_is_found_if_the_server_keeps_its_labels(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    """A server keeps labels over an update, so that what it has then is not quite what was sent."""
+    """A server keeps labels over an update, so that its resource differs from what was sent."""
     factory.build(lake, "A", [ONE])
     path = study_path(factory, "A", "1")
     labels = {"tag": [{"system": "https://tags.example", "code": "teaching"}]}
@@ -168,7 +168,7 @@ def test_a_replaced_patient_is_merged_once_it_is_readable(
 def test_a_study_recreated_by_another_lake_is_a_concurrent_overwrite(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    """The server had lost ours: what is there then is not what the ledger once knew as stored."""
+    """The server had lost the study: the one that it has then is not the one that the ledger has as stored."""
     factory.build(lake, "A", [ONE])
     settings = settings_for(server.url)
     upload(["A"], lake, settings)
@@ -435,7 +435,7 @@ def test_a_failed_search_for_patients_does_not_affect_the_endpoint(
 
     assert done.counts["Endpoint"] == {"unchanged": 1}
     assert done.counts["Patient"] == {"failed": 1}
-    assert done.counts["ImagingStudy"] == {"unchanged": 1}  # the ledger knows that the server has it as it is
+    assert done.counts["ImagingStudy"] == {"unchanged": 1}  # the ledger has it as stored and unchanged
 
 
 def test_without_versions_the_content_shows_external_changes(
@@ -664,7 +664,7 @@ def test_a_lock_at_the_end_of_a_prune_is_reported(
 
 
 def quicker(server: Proxy, path: str, theirs: dict[str, Any]) -> Callable[[ReceivedRequest], None]:
-    """A rule by which another lake creates a resource just before ours arrives."""
+    """A rule by which another lake creates a resource just before the lake's arrives."""
     late: list[ReceivedRequest] = []
 
     def rule(asked: ReceivedRequest) -> None:
@@ -690,7 +690,7 @@ def without_meta(resource: dict[str, Any]) -> dict[str, Any]:
 
 
 def foreign_made(factory: DatasetFactory, study: Study) -> dict[str, Any]:
-    """A study of ours as another lake builds it, whose Patient and Endpoint this server does not have."""
+    """A study as another lake builds it, whose Patient and Endpoint this server does not have."""
     made = factory.imaging_study("A", study) | {"subject": {"display": "somebody"}}
     made.pop("endpoint")
     return made

@@ -1,4 +1,4 @@
-"""The upload on a real server: what is sent, what is kept, and what never happens."""
+"""Runs of the upload with a real server."""
 
 import os
 import signal
@@ -118,14 +118,14 @@ def test_many_studies_are_sent_in_few_requests(lake: Lake, server: Proxy, factor
 
     assert done.counts["ImagingStudy"] == {"stored": 60}
     assert len(server.post_requests()) == 1 + 3 + 3  # Endpoint; Patients and ImagingStudies by twenty-five
-    # is any of these there already; and does a search find the studies now?
+    # the search for existing ones, and the one that confirms the new ones
     assert len(server.request_lines("GET")) == 1 + 3 + 3 + 3
 
 
 def test_patients_are_sent_shortly_before_their_studies(
     lake: Lake, server: Proxy, factory: DatasetFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Units go by fours here; patients have studies in several, also beyond such a border."""
+    """Units are uploaded in groups of four; patients have studies in several units, also of two groups."""
     monkeypatch.setattr(datasets, "GROUP_UNITS", 4)
     factory.build(lake, "A", [Study(str(n), f"P{n // 3}", unit=f"sub-{n:02}") for n in range(20)])
     settings = settings_for(server.url, max_concurrent_requests=2, max_bundle_entries=2)
@@ -634,4 +634,4 @@ def test_progress_counts_units(lake: Lake, server: Proxy, factory: DatasetFactor
 
     load(lake, server, "A", progress=lambda *step: steps.append(step))
 
-    assert steps == [("upload A", 0, 3), ("upload A", 3, 3)]  # three small units are one slab
+    assert steps == [("upload A", 0, 3), ("upload A", 3, 3)]  # three small units are one group

@@ -1,4 +1,4 @@
-"""Searches that find nothing although the resource is there: an index that lags, or was emptied, on a real server."""
+"""Searches that miss existing resources, as with an index that lags or was emptied, on a real server."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -142,7 +142,7 @@ def test_a_hidden_duplicate_study_is_reported_by_the_next_run(
     assert version(server, study_path(factory, "A", "1")) == version(server, f"ImagingStudy/{existing['id']}") == "1"
     server.requests.clear()
     load(lake, server, "A")
-    [search] = server.request_lines()  # whether the other study is still there; nothing else
+    [search] = server.request_lines()  # only the check whether the other study still exists
     assert search.startswith("GET ImagingStudy?identifier=")
 
 

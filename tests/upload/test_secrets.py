@@ -1,4 +1,4 @@
-"""No secret, and nothing that names a patient, in what is logged, said, raised, stored or shown: planted values.
+"""No secret, and no value that identifies a patient, is logged, printed, raised, stored or shown: planted values.
 
 Header tables, NDJSON, the identities and the columns of a ledger that hold what was sent are the data, and exempt.
 """
@@ -65,7 +65,7 @@ DATA_COLUMNS = {"contribution", "business_key"}
 
 
 def words(asked: ReceivedRequest) -> str:
-    """All that a request says, in several ways; of what it does not say, a server can repeat nothing."""
+    """All texts of a request, in several encodings: a server can only repeat these."""
     body = asked.body.decode()
     name = "Patient Thessalonia OSSIANOWICZ (MRN-Kalypso-90210, Ossianowicz^Thessalonia), born 1937-05-19 or 19370519"
     accession = "accession Pythagora-55, 'Pythagora-55'"
@@ -176,7 +176,7 @@ def lake_texts(lake: Path) -> Iterator[tuple[str, str]]:
 
 
 def leaks(texts: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> list[str]:
-    """Planted values and where they stand, with what stands around them."""
+    """Find planted values, with their location and the text around them."""
     return [
         f"{name}: {text[max(0, at - 80) : at + 60]!r}"
         for name, text in texts
@@ -244,7 +244,7 @@ def test_no_planted_value_leaves_the_pipeline(
 
 
 def assert_sent(server: Proxy, authorization: str) -> None:
-    """The server was really told who asks."""
+    """The requests had the credentials."""
     values = " ".join(value for one in server.requests for value in one.headers.values())
     sent = {"bearer": TOKEN, "basic": "bWU6cHc6UXVldHphbGNvYXRsICYgMDgxNQ==", "oauth2": GIVEN_TOKEN, "api-key": API_KEY}
     assert sent[authorization] in values

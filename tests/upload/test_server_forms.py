@@ -1,6 +1,6 @@
-"""Forms of answers that servers and what is in front of them have: locations, versions, entity tags, statuses, pages.
+"""Forms of the answers of servers and proxies: locations, versions, entity tags, statuses, pages.
 
-HAPI is behind a proxy that gives its answers another form; what the server has is asked without the proxy.
+HAPI is behind a proxy that changes the form of its answers; its content is read without the proxy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Form = Callable[[Request, Changed], Changed]
 
 @contextmanager
 def formed(hapi: HapiServer, form: Form) -> Iterator[str]:
-    """HAPI with answers of another form; errors keep theirs."""
+    """Run HAPI with answers of another form; errors are not changed."""
 
     async def change(asked: Request, ask: Ask) -> Changed:
         answer = await ask()
@@ -132,7 +132,7 @@ FORMS: dict[str, Form] = {
 def test_a_study_grows_twice_whatever_the_answers_contain(
     lake: Lake, hapi: HapiServer, factory: DatasetFactory, name: str, single_request_bytes: int
 ) -> None:
-    """No own version is taken for one of another client; one of another client is seen."""
+    """No version of the lake counts as another client's, and another client's is detected."""
     path = study_path(factory, "A", "1")
     with formed(hapi, FORMS[name]) as url:
         for count in (1, 2, 3):
@@ -157,7 +157,7 @@ def test_a_study_grows_twice_whatever_the_answers_contain(
 def test_an_etag_changed_by_a_proxy_is_not_an_external_change(
     lake: Lake, hapi: HapiServer, factory: DatasetFactory, suffix: str
 ) -> None:
-    """Apache (mod_deflate) and Jetty add a suffix inside the quotes, and take it off what is sent back to them."""
+    """Apache (mod_deflate) and Jetty add a suffix inside the quotes, and remove it from an If-Match."""
 
     async def change(asked: Request, ask: Ask) -> Changed:
         answer = await ask()
@@ -299,7 +299,7 @@ NO_SEARCH: dict[str, Changed] = {
 def test_an_answer_that_is_not_a_search_result_is_an_error(
     lake: Lake, hapi: HapiServer, factory: DatasetFactory, name: str
 ) -> None:
-    """Nothing new is created; what is known is read by its id, does not lose content, and grows."""
+    """Nothing is created; a study in the ledger is read by its id, does not lose content, and grows."""
     lies = [False]
 
     async def change(asked: Request, ask: Ask) -> Changed:

@@ -1,4 +1,4 @@
-"""The upload to a server that assigns ids itself: conditional PUTs, one at a time."""
+"""The upload to a server that assigns ids: conditional PUTs, one at a time."""
 
 import json
 from collections.abc import Iterator
@@ -89,7 +89,7 @@ def test_everything_is_stored_once_and_refers_to_server_ids(
     assert {one for one in after if after[one] != before[one]} == {key}
     assert after[key] == "2"
 
-    # and what is orphaned is deleted under the server's id
+    # orphaned resources are deleted under the server's id
     factory.build(lake, "A", [ONE])
     [done] = load(lake, server, factory, "A", prune=True)
     assert len(resources(server, "ImagingStudy")) == 1
@@ -200,7 +200,7 @@ def test_a_study_without_a_ledger_row_is_updated(
     load(lake, server, factory, "A")
     other = new_lake(tmp_path / "other")
     factory.build(other, "A", [TWO])
-    load(other, server, factory, "A")  # it is there as it should be
+    load(other, server, factory, "A")  # it is on the server as it should be
     [study] = resources(server, "ImagingStudy")
     plain = json.loads(json.dumps(study))
     server_content.put(str(server.target), plain | {"description": "a note"})

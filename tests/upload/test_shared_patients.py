@@ -55,7 +55,7 @@ def test_a_shared_patient_does_not_depend_on_the_order(
     for dataset in (*order, *reversed(order)):
         load(lake, server, dataset)
 
-    # the first dataset's unit was stored before the second said something of its Patient, who is looked at once
+    # the first unit was stored before the second dataset had a value of its Patient, which is looked up once
     assert server.request_lines() == [f"GET {path}"]
     patient = get(server, path)
     assert patient["name"] == [{"family": "Alpha"}, {"family": "Beta"}]
@@ -202,7 +202,7 @@ def test_two_lakes_with_different_values_agree_on_one_patient(
     assert (patient["birthDate"], patient["gender"], patient["name"]) == ("1980-05-01", "female", [{"family": "Alpha"}])
     assert patient["meta"]["versionId"] == "2"
 
-    # what one lake says differently now is changed, and what the other said stays
+    # a value that one lake changed is changed, and the values of the other stay
     factory.build(lakes["A"], "A", [shared_person(birthDate="1981-06-02")])
     load(lakes["A"], server, "A")
     patient = get(server, path)
@@ -245,7 +245,7 @@ def test_a_second_patient_with_the_identifier_is_a_finding(
 def test_values_stored_without_an_answer_are_recognised(
     lake: Lake, server: Proxy, factory: DatasetFactory, rule: str
 ) -> None:
-    """What we say next is then not in conflict with another client."""
+    """The next value of the lake is then not in conflict with another client."""
     path = patient_path(factory, "A", Study("1", "P1", rule=rule))
     contributions: list[list[str | None]] = []
 

@@ -1,4 +1,4 @@
-"""Whether a study or an Endpoint may be sent: decisions by tables, and what the server is asked (a stub)."""
+"""Whether a study or an Endpoint may be sent: decisions by tables, and the requests to a stub of `FhirClient`."""
 
 import asyncio
 from copy import deepcopy
@@ -450,7 +450,7 @@ def test_studies_of_other_datasets_of_the_lake_are_not_external() -> None:
     other = IDS.resource_id("ImagingStudy", "other", "1.2")
     client.store(study(other, identifier=[UID, {"system": SYSTEM, "value": "urn:uid:other"}]))
     client.store(study("x"))
-    client.store(study("pretends", identifier=[UID, NAMED]))  # our identifier, not our id
+    client.store(study("pretends", identifier=[UID, NAMED]))  # the identifier of the lake, and another id
     assert [one["id"] for one in look(client).external] == ["pretends", "x"]
 
 
@@ -476,7 +476,7 @@ def test_external_studies_are_read_completely_for_a_merge() -> None:
     [
         ([], True, False),
         ([MINE], True, True),
-        ([MINE, FORMER], True, True),  # another client's version is after ours
+        ([MINE, FORMER], True, True),  # the version of another client is newer
         ([FORMER], True, False),
         ([MINE, FORMER], False, False),  # nothing proves it
         ([MINE, None, FORMER], True, True),

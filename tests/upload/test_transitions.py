@@ -105,7 +105,7 @@ def test_failed_and_unfinished_states() -> None:
     [
         (None, None, False, False, False),
         (None, "h", False, False, False),
-        ("17", None, False, True, False),  # seen there, and nothing of ours was stored
+        ("17", None, False, True, False),  # on the server, and not stored by the lake
         ("17", "h", False, True, True),
         ("17", "h", True, True, False),
         ("", "h", False, True, True),

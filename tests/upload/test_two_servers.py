@@ -1,7 +1,7 @@
 """The whole upload against two servers of different make: HAPI, and Medplum's router.
 
 They differ in nearly everything that FHIR leaves open (see `tests/servers/medplum/README.md`): versions, status and
-body of a write, If-Match, the size of transactions, references to what is not there. What a lake ends as does not.
+body of a write, If-Match, the size of transactions, references to missing resources. The result of an upload does not.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def on_server(server: Proxy, path: str) -> dict[str, Any]:
 
 
 def add_to(server: Proxy, path: str, **elements: Any) -> dict[str, Any]:
-    """Add elements to a resource as another client does; returns what the server has then."""
+    """Add elements to a resource as another client does; returns the new resource."""
     put(behind(server), without_meta(get(behind(server), path)) | elements)
     return on_server(server, path)
 
@@ -206,7 +206,7 @@ def test_a_lost_answer_is_resolved_by_the_next_run(lake: Lake, server: Proxy, fa
 @both
 @pytest.mark.parametrize("entries", [50, 51, 120, 500])
 def test_transactions_of_any_size_are_stored(lake: Lake, server: Proxy, factory: DatasetFactory, entries: int) -> None:
-    """Medplum takes 50 updates in a transaction; all are sent, and what it refused is not tried again and again."""
+    """Medplum accepts 50 updates in a transaction; all are sent, and refused sizes are not tried again."""
     studies = [Study(str(number), f"P{number}", unit=f"sub-{number}") for number in range(130)]
     build(lake, factory, *studies)
     settings = settings_for(server.url, max_bundle_entries=entries, single_request_bytes=1_000_000)
@@ -252,7 +252,7 @@ def test_one_bad_resource_does_not_shrink_transactions(lake: Lake, server: Proxy
 def test_a_resource_deleted_between_lookup_and_write_is_looked_up_again(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    """An If-Match of what is not there is answered 404 by Medplum, 201 by HAPI."""
+    """To an If-Match for a missing resource Medplum answers 404, HAPI 201."""
     build(lake, factory, ONE)
     load(lake, server)
     path = study_path(factory, "A", "1")
@@ -318,7 +318,7 @@ def test_a_patient_of_an_external_study_is_not_pruned(lake: Lake, server: Proxy,
 def test_a_withdrawn_subject_is_deleted_from_the_server(
     tmp_path: Path, server: Proxy, factory: DatasetFactory, is_needed: bool
 ) -> None:
-    """Medplum deletes what others refer to; so it is asked first who does."""
+    """Medplum deletes resources with references to them; so these are searched for first."""
     settings = Settings(namespace=f"https://{factory.name}", fhir=FhirSettings(url=server.url, retry_seconds=5))
     tree = make_tree(tmp_path, factory.name, lake=make_lake(tmp_path))
     tree.settings = settings
@@ -519,7 +519,7 @@ def test_two_concurrent_lakes_with_the_same_studies_agree(
 def test_a_write_that_replaces_a_newer_one_is_reported(
     lake: Lake, server: Proxy, factory: DatasetFactory, single_request_bytes: int
 ) -> None:
-    """There is no If-None-Match in a PUT of FHIR R4: the history tells what was replaced."""
+    """There is no If-None-Match in a PUT of FHIR R4: the history shows what was replaced."""
     build(lake, factory, ONE)
     path, other = study_path(factory, "A", "1"), factory.imaging_study("A", MORE)
     written: list[str] = []

@@ -1,4 +1,4 @@
-"""Lake, ledger and a real server compared: what is found, what is repaired, and what stays as it is."""
+"""Verification of lake, ledger and a real server, and repairs."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ def told(verified: VerificationResult) -> list[tuple[str, str]]:
 
 
 def counts(verified: VerificationResult) -> list[dict[str, int]]:
-    """By dataset, the numbers that are not zero; what datasets share comes last."""
+    """The counts that are not zero, by dataset; shared resources come last."""
     return [{what: number for what, number in one.counts.items() if number} for one in verified.comparisons]
 
 
 def files(lake: Lake) -> dict[str, bytes]:
     root = Path(lake.root)
     found = (path for path in root.rglob("*") if path.is_file() and path.parent.name != "locks")
-    # reading alone may change SQLite's files; what is in them is compared
+    # even reading may change SQLite's files, so their content is compared
     content = {str(path): path.read_bytes() for path in found if not path.name.startswith("ledger.sqlite")}
     tables = ("resources", "attempts", "units")
     return content | {name: orjson.dumps(query_ledger(lake, f"SELECT * FROM {name}")) for name in tables}
 
 
 def delete(server: Proxy, *paths: str) -> None:
-    """Delete as another client would, with all traces: what the server says of it afterwards is 404."""
+    """Delete as another client would, without a trace: the server then answers 404."""
     parameters = {"resourceType": "Parameters", "parameter": []}
     for name in ("expungeDeletedResources", "expungePreviousVersions"):
         parameters["parameter"].append({"name": name, "valueBoolean": True})
@@ -212,7 +212,7 @@ def test_a_study_of_another_lake_is_external_on_any_page(
 
     assert told(found) == sorted(("external", study_path(factory, number)) for number in ("2", "3"))
     assert found.exit_code == 1
-    # HAPI names itself in its links; what is asked all the same is the address of the settings
+    # HAPI has its own address in its links; requests go to that of the settings all the same
     assert len([path for path in server.request_lines("GET") if "_getpages" in path]) == 1
 
 

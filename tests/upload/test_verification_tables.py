@@ -17,7 +17,7 @@ def row(identity: str = "s", **values: Any) -> ResourceRow:
 
 CHANGED = "the server has version 2, the ledger 1: another client has changed it"
 CASES = [
-    # the row, the server's version (None: not there), produced by the lake, what it counts as, text of a difference
+    # the row, the server's version (None: missing), whether the lake produces it, its kinds, text of a difference
     ("as stored", {}, "1", True, "ok", None),
     ("no version on the server", {}, "", True, "ok", None),
     ("no version in the ledger", {"version": None}, "7", True, "ok", None),

@@ -1,6 +1,6 @@
-"""Uploads through a proxy that loses, refuses, delays and cuts: afterwards the server holds what the lake holds.
+"""Uploads through a proxy that loses, refuses, delays and cuts: afterwards server and lake have the same content.
 
-`scenario` does that for one seed. As a script it starts a server and goes through many: `make soak`, with
+`scenario` runs one seed. As a script this module starts a server and runs many seeds: `make soak`, with
 ARGS='--seeds 1000 --first 200' for others; it stops at the first failure and names its seed.
 """
 
@@ -44,7 +44,7 @@ from tests.upload.support.faults import KINDS, Faults, faulty
 DATASETS = ("A", "B", "C")
 EXTERNAL = "theirs"  # ends the id of a Patient that another client stored
 _RUNS_UNDER_FAULTS = 3
-_SAID: dict[str, Resource] = {  # what each dataset says of a person whom they share
+_SAID: dict[str, Resource] = {  # the values of each dataset for a person that they share
     "A": {"birthDate": "1980-05-01"},
     "B": {"gender": "female"},
     "C": {"name": [{"family": "Roe"}]},
@@ -53,7 +53,7 @@ _SAID: dict[str, Resource] = {  # what each dataset says of a person whom they s
 
 @dataclass
 class World:
-    """What a seed makes: the studies of some datasets, and a history of what the server has to hold of them."""
+    """The data of a seed: the studies of some datasets, and a history of what the server must have of them."""
 
     seed: int
     factory: DatasetFactory
@@ -85,7 +85,7 @@ class World:
         )
 
     def change(self) -> None:
-        """Some studies get an instance more, and a dataset has more to say of its shared persons."""
+        """Add an instance to some studies, and a value to the shared persons of one dataset."""
         talker = self.chance.choice(DATASETS)
         for dataset, studies in self.studies.items():
             for place, study in enumerate(studies):
@@ -97,12 +97,12 @@ class World:
                 studies[place] = with_changes(study, **news)
 
     def leave(self) -> None:
-        """Some studies are gone; each dataset keeps one at least, and so its Endpoint."""
+        """Remove some studies; each dataset keeps at least one, and so its Endpoint."""
         for studies in self.studies.values():
             studies[1:] = [study for study in studies[1:] if self.chance.random() < 2 / 3]
 
     def build(self, lake: Lake) -> None:
-        """Write the lake, and note what the server has to hold."""
+        """Write the lake, and record what the server must have."""
         for dataset, studies in self.studies.items():
             self.factory.build(lake, dataset, studies)
         for key, resource in self.wanted().items():
@@ -111,7 +111,7 @@ class World:
                 contents.append(resource)
 
     def wanted(self) -> dict[str, Resource]:
-        """By Type/id, what the server has to hold."""
+        """Return what the server must have, by Type/id."""
         resources: dict[str, Resource] = {}
         for dataset, studies in self.studies.items():
             resources |= keyed(self.factory.endpoint(dataset))
@@ -120,7 +120,7 @@ class World:
         return resources | {key: patient for key, patient in self.patients().items() if not self._is_external(key)}
 
     def patients(self) -> dict[str, Resource]:
-        """Our Patients, also one that is not sent since the server has its own."""
+        """Return the Patients of the lake, including one that is not sent because the server has an external one."""
         resources: dict[str, Resource] = {}
         for dataset, studies in self.studies.items():
             for study in studies:
@@ -225,7 +225,7 @@ def _run(world: World, lake: Lake, faults: Faults, *, prune: bool, failed_only: 
 
 
 def _refused(done: Sequence[UploadSummary]) -> Iterator[str]:
-    """No resource is bad here, so none may be called so."""
+    """No resource is invalid, so none may be rejected."""
     for one in done:
         for kind, counts in one.counts.items():
             if counts.get("rejected"):
@@ -236,7 +236,7 @@ def _refused(done: Sequence[UploadSummary]) -> Iterator[str]:
 
 
 def held_wrong(world: World, url: str) -> Iterator[str]:
-    """Where the server does not hold exactly what the lake does, in as many versions as there were contents."""
+    """Yield where the server differs from the lake, or has more versions of a resource than there were contents."""
     wanted, there = world.wanted(), server_side(world, url)
     external = {f"Patient/{world.external_id}"} if world.external else set()
     for key in sorted(there.keys() - wanted.keys() - external):
@@ -254,7 +254,7 @@ def held_wrong(world: World, url: str) -> Iterator[str]:
 
 
 def server_side(world: World, url: str) -> dict[str, Resource]:
-    """All that the server has of this world, by Type/id: what carries its identifiers, under whatever ids."""
+    """Return all that the server has of this world, by Type/id, found by its identifiers."""
     factory = world.factory
     own = [f"https://{factory.name}/{dataset}/patient-id" for dataset in DATASETS]
     ever = [content[0] for key, content in world.history.items() if key.startswith("ImagingStudy/")]
@@ -318,7 +318,7 @@ def hurried() -> Iterator[None]:
 
 
 def main() -> int:
-    """Go through seeds; 1 at the first that fails."""
+    """Run seeds; returns 1 at the first that fails."""
     parser = argparse.ArgumentParser(description="upload under faults, seed by seed")
     parser.add_argument("--seeds", type=int, default=200, help="how many (default: 200)")
     parser.add_argument("--first", type=int, default=1000, help="the first of them (default: 1000)")

@@ -1,6 +1,6 @@
-"""What is on the server and in the ledgers after two lakes were uploaded and killed; none of the tested code is used.
+"""Checks of server and ledgers after two lakes were uploaded and killed; they use none of the tested code.
 
-Each function yields sentences about what is wrong.
+Each function yields a sentence for each problem.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def read_ledger(root: str, ledger_url: str | None, lake_id: str) -> LedgerConten
 
 @dataclass(frozen=True)
 class ServerContent:
-    """What the server has: the resources that searches find by UID or identifier, and all versions of each, old first.
+    """The content of the server: the resources that searches find, and all their versions, oldest first.
 
     Keys are Type/id.
     """
@@ -114,7 +114,7 @@ def read_server(url: str, world: KillWorld) -> ServerContent:
 
 @dataclass(frozen=True)
 class Checked:
-    """What both lakes left: contents, ledgers (in the order of `world.lakes`), the server, and all accepted writes."""
+    """The result of both lakes: contents, ledgers (in the order of `world.lakes`), server, and accepted writes."""
 
     world: KillWorld
     ledgers: tuple[LedgerContent, LedgerContent]
@@ -159,7 +159,7 @@ def describe(checked: Checked, key: str) -> str:
 
 
 def resources_wrong(checked: Checked) -> Iterator[str]:
-    """Each resource is there once, under its id."""
+    """Each resource is on the server once, under its id."""
     expected = {f"ImagingStudy/{one}" for one in checked.world.study_ids()}
     expected |= {f"Patient/{one}" for one in checked.world.persons()}
     expected.add(f"Endpoint/{checked.world.factory.endpoint_id(DATASET)}")
@@ -184,7 +184,7 @@ def _produced(world: KillWorld) -> list[set[str]]:
 
 
 def study_wrong(checked: Checked, identity: str, number: str) -> Iterator[str]:
-    """The versions of a study, and what both ledgers say of it."""
+    """The versions of a study, and its rows in both ledgers."""
     key = f"ImagingStudy/{identity}"
     versions = [server_content.without_meta(one) for one in checked.server.versions[key]]
     known = {text(one) for lake in checked.world.lakes for one in lake.contents.get(identity, ())}
@@ -202,7 +202,7 @@ def study_wrong(checked: Checked, identity: str, number: str) -> Iterator[str]:
 
 
 def _lost(checked: Checked, key: str, number: str, versions: Sequence[Resource]) -> Iterator[str]:
-    """Content that was on the server and is not there now, without a finding."""
+    """Content that was on the server and no longer is, without a finding."""
     current = uids(versions[-1])
     for place, version in enumerate(versions, 1):
         missing = uids(version) - current
@@ -211,7 +211,7 @@ def _lost(checked: Checked, key: str, number: str, versions: Sequence[Resource])
         told = [
             (ledger.rows[key]["state"], ledger.rows[key]["version"]) for ledger in checked.ledgers if key in ledger.rows
         ]
-        yield f"{len(missing)} UIDs of version {place} are not in the current one, and no row says why ({told})"
+        yield f"{len(missing)} UIDs of version {place} are not in the current one, and no row has a reason ({told})"
 
 
 def _has_reason(checked: Checked, ledger: LedgerContent, key: str, number: str) -> bool:
@@ -273,7 +273,7 @@ def _writes_wrong(checked: Checked, key: str) -> Iterator[str]:
 
 
 def patient_wrong(checked: Checked, identity: str, key: tuple[str, str]) -> Iterator[str]:
-    """A Patient has what both lakes say, by the rules for conflicts, and never had anything else."""
+    """A Patient has the values of both lakes, by the rules for conflicts, and never had any other."""
     place = f"Patient/{identity}"
     stated = [lake.stated[key] for lake in checked.world.lakes if key in lake.stated]
     ever = [one for lake in checked.world.lakes for one in lake.statements.get(key, ())]
@@ -302,7 +302,7 @@ def _patient_row_wrong(lake: LakeContent, row: Row, versions: Sequence[Resource]
     if row["state"] != "stored":
         yield f"lake {lake.name}: state {row['state']}: {row['reason_text']}"
     if differs and row["reason"] != "patient-conflict":
-        yield f"lake {lake.name}: its gender is not on the server, and its row says {row['reason']}"
+        yield f"lake {lake.name}: its gender is not on the server, and the reason of its row is {row['reason']}"
     if row["version"] not in {server_content.version(one) for one in versions}:
         yield f"lake {lake.name}: its row has version {row['version']}, which is not in the history"
 
@@ -315,14 +315,14 @@ def _unknown_elements(version: Resource, ever: Sequence[Resource]) -> Iterator[s
         said = [
             item for one in ever for item in (one.get(element) if isinstance(value, list) else [one.get(element)]) or []
         ]
-        yield from (f"{element} {item} was said by no lake" for item in items if item not in said)
+        yield from (f"{element} {item} is of no lake" for item in items if item not in said)
 
 
 # -- ledgers ----------------------------------------------------------------------------------------------------------
 
 
 def ledger_wrong(ledger: LedgerContent) -> Iterator[str]:
-    """No attempt stays open, but of what is held since nobody knows whether it arrived."""
+    """No attempt stays open, except of a resource that is held because it may have arrived."""
     for attempt in ledger.attempts:
         row = ledger.rows.get(f"{attempt['type']}/{attempt['id']}")
         if row is None or (row["state"], row["reason"]) != ("held", "changed-on-server"):

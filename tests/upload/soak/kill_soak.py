@@ -1,7 +1,7 @@
 """Uploads of two lakes of one namespace that are killed again and again: nothing is lost, doubled, or left open.
 
-`scenario` does that for one seed. As a script it starts the servers and goes through seeds until there were enough
-kills: a part of `make soak`, with ARGS='--kills 400 --first 5000' for others. It names the seeds that fail.
+`scenario` runs one seed. As a script this module starts the servers and runs seeds until there were enough kills: a
+part of `make soak`, with ARGS='--kills 400 --first 5000' for others. It names the seeds that fail.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Side:
         return said
 
     def run_undisturbed(self) -> None:
-        """One run that nothing disturbs, which must complete everything."""
+        """Run once undisturbed, which must complete everything."""
         self.watch.begin(None)
         job = Job(self.lake.root, self.ledger_url, self.watch.url, (DATASET,), self.log, dict(self.fhir))
         running = Running(job)
@@ -204,7 +204,7 @@ def _check(world: KillWorld, sides: Sequence[Side], url: str) -> Checked:
 
 
 def _stale_wrong(world: KillWorld, sides: Sequence[Side], checked: Checked, url: str) -> list[str]:
-    """What the other lake changed last is held once this lake changes it, and not replaced."""
+    """A study that the other lake changed last is held when this lake changes it, and not replaced."""
     wrong = []
     for side, ledger in zip(sides, checked.ledgers, strict=True):
         stale = kill_checks.stale_studies(checked, side.content, ledger)
@@ -226,7 +226,7 @@ def _stale_wrong(world: KillWorld, sides: Sequence[Side], checked: Checked, url:
 
 
 def _count(checked: Checked) -> Counter[str]:
-    """What happened, for people to read."""
+    """Count what happened, for people to read."""
     counts: Counter[str] = Counter()
     for lake, ledger in checked.sides:
         for row in ledger.rows.values():
@@ -242,7 +242,7 @@ def _count(checked: Checked) -> Counter[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Go through seeds until lake A was killed often enough; 1 if any failed."""
+    """Run seeds until lake A was killed often enough; returns 1 if any failed."""
     parser = argparse.ArgumentParser(description="kill uploads, seed by seed, with SQLite and with PostgreSQL")
     parser.add_argument("--kills", type=int, default=200, help="of lake A, with each database (default: 200)")
     parser.add_argument("--per-seed", type=int, default=25, help="kills of lake A in one seed (default: 25)")

@@ -1,4 +1,4 @@
-"""What two lakes of one namespace have of the same studies: the contents of each, as they change.
+"""The contents of two lakes of one namespace that have the same studies, as they change.
 
 Lake A uploads a first state undisturbed; then it has new and changed studies. Lake B has most of the same studies, some
 with other content. All contents that a lake ever had are kept, since the history of a server may contain no others.
@@ -15,7 +15,7 @@ from typing import Any
 from tests.support.upload_lakes import DatasetFactory, Resource, Study
 
 DATASET = "X"
-LARGE = 24  # instances: the study goes by a request of its own
+LARGE = 24  # instances: the study is sent by a request of its own
 SINGLE_REQUEST_BYTES = 3000  # a study of one to six instances has less, a large one more
 
 
@@ -38,9 +38,9 @@ class DescribedFactory(DatasetFactory):
 
 @dataclass
 class LakeContent:
-    """What one lake has: its studies by number, and all contents that it ever had.
+    """The content of one lake: its studies by number, and all contents that it ever had.
 
-    `shrunk` are the numbers of studies that lost an instance; `stated` is what it says of each person.
+    `shrunk` are the numbers of studies that lost an instance; `stated` has its values of each person.
     """
 
     name: str
@@ -52,7 +52,7 @@ class LakeContent:
     shrunk: set[str] = field(default_factory=set)
 
     def built_studies(self) -> list[DescribedStudy]:
-        """The studies with what this lake says of their persons."""
+        """The studies with the values of this lake for their persons."""
         return [replace(one, patient=self.stated[one.rule, one.person]) for one in self.studies.values()]
 
 
@@ -116,7 +116,7 @@ class KillWorld:
             self._add(self.b, replace(ours, series={"9": self.chance.randint(1, 2)}))
 
     def change_again(self, lake: LakeContent) -> None:
-        """One in eight studies changes, and what is said of one in eight persons."""
+        """Change one in eight studies, and the values of one in eight persons."""
         chance = lake.chance
         for number, study in lake.studies.items():
             if number not in lake.shrunk and chance.random() < 1 / 8:
@@ -201,7 +201,7 @@ def _make_units(chance: random.Random, studies: int) -> list[str]:
 
 
 def _state(chance: random.Random, lake: str) -> Resource:
-    """What a lake says of a person: dates of different precision, names of its own, and perhaps a conflict."""
+    """Make the values of a person in a lake: dates of different precision, different names, and perhaps a conflict."""
     if lake == "A":
         return {"birthDate": "1980", "gender": "female", "name": [{"family": "Roe"}]}
     gender = {"gender": "male"} if chance.random() < 1 / 6 else {}

@@ -98,7 +98,7 @@ def run_upload(job: Job) -> None:
 
 
 class _KillingFuture:
-    """Kills when it is told that its transaction is committed, before the others are told."""
+    """Kills the process once its transaction is committed, before the other futures get their results."""
 
     def set_result(self, _: object) -> None:
         _end()
@@ -139,7 +139,7 @@ class Running:
         self.process.start()
 
     def wait(self, seconds: float = 180) -> str:
-        """What became of it: `killed`, `ended`, or the traceback.
+        """Wait for the end, and return `killed`, `ended`, or the traceback.
 
         Raises:
             AssertionError: it does not end.
@@ -157,7 +157,7 @@ class Running:
 
     @property
     def summaries(self) -> list[dict[str, Any]]:
-        """What a run that ended said."""
+        """The summaries of a run that ended."""
         return list(json.loads(Path(self.job.log).read_text(encoding="utf-8")))
 
 
@@ -166,7 +166,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Written:
-    """A write that the server took: Type/id, the resource, the status, and whether its client was killed by then."""
+    """A write that the server accepted: Type/id, resource, status, and whether its client was killed by then."""
 
     key: str
     resource: dict[str, Any]
@@ -176,9 +176,10 @@ class Written:
 
 @dataclass
 class Watch:
-    """What the proxy of one lake sees. `kill` and `victim` are those of the run that is on.
+    """The requests that the proxy of one lake has seen. `kill` and `victim` are those of the current run.
 
-    `delays` delays every second write by up to so many seconds, so that both lakes write what neither has seen.
+    `delays` delays every second write by up to so many seconds, so that both lakes write without having seen the
+    write of the other.
     """
 
     target: str
@@ -201,7 +202,7 @@ class Watch:
         self.requests = self.writes = 0
 
     def settle(self) -> None:
-        """Wait until nothing of a killed client is on its way."""
+        """Wait until no request of a killed client is running."""
         deadline = time.monotonic() + 60
         while self.busy:
             assert time.monotonic() < deadline, "requests are on their way that do not end"

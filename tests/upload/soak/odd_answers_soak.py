@@ -1,7 +1,7 @@
 """Runs of the upload under odd answers, and what must be true afterwards; used by a test and by `make soak`.
 
-A real server is behind the proxy, and has what an earlier run stored, and what another client did since: a note in one
-of our studies, a telephone number in our Patients, a study and a Patient that are the same as new ones of ours.
+A real server is behind the proxy. It has the resources of an earlier run, and changes of another client: a note in a
+study of the lake, a telephone number in its Patients, a study and a Patient that duplicate new ones of the lake.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ AFTER = [
     Study("5", "P5", unit="sub-5"),  # another client has a study of this UID
     Study("6", "P6", unit="sub-6", rule="authority"),  # another client has a Patient of this identifier
     Study("7", "P7", unit="sub-7"),
-    Study("8", "P8", unit="sub-8", series={"1": 150}),  # goes by a request of its own
+    Study("8", "P8", unit="sub-8", series={"1": 150}),  # sent by a request of its own
 ]
 EXISTING, KNOWN = AFTER[4], AFTER[5]
 
@@ -99,7 +99,7 @@ def run_seed(url: str, folder: Path, seed: int, *, is_command: bool = False, onl
 
 
 def change_as_another_client(url: str, factory: DatasetFactory) -> dict[str, dict[str, Any]]:
-    """What another client does; returns what must stay as it is, by Type/id."""
+    """Make the changes of another client; returns the resources that must stay as they are, by Type/id."""
     noted = factory.imaging_study("A", NOTED) | {"note": NOTE}
     for study in (NOTED, SHARED):
         put(url, factory.patient("A", study) | {"telecom": PHONE})
@@ -143,7 +143,7 @@ def check_kept(url: str, external: dict[str, dict[str, Any]]) -> None:
 
 
 def check_ledger(url: str, lake: Lake, settings: Settings, factory: DatasetFactory) -> None:
-    """Nothing is called stored that the server does not have as sent; what another client changed since is aside."""
+    """The server has each stored resource as it was sent, apart from those that another client changed since."""
     sent: dict[str, dict[str, Any]] = {}  # by digest
     for study in BEFORE + AFTER:
         for resource in (factory.imaging_study("A", study), factory.patient("A", study)):
@@ -165,7 +165,7 @@ def _digest(resource: dict[str, Any]) -> str:
 
 
 def check_final(url: str, lake: Lake, factory: DatasetFactory, external: dict[str, dict[str, Any]]) -> None:
-    """After an honest run the server has what the lake says."""
+    """After an honest run the server has the content of the lake."""
     assert attempts(lake) == []
     external_patient = next(one for path, one in external.items() if path.startswith("Patient/"))
     for study in AFTER:

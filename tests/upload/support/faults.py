@@ -1,4 +1,4 @@
-"""A proxy before a real FHIR server that loses, refuses, delays and cuts, as its seed says, and counts what it did."""
+"""A proxy before a real FHIR server that loses, refuses, delays and cuts requests, by a seed, and counts its faults."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.support.http_server import serve
 REFUSED = (408, 409, 429, 500, 502, 503, 504)
 HIDDEN = (500, 502, 504)
 KINDS = (
-    "drop",  # the server never hears of it
-    "lost",  # the server has done it, and the answer does not arrive
-    "late",  # the client is cut off at once, and the server does it while the client tries again
+    "drop",  # the server does not get it
+    "lost",  # the server executes it, and the answer does not arrive
+    "late",  # the client is cut off, and the server executes it while the client retries
     "delay",
     *(f"refuse {status}" for status in REFUSED),
-    *(f"hide {status}" for status in HIDDEN),  # the server has done it, and a gateway says that something failed
+    *(f"hide {status}" for status in HIDDEN),  # the server executes it, and a gateway answers with an error
     "cut",  # the answer is shorter than its header says
     "truncate",  # a part of the answer, with a header that fits it
 )
@@ -38,7 +38,7 @@ _PASSED_BACK = ("Content-Type", "ETag", "Location")
 
 @dataclass(frozen=True)
 class Fault:
-    """What becomes of a request: a kind, or `pass`; `share` is between 0 and 1: how long, how much, and the like."""
+    """The fault of a request: its kind, or `pass`; `share`, between 0 and 1, is its extent (how long, how much)."""
 
     kind: str
     share: float
@@ -48,12 +48,12 @@ class Fault:
 class Faults:
     """The faults of a seed.
 
-    Each request has its own: its content and how often it was made decide, and not when it comes among those that
-    are on their way with it. So a seed does the same again, as far as the client does.
+    The fault of a request depends on its content and how often it was made, and not on other concurrent requests. So a
+    seed repeats its faults as far as the client repeats its requests.
 
     Attributes:
-        url: where the client asks.
-        rate: the part of requests that something happens to; 0 lets all pass.
+        url: the address for the client.
+        rate: the share of requests that have a fault; 0 lets all pass.
         made: how often each kind was made.
         asked: method and path of all requests.
         watch: called with the number of a request before it is passed on (False: it is not), and again, with True,
@@ -70,7 +70,7 @@ class Faults:
     _times: Counter[bytes] = field(default_factory=Counter)
 
     def next(self, method: str, path: str, body: bytes) -> Fault:
-        """What becomes of a request."""
+        """Return the fault of the next request."""
         self.asked.append(f"{method} {path}")
         content = hashlib.sha256(f"{method} {path}\n".encode() + body).digest()
         self._times[content] += 1
@@ -82,7 +82,7 @@ class Faults:
         return fault
 
     def settle(self) -> None:
-        """Wait until nothing is on its way: what a client gave up may still be passed on."""
+        """Wait until no request is running: one that a client gave up may still be passed on."""
         deadline = time.monotonic() + 60
         while self.busy:
             assert time.monotonic() < deadline, "requests are on their way that do not end"
@@ -91,7 +91,7 @@ class Faults:
 
 @contextmanager
 def faulty(target: str, seed: int = 0, rate: float = 0.4) -> Iterator[Faults]:
-    """A server on the loopback that passes on to `target` what its faults leave."""
+    """Run a server on the loopback that passes requests on to `target`, apart from its faults."""
     faults = Faults(seed, rate)
 
     def make_application(session: aiohttp.ClientSession) -> web.Application:
@@ -115,7 +115,7 @@ _STATEMENTS: dict[str, _Answer] = {}  # by server
 
 
 def _shrunk(statement: _Answer) -> _Answer:
-    """A CapabilityStatement without the 140 types that no upload knows: HAPI's takes as long as ten studies."""
+    """Remove the 140 types that are not uploaded from a CapabilityStatement: HAPI's takes as long as ten studies."""
     content = orjson.loads(statement.body)
     for rest in content["rest"]:
         rest["resource"] = [resource for resource in rest["resource"] if resource["type"] in UPLOADED_TYPES]

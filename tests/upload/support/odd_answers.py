@@ -31,7 +31,7 @@ class Request:
 
     @property
     def kind(self) -> str:
-        """What the request is, by its method and path."""
+        """The kind of the request, from its method and path."""
         path = self.path.partition("?")[0]
         if path == "metadata":
             return "metadata"
@@ -58,17 +58,17 @@ class Changed:
 
 @dataclass(frozen=True)
 class Ask:
-    """Asks the server behind; a request is hidden from it where this is not called."""
+    """Passes the request on to the server; without a call the server does not get it."""
 
     asked: Request
     pass_on: Callable[[Request], Awaitable[Changed]]
 
     async def __call__(self) -> Changed:
-        """What the server answers."""
+        """The answer of the server."""
         return await self.pass_on(self.asked)
 
     async def other(self, request: Request) -> Changed:
-        """What the server answers to another request."""
+        """The answer of the server to another request."""
         return await self.pass_on(request)
 
 
@@ -77,7 +77,7 @@ Change = Callable[[Request, Ask], Awaitable[Changed]]
 
 @contextmanager
 def changing(target: str, change: Change, *, if_match: Callable[[str], str] = str) -> Iterator[str]:
-    """The address of a proxy that gives the answers of `change`.
+    """Run a proxy with the answers of `change`; yields its address.
 
     Args:
         target: the server behind.
@@ -216,10 +216,10 @@ _HEADERS: tuple[dict[str, str], ...] = (
 
 @dataclass
 class Grammar:
-    """The answers of a seed: to which kinds of requests, how often, and which.
+    """The odd answers of a seed: to which kinds of requests, how often, and which.
 
-    `made` says what was answered. What no client can find out is not in it: a success that names a version for a write
-    that the server never got, and "not found" of a FHIR server for what is there.
+    `made` lists the odd answers. Those that no client can detect are not used: a success that names a version for a
+    write that the server never got, and "not found" of a FHIR server for an existing resource.
     """
 
     seed: int

@@ -1,6 +1,6 @@
-"""A FHIR server in memory that has the methods of `FhirClient` which the upload uses; for tests without a server.
+"""A FHIR server in memory with the methods of `FhirClient` that the upload uses, for tests without a server.
 
-What it answers, and when it fails, is set by its attributes; it keeps all versions of its resources.
+Its attributes determine what it answers and when it fails; it keeps all versions of its resources.
 """
 
 import re
@@ -23,12 +23,12 @@ class StubClient:
 
     Attributes:
         versions: by type and id, oldest first; None is a deletion.
-        calls: what was asked, in order: method, and what it was asked for.
-        on_call: called before each request; what it raises is the answer, and it may write as another client.
-        after_write: called after each write has been stored; what it raises takes the place of the answer.
-        names_versions, keeps_history, tells_creates, names_ids: what the server does; all True by default.
+        calls: the requests in order, each as method and argument.
+        on_call: called before each request; an error that it raises is the answer, and it may write as another client.
+        after_write: called after each write has been stored; an error that it raises replaces the answer.
+        names_versions, keeps_history, tells_creates, names_ids: features of the server; all True by default.
         version_name: of the n-th version of a resource.
-        unindexed: what no search finds.
+        unindexed: resources that no search finds.
     """
 
     url = "https://server.example/fhir"
@@ -58,11 +58,11 @@ class StubClient:
         return key
 
     def current(self, key: Key) -> Resource | None:
-        """What the server has now."""
+        """Return the current version of a resource."""
         return self.versions[key][-1] if self.versions[key] else None
 
     def methods(self, name: str) -> list[Any]:
-        """What one method was asked for."""
+        """List the arguments of the calls of one method."""
         return [what for method, what in self.calls if method == name]
 
     # -- the methods of FhirClient
