@@ -1,4 +1,4 @@
-"""Lakes as the build stage leaves them, written by hand: resources, identities, and the commit of each shard."""
+"""Hand-written lakes with the output of the build stage, for tests of the upload; queries of their upload ledger."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ SHARDS = 2  # so that the units of a dataset are in several files
 
 @dataclass(frozen=True)
 class Study:
-    """A study as a test wants it: its UIDs are made from `number`, its person from `person` and `rule`."""
+    """A study of a test: `number` determines its UIDs, `person` and `rule` determine its Patient."""
 
     number: str
     person: str
     unit: str = "sub-1"
     rule: str = "patient-id"
     series: Mapping[str, int] = field(default_factory=lambda: {"1": 2})  # number of the series -> instances
-    state: str = "ok"  # held; unmade: its person is decided, and still it could not be made
+    state: str = "ok"  # ok; held; unmade: its Patient is matched, but it was not built
     status: str = "available"
-    subject: str | None = None  # another reference than that of the person
-    patient: Mapping[str, Any] = field(default_factory=dict)  # what the header says of the Patient
+    subject: str | None = None  # a reference that is not that of its Patient
+    patient: Mapping[str, Any] = field(default_factory=dict)  # other elements of its Patient
 
 
 @dataclass(frozen=True)
 class DatasetFactory:
-    """Makes lakes; all ids and UIDs are of this factory, so that tests share a server."""
+    """Writes datasets whose ids and UIDs depend on `name`, so that tests can share a server."""
 
     name: str  # unique per test
 
@@ -148,30 +148,29 @@ class DatasetFactory:
         }
 
     def build(self, lake: Lake, dataset: str, studies: Sequence[Study]) -> None:
-        """Write a dataset as the build stage does; units that are no longer named lose their resources."""
+        """Write a dataset as the build stage does; it replaces all that the dataset had before."""
         self._clear(lake, dataset)
         rows = [self._identity(dataset, study) for study in studies]
         lake.write_rows(IDENTITIES, rows, dataset=dataset)
-        served = any(study.state == "ok" for study in studies)
-        if served:
+        if any(study.state == "ok" for study in studies):
             lake.write_bytes(make_path(ENDPOINT_PATH, dataset=dataset), orjson.dumps(self.endpoint(dataset)) + b"\n")
         units = {study.unit: self._lines(dataset, studies, study.unit) for study in studies}
         for shard in sorted({assign_shard(unit, SHARDS) for unit in units}):
-            own = {unit: units[unit] for unit in sorted(units) if assign_shard(unit, SHARDS) == shard}
+            lines_by_unit = {unit: units[unit] for unit in sorted(units) if assign_shard(unit, SHARDS) == shard}
             writer = ShardWriter(lake, "build", dataset, shard, SHARDS)
             for kind in UNIT_RESOURCE_TYPES:
-                writer.write_lines(kind, [lines[kind] for lines in own.values()])
+                writer.write_lines(kind, [lines[kind] for lines in lines_by_unit.values()])
             for table in (FHIR_ELEMENTS, FINDINGS):
                 writer.write_table(table, [])
-            writer.commit(commit_rows([_stored(unit, lines) for unit, lines in own.items()]))
+            writer.commit(commit_rows([_stored(unit, lines) for unit, lines in lines_by_unit.items()]))
 
     def _lines(self, dataset: str, studies: Sequence[Study], unit: str) -> dict[str, bytes]:
         """The NDJSON of a unit by resource type."""
-        mine = [study for study in studies if study.unit == unit and study.state == "ok"]
-        patients = {self.patient_id(dataset, study): self.patient(dataset, study) for study in mine}
+        unit_studies = [study for study in studies if study.unit == unit and study.state == "ok"]
+        patients = {self.patient_id(dataset, study): self.patient(dataset, study) for study in unit_studies}
         resources: dict[str, list[Resource]] = {
             "Patient": list(patients.values()),
-            "ImagingStudy": [self.imaging_study(dataset, study) for study in mine],
+            "ImagingStudy": [self.imaging_study(dataset, study) for study in unit_studies],
         }
         return {kind: b"".join(orjson.dumps(line) + b"\n" for line in lines) for kind, lines in resources.items()}
 
@@ -198,8 +197,8 @@ class DatasetFactory:
 
 
 def _stored(unit: str, lines: Mapping[str, bytes]) -> StoredUnit:
-    where = {kind: UnitLines(0, len(text), text.count(b"\n"), hash_lines(text)) for kind, text in lines.items()}
-    return StoredUnit(unit, compute_fingerprint(list(map(bytes.decode, lines.values()))), False, None, None, where)
+    positions = {kind: UnitLines(0, len(text), text.count(b"\n"), hash_lines(text)) for kind, text in lines.items()}
+    return StoredUnit(unit, compute_fingerprint(list(map(bytes.decode, lines.values()))), False, None, None, positions)
 
 
 def new_lake(folder: Path) -> Lake:
@@ -208,17 +207,17 @@ def new_lake(folder: Path) -> Lake:
 
 
 def settings_for(url: str | None, **fhir: Any) -> Settings:
-    """Settings with a server; retries are short."""
+    """Settings with a server, and with a short time for retries."""
     return Settings(fhir=FhirSettings(url=url, **({"retry_seconds": 20} | fhir)))
 
 
 def ledger_rows(lake: Lake, url: str, dataset: str, unit: str = "sub-1") -> dict[str, dict[str, Any]]:
-    """The ledger's rows of a unit, by `Type/id`."""
+    """The rows of a unit in the ledger, by `Type/id`."""
     return {key: row for key, row in _rows(lake, url).items() if (row["dataset"], row["unit"]) == (dataset, unit)}
 
 
 def shared_ledger_rows(lake: Lake, url: str) -> dict[str, dict[str, Any]]:
-    """The ledger's rows of what datasets share, by `Type/id`."""
+    """The rows of resources that datasets share in the ledger, by `Type/id`."""
     return {key: row for key, row in _rows(lake, url).items() if row["unit"] is None}
 
 
@@ -233,7 +232,7 @@ def attempts(lake: Lake) -> list[dict[str, Any]]:
 
 
 def query_ledger(lake: Lake, query: str, *values: str) -> list[dict[str, Any]]:
-    """The rows of a query to the SQLite ledger of a lake, asked without our code; none where there is no ledger."""
+    """The rows of a query to the SQLite ledger of a lake, without the code under test; none if there is no ledger."""
     file = Path(lake.root, "ledger.sqlite")
     if not file.exists():
         return []

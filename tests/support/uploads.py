@@ -1,27 +1,21 @@
-"""What the tests of the upload ask the server and the lake."""
+"""Uploads of hand-written lakes through a proxy, and readers of the server's content and of findings."""
 
-import json
 import sqlite3
-import urllib.error
-import urllib.request
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import orjson
-
 from dicom_etl.lake.schemas import DATASET_FINDINGS
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import UploadSummary, upload
+from tests.support import server_content
 from tests.support.proxy import Proxy
 from tests.support.upload_lakes import (
     DatasetFactory,
     Study,
     settings_for,
 )
-
-_PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 ONE = Study("1", "P1")
 
@@ -43,40 +37,25 @@ def load(lake: Lake, server: Proxy, *datasets: str, **options: Any) -> list[Uplo
 
 
 def get(server: Proxy, path: str) -> dict[str, Any]:
-    request = urllib.request.Request(f"{server.url}/{path}", headers={"Cache-Control": "no-cache"})
-    with _PLAIN.open(request, timeout=60) as answer:
-        return dict(json.load(answer))
+    return server_content.get(server.url, path)
 
 
 def status_of(server: Proxy, path: str) -> int:
-    try:
-        get(server, path)
-    except urllib.error.HTTPError as error:
-        error.close()
-        return error.code
-    return 200
+    return server_content.status(server.url, path)
 
 
 def put(server: Proxy, resource: dict[str, Any]) -> None:
-    request = urllib.request.Request(
-        f"{server.url}/{resource['resourceType']}/{resource['id']}",
-        data=orjson.dumps(resource),
-        method="PUT",
-        headers={"Content-Type": "application/fhir+json"},
-    )
-    with _PLAIN.open(request, timeout=60) as answer:
-        answer.read()
+    server_content.put(server.url, resource)
 
 
 def delete(server: Proxy, path: str) -> None:
-    """Delete as another client would; the proxy does not see it."""
-    request = urllib.request.Request(f"{server.target}/{path}", method="DELETE")
-    with _PLAIN.open(request, timeout=60) as answer:
-        answer.read()
+    """Delete as another client, without the proxy."""
+    assert server.target is not None
+    server_content.delete(server.target, path)
 
 
 def delete_ledger_rows(lake: Lake, *paths: str) -> None:
-    """Take resources (Type/id), and what is known of finished units, out of the ledger, as if they were never in it."""
+    """Delete resources (Type/id), and the records of all finished units, from the ledger."""
     with closing(sqlite3.connect(Path(lake.root, "ledger.sqlite"))) as connection, connection:
         for path in paths:
             deleted = connection.execute("DELETE FROM resources WHERE type = ? AND id = ?", path.split("/"))
@@ -110,17 +89,17 @@ def shared_person(**patient: Any) -> Study:
 
 
 def make_external_study(factory: DatasetFactory, **more: Any) -> dict[str, Any]:
-    """A study of another client with the StudyInstanceUID of ONE: another series, and one instance of ours."""
-    made = factory.imaging_study("A", ONE)
+    """An external study with the StudyInstanceUID of ONE: it has another series, and an instance of ONE."""
+    built = factory.imaging_study("A", ONE)
     series = [
-        {**made["series"][0], "description": "theirs", "numberOfInstances": 1},
+        {**built["series"][0], "description": "external", "numberOfInstances": 1},
         {"uid": "1.2.3.4", "modality": {"code": "SR"}, "numberOfInstances": 7},
     ]
-    series[0]["instance"] = made["series"][0]["instance"][:1]
+    series[0]["instance"] = built["series"][0]["instance"][:1]
     return {
         "resourceType": "ImagingStudy",
-        "id": f"{factory.name}-theirs",
-        "identifier": made["identifier"][:1],
+        "id": f"{factory.name}-external",
+        "identifier": built["identifier"][:1],
         "status": "available",
         "subject": {"display": "somebody"},
         "numberOfSeries": 2,

@@ -199,7 +199,7 @@ def test_an_existing_study_with_merged_content_is_recognised(
     factory.build(lake, "A", [ONE])
     settings = settings_for(server.url, existing_study="merge", single_request_bytes=0)
     lost = iter([Reply(cut=True)] if how == "the answer is lost" else [])
-    server.rule = lambda asked: next(lost, None) if asked.path.endswith("-theirs") else None
+    server.rule = lambda asked: next(lost, None) if asked.path.endswith("-external") else None
     upload(["A"], lake, settings)
     if how == "the folder is renamed":
         factory.build(lake, "A", [with_changes(ONE, unit="sub-2")])
@@ -352,7 +352,7 @@ def test_instances_are_merged_into_an_existing_study_that_keeps_its_own(
         "1.2.3.4": 7,
         factory.uid("1", "2"): 3,
     }
-    assert made["series"][0]["description"] == "theirs"
+    assert made["series"][0]["description"] == "external"
     assert (made["numberOfSeries"], made["numberOfInstances"]) == (3, 8)
     assert status_of(server, study_path(factory, "A", "1")) == 404
 
