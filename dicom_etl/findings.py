@@ -21,10 +21,18 @@ from dicom_etl.lake.schemas import FINDINGS
 
 @dataclass(frozen=True, slots=True)
 class FindingCode:
-    """A line of the catalogue."""
+    """A line of the catalogue.
+
+    Attributes:
+        code: `noun-problem`.
+        severity: `error`: something was not loaded; `warning`: loaded, but check it; `info`: good to know.
+        stage: the stage that detects it.
+        meaning: the default message of its findings.
+        action: what to do about it; `none` where nothing is to be done.
+    """
 
     code: str
-    severity: str  # error: something was not loaded; warning: loaded, but look at it; info: good to know
+    severity: str
     stage: str
     meaning: str
     action: str
@@ -32,7 +40,7 @@ class FindingCode:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong: what, where, and how often."""
+    """A problem: what is wrong, where, and how often. The fields are the columns of the tables of findings."""
 
     code: str
     severity: str
@@ -46,45 +54,54 @@ class Finding:
     sop_uid: str | None = None
     path: str | None = None
     tag: str | None = None
-    value: str | None = None  # already masked (identity.masking.mask_value) where it is a tag's
+    value: str | None = None  # masked already (`identity.masking`) where it is the value of a tag
     message: str | None = None
     count: int = 1
 
 
 @cache
 def finding_codes() -> dict[str, FindingCode]:
-    """The catalogue, by code."""
+    """The catalogue by code, in its order."""
     text = resources.files(__package__).joinpath("finding_codes.csv").read_text(encoding="utf-8")
     return {line["code"]: FindingCode(**line) for line in csv.DictReader(text.splitlines())}
 
 
-def make_finding(code: str, dataset: str, **where: Any) -> Finding:
-    """A finding of a catalogued code; `where` are further fields of `Finding`."""
-    known = finding_codes()[code]
-    where.setdefault("message", known.meaning)
-    return Finding(code=code, severity=known.severity, stage=known.stage, dataset=dataset, **where)
+def make_finding(code: str, dataset: str, **fields: Any) -> Finding:
+    """Make a finding; severity, stage and the default message come from the catalogue.
+
+    Args:
+        code: a code of the catalogue.
+        dataset: name of the dataset.
+        fields: further fields of `Finding`.
+
+    Raises:
+        KeyError: the code is not in the catalogue.
+    """
+    entry = finding_codes()[code]
+    fields.setdefault("message", entry.meaning)
+    return Finding(code=code, severity=entry.severity, stage=entry.stage, dataset=dataset, **fields)
 
 
 def describe_error(error: BaseException | None) -> str:
-    """An exception as the message of a finding."""
+    """The message of a finding about an exception; at most 300 characters."""
     return f"{type(error).__name__}: {error}"[:300]
 
 
-_what = attrgetter(*[field.name for field in fields(Finding) if field.name != "count"])
+_all_but_count = attrgetter(*[field.name for field in fields(Finding) if field.name != "count"])
 
 
 def merge_equal(findings: Iterable[Finding]) -> list[Finding]:
-    """Equal findings as one with the sum of their counts, sorted."""
+    """Replace equal findings by one with the sum of their counts; returns them sorted by their fields."""
     counts: dict[tuple[str | None, ...], int] = {}
-    for found in findings:
-        key = _what(found)
-        counts[key] = counts.get(key, 0) + found.count
+    for finding in findings:
+        key = _all_but_count(finding)
+        counts[key] = counts.get(key, 0) + finding.count
     ordered = sorted(counts, key=lambda key: tuple([value or "" for value in key]))
     return [Finding(*key, counts[key]) for key in ordered]  # type: ignore[arg-type,call-arg]  # the order is that of the fields
 
 
 def tabulate_findings(findings: Iterable[Finding]) -> pa.Table:
-    """The findings in the schema of the lake, equal ones counted."""
-    found = merge_equal(findings)
-    columns = [pa.array([getattr(one, field.name) for one in found], field.type) for field in FINDINGS.schema]
+    """Make a table of findings with the columns of the lake; equal findings are merged."""
+    merged = merge_equal(findings)
+    columns = [pa.array([getattr(finding, field.name) for finding in merged], field.type) for field in FINDINGS.schema]
     return pa.table(columns, schema=FINDINGS.schema)

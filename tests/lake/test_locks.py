@@ -116,7 +116,7 @@ def test_without_a_readable_note_the_holder_is_another_process(tmp_path: Path) -
 
 
 def test_the_locks_of_a_lake_lie_in_it(tmp_path: Path) -> None:
-    assert choose_lock_folder(str(tmp_path), local=True) == tmp_path / "locks"
+    assert choose_lock_folder(str(tmp_path), is_local=True) == tmp_path / "locks"
 
 
 def test_the_locks_of_an_object_store_lie_in_a_temporary_folder_of_its_own() -> None:
