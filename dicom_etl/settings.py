@@ -423,7 +423,7 @@ def _describe_error(error: ValidationError, file: Path | None) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         if renamed := describe_rename(SETTINGS, setting, "setting"):
-            return f"{renamed}{source}"
+            return f"{renamed}: rename it in {file}" if file else renamed
         message = "there is no such setting; `dicom-etl doctor --settings-help` lists all of them"
     return f"setting {setting}{source}: {message}"
 
