@@ -33,8 +33,7 @@ from benchmarks.corpora import Corpus, write_adverse, write_realistic
 from benchmarks.usage import peak_memory
 from dicom_etl.engine import Engine
 from dicom_etl.lake.commits import read_commits
-from dicom_etl.lake.schemas import FILES, TAG_PROFILES, Table
-from dicom_etl.lake.schemas import headers as header_table
+from dicom_etl.lake.schemas import FILES, TAG_PROFILES, Table, header_table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import TreeSource
 

@@ -1,4 +1,4 @@
-"""A run over a dataset that did not change: which files it opens, counted."""
+"""The files that a run opens if nothing changed, or one subject."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ AUDIT = [stage for stage in STAGES if stage != "upload"]
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files of the lake and of the dataset that are opened, in their order."""
+    """The files of the lake and of the dataset that are opened, in order."""
     paths: list[str] = []
     open_lake, open_source = Lake.open_file, TreeSource.open
 
-    def in_lake(lake: Lake, place: str) -> IO[bytes]:
-        paths.append(place)
-        return open_lake(lake, place)
+    def open_in_lake(lake: Lake, path: str) -> IO[bytes]:
+        paths.append(path)
+        return open_lake(lake, path)
 
-    def in_source(source: TreeSource, path: str) -> IO[bytes]:
+    def open_in_source(source: TreeSource, path: str) -> IO[bytes]:
         paths.append(f"source {path}")
         return open_source(source, path)
 
-    monkeypatch.setattr(Lake, "open_file", in_lake)
-    monkeypatch.setattr(TreeSource, "open", in_source)
+    monkeypatch.setattr(Lake, "open_file", open_in_lake)
+    monkeypatch.setattr(TreeSource, "open", open_in_source)
     return paths
 
 
@@ -51,7 +51,7 @@ def test_an_unchanged_run_opens_no_dicom_file_and_no_header_table(
     assert {path for path in opened if path.startswith("source ")} == set()
     assert folders.isdisjoint({"headers/ds", "files/ds", "tag_profiles/ds", "fhir_elements/ds", "fhir/ImagingStudy"})
     assert "commits/extract" in folders
-    # a number that does not grow with subjects or files: crawl, and what the stages compare
+    # the number does not grow with subjects or files: these are the tables that the stages compare
     assert len(opened) < 40
 
 

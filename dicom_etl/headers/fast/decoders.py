@@ -65,7 +65,7 @@ def decoders_for(codecs: tuple[str, ...], little: bool) -> Decoders:
     return Decoders(codecs, little=little)
 
 
-def _text(general: Decode) -> Decode:
+def _shortcut_text(general: Decode) -> Decode:
     is_padded = _PADDED.search
 
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
@@ -79,7 +79,7 @@ def _text(general: Decode) -> Decode:
     return plain
 
 
-def _unsplit(general: Decode) -> Decode:
+def _shortcut_unsplit(general: Decode) -> Decode:
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
         if not raw.isascii() or _ESCAPE in raw:
             return general(raw)
@@ -88,7 +88,7 @@ def _unsplit(general: Decode) -> Decode:
     return plain
 
 
-def _name(general: Decode) -> Decode:
+def _shortcut_name(general: Decode) -> Decode:
     is_padded, decode_cached = _PADDED_NAME.search, lru_cache(maxsize=4096)(general)
 
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
@@ -102,7 +102,7 @@ def _name(general: Decode) -> Decode:
     return plain
 
 
-def _integer(general: Decode) -> Decode:
+def _shortcut_integer(general: Decode) -> Decode:
     fullmatch = _INTEGER.fullmatch
 
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
@@ -116,7 +116,7 @@ def _integer(general: Decode) -> Decode:
     return plain
 
 
-def _number(general: Decode) -> Decode:
+def _shortcut_number(general: Decode) -> Decode:
     fullmatch = _ONE_NUMBER.fullmatch
 
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
@@ -128,7 +128,7 @@ def _number(general: Decode) -> Decode:
     return plain
 
 
-def _numbers(general: Decode) -> Decode:
+def _shortcut_numbers(general: Decode) -> Decode:
     fullmatch = _NUMBERS.fullmatch
 
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
@@ -144,7 +144,7 @@ def _numbers(general: Decode) -> Decode:
     return plain
 
 
-def _date(general: Decode) -> Decode:
+def _shortcut_date(general: Decode) -> Decode:
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
         if len(raw) == 8 and (date := _date_of_digits(raw)):
             return date, None
@@ -162,7 +162,7 @@ def _date_of_digits(raw: bytes) -> datetime.date | None:
         return None
 
 
-def _double(general: Decode) -> Decode:
+def _shortcut_double(general: Decode) -> Decode:
     unpack = Struct("<d").unpack
 
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
@@ -173,7 +173,7 @@ def _double(general: Decode) -> Decode:
     return plain
 
 
-def _short(general: Decode) -> Decode:
+def _shortcut_short(general: Decode) -> Decode:
     unpack = Struct("<H").unpack
 
     def plain(raw: bytes) -> tuple[Value, Problem | None]:
@@ -183,21 +183,21 @@ def _short(general: Decode) -> Decode:
 
 
 _SHORTCUTS: dict[tuple[Kind, str], Callable[[Decode], Decode]] = {
-    ("text", "UI"): _text,
-    ("text", "CS"): _text,
-    ("text", "TM"): _text,
-    ("text", "LO"): _text,
-    ("text", "SH"): _text,
-    ("text", "AS"): _text,
-    ("text", "DT"): _text,
-    ("text", "PN"): _name,
-    ("text", "ST"): _unsplit,
-    ("text", "UT"): _unsplit,
-    ("text", "UR"): _unsplit,
-    ("integer", "IS"): _integer,
-    ("integer", "US"): _short,
-    ("number", "DS"): _number,
-    ("number", "FD"): _double,
-    ("numbers", "DS"): _numbers,
-    ("date", "DA"): _date,
+    ("text", "UI"): _shortcut_text,
+    ("text", "CS"): _shortcut_text,
+    ("text", "TM"): _shortcut_text,
+    ("text", "LO"): _shortcut_text,
+    ("text", "SH"): _shortcut_text,
+    ("text", "AS"): _shortcut_text,
+    ("text", "DT"): _shortcut_text,
+    ("text", "PN"): _shortcut_name,
+    ("text", "ST"): _shortcut_unsplit,
+    ("text", "UT"): _shortcut_unsplit,
+    ("text", "UR"): _shortcut_unsplit,
+    ("integer", "IS"): _shortcut_integer,
+    ("integer", "US"): _shortcut_short,
+    ("number", "DS"): _shortcut_number,
+    ("number", "FD"): _shortcut_double,
+    ("numbers", "DS"): _shortcut_numbers,
+    ("date", "DA"): _shortcut_date,
 }
