@@ -1,4 +1,4 @@
-"""Files that are valid and have as little in common as valid files can."""
+"""Valid files that have as little in common as possible."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ PatientAddress IssuerOfPatientID RetrieveURL DeviceUID DeidentificationMethod Et
 
 @cache
 def _pool() -> tuple[str, ...]:
-    """The keywords of the realistic corpus and some more, without those whose values are fixed here."""
+    """The keywords of the realistic corpus and more, except those with fixed values in this module."""
     fixed = {"SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"}
     known = set(profiles.general()) | set(_MORE)
     for modality in MODALITIES.values():
@@ -70,7 +70,7 @@ def _pool() -> tuple[str, ...]:
 
 
 class AdverseFile:
-    """One file whose every property is drawn anew."""
+    """A file with all of its properties drawn at random."""
 
     def __init__(self, rng: random.Random, noise: bytes) -> None:
         self.rng, self.noise = rng, noise
@@ -101,7 +101,7 @@ class AdverseFile:
     def _encoded(self, tag: int, vr: str, value: Value) -> bytes:
         lost = self.rng.random() < 0.03 and vr != "UI"
         if lost and not self.syntax.implicit and not self.syntax.big:
-            # a known element whose VR was lost on the way (PS3.5 6.2.2)
+            # a standard element that an intermediate system has encoded as UN (PS3.5 6.2.2)
             implicit = encode(tag, vr, value, encoding.IMPLICIT, self.codec)
             length = int.from_bytes(implicit[4:8], "little")
             return encoding.head(tag, "UN", length, self.syntax) + implicit[8:]
@@ -112,7 +112,7 @@ class AdverseFile:
         return {(tag := encoding.tag_of(k)): (vr := encoding.vr_of(tag), self._value(vr)) for k in keywords}
 
     def _value(self, vr: str) -> Value:
-        """A value that may be empty, blank, of several parts, padded oddly; seldom one that is none."""
+        """A value that may be empty, blank, multiple, or have unusual padding; rarely one that is invalid."""
         draw = self.rng.random()
         if draw < 0.10:
             return b""
@@ -147,7 +147,7 @@ class AdverseFile:
         for _ in range(self.rng.randrange(6)):
             group = self.rng.choice((0x0009, 0x0019, 0x0029, 0x0043, 0x0051, 0x2001, 0x2005, 0x7005))
             block = self.rng.randrange(0x10, 0x100)
-            if self.rng.random() < 0.9:  # some have lost their creator
+            if self.rng.random() < 0.9:  # some blocks have no creator
                 found[group << 16 | block] = "LO", self.rng.choice(("ACME 1.1", "SIEMENS MR HEADER", "GEMS_ACQU_01"))
             for low in self.rng.sample(range(0x100), self.rng.randrange(1, 16)):
                 found[group << 16 | block << 8 | low] = self._private_value()
@@ -162,7 +162,7 @@ class AdverseFile:
         return vr, self._value(vr)
 
     def _end(self) -> bytes:
-        """Pixel data of any length, none in a few, and padding after it in some."""
+        """Pixel data of any length; a few files have none, and others have padding after it."""
         draw = self.rng.random()
         if draw < 0.04:
             return b""

@@ -1,7 +1,7 @@
-"""The readers that `headers.py` measures side by side: ours, pydicom, plain reading, and two converters.
+"""The readers that `headers.py` compares: the extraction, pydicom, plain reading, and two converters.
 
-Each runs over files and returns nothing: what it costs is seen from outside. The peers are given their best: no other
-work is done between their calls, and nothing of what they return is kept.
+Each reads files and returns nothing: its cost is measured by the caller. The other readers run under the best
+conditions: no other work is done between their calls, and their results are not kept.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ Paths = Sequence[str]
 DELAY = 0.002  # seconds that each opening takes longer on simulated network storage
 
 
-# -- ours -------------------------------------------------------------------------------------------------------------
+# -- the extraction ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class StartedEngine(Engine):
-    """An engine whose worker processes run already: what their start costs is measured once, elsewhere."""
+    """An engine whose worker processes run already: the cost of their start is measured elsewhere."""
 
     pool: ProcessPoolExecutor | None = None
 
@@ -56,7 +56,7 @@ class StartedEngine(Engine):
         small: bool = False,  # noqa: ARG002
         weight: Callable[[Item], int] = lambda _: 1,  # noqa: ARG002
     ) -> Iterator[ItemResult[Item, Value]]:
-        """As `Engine.map`, over the running workers."""
+        """The same as `Engine.map`, with the running workers."""
         assert self.pool is not None
         running = {self.pool.submit(function, item): item for item in items}
         for future in as_completed(running):
@@ -64,39 +64,39 @@ class StartedEngine(Engine):
 
 
 class SlowSource(TreeSource):
-    """Stands for a network share, which is not at hand: each opening takes `DELAY` longer."""
+    """A simulated network share: each opening takes `DELAY` longer."""
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file after a while."""
+        """Open a file after the delay."""
         time.sleep(DELAY)
         return super().open(path)
 
 
-def quiet(_: str) -> None:
-    """Where a lake's remarks go."""
+def ignore(_: str) -> None:
+    """Ignore the messages of a lake."""
 
 
-def crawled(source: Source, folder: str) -> Lake:
-    """A new lake that holds the inventory of the dataset."""
-    lake = Lake(folder, lock_wait=0, notify=quiet).open()
+def crawl_into_lake(source: Source, folder: str) -> Lake:
+    """Crawl a dataset into a new lake."""
+    lake = Lake(folder, lock_wait=0, notify=ignore).open()
     crawl(source, lake)
     return lake
 
 
-def extraction(source: Source, lake: Lake, engine: Engine) -> None:
-    """Our stage: from files to Parquet tables."""
-    done = extract(source, lake, engine)
-    assert not done.units_failed, "a unit could not be extracted"
+def run_extraction(source: Source, lake: Lake, engine: Engine) -> None:
+    """Run the stage: from files to Parquet tables."""
+    result = extract(source, lake, engine)
+    assert not result.units_failed, "a unit could not be extracted"
 
 
-# -- pydicom ----------------------------------------------------------------------------------------------------------
+# -- pydicom -----------------------------------------------------------------------------------------------------------
 
-Place = tuple[BaseTag, ...]
+TagPath = tuple[BaseTag, ...]
 
 
 @cache
-def _places() -> tuple[tuple[Place, Place], ...]:
-    """Where the values of the catalogue's columns lie: the first place, the second or ()."""
+def _paths() -> tuple[tuple[TagPath, TagPath], ...]:
+    """The path of each column of the catalogue, and the alternative one or ()."""
     paths = [(column.path, column.alternative_path) for column in catalogue()]
     return tuple((tuple(map(BaseTag, first)), tuple(map(BaseTag, second))) for first, second in paths)
 
@@ -107,39 +107,39 @@ def pydicom_values(paths: Paths) -> None:
         warnings.simplefilter("ignore")
         for path in paths:
             dataset = pydicom.dcmread(path, stop_before_pixels=True)
-            for first, second in _places():
+            for first, second in _paths():
                 if _value(dataset, first) is None and second:
                     _value(dataset, second)
 
 
-def _value(dataset: Dataset, place: Place) -> Any:
-    if place[0] >> 16 == 2:
+def _value(dataset: Dataset, path: TagPath) -> Any:
+    if path[0] >> 16 == 2:
         dataset = dataset.file_meta
-    for tag in place[:-1]:
+    for tag in path[:-1]:
         if tag not in dataset or not dataset[tag].value:
             return None
         dataset = dataset[tag].value[0]
     try:
-        return dataset[place[-1]].value if place[-1] in dataset else None
-    except (ValueError, TypeError, pydicom.errors.BytesLengthException):  # no number: what we make a finding of
+        return dataset[path[-1]].value if path[-1] in dataset else None
+    except (ValueError, TypeError, pydicom.errors.BytesLengthException):  # not a number: a finding in the extraction
         return None
 
 
-# -- the floor --------------------------------------------------------------------------------------------------------
+# -- the floor ---------------------------------------------------------------------------------------------------------
 
 
 def first_8k(paths: Paths) -> None:
-    """Nothing but opening each file and reading its first 8 KB."""
+    """Open each file and read its first 8 KB."""
     _first(paths, 8 << 10)
 
 
 def first_64k(paths: Paths) -> None:
-    """Nothing but opening each file and reading its first 64 KB."""
+    """Open each file and read its first 64 KB."""
     _first(paths, 64 << 10)
 
 
 def slow_64k(paths: Paths) -> None:
-    """As `first_64k`, with the openings of a `SlowSource`."""
+    """The same as `first_64k`, with the delay of a `SlowSource`."""
     for path in paths:
         time.sleep(DELAY)
         _first([path], 64 << 10)
@@ -152,11 +152,11 @@ def _first(paths: Paths, size: int) -> None:
         os.close(descriptor)
 
 
-# -- the loop of a published tutorial ---------------------------------------------------------------------------------
+# -- the loop of a published tutorial ----------------------------------------------------------------------------------
 
 
 def tutorial_loop(paths: Paths) -> None:
-    """Each file whole, and the text of every element of it."""
+    """Read each file as a whole, and make the text of all of its elements."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for path in paths:
@@ -168,9 +168,9 @@ def tutorial_loop(paths: Paths) -> None:
                     continue
 
 
-# -- dicom2fhir -------------------------------------------------------------------------------------------------------
+# -- dicom2fhir --------------------------------------------------------------------------------------------------------
 
-# It fails with later versions of what it is built on.
+# It fails with later versions of its dependencies.
 _PINS = (
     "dicom2fhir==0.1.25",
     "fhir.resources==8.0.0",
@@ -182,7 +182,7 @@ _PEER = Path(__file__).with_name("peer_dicom2fhir.py")
 
 
 def dicom2fhir_python(folder: Path) -> Path | None:
-    """The Python of an environment that has dicom2fhir, made in `folder` when it is not there; None: it cannot be."""
+    """The Python of an environment with dicom2fhir, created in `folder` if needed; None if that fails."""
     python = folder / "bin" / "python"
     marker = folder / "complete"
     if not marker.exists():
@@ -197,7 +197,7 @@ def dicom2fhir_python(folder: Path) -> Path | None:
 
 
 def dicom2fhir_seconds(python: Path, paths: Paths) -> tuple[int, float]:
-    """(files converted, seconds): a folder for each folder of the sample, as the converter wants it."""
+    """(files converted, seconds): for each folder of the sample a folder, which the converter expects."""
     with tempfile.TemporaryDirectory() as folder:
         for number, path in enumerate(paths):
             group = Path(folder, "_".join(Path(path).parts[-3:-1]))
@@ -209,11 +209,11 @@ def dicom2fhir_seconds(python: Path, paths: Paths) -> tuple[int, float]:
     return int(answer["files"]), float(answer["seconds"])
 
 
-# -- running them -----------------------------------------------------------------------------------------------------
+# -- worker processes --------------------------------------------------------------------------------------------------
 
 
-def started(pool: ProcessPoolExecutor, workers: int) -> None:
-    """Wait until all workers run and have imported what they need."""
+def start_workers(pool: ProcessPoolExecutor, workers: int) -> None:
+    """Wait until all workers run and have imported their modules."""
     for future in [pool.submit(_wake, 0.5) for _ in range(workers)]:
         future.result()
 
@@ -222,8 +222,8 @@ def _wake(seconds: float) -> None:
     time.sleep(seconds)  # a worker that is asleep leaves the next task to another
 
 
-def in_pool(pool: ProcessPoolExecutor, function: Callable[[Paths], None], paths: Paths, chunk: int = 100) -> None:
-    """A reader over all files, in the workers of a pool."""
+def read_in_pool(pool: ProcessPoolExecutor, function: Callable[[Paths], None], paths: Paths, chunk: int = 100) -> None:
+    """Run a reader on all files, in the workers of a pool."""
     running = [pool.submit(function, paths[start : start + chunk]) for start in range(0, len(paths), chunk)]
     for future in running:
         future.result()

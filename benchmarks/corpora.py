@@ -1,6 +1,6 @@
-"""Corpora of DICOM files, the same bytes on any day: one like life, one that changes all it can; and damage.
+"""Corpora of DICOM files with the same bytes in every run: a realistic one, an adverse one; and damaged files.
 
-All draw from a seeded `random.Random` and know no clock. How the files are made is in `realistic.py`, `adverse.py` and
+All use a seeded `random.Random`, and none a clock. The files are made in `realistic.py`, `adverse.py` and
 `damage.py`.
 """
 
@@ -17,12 +17,12 @@ from benchmarks.realistic import all_series
 
 __all__ = ["Corpus", "damaged", "write_adverse", "write_realistic"]
 
-WRITTEN = 1_700_000_000  # modification time of every file: the inventory of a corpus is always the same, too
-_FULL = 5_000  # files of a corpus whose series are as long as in life; smaller ones have as many, shorter series
+WRITTEN = 1_700_000_000  # modification time of every file, so that the inventory of a corpus is always the same, too
+_FULL = 5_000  # files of a corpus with series of realistic length; smaller corpora have as many, but shorter series
 
 
 class Corpus(NamedTuple):
-    """What was written."""
+    """The numbers of a corpus."""
 
     files: int
     series: int
@@ -51,7 +51,7 @@ def _write(path: Path, content: bytes) -> int:
 
 
 def write_adverse(folder: Path, files: int = _FULL, seed: int = 1) -> Corpus:
-    """Write `files` valid files below `folder` that have little in common: series are mixed within each folder."""
+    """Write `files` valid files below `folder` that have little in common; the series of a folder are mixed."""
     rng = random.Random(seed)
     noise = rng.randbytes(1 << 16)
     series = [(f"1.2.3.{n // 3}", f"1.2.3.{n // 3}.{rng.randrange(10**6)}") for n in range(max(12, files // 80))]

@@ -1,4 +1,4 @@
-"""Big private headers as one vendor of MR scanners writes them before the pixel data.
+"""Large private headers as one vendor of MR scanners writes them before the pixel data.
 
 Little endian, "SV10": a number of tags, each 84 bytes and its items. Their contents are made up.
 """
@@ -13,7 +13,7 @@ _CONSTANT = tuple(f"ParameterOfTheImage{number:02}" for number in range(70))
 
 
 def image_header(index: int, rng: random.Random) -> bytes:
-    """About 12 KB, of which the tags of position and time differ from slice to slice, also in length."""
+    """About 12 KB, in which the tags of position and time differ between slices, also in length."""
     place = -112.5 + index * 1.25
     numbers = {
         "SliceLocation": (f"{place:.8f}",),

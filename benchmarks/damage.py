@@ -1,4 +1,4 @@
-"""What happens to files: bits, cuts, forged lengths, nests, other syntaxes. See `corpora.damaged`."""
+"""Kinds of damage to files: bits, truncation, forged lengths, nesting, other syntaxes. See `corpora.damaged`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks import encoding
 
 
 def damaged(rng: random.Random, data: bytes) -> bytes:
-    """`data` with one to three kinds of damage; never the same object, seldom still a valid file."""
+    """`data` with one to three kinds of damage; never unchanged, rarely still a valid file."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         data = rng.choice(_DAMAGES)(rng, data)
     return data
@@ -28,7 +28,7 @@ def _cut(rng: random.Random, data: bytes) -> bytes:
 
 
 def _forged_length(rng: random.Random, data: bytes) -> bytes:
-    """The length of an element is another: small, odd, beyond the file, 4 GB, undefined."""
+    """Another length of an element: small, odd, beyond the file, 4 GB, undefined."""
     at = _element_at(rng, data)
     if at is None:
         return _cut(rng, data)
@@ -56,7 +56,7 @@ def _nested(rng: random.Random, data: bytes) -> bytes:
 
 
 def _moved(rng: random.Random, data: bytes) -> bytes:
-    """A piece left out, doubled, or zeroed."""
+    """Some bytes removed, repeated, or set to zero."""
     if not data:
         return data
     start = rng.randrange(len(data))
@@ -65,7 +65,7 @@ def _moved(rng: random.Random, data: bytes) -> bytes:
 
 
 def _other_syntax(rng: random.Random, data: bytes) -> bytes:
-    """Another transfer syntax in the file meta information, of the same padded length where there is one."""
+    """Another transfer syntax in the file meta information, of the same padded length if there is one."""
     wanted = rng.choice((encoding.IMPLICIT, encoding.EXPLICIT, encoding.DEFLATED, encoding.BIG_ENDIAN, encoding.RLE))
     at = data.find(b"\x02\0\x10\0UI")
     if at < 0:
@@ -87,7 +87,7 @@ def _text_damage(rng: random.Random, data: bytes) -> bytes:
 
 
 def _element_at(rng: random.Random, data: bytes) -> int | None:
-    """Where an element begins, as far as bytes tell: a group that headers have, and an even group before it."""
+    """Where an element probably begins: a group that is in headers, and an even group before it."""
     tag = struct.pack(
         "<H", rng.choice((0x0002, 0x0008, 0x0008, 0x0010, 0x0018, 0x0020, 0x0028, 0x0029, 0x0040, 0x7FE0))
     )

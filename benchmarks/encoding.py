@@ -1,7 +1,7 @@
 """A small DICOM encoder (PS3.5 7, PS3.10 7.1) that writes thousands of files a second.
 
-pydicom's writer costs a millisecond or more per file, and cleans up what it is given. This one writes what it is told
-to: undefined lengths, empty sequences, odd padding. It knows nothing of what a header should contain.
+The writer of pydicom takes a millisecond or more per file, and corrects its input. This one also writes undefined
+lengths, empty sequences and unusual padding. It does not check what a header contains.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PADDED_WITH_ZERO = frozenset("UI OB UN".split())
 
 @dataclass(frozen=True)
 class Syntax:
-    """A transfer syntax (PS3.5 10): its UID, and what it does to the bytes."""
+    """A transfer syntax (PS3.5 10): its UID and its encoding."""
 
     uid: str
     implicit: bool = False
@@ -83,7 +83,7 @@ def tag_of(keyword: str) -> int:
 
 @cache
 def vr_of(tag: int) -> str:
-    """The VR of a tag of PS3.6 (the first, where it names two)."""
+    """The VR of a tag in PS3.6 (the first, if it names two)."""
     return dictionary_VR(tag)[:2]
 
 
@@ -145,7 +145,7 @@ def encode_all(items: Elements, syntax: Syntax, codec: str) -> bytes:
 
 
 def joined(encoded: Mapping[int, bytes], syntax: Syntax, *, group_lengths: bool = False) -> bytes:
-    """Encoded elements in the order of their tags, with group lengths (PS3.5 7.2, retired) where asked for."""
+    """Encoded elements in the order of their tags, with group lengths (PS3.5 7.2, retired) if requested."""
     if not group_lengths:
         return b"".join([encoded[tag] for tag in sorted(encoded)])
     groups: dict[int, list[bytes]] = {}
@@ -159,7 +159,7 @@ def joined(encoded: Mapping[int, bytes], syntax: Syntax, *, group_lengths: bool 
 
 
 def pixel_data(content: bytes, syntax: Syntax, *, fragments: int = 1, vr: str = "OW") -> bytes:
-    """The pixel data element; encapsulated (PS3.5 A.4) where the syntax asks for it."""
+    """The pixel data element; encapsulated (PS3.5 A.4) if the syntax requires it."""
     if not syntax.encapsulated:
         return encode(0x7FE00010, vr, content, syntax, "ascii")
     size = (len(content) // fragments + 1) // 2 * 2

@@ -150,7 +150,7 @@ def _written(folder: Path, studies: int) -> Place:
 def _measure(place: Place, peer: Path | None, repeat: int) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
-        contenders.started(pool, WORKERS)
+        contenders.start_workers(pool, WORKERS)
         started = StartedEngine("processes", WORKERS, pool=pool)
         tables = [
             Row("build, one process", place.instances, _building(place, Engine())),

@@ -1,10 +1,10 @@
-"""How fast headers are read: our extraction beside pydicom, plain reading and two converters, in one run.
+"""Speed of reading headers: the extraction compared with pydicom, plain reading and two converters, in one run.
 
     python -m benchmarks.headers [--files N] [--repeat N] [--only WORDS] [--no-peers]
 
-Prints plain text tables and asserts nothing: seconds differ from machine to machine, and from minute to minute; the
-ratios of one run are what counts. Contenders take turns in each repetition, so that a busy minute hits all of them.
-The corpora lie in a temporary folder (TMPDIR chooses the disk).
+Prints plain text tables and asserts nothing: seconds differ between machines and from minute to minute, so compare the
+ratios of one run. Readers take turns in each repetition, so that a busy minute affects all of them. The corpora are in
+a temporary folder (on the disk of TMPDIR).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import pyarrow as pa
 import pydicom
 
 from benchmarks import contenders
-from benchmarks.contenders import StartedEngine, crawled, extraction, quiet
+from benchmarks.contenders import StartedEngine, crawl_into_lake, ignore, run_extraction
 from benchmarks.corpora import Corpus, write_adverse, write_realistic
 from benchmarks.usage import peak_memory
 from dicom_etl.engine import Engine
@@ -40,7 +40,7 @@ from dicom_etl.sources import TreeSource
 WORKERS = 2
 PEERS = Path(__file__).parent.parent / "build" / "peers"
 PARTS = ("extract", "pydicom", "floor", "tutorial", "dicom2fhir", "memory", "unchanged", "size")
-_SAMPLE = 300  # files for what takes milliseconds per file
+_SAMPLE = 300  # files for readers that take milliseconds per file
 
 _COLD = """Cold: before each repetition every file is dropped from the page cache (posix_fadvise DONTNEED, after a
 sync). Folders and inodes stay cached, and on a virtual machine the host may still hold the blocks: a new disk
@@ -49,7 +49,7 @@ or a network share is slower than this."""
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     files: int
     repeat: int
@@ -58,7 +58,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Place:
+class CorpusFolder:
     """A corpus on disk."""
 
     name: str
@@ -81,9 +81,9 @@ class Place:
     def lake(self) -> Iterator[Lake]:
         """A new lake with the inventory of the corpus."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-            yield crawled(self.source, f"{folder}/lake")
+            yield crawl_into_lake(self.source, f"{folder}/lake")
 
-    def forget(self) -> None:
+    def drop_from_cache(self) -> None:
         """Drop the files from the page cache."""
         for path in self.paths:
             descriptor = os.open(path, os.O_RDONLY)
@@ -95,7 +95,7 @@ class Sample(NamedTuple):
     """One measurement."""
 
     seconds: float
-    read: int | None  # bytes that system calls gave to this process
+    read: int | None  # bytes, by system calls of this process
 
 
 Run = Callable[[], Sample]
@@ -103,7 +103,7 @@ Run = Callable[[], Sample]
 
 @dataclass
 class Row:
-    """A contender in a table: how it is run, over how many files, what came of it."""
+    """A reader in a table: how it is run, on how many files, and its measurements."""
 
     label: str
     files: int
@@ -118,7 +118,7 @@ class Row:
 
     @property
     def spread(self) -> float:
-        """From the fastest to the slowest repetition, in parts of the median."""
+        """The difference between the fastest and the slowest repetition, as a fraction of the median."""
         seconds = [sample.seconds for sample in self.samples]
         return (max(seconds) - min(seconds)) / statistics.median(seconds)
 
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(_machine())
     with tempfile.TemporaryDirectory(prefix="bench-headers-") as folder:
         for name in options.corpora:
-            _measure(_written(name, Path(folder), options.files), options)
+            _measure(_write(name, Path(folder), options.files), options)
 
 
 def _options(arguments: list[str] | None) -> Options:
@@ -143,16 +143,16 @@ def _options(arguments: list[str] | None) -> Options:
     parser.add_argument("--files", type=int, default=5000, help="files in each corpus (default 5000)")
     parser.add_argument("--repeat", type=int, default=5, help="repetitions; the median is shown (default 5)")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, separated by commas: {', '.join(PARTS)}")
-    parser.add_argument("--corpus", choices=["realistic", "adverse"], help="one corpus alone")
+    parser.add_argument("--corpus", choices=["realistic", "adverse"], help="only one corpus")
     parser.add_argument("--no-peers", action="store_true", help="without the two converters (nothing is installed)")
-    given = parser.parse_args(arguments)
-    parts = tuple(given.only.split(","))
+    values = parser.parse_args(arguments)
+    parts = tuple(values.only.split(","))
     if unknown := set(parts) - set(PARTS):
-        parser.error(f"--only knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
-    if given.no_peers:
+        parser.error(f"--only: {', '.join(sorted(unknown))} is not one of {', '.join(PARTS)}")
+    if values.no_peers:
         parts = tuple(part for part in parts if part not in {"tutorial", "dicom2fhir"})
-    corpora = (given.corpus,) if given.corpus else ("realistic", "adverse")
-    return Options(given.files, given.repeat, parts, corpora)
+    corpora = (values.corpus,) if values.corpus else ("realistic", "adverse")
+    return Options(values.files, values.repeat, parts, corpora)
 
 
 def _machine() -> str:
@@ -162,7 +162,7 @@ def _machine() -> str:
     )
 
 
-def _written(name: str, folder: Path, files: int) -> Place:
+def _write(name: str, folder: Path, files: int) -> CorpusFolder:
     start = time.perf_counter()
     root = folder / name
     corpus = {"realistic": write_realistic, "adverse": write_adverse}[name](root, files)
@@ -176,52 +176,55 @@ def _written(name: str, folder: Path, files: int) -> Place:
         f"({corpus.size / corpus.files / 1e3:.0f} KB per file; written in {time.perf_counter() - start:.1f} s)"
     )
     print(f"\n\n{title}\n{'=' * len(title)}")
-    return Place(name, root, corpus, paths, scratch)
+    return CorpusFolder(name, root, corpus, paths, scratch)
 
 
-def _measure(place: Place, options: Options) -> None:
-    base = _serial(place, options)
+def _measure(folder: CorpusFolder, options: Options) -> None:
+    base = _serial(folder, options)
     if hasattr(os, "posix_fadvise"):
-        _cold(place, options)
-    _slow(place, options)
-    _parallel(place, options)
+        _cold(folder, options)
+    _slow(folder, options)
+    _parallel(folder, options)
     if "dicom2fhir" in options.parts:
-        _dicom2fhir(place, options, base)
+        _dicom2fhir(folder, options, base)
     figures = [
         line
         for part, function in (("unchanged", _unchanged), ("memory", _memory), ("size", _sizes))
         if part in options.parts
-        for line in function(place, options)
+        for line in function(folder, options)
     ]
     if figures:
         print("\n" + "\n".join(figures))
 
 
-# -- tables -----------------------------------------------------------------------------------------------------------
+# -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def _serial(place: Place, options: Options) -> float | None:
+def _serial(folder: CorpusFolder, options: Options) -> float | None:
     """The table of one process; returns microseconds per file of pydicom."""
-    rows = [*_extract_row(place, options, Engine()), *_reader_rows(place, options)]
+    rows = [*_extract_row(folder, options, Engine()), *_reader_rows(folder, options)]
     if "tutorial" in options.parts:
         few = min(3, options.repeat)
         loop = Row(
             "tutorial: whole file, str of all elements *",
-            len(place.sample),
-            _reading(contenders.tutorial_loop, place.sample),
+            len(folder.sample),
+            _reading(contenders.tutorial_loop, folder.sample),
             few,
         )
         rows.append(loop)
     _take_turns(rows, options.repeat)
     _print("one process, warm", rows)
     if "tutorial" in options.parts:
-        print(f"* on a sample of {len(place.sample)} files, median of {few}")
+        print(f"* on a sample of {len(folder.sample)} files, median of {few}")
     return _base(rows)
 
 
-def _cold(place: Place, options: Options) -> None:
+def _cold(folder: CorpusFolder, options: Options) -> None:
     repeat = min(3, options.repeat)
-    rows = [*_extract_row(place, options, Engine(), cold=True), *_reader_rows(place, options, cold=True)]
+    rows = [
+        *_extract_row(folder, options, Engine(), cold=True),
+        *_reader_rows(folder, options, cold=True),
+    ]
     for row in rows:
         row.repeat = repeat
     _take_turns(rows, repeat)
@@ -230,33 +233,40 @@ def _cold(place: Place, options: Options) -> None:
         print(_COLD)
 
 
-def _parallel(place: Place, options: Options) -> None:
+def _parallel(folder: CorpusFolder, options: Options) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
-        contenders.started(pool, WORKERS)
-        rows = _extract_row(place, options, StartedEngine("processes", WORKERS, pool=pool))
-        rows += _reader_rows(place, options, pool=pool)
+        contenders.start_workers(pool, WORKERS)
+        rows = _extract_row(folder, options, StartedEngine("processes", WORKERS, pool=pool))
+        rows += _reader_rows(folder, options, pool=pool)
         _take_turns(rows, options.repeat)
-    _print(f"{WORKERS} processes that run already, warm", rows)
+    _print(f"{WORKERS} running processes, warm", rows)
 
 
-def _slow(place: Place, options: Options) -> None:
-    """The table of one process that has to wait for each file."""
+def _slow(folder: CorpusFolder, options: Options) -> None:
+    """The table of one process that waits for each file."""
     if not {"extract", "floor"} <= set(options.parts):
         return
-    slow = contenders.SlowSource(place.name, place.root)
+    slow = contenders.SlowSource(folder.name, folder.root)
     rows = [
-        Row("extract to Parquet", place.corpus.files, _extracting(place, Engine(), slow), 1),
-        Row("open and read 64 KB", place.corpus.files, _reading(contenders.slow_64k, place.paths), 1),
+        Row("extract to Parquet", folder.corpus.files, _extracting(folder, Engine(), slow), 1),
+        Row("open and read 64 KB", folder.corpus.files, _reading(contenders.slow_64k, folder.paths), 1),
     ]
     _take_turns(rows, 1)
     _print(f"one process, {contenders.DELAY * 1e3:.0f} ms for each opening (simulated by waiting), once", rows)
 
 
-def _extract_row(place: Place, options: Options, engine: Engine, *, cold: bool = False) -> list[Row]:
+def _extract_row(folder: CorpusFolder, options: Options, engine: Engine, *, cold: bool = False) -> list[Row]:
     if "extract" not in options.parts:
         return []
-    return [Row("extract to Parquet", place.corpus.files, _extracting(place, engine, cold=cold), options.repeat)]
+    return [
+        Row(
+            "extract to Parquet",
+            folder.corpus.files,
+            _extracting(folder, engine, cold=cold),
+            options.repeat,
+        )
+    ]
 
 
 _READERS = (
@@ -267,10 +277,15 @@ _READERS = (
 
 
 def _reader_rows(
-    place: Place, options: Options, *, cold: bool = False, pool: ProcessPoolExecutor | None = None
+    folder: CorpusFolder, options: Options, *, cold: bool = False, pool: ProcessPoolExecutor | None = None
 ) -> list[Row]:
     return [
-        Row(label, place.corpus.files, _reading(function, place.paths, place if cold else None, pool), options.repeat)
+        Row(
+            label,
+            folder.corpus.files,
+            _reading(function, folder.paths, folder if cold else None, pool),
+            options.repeat,
+        )
         for part, label, function in _READERS
         if part in options.parts
     ]
@@ -299,15 +314,17 @@ def _print(title: str, rows: list[Row]) -> None:
         print(f"{row.label:44}{1e6 / row.each:>10,.0f}{row.each:>10,.1f}{ratio:>11}{row.spread:>8.0%}{row.read:>15}")
 
 
-# -- what is run ------------------------------------------------------------------------------------------------------
+# -- measurements ------------------------------------------------------------------------------------------------------
 
 
-def _extracting(place: Place, engine: Engine, source: TreeSource | None = None, *, cold: bool = False) -> Run:
+def _extracting(folder: CorpusFolder, engine: Engine, source: TreeSource | None = None, *, cold: bool = False) -> Run:
     def run() -> Sample:
-        with place.lake() as lake:
+        with folder.lake() as lake:
             if cold:
-                place.forget()
-            return _timed(lambda: extraction(source or place.source, lake, engine), counted=engine.kind == "serial")
+                folder.drop_from_cache()
+            return _timed(
+                lambda: run_extraction(source or folder.source, lake, engine), counted=engine.kind == "serial"
+            )
 
     return run
 
@@ -315,14 +332,14 @@ def _extracting(place: Place, engine: Engine, source: TreeSource | None = None, 
 def _reading(
     function: Callable[[contenders.Paths], None],
     paths: contenders.Paths,
-    forgotten: Place | None = None,
+    cold: CorpusFolder | None = None,
     pool: ProcessPoolExecutor | None = None,
 ) -> Run:
     def run() -> Sample:
-        if forgotten:
-            forgotten.forget()
+        if cold:
+            cold.drop_from_cache()
         if pool:
-            return _timed(lambda: contenders.in_pool(pool, function, paths), counted=False)
+            return _timed(lambda: contenders.read_in_pool(pool, function, paths), counted=False)
         return _timed(lambda: function(paths), counted=True)
 
     return run
@@ -336,7 +353,7 @@ def _timed(work: Callable[[], None], *, counted: bool) -> Sample:
 
 
 def _bytes_read() -> int | None:
-    """Bytes that read calls gave to this process so far, from whatever library (Linux)."""
+    """The bytes that this process has read so far, by any library (Linux)."""
     try:
         text = Path("/proc/self/io").read_text(encoding="ascii")
     except OSError:
@@ -344,7 +361,7 @@ def _bytes_read() -> int | None:
     return int(text.split()[1])
 
 
-def _dicom2fhir(place: Place, options: Options, base: float | None) -> None:
+def _dicom2fhir(folder: CorpusFolder, options: Options, base: float | None) -> None:
     """A converter that builds FHIR objects with an entry per instance: more than a header row."""
     python = contenders.dicom2fhir_python(PEERS / "dicom2fhir")
     print("\ndicom2fhir 0.1.25, folders to ImagingStudy with instances, one process, warm")
@@ -352,75 +369,75 @@ def _dicom2fhir(place: Place, options: Options, base: float | None) -> None:
         print("could not be installed")
         return
     repeat = min(3, options.repeat)
-    found = [contenders.dicom2fhir_seconds(python, place.sample) for _ in range(repeat)]
-    files, seconds = found[0][0], statistics.median(seconds for _, seconds in found)
+    results = [contenders.dicom2fhir_seconds(python, folder.sample) for _ in range(repeat)]
+    files, seconds = results[0][0], statistics.median(seconds for _, seconds in results)
     if not files:
-        print(f"fails on every folder of a sample of {len(place.sample)} files")
+        print(f"fails on every folder of a sample of {len(folder.sample)} files")
         return
     each = seconds / files * 1e6
     ratio = f"{base / each:.2f} x pydicom, " if base else ""
-    missed = f"; it fails on the folders of {len(place.sample) - files} more" if files < len(place.sample) else ""
+    missed = f"; it fails on the folders of {len(folder.sample) - files} more" if files < len(folder.sample) else ""
     speed = f"{1e6 / each:,.0f} files/s, {each:,.0f} us/file"
     print(f"{speed}, {ratio}on a sample of {files} files, median of {repeat}{missed}")
 
 
-# -- single figures ---------------------------------------------------------------------------------------------------
+# -- single figures ----------------------------------------------------------------------------------------------------
 
 
-def _unchanged(place: Place, options: Options) -> Iterable[str]:
+def _unchanged(folder: CorpusFolder, options: Options) -> Iterable[str]:
     seconds = []
-    with place.lake() as lake:
-        extraction(place.source, lake, Engine())
+    with folder.lake() as lake:
+        run_extraction(folder.source, lake, Engine())
         for _ in range(options.repeat):
             start = time.perf_counter()
-            crawled(place.source, lake.root)
-            extraction(place.source, lake, Engine())
+            crawl_into_lake(folder.source, lake.root)
+            run_extraction(folder.source, lake, Engine())
             seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds)
-    yield f"second run, nothing changed (crawl and extract): {median:.2f} s, {place.corpus.files / median:,.0f} files/s"
+    yield f"second run without changes (crawl and extract): {median:.2f} s, {folder.corpus.files / median:,.0f} files/s"
 
 
-def _memory(place: Place, _: Options) -> Iterable[str]:
-    """Peak memory of a new process that extracts everything by itself."""
-    with place.lake() as lake:
+def _memory(folder: CorpusFolder, _: Options) -> Iterable[str]:
+    """The peak memory of a new process that extracts the whole corpus."""
+    with folder.lake() as lake:
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_extract_and_tell, args=(theirs, place.source, lake.root))
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_extract_and_report, args=(sender, folder.source, lake.root))
         process.start()
-        theirs.close()
+        sender.close()
         try:
-            before, after = ours.recv()
+            before, after = receiver.recv()
         finally:
             process.join()
-    yield f"peak memory of a process that extracts all of it: {after:.0f} MB, of which {before:.0f} MB before it began"
+    yield f"peak memory of a process that extracts the corpus: {after:.0f} MB, {before:.0f} MB of it before it begins"
 
 
-def _extract_and_tell(pipe: Connection, source: TreeSource, root: str) -> None:
+def _extract_and_report(pipe: Connection, source: TreeSource, root: str) -> None:
     before = peak_memory()
-    extraction(source, Lake(root, lock_wait=0, notify=quiet).open(), Engine())
+    run_extraction(source, Lake(root, lock_wait=0, notify=ignore).open(), Engine())
     pipe.send((before, peak_memory()))
 
 
-def _sizes(place: Place, _: Options) -> Iterable[str]:
-    """Parquet bytes: what a shard costs with one row, and each further row."""
-    with place.lake() as lake:
-        extraction(place.source, lake, Engine())
-        shards = sorted(read_commits(lake, "extract", place.name))
-        yield "Parquet: bytes of a shard with one row, and for each instance more"
+def _sizes(folder: CorpusFolder, _: Options) -> Iterable[str]:
+    """The bytes of a Parquet file with one row, and those of each further row."""
+    with folder.lake() as lake:
+        run_extraction(folder.source, lake, Engine())
+        shards = sorted(read_commits(lake, "extract", folder.name))
+        yield "Parquet: bytes of a shard with one row, and of each further instance"
         for table in (header_table(), FILES, TAG_PROFILES):
-            fixed, each = _size(lake, table, place.name, shards)
+            fixed, each = _size(lake, table, folder.name, shards)
             yield f"  {table.name:10}{fixed:>10,.0f}{each:>10,.1f}"
 
 
 def _size(lake: Lake, table: Table, dataset: str, shards: list[int]) -> tuple[float, float]:
-    one, whole, instances = 0, 0, 0
+    one_row, all_rows, instances = 0, 0, 0
     for shard in shards:
         content = lake.read(table, dataset=dataset, shard=shard)
-        place = lake.write(table, content.slice(0, 1), dataset="size", shard=shard)
-        one += lake.resolve(place).stat().st_size
-        whole += lake.resolve(table.path(dataset=dataset, shard=shard)).stat().st_size
+        path = lake.write(table, content.slice(0, 1), dataset="size", shard=shard)
+        one_row += lake.resolve(path).stat().st_size
+        all_rows += lake.resolve(table.path(dataset=dataset, shard=shard)).stat().st_size
         instances += lake.count_rows(header_table(), dataset=dataset, shard=shard)
-    return one / len(shards), (whole - one) / max(1, instances - len(shards))
+    return one_row / len(shards), (all_rows - one_row) / max(1, instances - len(shards))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the headers of the realistic corpus hold: tables of elements by modality, vendors, patients and studies.
+"""The content of the headers of the realistic corpus: elements by modality, vendors, patients and studies.
 
 Modelled on headers of real scanners; every name and number is fictional. The functions that turn these tables into
 files are in `corpora.py`.
@@ -303,7 +303,7 @@ MODALITIES = {
     "SR": Modality(_STORAGE + "88.33", (_SR,), 1, 2),
 }
 ENHANCED_MR = _STORAGE + "4.1"
-# what enhanced objects keep in functional groups, and not at the top
+# elements that enhanced objects have in functional groups instead of at the top level
 IN_GROUPS = frozenset(
     "ImageOrientationPatient SliceThickness SpacingBetweenSlices PixelSpacing RepetitionTime EchoTime FlipAngle".split()
 )
@@ -334,7 +334,7 @@ def general() -> dict[str, Value]:
 
 
 class Private(NamedTuple):
-    """A private block: `vrs` are dealt out in turn; the first `varying` elements differ from instance to instance."""
+    """A private block: `vrs` are used in turn; the first `varying` elements differ from instance to instance."""
 
     group: int
     creator: str
@@ -447,7 +447,7 @@ VENDORS: dict[str, Vendor] = {
 
 
 class Patient(NamedTuple):
-    """A fictional patient; names in the characters that `charset` allows."""
+    """A fictional patient, with names in characters of `charset`."""
 
     name: str
     number: str
@@ -469,7 +469,7 @@ PATIENTS = (
 
 @dataclass(frozen=True)
 class Series:
-    """A kind of series in a study. `traits` are named in `corpora.py`, where they take effect."""
+    """A kind of series in a study. `traits` are named in `corpora.py`, which applies them."""
 
     modality: str
     vendor: str
@@ -488,7 +488,7 @@ def _series(
 
 _X, _I = encoding.EXPLICIT, encoding.IMPLICIT
 
-# One line of a study per series, in the order of acquisition; studies repeat until there are files enough.
+# One line of a study per series, in the order of acquisition; studies repeat until there are enough files.
 STUDIES: tuple[tuple[Series, ...], ...] = (
     (
         _series("MR", "siemens-mr", "localizer", _X, "undefined", 64, 64),

@@ -1,12 +1,12 @@
-"""Series as in life: their files differ in about ten elements, and in what vendors keep in private ones.
+"""Realistic series: their files differ in about ten elements, and in private elements of vendors.
 
-The tables of what is in a header are in `profiles.py`; here they become bytes. Traits of a series:
+The tables of elements are in `profiles.py`; here they become bytes. Traits of a series:
 
     undefined   sequences and items of undefined length
     groups      group lengths (retired, still written by old equipment)
     anatomy     AnatomicRegionSequence
-    csa         big private headers that differ from file to file
-    cine, diffusion, dynamic, source: an element more that varies
+    csa         large private headers that differ between files
+    cine, diffusion, dynamic, source: another element that varies
     enhanced    multi-frame with functional groups
     short       few files
 """
@@ -36,7 +36,7 @@ class Study(NamedTuple):
 
 
 def all_series(rng: random.Random, noise: bytes, scale: float) -> Iterator[SeriesFiles]:
-    """Series without end; every third study is a second one of the subject before it."""
+    """An endless sequence of series; every third study is a second one of the previous subject."""
     for number, kinds in zip(count(), cycle(STUDIES)):
         subject = number - number // 3
         uid = f"1.2.840.99999.2.{rng.randrange(10**11)}.{number}"
@@ -47,7 +47,7 @@ def all_series(rng: random.Random, noise: bytes, scale: float) -> Iterator[Serie
 
 
 class SeriesFiles:
-    """One series: what its files share is encoded once, what differs from file to file each time."""
+    """A series: elements that its files share are encoded once, those that differ once for each file."""
 
     def __init__(self, kind: Series, study: Study, number: int, rng: random.Random, noise: bytes, scale: float) -> None:
         self.kind, self.study, self.number, self.rng, self.noise = kind, study, number, rng, noise
@@ -86,7 +86,7 @@ class SeriesFiles:
         merged = dict(self.encoded)
         for tag, element in self.varying(index, uid).items():
             merged[tag] = self._encode(tag, *element)
-        if self.modality.slices and self.rng.random() < 0.01:  # now and then an element is missing
+        if self.modality.slices and self.rng.random() < 0.01:  # an element may be missing
             merged.pop(encoding.tag_of("SliceLocation"), None)
         content = joined(merged, self.kind.syntax, group_lengths="groups" in self.kind.traits)
         meta = encoding.file_meta(
@@ -98,7 +98,7 @@ class SeriesFiles:
         return encode(tag, vr, value, self.kind.syntax, self.codec)
 
     def _pixels(self) -> bytes:
-        """Noise for pixels: no reader of headers looks at them."""
+        """Random pixels, which no reader of headers uses."""
         if self.kind.modality == "SR":
             return b""
         size = self.kind.rows * self.kind.columns * 2
@@ -109,7 +109,7 @@ class SeriesFiles:
         start = self.rng.randrange(len(self.noise) - min(size, 1 << 16))
         return pixel_data(self.noise[start : start + size].ljust(size, b"\0"), self.kind.syntax, fragments=2)
 
-    # -- what the files of a series share
+    # -- elements that the files of a series share
 
     def _constant(self) -> dict[int, tuple[str, Value]]:
         values = profiles.general()
@@ -159,7 +159,7 @@ class SeriesFiles:
         return {"Rows": (self.kind.rows,), "Columns": (self.kind.columns,)}
 
     def _sequences(self) -> dict[str, Value]:
-        """Sequences of defined length, or of undefined length where the series has that trait."""
+        """Sequences of defined length, or of undefined length if the series has that trait."""
         items: dict[str, list[dict[str, Value]]] = {
             "ReferencedStudySequence": [_reference("1.2.840.10008.3.1.2.3.1", self.study.uid)],
             "ReferencedPerformedProcedureStepSequence": [
@@ -217,7 +217,7 @@ class SeriesFiles:
             "PlaneOrientationSequence": self._sequence({"ImageOrientationPatient": "1\\0\\0\\0\\1\\0"}),
         }
 
-    # -- what differs from file to file
+    # -- elements that differ between files
 
     def varying(self, index: int, uid: str) -> dict[int, tuple[str, Value]]:
         seconds = self.start + index * 1.75
@@ -258,7 +258,7 @@ class SeriesFiles:
         )
 
     def _csa(self, index: int) -> dict[int, tuple[str, Value]]:
-        """The two big private headers of this vendor; in life both differ from slice to slice."""
+        """The two large private headers of this vendor, which differ between slices."""
         image = csa.image_header(index, self.rng)
         series = self.protocol[:2048] + b"%-16d" % (index * 7919) + self.protocol[2064:]
         return {
@@ -309,7 +309,7 @@ def _mr(index: int, rng: random.Random) -> dict[str, Value]:
 
 
 def _ct(_: int, rng: random.Random) -> dict[str, Value]:
-    current = rng.randrange(90, 450)  # modulated from slice to slice
+    current = rng.randrange(90, 450)  # differs between slices
     return {"XRayTubeCurrent": str(current), "Exposure": str(current // 2), "TableHeight": "153.4"}
 
 
@@ -342,7 +342,7 @@ _BY_TRAIT: dict[str, Callable[[int, SeriesFiles], dict[str, Value]]] = {
 
 
 def _private(block: Private, rng: random.Random, *, varying: bool = False) -> dict[int, tuple[str, Value]]:
-    """The elements of a private block, with its creator; or those alone that differ from file to file."""
+    """The elements of a private block, with its creator; or only those that differ between files."""
     first, vrs = block.group << 16 | block.block << 8, block.vrs.split()
     found: dict[int, tuple[str, Value]] = {}
     for position in range(block.varying if varying else block.size):
@@ -354,7 +354,7 @@ def _private(block: Private, rng: random.Random, *, varying: bool = False) -> di
 
 @cache
 def _known_vr(tag: int, creator: str) -> str | None:
-    """The VR that is known of a vendor's element: readers of implicit VR go by it."""
+    """The VR of a vendor's element, which readers of implicit VR use."""
     try:
         vr = private_dictionary_VR(tag, creator)
     except KeyError:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from benchmarks.contenders import crawled, extraction
+from benchmarks.contenders import crawl_into_lake, run_extraction
 from benchmarks.realistic import SeriesFiles, all_series
 from dicom_etl.engine import Engine
 from dicom_etl.lake.schemas import EXTRACT_COMMITS, INVENTORY, SHEETS, header_table
@@ -106,8 +106,8 @@ class _Subject(NamedTuple):
 def read_rows(folder: Path, scratch: Path) -> list[pa.Table]:
     """The header rows of the studies below a folder, a table for each."""
     source = replace(TreeSource(DATASET, folder), is_flat=True)
-    lake = crawled(source, str(scratch))
-    extraction(source, lake, Engine())
+    lake = crawl_into_lake(source, str(scratch))
+    run_extraction(source, lake, Engine())
     rows = read_unit(lake, header_table(), dataset=DATASET, unit=ROOT_UNIT)
     if rows.num_rows % INSTANCES:
         raise AssertionError(f"{rows.num_rows} rows are no whole studies")

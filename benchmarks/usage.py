@@ -1,4 +1,4 @@
-"""What processes take: processor time, time on the clock, and memory."""
+"""The resources that processes use: processor time, wall-clock time, and memory."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 
-_INTERVAL = 0.1  # seconds between two looks at the child processes
+_INTERVAL = 0.1  # seconds between two measurements of the child processes
 
 
 class Usage(NamedTuple):
-    """Seconds of processor time (user and system) and on the clock."""
+    """Seconds of processor time (user and system) and of wall-clock time."""
 
     cpu: float
     wall: float
 
     @classmethod
     def now(cls) -> Self:
-        """So far: of this process and of its child processes that have ended."""
+        """The time so far, of this process and of its child processes that have ended."""
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         return cls(sum(one.ru_utime + one.ru_stime for one in used), time.perf_counter())
 
     def since(self, before: Usage) -> Usage:
-        """What was used between two moments."""
+        """The time between two measurements."""
         return Usage(self.cpu - before.cpu, self.wall - before.wall)
 
 
@@ -53,14 +53,14 @@ def peak_memory(process: int | str = "self") -> float:
 
 @dataclass
 class ChildMemory:
-    """The peak memory in MB of the largest child process, watched ten times a second (Linux; None elsewhere)."""
+    """The peak memory in MB of the largest child process, measured ten times a second (Linux; None elsewhere)."""
 
     largest: float | None = None
     _end: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[Self]:
-        """Watch the child processes that run during the block."""
+        """Measure the child processes that run during the block."""
         thread = threading.Thread(target=self._watch, daemon=True)
         thread.start()
         try:
@@ -72,7 +72,7 @@ class ChildMemory:
     def _watch(self) -> None:
         while not self._end.wait(_INTERVAL):
             for process in _children():
-                with contextlib.suppress(OSError):  # it has ended meanwhile
+                with contextlib.suppress(OSError):  # it has ended in the meantime
                     self.largest = max(self.largest or 0, peak_memory(process))
 
 
