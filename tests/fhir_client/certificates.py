@@ -1,4 +1,4 @@
-"""Certificates of an authority that only a test knows, made by the command `openssl`."""
+"""Certificates of a test authority that no system trusts, created with the command `openssl`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority whose files lie in `folder`."""
+    """A certificate authority; its files are in `folder`."""
 
     folder: Path
 
@@ -22,7 +22,7 @@ class Authority:
         return str(self.folder / "ca.pem")
 
     def server(self, name: str = "IP:127.0.0.1") -> ssl.SSLContext:
-        """What a server of this alternative name needs to speak TLS."""
+        """The TLS context of a server with this subject alternative name."""
         stem = f"server-{len(list(self.folder.iterdir()))}"
         signed_by = ("-CA", self.ca_file, "-CAkey", str(self.folder / "ca.key"))
         self._openssl(stem, "-subj", "/CN=a server", "-addext", f"subjectAltName={name}", *signed_by)

@@ -349,7 +349,7 @@ def test_a_transaction_resolves_references_between_conditional_entries(medplum: 
     patient, uid, full_url = new_patient(), f"urn:oid:2.25.{uuid.uuid4().int}", f"urn:uuid:{uuid.uuid4()}"
     study = {"resourceType": "ImagingStudy", "status": "available", "subject": {"reference": full_url}}
     study["identifier"] = [{"system": "urn:dicom:uid", "value": uid}]
-    entries = [  # the reference comes before what it refers to
+    entries = [  # the reference precedes the resource that it refers to
         put_entry(study, url=f"ImagingStudy?identifier=urn:dicom:uid%7C{uid}"),
         put_entry(without_id(patient), url=f"Patient?identifier={SYSTEM}%7C{patient['id']}") | {"fullUrl": full_url},
     ]

@@ -1,7 +1,7 @@
 """Small DICOM files and small datasets for the tests.
 
-`write_instance` writes one valid file, with defaults for all that a test does not say; `Dataset` is a tree of such
-files with a lake of its own, which it crawls, extracts and builds. Everything is deterministic.
+`write_instance` writes a valid file with default values; `Tree` is a dataset of such files with a lake, and can be
+crawled, extracted and built. Everything is deterministic.
 """
 
 from __future__ import annotations
@@ -60,11 +60,10 @@ def header(*, study: str = "study-1", series: str = "series-1", instance: str = 
     """A header with the defaults and `tags` (by keyword).
 
     Args:
-        study: name from which StudyInstanceUID is made.
-        series: name from which SeriesInstanceUID is made.
-        instance: name from which SOPInstanceUID is made.
-        tags: values by keyword. None leaves the element out, "" leaves it empty; a sequence is a list of
-            dictionaries of the same form.
+        study: name that determines StudyInstanceUID.
+        series: name that determines SeriesInstanceUID.
+        instance: name that determines SOPInstanceUID.
+        tags: values by keyword. None: no element; "": an empty element; a sequence is a list of such dictionaries.
     """
     uids = {"StudyInstanceUID": uid(study), "SeriesInstanceUID": uid(series), "SOPInstanceUID": uid(instance)}
     return _dataset({**DEFAULTS, **uids, **tags})
@@ -73,8 +72,8 @@ def header(*, study: str = "study-1", series: str = "series-1", instance: str = 
 def write_instance(path: Path, **tags: Any) -> Path:
     """Write a small valid DICOM file (explicit VR little endian, no pixel data); returns its path.
 
-    Takes the arguments of `header`. `instance` is the path's name unless it is said. The file's modification time is
-    always `WRITTEN`, so that a file changed under one size looks unchanged; see `touch`.
+    The arguments are those of `header`; the default of `instance` is the end of the path. The modification time is
+    always `WRITTEN`: without `touch`, a file with changed content and the same size looks unchanged.
     """
     tags.setdefault("instance", "/".join(path.parts[-3:]))
     content = header(**tags)
@@ -87,7 +86,7 @@ def write_instance(path: Path, **tags: Any) -> Path:
 
 
 def touch(path: Path, seconds: int = 1) -> Path:
-    """Move the modification time of a file on."""
+    """Advance the modification time of a file."""
     later = path.stat().st_mtime + seconds
     os.utime(path, (later, later))
     return path
@@ -116,9 +115,9 @@ def _dataset(values: Mapping[str, Any]) -> Header:
 
 @dataclass
 class Tree:
-    """A dataset `name` below `root`, and a lake that datasets may share: crawled, extracted and built in this process.
+    """The dataset `name` in the folder `root`, and a lake that datasets may share; stages run in this process.
 
-    `settings` and `dataset_settings` may be replaced between runs.
+    Tests may replace `settings` and `dataset_settings` between runs.
     """
 
     root: Path
@@ -128,7 +127,7 @@ class Tree:
     dataset_settings: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: str, **tags: Any) -> Path:
-        """Write an instance at `path` below `primary/`; the series is named after the folder unless it is said."""
+        """Write an instance at `path` below `primary/`; the default of `series` is the folder."""
         tags.setdefault("series", f"{self.name}/{path.rpartition('/')[0]}")
         tags.setdefault("instance", f"{self.name}/{path}")
         tags.setdefault("study", f"{self.name}/{path.partition('/')[0]}")
@@ -149,15 +148,15 @@ class Tree:
         return open_source(self.name, self.configured)
 
     def crawl(self, *, accept_missing: bool = False) -> CrawlResult:
-        """Crawl the tree."""
+        """Crawl the dataset."""
         return crawl(self.source, self.lake, accept_missing=accept_missing)
 
     def extract(self, **options: Any) -> Extracted:
-        """Extract what was crawled."""
+        """Extract the inventory."""
         return extract(self.source, self.lake, Engine(), **options)
 
     def build(self, **options: Any) -> Built:
-        """Build what was extracted."""
+        """Build the extracted units."""
         return build(self.source, self.lake, self.settings, self.configured, Engine(), **options)
 
     def run(self, *, accept_missing: bool = False) -> Built:
@@ -167,8 +166,8 @@ class Tree:
         return self.build()
 
     def resources(self, kind: str, unit: str) -> list[dict[str, Any]]:
-        """The resources of a type that the lake has for a unit."""
-        if kind == "Endpoint":  # one for the dataset
+        """The resources of a type of a unit in the lake."""
+        if kind == "Endpoint":  # one per dataset
             content = self.lake.read_bytes(make_path(ENDPOINT_PATH, dataset=self.name)) or b""
             return [json.loads(line) for line in content.splitlines()]
         return [json.loads(line) for line in read_lines(self.lake, kind, dataset=self.name, unit=unit).splitlines()]
@@ -181,31 +180,31 @@ class Tree:
         return read_unit(self.lake, FINDINGS, **where, unit=unit).to_pylist()
 
     def codes(self, stage: str, unit: str | None = None) -> list[str]:
-        """The codes of those findings."""
-        return [found["code"] for found in self.findings(stage, unit)]
+        """The codes of these findings."""
+        return [finding["code"] for finding in self.findings(stage, unit)]
 
 
 def make_lake(tmp_path: Path) -> Lake:
-    """An open, empty lake that never waits for a lock."""
+    """An open, empty lake that does not wait for locks."""
     return Lake(str(tmp_path / "lake"), lock_wait=0, notify=lambda _: None).open()
 
 
 def make_tree(tmp_path: Path, name: str = "ds", *, lake: Lake | None = None, **dataset_settings: Any) -> Tree:
-    """An empty dataset `name` below `tmp_path`, in a lake of its own or in `lake`.
+    """An empty dataset `name` in `tmp_path`, with a new lake or with `lake`.
 
     Args:
-        tmp_path: holds the dataset's folder and the lake.
-        name: of the dataset and its folder.
-        lake: to share between datasets.
-        dataset_settings: fields of `DatasetSettings` but the root.
+        tmp_path: the folder of the dataset and of the lake.
+        name: name of the dataset and of its folder.
+        lake: a lake to share between datasets.
+        dataset_settings: fields of `DatasetSettings` except `root`.
     """
     (tmp_path / name).mkdir(parents=True, exist_ok=True)
     return Tree(tmp_path / name, lake or make_lake(tmp_path), name, Settings(), dataset_settings)
 
 
 def rows_by(table: pa.Table, column: str) -> dict[Any, dict[str, Any]]:
-    """The rows of a table by a column whose values are all different."""
+    """The rows of a table by a column without repeated values."""
     rows = table.to_pylist()
-    found = {row[column]: row for row in rows}
-    assert len(found) == len(rows), f"{column} has values that occur twice"
-    return found
+    rows_by_value = {row[column]: row for row in rows}
+    assert len(rows_by_value) == len(rows), f"{column} has repeated values"
+    return rows_by_value

@@ -1,4 +1,4 @@
-"""Header rows, tag profiles, FHIR elements and whole shards written by hand, for the tests of what is measured."""
+"""Hand-written header rows, tag profiles, FHIR elements and shards, for the tests of the quality measures."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,14 +37,14 @@ TagProfiles = Mapping[int, list[tuple[Any, ...]]]
 
 
 def table_of(table: Table, rows: Iterable[Row]) -> pa.Table:
-    """Rows of a table in its order; what is not given is null."""
+    """Rows of a table, sorted in its order; missing columns are null."""
     schema = table.schema
     filled = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
     return filled.sort_by([(name, "ascending") for name in table.order])
 
 
 def header_rows(*rows: Row) -> pa.Table:
-    """Header rows; what is not given is null."""
+    """Header rows; missing columns are null."""
     return table_of(header_table(), rows)
 
 
@@ -64,7 +64,7 @@ def tag_profile_rows(tag_profiles: TagProfiles) -> pa.Table:
 def database_of(
     rows: pa.Table, tag_profiles: TagProfiles | None = None, groups: Mapping[str, str] = GROUPS
 ) -> Iterator[Database]:
-    """A database with the occurrences and states of header rows, which come in two batches, and without findings."""
+    """A database with the occurrences and states of header rows, in two batches, and without findings."""
     with open_database() as database:
         half = rows.num_rows // 2
         create_occurrences(database, (find_occurrences(batch) for batch in (rows.slice(0, half), rows.slice(half))))
@@ -87,14 +87,14 @@ def write_shards(
     identities: Iterable[Row] = (),
     sheets: Iterable[Row] = (),
 ) -> None:
-    """The tables of a dataset as extract and build leave them, with their commits.
+    """Write the tables of a dataset as the stages extract and build do, with their commits.
 
     Args:
-        lake: takes them.
-        dataset: its name.
+        lake: the lake.
+        dataset: name of the dataset.
         rows: header rows with their `unit` and `path`; `tag_profiles` are those of all of them.
         tag_profiles: as in `tag_profile_rows`.
-        shards: how many there are.
+        shards: number of shards.
         files: rows of FILES; None: a readable file for each header row.
         findings: of `extract` and `build`, rows with their `unit`.
         elements: rows of FHIR_ELEMENTS.
@@ -105,31 +105,31 @@ def write_shards(
     rows = [{"dataset": dataset, **row} for row in rows]
     files = [{"kind": "dicom", **row} for row in rows] if files is None else [{"dataset": dataset, **f} for f in files]
     units = sorted({row["unit"] for row in (*rows, *files)})
-    found = {stage: list((findings or {}).get(stage, ())) for stage in ("extract", "build")}
-    ready = set(units if built is None else built)
+    findings_by_stage = {stage: list((findings or {}).get(stage, ())) for stage in ("extract", "build")}
+    built_units = set(units if built is None else built)
     for shard in range(shards):
-        inside = [unit for unit in units if assign_shard(unit, shards) == shard]
+        shard_units = [unit for unit in units if assign_shard(unit, shards) == shard]
 
-        def of_shard(table: Table, some: Iterable[Row], inside: list[str] = inside) -> list[pa.Table]:
-            return [table_of(table, [row for row in some if row["unit"] in inside])]
+        def of_shard(table: Table, all_rows: Iterable[Row], shard_units: list[str] = shard_units) -> list[pa.Table]:
+            return [table_of(table, [row for row in all_rows if row["unit"] in shard_units])]
 
-        sizes = {unit: sum(row["unit"] == unit for row in rows) for unit in inside}
+        sizes = {unit: sum(row["unit"] == unit for row in rows) for unit in shard_units}
         writer = ShardWriter(lake, "extract", dataset, shard, shards)
         writer.write_table(header_table(), of_shard(header_table(), rows), choose_row_groups(list(sizes.values())))
         writer.write_table(TAG_PROFILES, [tag_profile_rows(tag_profiles)])
         writer.write_table(FILES, of_shard(FILES, files))
-        writer.write_table(FINDINGS, of_shard(FINDINGS, found["extract"]))
+        writer.write_table(FINDINGS, of_shard(FINDINGS, findings_by_stage["extract"]))
         writer.commit(
             table_of(EXTRACT_COMMITS, [{"unit": u, "fingerprint": f"read {u}", "rows": n} for u, n in sizes.items()])
         )
         writer = ShardWriter(lake, "build", dataset, shard, shards)
         writer.write_table(FHIR_ELEMENTS, of_shard(FHIR_ELEMENTS, elements))
-        writer.write_table(FINDINGS, of_shard(FINDINGS, found["build"]))
+        writer.write_table(FINDINGS, of_shard(FINDINGS, findings_by_stage["build"]))
         lines = {f"{kind}_{name}": 0 for kind in UNIT_RESOURCE_TYPES for name in ("offset", "length", "count")}
         writer.commit(
             table_of(
                 BUILD_COMMITS,
-                [{"unit": u, "fingerprint": f"built {u}" if u in ready else None, **lines} for u in inside],
+                [{"unit": u, "fingerprint": f"built {u}" if u in built_units else None, **lines} for u in shard_units],
             )
         )
     lake.write(IDENTITIES, table_of(IDENTITIES, [{"dataset": dataset, **row} for row in identities]), dataset=dataset)
