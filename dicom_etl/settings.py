@@ -1,7 +1,7 @@
-"""The settings: one TOML file, environment variables over it, command line over both.
+"""The settings: a TOML file, then environment variables, which override it, then options of the command.
 
-Secrets are not settings: `FhirSettings.secret` and `Settings.resource_ids` read them from the environment, or from a
-file that a setting names, at the moment they are needed, so that no dump of the settings can hold one.
+Secrets are not settings: `FhirSettings.secret` and `Settings.resource_ids` read them when they are needed, from the
+environment or from a file that a setting names, so that no dump of the settings can contain one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dicom_etl.identity.ids import ResourceIds
 from dicom_etl.renames import SETTINGS, describe_rename
 
 DEFAULT_FILE = "dicom-etl.toml"
-URI = r"[A-Za-z][A-Za-z0-9+.-]*:\S+"  # FHIR asks that the system of an identifier is an absolute one
+URI = r"[A-Za-z][A-Za-z0-9+.-]*:\S+"  # the system of a FHIR identifier must be absolute
 
 
 class SecretSource(NamedTuple):
@@ -49,7 +49,7 @@ SECRETS = {
 }
 ID_KEY_VARIABLE = "DICOM_ETL_ID_KEY"
 NEW_ID_KEY = "openssl rand -hex 32"  # the command that makes a key
-_ID_KEY_BYTES = 32  # at least; as long as the digests of HMAC-SHA-256 (RFC 2104, section 3)
+_ID_KEY_BYTES = 32  # minimum: the length of the digests of HMAC-SHA-256 (RFC 2104, section 3)
 _FHIR_FILES = (*(source.setting for source in SECRETS.values()), "ca_file")
 _HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # a token of RFC 9110, 5.6.2
 
@@ -65,13 +65,17 @@ class _Strict(BaseModel):
 class DatasetSettings(_Strict):
     """One dataset: where it is, and what its headers do not contain."""
 
-    root: str = Field(description="folder of the dataset (kind tree), or the CSV file that lists it (kind list)")
-    kind: Literal["tree", "list"] = Field("tree", description="a folder tree, or a CSV file with one file per line")
+    root: str = Field(description="folder of the dataset (kind `tree`), or CSV file that lists its files (kind `list`)")
+    kind: Literal["tree", "list"] = Field(
+        "tree", description="`tree`: a folder, `list`: a CSV file with one DICOM file per line"
+    )
     time_zone: str | None = Field(None, description="IANA time zone of its dates, for headers without UTC offset")
     assigning_authority: str | None = Field(
         None, description="URI of the authority that assigned its PatientIDs: the `system` of the FHIR identifiers"
     )
-    endpoint: str | None = Field(None, description="DICOMweb (WADO-RS) address; default: the folder")
+    endpoint: str | None = Field(
+        None, description="base URL of DICOMweb (WADO-RS), for the Endpoint resource; default: the folder"
+    )
     roles: tuple[Literal["primary", "derivative", "source"], ...] = Field(
         ("primary",), description="which SDS folders are crawled"
     )
@@ -79,12 +83,12 @@ class DatasetSettings(_Strict):
     @field_validator("time_zone")
     @classmethod
     def _zone(cls, zone: str | None) -> str | None:
-        return _known_zone(zone)
+        return _check_zone(zone)
 
     @field_validator("assigning_authority")
     @classmethod
     def _authority(cls, uri: str | None) -> str | None:
-        return _absolute_uri(uri)
+        return _check_uri(uri)
 
 
 class FhirSettings(_Strict):
@@ -149,7 +153,7 @@ class FhirSettings(_Strict):
     @field_validator("url", "token_url")
     @classmethod
     def _address(cls, url: str | None) -> str | None:
-        return _web_address(url)
+        return _check_url(url)
 
     @field_validator("token_url")
     @classmethod
@@ -166,7 +170,7 @@ class FhirSettings(_Strict):
         return name
 
     def secret(self, name: str) -> str | None:
-        """A secret of `SECRETS`, from its environment variable or its file; None where there is neither.
+        """Read a secret of `SECRETS` from its environment variable or its file; None if there is neither.
 
         Raises:
             SettingsError: its file cannot be used.
@@ -219,7 +223,9 @@ class Settings(BaseSettings):
         None, description="CSV file that gives subjects their identifiers; columns: dataset, subject, system, value"
     )
     corrections: str | None = Field(
-        None, description="CSV file: dataset, subject, sample, study, series, tag, value, why"
+        None,
+        description="CSV file that overrides header values; columns: dataset, subject, sample, study, series, tag, "
+        "value, reason",
     )
     watch_folders: tuple[str, ...] = Field(
         (), description="folders that are watched for datasets: every subfolder is one"
@@ -233,10 +239,10 @@ class Settings(BaseSettings):
         description="engine `dask`: address of the scheduler (`tcp://host:8786`); default: a cluster on this machine",
     )
     workers: int = Field(
-        default_factory=lambda: os.cpu_count() or 1, ge=1, description="processes; default: one per core"
+        default_factory=lambda: os.cpu_count() or 1, ge=1, description="number of processes; default: one per core"
     )
     lock_wait_seconds: float = Field(3600, ge=0, description="longest time to wait for another run of the same dataset")
-    # the SPARC tutorial's names; no registered URNs (an underscore is not allowed in one), hence settings
+    # names of the SPARC tutorial; not valid URNs (RFC 8141 allows no underscore there), hence settings
     sds_dataset_system: str = Field("urn:sparc_dataset:uid", description="`system` of the identifier of an SDS dataset")
     sds_study_system: str = Field(
         "urn:sparc_study:uid", description="`system` of the identifier of an SDS subject in its study"
@@ -252,12 +258,12 @@ class Settings(BaseSettings):
     @field_validator("time_zone")
     @classmethod
     def _zone(cls, zone: str | None) -> str | None:
-        return _known_zone(zone)
+        return _check_zone(zone)
 
     @field_validator("namespace", "sds_dataset_system", "sds_study_system")
     @classmethod
     def _systems(cls, uri: str) -> str | None:
-        return _absolute_uri(uri)
+        return _check_uri(uri)
 
     @field_validator("reference_date")
     @classmethod
@@ -266,11 +272,11 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str | None:
-        """The address of the database, with its password."""
+        """The URL of the ledger database, with its password."""
         return self.ledger_url.get_secret_value() if self.ledger_url else None
 
     def resource_ids(self) -> ResourceIds:
-        """Resource ids in `namespace`, made with the configured key or one that is derived from the namespace.
+        """The resource ids of `namespace`, with the configured key or one that is derived from the namespace.
 
         Raises:
             SettingsError: the key is too short, or its file cannot be read.
@@ -286,7 +292,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment over the file; the file comes as arguments of the constructor."""
+        """The environment overrides the file, whose content is passed to the constructor."""
         return env_settings, init_settings
 
 
@@ -307,21 +313,21 @@ def _id_key(file: str | None) -> bytes | None:
     return key
 
 
-def _web_address(url: str | None) -> str | None:
+def _check_url(url: str | None) -> str | None:
     """Check a URL; the message does not repeat it, since it may contain a password."""
     if not url:
         return None
     try:
         parts = urlsplit(url)
-        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        fine = False
-    if not fine:
+        is_valid = False
+    if not is_valid:
         raise ValueError("is not a URL such as https://fhir.example.org/fhir")
     return url
 
 
-def _known_zone(zone: str | None) -> str | None:
+def _check_zone(zone: str | None) -> str | None:
     if zone is not None:
         try:
             ZoneInfo(zone)
@@ -330,7 +336,7 @@ def _known_zone(zone: str | None) -> str | None:
     return zone
 
 
-def _absolute_uri(uri: str | None) -> str | None:
+def _check_uri(uri: str | None) -> str | None:
     if uri is not None and not re.fullmatch(URI, uri):
         raise ValueError(f"{uri!r} is not a URI such as https://hospital.example or urn:oid:1.2.3")
     return uri
@@ -352,10 +358,11 @@ class _Overrides(Settings):
 
 
 def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
-    """The settings from `file` (default: DICOM_ETL_SETTINGS, else dicom-etl.toml in this folder, if there is one).
+    """Load the settings from a file, the environment and `overrides`.
 
     Args:
-        file: the TOML file; paths in it are relative to its folder.
+        file: the TOML file; relative paths in it are relative to its folder. Default: the file that the environment
+            variable DICOM_ETL_SETTINGS names, otherwise dicom-etl.toml in the current folder, if it exists.
         overrides: values that take precedence over everything (of the command line); None is ignored. Nested ones as
             `fhir={"url": ...}`.
 
@@ -363,21 +370,21 @@ def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
         SettingsError: one sentence that names the setting and what is wrong.
     """
     _check_variables()
-    chosen = file or _default_file()
-    content = _toml(chosen) if chosen else {}
-    folder = chosen.resolve().parent if chosen else Path.cwd()
+    file = file or _find_default_file()
+    content = _read_toml(file) if file else {}
+    folder = file.resolve().parent if file else Path.cwd()
     try:
         settings = Settings(**content)
         given = {key: value for key, value in overrides.items() if value is not None}
         if nested := given.pop("fhir", None):
             given["fhir"] = settings.fhir.model_dump() | {k: v for k, v in nested.items() if v is not None}
-        checked = _Overrides(**given)  # a copy is not checked
+        checked = _Overrides(**given)  # since model_copy does not validate
         merged = settings.model_copy(update={name: getattr(checked, name) for name in given})
     except UnreadableVariableError as error:
         raise SettingsError(f"environment variables: {error}: lists and tables are written as JSON") from None
     except ValidationError as error:
-        raise SettingsError(_describe_error(error, chosen)) from None
-    return _absolute(merged, folder, overridden="lake" in given)
+        raise SettingsError(_describe_error(error, file)) from None
+    return _resolve_paths(merged, folder, is_lake_overridden="lake" in given)
 
 
 def _check_variables() -> None:
@@ -399,14 +406,14 @@ def _variable(setting: str) -> str:
     return f"DICOM_ETL_{setting.upper().replace('.', '__')}"
 
 
-def _default_file() -> Path | None:
-    if named := os.environ.get("DICOM_ETL_SETTINGS"):
-        return Path(named)
-    here = Path(DEFAULT_FILE)
-    return here if here.is_file() else None
+def _find_default_file() -> Path | None:
+    if path := os.environ.get("DICOM_ETL_SETTINGS"):
+        return Path(path)
+    file = Path(DEFAULT_FILE)
+    return file if file.is_file() else None
 
 
-def _toml(file: Path) -> dict[str, Any]:
+def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -428,25 +435,25 @@ def _describe_error(error: ValidationError, file: Path | None) -> str:
     return f"setting {setting}{source}: {message}"
 
 
-def _absolute(settings: Settings, folder: Path, *, overridden: bool) -> Settings:
-    """Paths of the file are relative to the file; those of the command line to the current folder."""
+def _resolve_paths(settings: Settings, folder: Path, *, is_lake_overridden: bool) -> Settings:
+    """Make paths absolute: those of the file are relative to its folder, an option `--lake` to the current folder."""
 
-    def at(path: str, base: Path) -> str:
+    def resolve(path: str, base: Path) -> str:
         return path if "://" in path else str((base / Path(path).expanduser()).resolve())
 
     datasets = {
-        name: dataset.model_copy(update={"root": at(dataset.root, folder)})
+        name: dataset.model_copy(update={"root": resolve(dataset.root, folder)})
         for name, dataset in settings.datasets.items()
     }
     fhir = settings.fhir
-    files = {name: at(file, folder) for name in _FHIR_FILES if (file := getattr(fhir, name))}
+    files = {name: resolve(file, folder) for name in _FHIR_FILES if (file := getattr(fhir, name))}
     return settings.model_copy(
         update={
-            "lake": at(settings.lake, Path.cwd() if overridden else folder),
-            "id_key_file": at(settings.id_key_file, folder) if settings.id_key_file else None,
-            "crosswalk": at(settings.crosswalk, folder) if settings.crosswalk else None,
-            "corrections": at(settings.corrections, folder) if settings.corrections else None,
-            "watch_folders": tuple(at(path, folder) for path in settings.watch_folders),
+            "lake": resolve(settings.lake, Path.cwd() if is_lake_overridden else folder),
+            "id_key_file": resolve(settings.id_key_file, folder) if settings.id_key_file else None,
+            "crosswalk": resolve(settings.crosswalk, folder) if settings.crosswalk else None,
+            "corrections": resolve(settings.corrections, folder) if settings.corrections else None,
+            "watch_folders": tuple(resolve(path, folder) for path in settings.watch_folders),
             "datasets": datasets,
             "fhir": fhir.model_copy(update=files),
         }
@@ -454,7 +461,7 @@ def _absolute(settings: Settings, folder: Path, *, overridden: bool) -> Settings
 
 
 def describe_settings() -> list[tuple[str, str, str]]:
-    """All settings: name, default, meaning."""
+    """The name, default (as TOML) and meaning of each setting."""
     nested: dict[str, tuple[str, type[BaseModel]]] = {
         "fhir": ("fhir", FhirSettings),
         "datasets": ("datasets.NAME", DatasetSettings),
@@ -470,7 +477,7 @@ def describe_settings() -> list[tuple[str, str, str]]:
 
 
 def _default(field: FieldInfo) -> str:
-    """A default as the settings file would write it; a computed one says so in its meaning."""
+    """A default as in the settings file; the description of a setting states a computed one."""
     if field.is_required() or field.default_factory is not None or field.default is None:
         return ""
     return json.dumps(field.default)
