@@ -1,4 +1,4 @@
-"""Dependencies point one way: dicom_etl <- resources <- assets <- definitions.py; and inside dicom_etl."""
+"""Dependencies point one way: dicom_etl <- resources <- assets <- definitions.py; and inside dicom_etl, upwards."""
 
 import ast
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEAVES = {"errors", "version", "renames"}  # import nothing of dicom_etl; every package may import them
+TOP = {"stages", "pipeline", "convert", "cli", "__main__", "__init__"}  # bind several packages together
 
 # package of dicom_etl -> packages and modules of dicom_etl that it may import
 ALLOWED = {
@@ -41,6 +42,18 @@ ALLOWED = {
         "upload",
     },
     "quality": {"findings", "headers", "identity", "lake", "fhir", "settings"},
+    "inspection": {
+        "fhir_client",
+        "fhir_connection",
+        "identity",
+        "lake",
+        "pipeline",
+        "settings",
+        "sources",
+        "upload",
+        "withdrawal",
+    },
+    "notebook": {"inspection", "lake"},
     "examples": set(),
 }
 
@@ -57,13 +70,21 @@ def imported(file: Path) -> set[str]:
     return names
 
 
-def files(place: str) -> list[Path]:
-    found = ROOT / place
-    return [found] if found.is_file() else sorted(found.rglob("*.py"))
+def files(path: str) -> list[Path]:
+    """The Python files of a folder, or the file."""
+    location = ROOT / path
+    return [location] if location.is_file() else sorted(location.rglob("*.py"))
+
+
+def imported_packages(package: str) -> set[str]:
+    """The packages and modules of dicom_etl that a package or module of it imports."""
+    checked = files(f"dicom_etl/{package}" if (ROOT / "dicom_etl" / package).is_dir() else f"dicom_etl/{package}.py")
+    names = {name.split(".")[1] for file in checked for name in imported(file) if name.startswith("dicom_etl.")}
+    return names - {package}
 
 
 @pytest.mark.parametrize(
-    ("place", "forbidden"),
+    ("path", "forbidden"),
     [
         ("dicom_etl", ("dagster", "resources", "assets", "definitions", "tests", "scripts", "benchmarks")),
         ("resources", ("assets", "definitions", "tests", "scripts", "benchmarks")),
@@ -71,30 +92,44 @@ def files(place: str) -> list[Path]:
         ("definitions.py", ("tests", "scripts", "benchmarks")),
     ],
 )
-def test_dependencies_point_one_way(place, forbidden):
-    checked = files(place)
+def test_dependencies_point_one_way(path, forbidden):
+    checked = files(path)
     assert checked
     wrong = [(f.name, name) for f in checked for name in imported(f) if name.split(".")[0] in forbidden]
     assert wrong == []
 
 
 @pytest.mark.parametrize("package", sorted(ALLOWED))
-def test_a_package_imports_only_what_lies_below_it(package):
-    place = ROOT / "dicom_etl" / package
-    checked = files(f"dicom_etl/{package}") if place.is_dir() else files(f"dicom_etl/{package}.py")
-    used = {n.split(".")[1] for f in checked for n in imported(f) if n.startswith("dicom_etl.")} - LEAVES
-    assert used - {package} <= ALLOWED[package]
+def test_a_package_imports_only_packages_below_it(package):
+    assert imported_packages(package) - LEAVES <= ALLOWED[package]
+
+
+@pytest.mark.parametrize("module", sorted(LEAVES))
+def test_a_leaf_imports_nothing_of_the_package(module):
+    assert imported_packages(module) == set()
+
+
+@pytest.mark.parametrize("package", ["stages", "pipeline", "convert"])
+def test_nothing_below_the_command_imports_it(package):
+    assert not imported_packages(package) & {"cli", "inspection", "notebook", "__main__"}
+
+
+def test_every_package_has_a_rule():
+    packages = {
+        path.stem for path in (ROOT / "dicom_etl").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert packages == set(ALLOWED) | LEAVES | TOP
 
 
 @pytest.mark.parametrize("module", ["transport", "auth", "session", "retry", "concurrency", "urls"])
-def test_what_other_http_clients_use_knows_no_fhir(module):
+def test_modules_for_other_http_clients_import_no_fhir(module):
     shared = {f"dicom_etl.fhir_client.{name}" for name in ("errors", "transport", "auth", "session", "urls")}
     used = {name for name in imported(ROOT / f"dicom_etl/fhir_client/{module}.py") if name.startswith("dicom_etl.")}
     assert {name.rpartition(".")[0] for name in used} <= shared
     assert not any(name.startswith("fhirpy") for name in imported(ROOT / f"dicom_etl/fhir_client/{module}.py"))
 
 
-def test_dicom_etl_and_its_command_need_no_dagster():
+def test_the_package_and_its_command_need_no_dagster():
     code = (
         "import sys\n"
         "class Refuse:\n"
@@ -107,9 +142,9 @@ def test_dicom_etl_and_its_command_need_no_dagster():
         "for name in names: importlib.import_module(name)\n"
         "print(len(names), 'dagster' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    count, has_dagster = done.stdout.split()
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    count, has_dagster = process.stdout.split()
     assert int(count) > 40
     assert has_dagster == "False"
 
@@ -118,5 +153,5 @@ def test_dicom_etl_and_its_command_need_no_dagster():
 def test_a_worker_imports_only_what_it_needs(module):
     heavy = ("pandas", "duckdb", "aiohttp", "fhirpy", "fhir.resources", "openpyxl", "jinja2", "rich", "typer")
     code = f"import sys, dicom_etl.{module}; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
