@@ -378,7 +378,7 @@ def test_two_runs_at_once_give_the_result_of_one(undisturbed, tmp_path):
 def test_a_run_that_may_not_wait_says_who_holds_the_dataset(undisturbed, tmp_path):
     root, _, _ = undisturbed
     lake = Lake(str(tmp_path / "lake")).open()
-    assert choose_lock_folder(lake.root, local=True) == tmp_path / "lake/locks"
+    assert choose_lock_folder(lake.root, is_local=True) == tmp_path / "lake/locks"
     with lake.lock("ds", "crawl of ds"):
         refused = run(["run", str(root), "--lake", lake.root, "--no-wait"], **SERIAL)
     assert refused.returncode == 1
