@@ -1,4 +1,4 @@
-"""One writer of a dataset, over processes."""
+"""File locks: only first process at a time holds the lock of a dataset."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_second_holder_is_told_who_holds_it(tmp_path: Path) -> None:
+def test_the_error_names_the_holder(tmp_path: Path) -> None:
     with holder(tmp_path) as other, pytest.raises(LockHeldError) as refused, hold_lock(tmp_path, "ds", "build", wait=0):
         pass
     assert str(refused.value) == (
@@ -48,23 +48,23 @@ def test_a_second_holder_is_told_who_holds_it(tmp_path: Path) -> None:
     )
 
 
-def test_a_second_holder_waits_and_says_so_once(tmp_path: Path) -> None:
-    told: list[str] = []
+def test_a_second_holder_waits_and_notifies_once(tmp_path: Path) -> None:
+    sentences: list[str] = []
     with holder(tmp_path) as other:
 
-        def tell(sentence: str) -> None:
-            told.append(sentence)
+        def notify(sentence: str) -> None:
+            sentences.append(sentence)
             assert other.stdin is not None
-            other.stdin.close()  # the other one ends
+            other.stdin.close()  # the other first ends
 
-        with hold_lock(tmp_path, "ds", "build of ds", wait=30, notify=tell):
+        with hold_lock(tmp_path, "ds", "build of ds", wait=30, notify=notify):
             assert other.wait(10) == 0
-    assert told == [
+    assert sentences == [
         f"ds is being written by process {other.pid} on {socket.gethostname()} (extract of ds); waiting up to 30 s"
     ]
 
 
-def test_a_killed_holder_gives_it_back(tmp_path: Path) -> None:
+def test_a_killed_holder_releases_it(tmp_path: Path) -> None:
     entered = False
     with holder(tmp_path) as other:
         os.kill(other.pid, signal.SIGKILL)
@@ -74,7 +74,7 @@ def test_a_killed_holder_gives_it_back(tmp_path: Path) -> None:
     assert entered
 
 
-def test_a_holder_in_this_process_keeps_out_a_second_one(tmp_path: Path) -> None:
+def test_a_second_holder_in_this_process_is_refused(tmp_path: Path) -> None:
     with (
         hold_lock(tmp_path, "ds", "crawl of ds", wait=0),
         pytest.raises(LockHeldError, match=rf"process {os.getpid()} .*crawl of ds"),
@@ -83,14 +83,14 @@ def test_a_holder_in_this_process_keeps_out_a_second_one(tmp_path: Path) -> None
         pass
 
 
-def test_another_dataset_is_not_kept_waiting(tmp_path: Path) -> None:
+def test_another_dataset_is_not_locked(tmp_path: Path) -> None:
     entered = False
     with holder(tmp_path), hold_lock(tmp_path, "other", "build", wait=0):
         entered = True
     assert entered
 
 
-def test_a_lock_is_given_back_when_its_body_raises(tmp_path: Path) -> None:
+def test_it_is_released_when_the_body_raises(tmp_path: Path) -> None:
     entered = False
     with pytest.raises(RuntimeError, match="broken"), hold_lock(tmp_path, "ds", "build", wait=0):
         raise RuntimeError("broken")
@@ -99,13 +99,13 @@ def test_a_lock_is_given_back_when_its_body_raises(tmp_path: Path) -> None:
     assert entered
 
 
-def test_nobody_is_named_as_holder_when_nobody_holds_it(tmp_path: Path) -> None:
+def test_the_name_of_the_holder_is_removed_with_the_lock(tmp_path: Path) -> None:
     with hold_lock(tmp_path, "ds", "build", wait=0):
         assert (tmp_path / "ds.json").exists()
     assert not (tmp_path / "ds.json").exists()
 
 
-def test_without_a_readable_note_the_holder_is_another_process(tmp_path: Path) -> None:
+def test_without_a_readable_name_it_is_another_process(tmp_path: Path) -> None:
     with holder(tmp_path):
         (tmp_path / "ds.json").write_bytes(b'{"pid": 1')
         with (
@@ -115,14 +115,14 @@ def test_without_a_readable_note_the_holder_is_another_process(tmp_path: Path) -
             pass
 
 
-def test_the_locks_of_a_lake_lie_in_it(tmp_path: Path) -> None:
+def test_the_locks_of_a_lake_are_in_its_folder(tmp_path: Path) -> None:
     assert choose_lock_folder(str(tmp_path), is_local=True) == tmp_path / "locks"
 
 
-def test_the_locks_of_an_object_store_lie_in_a_temporary_folder_of_its_own() -> None:
-    one, other = (choose_lock_folder(f"s3://bucket/{name}", is_local=False) for name in ("a", "b"))
-    assert one != other
-    assert one.name.startswith("dicom-etl-locks-")
+def test_the_locks_of_each_object_store_are_in_a_temporary_folder() -> None:
+    first, other = (choose_lock_folder(f"s3://bucket/{name}", is_local=False) for name in ("a", "b"))
+    assert first != other
+    assert first.name.startswith("dicom-etl-locks-")
 
 
 def test_a_lake_locks_a_dataset_of_any_name(tmp_path: Path) -> None:

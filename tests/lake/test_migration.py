@@ -1,4 +1,4 @@
-"""Building a lake again: what is removed, what stays, and the command that does it."""
+"""Rebuilding a lake: what is removed, what stays, and how records of older versions are read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CRAWLED = ("inventory/ds.parquet", "sheets/ds.parquet", "findings/crawl/ds/datas
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """Two subjects, built, with a ledger as files of any content."""
+    """Two subjects, built, with a ledger as files of any hash_files."""
     tree = make_tree(tmp_path)
     tree.write("sub-1/1.dcm")
     tree.write("sub-2/1.dcm", PatientID="P-2")
@@ -35,7 +35,7 @@ def tree(tmp_path: Path) -> Tree:
     return tree
 
 
-def content(lake: Lake) -> dict[str, str]:
+def hash_files(lake: Lake) -> dict[str, str]:
     root = Path(lake.root)
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -44,21 +44,21 @@ def content(lake: Lake) -> dict[str, str]:
     }
 
 
-def test_a_lake_with_the_ledgers_of_an_older_version_is_refused_also_for_a_rebuild(tree: Tree) -> None:
-    lake = outdated(tree.lake)
+def test_a_lake_with_ledgers_of_an_older_version_is_refused(tree: Tree) -> None:
+    lake = make_outdated(tree.lake)
     for place in ("outcomes/server/shared.parquet", "outcomes/server/ds/sub-1.parquet"):
         lake.write_bytes(place, b"of schema 1")
-        before = content(lake)
+        before = hash_files(lake)
         for rebuild in (False, True):
             with pytest.raises(LakeError, match="has schema version 1 and upload ledgers") as refused:
                 Lake(lake.root).open(rebuild=rebuild)
             assert "delete its resources from the FHIR server" in str(refused.value)
-        assert content(lake) == before
+        assert hash_files(lake) == before
         lake.remove(place)
     assert Lake(lake.root).open(rebuild=True).describe().is_outdated
 
 
-def outdated(lake: Lake) -> Lake:
+def make_outdated(lake: Lake) -> Lake:
     """The same lake as an older version left it: with folders that are no longer written."""
     lake.write_bytes("lake.json", orjson.dumps({"schema": 1}))
     lake.write_bytes(".pieces/extract/ds/0123456789ab.headers", b"of schema 3")
@@ -67,19 +67,19 @@ def outdated(lake: Lake) -> Lake:
     return lake
 
 
-def with_key(lake: Lake, id_key: str) -> Lake:
+def set_key(lake: Lake, id_key: str) -> Lake:
     """The same lake as if it had been created with a key of this fingerprint."""
     lake.write_bytes("lake.json", LakeDescription.new(id_key, lake.lake_id).dump())
     return lake
 
 
-def test_an_outdated_lake_is_cleared_but_for_ledger_withdrawals_locks_inventory_and_sheets(tree: Tree) -> None:
-    lake = outdated(tree.lake)
+def test_an_outdated_lake_is_cleared_except_for_what_must_stay(tree: Tree) -> None:
+    lake = make_outdated(tree.lake)
     write_old_record(lake, 3, ["digest"], "key")
-    before = content(lake)
+    before = hash_files(lake)
     assert needs_rebuild(lake, None)
     clear_datasets(lake, ["ds"], "aaaa")
-    after = content(lake)
+    after = hash_files(lake)
     assert set(after) == {*KEPT, *CRAWLED, "lake.json"}
     rewritten = {"lake.json", "withdrawn/ds.parquet"}
     assert {name: after[name] for name in after.keys() - rewritten} == {
@@ -92,15 +92,15 @@ def test_an_outdated_lake_is_cleared_but_for_ledger_withdrawals_locks_inventory_
     assert not needs_rebuild(lake, "aaaa")
 
 
-def test_a_lake_of_another_key_is_cleared_as_a_whole_and_keeps_its_id(tree: Tree, tmp_path: Path) -> None:
+def test_a_lake_of_another_key_is_cleared_and_keeps_its_id(tree: Tree, tmp_path: Path) -> None:
     other = make_tree(tmp_path, "other", lake=tree.lake)
     other.write("sub-1/1.dcm")
     other.run()
-    lake = with_key(tree.lake, "aaaa")
+    lake = set_key(tree.lake, "aaaa")
     identity = lake.lake_id
     assert [needs_rebuild(lake, id_key) for id_key in (None, "aaaa", "bbbb")] == [False, False, True]
     clear_datasets(lake, ["ds", "other"], "bbbb")
-    assert {name for name in content(lake) if "/other" in name or "/ds" in name} == {
+    assert {name for name in hash_files(lake) if "/other" in name or "/ds" in name} == {
         KEPT[1],
         *CRAWLED,
         *(name.replace("ds", "other") for name in CRAWLED),
@@ -110,16 +110,16 @@ def test_a_lake_of_another_key_is_cleared_as_a_whole_and_keeps_its_id(tree: Tree
     assert Lake(lake.root).open(id_key="bbbb").lake_id == identity
 
 
-def test_a_lake_keeps_its_key_where_datasets_are_cleared(tree: Tree) -> None:
-    lake = with_key(tree.lake, "aaaa")
+def test_clearing_datasets_keeps_the_key_of_the_lake(tree: Tree) -> None:
+    lake = set_key(tree.lake, "aaaa")
     before = lake.describe()
     clear_datasets(lake, ["ds"], "aaaa")
     clear_datasets(lake, ["ds"])
     assert lake.describe() == before
 
 
-def test_a_lake_that_was_cleared_in_part_is_still_refused(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    lake = with_key(tree.lake, "aaaa")
+def test_a_partly_cleared_lake_is_still_refused(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = set_key(tree.lake, "aaaa")
     removed: list[str] = []
 
     def remove(_: Lake, place: str) -> None:
@@ -133,65 +133,62 @@ def test_a_lake_that_was_cleared_in_part_is_still_refused(tree: Tree, monkeypatc
     assert Lake(lake.root).describe().id_key == "aaaa"
 
 
-def test_a_cleared_lake_is_built_to_the_same_bytes(tree: Tree) -> None:
-    before = content(tree.lake)
-    lake = outdated(tree.lake)
+def test_a_cleared_lake_is_rebuilt_to_the_same_bytes(tree: Tree) -> None:
+    before = hash_files(tree.lake)
+    lake = make_outdated(tree.lake)
     clear_datasets(lake, ["ds"])
     assert tree.run().units_made == 2
-    assert content(lake) | {"lake.json": ""} == before | {"lake.json": ""}
+    assert hash_files(lake) | {"lake.json": ""} == before | {"lake.json": ""}
 
 
-def test_a_dataset_is_cleared_and_the_others_stay(tree: Tree, tmp_path: Path) -> None:
+def test_clearing_a_dataset_keeps_the_others(tree: Tree, tmp_path: Path) -> None:
     other = make_tree(tmp_path, "other", lake=tree.lake)
     other.write("sub-1/1.dcm")
     other.run()
-    before = content(tree.lake)
+    before = hash_files(tree.lake)
     clear_datasets(tree.lake, ["ds"])
-    left = content(tree.lake)
+    left = hash_files(tree.lake)
     assert {name for name in before if "/other" in name} <= set(left)
     assert {name for name in left if "/ds" in name} == {*KEPT, *CRAWLED} - {"ledger.sqlite", "withdrawn/ds.parquet"}
     assert left["ledger.sqlite"] == before["ledger.sqlite"]
     tree.run()
-    assert content(tree.lake) == before
+    assert hash_files(tree.lake) == before
 
 
 def test_a_dataset_that_is_being_written_is_not_cleared(tree: Tree) -> None:
     with tree.lake.lock("ds", "extract of ds"), pytest.raises(LockHeldError):
-        clear_datasets(outdated(Lake(tree.lake.root, lock_wait=0)), ["ds"])
+        clear_datasets(make_outdated(Lake(tree.lake.root, lock_wait=0)), ["ds"])
 
 
-# -- withdrawals ------------------------------------------------------------------------------------------------------
+class TestWithdrawals:
+    @pytest.mark.parametrize("schema", [2, 3])
+    def test_a_rebuild_of_an_old_lake_excludes_withdrawn_subjects(
+        self, tree: Tree, run_command: RunCommand, schema: int
+    ) -> None:
+        lake = make_outdated(tree.lake)
+        lake.write_bytes("lake.json", orjson.dumps({"schema": schema}))
+        lake.remove("ledger.sqlite")
+        digest = hashlib.sha256(b'["https://site.example","ds","sub-1"]').hexdigest()
+        write_old_record(lake, schema, [digest], None)
+        write_old_record(lake, schema, [None], None, dataset="all")
+        (tree.root.parent / "all").mkdir()
 
+        code, out, err = run_command("run", tree.root, f"all={tree.root}", "--lake", lake.root, "--rebuild")
 
-@pytest.mark.parametrize("schema", [2, 3])
-def test_a_rebuild_of_an_old_lake_brings_no_withdrawn_subject_back(
-    tree: Tree, run_command: RunCommand, schema: int
-) -> None:
-    lake = outdated(tree.lake)
-    lake.write_bytes("lake.json", orjson.dumps({"schema": schema}))
-    lake.remove("ledger.sqlite")
-    digest = hashlib.sha256(b'["https://site.example","ds","sub-1"]').hexdigest()
-    write_old_record(lake, schema, [digest], None)
-    write_old_record(lake, schema, [None], None, dataset="all")
-    (tree.root.parent / "all").mkdir()
+        assert code == 0, out + err
+        assert "dataset all was withdrawn" in " ".join((out + err).split())
+        assert set(lake.read(INVENTORY, dataset="ds")["unit"].to_pylist()) == {"sub-2"}
+        assert lake.list_names("inventory") == ["ds.parquet"]
+        for dataset, expected in (("ds", digest), ("all", None)):
+            file = pq.ParquetFile(Path(lake.root, "withdrawn", f"{dataset}.parquet"))
+            assert file.schema_arrow.names == WITHDRAWN.schema.names
+            [row] = file.read().to_pylist()
+            assert (row["namespace"], row["digest"], row["files"]) == ("https://site.example", expected, 3)
 
-    code, out, err = run_command("run", tree.root, f"all={tree.root}", "--lake", lake.root, "--rebuild")
-
-    assert code == 0, out + err
-    assert "dataset all was withdrawn" in " ".join((out + err).split())
-    assert set(lake.read(INVENTORY, dataset="ds")["unit"].to_pylist()) == {"sub-2"}
-    assert lake.list_names("inventory") == ["ds.parquet"]
-    for dataset, expected in (("ds", digest), ("all", None)):
-        file = pq.ParquetFile(Path(lake.root, "withdrawn", f"{dataset}.parquet"))
-        assert file.schema_arrow.names == WITHDRAWN.schema.names
-        [row] = file.read().to_pylist()
-        assert (row["namespace"], row["digest"], row["files"]) == ("https://site.example", expected, 3)
-
-
-def test_a_damaged_record_of_withdrawals_stops_a_rebuild_before_anything_is_removed(tree: Tree) -> None:
-    lake = outdated(tree.lake)
-    lake.write_bytes("withdrawn/other.parquet", b"damaged")
-    before = content(lake)
-    with pytest.raises(LakeError, match=r"withdrawn/other.parquet is damaged"):
-        clear_datasets(lake, ["ds"], "aaaa")
-    assert content(lake) == before
+    def test_a_damaged_record_stops_a_rebuild_before_it_removes(self, tree: Tree) -> None:
+        lake = make_outdated(tree.lake)
+        lake.write_bytes("withdrawn/other.parquet", b"damaged")
+        before = hash_files(lake)
+        with pytest.raises(LakeError, match=r"withdrawn/other.parquet is damaged"):
+            clear_datasets(lake, ["ds"], "aaaa")
+        assert hash_files(lake) == before

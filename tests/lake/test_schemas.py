@@ -1,4 +1,4 @@
-"""Where each table lies, and that what is written is what the description says."""
+"""The path, columns and order of each table."""
 
 import pyarrow as pa
 import pytest
@@ -57,22 +57,22 @@ def test_which_tables_are_stored_in_shards() -> None:
     }
 
 
-def test_a_dataset_cannot_climb_out_of_the_lake() -> None:
+def test_the_name_of_a_dataset_cannot_lead_out_of_the_lake() -> None:
     assert schemas.INVENTORY.path(dataset="../../etc") == "inventory/%2E.%2F..%2Fetc.parquet"
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.path_template)
-def test_a_table_is_ordered_by_its_own_columns(table: Table) -> None:
+def test_the_order_of_a_table_consists_of_its_columns(table: Table) -> None:
     assert set(table.order) <= set(table.schema.names)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.path_template)
-def test_no_column_stands_twice(table: Table) -> None:
+def test_no_column_occurs_twice(table: Table) -> None:
     assert len(set(table.schema.names)) == len(table.schema.names)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.path_template)
-def test_columns_have_types_that_every_reader_of_parquet_knows(table: Table) -> None:
+def test_every_parquet_reader_supports_the_types_of_columns(table: Table) -> None:
     plain = {
         pa.string(),
         pa.int8(),
@@ -93,7 +93,7 @@ def test_every_table_and_column_has_a_description(table: Table) -> None:
     assert [column.name for column in table.columns if not column.description] == []
 
 
-def test_a_header_row_says_where_its_file_lies_and_then_its_tags() -> None:
+def test_a_header_row_has_the_location_of_its_file_then_its_tags() -> None:
     names = header_table().schema.names
     assert names[:8] == ["dataset", "unit", "subject", "sample", "role", "path", "duplicate", "tag_profile"]
     assert {"StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "PatientID", "Modality"} <= set(names)
