@@ -1,4 +1,4 @@
-"""DICOM files as bytes, element by element, so that a test says exactly what a file holds."""
+"""DICOM files as bytes, element by element, so that a test defines exactly what is in a file."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def instance(*elements: bytes, syntax: str = EXPLICIT, early: bytes = b"", sop_c
 
 
 def read(content: bytes, name: str = "1.dcm") -> Header:
-    """What the reader makes of a file."""
+    """Read a file with the reference reader."""
     return read_header(io.BytesIO(content), name, len(content))
 
 
@@ -116,18 +116,18 @@ def refused(content: bytes, name: str = "1.dcm") -> tuple[str, str]:
 
 
 def values(header: Header) -> dict[str, Any]:
-    """The values by column, those alone that there are."""
+    """The values by column, without those that are None."""
     named = zip(catalogue(), header.values, strict=True)
     return {column.name: value for column, value in named if value is not None}
 
 
 def problems(header: Header) -> list[tuple[str, str, str]]:
-    """Column, code and raw text of what was wrong."""
+    """Column, code and raw text of each problem."""
     return [(column.name, problem.code, problem.raw) for column, problem in header.problems]
 
 
 def pydicom_files() -> Iterator[Path]:
-    """The test files inside pydicom's wheel, never pydicom_data_files."""
+    """The test files in the wheel of pydicom; none is downloaded."""
     folder = Path(pydicom.__file__).parent / "data" / "test_files"
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
@@ -138,10 +138,10 @@ def relative_name(path: Path) -> str:
 
 
 def siblings(content: bytes, number: int = 3) -> list[bytes]:
-    """Copies of a file that differ in the last digit of the SOPInstanceUID, where pydicom finds one."""
+    """Copies of a file that differ in the last digit of the SOPInstanceUID, if pydicom finds one."""
     dataset = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, force=True)
     found = dataset.get_item("SOPInstanceUID")
-    deflated = DEFLATED.encode() in content[:1000]  # places are those of the inflated bytes
+    deflated = DEFLATED.encode() in content[:1000]  # positions are those in the inflated bytes
     if not isinstance(found, RawDataElement) or not found.value or deflated:
         return [content] * number
     last = found.value_tell + len(found.value.rstrip(b"\0 ")) - 1

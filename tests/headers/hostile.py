@@ -1,4 +1,4 @@
-"""Reads one file in a process of its own, with bounded memory; prints what became of it."""
+"""Reads one file in a separate process with limited memory, and prints the result."""
 
 from __future__ import annotations
 

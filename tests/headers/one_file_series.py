@@ -1,7 +1,7 @@
-"""One-file series: each file its own patient, study and series, from five scanners in any order.
+"""One-file series: each file has its own patient, study and series, from five scanners in any order.
 
-So are collections of chest X-rays and mammograms. What files of a scanner have in common is what the scanner is, and
-which elements it writes; patients differ in their values, in which of them are empty, and in their character set.
+Collections of chest X-rays and mammograms are like that. Files of one scanner have the same elements and the same values
+of the scanner; patients differ in their values, in which of them are empty, and in their character set.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PIXELS = bytes(64)
 
 
 def one_file_series(files: int, seed: int = 1) -> Iterator[bytes]:
-    """The contents of files, the same ones on any day."""
+    """The contents of files, the same in every run."""
     rng = random.Random(seed)
     for number in range(files):
         modality, vendor, syntax, undefined = rng.choice(SCANNERS)
@@ -55,7 +55,7 @@ def _file(found: Elements, sop_class: str, uid: str, syntax: Syntax, codec: str)
 
 
 def _values(modality: str, vendor: str, uid: str, rng: random.Random) -> dict[str, Value]:
-    """The values of a file that are not those of the patient."""
+    """The values of a file, except those of the patient."""
     values = dict(profiles.general())
     for table in MODALITIES[modality].tables:
         values |= profiles.parsed(table)
@@ -145,7 +145,7 @@ def _sequences(uid: str, rng: random.Random, *, undefined: bool) -> dict[str, Va
         for number in range(rng.randrange(3))
     ]
     if requests and rng.random() < 0.5:
-        del requests[0]["RequestedProcedureDescription"]  # then the one beside the sequence counts
+        del requests[0]["RequestedProcedureDescription"]  # then the one at the top level is used
     study: dict[str, Value] = {"ReferencedSOPClassUID": "1.2.840.10008.3.1.2.3.1", "ReferencedSOPInstanceUID": uid}
     return {
         "ReferencedStudySequence": sequence(*[study] * rng.randrange(2)),
@@ -155,7 +155,7 @@ def _sequences(uid: str, rng: random.Random, *, undefined: bool) -> dict[str, Va
 
 
 def _private(vendor: str, rng: random.Random) -> Elements:
-    """The private blocks of a scanner; of each, two elements differ from file to file."""
+    """The private blocks of a scanner; two elements of each differ between files."""
     found: dict[int, tuple[str, Value]] = {}
     for block in VENDORS[vendor].private:
         vrs, constant = block.vrs.split(), random.Random(block.creator)

@@ -1,4 +1,4 @@
-"""The catalogue of tags: sound in itself, and complete for what is made of it."""
+"""The catalogue of tags is valid, and complete for the FHIR mapping."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydicom.datadict import keyword_for_tag
 from dicom_etl.headers.catalogue import Column, catalogue, columns_by_name
 from dicom_etl.lake.schemas import header_table
 
-# What docs and the FHIR mapping name, by tag, with the column that holds it.
+# Tags that the docs and the FHIR mapping name, by column.
 MAPPED = {
     "StudyInstanceUID": 0x0020000D,
     "SeriesInstanceUID": 0x0020000E,

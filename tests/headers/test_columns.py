@@ -1,4 +1,4 @@
-"""Rows become columns: what a template's rows share is repeated, what they do not is theirs."""
+"""Rows become columns: shared values are repeated, others stay in their rows."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from dicom_etl.headers.row import Row, SharedValues
 from dicom_etl.headers.tag_profile import FILLED, TagProfile, element_code, pack_codes
 
 NAMES = [column.name for column in catalogue()]
-LAYOUT = TagProfile(pack_codes([element_code(0x00100010, FILLED)]))
+TAG_PROFILE = TagProfile(pack_codes([element_code(0x00100010, FILLED)]))
 
 
 def base(varied: tuple[str, ...] = (), **values: Any) -> SharedValues:
-    """A base with these values, and columns that vary."""
-    return SharedValues(tuple(values.get(name) for name in NAMES), tuple(NAMES.index(name) for name in varied), LAYOUT)
+    """Shared values, and columns that vary."""
+    return SharedValues(
+        tuple(values.get(name) for name in NAMES), tuple(NAMES.index(name) for name in varied), TAG_PROFILE
+    )
 
 
 def row(shared: SharedValues, *changed: Any) -> Row:
-    """A row of a base."""
-    return Row(shared, changed, LAYOUT, (), False, False)
+    """A row with shared values."""
+    return Row(shared, changed, TAG_PROFILE, (), False, False)
 
 
 def columns_of(*rows: Row) -> dict[str, list[Any]]:
     """The columns, in the order in which the rows were added."""
-    batch = HeaderColumns()
-    for number, one in enumerate(rows):
-        batch.add(number, one)
-    numbers, tag_profiles, columns = batch.to_columns()
-    assert tag_profiles.to_pylist() == [LAYOUT.id] * len(rows)
+    header_columns = HeaderColumns()
+    for number, row_ in enumerate(rows):
+        header_columns.add(number, row_)
+    numbers, tag_profiles, columns = header_columns.to_columns()
+    assert tag_profiles.to_pylist() == [TAG_PROFILE.id] * len(rows)
     order = sorted(range(len(rows)), key=numbers.__getitem__)
     return {
         name: [values[place] for place in order]
@@ -78,9 +80,9 @@ def test_positive_and_negative_zero_stay_different() -> None:
 
 def test_rows_may_be_added_after_columns_were_made() -> None:
     many = base(("SOPInstanceUID",), Modality="MR")
-    batch = HeaderColumns()
+    header_columns = HeaderColumns()
     for number in range(80):
-        batch.add(number, row(many, str(number)))
+        header_columns.add(number, row(many, str(number)))
         if number == 39:
-            assert batch.to_columns().columns["SOPInstanceUID"].to_pylist() == [str(n) for n in range(40)]
-    assert batch.to_columns().columns["SOPInstanceUID"].to_pylist() == [str(n) for n in range(80)]
+            assert header_columns.to_columns().columns["SOPInstanceUID"].to_pylist() == [str(n) for n in range(40)]
+    assert header_columns.to_columns().columns["SOPInstanceUID"].to_pylist() == [str(n) for n in range(80)]

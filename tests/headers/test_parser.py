@@ -1,7 +1,7 @@
-"""The parser over a header: what it finds, how it goes on with more bytes, and what is not plain.
+"""The parser of headers: elements, how it continues with more bytes, and headers that are not plain.
 
-Places are counted by hand. File meta information of `part10`: 132 bytes, then elements of 12, 14, 34, 14 and 28 bytes
-(26 for the shorter UID of implicit VR), so that the data set begins at 234 (232).
+Positions are counted by hand. In `part10`, the file meta information is 132 bytes and elements of 12, 14, 34, 14 and
+28 bytes (26 for the shorter UID of implicit VR), so that the data set begins at 234 (232).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def short(value: int, syntax: str = EXPLICIT) -> bytes:
 
 
 def data_set(syntax: str) -> bytes:
-    """A data set of seven elements and pixels, with a private block."""
+    """A data set of seven elements with a private block, and pixel data."""
     return b"".join(
         [
             element("SOPClassUID", MR_IMAGE.encode(), syntax=syntax),
@@ -64,7 +64,7 @@ def presences(parser: Parser) -> dict[int, int]:
 
 
 def state(parser: Parser) -> tuple[object, ...]:
-    """All that a parser has found."""
+    """The whole state of a parser."""
     return parser.starts, parser.wanted, parser.codes, parser.creators, parser.large, parser.end, parser.has_pixel_data
 
 
@@ -217,7 +217,7 @@ class TestSequences:
     @SYNTAXES
     @pytest.mark.parametrize("last", [b"", b"1"])
     def test_elements_at_the_end_of_the_bytes(self, syntax: str, last: bytes) -> None:
-        """The last elements are walked over in another way than those that many bytes follow."""
+        """The last elements are parsed in another way than those with many bytes after them."""
         content = b"".join(element(tag, last, syntax=syntax) for tag in ("PatientName", "PatientID", "PatientSex"))
         assert presences(parse(part10(content, syntax))) == dict.fromkeys(
             (0x00100010, 0x00100020, 0x00100040), FILLED if last else EMPTY
@@ -250,7 +250,7 @@ class TestIncompleteData:
         inner = sequence("EquivalentCodeSequence", code, defined=defined, syntax=coded_as)
         outer = sequence("LanguageCodeSequence", item(inner, order=order), defined=defined, syntax=coded_as)
         content = part10(outer + data_set(coded_as), syntax)
-        end = len(content) - 64 - (8 if syntax == IMPLICIT else 12)  # where pixel data begin
+        end = len(content) - 64 - (8 if syntax == IMPLICIT else 12)  # where the pixel data begin
         parser = Parser()
         for number in range(132, end + 12):
             with pytest.raises(IncompleteData):
@@ -356,13 +356,13 @@ class TestLargeValues:
 
 
 def raw(tag: int, vr: bytes, value: bytes = b"", length: int | None = None) -> bytes:
-    """An element with a length of 16 bits, whatever its VR."""
+    """An element of any VR with a length of 16 bits."""
     length = len(value) if length is None else length
     return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, length) + value
 
 
 def in_items(content: bytes, *, end: bytes = b"\xfe\xff\x0d\xe0\0\0\0\0") -> bytes:
-    """A sequence of undefined length with one item of undefined length, which ends as `end` says."""
+    """A sequence of undefined length with one item of undefined length, which ends with `end`."""
     start = struct.pack("<HHL", 0xFFFE, 0xE000, UNDEFINED)
     return sequence("ContentSequence", start + content + end, defined=False)
 
@@ -437,7 +437,7 @@ class TestNotPlain:
             parse(instance(*elements))
 
     def test_a_private_element_of_unknown_vr_is_not_plain(self) -> None:
-        with pytest.raises((NotPlainError, LookupError)):  # the fast reader takes both for the same
+        with pytest.raises((NotPlainError, LookupError)):  # the fast reader handles both in the same way
             parse(instance(ACME, raw(0x00211001, b"ZZ", b"\1\0")))
 
     def test_elements_after_the_pixel_data_are_not_parsed(self) -> None:
@@ -462,7 +462,7 @@ class TestNotPlain:
 
 
 def file_of(*meta: bytes, preamble: bytes = bytes(128) + b"DICM") -> bytes:
-    """A file with this file meta information and one element of explicit VR."""
+    """A file with file meta information and one element of explicit VR."""
     return preamble + b"".join(meta) + element("SOPClassUID", MR_IMAGE.encode())
 
 

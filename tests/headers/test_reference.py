@@ -1,4 +1,4 @@
-"""The reader: what gives a row, what gives none and why, and that a damaged file never gives a wrong row."""
+"""The reference reader: which files give a row, why others give none, and no wrong rows from damaged files."""
 
 from __future__ import annotations
 
@@ -173,8 +173,8 @@ class TestFunctionalGroups:
         assert problems(header) == [("SliceThickness", "value-invalid", "thin")]
 
 
-def cut_everywhere(content: bytes) -> dict[int, Any]:
-    """Of every length shorter than the file: the header, or the kind of file."""
+def truncate_everywhere(content: bytes) -> dict[int, Any]:
+    """For every length shorter than the file: the header, or the kind of a file that gives no row."""
     found: dict[int, Any] = {}
     for length in range(len(content)):
         try:
@@ -210,7 +210,7 @@ class TestTruncatedFiles:
     def test_a_truncated_image_is_flagged_or_gives_no_row(self, whole: str) -> None:
         silent = [
             length
-            for length, found in cut_everywhere(WHOLE[whole]()).items()
+            for length, found in truncate_everywhere(WHOLE[whole]()).items()
             if not isinstance(found, str) and not found.pixel_data_truncated and not found.pixel_data_absent
         ]
         assert silent == []
@@ -220,7 +220,7 @@ class TestTruncatedFiles:
         content = WHOLE[whole]()
         header = read(content)
         assert not header.pixel_data_truncated
-        rows = [found for found in cut_everywhere(content).values() if not isinstance(found, str)]
+        rows = [found for found in truncate_everywhere(content).values() if not isinstance(found, str)]
         cut = [row for row in rows if row.pixel_data_truncated]
         assert len(cut) >= 64
         assert {(found.values, found.tag_profile) for found in cut} == {(header.values, header.tag_profile)}
@@ -228,24 +228,24 @@ class TestTruncatedFiles:
     def test_a_truncated_image_never_has_a_wrong_value(self) -> None:
         content = instance(*BODY, PIXELS)
         whole = values(read(content))
-        rows = [found for found in cut_everywhere(content).values() if not isinstance(found, str)]
+        rows = [found for found in truncate_everywhere(content).values() if not isinstance(found, str)]
         assert rows
         assert [row for row in rows if not values(row).items() <= whole.items()] == []
 
     def test_a_truncated_deflated_file_gives_no_row(self) -> None:
         squeezed = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         content = part10(squeezed.compress(b"".join(uids()) + b"".join(BODY)) + squeezed.flush(), DEFLATED)
-        assert set(cut_everywhere(content).values()) == {"other", "unreadable"}
+        assert set(truncate_everywhere(content).values()) == {"other", "unreadable"}
 
     def test_a_report_truncated_between_two_elements_is_not_detected(self) -> None:
-        # nothing in such a file says that there was more; what Type 1 elements it lacks is a measure of quality
+        # such a file does not show that there was more; missing Type 1 elements are measured as quality
         parts = [*uids(sop_class=TEXT_SR), element("StudyID", b"1"), BODY[0]]
         content = part10(b"".join(parts), sop_class=TEXT_SR)
         ends = {len(part10(b"".join(parts[:count]), sop_class=TEXT_SR)) for count in range(1, 4)}
         inner = len(part10(uids(sop_class=TEXT_SR)[0], sop_class=TEXT_SR))
         between = {inner + len(element("StudyInstanceUID", b"1.2"))}
         assert {
-            length for length, found in cut_everywhere(content).items() if not isinstance(found, str)
+            length for length, found in truncate_everywhere(content).items() if not isinstance(found, str)
         } == ends | between
 
     @pytest.mark.parametrize("last", [BODY[0], element("StudyID", b"1"), shared_groups(BODY[0])])

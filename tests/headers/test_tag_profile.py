@@ -1,4 +1,4 @@
-"""Tag profiles: which elements are there, which are filled, and one number for all of it."""
+"""Tag profiles: which elements are present, which are filled, and the id."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.headers.dicom_bytes import (
 
 
 def status(*elements: bytes, syntax: str = EXPLICIT) -> dict[int, int]:
-    """The status of each tag but those that every file of these tests has."""
+    """The status of each tag, except those that all files of these tests have."""
     tag_profile = read(instance(*elements, syntax=syntax)).tag_profile.presences()
     return {
         tag: filled for tag, _, filled in tag_profile if tag not in {0x00080016, 0x00080018, 0x0020000D, 0x0020000E}
@@ -173,7 +173,7 @@ def test_the_id_depends_on_tag_creator_and_status() -> None:
 
 
 def test_the_id_is_a_signed_number_of_64_bits_that_never_changes() -> None:
-    # written down: a lake made by another process or version joins headers and tag profiles by it
+    # fixed: other processes and versions join headers and tag profiles by this id
     assert TagProfile(b"").id == -1970711489451281740
     assert TagProfile(pack_codes([element_code(0x00100010, EMPTY)])).id == 880226242798095674
 

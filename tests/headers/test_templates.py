@@ -1,7 +1,7 @@
-"""Templates: which files match one, what is read of them, and how a series is learnt.
+"""Templates: which files match one, which bytes are read, and how templates are learnt from a series.
 
-Places are counted by hand. The data set of `FIRST` begins at 234; its elements end at 268, 282, 294, 308, 318 and 328,
-where the pixel data begin, whose head has 12 bytes.
+Positions are counted by hand. The data set of `FIRST` begins at 234; its elements end at 268, 282, 294, 308, 318 and
+328, where the pixel data begin with a head of 12 bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PIXELS_HEAD = b"\xe0\x7f\x10\0OW\0\0\x40\0\0\0"
 def image(
     uid: bytes = b"1.2.3", number: bytes = b"1", *more: bytes, series: bytes = b"1.2.1", syntax: str = EXPLICIT
 ) -> bytes:
-    """An image; `more` stands before Rows and the pixels, if it is not empty in their place."""
+    """An image; `more` replaces Rows and the pixel data, if it is not empty."""
     order = ">" if syntax == BIG_ENDIAN else "<"
     end = more or (
         element("Rows", struct.pack(order + "H", 8), syntax=syntax),
@@ -57,14 +57,14 @@ def image(
 FIRST = image()
 
 
-class Opened:
-    """A file of which bytes are fetched, which are counted."""
+class CountingFile:
+    """A file that records which bytes are fetched."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.fetched = content, list[tuple[int, int]]()
 
     def fetch(self, place: int, number: int) -> tuple[bytes, bool]:
-        """The bytes from a place on, and whether they reach the end of the file."""
+        """The bytes from a position on, and whether they reach the end of the file."""
         found = self.content[place : place + number]
         self.fetched.append((place, len(found)))
         return found, place + number >= len(self.content)
@@ -77,10 +77,10 @@ def template_of(content: bytes, varying: frozenset[int] = VARYING) -> ByteTempla
 
 
 def match(template: ByteTemplate, content: bytes, first: int | None = None) -> Match | None:
-    """What of a file matches, whose first bytes, or all, are there at once."""
-    opened = Opened(content)
+    """Match a file, of which the first bytes (None: all) are there at once."""
+    file = CountingFile(content)
     first = len(content) if first is None else first
-    return template.match(content[:first], first >= len(content), opened.fetch)
+    return template.match(content[:first], first >= len(content), file.fetch)
 
 
 class TestMatchingFile:
@@ -129,7 +129,7 @@ class TestMatchingFile:
         template = template_of(FIRST, frozenset({0x00020000, 0x00020003, UID}))
         found = match(template, longer)
         assert found == Match([b"\x5c\0\0\0", b"1.2.3.45", b"1.2.3.45"], 0, PIXELS_HEAD, 332, True)
-        # pydicom takes the group length for a number
+        # pydicom converts the group length to a number
         assert match(template, longer.replace(b"UL\x04\0\x5c\0\0\0", b"UL\x02\0\x5c\0")) is None
 
     def test_a_file_without_pixel_data_ends_with_its_last_element(self) -> None:
@@ -202,7 +202,7 @@ class TestOtherFile:
 
 
 def with_private_value(value: bytes, rows: bytes = b"\x08\0", number: bytes = b"1") -> bytes:
-    """An image with a creator at 318 and a private value whose head is at 330, itself at 342."""
+    """An image with a private creator at 318 and a private element at 330, its value at 342."""
     private = element(0x00210010, b"ACME", "LO"), element(0x00211001, value, "UN")
     return image(b"1.2.3", number, *private, element("Rows", rows), PIXELS)
 
@@ -222,19 +222,19 @@ class TestFetchedBytes:
     def test_a_large_value_is_not_read(self) -> None:
         template = template_of(with_private_value(bytes(50_000)))
         content = with_private_value(b"\1" * 60_000)
-        opened = Opened(content)
-        found = template.match(content[:1354], False, opened.fetch)
+        file = CountingFile(content)
+        found = template.match(content[:1354], False, file.fetch)
         # at 342 + 60,000 there are 10 bytes of Rows, 12 and 64 of the pixels
         assert found == Match([b"1.2.3\0", b"1 ", b""], 0, PIXELS_HEAD, 60_352, True)
-        assert opened.fetched == [(60_342, 86)]
+        assert file.fetched == [(60_342, 86)]
 
     def test_after_a_large_value_little_more_than_the_template_is_read(self) -> None:
         template = template_of(with_private_value(bytes(50_000)))
         content = with_private_value(b"\1" * 60_000) + bytes(100_000)
-        opened = Opened(content)
-        assert template.match(content[:1354], False, opened.fetch) is not None
-        # 10 bytes of Rows, and 1,024 by which values may be longer
-        assert opened.fetched == [(60_342, 1034)]
+        file = CountingFile(content)
+        assert template.match(content[:1354], False, file.fetch) is not None
+        # 10 bytes of Rows, and 1,024 since values may be longer
+        assert file.fetched == [(60_342, 1034)]
 
     def test_a_large_value_among_the_first_bytes_is_skipped(self) -> None:
         template = template_of(with_private_value(bytes(50_000)))
@@ -334,8 +334,8 @@ class TestVaryingSequence:
         assert match(template_of(first, frozenset({0x00204000})), content) is None
 
 
-def work(*contents: bytes) -> ReadCounts:
-    """How files were read one after the other, alike to pydicom."""
+def count_reads(*contents: bytes) -> ReadCounts:
+    """Read files one after the other, correctly; how many were read in which way."""
     reader = FastReader()
     for content in contents:
         assert read_fast(reader, content) == read_with_reference(content)
@@ -349,58 +349,58 @@ def slices(series: bytes, number: int, *more: bytes) -> list[bytes]:
 
 class TestSeries:
     def test_the_first_two_files_are_parsed_and_all_others_matched(self) -> None:
-        assert work(*slices(b"1.1", 12)) == ReadCounts(matched=10, parsed=2, unsupported=0)
+        assert count_reads(*slices(b"1.1", 12)) == ReadCounts(matched=10, parsed=2, unsupported=0)
 
     def test_each_of_several_interleaved_series_has_its_template(self) -> None:
         three = zip(slices(b"1.1", 9), slices(b"1.2", 9), slices(b"1.3", 9), strict=True)
         contents = [content for group in three for content in group]
-        assert work(*contents) == ReadCounts(matched=21, parsed=6, unsupported=0)
+        assert count_reads(*contents) == ReadCounts(matched=21, parsed=6, unsupported=0)
 
     def test_a_second_form_of_header_in_a_series_is_parsed_once(self) -> None:
         images = slices(b"1.1", 6)
         others = slices(b"1.1", 3, ROWS, element("Columns", b"\x08\0"), PIXELS)
-        # two of the first shape, one of the second; from then on both are matched, in whatever order
+        # two of the first form, one of the second; from then on both are matched, in any order
         contents = [images[0], images[1], others[0], images[2], others[1], images[3], images[4], others[2], images[5]]
-        assert work(*contents) == ReadCounts(matched=6, parsed=3, unsupported=0)
+        assert count_reads(*contents) == ReadCounts(matched=6, parsed=3, unsupported=0)
 
     def test_an_element_that_varies_for_the_first_time_is_learnt(self) -> None:
         images = slices(b"1.1", 4)
         other = [content.replace(ROWS, element("Rows", b"\x09\0")) for content in slices(b"1.1", 8)[4:]]
-        # the third is matched, the fifth teaches that Rows varies
-        assert work(*images, *other) == ReadCounts(matched=5, parsed=3, unsupported=0)
+        # the third is matched; from the fifth it is learnt that Rows varies
+        assert count_reads(*images, *other) == ReadCounts(matched=5, parsed=3, unsupported=0)
 
     def test_a_repeated_file_makes_no_template(self) -> None:
-        assert work(FIRST, FIRST, FIRST) == ReadCounts(matched=0, parsed=3, unsupported=0)
+        assert count_reads(FIRST, FIRST, FIRST) == ReadCounts(matched=0, parsed=3, unsupported=0)
 
     def test_files_that_are_not_plain_do_not_disturb_templates(self) -> None:
         good = slices(b"1.1", 6)
         bad = [b"", good[0][132:], good[3][:300], image(b"1.1.9", b"9", ROWS, ROWS, PIXELS, series=b"1.1")]
         contents = [bad[0], good[0], bad[1], good[1], bad[2], good[2], bad[3], good[3], good[4], good[5]]
-        assert work(*contents) == ReadCounts(matched=4, parsed=2, unsupported=4)
+        assert count_reads(*contents) == ReadCounts(matched=4, parsed=2, unsupported=4)
 
     def test_a_series_of_few_files_is_read_by_templates_of_its_model(self) -> None:
         contents = [content for number in range(1, 21) for content in slices(b"1.%d" % number, 2)]
-        # each file of the first two series, and the second of the third, which teaches that InstanceNumber differs, too
-        assert work(*contents) == ReadCounts(matched=35, parsed=5, unsupported=0)
+        # the files of the first two series, and one of the third, from which it is learnt that InstanceNumber varies
+        assert count_reads(*contents) == ReadCounts(matched=35, parsed=5, unsupported=0)
 
     def test_a_series_has_its_own_templates_from_the_fifth_file_on(self) -> None:
         first, second = image(b"9.1", b"1", series=b"9"), image(b"8.2", b"2", series=b"8")
-        assert work(first, second, *slices(b"1.1", 4)) == ReadCounts(matched=4, parsed=2, unsupported=0)
-        assert work(first, second, *slices(b"1.1", 9)) == ReadCounts(matched=7, parsed=4, unsupported=0)
+        assert count_reads(first, second, *slices(b"1.1", 4)) == ReadCounts(matched=4, parsed=2, unsupported=0)
+        assert count_reads(first, second, *slices(b"1.1", 9)) == ReadCounts(matched=7, parsed=4, unsupported=0)
 
     def test_the_templates_of_64_series_are_kept(self) -> None:
         def rounds(series: int) -> list[bytes]:
             every = [slices(b"1.%d" % number, 7) for number in range(1, series + 1)]
             return [content for group in zip(*every, strict=True) for content in group]
 
-        # two files of each are walked over for its own templates
-        assert work(*rounds(64)) == ReadCounts(matched=320, parsed=128, unsupported=0)
-        # of more, each is forgotten before its next file comes: those of all series alone are left
-        assert work(*rounds(65)) == ReadCounts(matched=452, parsed=3, unsupported=0)
+        # two files of each are parsed for its own templates
+        assert count_reads(*rounds(64)) == ReadCounts(matched=320, parsed=128, unsupported=0)
+        # with more series, the templates of each are dropped before its next file: only those of the model are left
+        assert count_reads(*rounds(65)) == ReadCounts(matched=452, parsed=3, unsupported=0)
 
 
 def patient(number: int, *, name: bytes = b"Doe", charset: bytes = b"ISO_IR 100", more: bytes = b"") -> bytes:
-    """The one file of a series; `more` stands before the pixels."""
+    """The one file of a series; `more` are elements before the pixel data."""
     study = b"1.%d" % number
     return part10(
         element("SpecificCharacterSet", charset)
@@ -416,17 +416,17 @@ def patient(number: int, *, name: bytes = b"Doe", charset: bytes = b"ISO_IR 100"
     )
 
 
-def described(number: int, beside: bytes, *inside: bytes | None, defined: bool = True) -> bytes:
-    """A file with RequestedProcedureDescription at the top, and one in each item of RequestAttributesSequence."""
+def described(number: int, top: bytes, *inside: bytes | None, defined: bool = True) -> bytes:
+    """A file with RequestedProcedureDescription at the top level and in each item of RequestAttributesSequence."""
     descriptions = [b"" if text is None else element("RequestedProcedureDescription", text) for text in inside]
     items = [item(content, defined=defined) for content in descriptions]
     requests = sequence("RequestAttributesSequence", *items, defined=defined)
-    return patient(number, more=element("RequestedProcedureDescription", beside) + requests)
+    return patient(number, more=element("RequestedProcedureDescription", top) + requests)
 
 
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[ByteTemplate]:
-    """The templates with which files are compared, as they are."""
+    """The templates that are tried, in order."""
     templates = list[ByteTemplate]()
     original = ByteTemplate.match
 
@@ -440,20 +440,24 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[ByteTemplate]:
 
 class TestOneFileSeries:
     def test_one_file_series_are_matched_from_the_third_on(self) -> None:
-        assert work(*(patient(number) for number in range(1, 13))) == ReadCounts(matched=10, parsed=2, unsupported=0)
+        assert count_reads(*(patient(number) for number in range(1, 13))) == ReadCounts(
+            matched=10, parsed=2, unsupported=0
+        )
 
     def test_patients_with_another_character_set_have_their_own_template(self) -> None:
         latin = [patient(number, name="Müßig".encode("latin-1")) for number in range(10, 20)]
         unicode = [patient(number, name="Müßig".encode(), charset=b"ISO_IR 192") for number in range(20, 30)]
-        # of the second one nothing is new but the character set
-        assert work(*latin, *unicode) == ReadCounts(matched=17, parsed=3, unsupported=0)
+        # nothing but the character set is new in the second one
+        assert count_reads(*latin, *unicode) == ReadCounts(matched=17, parsed=3, unsupported=0)
         pairs = zip(latin, unicode, strict=True)
-        assert work(*(content for pair in pairs for content in pair)) == ReadCounts(matched=16, parsed=4, unsupported=0)
+        assert count_reads(*(content for pair in pairs for content in pair)) == ReadCounts(
+            matched=16, parsed=4, unsupported=0
+        )
 
     def test_a_value_may_be_empty_in_some_files(self) -> None:
         names = [b"Doe", b"", b"  ", b"Roe", b"", b"M\xfcller", b"\0\0", b"Doe"]
         contents = [patient(number, name=name) for number, name in enumerate(names, 1)]
-        assert work(*contents) == ReadCounts(matched=6, parsed=2, unsupported=0)
+        assert count_reads(*contents) == ReadCounts(matched=6, parsed=2, unsupported=0)
 
     @pytest.mark.parametrize("defined", [True, False], ids=["defined length", "undefined length"])
     def test_an_alternative_path_is_used_if_the_path_has_no_value(self, defined: bool) -> None:
@@ -468,7 +472,7 @@ class TestOneFileSeries:
             described(8, b"", b"K", b"L", defined=defined),
             described(9, b"M\\ N", b"O", defined=defined),
         ]
-        assert work(first, *others) == ReadCounts(matched=7, parsed=2, unsupported=0)
+        assert count_reads(first, *others) == ReadCounts(matched=7, parsed=2, unsupported=0)
 
     def test_an_unusable_value_is_not_taken_from_the_alternative_path(self) -> None:
         def thick(number: int, outside: bytes, inside: bytes) -> bytes:
@@ -478,7 +482,7 @@ class TestOneFileSeries:
             return patient(number, more=groups).replace(study, element("SliceThickness", outside) + study)
 
         contents = [thick(1, b"1", b"2"), thick(2, b"3", b"4"), thick(3, b"", b"5"), thick(4, b"thick", b"6")]
-        assert work(*contents) == ReadCounts(matched=2, parsed=2, unsupported=0)
+        assert count_reads(*contents) == ReadCounts(matched=2, parsed=2, unsupported=0)
 
     @pytest.mark.parametrize("vr", ["US", "FD"])
     @pytest.mark.parametrize("in_item", [False, True], ids=["at the top", "in an item"])
@@ -494,12 +498,12 @@ class TestOneFileSeries:
 
         good = [signed(number, b"%c\0" % (number & 1)) for number in range(1, 8)]
         bad = signed(9, b"\1\0\0" if vr == "US" else b"\1\0", vr)
-        assert work(*good, bad).matched == 5
-        assert work(bad) == ReadCounts(matched=0, parsed=0, unsupported=1)
+        assert count_reads(*good, bad).matched == 5
+        assert count_reads(bad) == ReadCounts(matched=0, parsed=0, unsupported=1)
 
     def test_few_templates_are_tried_if_files_have_nothing_in_common(self, compared: list[ByteTemplate]) -> None:
         every = [patient(number, more=element(0x00291000 + number, b"1", "LO")) for number in range(1, 401)]
-        assert work(*every) == ReadCounts(matched=0, parsed=400, unsupported=0)
+        assert count_reads(*every) == ReadCounts(matched=0, parsed=400, unsupported=0)
         assert len(compared) < 400
 
     def test_the_number_of_templates_that_are_tried_is_bounded(self, compared: list[ByteTemplate]) -> None:

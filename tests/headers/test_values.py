@@ -1,4 +1,4 @@
-"""Values: as pydicom reads them, for all that its wheel ships, and by hand for what that lacks."""
+"""Values: those that pydicom reads in all of its test files, and values written by hand for all other rules."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_column_equals_the_value_of_pydicom(column: Column) -> None:
 
 
 def by_pydicom(dataset: Dataset, column: Column) -> Any:
-    """pydicom's value in the type of the column; None where it has none or cannot convert it."""
+    """The value of pydicom in the type of the column; None if it has none or cannot convert it."""
     for path in (column.path, column.alternative_path):
         raw = element_value(dataset, path) if path else None
         if raw is not None and str(raw).strip() and raw != []:
@@ -153,7 +153,7 @@ class TestText:
                 b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3=\x1b$B;3ED\x1b(J^\x1b$BB@O:\x1b(J=\x1b$B$d$^$@\x1b(J^\x1b$B$?$m$&\x1b(J",
                 "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう",
             ),
-            # 秋 (3D 29) and 春 (3D 55) hold the byte of the sign =, 几 (51 5C) that of the backslash
+            # 秋 (3D 29) and 春 (3D 55) contain the byte of the sign =, 几 (51 5C) that of the backslash
             ("\\ISO 2022 IR 87", b"Aki^Haru=\x1b$B=)=U\x1b(B^\x1b$BQ\\\x1b(B", "Aki^Haru=秋春^几"),
             # PS3.5 I.2
             (
