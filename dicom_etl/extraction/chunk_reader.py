@@ -57,9 +57,8 @@ class _ChunkResult(NamedTuple):
 
 def reader_fingerprint() -> str:
     """The fingerprint of the readers and the catalogue. Rows that have another one are never reused."""
-    return compute_fingerprint(READER_VERSION, SCHEMA_VERSION, hash_package_files("dicom_etl.headers:catalogue.csv"))[
-        :8
-    ]
+    catalogue = hash_package_files("dicom_etl.headers:catalogue.csv")
+    return compute_fingerprint(READER_VERSION, SCHEMA_VERSION, catalogue)[:8]
 
 
 def read_chunk(chunk: Chunk) -> ChunkSummary:

@@ -1,6 +1,6 @@
 """One-file series: each file has its own patient, study and series, from five scanners in any order.
 
-Collections of chest X-rays and mammograms are like that. Files of one scanner have the same elements and the same values
+Collections of chest X-rays and mammograms are like that. Files of one scanner have the same elements and share values
 of the scanner; patients differ in their values, in which of them are empty, and in their character set.
 """
 
