@@ -20,7 +20,7 @@ BERLIN = Settings(engine="serial", time_zone="Europe/Berlin")
 
 
 def codes(converted):
-    return sorted(found.code for found in converted.findings)
+    return sorted(finding.code for finding in converted.findings)
 
 
 def only(studies):
@@ -28,7 +28,7 @@ def only(studies):
     return study
 
 
-def test_two_studies_in_one_folder_are_two(tmp_path):
+def test_two_studies_in_one_folder_are_two_resources(tmp_path):
     write_instance(tmp_path / "1.dcm", study="a", series="a", PatientID="P-1")
     write_instance(tmp_path / "2.dcm", study="b", series="b", PatientID="P-2")
     converted = convert(tmp_path)
@@ -40,9 +40,9 @@ def test_two_studies_in_one_folder_are_two(tmp_path):
     assert len({study["subject"]["reference"] for study in converted.studies}) == 2
 
 
-def test_one_study_in_several_folders_is_one_whatever_the_folders_say(tmp_path):
-    for place in ("sub-1/a.dcm", "sub-2/b.dcm", "primary/sub-3/c.dcm", "source/d"):
-        write_instance(tmp_path / place)
+def test_one_study_in_several_folders_is_one_resource(tmp_path):
+    for path in ("sub-1/a.dcm", "sub-2/b.dcm", "primary/sub-3/c.dcm", "source/d"):
+        write_instance(tmp_path / path)
     assert only(dicom_etl.to_imaging_studies(tmp_path))["numberOfInstances"] == 4
 
 
@@ -55,7 +55,7 @@ def test_duplicate_instances_are_counted_once(tmp_path):
 
 
 @pytest.mark.parametrize("modality", ["", None])
-def test_a_series_without_a_modality_is_left_out_and_said(tmp_path, modality):
+def test_a_series_without_a_modality_is_omitted_with_a_finding(tmp_path, modality):
     write_instance(tmp_path / "1.dcm", series="a", Modality=modality)
     write_instance(tmp_path / "2.dcm", series="b")
     converted = convert(tmp_path)
@@ -63,7 +63,7 @@ def test_a_series_without_a_modality_is_left_out_and_said(tmp_path, modality):
     assert "instance-excluded" in codes(converted)
 
 
-def test_negative_numbers_are_left_out_and_said(tmp_path):
+def test_negative_numbers_are_omitted_with_a_finding(tmp_path):
     write_instance(tmp_path / "1.dcm", SeriesNumber=-3, InstanceNumber=-1)
     converted = convert(tmp_path)
     series = only(only(converted.studies)["series"])
@@ -72,17 +72,17 @@ def test_negative_numbers_are_left_out_and_said(tmp_path):
     assert codes(converted).count("value-omitted") == 2
 
 
-def test_the_offset_of_the_header_counts_before_the_zone_that_is_given(tmp_path):
+def test_the_offset_of_the_header_takes_precedence(tmp_path):
     write_instance(tmp_path / "1.dcm", TimezoneOffsetFromUTC="-0500")
     assert only(convert(tmp_path, settings=BERLIN).studies)["started"] == "2024-01-05T10:15:00-05:00"
 
 
-def test_without_an_offset_the_zone_that_is_given_counts(tmp_path):
+def test_without_an_offset_the_time_zone_of_the_settings_is_used(tmp_path):
     write_instance(tmp_path / "1.dcm")
     assert only(convert(tmp_path, settings=BERLIN).studies)["started"] == "2024-01-05T10:15:00+01:00"
 
 
-def test_a_name_of_several_components_keeps_them(tmp_path):
+def test_all_components_of_a_name_are_kept(tmp_path):
     name = "Adams^John Robert Quincy^^Rev.^B.A. M.Div."
     write_instance(tmp_path / "1.dcm", PatientName=name)
     assert only(convert(tmp_path).patients)["name"] == [
@@ -104,14 +104,14 @@ def test_a_procedure_code_has_the_uri_of_its_scheme(tmp_path):
     ]
 
 
-def test_devices_make_no_resource_that_is_new_in_each_run(tmp_path):
+def test_two_runs_give_the_same_resources(tmp_path):
     write_instance(tmp_path / "1.dcm", Manufacturer="ACME", ManufacturerModelName="Scan 1")
     first, second = convert(tmp_path), convert(tmp_path)
     assert first == second
     assert {resource["resourceType"] for resource in first.studies + first.patients} == {"ImagingStudy", "Patient"}
 
 
-def test_a_contained_patient_stands_in_each_study_and_nowhere_else(tmp_path):
+def test_each_study_can_contain_its_patient(tmp_path):
     write_instance(tmp_path / "1.dcm", study="a", series="a")
     write_instance(tmp_path / "2.dcm", study="b", series="b")
     converted = convert(tmp_path, contained=True)
@@ -123,14 +123,14 @@ def test_a_contained_patient_stands_in_each_study_and_nowhere_else(tmp_path):
         assert "meta" not in patient
 
 
-def test_nothing_points_at_a_folder_or_a_dataset_that_nobody_knows(tmp_path):
+def test_studies_do_not_refer_to_a_folder_or_dataset(tmp_path):
     write_instance(tmp_path / "1.dcm")
     study = only(convert(tmp_path).studies)
     assert "endpoint" not in study
-    assert [one["system"] for one in study["identifier"]] == ["urn:dicom:uid"]
+    assert [identifier["system"] for identifier in study["identifier"]] == ["urn:dicom:uid"]
 
 
-def test_a_damaged_file_is_a_finding_and_harms_no_other(tmp_path):
+def test_a_damaged_file_is_a_finding_and_affects_no_other(tmp_path):
     write_instance(tmp_path / "1.dcm")
     (tmp_path / "2.dcm").write_bytes((tmp_path / "1.dcm").read_bytes()[:400])
     converted = convert(tmp_path)
@@ -146,7 +146,7 @@ def test_a_study_of_two_patients_is_held(tmp_path):
     assert "study-two-patients" in codes(converted)
 
 
-def test_a_folder_that_is_not_there_or_holds_nothing_is_said(tmp_path):
+def test_a_missing_or_empty_folder_is_an_error(tmp_path):
     with pytest.raises(SourceError, match="does not exist"):
         convert(tmp_path / "nowhere")
     with pytest.raises(SourceError, match="no file"):
@@ -162,18 +162,18 @@ def command(*arguments):
     )
 
 
-def test_the_command_writes_one_resource_per_line_and_nothing_into_the_folder(tmp_path):
+def test_the_command_prints_one_resource_per_line(tmp_path):
     write_instance(tmp_path / "in/1.dcm", study="a", series="a")
     write_instance(tmp_path / "in/2.dcm", study="b", series="b")
     done = command(tmp_path / "in", "--time-zone", "Europe/Berlin")
     assert done.returncode == 0, done.stderr
-    made = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [resource["resourceType"] for resource in made] == ["Patient", "ImagingStudy", "ImagingStudy"]
-    assert {resource.get("started") for resource in made[1:]} == {"2024-01-05T10:15:00+01:00"}
+    resources = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [resource["resourceType"] for resource in resources] == ["Patient", "ImagingStudy", "ImagingStudy"]
+    assert {resource.get("started") for resource in resources[1:]} == {"2024-01-05T10:15:00+01:00"}
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["1.dcm", "2.dcm"]
 
 
-def test_the_command_gives_r5_when_asked_and_names_what_there_is(tmp_path):
+def test_the_command_has_an_option_for_r5(tmp_path):
     write_instance(tmp_path / "in/1.dcm", AccessionNumber="A-1")
     done = command(tmp_path / "in", "--fhir-version", "R5")
     assert done.returncode == 0, done.stderr
@@ -186,7 +186,7 @@ def test_the_command_gives_r5_when_asked_and_names_what_there_is(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_command_can_be_strict(tmp_path):
+def test_the_command_has_a_strict_mode(tmp_path):
     write_instance(tmp_path / "in/1.dcm", SeriesNumber=-3)
     assert len(command(tmp_path / "in").stdout.splitlines()) == 2
     done = command(tmp_path / "in", "--strict")
@@ -194,7 +194,7 @@ def test_the_command_can_be_strict(tmp_path):
     assert "study-held" in done.stderr
 
 
-def test_the_command_says_what_it_left_out(tmp_path):
+def test_the_command_reports_omitted_values(tmp_path):
     write_instance(tmp_path / "1.dcm")
     (tmp_path / "2.dcm").write_bytes((tmp_path / "1.dcm").read_bytes()[:400])
     done = command(tmp_path, "--contained")

@@ -17,11 +17,11 @@ def written(folder: Path, text: str) -> str:
     return str(path)
 
 
-def test_no_file_is_no_correction() -> None:
+def test_without_a_file_there_are_no_corrections() -> None:
     assert read_corrections(None) == []
 
 
-def test_an_empty_place_means_any(tmp_path: Path) -> None:
+def test_an_empty_location_cell_matches_any_value(tmp_path: Path) -> None:
     path = written(tmp_path, HEADER + "ds,sub-1,,,,Laterality,L,seen by Dr. Roe\nds,,,,1.2.3,StudyDate,,\n")
     first, second = read_corrections(path)
     assert first[:8] == ("ds", "sub-1", None, None, None, "Laterality", "L", "seen by Dr. Roe")
@@ -31,7 +31,7 @@ def test_an_empty_place_means_any(tmp_path: Path) -> None:
     assert not first.matches(("sub-2", "sam-4", "1", "1.1"))
 
 
-def test_places_that_are_not_needed_need_no_column(tmp_path: Path) -> None:
+def test_location_columns_are_optional(tmp_path: Path) -> None:
     (line,) = read_corrections(written(tmp_path, "dataset,tag,value\nds,Modality,CT\n"))
     assert (line.subject, line.series, line.value) == (None, None, "CT")
 
@@ -50,12 +50,12 @@ def test_places_that_are_not_needed_need_no_column(tmp_path: Path) -> None:
         (HEADER + "ds,,,,,StudyTime,noon,\n", "noon is not a valid value of StudyTime"),
     ],
 )
-def test_a_line_that_cannot_be_meant_is_refused_in_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+def test_an_invalid_line_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         read_corrections(written(tmp_path, text))
 
 
-def test_a_file_that_is_not_there_or_no_text_is_a_sentence(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         read_corrections(str(tmp_path / "none.csv"))
     (tmp_path / "latin.csv").write_bytes(b"dataset,tag,value\nds,StudyDescription,M\xfcller\n")
@@ -63,6 +63,6 @@ def test_a_file_that_is_not_there_or_no_text_is_a_sentence(tmp_path: Path) -> No
         read_corrections(str(tmp_path / "latin.csv"))
 
 
-def test_what_may_be_corrected_is_a_column_of_the_header_table() -> None:
+def test_correctable_tags_are_columns_of_the_header_table() -> None:
     named = {*CORRECTABLE, *(column for entry in CORRECTABLE.values() for column in entry.removed_columns)}
     assert named <= columns_by_name().keys()

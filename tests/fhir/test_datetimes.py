@@ -19,12 +19,12 @@ FHIR_DATE_TIME = re.compile(
 )
 
 
-def test_without_a_date_there_is_nothing() -> None:
+def test_without_a_date_there_is_no_value() -> None:
     assert convert_date_time(None, "101500", "+0100", BERLIN) == (None, None)
 
 
 @pytest.mark.parametrize("time", [None, ""])
-def test_a_date_alone_is_a_date(time: str | None) -> None:
+def test_a_date_without_a_time(time: str | None) -> None:
     assert convert_date_time(DAY, time, "+0100", BERLIN) == ("2024-01-05", None)
 
 
@@ -39,11 +39,11 @@ def test_a_date_alone_is_a_date(time: str | None) -> None:
         ("-1200", "2024-01-05T10:15:30-12:00"),
     ],
 )
-def test_the_offset_of_the_header_is_the_zone(offset: str, value: str) -> None:
+def test_the_offset_of_the_header_is_used(offset: str, value: str) -> None:
     assert convert_date_time(DAY, "101530", offset, None) == (value, None)
 
 
-def test_the_offset_of_the_header_counts_before_the_zone_of_the_dataset() -> None:
+def test_the_offset_takes_precedence_over_the_zone() -> None:
     assert convert_date_time(DAY, "101530", "-0500", BERLIN) == ("2024-01-05T10:15:30-05:00", None)
 
 
@@ -51,16 +51,16 @@ def test_the_offset_of_the_header_counts_before_the_zone_of_the_dataset() -> Non
     ("day", "value"),
     [(DAY, "2024-01-05T10:15:30+01:00"), (datetime.date(2024, 7, 5), "2024-07-05T10:15:30+02:00")],
 )
-def test_the_zone_of_the_dataset_is_that_of_the_day(day: datetime.date, value: str) -> None:
+def test_the_zone_of_the_dataset_has_the_offset_of_the_day(day: datetime.date, value: str) -> None:
     assert convert_date_time(day, "101530", None, BERLIN) == (value, None)
 
 
-def test_with_no_zone_the_date_stands_alone() -> None:
+def test_without_a_zone_only_the_date_is_used() -> None:
     assert convert_date_time(DAY, "101530", None, None) == ("2024-01-05", "time-zone-missing")
 
 
 @pytest.mark.parametrize("time", ["10", "1015", "10:15"])
-def test_a_time_without_seconds_gives_the_date_alone(time: str) -> None:
+def test_for_a_time_without_seconds_only_the_date_is_used(time: str) -> None:
     assert convert_date_time(DAY, time, "+0100", None) == ("2024-01-05", "time-partial")
 
 
@@ -76,7 +76,7 @@ def test_a_time_without_seconds_gives_the_date_alone(time: str) -> None:
         ("235959.999999", "23:59:59.999999"),
     ],
 )
-def test_a_fraction_is_kept_as_it_is_and_the_legacy_form_is_read(time: str, written: str) -> None:
+def test_fractions_are_kept_and_the_legacy_form_is_accepted(time: str, written: str) -> None:
     assert convert_date_time(DAY, time, "+0100", None) == (f"2024-01-05T{written}+01:00", None)
 
 
@@ -84,14 +84,14 @@ def test_a_fraction_is_kept_as_it_is_and_the_legacy_form_is_read(time: str, writ
     "time",
     ["240000", "106000", "235960", "101530.1234567", "101530.", "1", "101", "10153", "noon", "-101530", "１０１５３０"],
 )
-def test_what_is_no_time_of_day_gives_the_date_alone(time: str) -> None:
+def test_for_an_invalid_time_only_the_date_is_used(time: str) -> None:
     assert convert_date_time(DAY, time, "+0100", None) == ("2024-01-05", "value-omitted")
 
 
 @pytest.mark.parametrize(
     "offset", ["+1401", "-1201", "+0160", "0100", "+01:00", "+1", "UTC", "-0000", "+010", "+01000", "٠١٠٠"]
 )
-def test_an_offset_that_is_none_is_left_out_and_said(offset: str) -> None:
+def test_an_invalid_offset_is_omitted_with_a_finding(offset: str) -> None:
     assert parse_offset(offset) is None
     assert convert_date_time(DAY, "101530", offset, None) == ("2024-01-05", "value-omitted")
     assert convert_date_time(DAY, "101530", offset, BERLIN) == ("2024-01-05T10:15:30+01:00", "value-omitted")
@@ -120,11 +120,11 @@ def test_a_leap_second_is_kept(day: datetime.date, time: str, offset: str, value
         (datetime.date(9999, 12, 31), "235960"),  # nothing comes after it
     ],
 )
-def test_a_second_60_where_no_leap_second_can_be_gives_the_date_alone(day: datetime.date, time: str) -> None:
+def test_for_an_impossible_leap_second_only_the_date_is_used(day: datetime.date, time: str) -> None:
     assert convert_date_time(day, time, "+0000", None) == (day.isoformat(), "value-omitted")
 
 
-def test_a_leap_second_of_unknown_zone_gives_the_date_alone() -> None:
+def test_for_a_leap_second_without_a_zone_only_the_date_is_used() -> None:
     assert convert_date_time(datetime.date(2016, 12, 31), "235960", None, None) == ("2016-12-31", "time-zone-missing")
 
 
@@ -150,13 +150,11 @@ def test_a_leap_second_of_unknown_zone_gives_the_date_alone() -> None:
         ("2024-01-05", None, (None, "value-omitted")),
     ],
 )
-def test_a_date_time_in_one_value(
-    text: str | None, offset: str | None, expected: tuple[str | None, str | None]
-) -> None:
+def test_a_dt_is_converted(text: str | None, offset: str | None, expected: tuple[str | None, str | None]) -> None:
     assert convert_dt(text, offset, None) == expected
 
 
-def test_moments_are_in_the_order_of_their_instants_and_what_is_known_exactly_comes_first() -> None:
+def test_dates_with_a_time_are_sorted_before_dates_without() -> None:
     ordered = [
         "2023",
         "2024-01-05T00:30:00+01:00",
@@ -174,11 +172,11 @@ def test_moments_are_in_the_order_of_their_instants_and_what_is_known_exactly_co
     assert sorted([ordered[-1], *ordered[:-1]], key=to_instant) == ordered
 
 
-def test_without_an_offset_there_is_none() -> None:
+def test_an_invalid_offset_is_none() -> None:
     assert parse_offset(None) is None
 
 
-def test_a_time_that_the_clocks_repeated_has_the_earlier_offset() -> None:
+def test_a_repeated_time_has_the_earlier_offset() -> None:
     # 27 October 2024: 03:00 +02:00 became 02:00 +01:00
     assert convert_date_time(datetime.date(2024, 10, 27), "023000", None, BERLIN) == (
         "2024-10-27T02:30:00+02:00",
@@ -186,7 +184,7 @@ def test_a_time_that_the_clocks_repeated_has_the_earlier_offset() -> None:
     )
 
 
-def test_a_time_that_the_clocks_skipped_has_the_earlier_offset() -> None:
+def test_a_skipped_time_has_the_earlier_offset() -> None:
     # 31 March 2024: 02:00 +01:00 became 03:00 +02:00
     assert convert_date_time(datetime.date(2024, 3, 31), "023000", None, BERLIN) == (
         "2024-03-31T02:30:00+01:00",
@@ -194,7 +192,7 @@ def test_a_time_that_the_clocks_skipped_has_the_earlier_offset() -> None:
     )
 
 
-def test_the_header_says_which_of_two_repeated_times_it_was() -> None:
+def test_the_offset_of_the_header_resolves_a_repeated_time() -> None:
     assert convert_date_time(datetime.date(2024, 10, 27), "023000", "+0100", BERLIN) == (
         "2024-10-27T02:30:00+01:00",
         None,
@@ -206,7 +204,7 @@ def test_an_offset_with_seconds_is_written_as_utc() -> None:
     assert convert_date_time(datetime.date(1890, 1, 1), "120000", None, BERLIN) == ("1890-01-01T11:06:32+00:00", None)
 
 
-def test_the_first_day_of_the_calendar_has_no_utc_before_it() -> None:
+def test_the_first_day_of_the_calendar_cannot_be_moved_to_utc() -> None:
     assert convert_date_time(datetime.date(1, 1, 1), "000000", None, BERLIN) == ("0001-01-01", None)
 
 
@@ -243,7 +241,7 @@ MODERN = st.builds(
 
 @settings(deadline=None)
 @given(st.dates(), TIMES, OFFSETS, ZONES)
-def test_every_value_is_a_date_time_of_fhir(
+def test_every_date_and_time_gives_a_fhir_date_time(
     day: datetime.date, time: str | None, offset: str | None, zone: ZoneInfo | None
 ) -> None:
     value, _ = convert_date_time(day, time, offset, zone)
@@ -256,7 +254,7 @@ def test_every_value_is_a_date_time_of_fhir(
 @given(
     st.one_of(st.from_regex(r"[0-9]{0,14}(\.[0-9]{0,7})?([+-][0-9]{4})?", fullmatch=True), st.text(max_size=20)), ZONES
 )
-def test_every_value_of_a_date_time_in_one_is_a_date_time_of_fhir(text: str, zone: ZoneInfo | None) -> None:
+def test_every_dt_gives_a_fhir_date_time(text: str, zone: ZoneInfo | None) -> None:
     value, code = convert_dt(text, None, zone)
     assert value is not None or not text or code == "value-omitted"
     assert value is None or FHIR_DATE_TIME.fullmatch(value)
@@ -264,7 +262,7 @@ def test_every_value_of_a_date_time_in_one_is_a_date_time_of_fhir(text: str, zon
 
 @settings(deadline=None)
 @given(LOCAL, st.integers(-720, 840))
-def test_a_value_is_the_same_instant_by_the_offset_of_the_header(local: datetime.datetime, minutes: int) -> None:
+def test_the_offset_of_the_header_keeps_the_instant(local: datetime.datetime, minutes: int) -> None:
     sign, (hours, rest) = "-" if minutes < 0 else "+", divmod(abs(minutes), 60)
     offset = f"{sign}{hours:02}{rest:02}"
     value, code = convert_date_time(local.date(), local.strftime("%H%M%S.%f"), offset if minutes else "+0000", None)
@@ -275,7 +273,7 @@ def test_a_value_is_the_same_instant_by_the_offset_of_the_header(local: datetime
 
 @settings(deadline=None)
 @given(MODERN, ZONES.filter(bool))
-def test_a_value_is_the_same_instant_by_the_zone_of_the_dataset(local: datetime.datetime, zone: ZoneInfo) -> None:
+def test_the_zone_of_the_dataset_keeps_the_instant(local: datetime.datetime, zone: ZoneInfo) -> None:
     value, code = convert_date_time(local.date(), local.strftime("%H%M%S.%f"), None, zone)
     assert code in (None, "time-ambiguous")
     # through UTC: aware times of one zone would be compared by their clocks alone

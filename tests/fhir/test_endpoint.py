@@ -13,9 +13,9 @@ ANY = {
 }
 
 
-def test_a_folder_has_a_code_of_the_site() -> None:
-    made = make_endpoint(CONTEXT, None, "file:///data/breast")
-    assert made == {
+def test_a_folder_has_a_code_in_the_namespace() -> None:
+    endpoint = make_endpoint(CONTEXT, None, "file:///data/breast")
+    assert endpoint == {
         "resourceType": "Endpoint",
         "id": "e1",
         "status": "active",
@@ -29,23 +29,23 @@ def test_a_folder_has_a_code_of_the_site() -> None:
         "payloadMimeType": ["application/dicom"],
         "address": "file:///data/breast",
     }
-    assert find_errors(made) == []
+    assert find_errors(endpoint) == []
 
 
-def test_an_address_of_dicomweb_counts_before_the_folder() -> None:
-    made = make_endpoint(CONTEXT, "https://pacs.example/rs", "file:///data/breast")
-    assert made["connectionType"] == {
+def test_a_dicomweb_address_takes_precedence_over_the_folder() -> None:
+    endpoint = make_endpoint(CONTEXT, "https://pacs.example/rs", "file:///data/breast")
+    assert endpoint["connectionType"] == {
         "system": "http://terminology.hl7.org/CodeSystem/endpoint-connection-type",
         "code": "dicom-wado-rs",
         "display": "DICOM WADO-RS",
     }
-    assert made["address"] == "https://pacs.example/rs"
-    assert find_errors(made) == []
+    assert endpoint["address"] == "https://pacs.example/rs"
+    assert find_errors(endpoint) == []
 
 
 def test_r5_has_concepts_and_one_payload() -> None:
-    made = make_endpoint(replace(CONTEXT, version="R5"), "https://pacs.example/rs", "file:///data/breast")
-    assert made == {
+    endpoint = make_endpoint(replace(CONTEXT, version="R5"), "https://pacs.example/rs", "file:///data/breast")
+    assert endpoint == {
         "resourceType": "Endpoint",
         "id": "e1",
         "status": "active",
@@ -64,4 +64,4 @@ def test_r5_has_concepts_and_one_payload() -> None:
         "payload": [{"type": [ANY], "mimeType": ["application/dicom"]}],
         "address": "https://pacs.example/rs",
     }
-    assert find_errors(made, "R5") == []
+    assert find_errors(endpoint, "R5") == []

@@ -17,7 +17,7 @@ RULES = {
 }
 
 
-def test_every_rule_is_there() -> None:
+def test_every_rule_of_the_table_exists() -> None:
     named = {(line.level, line.rule) for line in mapping.read_mapping() if line.rule not in ("", mapping.COMPUTED)}
     assert {level for level, _ in named} == set(RULES)
     assert [(level, rule) for level, rule in sorted(named) if rule not in RULES[level]] == []
@@ -37,7 +37,7 @@ def rules_of_version(version: mapping.Version) -> list[tuple[str, mapping.Elemen
     ],
 )
 @pytest.mark.parametrize("instances", [1, 3])
-def test_a_rule_that_needs_values_makes_and_finds_nothing_without(
+def test_a_rule_that_needs_values_has_no_result_without_them(
     level: str, element: mapping.Element, instances: int
 ) -> None:
     sheets = {"sample anatomical location": "knee", "laterality": "left"}
@@ -49,25 +49,25 @@ def test_a_rule_that_needs_values_makes_and_finds_nothing_without(
         sample_sheets={"": sheets, "sam-1": sheets},
     )
     findings = new_findings()
-    made = RULES[level][element.rule](
+    value = RULES[level][element.rule](
         header_rows(*({"sample": "sam-1"},) * instances), element.columns, context, findings
     )
-    assert made is None or made == []
+    assert value is None or value == []
     assert codes_and_tags(findings) == []
 
 
-def test_elements_without_values_are_passed_over_if_their_rule_needs_some() -> None:
+def test_elements_without_the_values_that_they_need_are_skipped() -> None:
     empty = frozenset({"StudyDescription", "SeriesDescription", "BodyPartExamined", "SeriesNumber"})
     names = {element.name for element in mapping.list_elements("series", "R4")}
     names_with_values = {element.name for element in mapping.list_elements_with_values("series", "R4", empty)}
     assert names - names_with_values == {"description", "number"}
 
 
-def test_every_column_is_one_of_the_header_table() -> None:
+def test_every_column_is_in_the_header_table() -> None:
     assert {column for line in mapping.read_mapping() for column in line.columns} <= columns_by_name().keys()
 
 
-def test_every_tag_that_the_catalogue_keeps_for_fhir_is_mapped_or_named_as_left_out() -> None:
+def test_tags_for_fhir_are_mapped_or_listed_as_omitted() -> None:
     meant = {
         column.name for column in catalogue() if re.match(r"ImagingStudy|Patient |Patient\.|Device", column.used_for)
     }
@@ -80,7 +80,7 @@ def test_every_omitted_element_has_a_reason() -> None:
     assert [line for line in omitted if not line.how.startswith("omitted")] == []
 
 
-def test_every_finding_that_is_named_exists() -> None:
+def test_every_finding_code_in_the_table_exists() -> None:
     text = " ".join(" ".join((line.how, line.absent, line.invalid)) for line in mapping.read_mapping())
     named = set(re.findall(r"\b[a-z]+(?:-[a-z]+)+\b", text))
     assert named & finding_codes().keys() >= {
@@ -105,11 +105,11 @@ def test_every_finding_that_is_named_exists() -> None:
         ("Coding", {"system": "s", "code": "c"}, {"system": "s", "code": "c"}),
     ],
 )
-def test_one_concept_has_the_form_of_its_element(type_: str, value: object, form: object) -> None:
+def test_a_concept_is_converted_to_the_type_of_its_element(type_: str, value: object, form: object) -> None:
     assert mapping.convert_concept(value, type_) == form
 
 
-def test_the_versions_differ_where_the_specification_says_so() -> None:
+def test_elements_differ_between_versions_as_specified() -> None:
     def names(version: mapping.Version) -> set[str]:
         return {element.name for element in mapping.list_elements("study", version)}
 

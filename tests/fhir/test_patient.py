@@ -23,7 +23,7 @@ MEDICAL_RECORD = {
 REPRESENTATION = "http://hl7.org/fhir/StructureDefinition/iso21090-EN-representation"
 
 
-def made(
+def make(
     rows: HeaderRows,
     person: PatientMatch = PERSON,
     sheet: dict[str, str] | None = None,
@@ -35,7 +35,7 @@ def made(
 
 
 def names(text: str | None) -> Any:
-    return made(header_rows({"PatientName": text})).get("name")
+    return make(header_rows({"PatientName": text})).get("name")
 
 
 def test_a_patient_of_a_full_header() -> None:
@@ -47,7 +47,7 @@ def test_a_patient_of_a_full_header() -> None:
             "IssuerOfPatientID": "HIS",
         }
     )
-    assert made(rows) == {
+    assert make(rows) == {
         "resourceType": "Patient",
         "id": "p1",
         "identifier": [
@@ -74,10 +74,10 @@ def test_a_patient_of_a_full_header() -> None:
     }
 
 
-def test_a_patient_of_an_empty_header_has_an_identifier_and_nothing_invented() -> None:
+def test_an_empty_header_gives_an_identifier_and_nothing_else() -> None:
     findings = new_findings()
     person = replace(PERSON, rule="subject", system="https://site.example/breast/subject", value="sub-1")
-    assert made(header_rows({}), person, findings=findings) == {
+    assert make(header_rows({}), person, findings=findings) == {
         "resourceType": "Patient",
         "id": "p1",
         "identifier": [{"use": "usual", "system": "https://site.example/breast/subject", "value": "sub-1"}],
@@ -86,21 +86,21 @@ def test_a_patient_of_an_empty_header_has_an_identifier_and_nothing_invented() -
     assert codes_and_tags(findings) == []
 
 
-def test_an_authority_is_a_system_and_its_free_text_is_left_out() -> None:
+def test_an_authority_is_a_system_and_its_text_is_omitted() -> None:
     person = replace(PERSON, rule="authority", system="urn:oid:1.9")
-    assert made(header_rows({"IssuerOfPatientID": "HIS"}), person)["identifier"] == [
+    assert make(header_rows({"IssuerOfPatientID": "HIS"}), person)["identifier"] == [
         {"use": "usual", "type": MEDICAL_RECORD, "system": "urn:oid:1.9", "value": "P-1"}
     ]
 
 
-def test_a_person_of_the_crosswalk_has_no_medical_record_number() -> None:
+def test_a_crosswalk_identifier_is_not_a_medical_record_number() -> None:
     person = replace(PERSON, rule="crosswalk", system="urn:x:persons", value="p7")
-    assert made(header_rows({}), person)["identifier"] == [{"use": "usual", "system": "urn:x:persons", "value": "p7"}]
+    assert make(header_rows({}), person)["identifier"] == [{"use": "usual", "system": "urn:x:persons", "value": "p7"}]
 
 
-def test_issuers_that_disagree_are_left_out() -> None:
+def test_conflicting_issuers_are_omitted() -> None:
     rows = header_rows({"IssuerOfPatientID": "HIS"}, {"IssuerOfPatientID": "RIS"})
-    assert "assigner" not in made(rows)["identifier"][0]
+    assert "assigner" not in make(rows)["identifier"][0]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_issuers_that_disagree_are_left_out() -> None:
         ("Doe^John\\Roe^Jane", [{"use": "usual", "family": "Doe", "given": ["John"]}]),
     ],
 )
-def test_a_name_by_its_components(text: str, expected: list[dict[str, Any]]) -> None:
+def test_the_components_of_a_name(text: str, expected: list[dict[str, Any]]) -> None:
     assert names(text) == expected
 
 
@@ -138,7 +138,7 @@ def test_three_component_groups_are_three_representations() -> None:
     ]
 
 
-def test_an_empty_component_group_gives_no_name() -> None:
+def test_an_empty_component_group_is_not_a_name() -> None:
     assert names("=山田^太郎") == [
         {
             "use": "usual",
@@ -150,90 +150,92 @@ def test_an_empty_component_group_gives_no_name() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "^^", "ANONYMOUS", "Test^Patient", "XXXX^XXXX", "==="])
-def test_a_name_of_nobody_is_left_out(text: str | None) -> None:
+def test_a_placeholder_name_is_omitted(text: str | None) -> None:
     assert names(text) is None
 
 
 @pytest.mark.parametrize(("sex", "gender"), [("M", "male"), ("F", "female"), ("O", "other")])
-def test_the_sexes_of_dicom(sex: str, gender: str) -> None:
-    assert made(header_rows({"PatientSex": sex}))["gender"] == gender
+def test_each_sex_of_dicom_has_a_gender(sex: str, gender: str) -> None:
+    assert make(header_rows({"PatientSex": sex}))["gender"] == gender
 
 
 @pytest.mark.parametrize("sex", ["U", "m", "male"])
-def test_another_sex_is_left_out_and_said(sex: str) -> None:
+def test_an_invalid_sex_is_omitted_with_a_finding(sex: str) -> None:
     findings = new_findings()
-    assert "gender" not in made(header_rows({"PatientSex": sex}), findings=findings)
+    assert "gender" not in make(header_rows({"PatientSex": sex}), findings=findings)
     assert codes_and_tags(findings) == [("value-omitted", "00100040")]
 
 
-def test_the_sheet_says_the_sex_where_the_header_does_not() -> None:
+def test_the_sheet_fills_in_a_missing_sex() -> None:
     findings = new_findings()
-    assert made(header_rows({}), sheet={"sex": "Female"}, findings=findings)["gender"] == "female"
+    assert make(header_rows({}), sheet={"sex": "Female"}, findings=findings)["gender"] == "female"
     assert codes_and_tags(findings) == [("value-from-sheet", "00100040")]
 
 
-def test_the_header_counts_where_the_sheet_disagrees() -> None:
+def test_the_header_takes_precedence_over_the_sheet() -> None:
     findings = new_findings()
-    assert made(header_rows({"PatientSex": "M"}), sheet={"sex": "Female"}, findings=findings)["gender"] == "male"
+    assert make(header_rows({"PatientSex": "M"}), sheet={"sex": "Female"}, findings=findings)["gender"] == "male"
     assert codes_and_tags(findings) == [("sheet-conflict", "00100040")]
 
 
-def test_a_sheet_that_agrees_is_not_worth_a_finding() -> None:
+def test_a_sheet_that_agrees_gives_no_finding() -> None:
     findings = new_findings()
-    assert made(header_rows({"PatientSex": "F"}), sheet={"sex": "female"}, findings=findings)["gender"] == "female"
+    assert make(header_rows({"PatientSex": "F"}), sheet={"sex": "female"}, findings=findings)["gender"] == "female"
     assert codes_and_tags(findings) == []
 
 
-def test_the_sheet_does_not_decide_where_headers_disagree() -> None:
+def test_the_sheet_does_not_resolve_a_conflict_of_headers() -> None:
     findings = new_findings()
-    assert "gender" not in made(
+    assert "gender" not in make(
         header_rows({"PatientSex": "F"}, {"PatientSex": "M"}), sheet={"sex": "Female"}, findings=findings
     )
     assert codes_and_tags(findings) == [("values-conflict", "00100040")]
 
 
 @pytest.mark.parametrize(
-    ("column", "one", "other", "element", "tag"),
+    ("column", "first", "second", "element", "tag"),
     [
         ("PatientSex", "F", "M", "gender", "00100040"),
         ("PatientBirthDate", datetime.date(1966, 3, 12), datetime.date(1966, 3, 13), "birthDate", "00100030"),
     ],
 )
-def test_values_that_disagree_are_left_out_and_said(column: str, one: Any, other: Any, element: str, tag: str) -> None:
+def test_conflicting_values_are_omitted_with_a_finding(
+    column: str, first: Any, second: Any, element: str, tag: str
+) -> None:
     findings = new_findings()
-    assert element not in made(header_rows({column: one}, {column: other}), findings=findings)
+    assert element not in make(header_rows({column: first}, {column: second}), findings=findings)
     assert codes_and_tags(findings) == [("values-conflict", tag)]
 
 
-def test_a_person_of_two_names_keeps_both() -> None:
+def test_two_names_are_both_kept() -> None:
     findings = new_findings()
-    assert made(header_rows({"PatientName": "Doe^Jane"}, {"PatientName": "Roe^Jane"}), findings=findings)["name"] == [
+    assert make(header_rows({"PatientName": "Doe^Jane"}, {"PatientName": "Roe^Jane"}), findings=findings)["name"] == [
         {"use": "usual", "family": "Doe", "given": ["Jane"]},
         {"use": "usual", "family": "Roe", "given": ["Jane"]},
     ]
     assert codes_and_tags(findings) == [("values-conflict", "00100010")]
 
 
-def test_one_name_written_in_two_ways_is_one() -> None:
+def test_two_spellings_of_a_name_are_one_name() -> None:
     findings = new_findings()
     rows = header_rows(
         {"PatientName": "Doe^Jane"}, {"PatientName": "Doe^Jane^^^"}, {"PatientName": "Doe^Jane=\u5c71^\u82b1"}
     )
-    assert [name["family"] for name in made(rows, findings=findings)["name"]] == ["Doe", "\u5c71"]
+    assert [name["family"] for name in make(rows, findings=findings)["name"]] == ["Doe", "\u5c71"]
     assert codes_and_tags(findings) == []
 
 
-def test_a_value_that_some_rows_lack_is_that_of_the_others() -> None:
+def test_a_value_of_some_rows_is_valid_for_all() -> None:
     findings = new_findings()
-    assert made(header_rows({"PatientSex": "F"}, {}), findings=findings)["gender"] == "female"
+    assert make(header_rows({"PatientSex": "F"}, {}), findings=findings)["gender"] == "female"
     assert codes_and_tags(findings) == []
 
 
-def test_no_finding_shows_an_identifying_value() -> None:
+def test_identifying_values_are_masked_in_findings() -> None:
     findings = new_findings()
     rows = header_rows(
         {"PatientName": "Doe^John", "PatientBirthDate": datetime.date(1966, 3, 12)}, {"PatientName": "Roe"}
     )
-    made(rows, findings=findings)
+    make(rows, findings=findings)
     assert findings.collected
     assert not any(secret in str(findings.collected) for secret in ("Doe", "Roe", "1966"))

@@ -38,7 +38,7 @@ def test_every_meaning_of_cid_7454_is_found() -> None:
         assert look_up_species(meaning) == Coding(SCT, code, meaning)
 
 
-def test_every_alias_is_written_as_it_is_looked_up_sorted_and_unique() -> None:
+def test_aliases_are_normalized_sorted_and_unique() -> None:
     names = [row["alias"] for row in table()]
     assert all(re.fullmatch(r"[A-Z0-9]+", name) for name in names)
     assert names == sorted(set(names))
@@ -47,7 +47,7 @@ def test_every_alias_is_written_as_it_is_looked_up_sorted_and_unique() -> None:
 @pytest.mark.parametrize(
     "text", ["Mus musculus", "MUS MUSCULUS", " mus_musculus ", "Mouse", "mice", "NCBITaxon:10090", "NCBITaxon_10090"]
 )
-def test_case_blanks_and_punctuation_do_not_matter(text: str) -> None:
+def test_case_blanks_and_punctuation_are_ignored(text: str) -> None:
     assert look_up_species(text) == MOUSE
 
 
@@ -100,9 +100,9 @@ def test_a_species_by_name(text: str, code: str, display: str) -> None:
     ],
 )
 def test_a_species_by_its_number_in_the_ncbi_taxonomy(number: int, code: str) -> None:
-    found = look_up_species(f"NCBITaxon:{number}")
-    assert found is not None
-    assert found.code == code
+    species = look_up_species(f"NCBITaxon:{number}")
+    assert species is not None
+    assert species.code == code
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_species_by_its_number_in_the_ncbi_taxonomy(number: int, code: str) ->
         "9606",
     ],
 )
-def test_what_the_table_does_not_hold_stays_uncoded(text: str) -> None:
+def test_a_species_that_is_not_in_the_table_has_no_code(text: str) -> None:
     assert look_up_species(text) is None
 
 
@@ -141,7 +141,7 @@ def test_what_the_table_does_not_hold_stays_uncoded(text: str) -> None:
         ({}, False),
     ],
 )
-def test_who_is_human(concept: dict[str, Any], human: bool) -> None:
+def test_human_species(concept: dict[str, Any], human: bool) -> None:
     assert is_human(concept) is human
 
 

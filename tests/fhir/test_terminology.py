@@ -40,7 +40,7 @@ def test_a_coding_with_display_as_fhir_json() -> None:
     }
 
 
-def test_an_unknown_display_is_left_out_of_the_fhir_json() -> None:
+def test_an_unknown_display_is_omitted() -> None:
     assert Coding(SCT, "76752008").as_fhir() == {"system": "http://snomed.info/sct", "code": "76752008"}
 
 
@@ -64,7 +64,7 @@ def words(text: str) -> set[str]:
     return set(re.findall("[a-z0-9]+", text.lower()))
 
 
-def test_the_codes_of_annex_l_mean_what_their_displays_say() -> None:
+def test_codes_of_annex_l_have_the_meaning_of_their_displays() -> None:
     meanings: dict[str, list[str]] = {}
     for names in importlib.import_module("pydicom.sr._concepts_dict").concepts["SCT"].values():
         for code, (meaning, _) in names.items():
@@ -94,7 +94,7 @@ def test_the_code_of_the_chest_can_be_chosen(text: str, chest: str, display: str
 @pytest.mark.parametrize(
     ("text", "code"), [("CHESTABDOMEN", "416550000"), ("BREAST", "76752008"), ("CSPINE", "122494005")]
 )
-def test_the_choice_for_the_chest_changes_no_other_region(text: str, code: str) -> None:
+def test_the_code_of_the_chest_changes_no_other_region(text: str, code: str) -> None:
     site = look_up_body_site(text, "43799004")
     assert site == look_up_body_site(text)
     assert site is not None
@@ -102,12 +102,12 @@ def test_the_choice_for_the_chest_changes_no_other_region(text: str, code: str) 
 
 
 @pytest.mark.parametrize("text", ["CSPINE", "cspine", "C-SPINE", "C Spine", " C_SPINE ", "c.spine"])
-def test_case_blanks_and_punctuation_do_not_matter(text: str) -> None:
+def test_case_blanks_and_punctuation_are_ignored(text: str) -> None:
     assert look_up_body_site(text) == CSPINE
 
 
 @pytest.mark.parametrize("text", ["CERVICAL SPINE", "Cervical-Spine", "CERV SPINE"])
-def test_an_alias_stands_for_its_term(text: str) -> None:
+def test_an_alias_has_the_code_of_its_term(text: str) -> None:
     assert look_up_body_site(text) == CSPINE
 
 
@@ -125,7 +125,7 @@ def test_an_alias_stands_for_its_term(text: str) -> None:
         ("C-T SPINE", "1217257000"),
     ],
 )
-def test_readable_forms_of_a_term(text: str, code: str) -> None:
+def test_readable_forms_of_a_term_are_found(text: str, code: str) -> None:
     site = look_up_body_site(text)
     assert site is not None
     assert site.code == code
@@ -149,18 +149,18 @@ def test_readable_forms_of_a_term(text: str, code: str) -> None:
         "ÄCHEST",
     ],
 )
-def test_what_is_not_sure_stays_uncoded(text: str) -> None:
+def test_an_ambiguous_body_part_has_no_code(text: str) -> None:
     assert look_up_body_site(text) is None
     assert is_paired(text) is None
 
 
-def test_every_alias_is_written_as_it_is_looked_up_and_names_a_term() -> None:
+def test_every_alias_is_normalized_and_has_a_term() -> None:
     for row in aliases():
         assert re.fullmatch(r"[A-Z0-9]+", row["alias"])
         assert look_up_body_site(row["alias"]) == look_up_body_site(row["term"]) is not None
 
 
-def test_no_alias_hides_a_term_and_all_are_sorted_and_unique() -> None:
+def test_no_alias_is_a_term_and_all_are_sorted_and_unique() -> None:
     names = [row["alias"] for row in aliases()]
     assert names == sorted(set(names))
     assert not set(names) & set(terminology.read_annex_l())
@@ -182,7 +182,7 @@ def test_paired_body_parts(text: str, paired: bool | None) -> None:
     assert is_paired(text) is paired
 
 
-def test_paired_is_decided_by_the_term_where_two_share_a_code() -> None:
+def test_terms_with_one_code_can_differ_in_being_paired() -> None:
     assert look_up_body_site("URETER") == Coding(SCT, "87953007", "Ureter")
     assert look_up_body_site("ENDOURETERIC") == Coding(SCT, "87953007", "Endo-ureteric")
     assert is_paired("URETER") is True
@@ -204,7 +204,7 @@ def test_a_modality_is_coded_by_cid_33(code: str, display: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["", "MRI", "mr", "PET", "DS", "ST", "CTX"])
-def test_retired_and_invented_modalities_stay_uncoded(code: str) -> None:
+def test_retired_and_invented_modalities_have_no_code(code: str) -> None:
     assert look_up_modality(code) is None
 
 
@@ -217,12 +217,12 @@ def test_retired_and_invented_modalities_stay_uncoded(code: str) -> None:
         ("R ", Coding(SCT, "24028007", "Right")),
     ],
 )
-def test_right_left_and_both_are_coded_by_cid_244(code: str, coding: Coding) -> None:
+def test_right_left_and_both_have_codes_of_cid_244(code: str, coding: Coding) -> None:
     assert look_up_laterality(code) == coding
 
 
 @pytest.mark.parametrize("code", ["U", "", "RL", "r", "RIGHT", "M"])
-def test_no_other_laterality_is_coded(code: str) -> None:
+def test_other_lateralities_have_no_code(code: str) -> None:
     assert look_up_laterality(code) is None
 
 
@@ -271,7 +271,7 @@ def test_a_coded_entry_without_meaning_has_no_display(meaning: str | None) -> No
 
 
 @pytest.mark.parametrize("designator", ["SRT", "SNM3", "99SDM"])
-def test_a_snomed_rt_code_becomes_snomed_ct(designator: str) -> None:
+def test_a_snomed_rt_code_is_converted_to_snomed_ct(designator: str) -> None:
     assert convert_coded_entry("T-04000", designator, "Breast") == Coding(SCT, "76752008", "Breast")
 
 
@@ -279,7 +279,7 @@ def test_a_snomed_rt_code_becomes_snomed_ct(designator: str) -> None:
     ("code", "designator"),
     [("T-99999", "SRT"), ("76752008", "SRT"), ("", "SCT"), ("", "SRT"), ("12", "99LOCAL"), ("12", "")],
 )
-def test_what_cannot_be_named_for_sure_is_no_coding(code: str, designator: str) -> None:
+def test_an_ambiguous_coded_entry_is_not_converted(code: str, designator: str) -> None:
     assert convert_coded_entry(code, designator, "Something") is None
 
 

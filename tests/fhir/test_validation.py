@@ -79,10 +79,10 @@ def test_a_valid_patient_has_no_errors(resource: dict[str, Any]) -> None:
         (changed("series", 0, "instance", 0, "sopClass"), "sopClass"),
     ],
 )
-def test_what_fhir_resources_finds_is_said_with_its_place(resource: dict[str, Any], named: str) -> None:
-    found = find_errors(resource)
-    assert found
-    assert named in " ".join(found)
+def test_errors_of_fhir_resources_have_the_path_of_the_element(resource: dict[str, Any], named: str) -> None:
+    errors = find_errors(resource)
+    assert errors
+    assert named in " ".join(errors)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_what_fhir_resources_finds_is_said_with_its_place(resource: dict[str, An
         ),
     ],
 )
-def test_what_fhir_resources_lets_through_is_found(study: dict[str, Any], sentence: str) -> None:
+def test_errors_that_fhir_resources_does_not_find(study: dict[str, Any], sentence: str) -> None:
     assert find_errors(study) == [sentence]
 
 
@@ -114,7 +114,7 @@ def test_what_fhir_resources_lets_through_is_found(study: dict[str, Any], senten
         "05.01.2024",
     ],
 )
-def test_a_date_time_without_seconds_or_zone_is_found(started: str) -> None:
+def test_a_date_time_without_seconds_or_zone_is_an_error(started: str) -> None:
     assert len(find_errors(changed("started", to=started))) == 1
     assert len(find_errors(changed("series", 0, "started", to=started))) == 1
 
@@ -219,12 +219,12 @@ def paths(value: Any) -> list[tuple[Any, ...]]:
 
 
 def is_compared(path: tuple[Any, ...]) -> bool:
-    """Whether a path may change: not the lists of series and instances, which are always made."""
+    """Whether a path may change: not the lists of series and instances, which every study has."""
     return path not in {("resourceType",), ("series",), ("series", 0), ("series", 0, "instance")} and path[3:] != (0,)
 
 
 def mutations(resource: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The resource with each element removed, beside an unknown one, and with each of the odd values."""
+    """The resource with each element removed, with an unknown element next to it, and with each of the odd values."""
     for path in filter(is_compared, paths(resource)):
         for number in range(len(ODD_VALUES) + 2):
             mutated = copy.deepcopy(resource)
@@ -241,18 +241,18 @@ def mutations(resource: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def whole_validation(resource: dict[str, Any], version: str) -> list[str]:
-    """What `fhir.resources` says of all of a resource, and our own checks where it says nothing."""
+    """The errors that `fhir.resources` finds in a whole resource; if there are none, those of our own checks."""
     module = "fhir.resources.R4B" if version == "R4" else "fhir.resources"
     type_ = resource["resourceType"]
     try:
         getattr(importlib.import_module(f"{module}.{type_.lower()}"), type_).model_validate(resource)
     except ValidationError as error:
-        return [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        return [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
     return list(validation._study_errors(resource)) if type_ == "ImagingStudy" else []
 
 
 def outcome(check: Callable[[dict[str, Any], str], list[str]], resource: dict[str, Any], version: str) -> Any:
-    """What a check says, or the error that it raises."""
+    """The result of a check, or the error that it raises."""
     try:
         return check(resource, version)
     except Exception as error:  # noqa: BLE001  (whatever both raise is compared)
@@ -260,7 +260,7 @@ def outcome(check: Callable[[dict[str, Any], str], list[str]], resource: dict[st
 
 
 @pytest.mark.parametrize(("version", "resource"), RESOURCES)
-def test_a_changed_resource_is_refused_as_by_the_whole_validation(version: str, resource: dict[str, Any]) -> None:
+def test_the_same_errors_are_found_as_by_full_validation(version: str, resource: dict[str, Any]) -> None:
     assert find_errors(resource, version) == whole_validation(resource, version) == []
     changed_resources = list(mutations(resource))
     refused = 0
@@ -272,13 +272,13 @@ def test_a_changed_resource_is_refused_as_by_the_whole_validation(version: str, 
     assert 0.5 < refused / len(changed_resources) < 0.95
 
 
-def test_only_elements_that_are_valid_are_kept() -> None:
+def test_only_valid_elements_are_cached() -> None:
     assert validation._valid_object("R4", "Coding", repr(MR)).code == "MR"
     assert validation._valid_object("R4", "Coding", repr({"code": ""})) is None
     assert validation._valid_object("R4", "Coding", repr({"code": object()})) is None
 
 
-def test_a_resource_is_not_changed_by_its_validation() -> None:
+def test_validation_does_not_change_a_resource() -> None:
     study = copy.deepcopy(R4_STUDY)
     assert find_errors(study) == []
     assert study == R4_STUDY

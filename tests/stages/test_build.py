@@ -1,4 +1,4 @@
-"""build: whose the studies of a dataset are, which units are made, and what is made again."""
+"""build: patient matching, the resources of units, and which units are rebuilt."""
 
 import json
 import re
@@ -68,409 +68,368 @@ def with_crosswalk(tree: Tree, *lines: tuple[str, str, str, str]) -> None:
 
 
 def content(lake: Lake) -> dict[str, bytes]:
-    """What the lake holds, by place; without `lake.json`, which has a random id."""
+    """The files of a lake by path, without `lake.json`, which has a random id."""
     root = Path(lake.root)
     files = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name != "lake.json")
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
-# -- what is made -----------------------------------------------------------------------------------------------------
-
-
-def test_each_unit_has_a_patient_a_study_and_the_endpoint_of_its_dataset(tree: Tree) -> None:
-    tree.run()
-    study, patient = study_of(tree, "sub-1"), patient_of(tree, "sub-1")
-    (endpoint,) = tree.resources("Endpoint", "sub-1")
-    assert study["subject"] == {"reference": f"Patient/{patient['id']}"}
-    assert study["endpoint"] == [{"reference": f"Endpoint/{endpoint['id']}"}]
-    assert study["identifier"][0]["value"] == f"urn:oid:{uid('ds/sub-1')}"
-    assert endpoint["address"] == tree.root.resolve().as_uri()
-
-
-def test_every_resource_is_valid(tree: Tree) -> None:
-    tree.run()
-    made = [r for kind in RESOURCE_TYPES for unit in ("sub-1", "sub-2") for r in tree.resources(kind, unit)]
-    assert len(made) == 6
-    assert [find_errors(resource) for resource in made] == [[]] * 6
-
-
-def test_a_patient_carries_no_identifier_of_sds(tree: Tree) -> None:
-    tree.run()
-    assert [(i["system"], i["value"]) for i in patient_of(tree, "sub-1")["identifier"]] == [
-        (f"{SITE}/ds/patient-id", "P-1")
-    ]
-
-
-def test_the_summary_counts_units_persons_and_studies(tree: Tree) -> None:
-    tree.write("sub-2/sam-2/1.dcm", PatientID="P-2", study="another")
-    built = tree.run()
-    assert (built.units, built.units_made, built.units_failed) == (2, 2, 0)
-    assert (built.patients, built.studies, built.held) == (2, 3, 0)
-
-
-def test_several_studies_of_a_subject_are_several_resources_of_one_patient(tree: Tree) -> None:
-    tree.write("sub-1/sam-2/1.dcm", PatientID="P-1", study="another")
-    tree.run()
-    patient = patient_of(tree, "sub-1")
-    studies = tree.resources("ImagingStudy", "sub-1")
-    assert [study["subject"]["reference"] for study in studies] == [f"Patient/{patient['id']}"] * 2
-    assert len({study["id"] for study in studies}) == 2
-
-
-def test_a_duplicate_is_counted_once(tree: Tree) -> None:
-    tree.write("sub-1/sam-1/2.dcm", PatientID="P-1", instance="ds/sub-1/sam-1/1.dcm")
-    tree.run()
-    assert study_of(tree, "sub-1")["numberOfInstances"] == 1
-
-
-def test_a_study_of_other_hospitals_files_in_no_folder_is_that_of_its_patient_id(tmp_path: Path) -> None:
-    tree = make_tree(tmp_path)
-    tree.write("1.dcm", PatientID="P-1", study="loose")
-    tree.run()
-    assert rules(tree) == {".": ("patient-id", "P-1", "ok")}
-    assert study_of(tree, ".")["identifier"][-1]["value"] == f"urn:uid:--{uid('loose')}"
-
-
-def test_the_same_input_gives_the_same_bytes_in_another_lake(tree: Tree, tmp_path: Path) -> None:
-    tree.run()
-    again = Tree(tree.root, Lake(str(tmp_path / "other"), lock_wait=0).open(), tree.name)
-    again.run()
-    assert content(again.lake) == content(tree.lake)
-
-
-def test_another_key_of_resource_ids_makes_all_resources_again(tree: Tree, tmp_path: Path) -> None:
-    tree.run()
-    before = ids_of(tree)
-    (tmp_path / "key").write_text("0f" * 32)
-    tree.settings = Settings(id_key_file=str(tmp_path / "key"))
-    assert tree.build().units_made == 2
-    assert len(ids_of(tree)) == len(before)
-    assert ids_of(tree) & before == set()
-    assert tree.build().units_made == 0
-    tree.settings = Settings()
-    tree.build()
-    assert ids_of(tree) == before
+def all_resources(tree: Tree) -> list[dict[str, Any]]:
+    """The resources of both units; the Endpoint once for each."""
+    units = ("sub-1", "sub-2")
+    return [resource for kind in RESOURCE_TYPES for unit in units for resource in tree.resources(kind, unit)]
 
 
 def ids_of(tree: Tree) -> set[str]:
-    """All ids of resources that the lake has for a dataset, and those to which its tables and resources refer."""
-    lines = [
-        json.dumps(one) for kind in RESOURCE_TYPES for unit in ("sub-1", "sub-2") for one in tree.resources(kind, unit)
-    ]
+    """The ids of all resources of a dataset, and those that its tables and resources refer to."""
+    lines = [json.dumps(resource) for resource in all_resources(tree)]
     patients = tree.lake.read(IDENTITIES, ["patient"], dataset=tree.name)["patient"].to_pylist()
     return {*re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", "\n".join(lines)), *patients}
 
 
-def test_processes_make_the_same_bytes_as_one(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree.run()
-    again = Tree(tree.root, Lake(str(tmp_path / "other"), lock_wait=0).open(), tree.name)
-    again.crawl()
-    again.extract()
-    monkeypatch.setattr("dicom_etl.construction.building.FEW_SECONDS", 0)
-    build(again.source, again.lake, again.settings, again.configured, Engine("processes", 2))
-    assert content(again.lake) == content(tree.lake)
+class TestResources:
+    def test_each_unit_has_a_patient_and_a_study(self, tree: Tree) -> None:
+        tree.run()
+        study, patient = study_of(tree, "sub-1"), patient_of(tree, "sub-1")
+        (endpoint,) = tree.resources("Endpoint", "sub-1")
+        assert study["subject"] == {"reference": f"Patient/{patient['id']}"}
+        assert study["endpoint"] == [{"reference": f"Endpoint/{endpoint['id']}"}]
+        assert study["identifier"][0]["value"] == f"urn:oid:{uid('ds/sub-1')}"
+        assert endpoint["address"] == tree.root.resolve().as_uri()
 
+    def test_every_resource_is_valid(self, tree: Tree) -> None:
+        tree.run()
+        resources = all_resources(tree)
+        assert len(resources) == 6
+        assert [find_errors(resource) for resource in resources] == [[]] * 6
 
-def test_a_dataset_that_was_not_extracted_is_refused(tree: Tree) -> None:
-    tree.crawl()
-    with pytest.raises(SourceError, match="dataset ds: there are no header tables; extract it first"):
+    def test_a_patient_has_no_sds_identifier(self, tree: Tree) -> None:
+        tree.run()
+        assert [(i["system"], i["value"]) for i in patient_of(tree, "sub-1")["identifier"]] == [
+            (f"{SITE}/ds/patient-id", "P-1")
+        ]
+
+    def test_the_result_counts_units_patients_and_studies(self, tree: Tree) -> None:
+        tree.write("sub-2/sam-2/1.dcm", PatientID="P-2", study="another")
+        built = tree.run()
+        assert (built.units, built.units_made, built.units_failed) == (2, 2, 0)
+        assert (built.patients, built.studies, built.held) == (2, 3, 0)
+
+    def test_several_studies_of_a_subject_have_one_patient(self, tree: Tree) -> None:
+        tree.write("sub-1/sam-2/1.dcm", PatientID="P-1", study="another")
+        tree.run()
+        patient = patient_of(tree, "sub-1")
+        studies = tree.resources("ImagingStudy", "sub-1")
+        assert [study["subject"]["reference"] for study in studies] == [f"Patient/{patient['id']}"] * 2
+        assert len({study["id"] for study in studies}) == 2
+
+    def test_a_duplicate_is_counted_once(self, tree: Tree) -> None:
+        tree.write("sub-1/sam-1/2.dcm", PatientID="P-1", instance="ds/sub-1/sam-1/1.dcm")
+        tree.run()
+        assert study_of(tree, "sub-1")["numberOfInstances"] == 1
+
+    def test_files_outside_of_subject_folders_are_matched_by_patient_id(self, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path)
+        tree.write("1.dcm", PatientID="P-1", study="loose")
+        tree.run()
+        assert rules(tree) == {".": ("patient-id", "P-1", "ok")}
+        assert study_of(tree, ".")["identifier"][-1]["value"] == f"urn:uid:--{uid('loose')}"
+
+    def test_the_same_input_gives_the_same_bytes_in_another_lake(self, tree: Tree, tmp_path: Path) -> None:
+        tree.run()
+        other = Tree(tree.root, Lake(str(tmp_path / "other"), lock_wait=0).open(), tree.name)
+        other.run()
+        assert content(other.lake) == content(tree.lake)
+
+    def test_another_key_of_resource_ids_rebuilds_all_resources(self, tree: Tree, tmp_path: Path) -> None:
+        tree.run()
+        before = ids_of(tree)
+        (tmp_path / "key").write_text("0f" * 32)
+        tree.settings = Settings(id_key_file=str(tmp_path / "key"))
+        assert tree.build().units_made == 2
+        assert len(ids_of(tree)) == len(before)
+        assert ids_of(tree) & before == set()
+        assert tree.build().units_made == 0
+        tree.settings = Settings()
         tree.build()
+        assert ids_of(tree) == before
+
+    def test_several_processes_give_the_same_bytes(
+        self, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tree.run()
+        other = Tree(tree.root, Lake(str(tmp_path / "other"), lock_wait=0).open(), tree.name)
+        other.crawl()
+        other.extract()
+        monkeypatch.setattr("dicom_etl.construction.building.FEW_SECONDS", 0)
+        build(other.source, other.lake, other.settings, other.configured, Engine("processes", 2))
+        assert content(other.lake) == content(tree.lake)
+
+    def test_a_dataset_that_was_not_extracted_is_refused(self, tree: Tree) -> None:
+        tree.crawl()
+        with pytest.raises(SourceError, match="dataset ds: there are no header tables; extract it first"):
+            tree.build()
+
+    def test_a_dataset_that_another_run_has_locked_is_not_built(self, tree: Tree) -> None:
+        tree.crawl()
+        tree.extract()
+        with tree.lake.lock("ds", "crawl of ds"), pytest.raises(LockHeldError, match="crawl of ds"):
+            tree.build()
+        assert not tree.lake.exists("identities/ds.parquet")
 
 
-def test_a_dataset_that_another_run_writes_is_left_alone(tree: Tree) -> None:
-    tree.crawl()
-    tree.extract()
-    with tree.lake.lock("ds", "crawl of ds"), pytest.raises(LockHeldError, match="crawl of ds"):
+class TestPatientMatching:
+    def test_a_study_with_two_patient_ids_is_held_with_a_finding(self, tree: Tree) -> None:
+        tree.write("sub-1/sam-1/2.dcm", PatientID="P-9")
+        built = tree.run()
+        assert (built.studies, built.held) == (1, 1)
+        assert rules(tree)["sub-1"][2] == "held"
+        assert [tree.resources(kind, "sub-1") for kind in UNIT_RESOURCE_TYPES] == [[], []]
+        assert [(f["code"], f["study_uid"]) for f in tree.findings("build", "sub-1")] == [
+            ("study-two-patients", uid("ds/sub-1"))
+        ]
+
+    def test_a_study_under_two_subjects_is_held_and_counted_once(self, tree: Tree) -> None:
+        for subject in ("sub-1", "sub-2"):
+            tree.write(f"{subject}/sam-9/1.dcm", PatientID="P-1", study="roaming")
+        built = tree.run()
+        assert (built.studies, built.held) == (2, 1)
+        assert [len(tree.resources("ImagingStudy", unit)) for unit in ("sub-1", "sub-2")] == [1, 1]
+        assert "study-two-subjects" in tree.codes("build", "sub-1")
+        assert "study-two-subjects" in tree.codes("build", "sub-2")
+
+    def test_the_crosswalk_resolves_a_study_with_two_patient_ids(self, tree: Tree) -> None:
+        tree.write("sub-1/sam-1/2.dcm", PatientID="P-9")
+        with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", "p7"))
+        assert tree.run().held == 0
+        assert study_of(tree, "sub-1")["numberOfInstances"] == 2
+        assert patient_of(tree, "sub-1")["identifier"] == [{"use": "usual", "system": "urn:x:persons", "value": "p7"}]
+
+    def test_the_crosswalk_resolves_a_study_under_two_subjects(self, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path)
+        for subject in ("sub-1", "sub-2"):
+            tree.write(f"{subject}/sam-1/1.dcm", study="roaming")
+        with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7"))
+        built = tree.run()
+        assert (built.patients, built.studies, built.held) == (1, 1, 0)
+        assert study_of(tree, "sub-1")["numberOfInstances"] == 2
+        assert tree.resources("ImagingStudy", "sub-2") == []
+
+    def test_a_patient_id_of_a_second_subject_is_not_used(self, tree: Tree) -> None:
+        tree.run()
+        before = patient_of(tree, "sub-1")["id"]
+        tree.write("sub-3/sam-1/1.dcm", PatientID="P-1")
+        built = tree.run()
+        assert rules(tree) == {
+            "sub-1": ("subject", "sub-1", "ok"),
+            "sub-2": ("patient-id", "P-2", "ok"),
+            "sub-3": ("subject", "sub-3", "ok"),
+        }
+        assert built.units_made == 2  # sub-1 and sub-3, not sub-2
+        assert patient_of(tree, "sub-1")["id"] != before
+        assert patient_of(tree, "sub-1")["identifier"][0]["value"] == "sub-1"
+        assert "patient-id-shared" in tree.codes("build", "sub-1")
+
+    def test_two_datasets_share_a_patient_under_one_authority(self, tmp_path: Path) -> None:
+        breast = make_tree(tmp_path, "breast", assigning_authority=AUTHORITY)
+        heart = make_tree(tmp_path, "heart", lake=breast.lake, assigning_authority=AUTHORITY)
+        for tree in (breast, heart):
+            tree.write("sub-1/sam-1/1.dcm", PatientID="P-1")
+            tree.run()
+        assert patient_of(breast, "sub-1") == patient_of(heart, "sub-1")
+        assert study_of(breast, "sub-1")["id"] != study_of(heart, "sub-1")["id"]
+
+    def test_equal_patient_ids_without_an_authority_are_two_patients(self, tmp_path: Path) -> None:
+        breast = make_tree(tmp_path, "breast")
+        heart = make_tree(tmp_path, "heart", lake=breast.lake)
+        for tree in (breast, heart):
+            tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", IssuerOfPatientID="HIS")
+            tree.run()
+        assert patient_of(breast, "sub-1")["id"] != patient_of(heart, "sub-1")["id"]
+
+    def test_two_datasets_share_a_patient_by_the_crosswalk(self, tmp_path: Path) -> None:
+        breast = make_tree(tmp_path, "breast")
+        heart = make_tree(tmp_path, "heart", lake=breast.lake)
+        for tree in (breast, heart):
+            tree.write("sub-1/sam-1/1.dcm", PatientID=f"P-{tree.name}")
+            with_crosswalk(tree, ("breast", "sub-1", "urn:x:persons", "p7"), ("heart", "sub-1", "urn:x:persons", "p7"))
+            tree.run()
+        assert patient_of(breast, "sub-1") == patient_of(heart, "sub-1")
+
+    def test_a_study_in_two_datasets_is_two_resources(self, tmp_path: Path) -> None:
+        breast = make_tree(tmp_path, "breast")
+        heart = make_tree(tmp_path, "heart", lake=breast.lake)
+        for tree in (breast, heart):
+            tree.write("sub-1/sam-1/1.dcm", study="same")
+            tree.run()
+        assert study_of(breast, "sub-1")["id"] != study_of(heart, "sub-1")["id"]
+
+    def test_the_issuer_in_a_header_is_the_system_of_the_patient(self, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path)
+        qualifiers = [{"UniversalEntityID": "1.9.9", "UniversalEntityIDType": "ISO"}]
+        tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", IssuerOfPatientIDQualifiersSequence=qualifiers)
+        tree.run()
+        assert patient_of(tree, "sub-1")["identifier"][0]["system"] == "urn:oid:1.9.9"
+
+    def test_a_removed_identity_stays_within_its_dataset(self, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path, assigning_authority=AUTHORITY)
+        tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", PatientIdentityRemoved="YES")
+        tree.run()
+        assert rules(tree)["sub-1"] == ("patient-id", "P-1", "ok")
+
+    def test_an_invalid_crosswalk_stops_the_build_before_it_writes(self, tree: Tree) -> None:
+        tree.run()
+        before = content(tree.lake)
+        with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", ""))
+        with pytest.raises(SettingsError, match=r"line 2 of the crosswalk .* has no value in column"):
+            tree.build()
+        assert content(tree.lake) == before
+
+    def test_the_subjects_sheet_fills_in_a_missing_sex(self, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path)
+        tree.write("sub-1/sam-1/1.dcm", PatientSex="")
+        tree.sheet("subjects", {"subject id": "sub-1", "sex": "Male"}, {"subject id": "sub-2", "sex": "Female"})
+        tree.run()
+        assert patient_of(tree, "sub-1")["gender"] == "male"
+
+
+class TestIncrementalBuild:
+    def test_without_a_change_nothing_is_built(self, tree: Tree) -> None:
+        tree.run()
+        before = content(tree.lake)
+        assert tree.run().units_made == 0
+        assert content(tree.lake) == before
+
+    def test_force_rebuilds_everything_with_the_same_bytes(self, tree: Tree) -> None:
+        tree.run()
+        before = content(tree.lake)
+        assert tree.build(force=True).units_made == 2
+        assert content(tree.lake) == before
+
+    def test_only_the_selected_subjects_are_built(self, tree: Tree) -> None:
+        tree.crawl()
+        tree.extract()
+        assert tree.build(subjects=["sub-2"]).units_made == 1
+        assert tree.resources("ImagingStudy", "sub-1") == []
+        assert tree.build().units_made == 1
+        assert len(tree.resources("ImagingStudy", "sub-1")) == 1
+
+    def test_a_new_file_rebuilds_only_its_unit(self, tree: Tree) -> None:
+        tree.run()
+        tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")
+        assert tree.run().units_made == 1
+        assert study_of(tree, "sub-2")["numberOfInstances"] == 2
+
+    def test_another_time_zone_rebuilds_all_units(self, tree: Tree) -> None:
+        tree.run()
+        tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
+        assert tree.build().units_made == 2
+        assert study_of(tree, "sub-1")["started"] == "2024-01-05T10:15:00+13:00"
+
+    def test_the_time_zone_of_the_dataset_takes_precedence(self, tree: Tree) -> None:
+        tree.settings = Settings(time_zone="Europe/Berlin")
+        tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
+        tree.run()
+        assert study_of(tree, "sub-1")["started"] == "2024-01-05T10:15:00+13:00"
+        tree.dataset_settings = {}
         tree.build()
-    assert not tree.lake.exists("identities/ds.parquet")
+        assert study_of(tree, "sub-1")["started"] == "2024-01-05T10:15:00+01:00"
 
-
-# -- whose a study is -------------------------------------------------------------------------------------------------
-
-
-def test_a_study_with_two_patient_ids_is_held_and_said(tree: Tree) -> None:
-    tree.write("sub-1/sam-1/2.dcm", PatientID="P-9")
-    built = tree.run()
-    assert (built.studies, built.held) == (1, 1)
-    assert rules(tree)["sub-1"][2] == "held"
-    assert [tree.resources(kind, "sub-1") for kind in UNIT_RESOURCE_TYPES] == [[], []]
-    assert [(f["code"], f["study_uid"]) for f in tree.findings("build", "sub-1")] == [
-        ("study-two-patients", uid("ds/sub-1"))
-    ]
-
-
-def test_a_study_under_two_subjects_is_held_in_both_and_counted_once(tree: Tree) -> None:
-    for subject in ("sub-1", "sub-2"):
-        tree.write(f"{subject}/sam-9/1.dcm", PatientID="P-1", study="roaming")
-    built = tree.run()
-    assert (built.studies, built.held) == (2, 1)
-    assert [len(tree.resources("ImagingStudy", unit)) for unit in ("sub-1", "sub-2")] == [1, 1]
-    assert "study-two-subjects" in tree.codes("build", "sub-1")
-    assert "study-two-subjects" in tree.codes("build", "sub-2")
-
-
-def test_the_crosswalk_decides_a_study_with_two_patient_ids(tree: Tree) -> None:
-    tree.write("sub-1/sam-1/2.dcm", PatientID="P-9")
-    with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", "p7"))
-    assert tree.run().held == 0
-    assert study_of(tree, "sub-1")["numberOfInstances"] == 2
-    assert patient_of(tree, "sub-1")["identifier"] == [{"use": "usual", "system": "urn:x:persons", "value": "p7"}]
-
-
-def test_the_crosswalk_decides_a_study_under_two_subjects_and_one_unit_builds_it_whole(tmp_path: Path) -> None:
-    tree = make_tree(tmp_path)
-    for subject in ("sub-1", "sub-2"):
-        tree.write(f"{subject}/sam-1/1.dcm", study="roaming")
-    with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7"))
-    built = tree.run()
-    assert (built.patients, built.studies, built.held) == (1, 1, 0)
-    assert study_of(tree, "sub-1")["numberOfInstances"] == 2
-    assert tree.resources("ImagingStudy", "sub-2") == []
-
-
-def test_a_new_subject_with_a_known_patient_id_makes_both_persons_of_their_own(tree: Tree) -> None:
-    tree.run()
-    before = patient_of(tree, "sub-1")["id"]
-    tree.write("sub-3/sam-1/1.dcm", PatientID="P-1")
-    built = tree.run()
-    assert rules(tree) == {
-        "sub-1": ("subject", "sub-1", "ok"),
-        "sub-2": ("patient-id", "P-2", "ok"),
-        "sub-3": ("subject", "sub-3", "ok"),
-    }
-    assert built.units_made == 2  # sub-1 again and sub-3; not sub-2
-    assert patient_of(tree, "sub-1")["id"] != before
-    assert patient_of(tree, "sub-1")["identifier"][0]["value"] == "sub-1"
-    assert "patient-id-shared" in tree.codes("build", "sub-1")
-
-
-def test_two_datasets_share_a_patient_under_one_authority(tmp_path: Path) -> None:
-    one = make_tree(tmp_path, "breast", assigning_authority=AUTHORITY)
-    other = make_tree(tmp_path, "heart", lake=one.lake, assigning_authority=AUTHORITY)
-    for tree in (one, other):
-        tree.write("sub-1/sam-1/1.dcm", PatientID="P-1")
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"namespace": "https://other.example"},
+            {"staff_names": True},
+            {"sds_dataset_system": "urn:x:datasets"},
+            {"sds_study_system": "urn:x:studies"},
+        ],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_a_setting_of_the_mapping_rebuilds_all_units(self, tree: Tree, change: dict[str, Any]) -> None:
         tree.run()
-    assert patient_of(one, "sub-1") == patient_of(other, "sub-1")
-    assert study_of(one, "sub-1")["id"] != study_of(other, "sub-1")["id"]
+        tree.settings = Settings(**change)
+        assert tree.build().units_made == 2
 
-
-def test_two_hospitals_patient_ids_without_an_authority_are_two_persons(tmp_path: Path) -> None:
-    one = make_tree(tmp_path, "breast")
-    other = make_tree(tmp_path, "heart", lake=one.lake)
-    for tree in (one, other):
-        tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", IssuerOfPatientID="HIS")
+    @pytest.mark.parametrize("change", [{"workers": 1}, {"lock_wait_seconds": 1}, {"reference_date": "2024-01-01"}])
+    def test_another_setting_rebuilds_nothing(self, tree: Tree, change: dict[str, Any]) -> None:
         tree.run()
-    assert patient_of(one, "sub-1")["id"] != patient_of(other, "sub-1")["id"]
+        tree.settings = Settings(**change)
+        assert tree.build().units_made == 0
 
-
-def test_two_datasets_share_a_patient_by_the_crosswalk(tmp_path: Path) -> None:
-    one = make_tree(tmp_path, "breast")
-    other = make_tree(tmp_path, "heart", lake=one.lake)
-    for tree in (one, other):
-        tree.write("sub-1/sam-1/1.dcm", PatientID=f"P-{tree.name}")
-        with_crosswalk(tree, ("breast", "sub-1", "urn:x:persons", "p7"), ("heart", "sub-1", "urn:x:persons", "p7"))
+    def test_another_address_changes_only_the_endpoint(self, tree: Tree) -> None:
         tree.run()
-    assert patient_of(one, "sub-1") == patient_of(other, "sub-1")
+        tree.dataset_settings = {"endpoint": "https://pacs.example/rs"}
+        assert tree.build().units_made == 0
+        assert tree.resources("Endpoint", "sub-1")[0]["address"] == "https://pacs.example/rs"
 
-
-def test_a_study_in_two_datasets_is_two_resources(tmp_path: Path) -> None:
-    one = make_tree(tmp_path, "breast")
-    other = make_tree(tmp_path, "heart", lake=one.lake)
-    for tree in (one, other):
-        tree.write("sub-1/sam-1/1.dcm", study="same")
+    def test_a_row_of_the_subjects_sheet_rebuilds_only_its_subject(self, tree: Tree) -> None:
+        rows = [{"subject id": "sub-1", "sex": "Female"}, {"subject id": "sub-2", "sex": "Female"}]
+        tree.sheet("subjects", *rows)
         tree.run()
-    assert study_of(one, "sub-1")["id"] != study_of(other, "sub-1")["id"]
+        tree.sheet("subjects", {"subject id": "sub-1", "sex": "Male"}, rows[1])
+        assert tree.run().units_made == 1
+        assert "sheet-conflict" in tree.codes("build", "sub-1")
+        assert "sheet-conflict" not in tree.codes("build", "sub-2")
 
+    def test_another_sheet_rebuilds_nothing(self, tree: Tree) -> None:
+        tree.run()
+        tree.sheet("samples", {"sample id": "sam-1", "subject id": "sub-1", "sample type": "tissue"})
+        assert tree.run().units_made == 0
 
-def test_the_issuer_of_a_header_is_the_system_of_its_patient(tmp_path: Path) -> None:
-    tree = make_tree(tmp_path)
-    qualifiers = [{"UniversalEntityID": "1.9.9", "UniversalEntityIDType": "ISO"}]
-    tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", IssuerOfPatientIDQualifiersSequence=qualifiers)
-    tree.run()
-    assert patient_of(tree, "sub-1")["identifier"][0]["system"] == "urn:oid:1.9.9"
+    def test_a_cell_of_the_samples_sheet_rebuilds_only_its_subject(self, tree: Tree) -> None:
+        rows = [{"sample id": "sam-1", "subject id": f"sub-{n}", "laterality": "Left"} for n in (1, 2)]
+        tree.sheet("samples", *rows)
+        tree.run()
+        tree.sheet("samples", rows[0] | {"laterality": "Right"}, rows[1])
+        assert tree.run().units_made == 1
+        assert study_of(tree, "sub-1")["series"][0]["laterality"]["display"] == "Right"
 
+    def test_a_crosswalk_entry_rebuilds_only_its_subject(self, tree: Tree) -> None:
+        with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"))
+        tree.run()
+        with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"), ("ds", "sub-1", "urn:x:persons", "p7"))
+        assert tree.build().units_made == 1
+        assert patient_of(tree, "sub-1")["identifier"][0]["value"] == "p7"
 
-def test_a_removed_identity_stays_within_its_dataset(tmp_path: Path) -> None:
-    tree = make_tree(tmp_path, assigning_authority=AUTHORITY)
-    tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", PatientIdentityRemoved="YES")
-    tree.run()
-    assert rules(tree)["sub-1"] == ("patient-id", "P-1", "ok")
+    def test_a_crosswalk_entry_of_another_dataset_rebuilds_nothing(self, tree: Tree) -> None:
+        with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"))
+        tree.run()
+        with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"), ("other", "sub-1", "urn:x:persons", "p7"))
+        assert tree.build().units_made == 0
 
+    def test_another_authority_rebuilds_all_units(self, tree: Tree) -> None:
+        tree.run()
+        tree.dataset_settings = {"assigning_authority": AUTHORITY}
+        assert tree.build().units_made == 2
 
-def test_a_damaged_crosswalk_stops_the_build_before_anything_is_written(tree: Tree) -> None:
-    tree.run()
-    before = content(tree.lake)
-    with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", ""))
-    with pytest.raises(SettingsError, match=r"line 2 of the crosswalk .* has no value in column"):
-        tree.build()
-    assert content(tree.lake) == before
+    def test_a_file_in_the_second_unit_of_a_study_rebuilds_the_first(self, tmp_path: Path) -> None:
+        tree = make_tree(tmp_path)
+        for subject in ("sub-1", "sub-2"):
+            tree.write(f"{subject}/sam-1/1.dcm", study="roaming")
+        tree.write("sub-3/sam-1/1.dcm", PatientID="P-3")
+        with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7"))
+        tree.run()
+        tree.write("sub-2/sam-1/2.dcm", study="roaming")
+        assert tree.run().units_made == 2
+        assert study_of(tree, "sub-1")["numberOfInstances"] == 3
 
+    def test_another_version_of_the_mapping_rebuilds_all_units(
+        self, tree: Tree, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tree.run()
+        monkeypatch.setattr("dicom_etl.fhir.imaging_study.MAPPING_VERSION", 1000)
+        assert tree.build().units_made == 2
 
-def test_the_subjects_sheet_says_the_sex_that_the_header_lacks(tmp_path: Path) -> None:
-    tree = make_tree(tmp_path)
-    tree.write("sub-1/sam-1/1.dcm", PatientSex="")
-    tree.sheet("subjects", {"subject id": "sub-1", "sex": "Male"}, {"subject id": "sub-2", "sex": "Female"})
-    tree.run()
-    assert patient_of(tree, "sub-1")["gender"] == "male"
-
-
-# -- incremental ------------------------------------------------------------------------------------------------------
-
-
-def test_without_a_change_nothing_is_made(tree: Tree) -> None:
-    tree.run()
-    before = content(tree.lake)
-    assert tree.run().units_made == 0
-    assert content(tree.lake) == before
-
-
-def test_force_makes_everything_again_to_the_same_bytes(tree: Tree) -> None:
-    tree.run()
-    before = content(tree.lake)
-    assert tree.build(force=True).units_made == 2
-    assert content(tree.lake) == before
-
-
-def test_only_the_subjects_that_are_asked_for_are_made(tree: Tree) -> None:
-    tree.crawl()
-    tree.extract()
-    assert tree.build(subjects=["sub-2"]).units_made == 1
-    assert tree.resources("ImagingStudy", "sub-1") == []
-    assert tree.build().units_made == 1
-    assert len(tree.resources("ImagingStudy", "sub-1")) == 1
-
-
-def test_a_new_file_makes_its_unit_alone(tree: Tree) -> None:
-    tree.run()
-    tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")
-    assert tree.run().units_made == 1
-    assert study_of(tree, "sub-2")["numberOfInstances"] == 2
-
-
-def test_another_time_zone_makes_all_units(tree: Tree) -> None:
-    tree.run()
-    tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
-    assert tree.build().units_made == 2
-    assert study_of(tree, "sub-1")["started"] == "2024-01-05T10:15:00+13:00"
-
-
-def test_the_time_zone_of_a_dataset_counts_before_that_of_the_settings(tree: Tree) -> None:
-    tree.settings = Settings(time_zone="Europe/Berlin")
-    tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
-    tree.run()
-    assert study_of(tree, "sub-1")["started"] == "2024-01-05T10:15:00+13:00"
-    tree.dataset_settings = {}
-    tree.build()
-    assert study_of(tree, "sub-1")["started"] == "2024-01-05T10:15:00+01:00"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"namespace": "https://other.example"},
-        {"staff_names": True},
-        {"sds_dataset_system": "urn:x:datasets"},
-        {"sds_study_system": "urn:x:studies"},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_a_setting_that_the_resources_are_made_from_makes_all_units(tree: Tree, change: dict[str, Any]) -> None:
-    tree.run()
-    tree.settings = Settings(**change)
-    assert tree.build().units_made == 2
-
-
-@pytest.mark.parametrize("change", [{"workers": 1}, {"lock_wait_seconds": 1}, {"reference_date": "2024-01-01"}])
-def test_another_setting_makes_nothing(tree: Tree, change: dict[str, Any]) -> None:
-    tree.run()
-    tree.settings = Settings(**change)
-    assert tree.build().units_made == 0
-
-
-def test_another_address_of_the_images_makes_the_endpoint_alone(tree: Tree) -> None:
-    tree.run()
-    tree.dataset_settings = {"endpoint": "https://pacs.example/rs"}
-    assert tree.build().units_made == 0
-    assert tree.resources("Endpoint", "sub-1")[0]["address"] == "https://pacs.example/rs"
-
-
-def test_another_row_of_the_subjects_sheet_makes_its_subject_alone(tree: Tree) -> None:
-    rows = [{"subject id": "sub-1", "sex": "Female"}, {"subject id": "sub-2", "sex": "Female"}]
-    tree.sheet("subjects", *rows)
-    tree.run()
-    tree.sheet("subjects", {"subject id": "sub-1", "sex": "Male"}, rows[1])
-    assert tree.run().units_made == 1
-    assert "sheet-conflict" in tree.codes("build", "sub-1")
-    assert "sheet-conflict" not in tree.codes("build", "sub-2")
-
-
-def test_another_sheet_makes_nothing(tree: Tree) -> None:
-    tree.run()
-    tree.sheet("samples", {"sample id": "sam-1", "subject id": "sub-1", "sample type": "tissue"})
-    assert tree.run().units_made == 0
-
-
-def test_a_cell_of_the_samples_sheet_that_is_mapped_makes_its_subject_alone(tree: Tree) -> None:
-    rows = [{"sample id": "sam-1", "subject id": f"sub-{n}", "laterality": "Left"} for n in (1, 2)]
-    tree.sheet("samples", *rows)
-    tree.run()
-    tree.sheet("samples", rows[0] | {"laterality": "Right"}, rows[1])
-    assert tree.run().units_made == 1
-    assert study_of(tree, "sub-1")["series"][0]["laterality"]["display"] == "Right"
-
-
-def test_a_new_line_of_the_crosswalk_makes_its_subject_alone(tree: Tree) -> None:
-    with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"))
-    tree.run()
-    with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"), ("ds", "sub-1", "urn:x:persons", "p7"))
-    assert tree.build().units_made == 1
-    assert patient_of(tree, "sub-1")["identifier"][0]["value"] == "p7"
-
-
-def test_a_line_of_the_crosswalk_for_another_dataset_makes_nothing(tree: Tree) -> None:
-    with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"))
-    tree.run()
-    with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"), ("other", "sub-1", "urn:x:persons", "p7"))
-    assert tree.build().units_made == 0
-
-
-def test_another_authority_makes_all_units(tree: Tree) -> None:
-    tree.run()
-    tree.dataset_settings = {"assigning_authority": AUTHORITY}
-    assert tree.build().units_made == 2
-
-
-def test_a_file_in_the_second_unit_of_a_study_makes_the_first_unit_too(tmp_path: Path) -> None:
-    tree = make_tree(tmp_path)
-    for subject in ("sub-1", "sub-2"):
-        tree.write(f"{subject}/sam-1/1.dcm", study="roaming")
-    tree.write("sub-3/sam-1/1.dcm", PatientID="P-3")
-    with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7"))
-    tree.run()
-    tree.write("sub-2/sam-1/2.dcm", study="roaming")
-    assert tree.run().units_made == 2
-    assert study_of(tree, "sub-1")["numberOfInstances"] == 3
-
-
-def test_another_version_of_the_mapping_makes_all_units(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree.run()
-    monkeypatch.setattr("dicom_etl.fhir.imaging_study.MAPPING_VERSION", 1000)
-    assert tree.build().units_made == 2
-
-
-def test_the_resources_of_a_unit_that_is_gone_vanish(tree: Tree) -> None:
-    tree.run()
-    (tree.root / "primary/sub-2/sam-1/1.dcm").unlink()
-    tree.run(accept_missing=True)
-    (commit,) = read_commits(tree.lake, "build", "ds").values()
-    assert list(commit.rows) == ["sub-1"]
-    assert [tree.resources(kind, "sub-2") for kind in UNIT_RESOURCE_TYPES] == [[], []]
-    assert len(tree.lake.read_bytes("fhir/ImagingStudy/ds/0000.ndjson").splitlines()) == 1
-    assert tree.findings("build", "sub-2") == []
-    assert list(rules(tree)) == ["sub-1"]
-
-
-# -- killed and failed ------------------------------------------------------------------------------------------------
+    def test_the_resources_of_a_removed_unit_are_removed(self, tree: Tree) -> None:
+        tree.run()
+        (tree.root / "primary/sub-2/sam-1/1.dcm").unlink()
+        tree.run(accept_missing=True)
+        (commit,) = read_commits(tree.lake, "build", "ds").values()
+        assert list(commit.rows) == ["sub-1"]
+        assert [tree.resources(kind, "sub-2") for kind in UNIT_RESOURCE_TYPES] == [[], []]
+        assert len(tree.lake.read_bytes("fhir/ImagingStudy/ds/0000.ndjson").splitlines()) == 1
+        assert tree.findings("build", "sub-2") == []
+        assert list(rules(tree)) == ["sub-1"]
 
 
 def changed_zone(tree: Tree, **settings: str) -> Tree:
@@ -480,180 +439,178 @@ def changed_zone(tree: Tree, **settings: str) -> Tree:
     return whole
 
 
-@pytest.mark.parametrize("moment", ["Patient", "ImagingStudy", "fhir_elements", "findings", "commit"])
-def test_a_build_that_is_killed_before_its_commit_leaves_the_shard_and_is_completed_by_the_next(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    tree.run()
-    before = content(tree.lake)
-    tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
+class TestKillsAndDamage:
+    @pytest.mark.parametrize("moment", ["Patient", "ImagingStudy", "fhir_elements", "findings", "commit"])
+    def test_a_kill_before_the_commit_leaves_the_previous_shard(
+        self, tree: Tree, monkeypatch: pytest.MonkeyPatch, moment: str
+    ) -> None:
+        tree.run()
+        before = content(tree.lake)
+        tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
 
-    def killed_at(name: str, method: Callable[..., None]) -> Callable[..., None]:
-        def write(writer: ShardWriter, kind: Any, *args: Any) -> None:
-            if moment in (name, kind, getattr(kind, "name", None)):
-                raise KilledError
-            method(writer, kind, *args)
+        def killed_at(name: str, method: Callable[..., None]) -> Callable[..., None]:
+            def write(writer: ShardWriter, kind: Any, *args: Any) -> None:
+                if moment in (name, kind, getattr(kind, "name", None)):
+                    raise KilledError
+                method(writer, kind, *args)
 
-        return write
+            return write
 
-    with monkeypatch.context() as patch:
-        for name in ("write_lines", "write_table", "commit"):
-            patch.setattr(ShardWriter, name, killed_at(name, getattr(ShardWriter, name)))
-        with pytest.raises(KilledError):
-            tree.build()
-    shown = {path: bytes_ for path, bytes_ in content(tree.lake).items() if "/." not in path and path[0] != "."}
-    # the findings of the dataset no longer say that all is of one state
-    stated = "findings/build/ds/dataset.parquet"
-    assert {path: bytes_ for path, bytes_ in shown.items() if path != stated} == {
-        path: bytes_ for path, bytes_ in before.items() if path != stated
-    }
-    assert tree.lake.read_fingerprint(DATASET_FINDINGS, stage="build", dataset="ds") == ""
-    assert tree.build().units_made == 2
-    assert content(tree.lake) == content(changed_zone(tree, **tree.dataset_settings).lake)
+        with monkeypatch.context() as patch:
+            for name in ("write_lines", "write_table", "commit"):
+                patch.setattr(ShardWriter, name, killed_at(name, getattr(ShardWriter, name)))
+            with pytest.raises(KilledError):
+                tree.build()
+        visible = {path: bytes_ for path, bytes_ in content(tree.lake).items() if "/." not in path and path[0] != "."}
+        # the footer of the findings of the dataset no longer has the state of the last build
+        with_state = "findings/build/ds/dataset.parquet"
+        assert {path: bytes_ for path, bytes_ in visible.items() if path != with_state} == {
+            path: bytes_ for path, bytes_ in before.items() if path != with_state
+        }
+        assert tree.lake.read_fingerprint(DATASET_FINDINGS, stage="build", dataset="ds") == ""
+        assert tree.build().units_made == 2
+        assert content(tree.lake) == content(changed_zone(tree, **tree.dataset_settings).lake)
 
+    @pytest.mark.parametrize("writes", range(1, 6))
+    def test_after_a_kill_previous_settings_give_previous_resources(
+        self, tree: Tree, monkeypatch: pytest.MonkeyPatch, writes: int
+    ) -> None:
+        tree.run()
+        before = content(tree.lake)
+        previous_settings = tree.dataset_settings
+        tree.dataset_settings = {"time_zone": "Pacific/Auckland", "endpoint": "https://pacs.example/rs"}
+        replace = Path.replace
+        written: list[Path] = []
 
-@pytest.mark.parametrize("writes", range(1, 6))
-def test_after_a_kill_the_former_settings_give_the_former_resources(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch, writes: int
-) -> None:
-    tree.run()
-    before = content(tree.lake)
-    former = tree.dataset_settings
-    tree.dataset_settings = {"time_zone": "Pacific/Auckland", "endpoint": "https://pacs.example/rs"}
-    write = Lake._replacing
-    written: list[str] = []
+        def killed_at(path: Path, target: Path) -> Path:
+            if path.suffix == ".tmp" and ".chunks" not in path.parts:
+                if len(written) == writes:
+                    raise KilledError
+                written.append(target)
+            return replace(path, target)
 
-    def killed_at(lake: Lake, place_: str, **options: Any) -> Any:
-        if not place_.startswith(".chunks"):
-            if len(written) == writes:
-                raise KilledError
-            written.append(place_)
-        return write(lake, place_, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed_at)
+            with suppress(KilledError):
+                tree.build()
+        tree.dataset_settings = previous_settings
+        tree.build()
+        assert content(tree.lake) == before
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Lake, "_replacing", killed_at)
-        with suppress(KilledError):
-            tree.build()
-    tree.dataset_settings = former
-    tree.build()
-    assert content(tree.lake) == before
+    @pytest.mark.parametrize("renames", range(5))
+    def test_a_kill_within_the_commit_is_completed_by_the_next_run(
+        self, tree: Tree, monkeypatch: pytest.MonkeyPatch, renames: int
+    ) -> None:
+        tree.run()
+        tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
+        replace = Path.replace
+        done: list[Path] = []
 
+        def killed_at(path: Path, target: Path) -> Path:
+            if path.name.endswith((".new", "0000.parquet.pending")):
+                if len(done) == renames:
+                    raise KilledError
+                done.append(path)
+            return replace(path, target)
 
-@pytest.mark.parametrize("renames", range(5))
-def test_a_build_that_is_killed_between_the_renames_of_its_commit_is_completed_by_the_next(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch, renames: int
-) -> None:
-    tree.run()
-    tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
-    replace = Path.replace
-    done: list[Path] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed_at)
+            with pytest.raises(KilledError):
+                tree.build()
+        assert tree.build().units_made == 0
+        assert content(tree.lake) == content(changed_zone(tree, **tree.dataset_settings).lake)
 
-    def dying(path: Path, target: Path) -> Path:
-        if path.name.endswith((".new", "0000.parquet.pending")):
-            if len(done) == renames:
-                raise KilledError
-            done.append(path)
-        return replace(path, target)
+    def test_units_without_a_commit_are_rebuilt(self, tree: Tree) -> None:
+        tree.run()
+        before = content(tree.lake)
+        tree.lake.remove("commits/build/ds/0000.parquet")
+        assert tree.build().units_made == 2
+        assert content(tree.lake) == before
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", dying)
-        with pytest.raises(KilledError):
-            tree.build()
-    assert tree.build().units_made == 0
-    assert content(tree.lake) == content(changed_zone(tree, **tree.dataset_settings).lake)
+    @pytest.mark.parametrize("kind", RESOURCE_TYPES)
+    def test_a_missing_file_of_resources_is_rebuilt(self, tree: Tree, kind: str) -> None:
+        tree.run()
+        before = content(tree.lake)
+        tree.lake.remove(f"fhir/{kind}/ds/0000.ndjson")
+        tree.build()
+        assert content(tree.lake) == before
 
+    def test_an_altered_line_is_reported_and_rebuilt(self, tree: Tree) -> None:
+        tree.run()
+        before = content(tree.lake)
+        path = Path(tree.lake.root, "fhir/ImagingStudy/ds/0000.ndjson")
+        path.write_bytes(path.read_bytes().replace(b"2024-01-05", b"2024-01-06", 1))
+        with pytest.raises(
+            DamagedShardError,
+            match=r"^fhir/ImagingStudy/ds/0000\.ndjson.* does not match its commit",
+        ):
+            tree.resources("ImagingStudy", "sub-1")
+        tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")  # its shard is rewritten
+        assert tree.run().units_made == 2
+        (tree.root / "primary/sub-2/sam-1/2.dcm").unlink()
+        tree.run(accept_missing=True)
+        assert content(tree.lake) == before
 
-def test_units_without_a_commit_are_made_again(tree: Tree) -> None:
-    tree.run()
-    before = content(tree.lake)
-    tree.lake.remove("commits/build/ds/0000.parquet")
-    assert tree.build().units_made == 2
-    assert content(tree.lake) == before
-
-
-@pytest.mark.parametrize("kind", RESOURCE_TYPES)
-def test_a_lost_file_of_resources_is_made_again(tree: Tree, kind: str) -> None:
-    tree.run()
-    before = content(tree.lake)
-    tree.lake.remove(f"fhir/{kind}/ds/0000.ndjson")
-    tree.build()
-    assert content(tree.lake) == before
-
-
-def test_a_line_that_was_altered_is_named_and_made_again(tree: Tree) -> None:
-    tree.run()
-    before = content(tree.lake)
-    path = Path(tree.lake.root, "fhir/ImagingStudy/ds/0000.ndjson")
-    path.write_bytes(path.read_bytes().replace(b"2024-01-05", b"2024-01-06", 1))
-    with pytest.raises(
-        DamagedShardError,
-        match=r"^fhir/ImagingStudy/ds/0000\.ndjson.* does not match its commit",
-    ):
-        tree.resources("ImagingStudy", "sub-1")
-    tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")  # its shard is written again
-    assert tree.run().units_made == 2
-    (tree.root / "primary/sub-2/sam-1/2.dcm").unlink()
-    tree.run(accept_missing=True)
-    assert content(tree.lake) == before
-
-
-def test_a_unit_that_fails_to_be_extracted_again_keeps_its_resources_and_its_part_in_the_identities(tree: Tree) -> None:
-    tree.run()
-    tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")
-    tree.crawl()
-    failing = Mock(wraps=tree.source, dataset="ds", location=tree.source.location)
-    failing.open.side_effect = RuntimeError("something nobody thought of")
-    assert extract(failing, tree.lake, Engine()).units_failed == 1
-    built = tree.build()
-    assert (built.units, built.units_made) == (2, 0)
-    assert study_of(tree, "sub-2")["numberOfInstances"] == 1
-    assert set(rules(tree)) == {"sub-1", "sub-2"}
+    def test_a_unit_whose_extraction_fails_keeps_its_resources(self, tree: Tree) -> None:
+        tree.run()
+        tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")
+        tree.crawl()
+        failing = Mock(wraps=tree.source, dataset="ds", location=tree.source.location)
+        failing.open.side_effect = RuntimeError("unexpected")
+        assert extract(failing, tree.lake, Engine()).units_failed == 1
+        built = tree.build()
+        assert (built.units, built.units_made) == (2, 0)
+        assert study_of(tree, "sub-2")["numberOfInstances"] == 1
+        assert set(rules(tree)) == {"sub-1", "sub-2"}
 
 
-# -- the samples sheet ------------------------------------------------------------------------------------------------
+class TestSamplesSheet:
+    def test_the_samples_sheet_fills_in_values_with_a_note(self, tree: Tree) -> None:
+        tree.write("sub-3/sam-1/1.dcm", PatientID="P-3", BodyPartExamined=None)
+        row = {
+            "sample id": "sam-1",
+            "subject id": "sub-3",
+            "sample anatomical location": "Breast",
+            "laterality": "left",
+        }
+        tree.sheet("samples", row)
+        tree.run()
+        study = study_of(tree, "sub-3")
+        assert study["series"][0]["bodySite"] == {"system": SCT, "code": "76752008", "display": "Breast"}
+        assert study["series"][0]["laterality"] == {"system": SCT, "code": "7771000", "display": "Left"}
+        assert [note["text"] for note in study["note"]] == [
+            "bodySite from the samples sheet",
+            "laterality from the samples sheet",
+        ]
+        assert [f["tag"] for f in tree.findings("build", "sub-3") if f["code"] == "value-from-sheet"] == [
+            "00180015",
+            "00200060",
+        ]
 
+    def test_the_header_takes_precedence_over_the_samples_sheet(self, tree: Tree) -> None:
+        tree.write("sub-3/sam-1/1.dcm", PatientID="P-3", BodyPartExamined="HEART", Laterality="R")
+        row = {
+            "sample id": "sam-1",
+            "subject id": "sub-3",
+            "sample anatomical location": "Breast",
+            "laterality": "left",
+        }
+        tree.sheet("samples", row)
+        tree.run()
+        series = study_of(tree, "sub-3")["series"][0]
+        assert (series["bodySite"]["display"], series["laterality"]["display"]) == ("Heart", "Right")
+        assert "note" not in study_of(tree, "sub-3")
 
-def test_the_samples_sheet_says_body_site_and_side_where_the_header_does_not_and_a_note_tells(tree: Tree) -> None:
-    tree.write("sub-3/sam-1/1.dcm", PatientID="P-3", BodyPartExamined=None)
-    row = {"sample id": "sam-1", "subject id": "sub-3", "sample anatomical location": "Breast", "laterality": "left"}
-    tree.sheet("samples", row)
-    tree.run()
-    study = study_of(tree, "sub-3")
-    assert study["series"][0]["bodySite"] == {"system": SCT, "code": "76752008", "display": "Breast"}
-    assert study["series"][0]["laterality"] == {"system": SCT, "code": "7771000", "display": "Left"}
-    assert [note["text"] for note in study["note"]] == [
-        "bodySite from the samples sheet",
-        "laterality from the samples sheet",
-    ]
-    assert [f["tag"] for f in tree.findings("build", "sub-3") if f["code"] == "value-from-sheet"] == [
-        "00180015",
-        "00200060",
-    ]
-
-
-def test_the_header_counts_before_the_samples_sheet(tree: Tree) -> None:
-    tree.write("sub-3/sam-1/1.dcm", PatientID="P-3", BodyPartExamined="HEART", Laterality="R")
-    row = {"sample id": "sam-1", "subject id": "sub-3", "sample anatomical location": "Breast", "laterality": "left"}
-    tree.sheet("samples", row)
-    tree.run()
-    series = study_of(tree, "sub-3")["series"][0]
-    assert (series["bodySite"]["display"], series["laterality"]["display"]) == ("Heart", "Right")
-    assert "note" not in study_of(tree, "sub-3")
-
-
-def test_a_series_over_samples_of_two_sides_has_none(tree: Tree) -> None:
-    for sample in ("sam-1", "sam-2"):
-        tree.write(f"sub-3/{sample}/1.dcm", PatientID="P-3", series="one")
-    tree.sheet(
-        "samples",
-        {"sample id": "sam-1", "subject id": "sub-3", "laterality": "Left"},
-        {"sample id": "sam-2", "subject id": "sub-3", "laterality": "Right"},
-    )
-    tree.run()
-    assert "laterality" not in study_of(tree, "sub-3")["series"][0]
-
-
-# -- corrections ------------------------------------------------------------------------------------------------------
+    def test_a_series_of_samples_of_two_sides_has_no_laterality(self, tree: Tree) -> None:
+        for sample in ("sam-1", "sam-2"):
+            tree.write(f"sub-3/{sample}/1.dcm", PatientID="P-3", series="one")
+        tree.sheet(
+            "samples",
+            {"sample id": "sam-1", "subject id": "sub-3", "laterality": "Left"},
+            {"sample id": "sam-2", "subject id": "sub-3", "laterality": "Right"},
+        )
+        tree.run()
+        assert "laterality" not in study_of(tree, "sub-3")["series"][0]
 
 
 def with_corrections(tree: Tree, *lines: dict[str, str]) -> None:
@@ -664,166 +621,134 @@ def with_corrections(tree: Tree, *lines: dict[str, str]) -> None:
     tree.settings = tree.settings.model_copy(update={"corrections": str(path)})
 
 
-def test_a_body_site_is_added_to_a_whole_dataset_with_a_trace(tree: Tree) -> None:
-    tree.run()
-    before = tree.lake.read_bytes("headers/ds/0000.parquet")
-    with_corrections(tree, {"dataset": "ds", "tag": "BodyPartExamined", "value": "HEART", "reason": "all are hearts"})
-    assert tree.build().units_made == 2
-    for unit in ("sub-1", "sub-2"):
-        study = study_of(tree, unit)
-        assert study["series"][0]["bodySite"] == {"system": SCT, "code": "80891009", "display": "Heart"}
-        assert study["note"] == [{"text": "bodySite as corrected by the data's stewards"}]
-        (told,) = [f for f in tree.findings("build", unit) if f["code"] == "value-corrected"]
-        assert (told["severity"], told["tag"], told["value"], told["count"]) == ("info", "00180015", "HEART", 1)
-        assert "line 2" in told["message"]
-        assert "all are hearts" in told["message"]
-        assert find_errors(study) == []
-    assert tree.lake.read_bytes("headers/ds/0000.parquet") == before
+class TestCorrections:
+    def test_a_correction_of_a_whole_dataset_has_a_note_and_a_finding(self, tree: Tree) -> None:
+        tree.run()
+        before = tree.lake.read_bytes("headers/ds/0000.parquet")
+        with_corrections(
+            tree, {"dataset": "ds", "tag": "BodyPartExamined", "value": "HEART", "reason": "all are hearts"}
+        )
+        assert tree.build().units_made == 2
+        for unit in ("sub-1", "sub-2"):
+            study = study_of(tree, unit)
+            assert study["series"][0]["bodySite"] == {"system": SCT, "code": "80891009", "display": "Heart"}
+            assert study["note"] == [{"text": "bodySite as corrected by the data's stewards"}]
+            (finding,) = [f for f in tree.findings("build", unit) if f["code"] == "value-corrected"]
+            values = (finding["severity"], finding["tag"], finding["value"], finding["count"])
+            assert values == ("info", "00180015", "HEART", 1)
+            assert "line 2" in finding["message"]
+            assert "all are hearts" in finding["message"]
+            assert find_errors(study) == []
+        assert tree.lake.read_bytes("headers/ds/0000.parquet") == before
+
+    def test_a_correction_of_one_subject_rebuilds_only_this_subject(self, tree: Tree) -> None:
+        tree.run()
+        with_corrections(tree, {"dataset": "ds", "subject": "sub-2", "tag": "StudyDate", "value": "2020-02-03"})
+        assert tree.build().units_made == 1
+        assert study_of(tree, "sub-2")["started"].startswith("2020-02-03")
+        assert not study_of(tree, "sub-1")["started"].startswith("2020-02-03")
+        assert tree.build().units_made == 0
+
+    def test_a_laterality_is_corrected_at_every_level(self, tree: Tree) -> None:
+        tree.write("sub-3/sam-1/1.dcm", PatientID="P-3", ImageLaterality="L")
+        with_corrections(
+            tree, {"dataset": "ds", "subject": "sub-3", "sample": "sam-1", "tag": "Laterality", "value": "R"}
+        )
+        tree.run()
+        assert study_of(tree, "sub-3")["series"][0]["laterality"]["display"] == "Right"
+
+    def test_a_value_can_be_removed_and_a_later_line_overrides(self, tree: Tree) -> None:
+        with_corrections(
+            tree,
+            {"dataset": "ds", "tag": "StudyDescription", "value": ""},
+            {"dataset": "ds", "subject": "sub-2", "tag": "StudyDescription", "value": "Follow-up"},
+        )
+        tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", StudyDescription="Secret")
+        tree.run()
+        assert "description" not in study_of(tree, "sub-1")
+        assert study_of(tree, "sub-2")["description"] == "Follow-up"
+
+    def test_a_correction_of_a_series_by_its_uid(self, tree: Tree) -> None:
+        tree.write("sub-1/sam-2/1.dcm", PatientID="P-1")
+        series = uid("ds/sub-1/sam-2")
+        with_corrections(tree, {"dataset": "ds", "series": series, "tag": "Modality", "value": "CT"})
+        tree.run()
+        modalities = {item["uid"]: item["modality"]["code"] for item in study_of(tree, "sub-1")["series"]}
+        assert modalities == {series: "CT", uid("ds/sub-1/sam-1"): "MR"}
+
+    def test_a_line_without_a_match_is_a_finding(self, tree: Tree) -> None:
+        with_corrections(tree, {"dataset": "ds", "subject": "sub-9", "tag": "Laterality", "value": "R"})
+        with_crosswalk(tree, ("ds", "sub-8", "urn:x:persons", "p8"))
+        tree.run()
+        assert [(f["code"], f["subject"]) for f in tree.findings("build")] == [
+            ("correction-unmatched", "sub-9"),
+            ("crosswalk-unmatched", "sub-8"),
+        ]
+
+    def test_corrections_of_another_dataset_are_ignored(self, tree: Tree) -> None:
+        tree.run()
+        with_corrections(tree, {"dataset": "other", "tag": "Laterality", "value": "R"})
+        assert tree.build().units_made == 0
+        assert tree.findings("build") == []
 
 
-def test_a_correction_of_one_subject_makes_that_subject_alone(tree: Tree) -> None:
-    tree.run()
-    with_corrections(tree, {"dataset": "ds", "subject": "sub-2", "tag": "StudyDate", "value": "2020-02-03"})
-    assert tree.build().units_made == 1
-    assert study_of(tree, "sub-2")["started"].startswith("2020-02-03")
-    assert not study_of(tree, "sub-1")["started"].startswith("2020-02-03")
-    assert tree.build().units_made == 0
-
-
-def test_a_wrong_side_is_mended_whatever_level_it_stands_at(tree: Tree) -> None:
-    tree.write("sub-3/sam-1/1.dcm", PatientID="P-3", ImageLaterality="L")
-    with_corrections(tree, {"dataset": "ds", "subject": "sub-3", "sample": "sam-1", "tag": "Laterality", "value": "R"})
-    tree.run()
-    assert study_of(tree, "sub-3")["series"][0]["laterality"]["display"] == "Right"
-
-
-def test_a_value_can_be_taken_away_and_a_later_line_counts_more(tree: Tree) -> None:
-    with_corrections(
-        tree,
-        {"dataset": "ds", "tag": "StudyDescription", "value": ""},
-        {"dataset": "ds", "subject": "sub-2", "tag": "StudyDescription", "value": "Follow-up"},
+class TestStrictMode:
+    @pytest.mark.parametrize(
+        "tags",
+        [
+            {"SeriesNumber": -3},  # an optional value that FHIR cannot represent
+            {"Modality": ""},  # of its second series
+            {"Laterality": "X"},
+            {"PatientSex": "Q"},  # of its Patient
+        ],
     )
-    tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", StudyDescription="Secret")
-    tree.run()
-    assert "description" not in study_of(tree, "sub-1")
-    assert study_of(tree, "sub-2")["description"] == "Follow-up"
+    def test_an_invalid_value_is_omitted_or_in_strict_mode_holds_the_study(
+        self, tree: Tree, tags: dict[str, Any]
+    ) -> None:
+        tree.write("sub-1/sam-2/1.dcm", PatientID="P-1", **tags)
+        if "PatientSex" in tags:
+            tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", **tags)
+        built = tree.run()
+        assert (built.studies, built.held) == (2, 0)
+        lenient = study_of(tree, "sub-1")
+        assert not {"study-held"} & set(tree.codes("build", "sub-1"))
+        assert lenient["numberOfSeries"] == 2 - ("Modality" in tags)
 
-
-def test_a_correction_of_a_series_by_its_uid(tree: Tree) -> None:
-    tree.write("sub-1/sam-2/1.dcm", PatientID="P-1")
-    series = uid("ds/sub-1/sam-2")
-    with_corrections(tree, {"dataset": "ds", "series": series, "tag": "Modality", "value": "CT"})
-    tree.run()
-    found = {s["uid"]: s["modality"]["code"] for s in study_of(tree, "sub-1")["series"]}
-    assert found == {series: "CT", uid("ds/sub-1/sam-1"): "MR"}
-
-
-def test_a_line_that_speaks_of_nothing_is_said(tree: Tree) -> None:
-    with_corrections(tree, {"dataset": "ds", "subject": "sub-9", "tag": "Laterality", "value": "R"})
-    with_crosswalk(tree, ("ds", "sub-8", "urn:x:persons", "p8"))
-    tree.run()
-    assert [(f["code"], f["subject"]) for f in tree.findings("build")] == [
-        ("correction-unmatched", "sub-9"),
-        ("crosswalk-unmatched", "sub-8"),
-    ]
-
-
-def test_corrections_of_another_dataset_are_not_ours(tree: Tree) -> None:
-    tree.run()
-    with_corrections(tree, {"dataset": "other", "tag": "Laterality", "value": "R"})
-    assert tree.build().units_made == 0
-    assert tree.findings("build") == []
-
-
-# -- strict -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "tags",
-    [
-        {"SeriesNumber": -3},  # an optional value that cannot stand in FHIR
-        {"Modality": ""},  # of its second series
-        {"Laterality": "X"},
-        {"PatientSex": "Q"},  # of its Patient
-    ],
-)
-def test_strict_holds_the_study_of_a_bad_value_and_lenient_leaves_the_value_out(
-    tree: Tree, tags: dict[str, Any]
-) -> None:
-    tree.write("sub-1/sam-2/1.dcm", PatientID="P-1", **tags)
-    if "PatientSex" in tags:
-        tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", **tags)
-    built = tree.run()
-    assert (built.studies, built.held) == (2, 0)
-    lenient = study_of(tree, "sub-1")
-    assert not {"study-held"} & set(tree.codes("build", "sub-1"))
-    assert lenient["numberOfSeries"] == 2 - ("Modality" in tags)
-
-    tree.settings = Settings(fhir=FhirSettings(strict=True))
-    built = tree.build()
-    assert (built.studies, built.held) == (1, 1)
-    assert tree.resources("ImagingStudy", "sub-1") == []
-    assert len(tree.resources("ImagingStudy", "sub-2")) == 1
-    (told,) = [f for f in tree.findings("build", "sub-1") if f["code"] == "study-held"]
-    assert told["severity"] == "error"
-    assert "strict" in told["message"]
-    assert tree.build().held == 1  # also when nothing is made
-
-
-def test_a_study_of_which_nothing_can_stand_in_fhir_is_held(tree: Tree) -> None:
-    tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", Modality="")
-    built = tree.run()
-    assert (built.studies, built.held) == (1, 1)
-    assert sorted(tree.codes("build", "sub-1")) == ["instance-excluded", "study-held"]
-
-
-# -- R5 ---------------------------------------------------------------------------------------------------------------
-
-
-def test_another_version_of_fhir_makes_all_units_and_is_valid(tree: Tree) -> None:
-    tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", AccessionNumber="A-1", BodyPartExamined="HEART", Laterality="L")
-    tree.run()
-    tree.settings = Settings(fhir=FhirSettings(version="R5"))
-    assert tree.build().units_made == 2
-    made = [r for kind in RESOURCE_TYPES for unit in ("sub-1", "sub-2") for r in tree.resources(kind, unit)]
-    assert len(made) == 6
-    assert [find_errors(resource, "R5") for resource in made] == [[]] * 6
-    study = study_of(tree, "sub-1")
-    heart = {"system": SCT, "code": "80891009", "display": "Heart"}
-    assert study["series"][0]["bodySite"] == {"concept": {"coding": [heart]}}
-    assert study["basedOn"][0]["identifier"]["value"] == "A-1"
-
-
-# -- failures ---------------------------------------------------------------------------------------------------------
-
-
-def test_one_subject_alone_leaves_what_was_said_of_the_others(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree.crawl()
-    tree.extract()
-    with monkeypatch.context() as patch:
-        patch.setattr("dicom_etl.fhir.patient.make_patient", _fail_for_sub_1)
-        tree.build()
-    tree.build(subjects=["sub-2"], force=True)
-    assert tree.codes("build") == ["build-failed"]
-
-
-def test_a_unit_that_fails_fails_alone_and_keeps_what_it_had(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree.run()
-    before = study_of(tree, "sub-1")
-    tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
-    with monkeypatch.context() as patch:
-        patch.setattr("dicom_etl.fhir.patient.make_patient", _fail_for_sub_1)
+        tree.settings = Settings(fhir=FhirSettings(strict=True))
         built = tree.build()
-    assert (built.units_made, built.units_failed) == (1, 1)
-    assert study_of(tree, "sub-1") == before
-    assert study_of(tree, "sub-2")["started"] == "2024-01-05T10:15:00+13:00"
-    assert [(f["code"], f["unit"], f["message"]) for f in tree.findings("build")] == [
-        ("build-failed", "sub-1", "RuntimeError: broken")
-    ]
-    assert (tree.build().units_made, tree.findings("build")) == (1, [])
+        assert (built.studies, built.held) == (1, 1)
+        assert tree.resources("ImagingStudy", "sub-1") == []
+        assert len(tree.resources("ImagingStudy", "sub-2")) == 1
+        (finding,) = [f for f in tree.findings("build", "sub-1") if f["code"] == "study-held"]
+        assert finding["severity"] == "error"
+        assert "strict" in finding["message"]
+        assert tree.build().held == 1  # also if nothing is built
+
+    def test_a_study_without_valid_instances_is_held(self, tree: Tree) -> None:
+        tree.write("sub-1/sam-1/1.dcm", PatientID="P-1", Modality="")
+        built = tree.run()
+        assert (built.studies, built.held) == (1, 1)
+        assert sorted(tree.codes("build", "sub-1")) == ["instance-excluded", "study-held"]
 
 
-def _fail_for_sub_1(
+class TestR5:
+    def test_another_version_of_fhir_rebuilds_all_units(self, tree: Tree) -> None:
+        tree.write(
+            "sub-1/sam-1/1.dcm", PatientID="P-1", AccessionNumber="A-1", BodyPartExamined="HEART", Laterality="L"
+        )
+        tree.run()
+        tree.settings = Settings(fhir=FhirSettings(version="R5"))
+        assert tree.build().units_made == 2
+        resources = all_resources(tree)
+        assert len(resources) == 6
+        assert [find_errors(resource, "R5") for resource in resources] == [[]] * 6
+        study = study_of(tree, "sub-1")
+        heart = {"system": SCT, "code": "80891009", "display": "Heart"}
+        assert study["series"][0]["bodySite"] == {"concept": {"coding": [heart]}}
+        assert study["basedOn"][0]["identifier"]["value"] == "A-1"
+
+
+def fail_for_sub_1(
     resource_id: str, match: PatientMatch, rows: HeaderRows, context: Context, findings: FindingCollector
 ) -> dict[str, Any]:
     if findings.unit == "sub-1":
@@ -831,29 +756,56 @@ def _fail_for_sub_1(
     return make_patient(resource_id, match, rows, context, findings)
 
 
-def test_a_resource_that_is_not_valid_is_not_written_and_said(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "dicom_etl.construction.unit_resources.find_errors",
-        lambda resource, _version: ["it is odd"] * (resource["resourceType"] == "ImagingStudy"),
-    )
-    tree.run()
-    assert tree.resources("ImagingStudy", "sub-1") == []
-    assert len(tree.resources("Patient", "sub-1")) == 1
-    (told,) = [f for f in tree.findings("build", "sub-1") if f["code"] == "resource-invalid"]
-    assert told["message"].endswith(": it is odd")
+class TestFailures:
+    def test_a_build_of_one_subject_keeps_the_findings_of_others(
+        self, tree: Tree, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tree.crawl()
+        tree.extract()
+        with monkeypatch.context() as patch:
+            patch.setattr("dicom_etl.fhir.patient.make_patient", fail_for_sub_1)
+            tree.build()
+        tree.build(subjects=["sub-2"], force=True)
+        assert tree.codes("build") == ["build-failed"]
 
+    def test_a_unit_that_fails_keeps_its_previous_resources(self, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+        tree.run()
+        before = study_of(tree, "sub-1")
+        tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
+        with monkeypatch.context() as patch:
+            patch.setattr("dicom_etl.fhir.patient.make_patient", fail_for_sub_1)
+            built = tree.build()
+        assert (built.units_made, built.units_failed) == (1, 1)
+        assert study_of(tree, "sub-1") == before
+        assert study_of(tree, "sub-2")["started"] == "2024-01-05T10:15:00+13:00"
+        assert [(f["code"], f["unit"], f["message"]) for f in tree.findings("build")] == [
+            ("build-failed", "sub-1", "RuntimeError: broken")
+        ]
+        assert (tree.build().units_made, tree.findings("build")) == (1, [])
 
-def test_progress_counts_the_rows_of_the_units_that_are_made(tree: Tree) -> None:
-    tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")
-    tree.crawl()
-    tree.extract()
-    seen: list[tuple[str, int, int]] = []
-    tree.build(progress=lambda what, done, total: seen.append((what, done, total)))
-    assert seen == [("build ds", 3, 3)]
+    def test_an_invalid_resource_is_not_written_with_a_finding(
+        self, tree: Tree, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            "dicom_etl.construction.unit_resources.find_errors",
+            lambda resource, _version: ["it is odd"] * (resource["resourceType"] == "ImagingStudy"),
+        )
+        tree.run()
+        assert tree.resources("ImagingStudy", "sub-1") == []
+        assert len(tree.resources("Patient", "sub-1")) == 1
+        (finding,) = [f for f in tree.findings("build", "sub-1") if f["code"] == "resource-invalid"]
+        assert finding["message"].endswith(": it is odd")
 
+    def test_progress_counts_the_rows_of_the_units_that_are_built(self, tree: Tree) -> None:
+        tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")
+        tree.crawl()
+        tree.extract()
+        reported: list[tuple[str, int, int]] = []
+        tree.build(progress=lambda title, done, total: reported.append((title, done, total)))
+        assert reported == [("build ds", 3, 3)]
 
-def test_a_series_in_two_studies_is_said(tree: Tree) -> None:
-    tree.write("sub-1/sam-2/1.dcm", PatientID="P-1", study="another", series="ds/sub-1/sam-1")
-    tree.run()
-    assert "series-two-studies" in tree.codes("build", "sub-1")
-    assert [study["numberOfSeries"] for study in tree.resources("ImagingStudy", "sub-1")] == [1, 1]
+    def test_a_series_in_two_studies_is_a_finding(self, tree: Tree) -> None:
+        tree.write("sub-1/sam-2/1.dcm", PatientID="P-1", study="another", series="ds/sub-1/sam-1")
+        tree.run()
+        assert "series-two-studies" in tree.codes("build", "sub-1")
+        assert [study["numberOfSeries"] for study in tree.resources("ImagingStudy", "sub-1")] == [1, 1]
