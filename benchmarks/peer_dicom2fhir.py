@@ -1,6 +1,6 @@
-"""Runs dicom2fhir over the folders of a folder, in the environment that has it: `peer_dicom2fhir.py FOLDER`.
+"""Converts each subfolder with dicom2fhir, in the environment where it is installed: `peer_dicom2fhir.py FOLDER`.
 
-Prints {"files": converted, "seconds": spent on them}. A folder that it fails on counts for nothing.
+Prints {"files": files converted, "seconds": time for them}. A folder that cannot be converted is not counted.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from pathlib import Path
 
 from dicom2fhir import dicom2fhir
 
-# an instance of the series for every file, as our tables have a row
+# with one instance for each file, as header tables have one row
 _CONFIG = {"dicom_timezone": "Europe/Berlin", "generator": {"imaging_study": {"add_instances": True}}}
 
 
 def main(folder: Path) -> None:
-    """Convert each folder below `folder`, and say what it took."""
+    """Convert each subfolder, and print the time."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     files, seconds = 0, 0.0
@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
             start = time.perf_counter()
             try:
                 asyncio.run(dicom2fhir.from_directory(study, dict(_CONFIG)))
-            except Exception:  # noqa: BLE001, S112  (whatever it fails with, the folder is not converted)
+            except Exception:  # noqa: BLE001, S112  (whatever the error is, the folder is not converted)
                 continue
             seconds += time.perf_counter() - start
             files += len(list(study.iterdir()))

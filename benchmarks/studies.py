@@ -1,7 +1,7 @@
 """Studies for the benchmark of FHIR resources: some as files, many as header tables in a lake.
 
-A few studies are written as small DICOM files and read by our own extraction, so that their rows are what rows are in
-life. A lake of any size is made of copies of these rows, each with UIDs, patient and dates of its own.
+A few studies are written as small DICOM files and read by the extraction, so that their rows are realistic. A lake of
+any size is filled with copies of these rows, each with its own UIDs, patient and dates.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _DAY = datetime.date(2020, 1, 1)
 _DATES = ("InstanceCreationDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
 _PATIENT = ("PatientName", "PatientSex", "PatientBirthDate")
 _WRITTEN = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
-# What the first half of the rows of every twentieth study has: each gives a finding or makes the mapping look further.
-# None of them leaves an instance out, so that all can be counted.
-_ODD: dict[int, tuple[str, Any]] = {
+# values of the first half of the rows of every twentieth study: each gives a finding or needs another rule of the
+# mapping; none excludes an instance, so that all can be counted
+_UNUSUAL_VALUES: dict[int, tuple[str, Any]] = {
     1: ("StudyTime", None),
     4: ("SeriesDate", None),
     7: ("BodyPartExamined", "REGION 7"),
@@ -53,28 +53,28 @@ _ODD: dict[int, tuple[str, Any]] = {
 
 
 def write_studies(folder: Path, studies: int) -> list[Path]:
-    """Write small files of some studies, a folder for each below `folder`; returns the folders."""
+    """Write small files of some studies, in one folder for each; returns the folders."""
     rng = random.Random(1)
     noise = rng.randbytes(1 << 17)
     folders = []
     for number, series in enumerate(islice(_studies(rng, noise), studies), 1):
-        place = folder / f"study-{number}"
-        for position, one in enumerate(series, 1):
-            _write(place / f"series-{position}", one)
-        folders.append(place)
+        study_folder = folder / f"study-{number}"
+        for position, series_files in enumerate(series, 1):
+            _write(study_folder / f"series-{position}", series_files)
+        folders.append(study_folder)
     return folders
 
 
 def _studies(rng: random.Random, noise: bytes) -> Iterator[list[SeriesFiles]]:
-    """The first series of each study that has enough of them."""
-    for _, members in groupby(all_series(rng, noise, 1), lambda one: one.study.uid):
+    """The first series of each study that has enough series."""
+    for _, members in groupby(all_series(rng, noise, 1), lambda series_files: series_files.study.uid):
         series = list(members)
         if len(series) >= SERIES:
             yield series[:SERIES]
 
 
 def _write(folder: Path, series: SeriesFiles) -> None:
-    # pixels and the big private headers are of no use to any converter
+    # no converter uses pixels or the large private headers
     series.kind = replace(series.kind, rows=4, columns=4)
     series.protocol = b""
     folder.mkdir(parents=True)
@@ -94,29 +94,29 @@ class _Subject(NamedTuple):
         return f"sub-{self.number:04}"
 
     def studies(self, total: int) -> range:
-        """The numbers of its studies, of so many of all subjects."""
+        """The numbers of its studies, if all subjects have `total` studies."""
         first = self.number * PER_UNIT
         return range(first, min(first + PER_UNIT, total))
 
     def rows(self, total: int) -> int:
-        """How many header rows it has."""
+        """The number of its header rows."""
         return len(self.studies(total)) * INSTANCES
 
 
 def read_rows(folder: Path, scratch: Path) -> list[pa.Table]:
-    """The header rows of the studies below a folder, a table for each."""
+    """The header rows of the studies in a folder, one table for each."""
     source = replace(TreeSource(DATASET, folder), is_flat=True)
     lake = crawl_into_lake(source, str(scratch))
     run_extraction(source, lake, Engine())
     rows = read_unit(lake, header_table(), dataset=DATASET, unit=ROOT_UNIT)
     if rows.num_rows % INSTANCES:
-        raise AssertionError(f"{rows.num_rows} rows are no whole studies")
-    # rows lie in the order of their paths, hence study by study and series by series
+        raise AssertionError(f"{rows.num_rows} rows are not a number of complete studies")
+    # rows are sorted by path, hence study by study and series by series
     return [rows.slice(start, INSTANCES) for start in range(0, rows.num_rows, INSTANCES)]
 
 
 def write_lake(root: Path, patterns: list[pa.Table], studies: int) -> Lake:
-    """A new lake with inventory, sheets and header tables of so many studies, of which each is like a pattern."""
+    """Create a lake with inventory, sheets and header tables of so many studies, which are copies of the patterns."""
     lake = Lake(str(root), lock_wait=0, notify=lambda _: None).open()
     subjects = [_subject(number, patterns) for number in range(-(-studies // PER_UNIT))]
     inventory: list[pa.Table] = []
@@ -128,13 +128,17 @@ def write_lake(root: Path, patterns: list[pa.Table], studies: int) -> Lake:
 
     shards = choose_shard_count(subject.rows(studies) for subject in subjects)
     for shard in range(shards):
-        own = [subject for subject in subjects if assign_shard(subject.name, shards) == shard]
-        if own:
+        shard_subjects = [subject for subject in subjects if assign_shard(subject.name, shards) == shard]
+        if shard_subjects:
             _write_shard(
-                lake, shard, shards, {subject.name: subject.rows(studies) for subject in own}, map(rows_of, own)
+                lake,
+                shard,
+                shards,
+                {subject.name: subject.rows(studies) for subject in shard_subjects},
+                map(rows_of, shard_subjects),
             )
     lake.write(INVENTORY, pa.concat_tables(inventory), dataset=DATASET)
-    lake.write_rows(SHEETS, [_cell(subject) for subject in subjects], dataset=DATASET)
+    lake.write_rows(SHEETS, [_sheet_cell(subject) for subject in subjects], dataset=DATASET)
     return lake
 
 
@@ -151,19 +155,19 @@ def _write_shard(lake: Lake, shard: int, shards: int, counts: Mapping[str, int],
 
 def _subject(number: int, patterns: list[pa.Table]) -> _Subject:
     pattern = patterns[number % len(patterns)]
-    # one in ten has no PatientID: then its subject is the person
+    # one in ten has no PatientID: its subject is the patient
     patient = {"PatientID": f"MRN-{100_000 + number}" if number % 10 != 9 else None}
     return _Subject(number, patient | {name: pattern[name][0].as_py() for name in _PATIENT})
 
 
 def _study(pattern: pa.Table, number: int, subject: _Subject) -> pa.Table:
-    """The rows of a pattern as those of another study of another subject."""
+    """The rows of a pattern, changed to another study of another subject."""
     constant = _constant(pattern, number, subject)
     varying = _varying(f"{_ROOT}.{20_230_917_000_000 + number}", subject.name, number)
-    if odd := _ODD.get(number % 20):
-        name, value = odd
-        old = [constant[name]] * INSTANCES if name in constant else pattern[name].to_pylist()
-        varying[name] = [value] * (INSTANCES // 2) + old[INSTANCES // 2 :]
+    if unusual := _UNUSUAL_VALUES.get(number % 20):
+        name, value = unusual
+        values = [constant[name]] * INSTANCES if name in constant else pattern[name].to_pylist()
+        varying[name] = [value] * (INSTANCES // 2) + values[INSTANCES // 2 :]
     columns = {name: pattern[name] for name in pattern.column_names}
     schema = header_table().schema
     columns |= {
@@ -188,30 +192,30 @@ def _constant(pattern: pa.Table, number: int, subject: _Subject) -> dict[str, An
 
 
 def _varying(study: str, subject: str, number: int) -> dict[str, list[Any]]:
-    places = [(series, index) for series in range(1, SERIES + 1) for index in range(LENGTH)]
-    instances = [f"{study}.{series}.{20_230_917_100_000 + index * 37}" for series, index in places]
+    positions = [(series, index) for series in range(1, SERIES + 1) for index in range(LENGTH)]
+    instances = [f"{study}.{series}.{20_230_917_100_000 + index * 37}" for series, index in positions]
     return {
         "SOPInstanceUID": instances,
         "MediaStorageSOPInstanceUID": instances,
-        "SeriesInstanceUID": [f"{study}.{series}" for series, _ in places],
-        "FrameOfReferenceUID": [f"{study}.9.{series}" for series, _ in places],
-        "sample": [f"sam-{number}-{series}" for series, _ in places],
-        "path": [f"primary/{subject}/sam-{number}-{series}/IM_{index:04}.dcm" for series, index in places],
+        "SeriesInstanceUID": [f"{study}.{series}" for series, _ in positions],
+        "FrameOfReferenceUID": [f"{study}.9.{series}" for series, _ in positions],
+        "sample": [f"sam-{number}-{series}" for series, _ in positions],
+        "path": [f"primary/{subject}/sam-{number}-{series}/IM_{index:04}.dcm" for series, index in positions],
     }
 
 
 def _files(rows: pa.Table) -> pa.Table:
-    """The inventory of header rows."""
+    """The inventory rows of header rows."""
     count = rows.num_rows
-    more = {
+    file_columns = {
         "size": pa.repeat(pa.scalar(10_000, INVENTORY.schema.field("size").type), count),
         "mtime": pa.repeat(pa.scalar(_WRITTEN, INVENTORY.schema.field("mtime").type), count),
     }
-    columns = {name: more[name] if name in more else rows[name] for name in INVENTORY.schema.names}
+    columns = {name: file_columns[name] if name in file_columns else rows[name] for name in INVENTORY.schema.names}
     return pa.table(columns, schema=INVENTORY.schema)
 
 
-def _cell(subject: _Subject) -> dict[str, Any]:
-    """What the subjects sheet says of a subject."""
-    where = {"dataset": DATASET, "sheet": "subjects", "path": "subjects.xlsx", "row": subject.number + 2}
-    return where | {"subject": subject.name, "sample": None, "field": "species", "value": "Homo sapiens"}
+def _sheet_cell(subject: _Subject) -> dict[str, Any]:
+    """A cell of the subjects sheet."""
+    position = {"dataset": DATASET, "sheet": "subjects", "path": "subjects.xlsx", "row": subject.number + 2}
+    return position | {"subject": subject.name, "sample": None, "field": "species", "value": "Homo sapiens"}

@@ -1,7 +1,7 @@
-"""Any folder of DICOM files -> ImagingStudy resources, with no lake to keep.
+"""Conversion of any folder of DICOM files to ImagingStudy resources, without a lake that is kept.
 
-The stages run over the folder as one unit, with tables in a temporary folder, so that what comes out is what a dataset
-would give: one ImagingStudy for each study, whatever the folders say.
+The stages process the folder as one unit, with tables in a temporary folder, so that the result is the same as for a
+dataset: one ImagingStudy for each StudyInstanceUID, whatever the names of folders are.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from dicom_etl.stages.build import build
 from dicom_etl.stages.crawl import crawl
 from dicom_etl.stages.extract import extract
 
-_PATIENT = "patient"  # the id of a contained Patient
+_PATIENT = "patient"  # id of a contained Patient
 
 
 class Converted(NamedTuple):
-    """What a folder gave: resources as dictionaries, sorted by id, and what was wrong."""
+    """The result of a conversion: resources as dictionaries, sorted by id, and findings."""
 
     studies: list[dict[str, Any]]
     patients: list[dict[str, Any]]
@@ -40,38 +40,39 @@ class Converted(NamedTuple):
 def to_imaging_studies(
     directory: str | Path, *, contained: bool = False, settings: Settings | None = None
 ) -> list[dict[str, Any]]:
-    """The ImagingStudy resources of the DICOM files below a folder, one for each study; see `convert`."""
+    """Convert the DICOM files in a folder to ImagingStudy resources, one for each study; see `convert`."""
     return convert(directory, contained=contained, settings=settings).studies
 
 
 def convert(directory: str | Path, *, contained: bool = False, settings: Settings | None = None) -> Converted:
-    """The resources of the DICOM files below a folder.
+    """Convert the DICOM files in a folder to FHIR resources.
 
     Args:
-        directory: holds the files, in folders of any kind; zip archives are looked into.
-        contained: each ImagingStudy holds its Patient, for servers that have none.
-        settings: of which `namespace`, `time_zone`, `fhir`, what may go into resources, and the engine count;
-            None: the defaults (R4).
+        directory: with the files, in any folders; files in zip archives are included.
+        contained: each ImagingStudy contains its Patient, for servers that do not have the Patients.
+        settings: `namespace`, `time_zone`, `fhir`, those about the content of resources and those of the engine are
+            used; None: the defaults (R4).
 
     Raises:
-        SourceError: there is no such folder, or no DICOM file in it.
+        SourceError: the folder does not exist, or has no DICOM file.
     """
     root = Path(directory).resolve()
     settings = settings or Settings(engine="serial")
-    described = DatasetSettings(root=str(root), time_zone=settings.time_zone)
-    source = replace(TreeSource.from_settings(root.name or "root", described), is_flat=True)
+    dataset_settings = DatasetSettings(root=str(root), time_zone=settings.time_zone)
+    source = replace(TreeSource.from_settings(root.name or "root", dataset_settings), is_flat=True)
     engine = Engine(settings.engine, settings.workers, settings.scheduler)
     with tempfile.TemporaryDirectory(prefix="dicom-etl-") as folder:
         lake = Lake(folder).open()
         crawl(source, lake)
         extract(source, lake, engine)
-        build(source, lake, settings, described, engine)
+        build(source, lake, settings, dataset_settings, engine)
         studies, patients = (_resources(lake, kind, source.dataset) for kind in ("ImagingStudy", "Patient"))
         findings = list(_findings(lake, source.dataset))
     by_reference = {f"Patient/{patient['id']}": patient for patient in patients}
     for study in studies:
-        del study["endpoint"]  # it would point at a folder of this machine
-        study["identifier"] = [one for one in study["identifier"] if one["use"] != "temp"]  # of no dataset, no subject
+        del study["endpoint"]  # it would refer to a folder of this machine
+        # there is no dataset and no subject: no SDS identifiers
+        study["identifier"] = [identifier for identifier in study["identifier"] if identifier["use"] != "temp"]
         if contained:
             _contain(study, by_reference[study["subject"]["reference"]])
     return Converted(studies, [] if contained else patients, findings)
@@ -86,13 +87,13 @@ def _findings(lake: Lake, dataset: str) -> Iterator[Finding]:
     for stage in ("crawl", "extract", "build"):
         of_dataset = lake.read(DATASET_FINDINGS, stage=stage, dataset=dataset)
         of_units = read_shards(lake, FINDINGS, stage=stage, dataset=dataset) if stage != "crawl" else ()
-        for found in (of_dataset, *of_units):
-            yield from (Finding(**row) for row in found.to_pylist())
+        for table in (of_dataset, *of_units):
+            yield from (Finding(**row) for row in table.to_pylist())
 
 
 def _contain(study: dict[str, Any], patient: dict[str, Any]) -> None:
-    """Put a Patient into an ImagingStudy (R4 2.3.0.8: it has no meta there, and an id of its own)."""
-    inside = {key: value for key, value in patient.items() if key != "meta"} | {"id": _PATIENT}
+    """Contain a Patient in an ImagingStudy, without meta and with an id that is unique there (R4 2.3.0.8)."""
+    contained = {key: value for key, value in patient.items() if key != "meta"} | {"id": _PATIENT}
     study["subject"] = {"reference": f"#{_PATIENT}"}
     rest = {key: study.pop(key) for key in list(study) if key not in ("resourceType", "id")}
-    study |= {"contained": [inside], **rest}
+    study |= {"contained": [contained], **rest}

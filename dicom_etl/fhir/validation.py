@@ -67,7 +67,7 @@ def find_errors(resource: dict[str, Any], version: str = "R4") -> list[str]:
     except ValidationError as error:
         return [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     if resource["resourceType"] == "ImagingStudy":
-        return list(_study_errors(resource))
+        return list(find_study_errors(resource))
     return []
 
 
@@ -95,12 +95,12 @@ def _object_of(value: Any, type_: str, version: str) -> Any:
     """The object of a valid element; any other value as it is."""
     if type(value) is not dict:
         return value
-    valid = _valid_object(version, type_, repr(value))
+    valid = validate_element(version, type_, repr(value))
     return value if valid is None else valid
 
 
 @lru_cache(maxsize=4096)
-def _valid_object(version: str, type_: str, text: str) -> Any:
+def validate_element(version: str, type_: str, text: str) -> Any:
     """The object of the element that is written in `text` as a Python literal; None if it is not valid."""
     try:
         return _class(version, type_).model_validate(ast.literal_eval(text))
@@ -108,7 +108,8 @@ def _valid_object(version: str, type_: str, text: str) -> Any:
         return None
 
 
-def _study_errors(study: dict[str, Any]) -> Iterator[str]:
+def find_study_errors(study: dict[str, Any]) -> Iterator[str]:
+    """The errors of an ImagingStudy that `fhir.resources` does not find, and those of its instances."""
     yield from _element_errors("study", study)
     for series in study["series"]:
         yield from _element_errors(f"series {series['uid']}", series)

@@ -248,7 +248,7 @@ def whole_validation(resource: dict[str, Any], version: str) -> list[str]:
         getattr(importlib.import_module(f"{module}.{type_.lower()}"), type_).model_validate(resource)
     except ValidationError as error:
         return [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-    return list(validation._study_errors(resource)) if type_ == "ImagingStudy" else []
+    return list(validation.find_study_errors(resource)) if type_ == "ImagingStudy" else []
 
 
 def outcome(check: Callable[[dict[str, Any], str], list[str]], resource: dict[str, Any], version: str) -> Any:
@@ -273,9 +273,9 @@ def test_the_same_errors_are_found_as_by_full_validation(version: str, resource:
 
 
 def test_only_valid_elements_are_cached() -> None:
-    assert validation._valid_object("R4", "Coding", repr(MR)).code == "MR"
-    assert validation._valid_object("R4", "Coding", repr({"code": ""})) is None
-    assert validation._valid_object("R4", "Coding", repr({"code": object()})) is None
+    assert validation.validate_element("R4", "Coding", repr(MR)).code == "MR"
+    assert validation.validate_element("R4", "Coding", repr({"code": ""})) is None
+    assert validation.validate_element("R4", "Coding", repr({"code": object()})) is None
 
 
 def test_validation_does_not_change_a_resource() -> None:
