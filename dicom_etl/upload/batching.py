@@ -58,7 +58,7 @@ class Delivery:
 
 @dataclass
 class TransactionSizes:
-    """How many entries a server accepts in a transaction, as far as its refusals have shown.
+    """The numbers of entries that a server accepts in a transaction, as far as its refusals have shown.
 
     Medplum accepts 50 updates, and 8 entries if one is conditional; no CapabilityStatement has such limits.
     """

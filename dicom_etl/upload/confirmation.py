@@ -1,4 +1,4 @@
-"""What the answer to a write leaves open: the version that it made, what it replaced, and whether searches find it.
+"""Confirmation of writes: the new version, the version that it replaced, and whether searches find the resource.
 
 A resource was new because a search had not found it, which may have been wrong (an index that lags, a gateway that
 answers for the server). So what was created is searched for once more: a search that finds it shows duplicates, too.

@@ -275,7 +275,7 @@ class Withdrawal:
 
 @dataclass
 class ServerContent:
-    """What a server has of a withdrawn subject or dataset, according to the ledger.
+    """The resources of a withdrawn subject or dataset on a server, according to the ledger.
 
     Attributes:
         resources: type and id, on the server, of what is deleted.

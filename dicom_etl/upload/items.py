@@ -93,7 +93,7 @@ class UploadItem:
 
 
 class Action(StrEnum):
-    """What is done with an item."""
+    """An action on an item."""
 
     SEND = "send"
     HOLD = "hold"
@@ -103,7 +103,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is done with an item, and why.
+    """The action on an item, and its reason.
 
     `reason` is the code of a finding and `text` its text: why the item is held, or what is reported although it is
     sent. `resource` is what is sent, `server` the resource that it replaces, or that stays. `is_external`: the server's

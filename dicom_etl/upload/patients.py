@@ -224,7 +224,7 @@ def _unite_labels(labels: Mapping[str, Any], server_labels: Mapping[str, Any]) -
 
 @dataclass(frozen=True)
 class PatientOnServer:
-    """What the server has for a Patient of this lake.
+    """The server's counterparts of a Patient of this lake.
 
     Attributes:
         current: the Patient under the lake's id, or that of another client which is used instead.

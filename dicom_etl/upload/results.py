@@ -1,4 +1,4 @@
-"""What an upload of a dataset leaves for people: its summary, its findings, and the ledger as a table of the lake.
+"""Results of an upload for people: the summary, the findings, and the ledger as a table of the lake.
 
 The table is written after each run and never read back. No value of a person is in a finding.
 """

@@ -1,6 +1,6 @@
-"""A run of the upload: what datasets share first, then each dataset; deleted at the end, if that is wanted.
+"""A run of the upload: first what datasets share, then each dataset, and finally the deletion of orphaned resources.
 
-Not here: what is uploaded of the one (`shared`) and of the other (`datasets`).
+Not here: the uploads of shared resources (`shared`) and of a dataset (`datasets`).
 """
 
 from __future__ import annotations

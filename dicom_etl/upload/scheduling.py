@@ -1,6 +1,6 @@
-"""Which items of a run the server must be asked about, and in which batches they are uploaded.
+"""Scheduling: the choice of the items that the server must be asked about, and their upload in batches.
 
-Both what datasets share (`shared`) and each dataset (`datasets`) go through this module. Not here: what happens to the
+It is used for what datasets share (`shared`) and for each dataset (`datasets`). Not here: what happens to the
 items of one batch (`transfer`).
 """
 
@@ -27,7 +27,7 @@ Progress = Callable[[str, int, int], None]  # label, done, total
 
 
 class Limits(NamedTuple):
-    """How much is sent together: entries and bytes of a batch, and concurrent batches."""
+    """Limits of a run: entries and bytes of a batch, and concurrent batches."""
 
     max_entries: int
     max_bytes: int

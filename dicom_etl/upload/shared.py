@@ -1,4 +1,4 @@
-"""What datasets share: Endpoints, and Patients whose identifiers mean the same in every dataset.
+"""Upload of shared resources: Endpoints, and Patients whose identifiers mean the same in every dataset.
 
 They are uploaded first, under one lock of the server; a shared Patient is merged from all datasets that have it. Also
 here: which units still have something to upload, since that depends on shared Patients. Not here: the Patients and
@@ -108,8 +108,8 @@ class SharedUpload:
                 self.endpoints[endpoint["id"]] = resources.dataset
                 address = endpoint.get("address") or endpoint["id"]
                 items.append(UploadItem(endpoint, resources.dataset, business_key=address).with_hash())
-        known = self._run.target.ledger.read_rows_and_attempts([item.key for item in items])
-        rows, attempts = await asyncio.wrap_future(known)
+        reading = self._run.target.ledger.read_rows_and_attempts([item.key for item in items])
+        rows, attempts = await asyncio.wrap_future(reading)
         unresolved = [
             item
             for item in items

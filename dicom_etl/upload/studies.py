@@ -44,7 +44,7 @@ _LISTS = ("identifier", "modality", "endpoint", "procedureCode", "reasonCode", "
 
 @dataclass(frozen=True)
 class StudyOnServer:
-    """What the server has for a study (or an Endpoint) of this lake.
+    """The server's counterparts of a study (or an Endpoint) of this lake.
 
     Attributes:
         current: the resource of this lake, as the server has it now.
@@ -58,7 +58,7 @@ class StudyOnServer:
 
 
 class Namespace(NamedTuple):
-    """What distinguishes studies of the lake's namespace from those of other clients."""
+    """The namespace of a lake, which distinguishes its studies from those of other clients."""
 
     ids: ResourceIds
     strategy: IdStrategy
@@ -278,7 +278,7 @@ def is_still_replaced(current: ServerResource | None, row: ResourceRow | None, a
 
 @dataclass(frozen=True)
 class ContentLoss:
-    """How many series and instances of the server's study the lake's study lacks."""
+    """Numbers of series and instances of the server's study that the lake's study lacks."""
 
     series: int
     of_series: int
