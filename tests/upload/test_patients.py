@@ -340,7 +340,7 @@ def test_surplus_search_results_are_ignored() -> None:
     for number, odd in enumerate(ODD):
         client.store(patient(f"odd{number}", identifier=odd))
         client.store(patient(f"odd-value{number}", identifier=[{"system": odd, "value": odd}]))
-    client._has_identifier = lambda _resource, _tokens: True  # type: ignore[method-assign]
+    client.has_identifier = lambda _resource, _tokens: True  # type: ignore[method-assign]
     client.store(patient("y"))
     found = asyncio.run(find_patients(client, [("s", "1")]))  # type: ignore[arg-type]
     assert [one["id"] for one in found["s", "1"]] == ["y"]

@@ -91,7 +91,7 @@ class StubClient:
             return [one for one in matches if one["id"] in parameters["_id"].split(",")]
         if "subject" in parameters:
             return [one for one in matches if one.get("subject", {}).get("reference") == parameters["subject"]]
-        return [one for one in matches if self._has_identifier(one, parameters["identifier"])]
+        return [one for one in matches if self.has_identifier(one, parameters["identifier"])]
 
     async def put(self, request: WriteRequest) -> WriteResult:
         self._note("put", request.path)
@@ -145,9 +145,10 @@ class StubClient:
     def _find(self, request: WriteRequest) -> str | None:
         tokens = unquote(request.condition).removeprefix("identifier=")
         found = [one for key in self.versions if key[0] == request.type and (one := self.current(key)) is not None]
-        return next((str(one["id"]) for one in found if self._has_identifier(one, tokens)), None)
+        return next((str(one["id"]) for one in found if self.has_identifier(one, tokens)), None)
 
-    def _has_identifier(self, resource: Resource, tokens: str) -> bool:
+    def has_identifier(self, resource: Resource, tokens: str) -> bool:
+        """Whether a resource has one of some identifiers."""
         wanted = [re.sub(r"\\(.)", r"\1", token) for token in re.split(r"(?<!\\),", tokens)]
         identifiers = resource.get("identifier")
         return any(
