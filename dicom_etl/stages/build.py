@@ -44,7 +44,7 @@ class Built:
 
     dataset: str
     units: int
-    units_made: int
+    units_processed: int
     units_failed: int
     patients: int
     studies: int
@@ -103,7 +103,7 @@ def build(
         )
         if not force and (counts := state.read_counts(commits)):
             lake.remove_folder(chunks_folder(dataset))
-            return Built(dataset, units_made=0, units_failed=0, **counts._asdict())
+            return Built(dataset, units_processed=0, units_failed=0, **counts._asdict())
 
         state.clear()
         require_undamaged(lake, "extract", dataset, extracted.values(), digests=True)
@@ -129,4 +129,4 @@ def build(
         # without the counts the next run looks again at units that failed or were skipped
         state.write(table, None if units_built.errors or skipped else counts)
     failed = len(units_built.errors)
-    return Built(dataset, units_made=len(plan.changed) - failed, units_failed=failed, **counts._asdict())
+    return Built(dataset, units_processed=len(plan.changed) - failed, units_failed=failed, **counts._asdict())

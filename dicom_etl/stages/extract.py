@@ -31,7 +31,7 @@ class Extracted:
 
     dataset: str
     units: int
-    units_made: int
+    units_processed: int
     units_failed: int
     files_opened: int
     rows: int

@@ -47,7 +47,7 @@ def test_the_lake_has_a_row_for_each_instance(lake: Lake) -> None:
 def test_all_resources_and_some_findings_are_built(lake: Lake, files: Path) -> None:
     dataset = DatasetSettings(root=str(files), time_zone="Europe/Berlin")
     built = build(TreeSource(DATASET, files), lake, Settings(engine="serial"), dataset, Engine(), force=True)
-    assert (built.units_made, built.studies, built.held) == (2, STUDIES, 0)
+    assert (built.units_processed, built.studies, built.held) == (2, STUDIES, 0)
     check_built(lake, STUDIES)
     codes = read_unit(lake, FINDINGS, ["code"], stage="build", dataset=DATASET, unit="sub-0000")["code"].to_pylist()
     assert {"values-conflict", "date-substituted", "body-part-unmapped"} <= set(codes)

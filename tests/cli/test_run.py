@@ -149,7 +149,7 @@ class TestSelection:
         _, out, _ = run_command("extract", small, "--lake", tmp_path / "lake", "--json")
         run_command("crawl", small, "--lake", tmp_path / "lake")
         _, out, _ = run_command("extract", small, "--lake", tmp_path / "lake", "--subject", "sub-1", "--json")
-        assert json.loads(out)["datasets"]["ds"]["extract"]["units_made"] == 1
+        assert json.loads(out)["datasets"]["ds"]["extract"]["units_processed"] == 1
         assert units(tmp_path / "lake") == {"sub-1"}
 
     def test_an_unknown_subject_is_refused_with_those_that_exist(self, run_command, small, tmp_path):

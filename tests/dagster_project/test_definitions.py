@@ -94,15 +94,15 @@ class TestJob:
         with dg.DagsterInstance.ephemeral() as instance:
             load(settings_file, "heart", instance)
             again = load(settings_file, "heart", instance)
-        assert facts(again, "header_table")["units_made"] == 0
+        assert facts(again, "header_table")["units_processed"] == 0
         assert facts(again, "header_table")["files_opened"] == 0
-        assert facts(again, "fhir_resources")["units_made"] == 0
+        assert facts(again, "fhir_resources")["units_processed"] == 0
 
     def test_run_configuration_limits_a_run_to_subjects(self, settings_file):
         with dg.DagsterInstance.ephemeral() as instance:
             load(settings_file, "heart", instance)
             forced = load(settings_file, "heart", instance, subjects=["sub-1"], force=True)
-        assert facts(forced, "header_table")["units_made"] == 1
+        assert facts(forced, "header_table")["units_processed"] == 1
 
     def test_a_dataset_without_dicom_fails_the_run_with_its_sentence(self, settings_file):
         shutil.rmtree(settings_file.parent / "heart")

@@ -112,7 +112,7 @@ class TestResources:
     def test_the_result_counts_units_patients_and_studies(self, tree: Tree) -> None:
         tree.write("sub-2/sam-2/1.dcm", PatientID="P-2", study="another")
         built = tree.run()
-        assert (built.units, built.units_made, built.units_failed) == (2, 2, 0)
+        assert (built.units, built.units_processed, built.units_failed) == (2, 2, 0)
         assert (built.patients, built.studies, built.held) == (2, 3, 0)
 
     def test_several_studies_of_a_subject_have_one_patient(self, tree: Tree) -> None:
@@ -146,10 +146,10 @@ class TestResources:
         before = ids_of(tree)
         (tmp_path / "key").write_text("0f" * 32)
         tree.settings = Settings(id_key_file=str(tmp_path / "key"))
-        assert tree.build().units_made == 2
+        assert tree.build().units_processed == 2
         assert len(ids_of(tree)) == len(before)
         assert ids_of(tree) & before == set()
-        assert tree.build().units_made == 0
+        assert tree.build().units_processed == 0
         tree.settings = Settings()
         tree.build()
         assert ids_of(tree) == before
@@ -225,7 +225,7 @@ class TestPatientMatching:
             "sub-2": ("patient-id", "P-2", "ok"),
             "sub-3": ("subject", "sub-3", "ok"),
         }
-        assert built.units_made == 2  # sub-1 and sub-3, not sub-2
+        assert built.units_processed == 2  # sub-1 and sub-3, not sub-2
         assert patient_of(tree, "sub-1")["id"] != before
         assert patient_of(tree, "sub-1")["identifier"][0]["value"] == "sub-1"
         assert "patient-id-shared" in tree.codes("build", "sub-1")
@@ -297,33 +297,33 @@ class TestIncrementalBuild:
     def test_without_a_change_nothing_is_built(self, tree: Tree) -> None:
         tree.run()
         before = content(tree.lake)
-        assert tree.run().units_made == 0
+        assert tree.run().units_processed == 0
         assert content(tree.lake) == before
 
     def test_force_rebuilds_everything_with_the_same_bytes(self, tree: Tree) -> None:
         tree.run()
         before = content(tree.lake)
-        assert tree.build(force=True).units_made == 2
+        assert tree.build(force=True).units_processed == 2
         assert content(tree.lake) == before
 
     def test_only_the_selected_subjects_are_built(self, tree: Tree) -> None:
         tree.crawl()
         tree.extract()
-        assert tree.build(subjects=["sub-2"]).units_made == 1
+        assert tree.build(subjects=["sub-2"]).units_processed == 1
         assert tree.resources("ImagingStudy", "sub-1") == []
-        assert tree.build().units_made == 1
+        assert tree.build().units_processed == 1
         assert len(tree.resources("ImagingStudy", "sub-1")) == 1
 
     def test_a_new_file_rebuilds_only_its_unit(self, tree: Tree) -> None:
         tree.run()
         tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")
-        assert tree.run().units_made == 1
+        assert tree.run().units_processed == 1
         assert study_of(tree, "sub-2")["numberOfInstances"] == 2
 
     def test_another_time_zone_rebuilds_all_units(self, tree: Tree) -> None:
         tree.run()
         tree.dataset_settings = {"time_zone": "Pacific/Auckland"}
-        assert tree.build().units_made == 2
+        assert tree.build().units_processed == 2
         assert study_of(tree, "sub-1")["started"] == "2024-01-05T10:15:00+13:00"
 
     def test_the_time_zone_of_the_dataset_takes_precedence(self, tree: Tree) -> None:
@@ -348,18 +348,18 @@ class TestIncrementalBuild:
     def test_a_setting_of_the_mapping_rebuilds_all_units(self, tree: Tree, change: dict[str, Any]) -> None:
         tree.run()
         tree.settings = Settings(**change)
-        assert tree.build().units_made == 2
+        assert tree.build().units_processed == 2
 
     @pytest.mark.parametrize("change", [{"workers": 1}, {"lock_wait_seconds": 1}, {"reference_date": "2024-01-01"}])
     def test_another_setting_rebuilds_nothing(self, tree: Tree, change: dict[str, Any]) -> None:
         tree.run()
         tree.settings = Settings(**change)
-        assert tree.build().units_made == 0
+        assert tree.build().units_processed == 0
 
     def test_another_address_changes_only_the_endpoint(self, tree: Tree) -> None:
         tree.run()
         tree.dataset_settings = {"endpoint": "https://pacs.example/rs"}
-        assert tree.build().units_made == 0
+        assert tree.build().units_processed == 0
         assert tree.resources("Endpoint", "sub-1")[0]["address"] == "https://pacs.example/rs"
 
     def test_a_row_of_the_subjects_sheet_rebuilds_only_its_subject(self, tree: Tree) -> None:
@@ -367,40 +367,40 @@ class TestIncrementalBuild:
         tree.sheet("subjects", *rows)
         tree.run()
         tree.sheet("subjects", {"subject id": "sub-1", "sex": "Male"}, rows[1])
-        assert tree.run().units_made == 1
+        assert tree.run().units_processed == 1
         assert "sheet-conflict" in tree.codes("build", "sub-1")
         assert "sheet-conflict" not in tree.codes("build", "sub-2")
 
     def test_another_sheet_rebuilds_nothing(self, tree: Tree) -> None:
         tree.run()
         tree.sheet("samples", {"sample id": "sam-1", "subject id": "sub-1", "sample type": "tissue"})
-        assert tree.run().units_made == 0
+        assert tree.run().units_processed == 0
 
     def test_a_cell_of_the_samples_sheet_rebuilds_only_its_subject(self, tree: Tree) -> None:
         rows = [{"sample id": "sam-1", "subject id": f"sub-{n}", "laterality": "Left"} for n in (1, 2)]
         tree.sheet("samples", *rows)
         tree.run()
         tree.sheet("samples", rows[0] | {"laterality": "Right"}, rows[1])
-        assert tree.run().units_made == 1
+        assert tree.run().units_processed == 1
         assert study_of(tree, "sub-1")["series"][0]["laterality"]["display"] == "Right"
 
     def test_a_crosswalk_entry_rebuilds_only_its_subject(self, tree: Tree) -> None:
         with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"))
         tree.run()
         with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"), ("ds", "sub-1", "urn:x:persons", "p7"))
-        assert tree.build().units_made == 1
+        assert tree.build().units_processed == 1
         assert patient_of(tree, "sub-1")["identifier"][0]["value"] == "p7"
 
     def test_a_crosswalk_entry_of_another_dataset_rebuilds_nothing(self, tree: Tree) -> None:
         with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"))
         tree.run()
         with_crosswalk(tree, ("ds", "sub-2", "urn:x:persons", "p8"), ("other", "sub-1", "urn:x:persons", "p7"))
-        assert tree.build().units_made == 0
+        assert tree.build().units_processed == 0
 
     def test_another_authority_rebuilds_all_units(self, tree: Tree) -> None:
         tree.run()
         tree.dataset_settings = {"assigning_authority": AUTHORITY}
-        assert tree.build().units_made == 2
+        assert tree.build().units_processed == 2
 
     def test_a_file_in_the_second_unit_of_a_study_rebuilds_the_first(self, tmp_path: Path) -> None:
         tree = make_tree(tmp_path)
@@ -410,7 +410,7 @@ class TestIncrementalBuild:
         with_crosswalk(tree, ("ds", "sub-1", "urn:x:persons", "p7"), ("ds", "sub-2", "urn:x:persons", "p7"))
         tree.run()
         tree.write("sub-2/sam-1/2.dcm", study="roaming")
-        assert tree.run().units_made == 2
+        assert tree.run().units_processed == 2
         assert study_of(tree, "sub-1")["numberOfInstances"] == 3
 
     def test_another_version_of_the_mapping_rebuilds_all_units(
@@ -418,7 +418,7 @@ class TestIncrementalBuild:
     ) -> None:
         tree.run()
         monkeypatch.setattr("dicom_etl.fhir.imaging_study.MAPPING_VERSION", 1000)
-        assert tree.build().units_made == 2
+        assert tree.build().units_processed == 2
 
     def test_the_resources_of_a_removed_unit_are_removed(self, tree: Tree) -> None:
         tree.run()
@@ -468,7 +468,7 @@ class TestKillsAndDamage:
             path: bytes_ for path, bytes_ in before.items() if path != with_state
         }
         assert tree.lake.read_fingerprint(DATASET_FINDINGS, stage="build", dataset="ds") == ""
-        assert tree.build().units_made == 2
+        assert tree.build().units_processed == 2
         assert content(tree.lake) == content(changed_zone(tree, **tree.dataset_settings).lake)
 
     @pytest.mark.parametrize("writes", range(1, 6))
@@ -517,14 +517,14 @@ class TestKillsAndDamage:
             patch.setattr(Path, "replace", killed_at)
             with pytest.raises(KilledError):
                 tree.build()
-        assert tree.build().units_made == 0
+        assert tree.build().units_processed == 0
         assert content(tree.lake) == content(changed_zone(tree, **tree.dataset_settings).lake)
 
     def test_units_without_a_commit_are_rebuilt(self, tree: Tree) -> None:
         tree.run()
         before = content(tree.lake)
         tree.lake.remove("commits/build/ds/0000.parquet")
-        assert tree.build().units_made == 2
+        assert tree.build().units_processed == 2
         assert content(tree.lake) == before
 
     @pytest.mark.parametrize("kind", RESOURCE_TYPES)
@@ -546,7 +546,7 @@ class TestKillsAndDamage:
         ):
             tree.resources("ImagingStudy", "sub-1")
         tree.write("sub-2/sam-1/2.dcm", PatientID="P-2")  # its shard is rewritten
-        assert tree.run().units_made == 2
+        assert tree.run().units_processed == 2
         (tree.root / "primary/sub-2/sam-1/2.dcm").unlink()
         tree.run(accept_missing=True)
         assert content(tree.lake) == before
@@ -559,7 +559,7 @@ class TestKillsAndDamage:
         failing.open.side_effect = RuntimeError("unexpected")
         assert extract(failing, tree.lake, Engine()).units_failed == 1
         built = tree.build()
-        assert (built.units, built.units_made) == (2, 0)
+        assert (built.units, built.units_processed) == (2, 0)
         assert study_of(tree, "sub-2")["numberOfInstances"] == 1
         assert set(rules(tree)) == {"sub-1", "sub-2"}
 
@@ -628,7 +628,7 @@ class TestCorrections:
         with_corrections(
             tree, {"dataset": "ds", "tag": "BodyPartExamined", "value": "HEART", "reason": "all are hearts"}
         )
-        assert tree.build().units_made == 2
+        assert tree.build().units_processed == 2
         for unit in ("sub-1", "sub-2"):
             study = study_of(tree, unit)
             assert study["series"][0]["bodySite"] == {"system": SCT, "code": "80891009", "display": "Heart"}
@@ -644,10 +644,10 @@ class TestCorrections:
     def test_a_correction_of_one_subject_rebuilds_only_this_subject(self, tree: Tree) -> None:
         tree.run()
         with_corrections(tree, {"dataset": "ds", "subject": "sub-2", "tag": "StudyDate", "value": "2020-02-03"})
-        assert tree.build().units_made == 1
+        assert tree.build().units_processed == 1
         assert study_of(tree, "sub-2")["started"].startswith("2020-02-03")
         assert not study_of(tree, "sub-1")["started"].startswith("2020-02-03")
-        assert tree.build().units_made == 0
+        assert tree.build().units_processed == 0
 
     def test_a_laterality_is_corrected_at_every_level(self, tree: Tree) -> None:
         tree.write("sub-3/sam-1/1.dcm", PatientID="P-3", ImageLaterality="L")
@@ -688,7 +688,7 @@ class TestCorrections:
     def test_corrections_of_another_dataset_are_ignored(self, tree: Tree) -> None:
         tree.run()
         with_corrections(tree, {"dataset": "other", "tag": "Laterality", "value": "R"})
-        assert tree.build().units_made == 0
+        assert tree.build().units_processed == 0
         assert tree.findings("build") == []
 
 
@@ -738,7 +738,7 @@ class TestR5:
         )
         tree.run()
         tree.settings = Settings(fhir=FhirSettings(version="R5"))
-        assert tree.build().units_made == 2
+        assert tree.build().units_processed == 2
         resources = all_resources(tree)
         assert len(resources) == 6
         assert [find_errors(resource, "R5") for resource in resources] == [[]] * 6
@@ -775,13 +775,13 @@ class TestFailures:
         with monkeypatch.context() as patch:
             patch.setattr("dicom_etl.fhir.patient.make_patient", fail_for_sub_1)
             built = tree.build()
-        assert (built.units_made, built.units_failed) == (1, 1)
+        assert (built.units_processed, built.units_failed) == (1, 1)
         assert study_of(tree, "sub-1") == before
         assert study_of(tree, "sub-2")["started"] == "2024-01-05T10:15:00+13:00"
         assert [(f["code"], f["unit"], f["message"]) for f in tree.findings("build")] == [
             ("build-failed", "sub-1", "RuntimeError: broken")
         ]
-        assert (tree.build().units_made, tree.findings("build")) == (1, [])
+        assert (tree.build().units_processed, tree.findings("build")) == (1, [])
 
     def test_an_invalid_resource_is_not_written_with_a_finding(
         self, tree: Tree, monkeypatch: pytest.MonkeyPatch

@@ -170,7 +170,7 @@ class TestRows:
         tree.write("sub-1/1.dcm")
         tree.write("sub-2/1.dcm")
         answer, _ = run(tree)
-        assert (answer.units, answer.units_made, answer.units_failed, answer.rows) == (2, 2, 0, 2)
+        assert (answer.units, answer.units_processed, answer.units_failed, answer.rows) == (2, 2, 0, 2)
         assert (list(rows(tree, "sub-1")), list(rows(tree, "sub-2"))) == (["sub-1/1.dcm"], ["sub-2/1.dcm"])
 
     def test_rows_are_sorted_by_path(self, tree: Tree) -> None:
@@ -286,13 +286,13 @@ class TestChangedFiles:
     def test_no_file_is_opened_if_nothing_changed(self, extracted: Tree) -> None:
         before = snapshot(extracted.lake)
         answer, opened = run(extracted)
-        assert (opened, answer.units_made, answer.files_opened, answer.rows) == ([], 0, 0, 4)
+        assert (opened, answer.units_processed, answer.files_opened, answer.rows) == ([], 0, 0, 4)
         assert snapshot(extracted.lake) == before
 
     def test_only_a_changed_file_is_opened(self, extracted: Tree, tmp_path: Path) -> None:
         touch(extracted.write("sub-1/a/2.dcm", StudyDescription="changed"))
         answer, opened = run(extracted)
-        assert (opened, answer.units_made) == (["sub-1/a/2.dcm"], 1)
+        assert (opened, answer.units_processed) == (["sub-1/a/2.dcm"], 1)
         assert rows(extracted)["sub-1/a/2.dcm"]["StudyDescription"] == "changed"
         assert snapshot(extracted.lake) == from_scratch(extracted, tmp_path)
 
@@ -380,7 +380,7 @@ class TestChangedFiles:
     def test_force_reads_every_file_and_writes_the_same_bytes(self, extracted: Tree) -> None:
         before = snapshot(extracted.lake)
         answer, opened = run(extracted, force=True)
-        assert (len(opened), answer.units_made) == (4, 2)
+        assert (len(opened), answer.units_processed) == (4, 2)
         assert snapshot(extracted.lake) == before
 
     def test_only_files_of_selected_subjects_are_opened(self, extracted: Tree) -> None:
@@ -606,7 +606,7 @@ class TestDuplicates:
         run(tree)
         before = snapshot(tree.lake)
         answer, opened = run(tree)
-        assert (answer.units_made, opened) == (0, [])
+        assert (answer.units_processed, opened) == (0, [])
         assert snapshot(tree.lake) == before
 
     def test_a_duplicate_without_a_checksum_is_a_conflict(self, tree: Tree) -> None:
@@ -702,7 +702,7 @@ class TestFailures:
             raise RuntimeError("an unexpected error")
 
         answer = extract_from(extracted, WatchedSource(extracted.source, before={"sub-1/a/1.dcm": fail}))
-        assert (answer.units_made, answer.units_failed) == (1, 1)
+        assert (answer.units_processed, answer.units_failed) == (1, 1)
         assert rows(extracted, "sub-2")["sub-2/1.dcm"]["StudyDescription"] == "changed"
         assert {name: content for name, content in snapshot(extracted.lake).items() if "sub-1" in name} == before
         assert [(f["code"], f["unit"], f["message"]) for f in extracted.findings("extract")] == [

@@ -190,7 +190,7 @@ class TestChangedFiles:
         run(tree)
         before = snapshot(tree.lake)
         answer, opened = run(tree)
-        assert (answer.units_made, opened) == (0, [])
+        assert (answer.units_processed, opened) == (0, [])
         assert snapshot(tree.lake) == before
 
     def test_progress_is_reported_for_each_chunk_and_for_the_shard(self, tree: Tree) -> None:
@@ -258,7 +258,7 @@ class TestFailures:
             raise RuntimeError("an unexpected error")
 
         answer = extract_from(tree, WatchedSource(tree.source, before={"sub-1/c/6.dcm": fail}))
-        assert (answer.units_made, answer.units_failed) == (1, 1)
+        assert (answer.units_processed, answer.units_failed) == (1, 1)
         assert rows(tree) == before
         assert [(f["code"], f["unit"], f["message"]) for f in tree.findings("extract")] == [
             ("unit-failed", "sub-1", "RuntimeError: an unexpected error")
@@ -286,12 +286,12 @@ class TestFailures:
     def test_a_killed_worker_is_replaced(self, tree: Tree, tmp_path: Path, spread: Engine) -> None:
         answer = deadly(tree, spread, "sub-1/c/3.dcm", str(tmp_path / "killed"))
         assert (tmp_path / "killed").exists()
-        assert (answer.units_made, answer.units_failed) == (3, 0)
+        assert (answer.units_processed, answer.units_failed) == (3, 0)
         assert snapshot(tree.lake) == in_one_chunk(tree, tmp_path)
 
     def test_a_part_that_always_kills_its_worker_fails_only_its_unit(self, tree: Tree, spread: Engine) -> None:
         answer = deadly(tree, spread, "sub-1/c/3.dcm")
-        assert (answer.units_made, answer.units_failed) == (2, 1)
+        assert (answer.units_processed, answer.units_failed) == (2, 1)
         assert [(f["code"], f["unit"], f["message"]) for f in tree.findings("extract")] == [
             ("unit-failed", "sub-1", "WorkerDiedError: its worker died (killed, out of memory, or crashed)")
         ]

@@ -124,11 +124,11 @@ class TestGrowingAndShrinking:
             remove(tree, range(units, previous))
             assert run(tree, accept_missing=True)[1] == added  # no other file is opened
             built = tree.build()
-            assert (built.units, built.units_made) == (units, len(added))
+            assert (built.units, built.units_processed) == (units, len(added))
             assert shards(tree) == (count, count)
             assert_same(tree, tmp_path)
             before = content(tree.lake)
-            assert (run(tree)[1], tree.build().units_made, content(tree.lake)) == ([], 0, before)
+            assert (run(tree)[1], tree.build().units_processed, content(tree.lake)) == ([], 0, before)
             previous = units
 
     def test_changes_within_shards_give_the_bytes_of_a_new_lake(self, tree: Tree, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ class TestGrowingAndShrinking:
         changed = add(tree, (3, 17, 30), StudyDescription="changed")
         remove(tree, (5, 21))
         assert run(tree, accept_missing=True)[1] == changed
-        assert tree.build().units_made == 3
+        assert tree.build().units_processed == 3
         assert_same(tree, tmp_path)
 
     def test_the_build_follows_several_reshardings_of_the_extraction(self, tree: Tree, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ class TestGrowingAndShrinking:
             add(tree, range(units))
             run(tree)
         assert shards(tree) == (8, 1)
-        assert tree.build().units_made == 34
+        assert tree.build().units_processed == 34
         assert_same(tree, tmp_path)
 
     def test_each_step_on_an_object_store_gives_the_bytes_of_a_new_lake(self, tree: Tree, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ class TestGrowingAndShrinking:
             added = add(tree, range(previous, units))
             remove(tree, range(units, previous))
             assert run(tree, accept_missing=True)[1] == added
-            assert tree.build().units_made == len(added)
+            assert tree.build().units_processed == len(added)
             assert shards(tree) == (count, count)
             assert remote_content(tree.lake) == in_a_new_lake(tree, tmp_path)
             previous = units
@@ -174,7 +174,7 @@ class TestSubjectsAndFailures:
         selected = [name(1), name(7)]
 
         assert run(tree, subjects=selected)[1] == [f"{name(7)}/1.dcm"]
-        assert tree.build(subjects=selected).units_made == 1
+        assert tree.build(subjects=selected).units_processed == 1
 
         assert shards(tree) == (4, 4)
         after = committed(tree)
@@ -184,7 +184,7 @@ class TestSubjectsAndFailures:
         assert {unit: tree.resources("ImagingStudy", unit) for unit in resources} == resources
         assert len(tree.resources("ImagingStudy", name(7))) == 1
         assert len(run(tree)[1]) == 14  # the changed one, and the thirteen new ones
-        assert tree.build().units_made == 14
+        assert tree.build().units_processed == 14
         assert_same(tree, tmp_path)
 
     def test_a_failed_unit_moves_with_its_previous_rows(self, tree: Tree, tmp_path: Path) -> None:
@@ -201,13 +201,13 @@ class TestSubjectsAndFailures:
         answer = extract_from(tree, WatchedSource(tree.source, before=failing))
         tree.build()
 
-        assert (answer.units_failed, answer.units_made) == (2, 5)
+        assert (answer.units_failed, answer.units_processed) == (2, 5)
         assert shards(tree) == (2, 2)
         assert rows(tree, name(2))[f"{name(2)}/1.dcm"]["StudyDescription"] is None
         assert rows(tree, name(9)) == {}
         assert len(tree.resources("ImagingStudy", name(2))) == 1
         assert run(tree)[1] == [f"{name(2)}/1.dcm", f"{name(9)}/1.dcm"]
-        assert tree.build().units_made == 2
+        assert tree.build().units_processed == 2
         assert_same(tree, tmp_path)
 
 
@@ -394,11 +394,11 @@ class TestChangedInputs:
         before = content(tree.lake)
         line = {"dataset": "ds", "subject": name(7), "tag": "BodyPartExamined", "value": "HEART", "reason": "a heart"}
         with_corrections(tree, line)
-        assert tree.build().units_made == 1
+        assert tree.build().units_processed == 1
         assert shards_changed(before, content(tree.lake)) == {assign_shard(name(7), 8)}
         assert_same(tree, tmp_path)
         with_corrections(tree, line, line | {"subject": name(8)})
-        assert tree.build().units_made == 1
+        assert tree.build().units_processed == 1
         assert_same(tree, tmp_path)
 
     def test_a_crosswalk_line_rebuilds_only_its_unit(self, tree: Tree, tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ class TestChangedInputs:
         tree.run()
         before = content(tree.lake)
         with_crosswalk(tree, ("ds", name(7), "urn:x:persons", "p7"), ("ds", name(9), "urn:x:persons", "p9"))
-        assert tree.build().units_made == 2
+        assert tree.build().units_processed == 2
         assert shards_changed(before, content(tree.lake)) == {assign_shard(name(7), 8), assign_shard(name(9), 8)}
         assert_same(tree, tmp_path)
 
@@ -420,5 +420,5 @@ class TestChangedInputs:
         tree.run()
         touch(tree.write(f"{second}/9.dcm", study="roaming", PatientID=second, SeriesDescription="changed"))
         assert run(tree)[1] == [f"{second}/9.dcm"]
-        assert tree.build().units_made == 2
+        assert tree.build().units_processed == 2
         assert_same(tree, tmp_path)

@@ -67,4 +67,7 @@ def test_a_changed_subject_opens_its_files_and_its_shard(tmp_path: Path, opened:
     outcome = run(pipeline, ["ds"], AUDIT, RunOptions())
     sources = [path for path in opened if path.startswith("source ")]
     assert sources == [f"source {changed.relative_to(tmp_path / 'ds').as_posix()}"]
-    assert (outcome.summaries["ds"]["extract"].units_made, outcome.summaries["ds"]["build"].units_made) == (1, 1)
+    assert (outcome.summaries["ds"]["extract"].units_processed, outcome.summaries["ds"]["build"].units_processed) == (
+        1,
+        1,
+    )
