@@ -39,7 +39,13 @@ class _Kind:
 _SHARED = {
     "hapi-r4": _Kind(lambda folder, owner: hapi_server.start(folder, owner=owner), hapi_server.stop),
     "hapi-r5": _Kind(lambda folder, owner: hapi_server.start(folder, version="R5", owner=owner), hapi_server.stop),
+    "hapi-assigning": _Kind(
+        lambda folder, owner: hapi_server.start(folder, client_ids=False, owner=owner), hapi_server.stop
+    ),
     "medplum": _Kind(lambda folder, owner: medplum_server.start(folder, owner=owner), medplum_server.stop),
+    "medplum-assigning": _Kind(
+        lambda folder, owner: medplum_server.start(folder, client_ids=False, owner=owner), medplum_server.stop
+    ),
     "postgres": _Kind(lambda _, owner: postgres_server.start(owner=owner), postgres_server.stop),
 }
 
@@ -118,9 +124,21 @@ def hapi_r5(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def hapi_assigning(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> HapiServer:
+    """The R4 server that assigns all ids, shared by all tests of the run: use identifiers that no other test uses."""
+    return _get_shared("hapi-assigning", pytestconfig, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def medplum(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> MedplumServer:
     """The Medplum server (R4), shared by all tests of the run: use identifiers that no other test uses."""
     return _get_shared("medplum", pytestconfig, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def medplum_assigning(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> MedplumServer:
+    """The Medplum server that assigns all ids, shared by all tests of the run."""
+    return _get_shared("medplum-assigning", pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -147,6 +147,12 @@ class DatasetFactory:
             ],
         }
 
+    def has_identifier_of(self, resource: Resource) -> bool:
+        """Whether a resource on a server that assigns ids has an identifier of this factory."""
+        identifiers = str(resource.get("identifier"))
+        uids = (f"'urn:oid:{self.uid(str(number))}'" for number in range(40))
+        return self.name in identifiers or self.authority in identifiers or any(uid in identifiers for uid in uids)
+
     def build(self, lake: Lake, dataset: str, studies: Sequence[Study]) -> None:
         """Write a dataset as the build stage does; it replaces all that the dataset had before."""
         self._clear(lake, dataset)

@@ -54,6 +54,13 @@ def delete(server: Proxy, path: str) -> None:
     server_content.delete(server.target, path)
 
 
+def find_resources(server: Proxy, kind: str, factory: DatasetFactory) -> list[dict[str, Any]]:
+    """The resources of a factory on a server that assigns ids, requested without the proxy."""
+    assert server.target is not None
+    resources = server_content.search(server.target, f"{kind}?_count=200")
+    return [resource for resource in resources if factory.has_identifier_of(resource)]
+
+
 def delete_ledger_rows(lake: Lake, *paths: str) -> None:
     """Delete resources (Type/id), and the records of all finished units, from the ledger."""
     with closing(sqlite3.connect(Path(lake.root, "ledger.sqlite"))) as connection, connection:

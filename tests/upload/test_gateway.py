@@ -21,7 +21,6 @@ from dicom_etl.stages.upload import UploadSummary, upload
 from dicom_etl.stages.verify import verify
 from tests.servers.hapi_server import HapiServer
 from tests.servers.medplum_server import MedplumServer
-from tests.servers.plugin import HapiFactory, MedplumFactory
 from tests.support import server_content
 from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
 from tests.support.server_content import get, put, status, version, without_meta
@@ -35,7 +34,7 @@ from tests.support.upload_lakes import (
     shared_ledger_rows,
     with_changes,
 )
-from tests.support.uploads import codes, make_external_study, patient_path, study_path
+from tests.support.uploads import codes, find_resources, make_external_study, patient_path, study_path
 
 NOTE, PHONE = [{"text": "seen by the radiologist"}], [{"system": "phone", "value": "1"}]
 SEARCH = re.compile(r"(Patient|Endpoint|ImagingStudy)(\?.*|/_search.*)?")
@@ -53,15 +52,14 @@ ANSWERS = {
     ),
 }
 both = pytest.mark.parametrize("server", ["hapi", "medplum"], indirect=True)
-each_assigning = pytest.mark.parametrize("server", ["hapi_factory", "medplum_factory"], indirect=True)
+each_assigning = pytest.mark.parametrize("server", ["hapi_assigning", "medplum_assigning"], indirect=True)
 each_answer = pytest.mark.parametrize("kind", ANSWERS)
 
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[Proxy]:
-    """The shared server, or an empty one that assigns ids."""
-    source: HapiServer | MedplumServer | HapiFactory | MedplumFactory = request.getfixturevalue(request.param)
-    running = source(client_ids=False) if callable(source) else source
+    """A shared server; that of `each_assigning` assigns ids."""
+    running: HapiServer | MedplumServer = request.getfixturevalue(request.param)
     with run_proxy(running.base_url) as counted:
         yield counted
 
@@ -294,8 +292,8 @@ def test_verify_reports_no_existing_resource_as_missing(
 # -- servers that assign ids ------------------------------------------------------------------------------------------
 
 
-def all_of(server: Proxy, kind: str) -> list[dict[str, Any]]:
-    return [without_meta(one) for one in server_content.search(behind(server), f"{kind}?_count=200")]
+def all_of(server: Proxy, kind: str, factory: DatasetFactory) -> list[dict[str, Any]]:
+    return [without_meta(resource) for resource in find_resources(server, kind, factory)]
 
 
 @each_assigning
@@ -305,7 +303,7 @@ def test_wrong_search_results_make_no_duplicates_with_assigned_ids(
 ) -> None:
     factory.build(lake, "A", [NOTED, SHARED, GROWING])
     load(lake, server, factory, is_assigning=True)
-    noted = next(one for one in all_of(server, "ImagingStudy") if factory.uid("1") in str(one["identifier"]))
+    noted = next(one for one in all_of(server, "ImagingStudy", factory) if factory.uid("1") in str(one["identifier"]))
     put(behind(server), noted | {"note": NOTE})
     factory.build(lake, "A", [*GROWN, NEW])
     server.rule = gateway(ANSWERS[kind])
@@ -315,7 +313,7 @@ def test_wrong_search_results_make_no_duplicates_with_assigned_ids(
 
     load(lake, server, factory, is_assigning=True)
 
-    studies = all_of(server, "ImagingStudy")
+    studies = all_of(server, "ImagingStudy", factory)
     sizes = {one["identifier"][0]["value"]: (one["numberOfInstances"], one.get("note")) for one in studies}
     assert sizes == {
         f"urn:oid:{factory.uid('1')}": (2, NOTE),
@@ -323,7 +321,11 @@ def test_wrong_search_results_make_no_duplicates_with_assigned_ids(
         f"urn:oid:{factory.uid('3')}": (5, None),
         f"urn:oid:{factory.uid('7')}": (2, None),
     }
-    assert (len(studies), len(all_of(server, "Patient")), len(all_of(server, "Endpoint"))) == (4, 4, 1)
+    assert (len(studies), len(all_of(server, "Patient", factory)), len(all_of(server, "Endpoint", factory))) == (
+        4,
+        4,
+        1,
+    )
     assert codes(lake, "A") == ["changed-on-server"]
     assert attempts(lake) == []
 
@@ -335,7 +337,7 @@ def test_a_version_replaced_by_a_conditional_update_is_reported(
     """The server finds by itself what a gateway hides from a lake without a ledger."""
     factory.build(lake, "A", [NOTED])
     load(lake, server, factory, is_assigning=True)
-    [study] = all_of(server, "ImagingStudy")
+    [study] = all_of(server, "ImagingStudy", factory)
     put(behind(server), study | {"note": NOTE})
     server.rule = gateway(ANSWERS["nothing found"])
     fresh = new_lake(tmp_path / "fresh")
@@ -343,5 +345,5 @@ def test_a_version_replaced_by_a_conditional_update_is_reported(
 
     load(fresh, server, factory, is_assigning=True)
 
-    assert len(all_of(server, "ImagingStudy")) == 1
+    assert len(all_of(server, "ImagingStudy", factory)) == 1
     assert codes(fresh, "A") == ["concurrent-overwrite"]

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fhirpy import SyncFHIRClient
 
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import UploadSummary, upload
-from tests.servers.plugin import HapiFactory
+from tests.servers.hapi_server import HapiServer
 from tests.support import server_content
 from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
 from tests.support.upload_lakes import (
@@ -22,15 +21,15 @@ from tests.support.upload_lakes import (
     shared_ledger_rows,
     with_changes,
 )
-from tests.support.uploads import Moved, codes
+from tests.support.uploads import Moved, codes, find_resources
 
 ONE = Study("1", "P1", rule="authority")
 TWO = Study("2", "P2", unit="sub-2")
 
 
 @pytest.fixture
-def server(hapi_factory: HapiFactory) -> Iterator[Proxy]:
-    with run_proxy(hapi_factory(client_ids=False).base_url) as counted:
+def server(hapi_assigning: HapiServer) -> Iterator[Proxy]:
+    with run_proxy(hapi_assigning.base_url) as counted:
         yield counted
 
 
@@ -43,13 +42,12 @@ def load(
     return upload(names, lake, settings, **options)
 
 
-def resources(server: Proxy, kind: str) -> list[dict[str, Any]]:
-    return [dict(one) for one in SyncFHIRClient(server.target).resources(kind).fetch_all()]
-
-
-def versions(server: Proxy) -> dict[str, str]:
-    kinds = ("Patient", "Endpoint", "ImagingStudy")
-    return {f"{kind}/{one['id']}": one["meta"]["versionId"] for kind in kinds for one in resources(server, kind)}
+def versions(server: Proxy, factory: DatasetFactory) -> dict[str, str]:
+    return {
+        f"{kind}/{resource['id']}": resource["meta"]["versionId"]
+        for kind in ("Patient", "Endpoint", "ImagingStudy")
+        for resource in find_resources(server, kind, factory)
+    }
 
 
 def test_everything_is_stored_once_and_refers_to_server_ids(
@@ -62,28 +60,28 @@ def test_everything_is_stored_once_and_refers_to_server_ids(
     [done] = load(lake, server, factory, "A")
 
     assert done.counts == {"Endpoint": {"stored": 1}, "ImagingStudy": {"stored": 3}, "Patient": {"stored": 2}}
-    studies, patients = resources(server, "ImagingStudy"), resources(server, "Patient")
-    assert (len(studies), len(patients), len(resources(server, "Endpoint"))) == (3, 2, 1)
+    studies, patients = find_resources(server, "ImagingStudy", factory), find_resources(server, "Patient", factory)
+    assert (len(studies), len(patients), len(find_resources(server, "Endpoint", factory))) == (3, 2, 1)
     assert {one["id"] for one in studies + patients}.isdisjoint({factory.study_id("A", n) for n in "123"})
     by_value = {one["identifier"][0]["value"]: f"Patient/{one['id']}" for one in patients}
     by_uid = {one["identifier"][0]["value"]: one["subject"]["reference"] for one in studies}
     assert by_uid == {f"urn:oid:{factory.uid(n)}": by_value[p] for n, p in (("1", "P1"), ("2", "P2"), ("3", "P2"))}
-    assert set(versions(server).values()) == {"1"}
+    assert set(versions(server, factory).values()) == {"1"}
 
     # again, with the ledger and with none
-    before = versions(server)
+    before = versions(server, factory)
     server.requests.clear()
     load(lake, server, factory, "A")
     assert server.request_lines() == []
     fresh = new_lake(tmp_path / "fresh")
     factory.build(fresh, "A", [ONE, TWO, Study("3", "P2", unit="sub-2")])
     load(fresh, server, factory, "A")
-    assert versions(server) == before
+    assert versions(server, factory) == before
 
     # a change is a plain PUT to the server's own id
     factory.build(lake, "A", [with_changes(ONE, series={"1": 5}), TWO, Study("3", "P2", unit="sub-2")])
     load(lake, server, factory, "A")
-    after = versions(server)
+    after = versions(server, factory)
     row = ledger_rows(lake, server.url, "A")[f"ImagingStudy/{factory.study_id('A', '1')}"]
     key = f"ImagingStudy/{row['server_id']}"
     assert {one for one in after if after[one] != before[one]} == {key}
@@ -92,7 +90,7 @@ def test_everything_is_stored_once_and_refers_to_server_ids(
     # orphaned resources are deleted under the server's id
     factory.build(lake, "A", [ONE])
     [done] = load(lake, server, factory, "A", prune=True)
-    assert len(resources(server, "ImagingStudy")) == 1
+    assert len(find_resources(server, "ImagingStudy", factory)) == 1
     assert shared_ledger_rows(lake, server.url)
 
 
@@ -101,7 +99,7 @@ def test_only_one_bundle_is_sent_at_a_time(lake: Lake, server: Proxy, factory: D
 
     load(lake, server, factory, "A")
 
-    assert len(resources(server, "ImagingStudy")) == len(resources(server, "Patient")) == 25
+    assert len(find_resources(server, "ImagingStudy", factory)) == len(find_resources(server, "Patient", factory)) == 25
     assert {one.path.partition("?")[0] for one in server.requests if one.is_write_post} == {""}
 
 
@@ -121,7 +119,7 @@ def test_a_patient_without_a_ledger_row_is_merged(
 ) -> None:
     factory.build(lake, "A", [Study("1", "P1")])
     load(lake, server, factory, "A")
-    [patient] = resources(server, "Patient")
+    [patient] = find_resources(server, "Patient", factory)
     phone = {"system": "phone", "value": "1"}
     server_content.put(str(server.target), json.loads(json.dumps(patient | {"telecom": [phone]})))
     other = new_lake(tmp_path / "other")
@@ -130,8 +128,8 @@ def test_a_patient_without_a_ledger_row_is_merged(
     [done] = load(other, server, factory, "A")
 
     assert {state for states in done.counts.values() for state in states} <= {"stored", "unchanged"}
-    assert len(resources(server, "ImagingStudy")) == 2
-    [kept] = [one for one in resources(server, "Patient") if one["id"] == patient["id"]]
+    assert len(find_resources(server, "ImagingStudy", factory)) == 2
+    [kept] = [one for one in find_resources(server, "Patient", factory) if one["id"] == patient["id"]]
     assert kept["telecom"] == [phone]
 
 
@@ -144,13 +142,13 @@ def test_an_unanswered_resource_is_pruned_under_its_server_id(
     server.rule = lambda asked: Reply(cut=True) if asked.is_write_post and uid in asked.body else None
     load(lake, server, factory, "A", retry_seconds=0)
     server.rule = lambda _: None
-    there = [one["identifier"][0]["value"] for one in resources(server, "ImagingStudy")]
+    there = [one["identifier"][0]["value"] for one in find_resources(server, "ImagingStudy", factory)]
     factory.build(lake, "A", [stays])
 
     load(lake, server, factory, "A", prune=True)
 
     assert sorted(there) == sorted(f"urn:oid:{factory.uid(number)}" for number in "12")
-    assert [one["identifier"][0]["value"] for one in resources(server, "ImagingStudy")] == [
+    assert [one["identifier"][0]["value"] for one in find_resources(server, "ImagingStudy", factory)] == [
         f"urn:oid:{factory.uid('2')}"
     ]
     assert ledger_rows(lake, server.url, "A") == {}
@@ -169,7 +167,7 @@ def test_an_endpoint_with_a_lost_answer_is_recognised(lake: Lake, server: Proxy,
 
     [done] = load(lake, server, factory, "A")
 
-    [endpoint] = resources(server, "Endpoint")
+    [endpoint] = find_resources(server, "Endpoint", factory)
     assert (endpoint["address"], endpoint["meta"]["versionId"]) == ("https://new.example", "2")
     assert done.counts["Endpoint"] == {"unchanged": 1}
     assert codes(lake, "A") == []
@@ -182,12 +180,12 @@ def test_a_changed_study_with_a_lost_answer_is_recognised(lake: Lake, server: Pr
     server.rule = lambda asked: Reply(cut=True) if asked.is_write_post and b"ImagingStudy" in asked.body else None
     load(lake, server, factory, "A", retry_seconds=0)
     server.rule = lambda _: None
-    [arrived] = resources(server, "ImagingStudy")
+    [arrived] = find_resources(server, "ImagingStudy", factory)
     factory.build(lake, "A", [with_changes(TWO, series={"1": 4})])
 
     [done] = load(lake, server, factory, "A")
 
-    [study] = resources(server, "ImagingStudy")
+    [study] = find_resources(server, "ImagingStudy", factory)
     assert (arrived["numberOfInstances"], study["numberOfInstances"]) == (3, 4)
     assert done.counts["ImagingStudy"] == {"stored": 1}
     assert codes(lake, "A") == []
@@ -201,7 +199,7 @@ def test_a_study_without_a_ledger_row_is_updated(
     other = new_lake(tmp_path / "other")
     factory.build(other, "A", [TWO])
     load(other, server, factory, "A")  # it is on the server as it should be
-    [study] = resources(server, "ImagingStudy")
+    [study] = find_resources(server, "ImagingStudy", factory)
     plain = json.loads(json.dumps(study))
     server_content.put(str(server.target), plain | {"description": "a note"})
     server_content.put(str(server.target), plain)

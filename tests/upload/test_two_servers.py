@@ -21,7 +21,6 @@ from dicom_etl.stages.verify import VerificationResult, verify
 from dicom_etl.stages.withdraw import withdraw
 from tests.servers.hapi_server import HapiServer
 from tests.servers.medplum_server import MedplumServer
-from tests.servers.plugin import HapiFactory, MedplumFactory
 from tests.support import server_content
 from tests.support.datasets import make_lake, make_tree, uid
 from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
@@ -36,7 +35,7 @@ from tests.support.upload_lakes import (
     shared_ledger_rows,
     with_changes,
 )
-from tests.support.uploads import codes, findings, make_external_study, patient_path, study_path
+from tests.support.uploads import codes, find_resources, findings, make_external_study, patient_path, study_path
 
 ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
 MORE = with_changes(ONE, series={"1": 2, "2": 3})
@@ -44,7 +43,7 @@ NOTE = [{"text": "seen by the radiologist"}]
 PHONE = [{"system": "phone", "value": "1"}]
 
 both = pytest.mark.parametrize("server", ["hapi", "medplum"], indirect=True)
-each_assigning = pytest.mark.parametrize("assigning", ["hapi", "medplum"], indirect=True)
+each_assigning = pytest.mark.parametrize("assigning", ["hapi_assigning", "medplum_assigning"], indirect=True)
 
 
 @pytest.fixture
@@ -57,9 +56,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[Proxy]:
 
 @pytest.fixture
 def assigning(request: pytest.FixtureRequest) -> Iterator[Proxy]:
-    """An empty server that assigns ids itself."""
-    start: HapiFactory | MedplumFactory = request.getfixturevalue(f"{request.param}_factory")
-    with run_proxy(start(client_ids=False).base_url) as counted:
+    """A shared server that assigns ids itself."""
+    running: HapiServer | MedplumServer = request.getfixturevalue(request.param)
+    with run_proxy(running.base_url) as counted:
         yield counted
 
 
@@ -584,10 +583,6 @@ def load_assigning(assigning: Proxy, factory: DatasetFactory) -> Loading:
     return run
 
 
-def all_of(server: Proxy, kind: str) -> list[dict[str, Any]]:
-    return server_content.search(behind(server), f"{kind}?_count=200")
-
-
 @each_assigning
 def test_with_server_assigned_ids_everything_is_stored_once(
     lake: Lake, assigning: Proxy, load_assigning: Loading, factory: DatasetFactory, tmp_path: Path
@@ -599,9 +594,9 @@ def test_with_server_assigned_ids_everything_is_stored_once(
     expected = {"Endpoint": {"stored": 1}, "ImagingStudy": {"stored": 30}, "Patient": {"stored": 30}}
     assert done.counts == expected
     assert done.findings == 0
-    patients = {one["id"]: one for one in all_of(assigning, "Patient")}
-    found = all_of(assigning, "ImagingStudy")
-    assert (len(found), len(patients), len(all_of(assigning, "Endpoint"))) == (30, 30, 1)
+    patients = {one["id"]: one for one in find_resources(assigning, "Patient", factory)}
+    found = find_resources(assigning, "ImagingStudy", factory)
+    assert (len(found), len(patients), len(find_resources(assigning, "Endpoint", factory))) == (30, 30, 1)
     uids = {f"urn:oid:{factory.uid(study.number)}": study.person for study in studies}
     for study in found:
         patient = patients[study["subject"]["reference"].removeprefix("Patient/")]
@@ -612,21 +607,27 @@ def test_with_server_assigned_ids_everything_is_stored_once(
     assert load_assigning(lake, *studies).counts["ImagingStudy"] == {"unchanged": 30}
     fresh = new_lake(tmp_path / "fresh")
     assert load_assigning(fresh, *studies).counts["ImagingStudy"] == {"unchanged": 30}
-    assert {one["id"]: version(one) for one in all_of(assigning, "ImagingStudy")} == before
+    assert {one["id"]: version(one) for one in find_resources(assigning, "ImagingStudy", factory)} == before
     assert codes(fresh, "A") == []
 
     grown = [with_changes(studies[0], series={"1": 4}), *studies[1:]]
     assert load_assigning(lake, *grown).counts["ImagingStudy"] == {"stored": 1, "unchanged": 29}
     assert load_assigning(lake, *grown[:20], prune=True).counts["ImagingStudy"] == {"deleted": 10, "unchanged": 20}
-    assert (len(all_of(assigning, "ImagingStudy")), len(all_of(assigning, "Patient"))) == (20, 20)
+    assert (
+        len(find_resources(assigning, "ImagingStudy", factory)),
+        len(find_resources(assigning, "Patient", factory)),
+    ) == (20, 20)
 
 
 @each_assigning
 def test_with_server_assigned_ids_notes_stay_and_nothing_is_doubled(
-    lake: Lake, assigning: Proxy, load_assigning: Loading
+    lake: Lake, assigning: Proxy, load_assigning: Loading, factory: DatasetFactory
 ) -> None:
     load_assigning(lake, ONE)
-    [study], [patient] = all_of(assigning, "ImagingStudy"), all_of(assigning, "Patient")
+    [study], [patient] = (
+        find_resources(assigning, "ImagingStudy", factory),
+        find_resources(assigning, "Patient", factory),
+    )
     put(behind(assigning), without_meta(study) | {"note": NOTE})
     put(behind(assigning), without_meta(patient) | {"telecom": PHONE})
 
@@ -634,14 +635,17 @@ def test_with_server_assigned_ids_notes_stay_and_nothing_is_doubled(
 
     assert done.counts["ImagingStudy"] == {"held": 1}
     assert codes(lake, "A") == ["changed-on-server"]
-    [study], [patient] = all_of(assigning, "ImagingStudy"), all_of(assigning, "Patient")
+    [study], [patient] = (
+        find_resources(assigning, "ImagingStudy", factory),
+        find_resources(assigning, "Patient", factory),
+    )
     assert (study["note"], study["numberOfSeries"]) == (NOTE, 1)
     assert (patient["telecom"], patient["gender"]) == (PHONE, "female")
 
 
 @each_assigning
 def test_with_server_assigned_ids_a_lost_answer_makes_no_duplicate(
-    lake: Lake, assigning: Proxy, load_assigning: Loading
+    lake: Lake, assigning: Proxy, load_assigning: Loading, factory: DatasetFactory
 ) -> None:
     assigning.rule = once(Reply(cut=True), lambda asked: asked.is_write_post and b"ImagingStudy" in asked.body)
     failed = load_assigning(lake, ONE, retry_seconds=0)
@@ -650,20 +654,20 @@ def test_with_server_assigned_ids_a_lost_answer_makes_no_duplicate(
     for study, state in ((ONE, "unchanged"), (MORE, "stored")):
         assert load_assigning(lake, study).counts["ImagingStudy"] == {state: 1}
         assert codes(lake, "A") == []
-    [only] = all_of(assigning, "ImagingStudy")
+    [only] = find_resources(assigning, "ImagingStudy", factory)
     assert only["numberOfSeries"] == 2
     assert attempts(lake) == []
 
 
 @each_assigning
 def test_with_server_assigned_ids_a_deleted_study_is_recreated(
-    lake: Lake, assigning: Proxy, load_assigning: Loading
+    lake: Lake, assigning: Proxy, load_assigning: Loading, factory: DatasetFactory
 ) -> None:
     load_assigning(lake, ONE)
-    [study] = all_of(assigning, "ImagingStudy")
+    [study] = find_resources(assigning, "ImagingStudy", factory)
     delete(assigning, f"ImagingStudy/{study['id']}")
 
     assert load_assigning(lake, MORE).counts["ImagingStudy"] == {"stored": 1}
 
-    [other] = all_of(assigning, "ImagingStudy")
+    [other] = find_resources(assigning, "ImagingStudy", factory)
     assert (other["id"] == study["id"], other["numberOfSeries"]) == (False, 2)
