@@ -25,9 +25,9 @@ from dicom_etl.stages.crawl import DatasetStoppedError
 from dicom_etl.withdrawal.record import exclude_withdrawn
 
 if TYPE_CHECKING:
-    from dicom_etl.stages.build import Built
+    from dicom_etl.stages.build import BuildResult
     from dicom_etl.stages.crawl import CrawlResult
-    from dicom_etl.stages.extract import Extracted
+    from dicom_etl.stages.extract import ExtractResult
     from dicom_etl.stages.measure import MeasureSummary
     from dicom_etl.stages.report import ReportSummary
     from dicom_etl.stages.upload import UploadSummary
@@ -101,7 +101,7 @@ class Pipeline:
 
         return crawl(self.source(dataset), self.lake, self.ids, accept_missing=options.accept_missing)
 
-    def extract(self, dataset: str, options: RunOptions = RunOptions()) -> Extracted:
+    def extract(self, dataset: str, options: RunOptions = RunOptions()) -> ExtractResult:
         """The extract stage."""
         from dicom_etl.stages.extract import extract
 
@@ -114,7 +114,7 @@ class Pipeline:
             progress=self.progress,
         )
 
-    def build(self, dataset: str, options: RunOptions = RunOptions()) -> Built:
+    def build(self, dataset: str, options: RunOptions = RunOptions()) -> BuildResult:
         """The build stage."""
         from dicom_etl.stages.build import build
 

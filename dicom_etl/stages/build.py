@@ -39,7 +39,7 @@ from dicom_etl.withdrawal.record import WithdrawalRecord
 
 
 @dataclass(frozen=True)
-class Built:
+class BuildResult:
     """The counts of a build: the units of this run, and all that the dataset has after it."""
 
     dataset: str
@@ -62,7 +62,7 @@ def build(
     subjects: Collection[str] | None = None,
     force: bool = False,
     progress: Progress = lambda *_: None,
-) -> Built:
+) -> BuildResult:
     """Update the resources of a dataset to match its header tables, sheets, corrections and settings.
 
     Args:
@@ -103,7 +103,7 @@ def build(
         )
         if not force and (counts := state.read_counts(commits)):
             lake.remove_folder(chunks_folder(dataset))
-            return Built(dataset, units_processed=0, units_failed=0, **counts._asdict())
+            return BuildResult(dataset, units_processed=0, units_failed=0, **counts._asdict())
 
         state.clear()
         require_undamaged(lake, "extract", dataset, extracted.values(), digests=True)
@@ -129,4 +129,4 @@ def build(
         # without the counts the next run looks again at units that failed or were skipped
         state.write(table, None if units_built.errors or skipped else counts)
     failed = len(units_built.errors)
-    return Built(dataset, units_processed=len(plan.changed) - failed, units_failed=failed, **counts._asdict())
+    return BuildResult(dataset, units_processed=len(plan.changed) - failed, units_failed=failed, **counts._asdict())

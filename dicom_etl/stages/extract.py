@@ -26,7 +26,7 @@ from dicom_etl.sources import Source, SourceError
 
 
 @dataclass(frozen=True)
-class Extracted:
+class ExtractResult:
     """The counts of an extraction. `files_opened` counts every file that was opened, also for checksums."""
 
     dataset: str
@@ -46,7 +46,7 @@ def extract(
     subjects: Collection[str] | None = None,
     force: bool = False,
     progress: Progress = lambda *_: None,
-) -> Extracted:
+) -> ExtractResult:
     """Update the header tables of a dataset to match its inventory.
 
     Args:
@@ -83,7 +83,7 @@ def extract(
         files = sum(units.file_counts)
         raise SourceError(f"dataset {dataset}: none of the {files} files under {source.location} is a DICOM file")
     failed = len(units_read.failures)
-    return Extracted(dataset, len(units.names), len(plan.changed) - failed, failed, files_opened, rows, findings)
+    return ExtractResult(dataset, len(units.names), len(plan.changed) - failed, failed, files_opened, rows, findings)
 
 
 def _read_inventory(lake: Lake, dataset: str) -> pa.Table:

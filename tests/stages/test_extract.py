@@ -21,7 +21,7 @@ from dicom_etl.lake.shard_writer import ShardWriter
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Entry, Scan, Source, SourceError
 from dicom_etl.stages.crawl import crawl
-from dicom_etl.stages.extract import Extracted, extract
+from dicom_etl.stages.extract import ExtractResult, extract
 from tests.support.datasets import WRITTEN, Tree, make_lake, make_tree, rows_by, touch, uid, write_instance
 
 
@@ -60,14 +60,14 @@ class WatchedSource:
         return self.source.open(path)
 
 
-def run(tree: Tree, *, accept_missing: bool = False, **options: Any) -> tuple[Extracted, list[str]]:
+def run(tree: Tree, *, accept_missing: bool = False, **options: Any) -> tuple[ExtractResult, list[str]]:
     """Crawl and extract; the counts, and the files that were opened."""
     tree.crawl(accept_missing=accept_missing)
     source = WatchedSource(tree.source)
     return extract_from(tree, source, **options), sorted(source.opened)
 
 
-def extract_from(tree: Tree, source: WatchedSource, **options: Any) -> Extracted:
+def extract_from(tree: Tree, source: WatchedSource, **options: Any) -> ExtractResult:
     """Extract from a source without crawling it again."""
     return extract(source, tree.lake, Engine(), **options)  # type: ignore[arg-type]  # not a kind of source in the settings
 

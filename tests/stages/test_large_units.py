@@ -19,7 +19,7 @@ from dicom_etl.lake.schemas import EXTRACT_COMMITS, FILES, header_table
 from dicom_etl.lake.tables import Lake
 from dicom_etl.sources import Entry, Scan, Source
 from dicom_etl.stages.crawl import crawl
-from dicom_etl.stages.extract import Extracted, extract
+from dicom_etl.stages.extract import ExtractResult, extract
 from tests.servers.dask_cluster import DaskCluster
 from tests.stages.test_extract import WatchedSource, extract_from, replace_bytes, rows, run, snapshot
 from tests.support.datasets import Tree, make_lake, make_tree, touch, uid
@@ -241,7 +241,7 @@ def spread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> E
     return Engine(request.param, 2, cluster.address if cluster else None)
 
 
-def deadly(tree: Tree, engine: Engine, *named: Any) -> Extracted:
+def deadly(tree: Tree, engine: Engine, *named: Any) -> ExtractResult:
     tree.crawl()
     return extract(Deadly(tree.source, *named), tree.lake, engine)  # type: ignore[arg-type]  # not a kind of source in the settings
 

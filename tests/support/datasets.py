@@ -27,9 +27,9 @@ from dicom_etl.lake.shard_reader import read_lines, read_unit
 from dicom_etl.lake.tables import Lake
 from dicom_etl.settings import DatasetSettings, Settings
 from dicom_etl.sources import Source, open_source
-from dicom_etl.stages.build import Built, build
+from dicom_etl.stages.build import BuildResult, build
 from dicom_etl.stages.crawl import CrawlResult, crawl
-from dicom_etl.stages.extract import Extracted, extract
+from dicom_etl.stages.extract import ExtractResult, extract
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -151,15 +151,15 @@ class Tree:
         """Crawl the dataset."""
         return crawl(self.source, self.lake, accept_missing=accept_missing)
 
-    def extract(self, **options: Any) -> Extracted:
+    def extract(self, **options: Any) -> ExtractResult:
         """Extract the inventory."""
         return extract(self.source, self.lake, Engine(), **options)
 
-    def build(self, **options: Any) -> Built:
+    def build(self, **options: Any) -> BuildResult:
         """Build the extracted units."""
         return build(self.source, self.lake, self.settings, self.configured, Engine(), **options)
 
-    def run(self, *, accept_missing: bool = False) -> Built:
+    def run(self, *, accept_missing: bool = False) -> BuildResult:
         """Crawl, extract and build."""
         self.crawl(accept_missing=accept_missing)
         self.extract()
