@@ -140,7 +140,7 @@ def test_the_command_lists_them_and_the_command_that_retries(run_command: RunCom
     ):
         assert words in out
     assert "A: 2 stored, 1 unconfirmed, 1 rejected, 1 failed, 1 held, 1 orphaned" in out
-    assert "B: nothing was sent" in out
+    assert "B: nothing was uploaded" in out
 
     code, out, _ = run_command("uploads", "A", "--state", "rejected", "--lake", lake.root, "--json")
     machine = json.loads(out)
@@ -153,7 +153,8 @@ def test_the_command_lists_them_and_the_command_that_retries(run_command: RunCom
 def test_an_unknown_state_is_refused(run_command: RunCommand, lake: Lake) -> None:
     code, out, err = run_command("uploads", "--state", "lost", "--lake", lake.root)
     assert (code, out) == (2, "")
-    assert err == "dicom-etl: lost is no state; there are stored, unconfirmed, rejected, failed, held, orphaned\n"
+    choices = "stored, unconfirmed, rejected, failed, held, orphaned and unchanged"
+    assert err == f"dicom-etl: --state lost: the choices are {choices}\n"
 
 
 def test_failed_sends_only_what_was_rejected(

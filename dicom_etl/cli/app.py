@@ -26,7 +26,7 @@ class Subcommand(NamedTuple):
 
 
 SUBCOMMANDS = {
-    "run": Subcommand("run", "Run all stages: crawl, extract, build, upload, measure, report."),
+    "run": Subcommand("run", "Run all stages: crawl, extract, build, upload, measure and report."),
     "audit": Subcommand("run", "Run all stages except the upload; needs no server."),
     "crawl": Subcommand("stages", "List the files of datasets and read their SDS sheets; opens no DICOM file."),
     "extract": Subcommand("stages", "Read the headers of new and changed files into the header tables."),
@@ -38,7 +38,7 @@ SUBCOMMANDS = {
     "status": Subcommand("status", "Show what is loaded, held and failed, by dataset."),
     "verify": Subcommand("verify", "Compare the FHIR server with lake and upload ledger."),
     "uploads": Subcommand("uploads", "List resources whose upload failed or is pending, and why; needs no server."),
-    "explain": Subcommand("explain", "Show everything about a subject: files, patient, findings, resources, uploads."),
+    "explain": Subcommand("explain", "Show everything about a subject: files, patient matching, findings, uploads."),
     "completeness": Subcommand("completeness", "Write a table of how often each tag is filled, empty or absent."),
     "findings": Subcommand("findings", "Write a table of the findings of all stages."),
     "withdraw": Subcommand("withdraw", "Remove a subject or a dataset from server, ledger and lake, and keep it out."),
@@ -103,8 +103,8 @@ app = typer.Typer(
     cls=_LazyGroup,
     help="""DICOM datasets to header tables (Parquet), FHIR resources and a report on tag quality.
 
-    A DATASET is a folder, NAME=FOLDER, or a name registered in dicom-etl.toml; with none, all registered ones.
-    Every command can be run again at any time: unchanged data is not processed again.
+    A dataset is a folder, NAME=FOLDER, or a name in the settings file dicom-etl.toml; without one, a command processes
+    all datasets of the settings file. Every command can be run again: unchanged data is not processed again.
 
     Try it:  dicom-etl example demo && cd demo && dicom-etl run
     """,
@@ -133,7 +133,7 @@ def _root(
 def main() -> None:
     """The entry point: an error that a person can fix becomes one sentence and exit code 2."""
     try:
-        app()
+        app(prog_name="dicom-etl")
     except UserError as error:
         text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(error))
         print(f"dicom-etl: {text}", file=sys.stderr)

@@ -50,7 +50,7 @@ def completeness(
 
       dicom-etl completeness breast --by subject --output tags.csv
 
-    docs/quality.md explains what the columns count.
+    docs/reference/tables.md explains the columns.
     """
     session = Session(output is None, settings, lake)
     levels = check_choices("--level", level or list(_LEVELS), _LEVELS)

@@ -20,7 +20,7 @@ def explain(
     lake: LakeRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Show everything about a subject: files, patient, findings, resources, uploads."""
+    """Show everything about a subject: files, patient matching, findings, uploads."""
     session = Session(as_json, settings, lake)
     sections = explain_subject(session.open_lake(), dataset, subject)
     if as_json:

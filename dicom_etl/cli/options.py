@@ -10,21 +10,30 @@ import typer
 
 from dicom_etl.errors import UserError
 
-Dataset = Annotated[str, typer.Argument(help="name of the dataset")]
-Datasets = Annotated[list[str] | None, typer.Argument(help="folders, NAME=FOLDER or registered names")]
+Dataset = Annotated[str, typer.Argument(help="name of a dataset of the lake")]
+Datasets = Annotated[
+    list[str] | None,
+    typer.Argument(help="folder, NAME=FOLDER, or name in the settings file [default: all of the settings file]"),
+]
+LakeDatasets = Annotated[
+    list[str] | None, typer.Argument(help="name or folder of a dataset [default: all of the lake]")
+]
 SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="settings file [default: ./dicom-etl.toml if it exists]")
+    Path | None,
+    typer.Option("--settings", help="settings file [default: dicom-etl.toml in the current folder, if it exists]"),
 ]
 LakeRoot = Annotated[str | None, typer.Option("--lake", help="folder or URL of the lake")]
 FhirUrl = Annotated[
-    str | None, typer.Option("--fhir-url", help="base URL of the FHIR server [default: the setting fhir.url]")
+    str | None,
+    typer.Option(
+        "--fhir-url",
+        help="base URL of the FHIR server [default: setting fhir.url; without one, resources stay in the lake]",
+    ),
 ]
 Subject = Annotated[list[str] | None, typer.Option("--subject", help="only this subject (may be repeated)")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="processes [default: one per core]")]
-EngineKind = Annotated[
-    str | None, typer.Option("--engine", help="where units are processed: serial, processes or dask")
-]
-Force = Annotated[bool, typer.Option("--force", help="process unchanged units, too")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="number of processes [default: one per core]")]
+EngineKind = Annotated[str | None, typer.Option("--engine", help="how units are processed: serial, processes or dask")]
+Force = Annotated[bool, typer.Option("--force", help="also process units that have not changed")]
 Rebuild = Annotated[
     bool,
     typer.Option(
@@ -37,7 +46,10 @@ Accept = Annotated[
     bool, typer.Option("--accept-missing", help="accept missing subjects or files as intentionally removed")
 ]
 Prune = Annotated[
-    bool, typer.Option("--prune", help="let uploads remove from the server what the lake no longer contains")
+    bool,
+    typer.Option(
+        "--prune", help="remove from the server resources, series and instances that the lake no longer contains"
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="replace resources of this lake that another client changed on the server")

@@ -44,7 +44,7 @@ def run(
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
-    """Run all stages: crawl, extract, build, upload, measure, report."""
+    """Run all stages: crawl, extract, build, upload, measure and report."""
     _check_rebuild(rebuild=rebuild, dry_run=dry_run, subject=subject)
     session = Session(
         as_json,

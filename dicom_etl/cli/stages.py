@@ -82,7 +82,7 @@ def upload(
     prune: Prune = False,
     overwrite: Overwrite = False,
     failed: Annotated[
-        bool, typer.Option("--failed", help="only resources that were rejected or failed before, and new Patients")
+        bool, typer.Option("--failed", help="only resources whose last upload was rejected or failed, and new Patients")
     ] = False,
     dry_run: DryRun = False,
     no_wait: NoWait = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicom_etl.cli.options import Datasets, Json, LakeRoot, SettingsFile
+from dicom_etl.cli.options import Json, LakeDatasets, LakeRoot, SettingsFile
 from dicom_etl.cli.output import print_table, to_printable
 from dicom_etl.cli.session import Session
 from dicom_etl.errors import UserError
@@ -20,22 +20,20 @@ if TYPE_CHECKING:
 
 
 def uploads(
-    datasets: Datasets = None,
+    datasets: LakeDatasets = None,
     settings: SettingsFile = None,
     lake: LakeRoot = None,
     state: Annotated[
         list[str] | None,
         typer.Option(
             "--state",
-            help=f"{', '.join(STATES)} (may be repeated); unchanged: show only the counts [default: all but stored]",
+            help=f"{', '.join(STATES)}, or unchanged to show only the counts (may be repeated) "
+            "[default: all except stored]",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List resources whose upload failed or is pending, and why; needs no server.
-
-    Without a dataset, all datasets of the lake.
-    """
+    """List resources whose upload failed or is pending, and why; needs no server."""
     states = state or []
     for name in states:
         if name not in (*STATES, "unchanged"):
@@ -73,7 +71,9 @@ def _advise(states: set[str]) -> list[str]:
     if states & {"rejected", "failed", "unconfirmed"}:
         advice.append("rejected, failed, unconfirmed: fix the cause, then run `dicom-etl upload --failed`")
     if "held" in states:
-        advice.append("held: on hold until you decide; the reason begins with the finding code, see docs/quality.md")
+        advice.append(
+            "held: on hold until you decide; the reason begins with a finding code, see docs/reference/findings.md"
+        )
     if "orphaned" in states:
         advice.append("orphaned: stays on the server until `dicom-etl upload --prune` removes it")
     return advice

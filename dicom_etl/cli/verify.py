@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dicom_etl.cli.options import Datasets, FhirUrl, Json, LakeRoot, NoWait, SettingsFile
+from dicom_etl.cli.options import FhirUrl, Json, LakeDatasets, LakeRoot, NoWait, SettingsFile
 from dicom_etl.cli.output import ProgressDisplay, print_table
 from dicom_etl.cli.results import show_upload
 from dicom_etl.cli.session import Session
@@ -22,7 +22,7 @@ _MAX_DIFFERENCES = 20  # on a console
 
 
 def verify(
-    datasets: Datasets = None,
+    datasets: LakeDatasets = None,
     settings: SettingsFile = None,
     lake: LakeRoot = None,
     fhir_url: FhirUrl = None,
@@ -32,7 +32,7 @@ def verify(
 ) -> None:
     """Compare the FHIR server with lake and upload ledger.
 
-    Counts what is missing, changed, external or unsent. Without a dataset, all datasets of the lake.
+    Counts what is missing, changed, external or unsent.
     """
     session = Session(as_json, settings, lake, fhir_url=fhir_url, no_wait=no_wait)
     raise typer.Exit(_verify(session, session.find_datasets(datasets), repair=repair))

@@ -361,7 +361,7 @@ def test_the_command_shows_missing_resources_and_repairs_them(
     machine = json.loads(out)
     assert (code, machine["exit_code"]) == (0, 0)
     [found] = machine["datasets"][factory.name]["differences"]
-    assert (found["what"], found["resource"], found["unit"]) == ("missing", path, "sub-1")
+    assert (found["kind"], found["resource"], found["unit"]) == ("missing", path, "sub-1")
     assert machine["uploads"][factory.name]["counts"]["ImagingStudy"] == {"stored": 1, "unchanged": 1}
     assert "SECRET" not in out
     assert run_command("verify", factory.name, *where)[0] == 0
