@@ -22,7 +22,7 @@ from tests.support import server_content
 from tests.support.server_content import Resource
 from tests.support.upload_lakes import DatasetFactory, Study, attempts, ledger_rows, new_lake, settings_for
 from tests.upload.soak.faults_soak import DATASETS, World, held_wrong, noted_wrong
-from tests.upload.support.faults import Faults, faulty
+from tests.upload.support.faults import Faults, run_faulty_proxy
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,17 +70,17 @@ def all_at_once(runs: Sequence[subprocess.Popen[str]]) -> None:
             assert run.stdout.readline() == "ready\n"
         for run in runs:
             begin(run)
-        said = [run.communicate(timeout=120)[1] for run in runs]
+        contribution = [run.communicate(timeout=120)[1] for run in runs]
     finally:
         for run in runs:
             run.kill()
-    assert [(run.returncode, text) for run, text in zip(runs, said, strict=True) if run.returncode] == []
+    assert [(run.returncode, text) for run, text in zip(runs, contribution, strict=True) if run.returncode] == []
 
 
 # -- eight runs, which share patients ---------------------------------------------------------------------------------
 
 _PERSONS = ("P0", "P1", "P2")
-_SAID: dict[str, Resource] = {  # the value that only one dataset has of each of them
+_VALUES: dict[str, Resource] = {  # the value that only one dataset has of each of them
     "D0": {"birthDate": "1980-05-01"},
     "D1": {"gender": "female"},
     "D2": {"name": [{"family": "Roe"}]},
@@ -93,16 +93,16 @@ _SAID: dict[str, Resource] = {  # the value that only one dataset has of each of
 
 
 def _studies(dataset: str, more: Resource | None = None) -> list[Study]:
-    said = _SAID[dataset] | (more or {})
-    shared = [Study(person, person, rule="authority", patient=said) for person in _PERSONS]
+    contribution = _VALUES[dataset] | (more or {})
+    shared = [Study(person, person, rule="authority", patient=contribution) for person in _PERSONS]
     return [*shared, Study("own", "P0", unit="sub-2")]
 
 
 def _united(contributions: Iterable[Resource]) -> Resource:
     """Unite the values of all datasets; the first date is the most precise."""
     whole: Resource = {}
-    for said in contributions:
-        whole = said | whole
+    for contribution in contributions:
+        whole = contribution | whole
     return whole
 
 
@@ -116,9 +116,9 @@ def _patients(url: str, factory: DatasetFactory) -> dict[str, list[Resource]]:
 
 def _everything(url: str, factory: DatasetFactory) -> dict[str, str]:
     """The versions of all resources, by Type/id."""
-    systems = [(f"https://{factory.name}/{dataset}/patient-id", "") for dataset in _SAID]
+    systems = [(f"https://{factory.name}/{dataset}/patient-id", "") for dataset in _VALUES]
     uids = [("urn:dicom:uid", f"urn:oid:{factory.uid(number)}") for number in (*_PERSONS, "own")]
-    endpoints = ",".join(factory.endpoint_id(dataset) for dataset in _SAID)
+    endpoints = ",".join(factory.endpoint_id(dataset) for dataset in _VALUES)
     resources = [
         *server_content.find_by_identifiers(url, "Patient", [(factory.authority, ""), *systems]),
         *server_content.find_by_identifiers(url, "ImagingStudy", uids),
@@ -129,18 +129,20 @@ def _everything(url: str, factory: DatasetFactory) -> dict[str, str]:
 
 def _known(url: str, factory: DatasetFactory) -> dict[str, Resource]:
     """Return the values of each person on the server: those of the one Patient with the identifier."""
-    known = {}
+    values_by_person = {}
     for person, [patient] in _patients(url, factory).items():
         assert patient["identifier"] == [{"system": factory.authority, "value": person}]
-        ours = patient.keys() - {"resourceType", "id", "meta", "identifier"}
-        known[person] = {name: patient[name] for name in ours}
-    return known
+        elements = patient.keys() - {"resourceType", "id", "meta", "identifier"}
+        values_by_person[person] = {name: patient[name] for name in elements}
+    return values_by_person
 
 
 @pytest.fixture(params=["eight lakes", "one lake"])
 def homes(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Lake]:
     """The lakes of eight datasets."""
-    return {dataset: new_lake(tmp_path / (dataset if request.param == "eight lakes" else "lake")) for dataset in _SAID}
+    return {
+        dataset: new_lake(tmp_path / (dataset if request.param == "eight lakes" else "lake")) for dataset in _VALUES
+    }
 
 
 def _built(homes: Mapping[str, Lake]) -> DatasetFactory:
@@ -151,8 +153,8 @@ def _built(homes: Mapping[str, Lake]) -> DatasetFactory:
 
 
 def test_eight_concurrent_runs_share_patients_without_duplicates(homes: dict[str, Lake], hapi: HapiServer) -> None:
-    factory, whole = _built(homes), _united(_SAID.values())
-    with faulty(hapi.base_url, rate=0.0) as server:
+    factory, whole = _built(homes), _united(_VALUES.values())
+    with run_faulty_proxy(hapi.base_url, rate=0.0) as server:
         all_at_once([started(lake, server.url, dataset) for dataset, lake in homes.items()])
         patients, versions = _patients(hapi.base_url, factory), _everything(hapi.base_url, factory)
         first = _known(hapi.base_url, factory)
@@ -217,7 +219,7 @@ def _wrong_after_kill(number: int, hapi: HapiServer, folder: Path, *, answered: 
     world.store_external(hapi.base_url)
     world.build(lake)
     runs: list[subprocess.Popen[str]] = []
-    with faulty(hapi.base_url, rate=0.0) as server:
+    with run_faulty_proxy(hapi.base_url, rate=0.0) as server:
         server.watch = _killed_at(number, runs, answered=answered)
         runs.append(started(lake, server.url, *DATASETS))
         begin(runs[0])
@@ -253,7 +255,7 @@ def test_a_change_of_a_killed_run_is_recognised_as_the_lakes(hapi: HapiServer, t
     factory, lake = DatasetFactory(f"killed-{uuid.uuid4().hex[:8]}"), new_lake(tmp_path / "lake")
     one = Study("1", "P1")
     runs: list[subprocess.Popen[str]] = []
-    with faulty(hapi.base_url, rate=0.0) as server:
+    with run_faulty_proxy(hapi.base_url, rate=0.0) as server:
         factory.build(lake, "A", [one])
         upload(["A"], lake, settings_for(server.url))
         factory.build(lake, "A", [replace(one, series={"1": 3})])

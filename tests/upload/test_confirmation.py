@@ -135,22 +135,22 @@ def test_a_stored_resource_that_is_missing_may_have_arrived() -> None:
 
 # -- find_replaced_version ---------------------------------------------------------------------------------------------
 
-OURS, OTHER, THIRD = study(), study(description="another client's"), study(description="a third")
+PRODUCED, OTHER, THIRD = study(), study(description="another client's"), study(description="a third")
 HISTORIES = [
     # newest first, by version; ours is known by this version; what was replaced and by which version
-    ("created", [("1", OURS)], "1", None),
-    ("created, no version known", [("1", OURS)], "", None),
-    ("replaced", [("2", OURS), ("1", OTHER)], "2", ("1", "2")),
-    ("replaced, no version known", [("2", OURS), ("1", OTHER)], "", ("1", "2")),
-    ("opaque", [("b/=Ä", OURS), ("a", OTHER)], "b/=Ä", ("a", "b/=Ä")),
+    ("created", [("1", PRODUCED)], "1", None),
+    ("created, no version known", [("1", PRODUCED)], "", None),
+    ("replaced", [("2", PRODUCED), ("1", OTHER)], "2", ("1", "2")),
+    ("replaced, no version known", [("2", PRODUCED), ("1", OTHER)], "", ("1", "2")),
+    ("opaque", [("b/=Ä", PRODUCED), ("a", OTHER)], "b/=Ä", ("a", "b/=Ä")),
     ("altered by the server", [("2", THIRD), ("1", OTHER)], "2", ("1", "2")),
-    ("replaced again", [("3", THIRD), ("2", OURS), ("1", OTHER)], "2", ("1", "2")),
-    ("sent twice", [("2", OURS), ("1", OURS)], "", None),
-    ("sent twice, replaced", [("3", OURS), ("2", OURS), ("1", OTHER)], "", ("1", "3")),
-    ("between two of ours", [("3", OURS), ("2", OTHER), ("1", OURS)], "3", ("2", "3")),
-    ("between two of ours, no version known", [("3", OURS), ("2", OTHER), ("1", OURS)], "", ("2", "3")),
-    ("after a deletion", [("3", OURS), ("2", None), ("1", OTHER)], "3", None),
-    ("deleted since", [("2", None), ("1", OURS)], "1", None),
+    ("replaced again", [("3", THIRD), ("2", PRODUCED), ("1", OTHER)], "2", ("1", "2")),
+    ("sent twice", [("2", PRODUCED), ("1", PRODUCED)], "", None),
+    ("sent twice, replaced", [("3", PRODUCED), ("2", PRODUCED), ("1", OTHER)], "", ("1", "3")),
+    ("between two of ours", [("3", PRODUCED), ("2", OTHER), ("1", PRODUCED)], "3", ("2", "3")),
+    ("between two of ours, no version known", [("3", PRODUCED), ("2", OTHER), ("1", PRODUCED)], "", ("2", "3")),
+    ("after a deletion", [("3", PRODUCED), ("2", None), ("1", OTHER)], "3", None),
+    ("deleted since", [("2", None), ("1", PRODUCED)], "1", None),
     ("ours is not found", [("2", THIRD), ("1", OTHER)], "9", None),
     ("ours is not found, no version known", [("2", THIRD), ("1", OTHER)], "", None),
     ("empty", [], "1", None),
@@ -170,7 +170,7 @@ def test_the_version_that_a_write_replaced(history: list[Any], version: str, exp
         ("ImagingStudy", STUDY_ID),
         STUDY_ID,
         IdStrategy("urn:x"),
-        sent={compute_content_hash(OURS)},
+        sent={compute_content_hash(PRODUCED)},
         version=version,
     )
     found = asyncio.run(work)
@@ -193,7 +193,7 @@ def test_without_a_history_the_status_shows_a_replacement(problem: str, tells_cr
         ("ImagingStudy", STUDY_ID),
         STUDY_ID,
         IdStrategy("urn:x"),
-        sent=[compute_content_hash(OURS)],
+        sent=[compute_content_hash(PRODUCED)],
         version="7",
     )
     assert asyncio.run(work) == (ReplacedVersion("ImagingStudy", None, "", "7") if tells_creates else None)

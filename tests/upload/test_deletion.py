@@ -125,11 +125,11 @@ def prune(
     return [one.id for one in gone], deleted
 
 
-def left(ledger: Ledger) -> dict[str, str | None]:
+def read_reasons(ledger: Ledger) -> dict[str, str | None]:
     return {one.id: one.reason_text for one in ledger.read_where().result(30)}
 
 
-def stored(client: StubClient, *resources: dict[str, Any]) -> None:
+def store_all(client: StubClient, *resources: dict[str, Any]) -> None:
     for one in resources:
         client.store(one)
 
@@ -141,11 +141,11 @@ ENDPOINT = {"resourceType": "Endpoint", "id": "e"}
 
 def test_studies_are_deleted_before_what_they_refer_to(ledger: Ledger) -> None:
     client = StubClient()
-    stored(client, STUDY, PATIENT, ENDPOINT)
+    store_all(client, STUDY, PATIENT, ENDPOINT)
     rows = [orphaned("Endpoint", "e"), orphaned("Patient", "p"), orphaned()]
     assert prune(client, ledger, rows)[0] == ["s", "p", "e"]
     assert client.methods("delete") == [("ImagingStudy", "s"), ("Patient", "p"), ("Endpoint", "e")]
-    assert left(ledger) == {}
+    assert read_reasons(ledger) == {}
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,12 @@ def test_studies_are_deleted_before_what_they_refer_to(ledger: Ledger) -> None:
 )
 def test_a_patient_stays_while_a_study_refers_to_it(ledger: Ledger, subject: Any) -> None:
     client = StubClient()
-    stored(client, PATIENT)
+    store_all(client, PATIENT)
     found = [STUDY | {"id": "x", "subject": subject}]
     client.search = lambda *_: asyncio.sleep(0, found)  # type: ignore[method-assign]
     assert prune(client, ledger, [orphaned("Patient", "p")])[0] == []
     assert client.methods("delete") == []
-    assert left(ledger) == {
+    assert read_reasons(ledger) == {
         "p": "not deleted: HTTP 409: 1 ImagingStudy resource on the server refers to it, for example x"
     }
 
@@ -171,7 +171,7 @@ def test_a_patient_stays_while_a_study_refers_to_it(ledger: Ledger, subject: Any
 @pytest.mark.parametrize("subject", [*ODD, {"reference": "Patient/other"}, {"identifier": {"value": "p"}}])
 def test_studies_of_other_patients_do_not_keep_a_patient(ledger: Ledger, subject: Any) -> None:
     client = StubClient()
-    stored(client, PATIENT)
+    store_all(client, PATIENT)
     found = [STUDY | {"id": "x", "subject": subject}]  # a server that does not know the parameter gives all studies
     client.search = lambda *_: asyncio.sleep(0, found)  # type: ignore[method-assign]
     assert prune(client, ledger, [orphaned("Patient", "p")])[0] == ["p"]
@@ -180,7 +180,7 @@ def test_studies_of_other_patients_do_not_keep_a_patient(ledger: Ledger, subject
 def test_external_content_stays_until_a_person_has_handled_it(ledger: Ledger) -> None:
     client = StubClient()
     named = {"system": SYSTEM, "value": "urn:uid:ds"}
-    stored(client, STUDY | {"id": "x", "identifier": [named]}, STUDY | {"id": "y", "identifier": []})
+    store_all(client, STUDY | {"id": "x", "identifier": [named]}, STUDY | {"id": "y", "identifier": []})
     client.store(STUDY)
     rows = [
         orphaned(identity="a", server_id="x", is_external=True),
@@ -191,12 +191,12 @@ def test_external_content_stays_until_a_person_has_handled_it(ledger: Ledger) ->
     ]
     assert prune(client, ledger, rows) == ([], set())
     assert client.methods("delete") == []
-    assert set(left(ledger)) == {"a", "s"}
+    assert set(read_reasons(ledger)) == {"a", "s"}
 
 
 def test_a_dry_run_deletes_nothing(ledger: Ledger) -> None:
     client = StubClient()
-    stored(client, STUDY, PATIENT)
+    store_all(client, STUDY, PATIENT)
     gone, deleted = prune(client, ledger, [orphaned(), orphaned("Patient", "p")], dry_run=True)
     assert (gone, deleted) == (["s", "p"], {("ImagingStudy", "s"), ("Patient", "p")})
     assert client.methods("delete") == []
@@ -219,7 +219,7 @@ def test_a_refusal_is_recorded_with_a_new_time(ledger: Ledger) -> None:
 
 def test_unanswered_attempts_are_searched_for_with_server_assigned_ids(ledger: Ledger) -> None:
     client = StubClient()
-    stored(client, SERVER.prepare_update(STUDY, "17")[0])
+    store_all(client, SERVER.prepare_update(STUDY, "17")[0])
     rows = [orphaned(server_id=None, hash=None), orphaned(identity="t", server_id=None, hash=None)]
     sent = [Attempt("ImagingStudy", row.id, "h", compute_content_hash(STUDY), "") for row in rows]
     ledger.write_attempts(sent, rows).result(30)
@@ -232,7 +232,7 @@ def test_unanswered_attempts_are_searched_for_with_server_assigned_ids(ledger: L
 @pytest.mark.parametrize(("by_id", "methods"), [(True, {"read"}), (False, {"search"})])
 def test_resources_are_located(by_id: bool, methods: set[str]) -> None:
     client = StubClient()
-    stored(client, STUDY, PATIENT)
+    store_all(client, STUDY, PATIENT)
     keys = [("ImagingStudy", "s"), ("Patient", "p"), ("Patient", "q")]
     places = asyncio.run(locate_resources(client, CLIENT, keys, by_id=by_id))  # type: ignore[arg-type]
     assert places == {("ImagingStudy", "s"), ("Patient", "p")}

@@ -194,8 +194,8 @@ def test_a_changed_study_is_held_although_its_folder_is_renamed(
 def test_an_existing_study_with_merged_content_is_recognised(
     lake: Lake, server: Proxy, factory: DatasetFactory, how: str
 ) -> None:
-    theirs = make_external_study(factory)
-    put(server, theirs)
+    external_study = make_external_study(factory)
+    put(server, external_study)
     factory.build(lake, "A", [ONE])
     settings = settings_for(server.url, existing_study="merge", single_request_bytes=0)
     lost = iter([Reply(cut=True)] if how == "the answer is lost" else [])
@@ -210,7 +210,7 @@ def test_an_existing_study_with_merged_content_is_recognised(
 
     assert done.counts["ImagingStudy"] in ({"external": 1}, {"unchanged": 1})
     assert status_of(server, study_path(factory, "A", "1")) == 404
-    made = get(server, f"ImagingStudy/{theirs['id']}")
+    made = get(server, f"ImagingStudy/{external_study['id']}")
     assert (made["meta"]["versionId"], made["description"], made["subject"]) == (
         "2",
         "of the hospital",
@@ -247,8 +247,8 @@ def test_a_patient_that_another_run_needs_meanwhile_is_not_pruned(
 def test_a_study_of_another_namespace_with_the_same_dataset_is_external(
     lake: Lake, server: Proxy, factory: DatasetFactory, setting: str
 ) -> None:
-    theirs = make_external_study(factory, identifier=factory.imaging_study("A", ONE)["identifier"])
-    put(server, theirs)
+    external_study = make_external_study(factory, identifier=factory.imaging_study("A", ONE)["identifier"])
+    put(server, external_study)
     factory.build(lake, "A", [ONE])
 
     [done] = upload(["A"], lake, settings_for(server.url, existing_study=setting))
@@ -256,7 +256,7 @@ def test_a_study_of_another_namespace_with_the_same_dataset_is_external(
     assert done.counts["ImagingStudy"] == ({"held": 1} if setting == "hold" else {"external": 1})
     assert codes(lake, "A") == ["study-exists-on-server" if setting == "hold" else "study-merged"]
     assert status_of(server, study_path(factory, "A", "1")) == 404
-    made = get(server, f"ImagingStudy/{theirs['id']}")
+    made = get(server, f"ImagingStudy/{external_study['id']}")
     assert (made["meta"]["versionId"], made["subject"]) == ("1" if setting == "hold" else "2", {"display": "somebody"})
 
 
@@ -273,14 +273,14 @@ def test_the_same_study_in_two_datasets_is_two_resources(lake: Lake, server: Pro
 def test_a_study_merged_with_one_dataset_is_external_to_another(
     lake: Lake, server: Proxy, factory: DatasetFactory, order: str
 ) -> None:
-    theirs = make_external_study(factory)
-    put(server, theirs)
+    external_study = make_external_study(factory)
+    put(server, external_study)
     for dataset in order:
         factory.build(lake, dataset, [ONE])
         upload([dataset], lake, settings_for(server.url, existing_study="merge"))
 
     assert [status_of(server, study_path(factory, dataset, "1")) for dataset in order] == [404, 404]
-    named = [i["value"] for i in get(server, f"ImagingStudy/{theirs['id']}")["identifier"][1:]]
+    named = [i["value"] for i in get(server, f"ImagingStudy/{external_study['id']}")["identifier"][1:]]
     assert sorted(named) == ["urn:uid:A", "urn:uid:B"]
 
 
@@ -310,8 +310,8 @@ def test_a_locked_dataset_does_not_stop_the_others(lake: Lake, server: Proxy, fa
 def test_an_existing_study_is_not_changed_and_the_lakes_is_held(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    theirs = make_external_study(factory)
-    put(server, theirs)
+    external_study = make_external_study(factory)
+    put(server, external_study)
     factory.build(lake, "A", [ONE])
 
     [done] = load(lake, server, "A")
@@ -319,7 +319,7 @@ def test_an_existing_study_is_not_changed_and_the_lakes_is_held(
     assert done.counts["ImagingStudy"] == {"held": 1}
     assert codes(lake, "A") == ["study-exists-on-server"]
     assert status_of(server, study_path(factory, "A", "1")) == 404
-    assert version(server, f"ImagingStudy/{theirs['id']}") == "1"
+    assert version(server, f"ImagingStudy/{external_study['id']}") == "1"
 
 
 def test_an_existing_study_is_duplicated_if_set(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
@@ -335,8 +335,8 @@ def test_an_existing_study_is_duplicated_if_set(lake: Lake, server: Proxy, facto
 def test_instances_are_merged_into_an_existing_study_that_keeps_its_own(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    theirs = make_external_study(factory)
-    put(server, theirs)
+    external_study = make_external_study(factory)
+    put(server, external_study)
     factory.build(lake, "A", [with_changes(ONE, series={"1": 2, "2": 3})])
     settings = settings_for(server.url, existing_study="merge")
 
@@ -344,7 +344,7 @@ def test_instances_are_merged_into_an_existing_study_that_keeps_its_own(
 
     assert done.counts["ImagingStudy"] == {"external": 1}
     assert codes(lake, "A") == ["study-merged"]
-    path = f"ImagingStudy/{theirs['id']}"
+    path = f"ImagingStudy/{external_study['id']}"
     made = get(server, path)
     assert (made["description"], made["subject"]) == ("of the hospital", {"display": "somebody"})
     assert {one["uid"]: one["numberOfInstances"] for one in made["series"]} == {

@@ -9,8 +9,8 @@ from tests.servers.hapi_server import HapiServer
 from tests.support import server_content
 from tests.support.proxy import ReceivedRequest, Reply, run_proxy
 from tests.support.upload_lakes import DatasetFactory, Study, new_lake, settings_for, with_changes
-from tests.upload.soak.faults_soak import hurried, scenario
-from tests.upload.support.faults import KINDS, faulty
+from tests.upload.soak.faults_soak import scenario, shorten_pauses
+from tests.upload.support.faults import KINDS, run_faulty_proxy
 
 
 @pytest.mark.parametrize("first", range(0, 20, 5))
@@ -31,7 +31,7 @@ def test_an_empty_answer_does_not_let_a_study_shrink(hapi: HapiServer, tmp_path:
     def emptied(asked: ReceivedRequest) -> Reply | None:
         return Reply(200) if asked.method == "GET" and asked.path.startswith("ImagingStudy") else None
 
-    with run_proxy(hapi.base_url) as server, hurried():
+    with run_proxy(hapi.base_url) as server, shorten_pauses():
         factory.build(lake, "A", [study])
         upload(["A"], lake, settings_for(server.url))
         factory.build(lake, "A", [with_changes(study, series={"1": 1})])
@@ -46,7 +46,7 @@ def test_bundles_without_answers_do_not_stop_the_others(hapi: HapiServer, tmp_pa
     factory, lake = DatasetFactory("faults-held"), new_lake(tmp_path / "lake")
     studies = [Study(str(number), "P1", unit=f"sub-{number}", series={"1": 3}) for number in range(5)]
 
-    with faulty(hapi.base_url, rate=0.0) as server:
+    with run_faulty_proxy(hapi.base_url, rate=0.0) as server:
         factory.build(lake, "A", studies)
         upload(["A"], lake, settings_for(server.url))
         shrunk = [with_changes(study, series={"1": 1}) for study in studies]

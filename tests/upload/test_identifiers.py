@@ -89,7 +89,7 @@ def holders(url: str, system: str) -> Counter[str]:
 
 def test_each_identifier_matches_its_own_patient_without_duplicates(hapi: HapiServer, tmp_path: Path) -> None:
     factory, lake = DatasetFactory("identifiers-matched"), new_lake(tmp_path / "lake")
-    theirs = store_external(hapi.base_url, factory, VALUES)
+    external_patients = store_external(hapi.base_url, factory, VALUES)
     shared, own = studies_of(VALUES, "authority"), studies_of(VALUES, "patient-id")
     factory.build(lake, "A", shared)
     factory.build(lake, "B", own)
@@ -97,7 +97,7 @@ def test_each_identifier_matches_its_own_patient_without_duplicates(hapi: HapiSe
     first, second = upload(["A", "B"], lake, settings_for(hapi.base_url))
 
     assert first.counts["Patient"] == {"external": len(VALUES)}
-    assert subjects(hapi.base_url, factory, "A", shared) == theirs
+    assert subjects(hapi.base_url, factory, "A", shared) == external_patients
     assert holders(hapi.base_url, factory.authority) == Counter(VALUES)
     assert second.counts["Patient"] == {"stored": len(VALUES)}
     assert subjects(hapi.base_url, factory, "B", own) == {one.person: factory.patient_id("B", one) for one in own}
@@ -106,8 +106,8 @@ def test_each_identifier_matches_its_own_patient_without_duplicates(hapi: HapiSe
 
 def test_an_identifier_is_never_matched_with_one_that_looks_like_it(hapi: HapiServer, tmp_path: Path) -> None:
     factory, lake = DatasetFactory("identifiers-confusable"), new_lake(tmp_path / "lake")
-    theirs = store_external(hapi.base_url, factory, [values[0] for values in CONFUSABLE])
-    studies = studies_of([value for value in VALUES if value not in theirs], "authority")
+    external_patients = store_external(hapi.base_url, factory, [values[0] for values in CONFUSABLE])
+    studies = studies_of([value for value in VALUES if value not in external_patients], "authority")
     factory.build(lake, "A", studies)
 
     [done] = upload(["A"], lake, settings_for(hapi.base_url))

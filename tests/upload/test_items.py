@@ -70,9 +70,9 @@ def test_the_same_content(change: dict[str, Any], same: bool) -> None:
 
 
 def test_the_order_of_lists_and_keys_does_not_matter() -> None:
-    ours = {"identifier": [{"system": "x", "value": "1"}, {"system": "y", "value": "0"}]}
+    produced = {"identifier": [{"system": "x", "value": "1"}, {"system": "y", "value": "0"}]}
     server = {"identifier": [{"value": "0", "system": "y"}, {"value": "1", "system": "x"}]}
-    assert is_same_content(server, ours)
+    assert is_same_content(server, produced)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_the_order_of_lists_and_keys_does_not_matter() -> None:
     ],
 )
 def test_the_labels_of_the_lake_must_be_present(labels: Any, same: bool) -> None:
-    ours = PATIENT | {"meta": {"tag": [{"code": "a"}]}}
-    assert is_same_content(PATIENT | {"meta": {"tag": labels, "profile": ["p"]}}, ours) is same
+    produced = PATIENT | {"meta": {"tag": [{"code": "a"}]}}
+    assert is_same_content(PATIENT | {"meta": {"tag": labels, "profile": ["p"]}}, produced) is same
 
 
 def test_only_elements_written_by_servers_are_stripped() -> None:
@@ -122,8 +122,8 @@ def test_the_digest_is_that_of_the_content() -> None:
 # -- odd shapes -------------------------------------------------------------------------------------------------------
 
 
-@given(server=odd_resources, ours=odd_resources)
-def test_no_shape_of_a_resource_raises(server: dict[str, Any], ours: dict[str, Any]) -> None:
+@given(server=odd_resources, produced=odd_resources)
+def test_no_shape_of_a_resource_raises(server: dict[str, Any], produced: dict[str, Any]) -> None:
     assert is_same_content(server, PATIENT) in (True, False)
     assert is_same_content(server, server)
     assert strip_server_elements(strip_server_elements(server)) == strip_server_elements(server)
@@ -135,7 +135,7 @@ def test_no_shape_of_a_resource_raises(server: dict[str, Any], ours: dict[str, A
     for strategy in (CLIENT, SERVER):
         assert strategy.is_lake_resource(server, "p") in (True, False)
         assert strategy.normalize(server, "p")["id"] == "p"
-        body, _ = strategy.prepare_update(ours | {"id": "p"}, "17")
+        body, _ = strategy.prepare_update(produced | {"id": "p"}, "17")
         assert body["id"] == "17"
     assert not is_in_namespace(server, "1.2", ResourceIds.from_key("n", None), CLIENT, "s")
 
@@ -193,15 +193,15 @@ def test_the_sent_and_the_stored_resource_have_the_same_hash() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "token", "condition"),
+    ("produced", "token", "condition"),
     [
         ("a|b", r"https://n/resource-id|a\|b", "identifier=https%3A%2F%2Fn%2Fresource-id%7Ca%5C%7Cb"),
         ("a,b&c", r"https://n/resource-id|a\,b&c", "identifier=https%3A%2F%2Fn%2Fresource-id%7Ca%5C%2Cb%26c"),
     ],
 )
-def test_special_characters_of_an_id_are_escaped(ours: str, token: str, condition: str) -> None:
+def test_special_characters_of_an_id_are_escaped(produced: str, token: str, condition: str) -> None:
     strategy = IdStrategy("https://n", is_client_assigned=False)
-    assert (strategy.make_token(ours), strategy.make_condition(ours)) == (token, condition)
+    assert (strategy.make_token(produced), strategy.make_condition(produced)) == (token, condition)
 
 
 # -- references and UIDs ----------------------------------------------------------------------------------------------
@@ -244,14 +244,14 @@ def test_the_id_in_a_reference(reference: Any, identity: str) -> None:
 
 def test_studies_of_the_namespace_are_recognised_by_their_id() -> None:
     ids = ResourceIds.from_key("https://site.example", None)
-    ours = ids.resource_id("ImagingStudy", "ds", "1.2")
+    produced = ids.resource_id("ImagingStudy", "ds", "1.2")
     named = {"system": "https://site.example/dataset", "value": "urn:uid:ds"}
-    study = {"id": ours, "identifier": [named]}
+    study = {"id": produced, "identifier": [named]}
     assert is_in_namespace(study, "1.2", ids, CLIENT, "https://site.example/dataset")
     assert not is_in_namespace(study | {"id": "x"}, "1.2", ids, CLIENT, "https://site.example/dataset")
     assert not is_in_namespace(study, "1.3", ids, CLIENT, "https://site.example/dataset")
     assert not is_in_namespace(study, "1.2", ids, CLIENT, "https://other.example/dataset")
-    assert not is_in_namespace({"id": ours}, "1.2", ids, CLIENT, "https://site.example/dataset")
+    assert not is_in_namespace({"id": produced}, "1.2", ids, CLIENT, "https://site.example/dataset")
 
 
 @pytest.mark.parametrize(

@@ -199,9 +199,9 @@ def test_studies_of_a_deleted_patient_are_held_until_a_repair(
     [sent] = repaired.uploads
     assert sent.counts["Patient"] == {"stored": 1}
     assert sent.counts["ImagingStudy"] == {"stored": 2 if new else 1}
-    ours = patient_path(factory, "A", ONE)
-    assert get(server, study_path(factory, "A", number))["subject"]["reference"] == ours
-    assert get(server, study_path(factory, "A", "1"))["subject"]["reference"] == ours
+    patient_of_lake = patient_path(factory, "A", ONE)
+    assert get(server, study_path(factory, "A", number))["subject"]["reference"] == patient_of_lake
+    assert get(server, study_path(factory, "A", "1"))["subject"]["reference"] == patient_of_lake
     assert patients_of(server, factory) == [factory.patient_id("A", ONE)]
     assert codes(lake, "A") == []
 

@@ -25,9 +25,9 @@ def merge_contributions(*contributions: Contribution, stored: dict[str, Any] | N
 
 
 def merge_with_server(
-    ours: dict[str, Any], base: list[dict[str, Any]], server: dict[str, Any] | None, replaced: Any = None
+    produced: dict[str, Any], base: list[dict[str, Any]], server: dict[str, Any] | None, replaced: Any = None
 ) -> Any:
-    return merge_patient(base, [Contribution("", ours)], server, replaced)
+    return merge_patient(base, [Contribution("", produced)], server, replaced)
 
 
 # -- several contributors ---------------------------------------------------------------------------------------------
@@ -142,21 +142,21 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "before", "server", "expected", "conflicts"), CASES)
-def test_the_patient_that_is_sent(ours: Any, before: Any, server: Any, expected: Any, conflicts: Any) -> None:
-    merged = merge_with_server(BASE | ours, [] if before is None else [BASE | before], BASE | server)
+@pytest.mark.parametrize(("produced", "before", "server", "expected", "conflicts"), CASES)
+def test_the_patient_that_is_sent(produced: Any, before: Any, server: Any, expected: Any, conflicts: Any) -> None:
+    merged = merge_with_server(BASE | produced, [] if before is None else [BASE | before], BASE | server)
     assert merged.patient == BASE | expected
-    assert merged.contribution == BASE | ours
+    assert merged.contribution == BASE | produced
     assert merged.conflicts == tuple(Conflict(element) for element in conflicts)
 
 
 def test_stored_and_possibly_arrived_values_are_the_lakes() -> None:
     stored = patient(gender="male", name=[{"family": "A"}], birthDate="1980-01-01")
     attempted = patient(gender="other", name=[{"family": "B"}])
-    ours = patient(gender="female", name=[{"family": "C"}])
+    produced = patient(gender="female", name=[{"family": "C"}])
     for server in (stored, attempted):
-        merged = merge_with_server(ours, [stored, attempted], server)
-        assert (merged.patient, merged.conflicts) == (ours, ())
+        merged = merge_with_server(produced, [stored, attempted], server)
+        assert (merged.patient, merged.conflicts) == (produced, ())
 
 
 @pytest.mark.parametrize("status", ["generated", "extensions", "empty"])
@@ -171,9 +171,9 @@ def test_a_narrative_with_more_than_the_elements_stays() -> None:
 
 
 def test_labels_of_lake_and_server_stay() -> None:
-    ours = patient(meta={"security": [{"code": "PSEUDED"}]})
+    produced = patient(meta={"security": [{"code": "PSEUDED"}]})
     server = patient(meta={"versionId": "1", "tag": [{"code": "t"}], "security": [{"code": "R"}]})
-    assert merge_with_server(ours, [], server).patient["meta"] == {
+    assert merge_with_server(produced, [], server).patient["meta"] == {
         "tag": [{"code": "t"}],
         "security": [{"code": "PSEUDED"}, {"code": "R"}],
     }
@@ -189,7 +189,7 @@ def test_a_replaced_version_is_merged() -> None:
 
 # -- odd shapes -------------------------------------------------------------------------------------------------------
 
-OURS = patient(
+PRODUCED = patient(
     identifier=[{"system": "s", "value": "1"}],
     name=[{"family": "A"}],
     birthDate="1980-05-01",
@@ -201,16 +201,16 @@ OURS = patient(
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("element", ["identifier", "name", "birthDate", "gender", "meta", "text", "link", "extra"])
 def test_malformed_elements_of_the_server_do_not_raise(element: str, odd: Any) -> None:
-    for before in ([], [OURS], [{}]):
-        merged = merge_with_server(OURS, before, OURS | {element: odd})
+    for before in ([], [PRODUCED], [{}]):
+        merged = merge_with_server(PRODUCED, before, PRODUCED | {element: odd})
         encode_canonical(merged.patient)
         if element in ("identifier", "name"):
-            assert all(item in merged.patient[element] for item in OURS[element])
+            assert all(item in merged.patient[element] for item in PRODUCED[element])
 
 
 @pytest.mark.parametrize("odd", ODD)
 def test_malformed_labels_do_not_raise(odd: Any) -> None:
-    merged = merge_with_server(OURS, [], OURS | {"meta": {"tag": odd, "versionId": odd}})
+    merged = merge_with_server(PRODUCED, [], PRODUCED | {"meta": {"tag": odd, "versionId": odd}})
     assert {"code": "t"} in merged.patient["meta"]["tag"]
     assert merged.patient["meta"]["security"] == [{"code": "R"}]
 
@@ -223,8 +223,8 @@ def test_a_birth_date_of_another_type_does_not_raise(birth: Any) -> None:
 
 @given(server=odd_resources, replaced=st.none() | odd_resources)
 def test_no_patient_of_a_server_raises(server: dict[str, Any], replaced: dict[str, Any] | None) -> None:
-    merged = merge_with_server(OURS, [OURS], server, replaced)
-    assert merged.contribution["name"] == OURS["name"]
+    merged = merge_with_server(PRODUCED, [PRODUCED], server, replaced)
+    assert merged.contribution["name"] == PRODUCED["name"]
 
 
 # -- properties -------------------------------------------------------------------------------------------------------

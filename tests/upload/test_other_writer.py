@@ -50,7 +50,7 @@ def test_a_concurrent_overwrite_stays_a_finding_after_later_updates(hapi: HapiSe
     with run_proxy(hapi.base_url, write_others_before_first) as server:
         factory.build(lake, "A", [study])
         [first] = upload(["A"], lake, settings_for(server.url))
-        told = _reason(lake, server.url, key)
+        reason = _reason(lake, server.url, key)
         factory.build(lake, "A", [with_changes(study, series={"1": 3})])
         [second] = upload(["A"], lake, settings_for(server.url))
         told_later = _reason(lake, server.url, key)
@@ -58,7 +58,7 @@ def test_a_concurrent_overwrite_stays_a_finding_after_later_updates(hapi: HapiSe
         factory.build(lake, "A", [with_changes(study, series={"1": 4})])
         upload(["A"], lake, settings_for(server.url))
 
-        assert told == told_later == ("stored", "concurrent-overwrite")
+        assert reason == told_later == ("stored", "concurrent-overwrite")
         assert first.findings == second.findings == 1
         assert second.counts["ImagingStudy"] == {"stored": 1}
         assert _reason(lake, server.url, key) == ("held", "changed-on-server")

@@ -26,14 +26,14 @@ CLIENT = IdStrategy("https://site.example")
 SERVER = IdStrategy("https://site.example", is_client_assigned=False)
 MARK = {"system": "https://site.example/resource-id", "value": "p"}
 MRN = {"system": "s", "value": "1"}
-OURS = {
+PRODUCED = {
     "resourceType": "Patient",
     "id": "p",
     "identifier": [MRN],
     "birthDate": "1980-05-01",
     "gender": "female",
 }
-ITEM = UploadItem(OURS, "ds", "u").with_hash()
+ITEM = UploadItem(PRODUCED, "ds", "u").with_hash()
 KEY = ("Patient", "p")
 
 
@@ -45,8 +45,8 @@ def merged_into(identity: str, *, link: str = "replaced-by", **elements: Any) ->
     return {"link": [{"other": {"reference": identity}, "type": link}], "active": False} | elements
 
 
-def decide(seen: PatientOnServer, row: ResourceRow | None = None, attempts: Any = ()) -> Decision:
-    return decide_patient(ITEM, seen, row, attempts, CLIENT)
+def decide(result: PatientOnServer, row: ResourceRow | None = None, attempts: Any = ()) -> Decision:
+    return decide_patient(ITEM, result, row, attempts, CLIENT)
 
 
 def row(**values: Any) -> ResourceRow:
@@ -72,8 +72,8 @@ def row(**values: Any) -> ResourceRow:
     ],
 )
 def test_only_values_of_both_can_conflict(other: dict[str, Any], elements: list[str]) -> None:
-    assert find_conflicting_elements(OURS, other) == elements
-    assert find_conflicting_elements(other, OURS) == elements
+    assert find_conflicting_elements(PRODUCED, other) == elements
+    assert find_conflicting_elements(other, PRODUCED) == elements
 
 
 @pytest.mark.parametrize(
@@ -94,31 +94,31 @@ def test_dates_that_may_be_the_same_day(one: str, other: str, same: bool) -> Non
 
 
 def test_a_patient_that_the_server_does_not_have_is_sent() -> None:
-    assert decide(PatientOnServer(candidates=())) == Decision(Action.SEND, resource=OURS)
+    assert decide(PatientOnServer(candidates=())) == Decision(Action.SEND, resource=PRODUCED)
 
 
 def test_an_identical_patient_is_unchanged() -> None:
-    own = ServerResource(OURS | {"meta": {"versionId": "4"}})
-    assert decide(PatientOnServer(own), row()) == Decision(Action.UNCHANGED, server=own)
+    current = ServerResource(PRODUCED | {"meta": {"versionId": "4"}})
+    assert decide(PatientOnServer(current), row()) == Decision(Action.UNCHANGED, server=current)
 
 
 def test_values_of_another_client_stay_and_the_lakes_are_sent() -> None:
-    own = ServerResource(patient("p", birthDate="1980", telecom=[{"value": "1"}]))
-    decision = decide(PatientOnServer(own), row())
-    assert decision == Decision(Action.SEND, resource=OURS | {"telecom": [{"value": "1"}]}, server=own)
+    current = ServerResource(patient("p", birthDate="1980", telecom=[{"value": "1"}]))
+    decision = decide(PatientOnServer(current), row())
+    assert decision == Decision(Action.SEND, resource=PRODUCED | {"telecom": [{"value": "1"}]}, server=current)
 
 
 def test_a_different_value_of_the_server_stays_as_a_conflict() -> None:
-    own = ServerResource(OURS | {"gender": "male"})
-    assert decide(PatientOnServer(own), row()) == Decision(
-        Action.UNCHANGED, "patient-conflict", "gender differs on the server, whose value stays", server=own
+    current = ServerResource(PRODUCED | {"gender": "male"})
+    assert decide(PatientOnServer(current), row()) == Decision(
+        Action.UNCHANGED, "patient-conflict", "gender differs on the server, whose value stays", server=current
     )
 
 
 def test_values_sent_without_an_answer_are_the_lakes() -> None:
-    own = ServerResource(OURS | {"gender": "male"})
+    current = ServerResource(PRODUCED | {"gender": "male"})
     attempt = Attempt("Patient", "p", "h", "s", "", contribution='{"gender":"male"}')
-    assert decide(PatientOnServer(own), None, [attempt]) == Decision(Action.SEND, resource=OURS, server=own)
+    assert decide(PatientOnServer(current), None, [attempt]) == Decision(Action.SEND, resource=PRODUCED, server=current)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_patient_of_another_client(candidates: list[Any], expected: tuple[Any,
 
 
 def test_a_duplicate_patient_is_reported() -> None:
-    decision = decide(PatientOnServer(ServerResource(OURS), candidates=(patient("x"),)), row())
+    decision = decide(PatientOnServer(ServerResource(PRODUCED), candidates=(patient("x"),)), row())
     assert (decision.action, decision.reason, decision.text) == (
         Action.UNCHANGED,
         "duplicate-patient-on-server",
@@ -150,16 +150,16 @@ def test_a_duplicate_patient_is_reported() -> None:
 
 
 def test_the_external_patient_stays_in_use() -> None:
-    own = ServerResource(patient("x", name=[{"family": "A"}]))
+    current = ServerResource(patient("x", name=[{"family": "A"}]))
     external = row(server_id="x", is_external=True)
-    assert decide(PatientOnServer(own), external) == Decision(Action.USE_EXTERNAL, server=own, is_external=True)
+    assert decide(PatientOnServer(current), external) == Decision(Action.USE_EXTERNAL, server=current, is_external=True)
     other = ServerResource(patient("x", birthDate="1999"))
     assert decide(PatientOnServer(other), external).reason == "patient-conflict"
 
 
 def test_a_merged_patient_is_followed() -> None:
     survivor = ServerResource(patient("x"))
-    decision = decide(PatientOnServer(ServerResource(OURS), survivor=survivor), row())
+    decision = decide(PatientOnServer(ServerResource(PRODUCED), survivor=survivor), row())
     assert decision == Decision(
         Action.USE_EXTERNAL,
         "patient-merged-on-server",
@@ -170,24 +170,24 @@ def test_a_merged_patient_is_followed() -> None:
 
 
 def test_no_study_refers_to_an_inactive_or_deleted_patient() -> None:
-    assert decide(PatientOnServer(ServerResource(OURS), is_inactive=True)).reason == "patient-inactive-on-server"
+    assert decide(PatientOnServer(ServerResource(PRODUCED), is_inactive=True)).reason == "patient-inactive-on-server"
     decision = decide(PatientOnServer(is_deleted=True), row())
     assert (decision.action, decision.reason) == (Action.HOLD, "patient-deleted-on-server")
     assert "`dicom-etl verify --repair`" in str(decision.text)
 
 
 @pytest.mark.parametrize("strategy", [CLIENT, SERVER])
-@given(own=odd_resources, survivor=st.none() | odd_resources, is_external=st.booleans())
+@given(current=odd_resources, survivor=st.none() | odd_resources, is_external=st.booleans())
 def test_no_malformed_patient_raises(
-    strategy: IdStrategy, own: dict[str, Any], survivor: dict[str, Any] | None, is_external: bool
+    strategy: IdStrategy, current: dict[str, Any], survivor: dict[str, Any] | None, is_external: bool
 ) -> None:
-    candidate = own | {"id": "x"}
-    for seen in (
-        PatientOnServer(ServerResource(own), survivor=ServerResource(survivor) if survivor is not None else None),
+    candidate = current | {"id": "x"}
+    for result in (
+        PatientOnServer(ServerResource(current), survivor=ServerResource(survivor) if survivor is not None else None),
         PatientOnServer(candidates=(candidate,)),
-        PatientOnServer(ServerResource(own), candidates=(candidate, candidate), replaced=survivor),
+        PatientOnServer(ServerResource(current), candidates=(candidate, candidate), replaced=survivor),
     ):
-        assert decide_patient(ITEM, seen, row(is_external=is_external), (), strategy).action in Action
+        assert decide_patient(ITEM, result, row(is_external=is_external), (), strategy).action in Action
 
 
 # -- what we said before ----------------------------------------------------------------------------------------------
@@ -218,13 +218,13 @@ def test_contributions_are_the_stored_one_and_those_sent_since(
 def look(
     client: StubClient,
     *,
-    known: ResourceRow | None = None,
+    known_row: ResourceRow | None = None,
     attempts: Any = None,
     shared: bool = False,
     strategy: IdStrategy = CLIENT,
 ) -> PatientOnServer:
-    rows = {KEY: known} if known else {}
-    seen = asyncio.run(
+    rows = {KEY: known_row} if known_row else {}
+    result = asyncio.run(
         look_up_patients(
             client,  # type: ignore[arg-type]
             [ITEM],
@@ -234,14 +234,14 @@ def look(
             {KEY: ("s", "1")} if shared else {},
         )
     )
-    return seen[KEY]
+    return result[KEY]
 
 
 def test_a_patient_in_the_ledger_is_read_and_not_searched_for() -> None:
     client = StubClient()
     client.store(patient("p"))
-    seen = look(client, known=row(), shared=True)
-    assert seen.current is not None
+    result = look(client, known_row=row(), shared=True)
+    assert result.current is not None
     assert client.calls == [("read", ("Patient", "p"))]
 
 
@@ -265,10 +265,10 @@ def test_an_unknown_patient_is_searched_for_by_id_or_identifier() -> None:
 
 def test_a_patient_that_is_missing_was_deleted() -> None:
     client = StubClient()
-    assert look(client, known=row()) == PatientOnServer(is_deleted=True)
+    assert look(client, known_row=row()) == PatientOnServer(is_deleted=True)
     # also where an index still has it, and another client's may take its place
     client.store(patient("x"))
-    assert look(client, known=row(), shared=True) == PatientOnServer(
+    assert look(client, known_row=row(), shared=True) == PatientOnServer(
         is_deleted=True, candidates=(client.versions["Patient", "x"][0],)
     )
 
@@ -310,10 +310,10 @@ def test_merges_on_the_server_are_followed(
     client.store(patient("p", **links))
     for other in others:
         client.store(other)
-    for seen in (look(client, known=row(), shared=shared), look(client)):
-        assert (seen.survivor.id if seen.survivor else None) == survivor
-        assert seen.is_inactive is is_inactive
-        assert seen.current is not None
+    for result in (look(client, known_row=row(), shared=shared), look(client)):
+        assert (result.survivor.id if result.survivor else None) == survivor
+        assert result.is_inactive is is_inactive
+        assert result.current is not None
     assert len(client.methods("read")) < 20
 
 
@@ -323,9 +323,9 @@ def test_only_active_candidates_count() -> None:
     client.store(patient("b", active=False))
     client.store(patient("c"))
     client.store(patient("d"))
-    seen = look(client, shared=True)
-    assert [one["id"] for one in seen.candidates or ()] == ["c", "d"]
-    assert not seen.is_inactive
+    result = look(client, shared=True)
+    assert [one["id"] for one in result.candidates or ()] == ["c", "d"]
+    assert not result.is_inactive
 
 
 def test_no_patient_is_created_beside_inactive_candidates() -> None:
@@ -362,6 +362,6 @@ def test_malformed_patients_of_the_server_do_not_raise(element: str, odd: Any) -
     client.store(patient("p") | {element: odd})
     client.store(patient("x") | {element: odd})
     for strategy in (CLIENT, SERVER):
-        assert look(client, known=row(), strategy=strategy).current is not None
+        assert look(client, known_row=row(), strategy=strategy).current is not None
         look(client, shared=True, strategy=strategy)
         look(client, strategy=strategy)

@@ -150,9 +150,12 @@ def test_a_replaced_patient_is_merged_once_it_is_readable(
     person = with_changes(ONE, rule=rule, patient={"gender": "male"})
     factory.build(lake, "A", [person])
     path = patient_path(factory, "A", person)
-    theirs = factory.patient("A", person) | {"telecom": [{"system": "phone", "value": "1"}], "birthDate": "1980-01-01"}
-    theirs.pop("gender")
-    race = quicker(server, path, theirs)
+    external_resource = factory.patient("A", person) | {
+        "telecom": [{"system": "phone", "value": "1"}],
+        "birthDate": "1980-01-01",
+    }
+    external_resource.pop("gender")
+    race = quicker(server, path, external_resource)
     server.rule = lambda asked: Reply(500) if is_history(asked) else race(asked)
     settings = settings_for(server.url, retry_seconds=0)
 
@@ -162,7 +165,7 @@ def test_a_replaced_patient_is_merged_once_it_is_readable(
 
     assert failed.counts["Patient"] == {"unconfirmed": 1}
     assert done.counts == {"Endpoint": {"unchanged": 1}, "ImagingStudy": {"stored": 1}, "Patient": {"stored": 1}}
-    assert without_meta(get(server, path)) == theirs | {"gender": "male"}
+    assert without_meta(get(server, path)) == external_resource | {"gender": "male"}
 
 
 def test_a_study_recreated_by_another_lake_is_a_concurrent_overwrite(
@@ -257,8 +260,8 @@ def test_a_study_created_instead_of_a_lost_one_is_held_and_not_deleted(
 def test_a_merged_study_stays_merged_when_nothing_could_be_sent(
     lake: Lake, server: Proxy, factory: DatasetFactory, how: str
 ) -> None:
-    theirs = make_external_study(factory)
-    put(server, theirs)
+    external_resource = make_external_study(factory)
+    put(server, external_resource)
     person = with_changes(ONE, rule="authority")
     factory.build(lake, "A", [person])
     settings = settings_for(server.url, existing_study="merge", retry_seconds=0)
@@ -288,7 +291,7 @@ def test_a_merged_study_stays_merged_when_nothing_could_be_sent(
     assert left.counts["ImagingStudy"] == ({"failed": 1} if how == "a look fails" else {"held": 1})
     assert done.counts["ImagingStudy"] == {"external": 1}
     assert status_of(server, study_path(factory, "A", "1")) == 404
-    assert ledger_rows(lake, server.url, "A")[study_path(factory, "A", "1")]["server_id"] == theirs["id"]
+    assert ledger_rows(lake, server.url, "A")[study_path(factory, "A", "1")]["server_id"] == external_resource["id"]
 
 
 SECOND: dict[str, Callable[[ReceivedRequest], Reply | None]] = {
@@ -458,12 +461,12 @@ def test_without_versions_the_content_shows_external_changes(
     factory.build(lake, "A", [ONE])
     upload(["A"], lake, settings)
     factory.build(lake, "A", [with_changes(ONE, series={"1": 3})])
-    [ours] = upload(["A"], lake, settings)
+    [summary] = upload(["A"], lake, settings)
     put(behind_proxy(server), get(behind_proxy(server), path) | {"description": "read by Dr. Roe"})
     factory.build(lake, "A", [with_changes(ONE, series={"1": 4})])
     [done] = upload(["A"], lake, settings)
 
-    assert ours.counts["ImagingStudy"] == {"stored": 1}
+    assert summary.counts["ImagingStudy"] == {"stored": 1}
     assert done.counts["ImagingStudy"] == {"held": 1}
     assert codes(lake, "A") == ["changed-on-server"]
 
@@ -663,7 +666,7 @@ def test_a_lock_at_the_end_of_a_prune_is_reported(
     assert done.stopped.startswith(f"{name} is being written by process")
 
 
-def quicker(server: Proxy, path: str, theirs: dict[str, Any]) -> Callable[[ReceivedRequest], None]:
+def quicker(server: Proxy, path: str, external_resource: dict[str, Any]) -> Callable[[ReceivedRequest], None]:
     """A rule by which another lake creates a resource just before the lake's arrives."""
     late: list[ReceivedRequest] = []
 
@@ -671,7 +674,7 @@ def quicker(server: Proxy, path: str, theirs: dict[str, Any]) -> Callable[[Recei
         alone = asked.method == "PUT" and asked.path == path
         if not late and (alone or (asked.is_write_post and f'"url":"{path}"'.encode() in asked.body)):
             late.append(asked)
-            put(behind_proxy(server), theirs)
+            put(behind_proxy(server), external_resource)
 
     return rule
 

@@ -322,8 +322,8 @@ def test_a_study_that_becomes_held_stays_with_its_patient(lake: Lake, server: Pr
     [done] = load(lake, server, "A", prune=True)
 
     assert done.counts["ImagingStudy"] == {"held": 1}
-    told = sorted((row["code"], row["message"].partition("/")[0]) for row in findings(lake, "A"))
-    assert told == [
+    messages = sorted((row["code"], row["message"].partition("/")[0]) for row in findings(lake, "A"))
+    assert messages == [
         ("held-study-on-server", "ImagingStudy"),
         ("orphaned-on-server", "Endpoint"),
         ("orphaned-on-server", "Patient"),
@@ -498,7 +498,7 @@ def test_after_an_outage_the_next_run_sends_the_rest(lake: Lake, server: Proxy, 
     [cut] = upload(
         ["A"], lake, settings_for(server.url, max_concurrent_requests=2, max_bundle_entries=10, retry_seconds=0)
     )
-    told = set(codes(lake, "A"))
+    messages = set(codes(lake, "A"))
     server.rule = lambda _: None
     [rest] = load(lake, server, "A")
 
@@ -509,7 +509,7 @@ def test_after_an_outage_the_next_run_sends_the_rest(lake: Lake, server: Proxy, 
     # the answer 503 does not say whether anything was stored; what was not even sent has failed
     assert states.keys() <= {"failed", "unconfirmed"}
     assert "unconfirmed" in states
-    assert told <= {"upload-failed", "upload-unconfirmed"}
+    assert messages <= {"upload-failed", "upload-unconfirmed"}
     assert rest.counts["ImagingStudy"] == {"stored": 20, "unchanged": 10}
     assert not rest.unreachable
     assert codes(lake, "A") == []
@@ -606,7 +606,7 @@ def test_a_wrong_token_stops_the_upload_and_is_not_in_the_findings(
 
     monkeypatch.setenv("DICOM_ETL_FHIR_TOKEN", "close-sesame")
     [refused] = load(lake, server, "A")
-    told = orjson.dumps(findings(lake, "A")).decode()
+    messages = orjson.dumps(findings(lake, "A")).decode()
     monkeypatch.setenv("DICOM_ETL_FHIR_TOKEN", "open-sesame")
     [done] = load(lake, server, "A")
 
@@ -614,7 +614,7 @@ def test_a_wrong_token_stops_the_upload_and_is_not_in_the_findings(
     assert refused.stopped is not None
     assert "HTTP 401" in refused.stopped
     assert not refused.unreachable
-    assert "close-sesame" not in told + refused.stopped
+    assert "close-sesame" not in messages + refused.stopped
     assert done.counts == {k: {"stored": 1} for k in ("Endpoint", "ImagingStudy", "Patient")}
 
 

@@ -69,8 +69,8 @@ def words(asked: ReceivedRequest) -> str:
     body = asked.body.decode()
     name = "Patient Thessalonia OSSIANOWICZ (MRN-Kalypso-90210, Ossianowicz^Thessalonia), born 1937-05-19 or 19370519"
     accession = "accession Pythagora-55, 'Pythagora-55'"
-    said = [name] * ("Ossianowicz" in body) + [accession] * ("Pythagora" in body)
-    return f"HAPI-1821: Invalid code: {'; '.join(said)}; {asked.path} {asked.headers} {body}"
+    texts = [name] * ("Ossianowicz" in body) + [accession] * ("Pythagora" in body)
+    return f"HAPI-1821: Invalid code: {'; '.join(texts)}; {asked.path} {asked.headers} {body}"
 
 
 def outcome(asked: ReceivedRequest) -> bytes:
@@ -208,10 +208,10 @@ def dagster_events(settings_file: Path) -> str:
 
 
 def test_the_check_finds_planted_values() -> None:
-    with collect_logs() as said:
+    with collect_logs() as logs:
         logging.getLogger("aiohttp.client").debug("sending %s", HEADER["PatientName"])
         warnings.warn("Kalypso is too long", stacklevel=1)
-    assert len(leaks([("log", text) for text in said])) == 3
+    assert len(leaks([("log", text) for text in logs])) == 3
     assert [secret for secret in SECRETS if not leaks([("", secret)])] == []
     assert [value for value in HEADER.values() if not leaks([("", value)])] == []
 
@@ -226,7 +226,7 @@ def test_the_check_finds_planted_values() -> None:
 def test_no_planted_value_leaves_the_pipeline(
     rule: Any, authorization: str, hapi: HapiServer, settings_of: Any, capfd: Any, tmp_path: Path
 ) -> None:
-    with run_proxy(hapi.base_url, rule) as server, collect_logs() as said:
+    with run_proxy(hapi.base_url, rule) as server, collect_logs() as logs:
         pipeline = Pipeline(load_settings(settings_of(server.url, authorization)))
         done = run(pipeline, ["ds"])
         named = any("Ossianowicz" in one.body.decode() for one in server.requests)
@@ -236,8 +236,8 @@ def test_no_planted_value_leaves_the_pipeline(
         errors = [row["reason_text"] for row in query_ledger(pipeline.lake, "SELECT reason_text FROM resources")]
 
     printed = capfd.readouterr()
-    told = [("log", text) for text in said] + [("stdout", printed.out), ("stderr", printed.err), ("result", repr(done))]
-    assert len(said) > 5
+    told = [("log", text) for text in logs] + [("stdout", printed.out), ("stderr", printed.err), ("result", repr(done))]
+    assert len(logs) > 5
     assert leaks([*told, *urls, *lake_texts(tmp_path / f"lake-{authorization}")]) == []
     if rule in (refuses_resources, breaks_in_fhir):
         assert any("HAPI-1821: Invalid code: Patient (masked) (masked)" in (error or "") for error in errors)
@@ -254,7 +254,7 @@ def assert_sent(server: Proxy, authorization: str) -> None:
 def test_no_planted_value_leaves_the_command_and_dagster(
     rule: Any, hapi: HapiServer, settings_of: Any, capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with run_proxy(hapi.base_url, rule or accepts) as server, collect_logs() as said:
+    with run_proxy(hapi.base_url, rule or accepts) as server, collect_logs() as logs:
         settings = settings_of(server.url if rule else "http://127.0.0.1:1/fhir", "bearer")
         commanded(monkeypatch, "run", "--settings", settings)
         commanded(monkeypatch, "upload", "--settings", settings, "--json")
@@ -265,7 +265,7 @@ def test_no_planted_value_leaves_the_command_and_dagster(
 
     printed = capfd.readouterr()
     assert "Patient matching" in printed.out
-    told = [("log", text) for text in said] + [("stdout", printed.out), ("stderr", printed.err), ("dagster", events)]
+    told = [("log", text) for text in logs] + [("stdout", printed.out), ("stderr", printed.err), ("dagster", events)]
     assert leaks([*told, *lake_texts(tmp_path / "lake-bearer")]) == []
 
 

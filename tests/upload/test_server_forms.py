@@ -28,7 +28,7 @@ from tests.support.upload_lakes import (
     with_changes,
 )
 from tests.support.uploads import codes, patient_path, study_path
-from tests.upload.support.odd_answers import Ask, Changed, Request, changing, with_json
+from tests.upload.support.odd_answers import Ask, Changed, Request, run_changing_proxy, with_json
 
 ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
 NOTE = [{"text": "seen by the radiologist"}]
@@ -37,14 +37,14 @@ Form = Callable[[Request, Changed], Changed]
 
 
 @contextmanager
-def formed(hapi: HapiServer, form: Form) -> Iterator[str]:
+def run_hapi_with(hapi: HapiServer, form: Form) -> Iterator[str]:
     """Run HAPI with answers of another form; errors are not changed."""
 
     async def change(asked: Request, ask: Ask) -> Changed:
         answer = await ask()
         return form(asked, answer) if answer.status < 300 else answer
 
-    with changing(hapi.base_url, change) as url:
+    with run_changing_proxy(hapi.base_url, change) as url:
         yield url
 
 
@@ -134,7 +134,7 @@ def test_a_study_grows_twice_whatever_the_answers_contain(
 ) -> None:
     """No version of the lake counts as another client's, and another client's is detected."""
     path = study_path(factory, "A", "1")
-    with formed(hapi, FORMS[name]) as url:
+    with run_hapi_with(hapi, FORMS[name]) as url:
         for count in (1, 2, 3):
             study = with_changes(ONE, series={str(number): 2 for number in range(count)}, patient={"gender": "female"})
             factory.build(lake, "A", [study, TWO])
@@ -165,7 +165,7 @@ def test_an_etag_changed_by_a_proxy_is_not_an_external_change(
         return Changed(answer.status, answer.body, answer.headers | ({"ETag": f'{tag[:-1]}{suffix}"'} if tag else {}))
 
     path = study_path(factory, "A", "1")
-    with changing(hapi.base_url, change, if_match=lambda text: text.replace(suffix, "")) as url:
+    with run_changing_proxy(hapi.base_url, change, if_match=lambda text: text.replace(suffix, "")) as url:
         for count in (1, 2, 3):
             study = with_changes(ONE, series={str(number): 2 for number in range(count)})
             factory.build(lake, "A", [study])
@@ -216,7 +216,7 @@ def test_a_version_is_whatever_the_server_names(
         return text
 
     path = study_path(factory, "A", "1")
-    with changing(hapi.base_url, change, if_match=own) as url:
+    with run_changing_proxy(hapi.base_url, change, if_match=own) as url:
         for count in (1, 2, 3):
             study = with_changes(ONE, series={str(number): 2 for number in range(count)})
             factory.build(lake, "A", [study])
@@ -261,7 +261,7 @@ def test_an_unchecked_answer_does_not_make_a_resource_stored(
         is_write = asked.kind in ("put", "transaction") and b"ImagingStudy" in asked.body
         return Changed(200, FALSE[name], dict(JSON)) if lies[0] and is_write else await ask()
 
-    with changing(hapi.base_url, change) as url:
+    with run_changing_proxy(hapi.base_url, change) as url:
         factory.build(lake, "A", [TWO, ONE] if is_update else [TWO])
         load(lake, url)
         study = with_changes(ONE, series={"1": 2, "2": 2})
@@ -306,7 +306,7 @@ def test_an_answer_that_is_not_a_search_result_is_an_error(
         return NO_SEARCH[name] if lies[0] and asked.kind == "search" else await ask()
 
     large = with_changes(TWO, series={"1": 4})
-    with changing(hapi.base_url, change) as url:
+    with run_changing_proxy(hapi.base_url, change) as url:
         factory.build(lake, "A", [ONE, large])
         load(lake, url)
         new = Study("3", "P3", unit="sub-3")
@@ -345,7 +345,7 @@ def test_an_expired_page_is_requested_once_more(
             return await ask.other(asked)
         return await ask()
 
-    with changing(hapi.base_url, change) as url:
+    with run_changing_proxy(hapi.base_url, change) as url:
         settings = settings_for(url, retry_seconds=0.5)
         upload([dataset], lake, settings)
         if times == 1:

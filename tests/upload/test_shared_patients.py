@@ -41,14 +41,14 @@ from tests.support.uploads import (
 def test_a_shared_patient_does_not_depend_on_the_order(
     lake: Lake, server: Proxy, factory: DatasetFactory, order: Sequence[str]
 ) -> None:
-    said = {
+    patients = {
         "A": shared_person(birthDate="1980-05-01", name=[{"family": "Beta"}]),
         "B": shared_person(gender="female", name=[{"family": "Alpha"}]),
     }
     for dataset in order:
-        factory.build(lake, dataset, [said[dataset]])
+        factory.build(lake, dataset, [patients[dataset]])
         load(lake, server, dataset)
-    path = patient_path(factory, "A", said["A"])
+    path = patient_path(factory, "A", patients["A"])
     assert version(server, path) == "2"
     server.requests.clear()
 
@@ -107,8 +107,8 @@ def external(factory: DatasetFactory, name: str, value: str = "P1", **more: Any)
 
 
 def test_an_external_patient_is_referred_to_and_not_changed(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
-    theirs = external(factory, "theirs", birthDate="1980-05-01", telecom=[{"system": "phone", "value": "1"}])
-    put(server, theirs)
+    external_patient = external(factory, "theirs", birthDate="1980-05-01", telecom=[{"system": "phone", "value": "1"}])
+    put(server, external_patient)
     factory.build(lake, "A", [shared_person(birthDate="1980-05-01")])
 
     [done] = load(lake, server, "A")
@@ -118,11 +118,11 @@ def test_an_external_patient_is_referred_to_and_not_changed(lake: Lake, server: 
     assert done.counts["Patient"] == again.counts["Patient"] == {"external": 1}
     assert done.counts["ImagingStudy"] == {"stored": 1}
     assert server.request_lines() == []
-    assert get(server, study_path(factory, "A", "1"))["subject"]["reference"] == f"Patient/{theirs['id']}"
-    assert version(server, f"Patient/{theirs['id']}") == "1"
+    assert get(server, study_path(factory, "A", "1"))["subject"]["reference"] == f"Patient/{external_patient['id']}"
+    assert version(server, f"Patient/{external_patient['id']}") == "1"
     assert status_of(server, patient_path(factory, "A", shared_person())) == 404
     [row] = [r for r in shared_ledger_rows(lake, server.url).values() if r["type"] == "Patient"]
-    assert (row["server_id"], row["state"]) == (theirs["id"], "stored")
+    assert (row["server_id"], row["state"]) == (external_patient["id"], "stored")
     assert codes(lake, "A") == ["external-patient-used"]
 
 
@@ -190,9 +190,9 @@ def test_a_new_lake_recognises_the_patient_of_its_namespace(
 def test_two_lakes_with_different_values_agree_on_one_patient(
     tmp_path: Path, server: Proxy, factory: DatasetFactory
 ) -> None:
-    said = {"A": {"birthDate": "1980-05-01"}, "B": {"gender": "female", "name": [{"family": "Alpha"}]}}
-    lakes = {name: new_lake(tmp_path / name) for name in said}
-    for name, patient in said.items():
+    patients = {"A": {"birthDate": "1980-05-01"}, "B": {"gender": "female", "name": [{"family": "Alpha"}]}}
+    lakes = {name: new_lake(tmp_path / name) for name in patients}
+    for name, patient in patients.items():
         factory.build(lakes[name], name, [shared_person(**patient)])
     for name in ("A", "B", "A", "B"):
         load(lakes[name], server, name)
@@ -252,7 +252,7 @@ def test_values_stored_without_an_answer_are_recognised(
     def says(gender: str) -> None:
         factory.build(lake, "A", [Study("1", "P1", rule=rule, patient={"gender": gender})])
 
-    def known() -> list[str | None]:
+    def read_contributions() -> list[str | None]:
         rows = shared_ledger_rows(lake, server.url) if rule == "authority" else ledger_rows(lake, server.url, "A")
         opened = [one["contribution"] for one in attempts(lake) if f"{one['type']}/{one['id']}" == path]
         return [rows[path]["contribution"], *opened]
@@ -260,7 +260,7 @@ def test_values_stored_without_an_answer_are_recognised(
     def lost(asked: ReceivedRequest) -> Reply | None:
         if not asked.is_write_post or b'"url":"Patient' not in asked.body:
             return None
-        contributions.append(known())
+        contributions.append(read_contributions())
         return Reply(cut=True)
 
     says("male")
@@ -279,7 +279,7 @@ def test_values_stored_without_an_answer_are_recognised(
     assert there == "other"
     assert get(server, path)["gender"] == "female"
     assert codes(lake, "A") == []
-    [stored] = known()  # no attempt is open
+    [stored] = read_contributions()  # no attempt is open
     assert orjson.loads(stored or "")["gender"] == "female"
 
 

@@ -60,15 +60,15 @@ def study(identity: str = "s", **elements: Any) -> dict[str, Any]:
     } | elements
 
 
-OURS = study(started="2026-01-01")
-ITEM = UploadItem(OURS, "ds", "u", business_key="1.2").with_hash()
+PRODUCED = study(started="2026-01-01")
+ITEM = UploadItem(PRODUCED, "ds", "u", business_key="1.2").with_hash()
 MORE = study(series=series(s1=["a", "b", "c"]))
 FORMER = study(started="2025-01-01")
 
 
 def row(**values: Any) -> ResourceRow:
-    known = {"server_id": "s", "hash": "h", "version": "1", "etag": 'W/"1"', "state": State.STORED}
-    return ResourceRow("ImagingStudy", "s", "ds", **known | values)
+    known_row = {"server_id": "s", "hash": "h", "version": "1", "etag": 'W/"1"', "state": State.STORED}
+    return ResourceRow("ImagingStudy", "s", "ds", **known_row | values)
 
 
 def attempt(resource: dict[str, Any], **values: Any) -> Attempt:
@@ -90,8 +90,8 @@ CASES = [
     # what the server has, the ledger's row, open attempts, whether one arrived, options, action, reason, text
     ("nothing", None, None, [], None, {}, S, None, None),
     ("nothing, although it was stored", None, row(), [], None, {}, S, None, None),
-    ("ours", OURS, None, [], None, {}, U, None, None),
-    ("ours, another version", OURS, row(), [], None, {}, U, None, None),
+    ("ours", PRODUCED, None, [], None, {}, U, None, None),
+    ("ours, another version", PRODUCED, row(), [], None, {}, U, None, None),
     ("never stored, no attempt", FORMER, None, [], None, {}, S, None, None),
     ("as stored, by version", FORMER, row(version="2"), [], None, {}, S, None, None),
     ("as stored, by content", FORMER, row(server_hash=compute_content_hash(FORMER)), [], None, {}, S, None, None),
@@ -99,11 +99,11 @@ CASES = [
     ("changed, overwritten", FORMER, row(), [], None, {"overwrite": True}, S, None, None),
     ("only seen there", FORMER, row(hash=None), [], None, {}, S, None, None),
     ("what was attempted", FORMER, row(), [attempt(FORMER)], True, {}, S, None, None),
-    ("one of what was attempted", FORMER, None, [attempt(OURS), attempt(FORMER)], True, {}, S, None, None),
-    ("arrived and replaced", FORMER, None, [attempt(OURS)], True, {}, H, "changed-on-server", REPLACED),
-    ("not arrived", FORMER, None, [attempt(OURS)], False, {}, H, "changed-on-server", NOT_ARRIVED),
-    ("not arrived, overwritten", FORMER, None, [attempt(OURS)], False, {"overwrite": True}, S, None, None),
-    ("stored last, attempt did not arrive", FORMER, row(version="2"), [attempt(OURS)], False, {}, S, None, None),
+    ("one of what was attempted", FORMER, None, [attempt(PRODUCED), attempt(FORMER)], True, {}, S, None, None),
+    ("arrived and replaced", FORMER, None, [attempt(PRODUCED)], True, {}, H, "changed-on-server", REPLACED),
+    ("not arrived", FORMER, None, [attempt(PRODUCED)], False, {}, H, "changed-on-server", NOT_ARRIVED),
+    ("not arrived, overwritten", FORMER, None, [attempt(PRODUCED)], False, {"overwrite": True}, S, None, None),
+    ("stored last, attempt did not arrive", FORMER, row(version="2"), [attempt(PRODUCED)], False, {}, S, None, None),
     ("more", MORE, row(version="2"), [], None, {}, H, "update-removes-content", LOSS),
     ("more, pruned", MORE, row(version="2"), [], None, {"prune": True}, S, None, None),
     ("more, overwritten", MORE, row(), [], None, {"overwrite": True}, H, "update-removes-content", LOSS),
@@ -113,34 +113,34 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("server", "known", "attempts", "has_arrived", "options", "action", "reason", "text"),
+    ("server", "known_row", "attempts", "has_arrived", "options", "action", "reason", "text"),
     [case[1:] for case in CASES],
     ids=[case[0] for case in CASES],
 )
 def test_the_decision_about_a_study_of_the_lake(
-    server: Any, known: Any, attempts: Any, has_arrived: Any, options: Any, action: Action, reason: Any, text: Any
+    server: Any, known_row: Any, attempts: Any, has_arrived: Any, options: Any, action: Action, reason: Any, text: Any
 ) -> None:
-    own = on_server(server) if server else None
+    current = on_server(server) if server else None
     decision = decide_study(
-        ITEM, StudyOnServer(own, has_arrived=has_arrived), known, attempts, UploadOptions(**options), CLIENT
+        ITEM, StudyOnServer(current, has_arrived=has_arrived), known_row, attempts, UploadOptions(**options), CLIENT
     )
     assert (decision.action, decision.reason, decision.text) == (action, reason, text)
-    assert decision.server == own
-    assert decision.resource == (OURS if action is S else None)
+    assert decision.server == current
+    assert decision.resource == (PRODUCED if action is S else None)
     assert not decision.is_external
 
 
 @pytest.mark.parametrize(
-    ("server", "known", "attempts", "has_arrived", "options", "action", "reason", "text"),
+    ("server", "known_row", "attempts", "has_arrived", "options", "action", "reason", "text"),
     [case[1:] for case in CASES],
     ids=[case[0] for case in CASES],
 )
 def test_the_decision_is_the_same_with_server_assigned_ids(
-    server: Any, known: Any, attempts: Any, has_arrived: Any, options: Any, action: Action, reason: Any, text: Any
+    server: Any, known_row: Any, attempts: Any, has_arrived: Any, options: Any, action: Action, reason: Any, text: Any
 ) -> None:
-    own = on_server(SERVER.prepare_update(server, "17")[0]) if server else None
+    current = on_server(SERVER.prepare_update(server, "17")[0]) if server else None
     decision = decide_study(
-        ITEM, StudyOnServer(own, has_arrived=has_arrived), known, attempts, UploadOptions(**options), SERVER
+        ITEM, StudyOnServer(current, has_arrived=has_arrived), known_row, attempts, UploadOptions(**options), SERVER
     )
     assert (decision.action, decision.reason, decision.text) == (action, reason, text)
 
@@ -148,25 +148,25 @@ def test_the_decision_is_the_same_with_server_assigned_ids(
 def test_endpoints_are_decided_in_the_same_way() -> None:
     endpoint = {"resourceType": "Endpoint", "id": "e", "address": "https://a"}
     item, other = UploadItem(endpoint, "ds").with_hash(), endpoint | {"address": "https://b"}
-    known = ResourceRow("Endpoint", "e", "ds", server_id="e", hash="h", version="1")
+    known_row = ResourceRow("Endpoint", "e", "ds", server_id="e", hash="h", version="1")
 
     def decide(server: Any, row: ResourceRow | None, **options: bool) -> Decision:
-        seen = StudyOnServer(on_server(server) if server else None)
-        return decide_study(item, seen, row, (), UploadOptions(**options), CLIENT)
+        result = StudyOnServer(on_server(server) if server else None)
+        return decide_study(item, result, row, (), UploadOptions(**options), CLIENT)
 
     assert decide(None, None) == Decision(S, resource=endpoint)
     assert decide(endpoint, None).action is U
     assert decide(other, None).action is S
-    assert decide(other, known).reason == "changed-on-server"
-    assert decide(other, known, overwrite=True).action is S
+    assert decide(other, known_row).reason == "changed-on-server"
+    assert decide(other, known_row, overwrite=True).action is S
 
 
 def test_an_external_study_holds_the_lakes() -> None:
-    seen = StudyOnServer(external=(study("x"),))
-    assert decide_study(ITEM, seen, None, (), UploadOptions(), CLIENT) == Decision(
+    result = StudyOnServer(external=(study("x"),))
+    assert decide_study(ITEM, result, None, (), UploadOptions(), CLIENT) == Decision(
         H, "study-exists-on-server", "ImagingStudy/x of another client has its StudyInstanceUID"
     )
-    assert decide_study(ITEM, seen, None, (), UploadOptions(existing_study="duplicate"), CLIENT).action is S
+    assert decide_study(ITEM, result, None, (), UploadOptions(existing_study="duplicate"), CLIENT).action is S
 
 
 def test_a_study_is_merged_into_an_external_one() -> None:
@@ -186,8 +186,8 @@ def test_a_study_is_merged_into_an_external_one() -> None:
 
 
 def test_a_study_is_not_merged_into_one_of_several() -> None:
-    seen = StudyOnServer(external=(study("y"), study("x")))
-    assert decide_study(ITEM, seen, None, (), UploadOptions(existing_study="merge"), CLIENT) == Decision(
+    result = StudyOnServer(external=(study("y"), study("x")))
+    assert decide_study(ITEM, result, None, (), UploadOptions(existing_study="merge"), CLIENT) == Decision(
         H,
         "study-exists-on-server",
         "ImagingStudy/x, ImagingStudy/y of other clients have its StudyInstanceUID, so that it cannot be merged into "
@@ -196,7 +196,7 @@ def test_a_study_is_not_merged_into_one_of_several() -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "server", "same"),
+    ("known_row", "server", "same"),
     [
         (("1", None), ("1", ""), True),
         (("1", None), ("2", ""), False),
@@ -212,23 +212,23 @@ def test_a_study_is_not_merged_into_one_of_several() -> None:
         (("", 'W/"1"'), ("1", 'W/"1"'), True),
     ],
 )
-def test_versions_are_compared_verbatim(known: Any, server: Any, same: bool) -> None:
-    assert is_same_version(row(version=known[0], etag=known[1]), on_server(OURS, *server)) is same
+def test_versions_are_compared_verbatim(known_row: Any, server: Any, same: bool) -> None:
+    assert is_same_version(row(version=known_row[0], etag=known_row[1]), on_server(PRODUCED, *server)) is same
 
 
 def test_without_versions_the_content_decides() -> None:
-    known = row(version="", etag="", server_hash=compute_content_hash(FORMER))
-    seen = StudyOnServer(on_server(FORMER, ""))
-    assert decide_study(ITEM, seen, known, (), UploadOptions(), CLIENT).action is S
-    seen = StudyOnServer(on_server(FORMER | {"description": "x"}, ""))
-    decision = decide_study(ITEM, seen, known, (), UploadOptions(), CLIENT)
+    known_row = row(version="", etag="", server_hash=compute_content_hash(FORMER))
+    result = StudyOnServer(on_server(FORMER, ""))
+    assert decide_study(ITEM, result, known_row, (), UploadOptions(), CLIENT).action is S
+    result = StudyOnServer(on_server(FORMER | {"description": "x"}, ""))
+    decision = decide_study(ITEM, result, known_row, (), UploadOptions(), CLIENT)
     assert decision.text == "version (unnamed) on the server is not the one that this lake stored"
 
 
 def test_a_study_moved_by_a_patient_merge_was_not_changed() -> None:
     moved = FORMER | {"subject": {"reference": "Patient/survivor"}}
-    known = row(server_hash=compute_content_hash(FORMER))
-    assert decide_study(ITEM, StudyOnServer(on_server(moved)), known, (), UploadOptions(), CLIENT).action is S
+    known_row = row(server_hash=compute_content_hash(FORMER))
+    assert decide_study(ITEM, StudyOnServer(on_server(moved)), known_row, (), UploadOptions(), CLIENT).action is S
 
 
 @pytest.mark.parametrize("strategy", [CLIENT, SERVER])
@@ -237,9 +237,9 @@ def test_no_malformed_study_raises(
     strategy: IdStrategy, server: dict[str, Any], options: str, is_external: bool
 ) -> None:
     given_options = UploadOptions(existing_study=options)
-    for seen in (StudyOnServer(ServerResource(server)), StudyOnServer(external=(server | {"id": "x"},))):
-        for known in (None, row(is_external=is_external)):
-            decision = decide_study(ITEM, seen, known, [attempt(OURS)], given_options, strategy)
+    for result in (StudyOnServer(ServerResource(server)), StudyOnServer(external=(server | {"id": "x"},))):
+        for known_row in (None, row(is_external=is_external)):
+            decision = decide_study(ITEM, result, known_row, [attempt(PRODUCED)], given_options, strategy)
             assert decision.action in Action
     decide_study(ITEM, StudyOnServer(ServerResource(server)), row(), (), UploadOptions(), strategy)
 
@@ -248,7 +248,7 @@ def test_no_malformed_study_raises(
 
 
 @pytest.mark.parametrize(
-    ("server", "ours", "loss"),
+    ("server", "produced", "loss"),
     [
         (series(), series(), (0, 0, 0, 0)),
         (series(s1=["a"]), series(s1=["a", "b"], s2=["c"]), (0, 1, 0, 1)),
@@ -263,8 +263,8 @@ def test_no_malformed_study_raises(
         ([None, "s1", {"uid": ["s1"], "instance": {"uid": "a"}}], series(s1=["a"]), (1, 1, 0, 0)),
     ],
 )
-def test_the_content_that_an_update_would_remove(server: Any, ours: Any, loss: tuple[int, int, int, int]) -> None:
-    found = find_content_loss({"series": server}, {"series": ours})
+def test_the_content_that_an_update_would_remove(server: Any, produced: Any, loss: tuple[int, int, int, int]) -> None:
+    found = find_content_loss({"series": server}, {"series": produced})
     assert found == ContentLoss(*loss)
     assert bool(found) is (loss[0] + loss[2] > 0)
 
@@ -336,9 +336,11 @@ def test_values_of_the_other_client_take_precedence() -> None:
         "numberOfInstances": 100,
         "series": [],
     }
-    ours = study(modality=[{"code": "CT"}, {"code": "MR"}], description="ours", started="2026", note=[{"text": "n"}])
-    before = deepcopy((server, ours))
-    assert merge_into_existing(server, ours) == {
+    produced = study(
+        modality=[{"code": "CT"}, {"code": "MR"}], description="ours", started="2026", note=[{"text": "n"}]
+    )
+    before = deepcopy((server, produced))
+    assert merge_into_existing(server, produced) == {
         "resourceType": "ImagingStudy",
         "id": "x",
         "meta": {"tag": [{"code": "t"}]},
@@ -353,72 +355,72 @@ def test_values_of_the_other_client_take_precedence() -> None:
         "numberOfInstances": 100,
         "series": series(s1=["a", "b"]),
     }
-    assert (server, ours) == before
+    assert (server, produced) == before
 
 
 some_uids = st.lists(st.sampled_from("abcd"), unique=True, max_size=3)
 some_series = st.dictionaries(st.sampled_from(["s1", "s2", "s3"]), some_uids, max_size=3)
 
 
-@given(server=some_series, ours=some_series, further=some_series, count=st.integers(0, 9))
-def test_merging_adds_and_merging_again_changes_nothing(server: Any, ours: Any, further: Any, count: int) -> None:
-    theirs, mine = study("x", series=series(**server), numberOfInstances=count), study(series=series(**ours))
-    merged = merge_into_existing(theirs, mine)
-    assert not find_content_loss(merged, merge_into_existing(merged, mine))
-    assert merge_into_existing(merged, mine) == merged
-    assert not find_content_loss(theirs, merged)
-    assert not find_content_loss(mine, merged)
+@given(server=some_series, produced=some_series, further=some_series, count=st.integers(0, 9))
+def test_merging_adds_and_merging_again_changes_nothing(server: Any, produced: Any, further: Any, count: int) -> None:
+    existing, new_study = study("x", series=series(**server), numberOfInstances=count), study(series=series(**produced))
+    merged = merge_into_existing(existing, new_study)
+    assert not find_content_loss(merged, merge_into_existing(merged, new_study))
+    assert merge_into_existing(merged, new_study) == merged
+    assert not find_content_loss(existing, merged)
+    assert not find_content_loss(new_study, merged)
     assert merged["numberOfInstances"] >= count
     third = study(series=series(**further))
     one = merge_into_existing(merged, third)
-    other = merge_into_existing(merge_into_existing(theirs, third), mine)
+    other = merge_into_existing(merge_into_existing(existing, third), new_study)
     assert is_same_content(one, other)
 
 
 @given(server=odd_resources)
 def test_no_malformed_external_study_raises(server: dict[str, Any]) -> None:
-    merged = merge_into_existing(server, OURS)
-    assert not find_content_loss(OURS, merged)
-    assert merge_into_existing(merged, OURS) == merged
+    merged = merge_into_existing(server, PRODUCED)
+    assert not find_content_loss(PRODUCED, merged)
+    assert merge_into_existing(merged, PRODUCED) == merged
 
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("element", ["identifier", "series", "subject", "meta", "numberOfSeries", "note", "text"])
 def test_malformed_elements_of_an_external_study_do_not_raise(element: str, odd: Any) -> None:
-    merged = merge_into_existing(study("x") | {element: odd}, OURS)
-    assert not find_content_loss(OURS, merged)
+    merged = merge_into_existing(study("x") | {element: odd}, PRODUCED)
+    assert not find_content_loss(PRODUCED, merged)
     assert isinstance(merged["numberOfSeries"], int)
     assert not isinstance(merged["numberOfSeries"], bool)
 
 
 # -- what the server is asked -----------------------------------------------------------------------------------------
 
-OUR_ID = IDS.resource_id("ImagingStudy", "ds", "1.2")
+RESOURCE_ID = IDS.resource_id("ImagingStudy", "ds", "1.2")
 NAMED = {"system": SYSTEM, "value": "urn:uid:ds"}
-MINE = study(OUR_ID, identifier=[UID, NAMED])
-MY_ITEM = UploadItem(MINE, "ds", "u", business_key="1.2").with_hash()
+UNKNOWN_STUDY = study(RESOURCE_ID, identifier=[UID, NAMED])
+UNKNOWN_ITEM = UploadItem(UNKNOWN_STUDY, "ds", "u", business_key="1.2").with_hash()
 
 
 def look(
     client: StubClient,
     *,
-    known: ResourceRow | None = None,
+    known_row: ResourceRow | None = None,
     attempts: Any = (),
     strategy: Any = CLIENT,
     reads: bool = False,
 ) -> StudyOnServer:
     namespace = Namespace(IDS, strategy, SYSTEM)
-    rows = {MY_ITEM.key: known} if known else {}
-    sent = {MY_ITEM.key: list(attempts)} if attempts else {}
-    seen = asyncio.run(look_up_studies(client, [MY_ITEM], rows, sent, namespace, reads_external=reads))  # type: ignore[arg-type]
-    return seen[MY_ITEM.key]
+    rows = {UNKNOWN_ITEM.key: known_row} if known_row else {}
+    sent = {UNKNOWN_ITEM.key: list(attempts)} if attempts else {}
+    result = asyncio.run(look_up_studies(client, [UNKNOWN_ITEM], rows, sent, namespace, reads_external=reads))  # type: ignore[arg-type]
+    return result[UNKNOWN_ITEM.key]
 
 
 def test_a_study_in_the_ledger_is_read_by_its_id() -> None:
     client = StubClient()
-    client.store(MINE)
-    assert look(client, known=row(server_id=OUR_ID)).current is not None
-    assert client.calls == [("read", ("ImagingStudy", OUR_ID))]
+    client.store(UNKNOWN_STUDY)
+    assert look(client, known_row=row(server_id=RESOURCE_ID)).current is not None
+    assert client.calls == [("read", ("ImagingStudy", RESOURCE_ID))]
 
 
 def test_an_unknown_study_is_searched_for_by_its_uid() -> None:
@@ -436,13 +438,13 @@ def test_an_unknown_study_is_searched_for_by_its_uid() -> None:
 def test_a_study_without_a_ledger_row_is_found(strategy: IdStrategy) -> None:
     client = StubClient()
     client.store(
-        strategy.prepare_update(MINE, None if strategy is CLIENT else "17")[0]
-        | {"id": OUR_ID if strategy is CLIENT else "17"}
+        strategy.prepare_update(UNKNOWN_STUDY, None if strategy is CLIENT else "17")[0]
+        | {"id": RESOURCE_ID if strategy is CLIENT else "17"}
     )
-    seen = look(client, strategy=strategy)
-    assert seen.current is not None
-    assert seen.external == ()
-    assert seen.has_arrived is None
+    result = look(client, strategy=strategy)
+    assert result.current is not None
+    assert result.external == ()
+    assert result.has_arrived is None
 
 
 def test_studies_of_other_datasets_of_the_lake_are_not_external() -> None:
@@ -456,9 +458,9 @@ def test_studies_of_other_datasets_of_the_lake_are_not_external() -> None:
 
 def test_a_study_that_a_read_does_not_find_was_deleted() -> None:
     client = StubClient()
-    client.store(MINE)
+    client.store(UNKNOWN_STUDY)
     client.read = lambda *_: asyncio.sleep(0, None)  # type: ignore[method-assign]
-    assert look(client, known=row(server_id=OUR_ID)) == StudyOnServer()
+    assert look(client, known_row=row(server_id=RESOURCE_ID)) == StudyOnServer()
 
 
 def test_external_studies_are_read_completely_for_a_merge() -> None:
@@ -475,12 +477,12 @@ def test_external_studies_are_read_completely_for_a_merge() -> None:
     ("stored", "keeps_history", "has_arrived"),
     [
         ([], True, False),
-        ([MINE], True, True),
-        ([MINE, FORMER], True, True),  # the version of another client is newer
+        ([UNKNOWN_STUDY], True, True),
+        ([UNKNOWN_STUDY, FORMER], True, True),  # the version of another client is newer
         ([FORMER], True, False),
-        ([MINE, FORMER], False, False),  # nothing proves it
-        ([MINE, None, FORMER], True, True),
-        ([MINE | {"meta": {"tag": []}, "text": {"status": "generated"}}], True, True),
+        ([UNKNOWN_STUDY, FORMER], False, False),  # nothing proves it
+        ([UNKNOWN_STUDY, None, FORMER], True, True),
+        ([UNKNOWN_STUDY | {"meta": {"tag": []}, "text": {"status": "generated"}}], True, True),
     ],
 )
 def test_whether_an_attempt_has_arrived(
@@ -488,14 +490,14 @@ def test_whether_an_attempt_has_arrived(
 ) -> None:
     client = StubClient()
     client.keeps_history = keeps_history
-    identity = OUR_ID if strategy is CLIENT else "17"
+    identity = RESOURCE_ID if strategy is CLIENT else "17"
     for one in stored:
         if one is None:
             client.versions["ImagingStudy", identity].append(None)
         else:
-            client.store(strategy.prepare_update(one | {"id": OUR_ID}, identity)[0])
-    seen = look(client, attempts=[attempt(MINE)], strategy=strategy)
-    assert seen.has_arrived is has_arrived
+            client.store(strategy.prepare_update(one | {"id": RESOURCE_ID}, identity)[0])
+    result = look(client, attempts=[attempt(UNKNOWN_STUDY)], strategy=strategy)
+    assert result.has_arrived is has_arrived
 
 
 def test_many_uids_are_searched_for_in_few_requests() -> None:
@@ -509,8 +511,8 @@ def test_many_uids_are_searched_for_in_few_requests() -> None:
 @pytest.mark.parametrize("element", ["identifier", "meta", "series", "subject", "text"])
 def test_malformed_studies_of_the_server_do_not_raise(element: str, odd: Any) -> None:
     client = StubClient()
-    client.store(MINE | {element: odd})
+    client.store(UNKNOWN_STUDY | {element: odd})
     client.store(study("x") | {element: odd})
     for strategy in (CLIENT, SERVER):
-        look(client, known=row(server_id=OUR_ID), attempts=[attempt(FORMER)], strategy=strategy)
+        look(client, known_row=row(server_id=RESOURCE_ID), attempts=[attempt(FORMER)], strategy=strategy)
         look(client, attempts=[attempt(FORMER)], strategy=strategy, reads=True)

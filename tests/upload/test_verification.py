@@ -38,7 +38,7 @@ _PLAIN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 ONE, TWO = Study("1", "P1"), Study("2", "P2", unit="sub-2", rule="authority")
 
 
-def loaded(lake: Lake, server: Proxy, factory: DatasetFactory, *studies: Study) -> None:
+def build_and_upload(lake: Lake, server: Proxy, factory: DatasetFactory, *studies: Study) -> None:
     factory.build(lake, factory.name, studies)
     upload([factory.name], lake, settings_for(server.url))
     server.requests.clear()
@@ -48,7 +48,7 @@ def check(lake: Lake, server: Proxy, *names: str, **options: Any) -> Verificatio
     return verify(names, lake, settings_for(server.url), **options)
 
 
-def told(verified: VerificationResult) -> list[tuple[str, str]]:
+def list_differences(verified: VerificationResult) -> list[tuple[str, str]]:
     return sorted((found.kind, found.resource) for one in verified.comparisons for found in one.differences)
 
 
@@ -104,7 +104,7 @@ def versions(server: Proxy, *paths: str) -> list[str]:
 
 
 def test_an_intact_server_needs_few_requests_and_no_write(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
-    loaded(lake, server, factory, *(Study(str(n), "P1") for n in range(51)))
+    build_and_upload(lake, server, factory, *(Study(str(n), "P1") for n in range(51)))
     before = files(lake)
 
     found = check(lake, server, factory.name)
@@ -121,7 +121,7 @@ def test_an_intact_server_needs_few_requests_and_no_write(lake: Lake, server: Pr
 
 
 def test_a_repair_sends_only_what_was_deleted(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
-    loaded(lake, server, factory, ONE, with_changes(ONE, number="3"), TWO)
+    build_and_upload(lake, server, factory, ONE, with_changes(ONE, number="3"), TWO)
     _send(f"{server.target}/{study_path(factory, '1')}", "DELETE")
     before = files(lake)
 
@@ -130,7 +130,7 @@ def test_a_repair_sends_only_what_was_deleted(lake: Lake, server: Proxy, factory
     server.requests.clear()
     repaired = check(lake, server, factory.name, repair=True)
 
-    assert told(found) == told(repaired) == [("missing", study_path(factory, "1"))]
+    assert list_differences(found) == list_differences(repaired) == [("missing", study_path(factory, "1"))]
     assert (found.exit_code, repaired.exit_code) == (1, 0)
     assert unchanged
     assert len(server.post_requests()) == 1
@@ -140,12 +140,12 @@ def test_a_repair_sends_only_what_was_deleted(lake: Lake, server: Proxy, factory
         "1",
     ]
     again = check(lake, server, factory.name)
-    assert (told(again), again.exit_code) == ([], 0)
+    assert (list_differences(again), again.exit_code) == ([], 0)
 
 
 def test_a_repair_sends_everything_once_to_a_wiped_server(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     studies = [ONE, TWO, *(Study(str(n), f"P{n}", unit=f"sub-{n}") for n in range(3, 15))]
-    loaded(lake, server, factory, *studies)
+    build_and_upload(lake, server, factory, *studies)
     paths = [*(study_path(factory, study.number) for study in studies), endpoint_path(factory)]
     paths += [patient_path(factory, study) for study in studies]
     delete(server, *paths)
@@ -153,7 +153,7 @@ def test_a_repair_sends_everything_once_to_a_wiped_server(lake: Lake, server: Pr
 
     repaired = check(lake, server, factory.name, repair=True)
 
-    assert told(repaired) == sorted(("missing", path) for path in paths)
+    assert list_differences(repaired) == sorted(("missing", path) for path in paths)
     assert repaired.exit_code == 0
     assert versions(server, *paths) == ["1"] * len(paths)
     assert (
@@ -166,7 +166,7 @@ def test_a_repair_sends_everything_once_to_a_wiped_server(lake: Lake, server: Pr
 def test_an_interrupted_repair_is_completed_by_the_next_upload(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    loaded(lake, server, factory, ONE)
+    build_and_upload(lake, server, factory, ONE)
     delete(server, study_path(factory, "1"))
     server.rule = lambda asked: Reply(503) if asked.is_write_post else None
 
@@ -179,11 +179,11 @@ def test_an_interrupted_repair_is_completed_by_the_next_upload(
     # whether a request that was answered with 503 arrived is not known
     assert (row["state"], row["server_id"], row["version"]) == ("unconfirmed", None, None)
     assert versions(server, study_path(factory, "1")) == ["1"]
-    assert told(check(lake, server, factory.name)) == []
+    assert list_differences(check(lake, server, factory.name)) == []
 
 
 def test_an_external_change_is_reported_and_not_overwritten(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
-    loaded(lake, server, factory, ONE, TWO)
+    build_and_upload(lake, server, factory, ONE, TWO)
     url = str(server.target)
     paths = [study_path(factory, "1"), patient_path(factory, TWO)]
     server_content.put(url, server_content.get(url, paths[0]) | {"description": "theirs"})
@@ -191,7 +191,7 @@ def test_an_external_change_is_reported_and_not_overwritten(lake: Lake, server: 
 
     for repair in (False, True):
         found = check(lake, server, factory.name, repair=repair)
-        assert told(found) == sorted(("changed", path) for path in paths)
+        assert list_differences(found) == sorted(("changed", path) for path in paths)
         assert found.exit_code == 1
     assert server_content.get(url, paths[0])["description"] == "theirs"
     assert server_content.get(url, paths[1])["gender"] == "other"
@@ -203,50 +203,50 @@ def test_an_external_change_is_reported_and_not_overwritten(lake: Lake, server: 
 def test_a_study_of_another_lake_is_external_on_any_page(
     tmp_path: Path, lake: Lake, server: Proxy, factory: DatasetFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded(lake, server, factory, ONE, with_changes(ONE, number="4"))
+    build_and_upload(lake, server, factory, ONE, with_changes(ONE, number="4"))
     other = new_lake(tmp_path / "other")
-    loaded(other, server, factory, *(with_changes(ONE, number=str(number)) for number in (1, 2, 3)))
+    build_and_upload(other, server, factory, *(with_changes(ONE, number=str(number)) for number in (1, 2, 3)))
     monkeypatch.setattr(verification, "PAGE_SIZE", 2)
 
     found = check(lake, server, factory.name)
 
-    assert told(found) == sorted(("external", study_path(factory, number)) for number in ("2", "3"))
+    assert list_differences(found) == sorted(("external", study_path(factory, number)) for number in ("2", "3"))
     assert found.exit_code == 1
     # HAPI has its own address in its links; requests go to that of the settings all the same
     assert len([path for path in server.request_lines("GET") if "_getpages" in path]) == 1
 
 
 def test_rejected_and_never_sent_resources_are_unsent(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
-    loaded(lake, server, factory, ONE, with_changes(ONE, number="2", status="nonsense"))
+    build_and_upload(lake, server, factory, ONE, with_changes(ONE, number="2", status="nonsense"))
     factory.build(
         lake, factory.name, [ONE, with_changes(ONE, number="2", status="nonsense"), with_changes(ONE, number="3")]
     )
 
     found = check(lake, server, factory.name)
 
-    assert told(found) == sorted(("unsent", study_path(factory, number)) for number in ("2", "3"))
+    assert list_differences(found) == sorted(("unsent", study_path(factory, number)) for number in ("2", "3"))
     texts = {one.resource: one.text for one in found.comparisons[0].differences}
     assert [texts[study_path(factory, number)] for number in ("2", "3")] == ["rejected", "never sent"]
     assert found.exit_code == 1
 
     repaired = check(lake, server, factory.name, repair=True)
     assert repaired.exit_code == 1  # the invalid one is still refused
-    assert told(check(lake, server, factory.name)) == [("unsent", study_path(factory, "2"))]
+    assert list_differences(check(lake, server, factory.name)) == [("unsent", study_path(factory, "2"))]
 
 
 def test_an_external_patient_may_change_but_not_be_missing(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
     url, theirs = str(server.target), f"{factory.name}-theirs"
     patient = {"resourceType": "Patient", "id": theirs, "identifier": [{"system": factory.authority, "value": "P2"}]}
     server_content.put(url, patient)
-    loaded(lake, server, factory, TWO)
+    build_and_upload(lake, server, factory, TWO)
     server_content.put(url, patient | {"gender": "other"})
     changed_there = check(lake, server, factory.name)
     delete(server, study_path(factory, "2"), f"Patient/{theirs}")
 
     found = check(lake, server, factory.name, repair=True)
 
-    assert (told(changed_there), changed_there.exit_code) == ([], 0)
-    assert told(found) == [("missing", study_path(factory, "2")), ("missing", f"Patient/{theirs}")]
+    assert (list_differences(changed_there), changed_there.exit_code) == ([], 0)
+    assert list_differences(found) == [("missing", study_path(factory, "2")), ("missing", f"Patient/{theirs}")]
     assert found.exit_code == 0
     assert server_content.get(url, study_path(factory, "2"))["subject"]["reference"] == patient_path(factory, TWO)
     assert (
@@ -266,16 +266,18 @@ def test_shared_resources_are_sent_for_the_named_dataset(lake: Lake, server: Pro
     first = check(lake, server, names[0], repair=True)
     second = check(lake, server, names[1], repair=True)
 
-    assert told(first) == sorted(("missing", path) for path in (studies[0], endpoints[0], patient_path(factory, TWO)))
-    assert told(second) == sorted(("missing", path) for path in (studies[1], endpoints[1]))
+    assert list_differences(first) == sorted(
+        ("missing", path) for path in (studies[0], endpoints[0], patient_path(factory, TWO))
+    )
+    assert list_differences(second) == sorted(("missing", path) for path in (studies[1], endpoints[1]))
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert versions(server, *studies, *endpoints, patient_path(factory, TWO)) == ["1"] * 5
-    assert told(check(lake, server, *names)) == []
+    assert list_differences(check(lake, server, *names)) == []
 
 
 def test_a_resource_the_lake_no_longer_produces_is_orphaned(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
-    loaded(lake, server, factory, ONE, with_changes(ONE, number="2"), with_changes(ONE, number="3"))
-    loaded(lake, server, factory, ONE)
+    build_and_upload(lake, server, factory, ONE, with_changes(ONE, number="2"), with_changes(ONE, number="3"))
+    build_and_upload(lake, server, factory, ONE)
     delete(server, study_path(factory, "2"))
 
     found = check(lake, server, factory.name, repair=True)
@@ -285,7 +287,7 @@ def test_a_resource_the_lake_no_longer_produces_is_orphaned(lake: Lake, server: 
 
 
 def test_a_locked_dataset_is_not_compared(lake: Lake, server: Proxy, factory: DatasetFactory) -> None:
-    loaded(lake, server, factory, ONE)
+    build_and_upload(lake, server, factory, ONE)
 
     with lake.lock(factory.name, "upload"), pytest.raises(LockHeldError, match="is being written by"):
         check(lake, server, factory.name)
@@ -299,7 +301,7 @@ def test_without_a_server_there_is_nothing_to_compare_with(lake: Lake, factory: 
 def test_a_dataset_without_resources_does_not_affect_the_others(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    loaded(lake, server, factory, ONE)
+    build_and_upload(lake, server, factory, ONE)
 
     found = check(lake, server, "unbuilt", factory.name)
 
@@ -325,9 +327,9 @@ def test_a_dry_run_as_json_has_the_planned_stages_and_uploads(
     code, out, _ = run_command("run", *where, "--dry-run", "--json")
 
     assert code == 0
-    told = json.loads(out)
-    assert [(plan["files"], plan["new"]) for plan in told["plans"]] == [(1, 0)]
-    sent = told["datasets"][factory.name]["upload"]["counts"]
+    list_differences = json.loads(out)
+    assert [(plan["files"], plan["new"]) for plan in list_differences["plans"]] == [(1, 0)]
+    sent = list_differences["datasets"][factory.name]["upload"]["counts"]
     assert sent == {kind: {"would-send": 1} for kind in ("Endpoint", "ImagingStudy", "Patient")}
 
 

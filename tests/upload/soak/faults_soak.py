@@ -39,7 +39,7 @@ from tests.support.upload_lakes import (
     shared_ledger_rows,
     with_changes,
 )
-from tests.upload.support.faults import KINDS, Faults, faulty
+from tests.upload.support.faults import KINDS, Faults, run_faulty_proxy
 
 DATASETS = ("A", "B", "C")
 EXTERNAL = "theirs"  # ends the id of a Patient that another client stored
@@ -129,8 +129,8 @@ class World:
         return resources
 
     def _linked(self, dataset: str, study: Study) -> Study:
-        mine = f"Patient/{self.factory.patient_id(dataset, study)}"
-        return replace(study, subject=f"Patient/{self.external_id}") if self._is_external(mine) else study
+        patient_key = f"Patient/{self.factory.patient_id(dataset, study)}"
+        return replace(study, subject=f"Patient/{self.external_id}") if self._is_external(patient_key) else study
 
     def _is_external(self, key: str) -> bool:
         if self.external is None:
@@ -177,7 +177,7 @@ def scenario(seed: int, url: str, folder: Path) -> Counter[str]:
     """
     world, lake = World.of(seed), new_lake(folder)
     world.store_external(url)
-    with faulty(url, seed) as faults, hurried():
+    with run_faulty_proxy(url, seed) as faults, shorten_pauses():
         _phase(world, lake, faults, url, "first upload")
         if seed % 2:
             world.change()
@@ -274,14 +274,14 @@ def server_side(world: World, url: str) -> dict[str, Resource]:
 def noted_wrong(world: World, lake: Lake, ledger_url: str, url: str) -> Iterator[str]:
     """Where the ledger and the server disagree, and attempts that are still open."""
     rows = ledger(world, lake, ledger_url)
-    ours = world.wanted() | world.patients()
+    produced = world.wanted() | world.patients()
     there = server_side(world, url)
-    for key in sorted(rows.keys() ^ ours.keys()):
+    for key in sorted(rows.keys() ^ produced.keys()):
         yield f"{key} is in the ledger or in the lake, and not in both"
-    for key in sorted(rows.keys() & ours.keys()):
+    for key in sorted(rows.keys() & produced.keys()):
         row = rows[key]
         other = there.get(f"{row['type']}/{row['server_id']}")
-        expected = ("stored", other and server_content.version(other), _sha256(ours[key]), None, True)
+        expected = ("stored", other and server_content.version(other), _sha256(produced[key]), None, True)
         noted = tuple(row[name] for name in ("state", "version", "hash", "reason", "is_indexed"))
         if noted != expected:
             yield f"{key}: the ledger says {noted}, and should say {expected}"
@@ -308,7 +308,7 @@ def ledger(world: World, lake: Lake, url: str) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def hurried() -> Iterator[None]:
+def shorten_pauses() -> Iterator[None]:
     """Pauses between tries as short as a test wants them."""
     with patch.object(retry, "_FIRST_PAUSE", 0.01):
         yield

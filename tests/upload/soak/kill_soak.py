@@ -26,7 +26,7 @@ from tests.support.upload_lakes import new_lake
 from tests.upload.soak import kill_checks
 from tests.upload.soak.kill_checks import Checked
 from tests.upload.soak.kill_world import DATASET, SINGLE_REQUEST_BYTES, KillWorld, LakeContent
-from tests.upload.soak.killed_uploads import Job, Kill, Running, Watch, watched
+from tests.upload.soak.killed_uploads import Job, Kill, Running, Watch, run_proxies
 
 _MOST_ROUNDS = 5  # of undisturbed runs of both lakes, until nothing is written any more
 _DELAY = 0.3  # seconds: of writes, while lakes are killed
@@ -119,7 +119,7 @@ def scenario(seed: int, url: str, folder: Path, size: Size, ledger_url: str | No
         for content, watch in zip(world.lakes, watches, strict=True)
     ]
     a, b = sides
-    with watched(*watches):
+    with run_proxies(*watches):
         _build(world, a)
         a.run_undisturbed()
         world.add_changes()

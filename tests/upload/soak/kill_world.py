@@ -100,20 +100,20 @@ class KillWorld:
         self._keep(self.b)
 
     def _add_to_b(self, number: str, before: DescribedStudy | None) -> None:
-        ours = self.a.studies[number]
+        study_of_a = self.a.studies[number]
         kinds = ("absent", "same", "more", "description", "disjoint", "before", "only here")
         kind = self.chance.choices(kinds, (5, 2, 4, 2, 2, 2 if before else 0, 1))[0]
         if kind == "only here":
             number = f"B{number}"
             self._add(self.b, replace(self._new_study(int(number[1:])), number=number))
         elif kind == "same":
-            self._add(self.b, ours)
+            self._add(self.b, study_of_a)
         elif kind == "before" and before is not None:
             self._add(self.b, before)
         elif kind in ("more", "description"):
-            self._add(self.b, _change(ours, "instance" if kind == "more" else kind, "B0"))
+            self._add(self.b, _change(study_of_a, "instance" if kind == "more" else kind, "B0"))
         elif kind == "disjoint":
-            self._add(self.b, replace(ours, series={"9": self.chance.randint(1, 2)}))
+            self._add(self.b, replace(study_of_a, series={"9": self.chance.randint(1, 2)}))
 
     def change_again(self, lake: LakeContent) -> None:
         """Change one in eight studies, and the values of one in eight persons."""

@@ -219,7 +219,7 @@ class Watch:
 
 
 @contextmanager
-def watched(*watches: Watch) -> Iterator[None]:
+def run_proxies(*watches: Watch) -> Iterator[None]:
     """A proxy for each lake."""
     with ExitStack() as proxies:
         for watch in watches:

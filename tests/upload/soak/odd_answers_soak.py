@@ -35,7 +35,7 @@ from tests.support.upload_lakes import (
     with_changes,
 )
 from tests.support.uploads import make_external_study
-from tests.upload.support.odd_answers import Grammar, changing
+from tests.upload.support.odd_answers import Grammar, run_changing_proxy
 
 NOTE, PHONE = [{"text": "seen by the radiologist"}], [{"system": "phone", "value": "1"}]
 SECONDS = 150.0  # bound on a run, on a busy machine too; each request is tried for half a second
@@ -76,7 +76,7 @@ def run_seed(url: str, folder: Path, seed: int, *, is_command: bool = False, onl
     lake = new_lake(folder / f"lake-{factory.name}")
     factory.build(lake, "A", BEFORE)
     grammar = Grammar(seed, is_honest=True, only=only)
-    with changing(url, grammar.change) as proxied:
+    with run_changing_proxy(url, grammar.change) as proxied:
         settings = settings_for(proxied, retry_seconds=0.5, timeout_seconds=20, max_bundle_entries=4)
         upload(["A"], lake, settings)
         external = change_as_another_client(url, factory)

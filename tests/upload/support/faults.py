@@ -90,7 +90,7 @@ class Faults:
 
 
 @contextmanager
-def faulty(target: str, seed: int = 0, rate: float = 0.4) -> Iterator[Faults]:
+def run_faulty_proxy(target: str, seed: int = 0, rate: float = 0.4) -> Iterator[Faults]:
     """Run a server on the loopback that passes requests on to `target`, apart from its faults."""
     faults = Faults(seed, rate)
 

@@ -76,7 +76,7 @@ Change = Callable[[Request, Ask], Awaitable[Changed]]
 
 
 @contextmanager
-def changing(target: str, change: Change, *, if_match: Callable[[str], str] = str) -> Iterator[str]:
+def run_changing_proxy(target: str, change: Change, *, if_match: Callable[[str], str] = str) -> Iterator[str]:
     """Run a proxy with the answers of `change`; yields its address.
 
     Args:
