@@ -11,11 +11,11 @@ from tests.support.upload_lakes import DatasetFactory, Study, settings_for
 from tests.support.uploads import ONE, codes, findings, make_external_study
 
 
-def test_a_dry_run_reports_an_external_study_that_has_series_of_ours(
+def test_a_dry_run_reports_an_external_study_with_merged_series(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    theirs = make_external_study(factory)
-    put(server.url, theirs)
+    external = make_external_study(factory)
+    put(server.url, external)
     factory.build(lake, "A", [ONE, Study("2", "P2", unit="sub-2")])
     settings = settings_for(server.url, existing_study="merge")
     upload(["A"], lake, settings)
@@ -23,32 +23,32 @@ def test_a_dry_run_reports_an_external_study_that_has_series_of_ours(
     planned = withdraw("A", "sub-1", lake, settings, dry_run=True)
     done = withdraw("A", "sub-1", lake, settings)
 
-    assert [told.partition(" on ")[0] for told in planned.remaining] == [f"ImagingStudy/{theirs['id']}"]
+    assert [sentence.partition(" on ")[0] for sentence in planned.remaining] == [f"ImagingStudy/{external['id']}"]
     assert planned.remaining == done.remaining
     assert planned.exit_code == done.exit_code == 1
 
 
-def test_an_external_study_is_reported_until_our_series_are_removed_from_it(
+def test_an_external_study_is_reported_until_series_are_removed(
     lake: Lake, server: Proxy, factory: DatasetFactory
 ) -> None:
-    theirs, stays = make_external_study(factory), Study("2", "P2", unit="sub-2")
-    place = f"ImagingStudy/{theirs['id']}"
-    put(server.url, theirs)
-    factory.build(lake, "A", [ONE, stays])
+    external, remaining = make_external_study(factory), Study("2", "P2", unit="sub-2")
+    resource = f"ImagingStudy/{external['id']}"
+    put(server.url, external)
+    factory.build(lake, "A", [ONE, remaining])
     settings = settings_for(server.url, existing_study="merge")
     upload(["A"], lake, settings)
-    factory.build(lake, "A", [stays])
+    factory.build(lake, "A", [remaining])
 
     for prune in (False, True):
-        [left] = upload(["A"], lake, settings, prune=prune)
-        assert left.counts["ImagingStudy"] == {"orphaned": 1, "unchanged": 1}
-        [told] = [row["message"] for row in findings(lake, "A") if "ImagingStudy/" in row["message"]]
-        assert f"{place} belongs to another client; remove the series of this lake there" in told
+        [result] = upload(["A"], lake, settings, prune=prune)
+        assert result.counts["ImagingStudy"] == {"orphaned": 1, "unchanged": 1}
+        [message] = [row["message"] for row in findings(lake, "A") if "ImagingStudy/" in row["message"]]
+        assert f"{resource} belongs to another client; remove the series of this lake there" in message
         planned = withdraw("A", None, lake, settings, dry_run=True)
-        assert [text.partition(" on ")[0] for text in planned.remaining] == [place]
-    put(server.url, theirs)
+        assert [text.partition(" on ")[0] for text in planned.remaining] == [resource]
+    put(server.url, external)
     [done] = upload(["A"], lake, settings, prune=True)
 
     assert done.counts["ImagingStudy"] == {"unchanged": 1}
-    assert (codes(lake, "A"), status(server.url, place)) == ([], 200)
+    assert (codes(lake, "A"), status(server.url, resource)) == ([], 200)
     assert withdraw("A", None, lake, settings, dry_run=True).remaining == ()

@@ -19,34 +19,34 @@ WHEN = int(sys.argv[2])
 seen: list[str] = []
 
 
-def happened(event: str) -> None:
+def record_event(event: str) -> None:
     if len(seen) == WHEN:
         os.kill(os.getpid(), signal.SIGKILL)
     seen.append(event)
 
 
 def rename(self: Path, target: Path, real=Path.replace) -> Path:
-    place = "/".join(target.parts[-4:])
-    happened(f"before {place}")
+    path = "/".join(target.parts[-4:])
+    record_event(f"before {path}")
     moved = real(self, target)
-    happened(f"after {place}")
+    record_event(f"after {path}")
     return moved
 
 
-def remove(self: Lake, place: str, real=Lake.remove) -> None:
-    happened(f"remove {place}")
-    real(self, place)
+def remove(self: Lake, path: str, real=Lake.remove) -> None:
+    record_event(f"remove {path}")
+    real(self, path)
 
 
 async def delete(self: FhirClient, kind: str, identity: str, real=FhirClient.delete):
-    happened(f"delete {kind}")
+    record_event(f"delete {kind}")
     return await real(self, kind, identity)
 
 
 def drop(self: LedgerWithdrawal, real=LedgerWithdrawal.delete_rows) -> None:
-    happened("before the ledger")
+    record_event("before the ledger")
     real(self)
-    happened("after the ledger")
+    record_event("after the ledger")
 
 
 if __name__ == "__main__":

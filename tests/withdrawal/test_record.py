@@ -25,17 +25,17 @@ def lake(tmp_path: Path) -> Lake:
     return make_lake(tmp_path)
 
 
-def record(*rows: WithdrawalRow, ids: ResourceIds | None) -> WithdrawalRecord:
+def make_record(*rows: WithdrawalRow, ids: ResourceIds | None) -> WithdrawalRecord:
     return WithdrawalRecord("ds", rows, ids)
 
 
-def row_of(subject: str, ids: ResourceIds) -> WithdrawalRow:
+def make_row(subject: str, ids: ResourceIds) -> WithdrawalRow:
     return WithdrawalRow("ds", NAMESPACE, ids.withdrawal_digest("ds", subject), ids.key_fingerprint)
 
 
 @pytest.mark.parametrize("configured", [KEYED, ResourceIds.from_key(OTHER, KEY)], ids=["same", "another namespace"])
 def test_a_subject_is_recognized_by_the_key_of_its_row(configured: ResourceIds) -> None:
-    withdrawn = record(row_of("sub-ada", KEYED), ids=configured)
+    withdrawn = make_record(make_row("sub-ada", KEYED), ids=configured)
     assert [withdrawn.is_withdrawn(name) for name in ("sub-ada", "sub-bob", None)] == [True, False, False]
     assert withdrawn.find_row("sub-ada") is not None
     assert withdrawn.find_row("sub-bob") is None
@@ -43,8 +43,8 @@ def test_a_subject_is_recognized_by_the_key_of_its_row(configured: ResourceIds) 
 
 
 @pytest.mark.parametrize("configured", [None, DERIVED, KEYED, ResourceIds.from_key(OTHER, None)])
-def test_a_subject_that_was_withdrawn_without_a_key_is_recognized_under_any(configured: ResourceIds | None) -> None:
-    withdrawn = record(row_of("sub-ada", DERIVED), ids=configured)
+def test_a_withdrawal_without_a_key_is_recognized_under_any_key(configured: ResourceIds | None) -> None:
+    withdrawn = make_record(make_row("sub-ada", DERIVED), ids=configured)
     assert [withdrawn.is_withdrawn(name) for name in ("sub-ada", "sub-bob")] == [True, False]
 
 
@@ -67,7 +67,7 @@ class TestFilesOfOlderVersions:
         write_old_record(lake, schema, [digest], id_key)
 
         record = WithdrawalRecord.read(lake, "ds", KEYED)
-        record.with_row(row_of("sub-bob", KEYED), "sub-bob").write(lake)
+        record.with_row(make_row("sub-bob", KEYED), "sub-bob").write(lake)
 
         assert pq.ParquetFile(record_path(lake)).schema_arrow.names == WITHDRAWN.schema.names
         record = WithdrawalRecord.read(lake, "ds", KEYED)
@@ -81,15 +81,15 @@ class TestFilesOfOlderVersions:
 
 
 @pytest.mark.parametrize("content", [b"PAR1 cut off", b""])
-def test_a_damaged_record_is_refused_and_never_taken_for_none(lake: Lake, content: bytes) -> None:
+def test_a_damaged_record_is_refused(lake: Lake, content: bytes) -> None:
     lake.write_bytes("withdrawn/ds.parquet", content)
     with pytest.raises(LakeError, match=r"withdrawn/ds.parquet is damaged .* restore this file from a backup"):
         WithdrawalRecord.read(lake, "ds", KEYED)
 
 
 @pytest.mark.parametrize("configured", [None, DERIVED, ResourceIds.from_key(NAMESPACE, OTHER_KEY)])
-def test_under_another_key_nobody_is_taken_for_present(configured: ResourceIds | None) -> None:
-    withdrawn = record(row_of("sub-ada", KEYED), ids=configured)
+def test_under_another_key_every_question_is_refused(configured: ResourceIds | None) -> None:
+    withdrawn = make_record(make_row("sub-ada", KEYED), ids=configured)
     for ask in (withdrawn.is_withdrawn, withdrawn.find_row, withdrawn.is_in_path, withdrawn.without_row):
         with pytest.raises(LakeError) as refused:
             ask("sub-bob")
@@ -101,7 +101,7 @@ def test_under_another_key_nobody_is_taken_for_present(configured: ResourceIds |
 
 
 def test_the_row_of_a_whole_dataset_needs_no_key() -> None:
-    withdrawn = record(WithdrawalRow("ds", NAMESPACE, None, None), ids=None)
+    withdrawn = make_record(WithdrawalRow("ds", NAMESPACE, None, None), ids=None)
     assert withdrawn.is_dataset_withdrawn
     assert not withdrawn.is_withdrawn("sub-ada")
     assert withdrawn.without_row(None).rows == []
