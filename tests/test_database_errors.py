@@ -1,4 +1,4 @@
-"""A database that cannot be used is one sentence and an exit code, whichever command needs it."""
+"""Errors of the database: one sentence and an exit code, in every command that needs it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ PASSWORD = "Zanzibarium"
 
 @pytest.fixture
 def server() -> Iterator[Proxy]:
-    """A server that says what it can do; nothing is to be asked of it here."""
+    """A server that answers with its capabilities; no other request is expected."""
     with run_proxy(rule=lambda _: json_reply(STATEMENT)) as running:
         yield running
 
 
 @pytest.fixture
 def lake(run_command: RunCommand, server: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
-    """Two datasets that are built, and the server has something of one of them."""
+    """A lake of two built datasets; the server has a resource of one of them."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("ds", "other")):
         write_instance(tmp_path / name / "primary/sub-1/sam-1/1.dcm", study=f"1{number}", series=f"1{number}")
@@ -66,14 +66,14 @@ def assert_one_sentence(result: tuple[int, str, str], words: str) -> None:
 
 
 @pytest.mark.parametrize("command", LEDGER_COMMANDS, ids=lambda command: command[0])
-def test_a_ledger_that_cannot_be_used_is_one_sentence_and_exit_code_2(
+def test_an_unusable_ledger_is_one_sentence_and_exit_code_2(
     command: list[str], run_command: RunCommand, lake: Lake, server: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as shared:
-        shared.setattr(database, "detect_file_system", lambda _: "nfs4")
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "detect_file_system", lambda _: "nfs4")
         assert_one_sentence(run_command(*command), "is on a shared file system (nfs4)")
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setenv("DICOM_ETL_LEDGER_URL", f"postgresql://me:{PASSWORD}@127.0.0.1:1/ledger")
+    with monkeypatch.context() as patched:
+        patched.setenv("DICOM_ETL_LEDGER_URL", f"postgresql://me:{PASSWORD}@127.0.0.1:1/ledger")
         assert_one_sentence(run_command(*command), "check ledger_url, and that PostgreSQL is running")
     for file in Path(lake.root).glob("ledger.sqlite*"):
         file.unlink()
@@ -87,7 +87,7 @@ def test_a_ledger_that_cannot_be_used_is_one_sentence_and_exit_code_2(
     [(["run"], 1), (["upload"], 1), (["verify", "--repair"], 2), (["withdraw", "ds", "sub-1", "--yes"], 2)],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_ledger_that_another_process_writes_all_the_time_is_one_sentence(
+def test_a_locked_ledger_is_one_sentence(
     command: list[str],
     expected: int,
     run_command: RunCommand,
@@ -96,7 +96,7 @@ def test_a_ledger_that_another_process_writes_all_the_time_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
-    with locked(lake):
+    with lock_ledger(lake):
         code, out, err = run_command(*command)
         as_json = run_command(*command, "--json")
 
@@ -110,12 +110,14 @@ def test_a_ledger_that_another_process_writes_all_the_time_is_one_sentence(
     assert [asked for asked in server.requests if asked.path != "metadata"] == []
 
 
-@pytest.mark.parametrize("command", [["status"], ["uploads"], ["explain", "ds", "sub-1"]], ids=lambda one: one[0])
-def test_a_ledger_that_another_process_writes_can_be_read(
+@pytest.mark.parametrize(
+    "command", [["status"], ["uploads"], ["explain", "ds", "sub-1"]], ids=lambda command: command[0]
+)
+def test_a_locked_ledger_can_be_read(
     command: list[str], run_command: RunCommand, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
-    with locked(lake):
+    with lock_ledger(lake):
         code, out, err = run_command(*command)
 
     assert (code, err) == (0, "")
@@ -123,8 +125,8 @@ def test_a_ledger_that_another_process_writes_can_be_read(
 
 
 @contextmanager
-def locked(lake: Lake) -> Iterator[None]:
-    """The SQLite ledger while another process has a transaction that writes."""
-    with closing(sqlite3.connect(Path(lake.root, "ledger.sqlite"), isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+def lock_ledger(lake: Lake) -> Iterator[None]:
+    """Hold a write transaction on the SQLite ledger, as another process would."""
+    with closing(sqlite3.connect(Path(lake.root, "ledger.sqlite"), isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
         yield

@@ -1,4 +1,4 @@
-"""Everything can be run again at any moment: the same bytes, whatever happened in between."""
+"""Every run can be repeated at any moment, also after a kill, and gives the same bytes."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from tests.support.datasets import write_instance
 ROOT = Path(__file__).parents[1]
 KILLED_RUN = ("-m", "tests.support.killed_run")
 SERIAL = {"DICOM_ETL_ENGINE": "serial"}
-# what may differ between runs lies elsewhere: locks, and the exported ledger with its times
+# locks and the table of the upload ledger, which contains times, may differ between runs
 TABLES = (
     "inventory",
     "sheets",
@@ -31,11 +31,11 @@ TABLES = (
     "commits",
     "quality",
 )
-# three shards of units that are read in pieces of at most four files
+# three shards of units that are read in chunks of four files at most
 SHARDED = {**SERIAL, "SHARD_ROWS": "3", "CHUNK_FILES": "4"}
 
 
-def tree(root: Path) -> Path:
+def write_dataset(root: Path) -> Path:
     """Five subjects of two or three files, one of them twice; a text file."""
     for number in (1, 2, 3):
         write_instance(root / "primary/sub-1/sam-1" / f"{number}.dcm", study="a", series="a", InstanceNumber=number)
@@ -58,7 +58,7 @@ def run(arguments: list[str], script: list[str] | None = None, **environment: st
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120, check=False)
 
 
-def content(lake: Path) -> dict[str, str]:
+def hash_tables(lake: Path) -> dict[str, str]:
     """The SHA-256 of every file of the tables."""
     return {
         str(file.relative_to(lake)): hashlib.sha256(file.read_bytes()).hexdigest()
@@ -68,22 +68,22 @@ def content(lake: Path) -> dict[str, str]:
     }
 
 
-def killable(events: Path, when: int, arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """A run that kills itself at an event, or (-1) writes all events."""
+def run_killable(events: Path, when: int, arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """A run that kills itself at the event of a number; -1: it writes the list of events."""
     return run(arguments, [*KILLED_RUN, str(events), str(when)], **environment)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], list[str]]:
-    """A tree, what an undisturbed run makes of it, and the events on the way."""
+    """A dataset, the tables of an undisturbed run, and the events of that run."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    root = tree(folder / "ds")
-    done = killable(folder / "events", -1, ["run", str(root), "--lake", str(folder / "lake")], **SHARDED)
+    root = write_dataset(folder / "ds")
+    done = run_killable(folder / "events", -1, ["run", str(root), "--lake", str(folder / "lake")], **SHARDED)
     assert done.returncode == 0, done.stdout + done.stderr
-    return root, content(folder / "lake"), (folder / "events").read_text().splitlines()
+    return root, hash_tables(folder / "lake"), (folder / "events").read_text().splitlines()
 
 
-def moments(events: list[str]) -> dict[str, int]:
+def name_moments(events: list[str]) -> dict[str, int]:
     """Moments of a run, by name."""
     opened = [n for n, event in enumerate(events) if event.startswith("open primary/")]
     read = [n for n, event in enumerate(events) if event.startswith("after .chunks/extract") and "done" in event]
@@ -92,9 +92,9 @@ def moments(events: list[str]) -> dict[str, int]:
         "before the inventory": events.index("before inventory/ds.parquet"),
         "between crawl and extract": events.index("after inventory/ds.parquet"),
         "before the first file": opened[0],
-        "between the files of a piece": opened[1],
-        "between the tables of a piece": read[0] - 3,
-        "between two pieces": read[0],
+        "between the files of a chunk": opened[1],
+        "between the tables of a chunk": read[0] - 3,
+        "between two chunks": read[0],
         "while duplicates are compared": opened[-1],
         "before the pending commit of a shard": events.index("before commits/extract/ds/.0000.parquet.pending"),
         "after the pending commit of a shard": events.index("after commits/extract/ds/.0000.parquet.pending"),
@@ -107,7 +107,7 @@ def moments(events: list[str]) -> dict[str, int]:
         "before the findings of the extraction": events.index("before findings/extract/ds/dataset.parquet"),
         "after the identities": events.index("after identities/ds.parquet"),
         "after the Endpoint": events.index("after fhir/Endpoint/ds/0000.ndjson"),
-        "between two pieces of the build": built[0],
+        "between two chunks of the build": built[0],
         "after the pending commit of resources": events.index("after commits/build/ds/.0000.parquet.pending"),
         "between the files of a shard of resources": events.index("after fhir/Patient/ds/0000.ndjson"),
         "before the commit of a shard of resources": events.index("before commits/build/ds/0000.parquet"),
@@ -125,9 +125,9 @@ MOMENTS = [
     "before the inventory",
     "between crawl and extract",
     "before the first file",
-    "between the files of a piece",
-    "between the tables of a piece",
-    "between two pieces",
+    "between the files of a chunk",
+    "between the tables of a chunk",
+    "between two chunks",
     "while duplicates are compared",
     "before the pending commit of a shard",
     "after the pending commit of a shard",
@@ -140,7 +140,7 @@ MOMENTS = [
     "before the findings of the extraction",
     "after the identities",
     "after the Endpoint",
-    "between two pieces of the build",
+    "between two chunks of the build",
     "after the pending commit of resources",
     "between the files of a shard of resources",
     "before the commit of a shard of resources",
@@ -154,26 +154,26 @@ MOMENTS = [
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_killed_at_any_moment_is_completed_by_the_next(moment, undisturbed, tmp_path):
     root, expected, events = undisturbed
-    when = moments(events)[moment]
+    when = name_moments(events)[moment]
     arguments = ["run", str(root), "--lake", str(tmp_path / "lake")]
-    assert killable(tmp_path / "events", when, arguments, **SHARDED).returncode == -signal.SIGKILL
-    again = killable(tmp_path / "events", -1, arguments, **SHARDED)
+    assert run_killable(tmp_path / "events", when, arguments, **SHARDED).returncode == -signal.SIGKILL
+    again = run_killable(tmp_path / "events", -1, arguments, **SHARDED)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert content(tmp_path / "lake") == expected
-    # what a piece gave is not read again
-    whole = [n for n, event in enumerate(events) if event.startswith("after .chunks/extract") and "done" in event]
-    done = [place for place in whole if place < when]
-    kept = sum(event.startswith("open ") for event in events[: done[-1]]) if done else 0
+    assert hash_tables(tmp_path / "lake") == expected
+    # the files of finished chunks are not read again
+    finished = [n for n, event in enumerate(events) if event.startswith("after .chunks/extract") and "done" in event]
+    before_kill = [number for number in finished if number < when]
+    kept = sum(event.startswith("open ") for event in events[: before_kill[-1]]) if before_kill else 0
     opened = [event for event in (tmp_path / "events").read_text().splitlines() if event.startswith("open ")]
-    total = sum(event.startswith("open ") for event in events[: whole[-1]])
+    total = sum(event.startswith("open ") for event in events[: finished[-1]])
     assert len([event for event in opened if event not in DUPLICATES]) <= total - kept
 
 
-DUPLICATES = ("open primary/sub-2/sam-1/1.dcm", "open primary/sub-2/sam-1/2.dcm")  # are read for their check sums too
+DUPLICATES = ("open primary/sub-2/sam-1/1.dcm", "open primary/sub-2/sam-1/2.dcm")  # also read for their checksums
 
 
-def changed_moments(events: list[str]) -> dict[str, int]:
-    """Moments at which folders are exchanged since the number of shards changes, by name."""
+def name_exchange_moments(events: list[str]) -> dict[str, int]:
+    """Moments of an exchange of folders, when the number of shards changes, by name."""
     return {
         "before the exchange of extract": events.index("before commits/extract/.ds.exchange"),
         "before the first folder": events.index("after commits/extract/.ds.exchange"),
@@ -186,7 +186,7 @@ def changed_moments(events: list[str]) -> dict[str, int]:
     }
 
 
-CHANGED_MOMENTS = [
+EXCHANGE_MOMENTS = [
     "before the exchange of extract",
     "before the first folder",
     "between the old and the new folder",
@@ -200,34 +200,32 @@ CHANGED_MOMENTS = [
 
 @pytest.fixture(scope="module")
 def fewer_shards(undisturbed, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], list[str]]:
-    """What becomes of the lake of three shards in a run that stores one, and the events of it."""
+    """The tables after a run with one shard over a lake of three shards, and the events of that run."""
     folder = tmp_path_factory.mktemp("run")
     arguments = ["run", str(undisturbed[0]), "--lake", str(folder / "run/lake")]
-    assert killable(folder / "events", -1, arguments, **SHARDED).returncode == 0
-    assert killable(folder / "events", -1, arguments, **SERIAL).returncode == 0
-    return content(folder / "run/lake"), (folder / "events").read_text().splitlines()
+    assert run_killable(folder / "events", -1, arguments, **SHARDED).returncode == 0
+    assert run_killable(folder / "events", -1, arguments, **SERIAL).returncode == 0
+    return hash_tables(folder / "run/lake"), (folder / "events").read_text().splitlines()
 
 
-@pytest.mark.parametrize("moment", CHANGED_MOMENTS)
-def test_a_run_killed_while_rows_move_to_other_shards_is_completed_by_the_next(
-    moment, undisturbed, fewer_shards, tmp_path
-):
+@pytest.mark.parametrize("moment", EXCHANGE_MOMENTS)
+def test_a_run_killed_while_rows_change_shards_is_completed(moment, undisturbed, fewer_shards, tmp_path):
     expected, events = fewer_shards
-    assert list(changed_moments(events)) == CHANGED_MOMENTS
+    assert list(name_exchange_moments(events)) == EXCHANGE_MOMENTS
     arguments = ["run", str(undisturbed[0]), "--lake", str(tmp_path / "run/lake")]
-    assert killable(tmp_path / "events", -1, arguments, **SHARDED).returncode == 0
-    killed = killable(tmp_path / "events", changed_moments(events)[moment], arguments, **SERIAL)
+    assert run_killable(tmp_path / "events", -1, arguments, **SHARDED).returncode == 0
+    killed = run_killable(tmp_path / "events", name_exchange_moments(events)[moment], arguments, **SERIAL)
     assert killed.returncode == -signal.SIGKILL
-    assert killable(tmp_path / "events", -1, arguments, **SERIAL).returncode == 0
-    assert content(tmp_path / "run/lake") == expected
+    assert run_killable(tmp_path / "events", -1, arguments, **SERIAL).returncode == 0
+    assert hash_tables(tmp_path / "run/lake") == expected
     opened = [event for event in (tmp_path / "events").read_text().splitlines() if event.startswith("open ")]
     assert opened == []
 
 
-def test_a_lake_whose_rows_moved_is_as_a_new_one(undisturbed, fewer_shards, tmp_path):
+def test_a_lake_with_fewer_shards_equals_a_new_one(undisturbed, fewer_shards, tmp_path):
     arguments = ["run", str(undisturbed[0]), "--lake", str(tmp_path / "lake")]
     assert run(arguments, **SERIAL).returncode == 0
-    assert content(tmp_path / "lake") == fewer_shards[0]
+    assert hash_tables(tmp_path / "lake") == fewer_shards[0]
 
 
 CHUNKED = {**SERIAL, "CHUNK_FILES": "4"}
@@ -235,9 +233,9 @@ CHUNKED = {**SERIAL, "CHUNK_FILES": "4"}
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], list[str]]:
-    """A tree with a unit of ten files, what a run that reads it in chunks of four makes of it, and the events."""
+    """A dataset with a unit of ten files, the tables of a run that reads it in chunks of four, and its events."""
     folder = tmp_path_factory.mktemp("large")
-    root = tree(folder / "ds")
+    root = write_dataset(folder / "ds")
     for number in range(10):
         path = root / f"primary/sub-0/sam-{number // 3}/{number}.dcm"
         write_instance(path, study="c", series=f"c-{number // 3}", PatientID="P-0", InstanceNumber=number)
@@ -247,10 +245,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
         **CHUNKED,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return root, content(folder / "lake"), (folder / "e").read_text().splitlines()
+    return root, hash_tables(folder / "lake"), (folder / "e").read_text().splitlines()
 
 
-def large_moments(events: list[str]) -> dict[str, int]:
+def name_large_moments(events: list[str]) -> dict[str, int]:
     """Moments of reading a large unit and writing its shard, by name."""
     parts = [n for n, event in enumerate(events) if event.startswith("after .chunks/extract")]
     opened = [n for n, event in enumerate(events) if event.startswith("open primary/sub-0")]
@@ -284,18 +282,18 @@ LARGE_MOMENTS = [
 
 
 @pytest.mark.parametrize("moment", LARGE_MOMENTS)
-def test_a_large_unit_killed_at_any_moment_is_completed_by_the_next_run(moment, large, tmp_path):
+def test_a_run_killed_within_a_large_unit_is_completed(moment, large, tmp_path):
     root, expected, events = large
     arguments = ["run", str(root), "--lake", str(tmp_path / "lake")]
-    killed = run(arguments, [*KILLED_RUN, str(tmp_path / "events"), str(large_moments(events)[moment])], **CHUNKED)
+    killed = run(arguments, [*KILLED_RUN, str(tmp_path / "events"), str(name_large_moments(events)[moment])], **CHUNKED)
     assert killed.returncode == -signal.SIGKILL
     again = run(arguments, [*KILLED_RUN, str(tmp_path / "events"), "-1"], **CHUNKED)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert content(tmp_path / "lake") == expected
+    assert hash_tables(tmp_path / "lake") == expected
     assert [path for path in (tmp_path / "lake").rglob("*") if path.is_file() and "/." in str(path)] == []
 
 
-def test_a_run_killed_while_workers_read_chunks_is_completed_by_the_next(tmp_path):
+def test_a_run_killed_while_workers_read_is_completed(tmp_path):
     root = tmp_path / "ds"
     for number in range(450):
         write_instance(root / f"sub-1/{number // 30:02}/{number}.dcm", study="1", series=str(number // 30))
@@ -305,20 +303,20 @@ def test_a_run_killed_while_workers_read_chunks_is_completed_by_the_next(tmp_pat
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | {"CHUNK_FILES": "30", "FEW_FILES": "0"}
     )
-    pieces = tmp_path / "killed/.chunks/extract/ds"
+    chunks = tmp_path / "killed/.chunks/extract/ds"
     deadline = time.monotonic() + 60
-    while not list(pieces.glob("*.done")) and time.monotonic() < deadline:
+    while not list(chunks.glob("*.done")) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed/commits").exists(), "killed too late to show anything"
+    assert not (tmp_path / "killed/commits").exists(), "killed too late"
     assert run([*arguments, str(tmp_path / "killed")]).returncode == 0
     assert run([*arguments, str(tmp_path / "whole")]).returncode == 0
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert hash_tables(tmp_path / "killed") == hash_tables(tmp_path / "whole")
 
 
 def test_all_engines_give_the_same_bytes(tmp_path, dask_cluster):
-    big = tree(tmp_path / "big")
+    big = write_dataset(tmp_path / "big")
     for number in range(450):  # sub-x0 is read in chunks
         subject = max(number % 5 - 1, 0)
         path = big / "primary" / f"sub-x{subject}" / f"{number % 7}" / f"{number}.dcm"
@@ -329,10 +327,10 @@ def test_all_engines_give_the_same_bytes(tmp_path, dask_cluster):
         done = run(arguments, script, CHUNK_FILES="100", FEW_FILES="0", DICOM_ETL_SCHEDULER=dask_cluster.address)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "write big" in done.stdout
-    assert content(tmp_path / "serial") == content(tmp_path / "processes") == content(tmp_path / "dask")
+    assert hash_tables(tmp_path / "serial") == hash_tables(tmp_path / "processes") == hash_tables(tmp_path / "dask")
 
 
-def test_a_run_whose_scheduler_does_not_answer_says_so_and_the_next_one_completes_it(tmp_path):
+def test_a_run_without_a_dask_scheduler_is_completed_by_the_next(tmp_path):
     root = tmp_path / "ds"
     for number in range(8):
         write_instance(root / f"sub-{number % 4}/{number}.dcm", study=str(number % 4), series=str(number % 4))
@@ -349,20 +347,20 @@ def test_a_second_run_opens_no_dicom_file_and_writes_no_table(undisturbed, tmp_p
     root, expected, _ = undisturbed
     arguments = ["run", str(root), "--lake", str(tmp_path / "lake")]
     events = tmp_path / "events"
-    killable(events, -1, arguments, **SHARDED)
-    assert killable(events, -1, arguments, **SHARDED).returncode == 0
-    happened = events.read_text().splitlines()
-    assert [event for event in happened if event.startswith("open ")] == []
-    written = [event.removeprefix("before ") for event in happened if event.startswith("before")]
+    run_killable(events, -1, arguments, **SHARDED)
+    assert run_killable(events, -1, arguments, **SHARDED).returncode == 0
+    names = events.read_text().splitlines()
+    assert [event for event in names if event.startswith("open ")] == []
+    written = [event.removeprefix("before ") for event in names if event.startswith("before")]
     assert written == ["findings/crawl/ds/dataset.parquet", "sheets/ds.parquet", "inventory/ds.parquet"]
-    assert content(tmp_path / "lake") == expected
+    assert hash_tables(tmp_path / "lake") == expected
 
 
 def test_two_runs_at_once_give_the_result_of_one(undisturbed, tmp_path):
     root, expected, _ = undisturbed
     script = [sys.executable, *KILLED_RUN]
     arguments = ["-1", "run", str(root), "--lake", str(tmp_path / "lake")]
-    both = [
+    processes = [
         subprocess.Popen(
             [*script, str(tmp_path / name), *arguments],
             cwd=ROOT,
@@ -371,11 +369,11 @@ def test_two_runs_at_once_give_the_result_of_one(undisturbed, tmp_path):
         )
         for name in "ab"
     ]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
-    assert content(tmp_path / "lake") == expected
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert hash_tables(tmp_path / "lake") == expected
 
 
-def test_a_run_that_may_not_wait_says_who_holds_the_dataset(undisturbed, tmp_path):
+def test_a_run_that_does_not_wait_names_the_holder_of_the_lock(undisturbed, tmp_path):
     root, _, _ = undisturbed
     lake = Lake(str(tmp_path / "lake")).open()
     assert choose_lock_folder(lake.root, is_local=True) == tmp_path / "lake/locks"
