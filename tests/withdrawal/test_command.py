@@ -116,11 +116,11 @@ def test_a_dataset_that_is_being_written_is_locked(loaded_tree: Tree) -> None:
 def test_a_locked_dataset_is_reported_as_json(loaded_tree: Tree, run_command: RunCommand) -> None:
     with loaded_tree.lake.lock("ds", "extract of ds"):
         code, out, _ = run_command(
-            "forget", "ds", "sub-ada", "--yes", "--no-wait", "--json", "--lake", loaded_tree.lake.root
+            "withdraw", "ds", "sub-ada", "--yes", "--no-wait", "--json", "--lake", loaded_tree.lake.root
         )
-    sentence = json.loads(out)
-    assert code == sentence["exit_code"] == 1
-    assert "extract of ds" in sentence["stopped"]
+    result = json.loads(out)
+    assert code == result["exit_code"] == 1
+    assert "extract of ds" in result["stopped"]
 
 
 def test_only_a_recorded_withdrawal_can_be_undone(loaded_tree: Tree) -> None:

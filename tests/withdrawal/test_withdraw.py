@@ -162,7 +162,7 @@ class TestSubject:
         case.withdraw(tree, "sub-ada")
 
         assert case.status(case.endpoint(tree), case.study(tree, "one")) == [410, 410]
-        with pytest.raises(SourceError, match="all its files are of withdrawn subjects"):
+        with pytest.raises(SourceError, match="all its files belong to withdrawn subjects"):
             tree.crawl()
 
 
