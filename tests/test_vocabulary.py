@@ -59,7 +59,6 @@ FORBIDDEN = {
     "left": "orphaned, remaining",
     "lies": "is in",
     "linked": "external",
-    "mark": "fingerprint",
     "marks": "fingerprints, duplicate flags",
     "mend": "fix",
     "mine": "of this lake",
@@ -159,10 +158,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=pytest.mark.xfail(strict=False) if kind == "public name" else ()) for kind in NAMES],
-)
+@pytest.mark.parametrize("kind", NAMES)
 def test_names_have_standard_terms(kind: str) -> None:
     wrong = [
         f"{source}: {name} ({word}: {FORBIDDEN[word]})"

@@ -21,9 +21,9 @@ from dicom_etl.sources.base import ArchiveDirectory, ArchiveFormat
 from dicom_etl.sources.grammar import find_role_folder, load_role_folders, match_entity, match_sheet, match_system_file
 
 FORMATS: Mapping[str, ArchiveFormat] = {".zip": zip_format}  # by suffix of the file name, in lower case
-ARCHIVE_MARK = "!"  # the members of a.zip have paths in the folder a.zip!, as in a.zip!/x.dcm
+ARCHIVE_SEPARATOR = "!"  # the members of a.zip have paths in the folder a.zip!, as in a.zip!/x.dcm
 _SUFFIXES = tuple(FORMATS)
-_MEMBER_PATH = re.compile(f"(?:{'|'.join(map(re.escape, _SUFFIXES))}){re.escape(ARCHIVE_MARK)}/", re.IGNORECASE)
+_MEMBER_PATH = re.compile(f"(?:{'|'.join(map(re.escape, _SUFFIXES))}){re.escape(ARCHIVE_SEPARATOR)}/", re.IGNORECASE)
 
 
 # -- formats and paths ------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def open_member(archive: Path, name: str) -> BinaryIO:
 def split_member_path(path: str) -> Iterator[tuple[str, str]]:
     """All ways to read a path as an archive and a member; several if folders are named like `x.zip!` too."""
     for match in _MEMBER_PATH.finditer(path):
-        yield path[: match.end() - len(ARCHIVE_MARK) - 1], path[match.end() :]
+        yield path[: match.end() - len(ARCHIVE_SEPARATOR) - 1], path[match.end() :]
 
 
 def _suffix(name: str) -> str:

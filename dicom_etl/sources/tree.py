@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple, Self
 from dicom_etl.findings import make_finding
 from dicom_etl.settings import DatasetSettings
 from dicom_etl.sources.archives import (
-    ARCHIVE_MARK,
+    ARCHIVE_SEPARATOR,
     is_archive_name,
     locate_members,
     open_member,
@@ -238,7 +238,7 @@ class _TreeScan:
     def _add_unread_file(self, path: str, error: OSError) -> None:
         self.scan.unread_files.append(path)
         if is_archive_name(path):
-            self.scan.unread_folders.append(path + ARCHIVE_MARK)
+            self.scan.unread_folders.append(path + ARCHIVE_SEPARATOR)
         self._add_finding("file-unreadable", path=path, message=error.strerror)
 
     def _create_entries(self, path: str, role: str, depth: int, stat: os.stat_result) -> Iterator[Entry]:
@@ -261,7 +261,9 @@ class _TreeScan:
     def _find_manifest_subject(self, path: str) -> str | None:
         """The subject that the manifest names for a file, or for the nearest folder or archive around it."""
         while path and self.subject_of_path:
-            if subject := self.subject_of_path.get(path) or self.subject_of_path.get(path.removesuffix(ARCHIVE_MARK)):
+            if subject := self.subject_of_path.get(path) or self.subject_of_path.get(
+                path.removesuffix(ARCHIVE_SEPARATOR)
+            ):
                 return subject
             path = path.rpartition("/")[0]
         return None
@@ -272,14 +274,14 @@ class _TreeScan:
         """The directory of an archive; an empty one, with a finding, if it cannot be read."""
         archive = self.source.root / path
         try:
-            if os.path.lexists(f"{archive}{ARCHIVE_MARK}"):
+            if os.path.lexists(f"{archive}{ARCHIVE_SEPARATOR}"):
                 raise ArchiveError(
-                    "archive-refused", f"{path}{ARCHIVE_MARK} is next to it: their files would have equal paths"
+                    "archive-refused", f"{path}{ARCHIVE_SEPARATOR} is next to it: their files would have equal paths"
                 )
             return read_directory(archive)
         except ArchiveError as error:
             if error.code == "archive-damaged":  # perhaps it is still being copied
-                self.scan.unread_folders.append(path + ARCHIVE_MARK)
+                self.scan.unread_folders.append(path + ARCHIVE_SEPARATOR)
             self._add_finding(error.code, path=path, message=str(error))
         except OSError as error:
             self._add_unread_file(path, error)
@@ -300,12 +302,12 @@ class _TreeScan:
             ("special-file-skipped", directory.special),
         ):
             if names:
-                self._add_finding(code, path=f"{path}{ARCHIVE_MARK}/{names[0]}", count=len(names))
+                self._add_finding(code, path=f"{path}{ARCHIVE_SEPARATOR}/{names[0]}", count=len(names))
         for member in contents.files:
             if member.role in self.source.roles:
                 size = directory.members[member.name].size
                 yield self._create_entry(
-                    f"{path}{ARCHIVE_MARK}/{member.name}", member.folders, member.role, size, mtime
+                    f"{path}{ARCHIVE_SEPARATOR}/{member.name}", member.folders, member.role, size, mtime
                 )
 
     # -- symbolic links ---------------------------------------------------------------------------------------------

@@ -284,7 +284,7 @@ class ServerContent:
         external: studies of other clients that series of this lake are in.
         kept_patients: the number of Patients that other studies need.
         known: all resources that have a row.
-        knows_dataset: whether the ledger has a row of the dataset.
+        has_dataset: whether the ledger has a row of the dataset.
     """
 
     resources: set[Key] = field(default_factory=set)
@@ -293,7 +293,7 @@ class ServerContent:
     external: set[str] = field(default_factory=set)
     kept_patients: int = 0
     known: set[Key] = field(default_factory=set)
-    knows_dataset: bool = False
+    has_dataset: bool = False
 
 
 class LedgerWithdrawal:
@@ -309,7 +309,7 @@ class LedgerWithdrawal:
         attempts = self._ledger.read_attempts([row.key for row in rows]).result()
         for row in rows:
             content.known.add(row.key)
-            content.knows_dataset |= row.dataset == withdrawal.dataset
+            content.has_dataset |= row.dataset == withdrawal.dataset
             is_kept = row.unit is None and row.type == "Patient" and row.id in withdrawal.patients & withdrawal.needed
             if is_kept:
                 content.kept_patients += not row.is_external

@@ -132,7 +132,7 @@ class WithdrawalRun:
 
     def execute(self) -> WithdrawalResult:
         """Remove it; the caller holds the lock of the dataset."""
-        asks_server = bool(self._pending[self._server]) or self._content_of(self._server).knows_dataset
+        asks_server = bool(self._pending[self._server]) or self._content_of(self._server).has_dataset
         if asks_server:
             try:
                 unknown = asyncio.run(self._locate())

@@ -318,7 +318,7 @@ def test_a_withdrawal_deletes_its_rows_and_no_others(ledger: Ledger) -> None:
     assert content.resources == {("ImagingStudy", "mine"), ("ImagingStudy", "partly"), ("Patient", "17")}
     assert content.uncertain == {("ImagingStudy", "lost")}
     assert content.external == {"ImagingStudy/x"}
-    assert (content.kept_patients, content.knows_dataset) == (1, True)
+    assert (content.kept_patients, content.has_dataset) == (1, True)
     withdrawn.delete_rows()
     assert {one.id for one in ledger.read_where().result(30)} == {"stays", "n", "e"}
     assert ledger.read_attempts([("ImagingStudy", "lost")]).result(30) == {}

@@ -368,7 +368,7 @@ def test_the_command_shows_missing_resources_and_repairs_them(
     assert "SECRET" not in out
     assert run_command("verify", factory.name, *where)[0] == 0
 
-    monkeypatch.setattr(capabilities, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(capabilities, "RETRY_SECONDS", 0.0)
     closed = ("--lake", tmp_path / "lake", "--fhir-url", "http://127.0.0.1:9/fhir")
     code, out, err = run_command("verify", factory.name, *closed, "--json")
     assert code == 3
