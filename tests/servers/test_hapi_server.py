@@ -141,8 +141,8 @@ def test_the_flags_of_a_separate_server_do_not_affect_the_shared_one(
     assert get(f"{private.base_url}/Patient", Authorization="Bearer open sesame")["resourceType"] == "Bundle"
 
 
-def test_a_server_without_client_ids_assigns_all_ids(hapi: HapiServer, hapi_factory: HapiFactory) -> None:
-    url = hapi_factory(client_ids=False).base_url
+def test_a_server_without_client_ids_assigns_all_ids(hapi: HapiServer, hapi_assigning: HapiServer) -> None:
+    url = hapi_assigning.base_url
     patient = {"resourceType": "Patient", "identifier": [{"system": "urn:mrn", "value": "1"}]}
     client_id, person_url = "2fd1d1b4-4f0f-4d5e-9d39-1a1f5f0a6c51", f"urn:uuid:{'0' * 8}-0000-4000-8000-{'0' * 12}"
 
@@ -172,14 +172,14 @@ def test_a_server_without_client_ids_assigns_all_ids(hapi: HapiServer, hapi_fact
     assert get(f"{url}/{study}")["subject"] == {"reference": person}
 
 
-def test_all_workers_of_a_run_share_one_server_per_version(tmp_path: Path) -> None:
+def test_all_workers_of_a_run_share_one_server_of_each_kind(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["tests.servers.plugin"]\n')
     (tmp_path / "test_workers.py").write_text(
         "import os, pathlib, pytest\n"
         "@pytest.mark.parametrize('number', range(2))\n"
-        "def test_worker(hapi, hapi_r5, number):\n"
+        "def test_worker(hapi, medplum, number):\n"
         "    worker = os.environ['PYTEST_XDIST_WORKER']\n"
-        "    pathlib.Path(f'urls-of-{worker}').write_text(f'{hapi.base_url} {hapi_r5.base_url}')\n"
+        "    pathlib.Path(f'urls-of-{worker}').write_text(f'{hapi.base_url} {medplum.base_url}')\n"
     )
 
     run = subprocess.run(

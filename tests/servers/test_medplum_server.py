@@ -360,8 +360,8 @@ def test_a_transaction_resolves_references_between_conditional_entries(medplum: 
     assert [entry["response"]["location"] for entry in first] == [entry["response"]["location"] for entry in again]
 
 
-def test_a_server_may_refuse_client_ids(medplum_factory: MedplumFactory) -> None:
-    server, patient = medplum_factory(client_ids=False), new_patient()
+def test_a_server_may_refuse_client_ids(medplum_assigning: MedplumServer) -> None:
+    server, patient = medplum_assigning, new_patient()
     [rest] = send("GET", f"{server.base_url}/metadata").body["rest"]
 
     assert {resource["updateCreate"] for resource in rest["resource"]} == {False}
