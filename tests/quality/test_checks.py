@@ -11,7 +11,7 @@ from dicom_etl.quality.check_table import Measure, quality_checks
 from dicom_etl.quality.checks import COUNTED_BY_SUBJECT, COUNTING_FUNCTIONS, MeasuredDataset
 from dicom_etl.quality.checks.sheets import create_sheets
 from dicom_etl.quality.terms import create_terms
-from tests.support.lake_tables import Row, database_of, header_rows, table_of
+from tests.support.lake_tables import CT, Row, database_of, header_rows, table_of
 
 CHECKS = (
     "subjects-match",
@@ -160,6 +160,38 @@ class TestSheets:
         counted = count(sheets=sheets)
         assert result(counted, "samples-match") == (2, 1, "warn")
         assert [f["sample"] for f in counted.findings if f["code"] == "sample-not-in-tree"] == ["sam-3"]
+
+
+class TestAttributeTypes:
+    """A CT with an empty attribute of each type, and without all others."""
+
+    EMPTY = (("00080060", 1), ("00120063", 1), ("00100020", 1), ("00200060", 1), ("00081030", 1))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def violations(cls) -> dict[tuple[str, str | None], str | None]:
+        """(check, tag) -> reason."""
+        (row,) = instances("S", "A", SOPClassUID=CT, tag_profile=1)
+        with database_of(header_rows(row), {1: list(cls.EMPTY)}) as database:
+            dataset = MeasuredDataset("d", database)
+            measures = [m for check in ("type-1", "type-2") for m in COUNTING_FUNCTIONS[check](dataset)]
+        return {(m.check, m.tag): m.reason for m in measures if m.tag and m.group_by == "all"}
+
+    def test_type_1_attributes_need_a_value(self, violations: dict[Any, Any]) -> None:
+        assert violations["type-1", "00080060"] == "empty"  # Modality
+        assert violations["type-1", "00281052"] == "absent"  # RescaleIntercept
+
+    def test_type_1c_attributes_are_not_empty_but_may_be_absent(self, violations: dict[Any, Any]) -> None:
+        assert violations["type-1", "00120063"] == "empty"  # DeidentificationMethod
+        assert ("type-1", "00102201") not in violations  # PatientSpeciesDescription
+
+    def test_type_2_attributes_are_present_but_may_be_empty(self, violations: dict[Any, Any]) -> None:
+        assert violations["type-2", "00180060"] == "absent"  # KVP
+        assert ("type-2", "00100020") not in violations  # PatientID
+
+    def test_type_2c_and_3_attributes_violate_nothing(self, violations: dict[Any, Any]) -> None:
+        tags = {tag for _, tag in violations}
+        assert not tags & {"00200060", "00081030", "00180015"}  # Laterality, StudyDescription, BodyPartExamined
 
 
 class TestHeaders:

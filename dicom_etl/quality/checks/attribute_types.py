@@ -23,30 +23,30 @@ _CODES = {"type-1": "type-1-missing", "type-2": "type-2-missing"}
 _GROUPS = {"all": "'all'", "modality": "modality", "manufacturer": "manufacturer"}
 
 
-def _violation(attribute_types: tuple[AttributeType, ...]) -> str:
+def _is_violation(attribute_types: tuple[AttributeType, ...]) -> str:
     """A condition on a row of `states`: the tag violates its type."""
-    states = {"if_absent": ABSENT, "if_empty": EMPTY}
-    return " OR ".join(
-        f"(rank = {rank_type(name)} AND state = {state})"
-        for name in attribute_types
-        for case, state in states.items()
-        if getattr(TYPES[name], case) == "violation"
-    )
+    conditions = []
+    for name in attribute_types:
+        if TYPES[name].if_absent == "violation":
+            conditions.append(f"(rank = {rank_type(name)} AND state = {ABSENT})")
+        if TYPES[name].if_empty == "violation":
+            conditions.append(f"(rank = {rank_type(name)} AND state = {EMPTY})")
+    return f"({' OR '.join(conditions)})"
 
 
-def _decidable(attribute_types: tuple[AttributeType, ...]) -> str:
-    """A condition on a row of `states`: whether the tag violates its type can be decided without its condition."""
-    return " OR ".join(
-        f"rank = {rank_type(name)}"
-        if TYPES[name].if_absent == "violation"
-        else f"(rank = {rank_type(name)} AND state >= {EMPTY})"
-        for name in attribute_types
-        if "violation" in TYPES[name]
-    )
+def _is_decidable(attribute_types: tuple[AttributeType, ...]) -> str:
+    """A condition on a row of `states`: the type can be violated, and it is known whether it is."""
+    conditions = []
+    for name in attribute_types:
+        if TYPES[name].if_absent == "violation":
+            conditions.append(f"rank = {rank_type(name)}")
+        elif TYPES[name].if_empty == "violation":
+            conditions.append(f"(rank = {rank_type(name)} AND state >= {EMPTY})")
+    return f"({' OR '.join(conditions)})"
 
 
-VIOLATIONS = {check: f"({_violation(types)})" for check, types in _TYPES_OF_CHECK.items()}
-_DECIDABLE = {check: f"({_decidable(types)})" for check, types in _TYPES_OF_CHECK.items()}
+VIOLATIONS = {check: _is_violation(types) for check, types in _TYPES_OF_CHECK.items()}
+_DECIDABLE = {check: _is_decidable(types) for check, types in _TYPES_OF_CHECK.items()}
 
 
 def count_type_1(dataset: MeasuredDataset) -> list[Measure]:
