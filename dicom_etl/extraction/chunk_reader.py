@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl.extraction.chunks import CHUNK_TABLES, Chunk
-from dicom_etl.extraction.findings import ValueProblem, file_findings, limit_value_findings, value_findings
+from dicom_etl.extraction.findings import ValueProblem, limit_value_findings, make_file_findings, make_value_findings
 from dicom_etl.findings import Finding, tabulate_findings
 from dicom_etl.headers import READER_VERSION
 from dicom_etl.headers.catalogue import column_index
@@ -143,7 +143,7 @@ def _read_files(chunk: Chunk) -> _ChunkResult:
     rows = _concatenate(_with_inventory_columns(reused_rows, chunk.entries), files_read.headers())
     files = _concatenate(reused_files, files_read.files())
     tag_profiles = _tag_profiles(chunk, files_read, reused_rows)
-    findings = [*file_findings(files), *value_findings(chunk.entries, files_read.problems)]
+    findings = [*make_file_findings(files), *make_value_findings(chunk.entries, files_read.problems)]
     return _ChunkResult(rows, files, tag_profiles, findings, files_read.opened, frozenset(files_read.to_retry))
 
 

@@ -14,12 +14,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dicom_etl.findings import Finding, make_finding, merge_equal, tabulate_findings
+from dicom_etl.headers.catalogue import Kind
 from dicom_etl.headers.row import ColumnProblem
 from dicom_etl.headers.tag_profile import tag_text
 from dicom_etl.identity.masking import mask_value
 from dicom_etl.lake.schemas import FINDINGS
 
 _SHOWN_VALUES = 5  # of the unusable values of one column in one series, each with a finding of its own
+_PROBLEMS: dict[Kind, str] = {
+    "text": "is not a text",
+    "date": "is not a date",
+    "integer": "is not an integer",
+    "number": "is not a number",
+    "numbers": "is not a list of numbers",
+}
+_CHARSET_PROBLEM = "does not conform to a known character set"
 _COUNTED = frozenset({"non-dicom-file", "pixel-data-absent"})  # one finding for many files
 
 
@@ -32,7 +41,7 @@ class ValueProblem(NamedTuple):
     series_uid: str | None
 
 
-def file_findings(files: pa.Table) -> list[Finding]:
+def make_file_findings(files: pa.Table) -> list[Finding]:
     """Findings from rows of the table of files: one for each file, or one for all files if there may be very many."""
     findings, counts = [], Counter[tuple[str, str, str, str | None, str | None]]()
     with_findings = files.filter(pc.or_(pc.is_valid(files["reason"]), pc.equal(files["kind"], "dicomdir")))
@@ -51,7 +60,7 @@ def file_findings(files: pa.Table) -> list[Finding]:
     return findings
 
 
-def value_findings(entries: pa.Table, problems: Sequence[ValueProblem]) -> Iterator[Finding]:
+def make_value_findings(entries: pa.Table, problems: Sequence[ValueProblem]) -> Iterator[Finding]:
     """Make a finding of each value that its column cannot hold.
 
     Args:
@@ -67,7 +76,7 @@ def value_findings(entries: pa.Table, problems: Sequence[ValueProblem]) -> Itera
             series_uid=series_uid,
             tag=tag_text(column.path[-1]),
             value=mask_value(column.keyword, problem.raw),
-            message=f"{column.name} is not a {column.kind}" if problem.code == "value-invalid" else column.name,
+            message=f"{column.name} {_PROBLEMS[column.kind] if problem.code == 'value-invalid' else _CHARSET_PROBLEM}",
             **unit,
         )
 
@@ -78,13 +87,13 @@ def limit_value_findings(findings: Iterable[Finding]) -> list[Finding]:
     Findings without a tag, those of files, stay as they are.
     """
     by_column: dict[tuple[str | None, ...], list[Finding]] = defaultdict(list)
-    file_findings = []
+    on_files = []
     for item in findings:
         if item.tag is None:
-            file_findings.append(item)
+            on_files.append(item)
         else:  # the message names the column
             by_column[item.unit, item.series_uid, item.message, item.code].append(item)
-    return [*file_findings, *(item for group in by_column.values() for item in _most_frequent(merge_equal(group)))]
+    return [*on_files, *(item for group in by_column.values() for item in _most_frequent(merge_equal(group)))]
 
 
 def _most_frequent(findings: list[Finding]) -> list[Finding]:

@@ -143,7 +143,7 @@ def plan_extraction(
 
 
 def _compare(units: Units, commits: Mapping[int, Commit], subjects: Collection[str] | None, *, force: bool) -> Plan:
-    rows = commit_rows(commits.values())
+    rows = concatenate_commits(commits.values())
     values = zip(*(rows[name].to_pylist() for name in PreviousUnit._fields), strict=True)
     previous = dict(zip(rows["unit"].to_pylist(), map(PreviousUnit._make, values), strict=True))
     selected = None if subjects is None else set(subjects)
@@ -160,11 +160,11 @@ def _has_changed(previous: PreviousUnit | None, current_fingerprint: str) -> boo
     return previous is None or previous.to_retry or previous.fingerprint != current_fingerprint
 
 
-def commit_rows(commits: Collection[Commit]) -> pa.Table:
+def concatenate_commits(commits: Collection[Commit]) -> pa.Table:
     """The rows of commits, one for each unit."""
     return pa.concat_tables([EXTRACT_COMMITS.schema.empty_table(), *(commit.units for commit in commits)])
 
 
-def state_fingerprint(units: pa.Table) -> str:
+def fingerprint_commits(units: pa.Table) -> str:
     """The fingerprint of the rows of a dataset's commits."""
     return compute_fingerprint([units[name].to_pylist() for name in ("unit", "fingerprint", "duplicates")])

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from dicom_etl.engine import Engine, Progress
 from dicom_etl.extraction.chunks import chunks_folder
 from dicom_etl.extraction.duplicates import Duplicates, find_duplicates
-from dicom_etl.extraction.plan import Units, commit_rows, plan_extraction, state_fingerprint
+from dicom_etl.extraction.plan import Units, concatenate_commits, fingerprint_commits, plan_extraction
 from dicom_etl.extraction.reading import UnitsRead, read_units
 from dicom_etl.extraction.shards import write_shards
 from dicom_etl.findings import describe_error, make_finding, tabulate_findings
@@ -68,14 +68,14 @@ def extract(
             lake.remove_folder(chunks_folder(dataset))
         units_read = read_units(source, lake, engine, plan, progress)
         files_opened = sum(summary.files_opened for _, summary in units_read.chunks)
-        commits = commit_rows(plan.commits.values())
+        commits = concatenate_commits(plan.commits.values())
         state = lake.read_fingerprint(DATASET_FINDINGS, stage="extract", dataset=dataset)
         # also where nothing changed, if a killed run did not record its result
-        if plan.changed or plan.removed or plan.is_resharded or state != state_fingerprint(commits):
+        if plan.changed or plan.removed or plan.is_resharded or state != fingerprint_commits(commits):
             duplicates = find_duplicates(source, lake, plan, units_read.chunks)
             files_opened += duplicates.files_opened
             commits = write_shards(lake, engine, dataset, plan, units_read, duplicates, progress)
-            _write_findings(lake, dataset, units_read, duplicates, state_fingerprint(commits))
+            _write_findings(lake, dataset, units_read, duplicates, fingerprint_commits(commits))
         lake.remove_folder(chunks_folder(dataset))
         findings = _count_findings(lake, dataset)
     rows = pc.sum(commits["rows"]).as_py() or 0
