@@ -54,7 +54,9 @@ def list_differences(verified: VerificationResult) -> list[tuple[str, str]]:
 
 def counts(verified: VerificationResult) -> list[dict[str, int]]:
     """The counts that are not zero, by dataset; shared resources come last."""
-    return [{what: number for what, number in one.counts.items() if number} for one in verified.comparisons]
+    return [
+        {kind: number for kind, number in comparison.counts.items() if number} for comparison in verified.comparisons
+    ]
 
 
 def files(lake: Lake) -> dict[str, bytes]:

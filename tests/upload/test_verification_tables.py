@@ -50,14 +50,16 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("values", "version", "is_produced", "what", "text"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+    ("values", "version", "is_produced", "expected", "text"),
+    [case[1:] for case in CASES],
+    ids=[case[0] for case in CASES],
 )
 def test_the_comparison_of_a_resource(
-    values: Any, version: str | None, is_produced: bool, what: str | None, text: str | None
+    values: Any, version: str | None, is_produced: bool, expected: str | None, text: str | None
 ) -> None:
     versions = {KEY: version} if version is not None else {}
     found = compare("ds", [row(**values)], versions, {KEY: "u1"} if is_produced else {})
-    kinds = what.split("+") if what else []
+    kinds = expected.split("+") if expected else []
     assert found.counts == {
         kind: kinds.count(kind) for kind in ("ok", "missing", "changed", "external", "unsent", "orphaned")
     }
