@@ -1,6 +1,6 @@
-"""make demo: write the examples, run the Dagster job over them, say what came out and where it lies.
+"""`make demo`: writes the example datasets, runs the Dagster job over them and shows the results.
 
-Uses what anybody's installation uses: the job of `definitions.py`, the settings file of the examples, no server.
+It uses the job of `definitions.py` and the settings file of the examples, as any installation does, and no server.
 """
 
 import logging
@@ -15,23 +15,23 @@ import dagster as dg  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from definitions import build_defs  # noqa: E402
-from dicom_etl.cli.output import print_table  # noqa: E402
+from dicom_etl.cli.output import count_noun, print_table  # noqa: E402
 from dicom_etl.examples import write_examples  # noqa: E402
 from dicom_etl.inspection.status import read_status  # noqa: E402
 from dicom_etl.pipeline import Pipeline  # noqa: E402
 from dicom_etl.settings import load_settings  # noqa: E402
-from scripts.home import DEMO, dagster_home  # noqa: E402
+from scripts.home import DEMO, create_dagster_home  # noqa: E402
 
 JOB = "load_dataset"
 QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
 
 
 def main() -> int:
-    """Run the demo; the exit code is that of the runs."""
+    """Run the demo; returns 1 if a run has failed."""
     console = Console(highlight=False)
     tree = write_examples(DEMO)
     console.print(f"examples: {', '.join(tree.datasets)} in {_short(tree.directory)}")
-    os.environ["DAGSTER_HOME"] = str(dagster_home())
+    os.environ["DAGSTER_HOME"] = str(create_dagster_home())
     os.environ["DICOM_ETL_SETTINGS"] = str(tree.settings_file)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     pipeline = Pipeline(load_settings(tree.settings_file))
@@ -43,26 +43,26 @@ def main() -> int:
 
 
 def _run(console: Console, instance: dg.DagsterInstance, dataset: str) -> bool:
-    """One run of the job for one dataset, a line per asset as it is made."""
+    """Run the job for one dataset and print one line per asset."""
     job = build_defs().resolve_job_def(JOB)
     console.print(f"[bold]{dataset}[/bold]: running the job {JOB}")
     result = job.execute_in_process(partition_key=dataset, instance=instance, run_config=QUIET, raise_on_error=False)
     for event in result.get_asset_materialization_events():
-        made = event.materialization
-        facts = {key: value.value for key, value in made.metadata.items() if isinstance(value.value, int)}
+        materialization = event.materialization
+        facts = {key: value.value for key, value in materialization.metadata.items() if isinstance(value.value, int)}
         numbers = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in facts.items() if "/" not in key)
-        console.print(f"  {made.asset_key.to_user_string():<17} {numbers}", soft_wrap=True)
+        console.print(f"  {materialization.asset_key.to_user_string():<17} {numbers}", soft_wrap=True)
     if not result.success:
-        console.print(f"  [bold red]the run failed[/bold red]: see it with make dev, run {result.run_id}")
+        console.print(f"  [bold red]the run failed[/bold red]: open it with make dev: run {result.run_id}")
     return result.success
 
 
 def _show(console: Console, pipeline: Pipeline) -> None:
     rows = read_status(pipeline.lake)
     columns = ("dataset", "subjects", "studies", "series", "instances", "findings")
-    found = [f"{row.errors} errors, {row.warnings} warnings" for row in rows]
+    findings = [f"{count_noun(row.errors, 'error')}, {count_noun(row.warnings, 'warning')}" for row in rows]
     counts = [(r.dataset, r.subjects, r.studies, r.series, r.instances) for r in rows]
-    print_table(console, "What came out", columns, [(*c, f) for c, f in zip(counts, found, strict=True)])
+    print_table(console, "Results", columns, [(*c, f) for c, f in zip(counts, findings, strict=True)])
     for row in rows:
         console.print(f"report of {row.dataset}: {_report(pipeline, row.dataset)}", soft_wrap=True)
     console.print(f"tables and FHIR resources: {_short(Path(pipeline.settings.lake))}")

@@ -5,9 +5,9 @@ A maintainer runs this in an environment that has highdicom, after `pip install 
     python scripts/derive_standard_tables.py           # writes both tables
     python scripts/derive_standard_tables.py --check   # exit code 1 if they differ from a fresh derivation
 
-highdicom is no dependency of dicom_etl, at run time or in the tests: only what is written here reaches the
-package. The same highdicom gives the same bytes. Only JSON files of the wheel are read; highdicom is never
-imported. What the tables mean is said where they are read: `dicom_etl.fhir.terminology` and
+highdicom is not a dependency of dicom_etl, neither at run time nor in the tests: the package contains only the
+tables that this script writes. The same version of highdicom gives the same bytes. Only JSON files of the wheel are
+read; highdicom is never imported. The modules that read the tables explain them: `dicom_etl.fhir.terminology` and
 `dicom_etl.quality.requirements`.
 """
 
@@ -32,9 +32,9 @@ LICENCE = "MIT, Copyright 2020 MGH Computational Pathology, see NOTICE"
 TYPES = ("1", "1C", "2", "2C", "3")  # PS3.5 section 7.4
 USAGES = ("M", "C", "U")  # PS3.3 section A.1.3
 
-# The source lists what a macro holds with the macro's types, also where a module includes the macro only on a
-# condition. PS3.3 Table C.17-5 includes these by the Value Type of the content item (NUM, CODE, IMAGE,
-# SCOORD...), which at the root of a document is CONTAINER: unconditional, every SR document would lack them.
+# The source lists the attributes of a macro with the types of the macro, even if a module includes the macro only on a
+# condition. PS3.3 Table C.17-5 includes these depending on the Value Type of the content item (NUM, CODE, IMAGE,
+# SCOORD...), which is CONTAINER at the root of a document: if they were required, every SR document would lack them.
 CONDITIONALLY_INCLUDED: Mapping[str, frozenset[str]] = {
     "sr-document-content": frozenset(
         {
@@ -52,11 +52,11 @@ CONDITIONALLY_INCLUDED: Mapping[str, frozenset[str]] = {
 
 
 class SourceDataError(ValueError):
-    """The wheel's data is not of the shape that this script was written for."""
+    """The data of the wheel does not have the structure that this script expects."""
 
 
 def header(version: str, standard: str) -> dict[str, Any]:
-    """What stands at the head of each table: where it came from and what it holds."""
+    """The first fields of each table: its origin, licence and sections of the standard."""
     return {"source": "highdicom", "version": version, "licence": LICENCE, "standard": standard}
 
 
@@ -78,8 +78,8 @@ def derive_requirements(
 ) -> dict[str, Any]:
     """SOP class -> IOD -> usage -> modules -> type -> tags of the top-level attributes (PS3.3, PS3.4).
 
-    Only IODs that a SOP class names, and only modules that such an IOD names, are kept. A module that the
-    source names without describing it (PS3.3 is ahead of it there) stands with no attributes.
+    The result contains only IODs that a SOP class refers to, and only modules that such an IOD refers to. A module that
+    the source names without describing it (it is older than PS3.3 there) has no attributes.
     """
     used_iods = sorted(set(sop_classes.values()))
     used_modules = sorted({module["key"] for iod in used_iods for module in iods[iod]})
@@ -94,19 +94,19 @@ def derive_requirements(
     }
 
 
-def tag_of(keyword: str) -> str:
-    """An attribute's tag as GGGGEEEE in upper-case hex; repeating groups as `60xxEEEE` (PS3.6 section 6)."""
+def format_tag(keyword: str) -> str:
+    """The tag of an attribute as GGGGEEEE in upper-case hex; repeating groups as `60xxEEEE` (PS3.6 section 6)."""
     tag = tag_for_keyword(keyword)
     if tag is not None:
         return f"{tag:08X}"
     for mask, entry in RepeatersDictionary.items():
         if entry[4] == keyword:
             return mask[:4] + mask[4:].upper()
-    raise SourceDataError(f"pydicom knows no attribute {keyword}: use a newer pydicom")
+    raise SourceDataError(f"pydicom has no attribute {keyword}: use a newer pydicom")
 
 
 def render(table: Mapping[str, Any]) -> str:
-    """JSON with one line per term, SOP class, IOD or module, so that a diff names what changed."""
+    """JSON with one line per term, SOP class, IOD or module, so that a diff shows what changed."""
     members = []
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -118,7 +118,7 @@ def render(table: Mapping[str, Any]) -> str:
 
 
 def derive() -> dict[Path, str]:
-    """Both tables, as text by path, from the highdicom that is installed."""
+    """Derive both tables from the installed highdicom; returns path -> text."""
     wheel = distribution("highdicom")
 
     def read(name: str) -> Any:
@@ -133,7 +133,7 @@ def derive() -> dict[Path, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the tables, or with `--check` compare them; 1 if they differ."""
+    """Write the tables, or compare them with `--check`; returns 1 if they differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to write to")
@@ -141,16 +141,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     differing = 0
     for path, text in derive().items():
         target = options.root / path
-        same = target.exists() and target.read_bytes() == text.encode()
-        differing += not same
+        is_same = target.exists() and target.read_bytes() == text.encode()
+        differing += not is_same
         if not options.check:
             target.write_bytes(text.encode())
-        print(f"{path}: {len(text.encode())} bytes, {'as before' if same else 'differs'}")
+        print(f"{path}: {len(text.encode())} bytes, {'as before' if is_same else 'differs'}")
     return int(options.check and differing > 0)
 
 
 def _modules_by_usage(modules: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-    # The raw letters: highdicom's own ModuleUsageValues names U and C the wrong way round.
+    # The letters as in the JSON: the ModuleUsageValues of highdicom have the names of U and C swapped.
     unknown = {module["usage"] for module in modules} - set(USAGES)
     if unknown:
         raise SourceDataError(f"module usage {sorted(unknown)}")
@@ -161,13 +161,13 @@ def _modules_by_usage(modules: Sequence[Mapping[str, str]]) -> dict[str, list[st
 def _tags_by_type(
     attributes: Sequence[Mapping[str, Any]], conditionally_included: frozenset[str]
 ) -> dict[str, list[str]]:
-    # Type None stands in modules of normalised SOP classes and DIMSE-N services: not of stored objects.
+    # Type None occurs in modules of normalised SOP classes and DIMSE-N services, which are not stored objects.
     types = {a["keyword"]: a["type"] for a in attributes if not a["path"] and a["type"] is not None}
     unknown = set(types.values()) - set(TYPES) | conditionally_included - types.keys()
     if unknown:
         raise SourceDataError(f"types or attributes {sorted(unknown)}")
     types |= {keyword: _conditional(types[keyword]) for keyword in conditionally_included}
-    by_type = {type_: sorted(tag_of(keyword) for keyword in types if types[keyword] == type_) for type_ in TYPES}
+    by_type = {type_: sorted(format_tag(keyword) for keyword in types if types[keyword] == type_) for type_ in TYPES}
     return {type_: tags for type_, tags in by_type.items() if tags}
 
 

@@ -1,4 +1,4 @@
-"""Where demo and development keep the Dagster instance and the examples: inside the checkout, out of git."""
+"""The folders of the Dagster instance and the demo: in the checkout, ignored by git."""
 
 import shutil
 from pathlib import Path
@@ -7,8 +7,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
 
 
-def dagster_home() -> Path:
-    """The folder of the Dagster instance, with the project's `dagster.yaml` in it."""
+def create_dagster_home() -> Path:
+    """Create the folder of the Dagster instance, with a copy of `dagster.yaml`."""
     home = ROOT / ".dagster"
     home.mkdir(exist_ok=True)
     shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")

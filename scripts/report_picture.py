@@ -1,6 +1,6 @@
-"""Makes docs/report.png, the picture in the README, from the breast example's report: `make demo` first.
+"""Writes docs/report.png, the picture in the README, from the report of the example dataset breast.
 
-Needs Chromium. Run it when the look of the report has changed.
+Needs Chromium, and `make demo` before. Run it when the layout of the report has changed.
 """
 
 import subprocess
@@ -13,9 +13,9 @@ FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking -
 
 
 def main() -> int:
-    """Draw the first screen of the report."""
+    """Take a screenshot of the top of the report."""
     if not REPORT.is_file():
-        print(f"{REPORT.relative_to(ROOT)} is not there: make demo first")
+        print(f"{REPORT.relative_to(ROOT)} does not exist: run make demo first")
         return 1
     picture = f"--screenshot={ROOT / 'docs/report.png'}"
     subprocess.run(["chromium", *FLAGS, "--window-size=1200,1000", picture, REPORT.as_uri()], check=True)

@@ -206,12 +206,12 @@ def test_a_table_has_one_line_for_each_entry() -> None:
     ],
 )
 def test_the_tag_of_a_keyword(keyword: str, tag: str) -> None:
-    assert script.tag_of(keyword) == tag
+    assert script.format_tag(keyword) == tag
 
 
 def test_data_of_another_shape_is_refused() -> None:
     with pytest.raises(script.SourceDataError, match="NoSuchAttribute"):
-        script.tag_of("NoSuchAttribute")
+        script.format_tag("NoSuchAttribute")
     with pytest.raises(script.SourceDataError, match="CHEST"):
         script.derive_annex_l({"CHEST": ["SRT", "T-D3000", "Chest", False]}, "9.9")
     iods = {"i": [{"key": "m", "usage": "M"}]}
