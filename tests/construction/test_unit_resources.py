@@ -289,7 +289,7 @@ class TestSeveralUnits:
 
     def test_a_unit_that_fails_does_not_affect_others(self) -> None:
         first, second, third = make(UNITS, *(row for row in ROWS if row["unit"] != "sub-2"))
-        assert isinstance(second.error, KeyError)  # it has a study and no rows of it
+        assert isinstance(second.error, KeyError)  # it has a study without rows
         assert second[:5] == ("sub-2", {}, {}, [], [])
         assert [(result.error, result.counts["ImagingStudy"]) for result in (first, third)] == [(None, 1)] * 2
 

@@ -1,4 +1,4 @@
-"""The corrections file: what is read of it, and what is refused."""
+"""Reading the corrections file, and refusing it if it is not valid."""
 
 from pathlib import Path
 

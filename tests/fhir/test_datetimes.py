@@ -1,4 +1,4 @@
-"""DICOM dates, times and offsets as FHIR dateTime (R4 2.24.0.6): a date, or an to_instant with seconds and a zone."""
+"""DICOM dates, times and offsets as FHIR dateTime (R4 2.24.0.6): a date, or an instant with seconds and a zone."""
 
 import datetime
 import re
@@ -117,7 +117,7 @@ def test_a_leap_second_is_kept(day: datetime.date, time: str, offset: str, value
         (datetime.date(2016, 12, 30), "235960"),  # not the end of a month
         (datetime.date(2016, 12, 31), "225960"),  # not the end of a day
         (datetime.date(2016, 12, 31), "235961"),
-        (datetime.date(9999, 12, 31), "235960"),  # nothing comes after it
+        (datetime.date(9999, 12, 31), "235960"),  # there is no later instant
     ],
 )
 def test_for_an_impossible_leap_second_only_the_date_is_used(day: datetime.date, time: str) -> None:
@@ -232,7 +232,7 @@ ZONES = st.one_of(
     ).map(ZoneInfo),
 )
 
-# by their clocks alone, as DICOM writes them
+# local times without a zone, as in DICOM
 LOCAL = st.builds(datetime.datetime.combine, st.dates(datetime.date(1, 1, 2), datetime.date(9999, 12, 30)), st.times())
 MODERN = st.builds(
     datetime.datetime.combine, st.dates(datetime.date(1800, 1, 1), datetime.date(2100, 1, 1)), st.times()
@@ -276,6 +276,6 @@ def test_the_offset_of_the_header_keeps_the_instant(local: datetime.datetime, mi
 def test_the_zone_of_the_dataset_keeps_the_instant(local: datetime.datetime, zone: ZoneInfo) -> None:
     value, code = convert_date_time(local.date(), local.strftime("%H%M%S.%f"), None, zone)
     assert code in (None, "time-ambiguous")
-    # through UTC: aware times of one zone would be compared by their clocks alone
+    # through UTC: Python compares aware times of one zone by local time only
     expected = local.replace(tzinfo=zone).astimezone(datetime.UTC)
     assert datetime.datetime.fromisoformat(value or "").astimezone(datetime.UTC) == expected

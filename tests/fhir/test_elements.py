@@ -1,4 +1,4 @@
-"""Which data-dependent elements resources have, in R4 and R5."""
+"""The elements that depend on data and that a resource has, in R4 and R5."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Endpoint: where the images of a dataset are to be had."""
+"""The Endpoint of a dataset, with its DICOMweb address or its folder."""
 
 from dataclasses import replace
 

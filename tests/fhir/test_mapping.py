@@ -1,4 +1,4 @@
-"""The mapping table: it is whole, and it means what the rules do."""
+"""The mapping table: it is complete and agrees with the rules."""
 
 import re
 from dataclasses import replace

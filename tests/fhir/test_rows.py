@@ -1,4 +1,4 @@
-"""Groups of header rows: what they agree on."""
+"""Header rows: groups, common values and combinations; collectors of findings."""
 
 import datetime
 

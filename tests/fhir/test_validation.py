@@ -1,4 +1,4 @@
-"""Validity: what fhir.resources finds, and what it lets through."""
+"""Validation: errors that `fhir.resources` finds, and errors that it does not find."""
 
 import copy
 import importlib
@@ -36,7 +36,7 @@ STUDY: dict[str, Any] = {
 
 
 def changed(*path: Any, to: Any = None) -> dict[str, Any]:
-    """The study with another value at a path; None takes it out."""
+    """The study with another value at a path; None removes it."""
     study = copy.deepcopy(STUDY)
     findings: Any = study
     for key in path[:-1]:
@@ -119,7 +119,7 @@ def test_a_date_time_without_seconds_or_zone_is_an_error(started: str) -> None:
     assert len(find_errors(changed("series", 0, "started", to=started))) == 1
 
 
-# -- the same as the whole validation ---------------------------------------------------------------------------------
+# -- the same as full validation ---------------------------------------------------------------------------------------
 
 MR = {"system": "http://dicom.nema.org/resources/ontology/DCM", "code": "MR", "display": "Magnetic Resonance"}
 TYPE = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0203", "code": "ACSN"}], "text": "Accession"}
@@ -267,7 +267,7 @@ def test_the_same_errors_are_found_as_by_full_validation(version: str, resource:
     for mutated in changed_resources:
         expected = outcome(whole_validation, mutated, version)
         assert outcome(find_errors, mutated, version) == expected  # the first time
-        assert outcome(find_errors, mutated, version) == expected  # and with what was kept from the first
+        assert outcome(find_errors, mutated, version) == expected  # and with the elements that were cached then
         refused += expected != []
     assert 0.5 < refused / len(changed_resources) < 0.95
 
