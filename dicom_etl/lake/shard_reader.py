@@ -24,7 +24,7 @@ Value = TypeVar("Value")
 
 _MISMATCH = " does not match its commit"
 _ATTEMPTS = 40
-_PAUSE = 0.05  # seconds between attempts; a commit is a dozen renames
+PAUSE = 0.05  # seconds between attempts; a commit is a dozen renames
 
 
 def read_unit(
@@ -77,7 +77,7 @@ def _count_settled_shards(lake: Lake, stage: str, dataset: str) -> int:
     for _ in range(_ATTEMPTS if lake.is_local else 0):
         if not lake.exists(recovery.make_exchange_marker_path(stage, dataset)):
             break
-        time.sleep(_PAUSE)
+        time.sleep(PAUSE)
     return count_shards(lake, stage, dataset)
 
 
@@ -158,7 +158,7 @@ def read_consistently(
                 reason = f"{path} changes continually"
         else:
             reason = f"{damaged if commit else path}{_MISMATCH}"
-        time.sleep(_PAUSE)
+        time.sleep(PAUSE)
     if commit and (damaged := find_damaged_file(lake, commit, digests=True)) and damaged not in reason:
         reason = f"{damaged}{_MISMATCH}"
     raise DamagedShardError(f"{reason}: run `dicom-etl run` or `dicom-etl audit` again to rebuild it")

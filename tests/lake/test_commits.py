@@ -140,7 +140,7 @@ class TestReading:
 
 @pytest.fixture
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_reader, "_PAUSE", 0.001)
+    monkeypatch.setattr(shard_reader, "PAUSE", 0.001)
 
 
 def truncate(path: Path) -> None:
@@ -217,9 +217,10 @@ class TestReaderDuringWrites:
         writer = multiprocessing.get_context("spawn").Process(target=_write_continually, args=(lake.root, resharding))
         writer.start()
         seen: set[str] = set()
-        reads, end = 0, time.monotonic() + 8
+        reads, start = 0, time.monotonic()
         try:
-            while time.monotonic() < end:
+            # for 8 seconds, and longer on a busy machine, until enough was read
+            while (elapsed := time.monotonic() - start) < 8 or (elapsed < 60 and (reads <= 20 or len(seen) <= 10)):
                 assert writer.is_alive()
                 current = read_generations(lake)
                 assert current is not None
@@ -235,7 +236,7 @@ class TestReaderDuringWrites:
             writer.kill()
             writer.join()
         assert reads > 20
-        assert len(seen) > 5  # generations that the writer committed meanwhile
+        assert len(seen) > 10
 
 
 class TestObjectStore:

@@ -108,12 +108,18 @@ class TestLake:
     def test_a_lake_that_another_run_creates_meanwhile_is_used(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def create_meanwhile(lake: Lake) -> bool:
-            (tmp_path / "lake.json").write_bytes(CONTENT)
-            return True
+        exists, paths = Lake.exists, []
 
-        monkeypatch.setattr(Lake, "_contains_other_files", create_meanwhile)
+        def create_meanwhile(lake: Lake, path: str) -> bool:
+            paths.append(path)
+            if len(paths) > 1:
+                return exists(lake, path)
+            (tmp_path / "lake.json").write_bytes(CONTENT)  # after the first look
+            return False
+
+        monkeypatch.setattr(Lake, "exists", create_meanwhile)
         assert Lake(str(tmp_path)).open().lake_id == LAKE_ID
+        assert paths[:2] == ["lake.json", "lake.json"]
 
     def test_a_lake_that_another_run_creates_just_before_is_used(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
