@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +122,10 @@ def test_python_runs(page: Path, request: pytest.FixtureRequest, monkeypatch: py
 
 
 @pytest.mark.usefixtures("workspace")
-def test_queries_to_the_fhir_server_return_resources(
-    hapi_factory: Callable[[], HapiServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_queries_to_the_fhir_server_return_resources(empty_hapi: HapiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     page = ROOT / "docs/how-to" / QUERIES
-    server = hapi_factory()  # of its own: the queries count what is on it
-    _load_into(server, page, monkeypatch)
-    names: dict[str, Any] = {"FHIR_URL": server.base_url}
+    _load_into(empty_hapi, page, monkeypatch)
+    names: dict[str, Any] = {"FHIR_URL": empty_hapi.base_url}
     _run_python(page, names)
     assert len(names["studies"]) == 4
     assert names["datasets"] == {"breast", "heart"}

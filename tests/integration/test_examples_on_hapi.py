@@ -10,7 +10,7 @@ from dicom_etl.examples import write_examples
 from dicom_etl.lake.schemas import ALL_FINDINGS
 from dicom_etl.pipeline import Pipeline, RunOptions, run
 from dicom_etl.settings import load_settings
-from tests.servers.hapi_server import validate
+from tests.servers.hapi_server import validate, wipe
 from tests.support.datasets import write_instance
 from tests.support.proxy import Reply, run_proxy
 
@@ -57,8 +57,8 @@ def examples(tmp_path) -> Path:
     return write_examples(tmp_path / "demo").settings_file
 
 
-def test_a_second_load_changes_no_resource(hapi_factory, examples, tmp_path):
-    url = hapi_factory().base_url
+def test_a_second_load_changes_no_resource(empty_hapi, examples, tmp_path):
+    url = empty_hapi.base_url
     client = SyncFHIRClient(url)
     etl = pipeline(examples, url, str(tmp_path / "lake"))
     load(etl, "breast", "heart")
@@ -88,17 +88,17 @@ def test_a_second_load_changes_no_resource(hapi_factory, examples, tmp_path):
     assert {key for key in new_bodies if new_bodies[key] != first_bodies[key]} == changed
 
 
-def test_the_order_in_which_datasets_are_loaded_has_no_effect(hapi_factory, examples, tmp_path):
+def test_the_order_in_which_datasets_are_loaded_has_no_effect(empty_hapi, examples, tmp_path):
     contents = []
     for order in (("breast", "heart"), ("heart", "breast")):
-        server = hapi_factory()
-        etl = pipeline(examples, server.base_url, str(tmp_path / order[0]))
+        wipe(empty_hapi)
+        etl = pipeline(examples, empty_hapi.base_url, str(tmp_path / order[0]))
         for name in order:
             load(etl, name)
-        before = versions(SyncFHIRClient(server.base_url))
+        before = versions(SyncFHIRClient(empty_hapi.base_url))
         for name in order:
             load(etl, name)
-        client = SyncFHIRClient(server.base_url)
+        client = SyncFHIRClient(empty_hapi.base_url)
         assert versions(client) == before
         contents.append(bodies(client))
     assert contents[0] == contents[1]
@@ -127,11 +127,10 @@ def test_every_resource_is_valid_and_accepted(request, examples, tmp_path, versi
     assert validated == 8 + 2 + 17
 
 
-def test_a_new_subject_with_a_known_patient_id_changes_the_matching(hapi_factory, tmp_path):
-    server = hapi_factory()
-    client = SyncFHIRClient(server.base_url)
+def test_a_new_subject_with_a_known_patient_id_changes_the_matching(empty_hapi, tmp_path):
+    client = SyncFHIRClient(empty_hapi.base_url)
     (tmp_path / "s.toml").write_text("[datasets.ds]\nroot = 'ds'\n")
-    etl = pipeline(tmp_path / "s.toml", server.base_url, str(tmp_path / "lake"), namespace="https://reuse.test")
+    etl = pipeline(tmp_path / "s.toml", empty_hapi.base_url, str(tmp_path / "lake"), namespace="https://reuse.test")
     write_instance(tmp_path / "ds/sub-1/1.dcm", study="a", series="a", PatientID="P-77")
     load(etl, "ds")
     [before] = client.resources("ImagingStudy").fetch_all()
@@ -156,9 +155,8 @@ def test_a_new_subject_with_a_known_patient_id_changes_the_matching(hapi_factory
     assert sorted(f["unit"] for f in findings if f["code"] == "patient-id-shared") == ["sub-1", "sub-2"]
 
 
-def test_a_held_study_is_not_uploaded_until_the_crosswalk_decides(hapi_factory, tmp_path):
-    server = hapi_factory()
-    client = SyncFHIRClient(server.base_url)
+def test_a_held_study_is_not_uploaded_until_the_crosswalk_decides(empty_hapi, tmp_path):
+    client = SyncFHIRClient(empty_hapi.base_url)
     (tmp_path / "s.toml").write_text("crosswalk = 'crosswalk.csv'\n[datasets.ds]\nroot = 'ds'\n")
     header = "dataset,subject,system,value\n"
     (tmp_path / "crosswalk.csv").write_text(header)
@@ -166,7 +164,7 @@ def test_a_held_study_is_not_uploaded_until_the_crosswalk_decides(hapi_factory, 
     write_instance(tmp_path / "ds/sub-1/2.dcm", study="two ids", series="a", PatientID="Y")
     write_instance(tmp_path / "ds/sub-2/1.dcm", study="two subjects", series="b", PatientID="Z")
     write_instance(tmp_path / "ds/sub-3/1.dcm", study="two subjects", series="b", PatientID="Z")
-    etl = pipeline(tmp_path / "s.toml", server.base_url, str(tmp_path / "lake"))
+    etl = pipeline(tmp_path / "s.toml", empty_hapi.base_url, str(tmp_path / "lake"))
     held = run(etl, ["ds"])
     assert held.exit_code == 1
     assert client.resources("ImagingStudy").search().count() == 0
@@ -175,7 +173,7 @@ def test_a_held_study_is_not_uploaded_until_the_crosswalk_decides(hapi_factory, 
 
     lines = "".join(f"ds,sub-{n},urn:oid:1.2.3,{value}\n" for n, value in ((1, "A"), (2, "B"), (3, "B")))
     (tmp_path / "crosswalk.csv").write_text(header + lines)
-    load(pipeline(tmp_path / "s.toml", server.base_url, str(tmp_path / "lake")), "ds")
+    load(pipeline(tmp_path / "s.toml", empty_hapi.base_url, str(tmp_path / "lake")), "ds")
     assert client.resources("ImagingStudy").search().count() == 2
     studies = client.resources("ImagingStudy").fetch_all()
     assert sorted(study["numberOfInstances"] for study in studies) == [2, 2]

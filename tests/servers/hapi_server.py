@@ -25,7 +25,7 @@ from filelock import FileLock
 from tests.servers import server_process
 from tests.servers.server_process import ServerUnavailableError, is_answering, launch, run_build, wait_until_ready
 
-__all__ = ["HapiServer", "ServerUnavailableError", "build", "run_hapi", "start", "stop", "validate"]
+__all__ = ["HapiServer", "ServerUnavailableError", "build", "run_hapi", "start", "stop", "validate", "wipe"]
 
 HAPI = Path(__file__).with_name("hapi")
 TARGET = HAPI / "target"
@@ -231,6 +231,18 @@ def _find_base_url(log: str) -> str | None:
 def stop(server: HapiServer, *, timeout: float = server_process.STOP_TIMEOUT) -> None:
     """End the server, by force after ``timeout`` seconds; does nothing if it has ended already."""
     server_process.stop(server.pid, "FhirServer", timeout=timeout)
+
+
+def wipe(server: HapiServer) -> None:
+    """Delete everything on a server that was started with ``wipe``."""
+    everything = {"resourceType": "Parameters", "parameter": [{"name": "expungeEverything", "valueBoolean": True}]}
+    request = urllib.request.Request(
+        f"{server.base_url}/$expunge",
+        data=json.dumps(everything).encode(),
+        headers={"Content-Type": "application/fhir+json"},
+    )
+    with _OPENER.open(request, timeout=REQUEST_TIMEOUT) as response:
+        response.read()
 
 
 # --- validation ---------------------------------------------------------------------------------------------

@@ -154,6 +154,19 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def _wiped_hapi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HapiServer]:
+    with _fail_in_one_sentence(), hapi_server.run_hapi(wipe=True, folder=tmp_path_factory.mktemp("hapi")) as server:
+        yield server
+
+
+@pytest.fixture
+def empty_hapi(_wiped_hapi: HapiServer) -> HapiServer:
+    """An R4 server that no other test uses meanwhile, and that is empty: the tests of a worker take turns."""
+    hapi_server.wipe(_wiped_hapi)
+    return _wiped_hapi
+
+
 @pytest.fixture
 def hapi_factory(tmp_path: Path) -> Iterator[HapiFactory]:
     """Starts servers with flags (empty, R5, with a token, with data on disk), and stops them after the test."""

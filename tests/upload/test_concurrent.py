@@ -17,7 +17,6 @@ import pytest
 from dicom_etl.lake.tables import Lake
 from dicom_etl.stages.upload import upload
 from tests.servers.hapi_server import HapiServer
-from tests.servers.plugin import HapiFactory
 from tests.support import server_content
 from tests.support.server_content import Resource
 from tests.support.upload_lakes import DatasetFactory, Study, attempts, ledger_rows, new_lake, settings_for
@@ -181,9 +180,9 @@ def test_eight_concurrent_runs_share_patients_without_duplicates(homes: dict[str
 # -- two servers ------------------------------------------------------------------------------------------------------
 
 
-def test_two_servers_get_everything_from_one_lake(hapi: HapiServer, hapi_factory: HapiFactory, tmp_path: Path) -> None:
+def test_two_servers_get_everything_from_one_lake(hapi: HapiServer, empty_hapi: HapiServer, tmp_path: Path) -> None:
     world, lake = World.of(7000), new_lake(tmp_path / "lake")
-    urls = [hapi.base_url, hapi_factory().base_url]
+    urls = [hapi.base_url, empty_hapi.base_url]
     for url in urls:
         world.store_external(url)
     world.build(lake)
