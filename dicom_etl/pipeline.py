@@ -270,7 +270,8 @@ def _check_subjects(lake: Lake, datasets: Collection[str], subjects: Collection[
     existing = sorted({unit for dataset_units in units for unit in dataset_units})
     if unknown := [subject for subject in subjects if subject not in existing]:
         names = f"{', '.join(existing[:20])}{' and more' if len(existing) > 20 else ''}" or "none: run the crawl first"
-        raise SettingsError(f"{' and '.join(datasets)} has no subject {unknown[0]}; there are {names}")
+        verb = "has" if len(datasets) == 1 else "have"
+        raise SettingsError(f"{' and '.join(datasets)} {verb} no subject {unknown[0]}; there are {names}")
 
 
 def _run_stage(pipeline: Pipeline, stage: str, dataset: str, options: RunOptions, result: RunResult) -> bool:

@@ -426,7 +426,7 @@ def _describe_error(error: ValidationError, file: Path | None) -> str:
     """The first error, as a sentence."""
     first = error.errors()[0]
     setting = ".".join(str(part) for part in first["loc"])
-    source = f" in {file} (or its environment variable)" if file else " (environment variable or option)"
+    source = f" in {file} (or an environment variable or option)" if file else " (environment variable or option)"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         if renamed := describe_rename(SETTINGS, setting, "setting"):

@@ -138,14 +138,14 @@ class TestErrors:
     def test_an_unknown_setting_is_one_sentence(self, tmp_path: Path) -> None:
         file = written(tmp_path, 'lkae = "x"\n')
         assert refusal(file) == (
-            f"setting lkae in {file} (or its environment variable): "
+            f"setting lkae in {file} (or an environment variable or option): "
             "there is no such setting; `dicom-etl doctor --settings-help` lists all of them"
         )
 
     def test_an_unknown_setting_of_a_dataset_has_its_full_name(self, tmp_path: Path) -> None:
         file = written(tmp_path, '[datasets.ds]\nroot = "x"\ntimezone = "UTC"\n')
         assert refusal(file).startswith(
-            f"setting datasets.ds.timezone in {file} (or its environment variable): there is no"
+            f"setting datasets.ds.timezone in {file} (or an environment variable or option): there is no"
         )
 
     @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ class TestAuthentication:
     ) -> None:
         file = written(tmp_path, f"[fhir]\n{content}\n")
         sentence = refusal(file)
-        assert sentence.startswith(f"setting fhir.{place} in {file} (or its environment variable): {message}")
+        assert sentence.startswith(f"setting fhir.{place} in {file} (or an environment variable or option): {message}")
         assert TOKEN not in sentence
 
     def test_a_token_in_the_settings_file_is_refused_and_not_repeated(self, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def _preview(
     previews = [asdict(preview_crawl(pipeline, name)) for name in names] if "crawl" in stages else []
     if previews and not session.as_json:
         rows = [list(preview.values()) for preview in previews]
-        print_table(session.console, "Would be done", [name.replace("_", " ") for name in previews[0]], rows)
+        print_table(session.console, "Preview", [name.replace("_", " ") for name in previews[0]], rows)
     has_upload = "upload" in stages and pipeline.settings.fhir.url
     result = run(pipeline, names, ["upload"], options) if has_upload else RunResult()
     show_result(session, result, plans=previews)

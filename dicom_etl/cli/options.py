@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
@@ -62,6 +63,9 @@ Output = Annotated[
 ]
 
 
+_MAX_CHOICES = 20  # that a message lists
+
+
 def check_choices(option: str, values: list[str], choices: Collection[str]) -> list[str]:
     """The values of an option, each of which must be one of the choices.
 
@@ -69,5 +73,7 @@ def check_choices(option: str, values: list[str], choices: Collection[str]) -> l
         UserError: one of them is not.
     """
     if unknown := [value for value in values if value not in choices]:
-        raise UserError(f"{option} {unknown[0]}: the choices are {', '.join(choices)}")
+        similar = difflib.get_close_matches(unknown[0], choices, n=5, cutoff=0.4) if len(choices) > _MAX_CHOICES else []
+        hint = f"did you mean {' or '.join(similar)}?" if similar else f"the choices are {', '.join(choices)}"
+        raise UserError(f"{option} {unknown[0]}: {hint}")
     return values

@@ -47,7 +47,7 @@ def run_checks(settings: Settings) -> list[Check]:
     return [
         Check("Python", sys.version_info >= (3, 11), version),
         *_check_datasets(settings),
-        _check("crosswalk", lambda: f"{len(read_crosswalk(settings.crosswalk))} lines"),
+        _check("crosswalk", partial(_describe_crosswalk, settings)),
         _check("resource ids", partial(_describe_ids, settings)),
         *(Check("secrets", True, f"warning: {risk}") for risk in _find_exposed_secrets(settings)),
         _check("lake", partial(_describe_lake, settings)),
@@ -80,6 +80,11 @@ def _check_datasets(settings: Settings) -> Iterator[Check]:
 
 def _describe_location(name: str, dataset: DatasetSettings) -> str:
     return open_source(name, dataset).location
+
+
+def _describe_crosswalk(settings: Settings) -> str:
+    lines = len(read_crosswalk(settings.crosswalk))
+    return f"{settings.crosswalk}: {lines:,} line{'' if lines == 1 else 's'}" if settings.crosswalk else "none"
 
 
 def _describe_ids(settings: Settings) -> str:
