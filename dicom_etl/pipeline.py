@@ -1,4 +1,4 @@
-"""The stages bound to settings, lake and engine: what the command and the Dagster assets call.
+"""The stages bound to settings, lake and engine: called by the command and the Dagster assets.
 
 `Pipeline` runs one stage of one dataset. `run` runs several stages over several datasets; a dataset that fails does not
 affect the others. A stage is imported when it runs, so that a command imports only what its stages need: an HTTP client
@@ -165,7 +165,7 @@ class Pipeline:
 
 @dataclass
 class RunResult:
-    """What a run did: summaries by dataset and stage, and what stopped it."""
+    """The result of a run: summaries by dataset and stage, and the reasons why datasets were stopped."""
 
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)  # dataset -> stage -> summary
     stopped: dict[str, str] = field(default_factory=dict)  # dataset -> one sentence

@@ -1,4 +1,4 @@
-"""Rows of lake tables as files for a person: what `completeness` and `findings` write."""
+"""Export of rows of lake tables as CSV or Parquet, for `completeness` and `findings`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command prints for a person: tables, progress and messages, with control characters of the data replaced."""
+"""Output for a person: tables, progress and messages, without characters that could control the terminal."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def show_result(session: Session, result: RunResult, **more: Any) -> None:
 
 
 def _count_problems(reported: ReportSummary) -> str:
-    """What a person should look at: a run also ends normally where files could not be read."""
+    """Count what a person should check: a run ends with exit code 0 although some files could not be read."""
     counts = {
         "error": reported.findings.get("error", 0),
         "warning": reported.findings.get("warning", 0),
@@ -69,7 +69,7 @@ def _show_stage(console: Console, stage: str, summaries: list[Any]) -> None:
 
 
 def show_upload(console: Console, summaries: list[UploadSummary]) -> None:
-    """Show what uploads have done, counted by dataset, type and state, and what they have removed."""
+    """Show the results of uploads: resources by dataset, type and state, then removed resources."""
     if not summaries:
         return
     if all(summary.server is None for summary in summaries):

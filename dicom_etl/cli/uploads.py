@@ -66,7 +66,7 @@ def _cells(resource: UploadedResource) -> tuple[Any, ...]:
 
 
 def _advise(states: set[str]) -> list[str]:
-    """What a person can do about resources in these states."""
+    """Advice on resources in these states."""
     advice = []
     if states & {"rejected", "failed", "unconfirmed"}:
         advice.append("rejected, failed, unconfirmed: fix the cause, then run `dicom-etl upload --failed`")

@@ -84,7 +84,7 @@ def _show(console: Console, verified: VerificationResult) -> None:
 
 
 def _advise(verified: VerificationResult, *, is_repaired: bool) -> list[str]:
-    """What each kind of difference means, and what a person can do about it."""
+    """Explain each kind of difference, and give advice."""
     advice = {
         "missing": "missing: `dicom-etl verify --repair` uploads them again",
         "changed": "changed: another client has changed them on the server; they stay as they are",
