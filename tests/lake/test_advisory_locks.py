@@ -98,7 +98,7 @@ class TestHolder:
             def notify(sentence: str) -> None:
                 sentences.append(sentence)
                 assert other.stdin is not None
-                threading.Timer(0.7, other.stdin.close).start()  # the other one ends after some tries
+                threading.Timer(0.7, other.stdin.close).start()  # the other process ends after a few attempts
 
             with hold_advisory_lock(lake, "ds", "build of ds", wait=60, notify=notify):
                 assert other.wait(10) == 0
@@ -222,15 +222,15 @@ class TestLostConnection:
                 lake.require_locks()
 
     def test_no_table_is_written_without_the_lock(self, lake: Lake) -> None:
-        place = {"stage": "build", "dataset": "ds"}
+        location = {"stage": "build", "dataset": "ds"}
         with lake.lock("ds", "build of ds"):
-            lake.write(DATASET_FINDINGS, tabulate_findings([]), fingerprint="before", **place)
+            lake.write(DATASET_FINDINGS, tabulate_findings([]), fingerprint="before", **location)
             end_locks(lake)
             with pytest.raises(LockLostError, match=LOST):
-                lake.write(DATASET_FINDINGS, tabulate_findings([]), fingerprint="after", **place)
+                lake.write(DATASET_FINDINGS, tabulate_findings([]), fingerprint="after", **location)
             with pytest.raises(LockLostError, match=LOST):
                 lake.write_bytes("quality/ds/x.json", b"{}")
-        assert lake.read_fingerprint(DATASET_FINDINGS, **place) == "before"
+        assert lake.read_fingerprint(DATASET_FINDINGS, **location) == "before"
         assert lake.read_bytes("quality/ds/x.json") is None
 
     def test_no_shard_is_committed_without_the_lock(self, lake: Lake) -> None:
@@ -244,15 +244,15 @@ class TestLostConnection:
         assert [file.name for file in written if not file.name.startswith(".")] == ["lake.json"]
 
     def test_nothing_is_written_to_the_ledger_without_the_lock(self, lake: Lake) -> None:
-        one, other = ResourceRow("Patient", "p", "ds"), ResourceRow("Patient", "q", "ds")
+        first, second = ResourceRow("Patient", "p", "ds"), ResourceRow("Patient", "q", "ds")
         with lake.lock("ds", "upload"):
             ledger = Ledger.from_lake(lake, "server").__enter__()
-            ledger.write_rows([one]).result(30)
+            ledger.write_rows([first]).result(30)
             end_locks(lake)
             with pytest.raises(LedgerError, match=rf"{LOST} \(its connection has ended\)"):
-                ledger.write_attempts([Attempt("Patient", "q", "h", "s", "")], [other]).result(30)
+                ledger.write_attempts([Attempt("Patient", "q", "h", "s", "")], [second]).result(30)
             with pytest.raises(LedgerError, match=LOST):
-                ledger.write_rows([other]).result(30)
+                ledger.write_rows([second]).result(30)
             with pytest.raises(LedgerError, match=LOST):
                 ledger.__exit__(None, None, None)
         assert execute(lake, "SELECT id FROM resources") == [("p",)]

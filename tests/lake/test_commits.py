@@ -203,7 +203,7 @@ class TestDamage:
 def _write_continually(root: str, resharding: bool) -> None:
     lake = Lake(root, notify=lambda _: None)
     for number in itertools.count():
-        generation = f"{number:06}"  # of one length, so that files of two read_generations are of one size
+        generation = f"{number:06}"  # of one length, so that files of two generations have the same size
         if resharding:
             write_dataset(lake, generation, 1 << number % 3)
         else:

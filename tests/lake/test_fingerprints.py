@@ -19,7 +19,7 @@ def test_the_order_of_the_keys_of_a_mapping_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         (("a", "b"), ("ab",)),
         (("a", None), ("a",)),
@@ -30,15 +30,15 @@ def test_the_order_of_the_keys_of_a_mapping_does_not_matter() -> None:
         ((["a", "b"],), (["b", "a"],)),
     ],
 )
-def test_different_inputs_have_different_fingerprints(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
-    assert compute_fingerprint(*one) != compute_fingerprint(*other)
+def test_different_inputs_have_different_fingerprints(first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
+    assert compute_fingerprint(*first) != compute_fingerprint(*second)
 
 
 def test_the_digest_of_package_files_is_of_their_content() -> None:
-    one = hash_package_files("dicom_etl.headers:catalogue.csv")
-    two = hash_package_files("dicom_etl.headers:catalogue.csv", "dicom_etl:finding_codes.csv")
-    assert len(one) == len(two) == 16
-    assert one != two
+    first = hash_package_files("dicom_etl.headers:catalogue.csv")
+    both = hash_package_files("dicom_etl.headers:catalogue.csv", "dicom_etl:finding_codes.csv")
+    assert len(first) == len(both) == 16
+    assert first != both
 
 
 def test_a_missing_package_file_has_no_digest() -> None:
@@ -62,10 +62,10 @@ def digests(rows: pa.Table, *ends: int) -> list[str]:
 
 class TestHashRuns:
     def test_each_run_of_rows_has_a_digest_of_32_hex_digits(self) -> None:
-        found = digests(table(("x", 1, NOON), ("y", 2, None), ("z", 3, NOON)), 1, 3)
-        assert [len(digest) for digest in found] == [32, 32]
-        assert len(set(found)) == 2
-        assert all(set(digest) <= set("0123456789abcdef") for digest in found)
+        digests_of_runs = digests(table(("x", 1, NOON), ("y", 2, None), ("z", 3, NOON)), 1, 3)
+        assert [len(digest) for digest in digests_of_runs] == [32, 32]
+        assert len(set(digests_of_runs)) == 2
+        assert all(set(digest) <= set("0123456789abcdef") for digest in digests_of_runs)
 
     def test_the_digest_of_a_run_is_that_of_its_text(self) -> None:
         # text, number and microseconds since 1970, each followed by a separator; a null is a character of its own
@@ -91,19 +91,19 @@ class TestHashRuns:
         rows = pa.table({"a": pa.array([f"{number}" for number in range(count)]), "b": pa.array(range(count))})
         ends = [99_998, 99_999, 100_000, 100_001, 220_000, 250_000, 250_003]
         starts = [0, *ends[:-1]]
-        found = digests(rows, *ends)
-        text = "".join(f"{number}\x1f{number}\x1f" for number in range(100_001, 220_000))  # over two boundaries
-        assert found[4] == hashlib.sha256(text.encode()).hexdigest()[:32]
-        assert found == [
+        digests_of_runs = digests(rows, *ends)
+        text = "".join(f"{number}\x1f{number}\x1f" for number in range(100_001, 220_000))  # over both boundaries
+        assert digests_of_runs[4] == hashlib.sha256(text.encode()).hexdigest()[:32]
+        assert digests_of_runs == [
             digests(rows.slice(start, end - start), end - start)[0] for start, end in zip(starts, ends, strict=True)
         ]
 
     def test_a_null_is_not_an_empty_text(self) -> None:
-        found = [digests(table((text, 1, NOON)), 1) for text in (None, "", "None", "\\N")]
-        assert len({digest for (digest,) in found}) == 4
+        digests_of_runs = [digests(table((text, 1, NOON)), 1) for text in (None, "", "None", "\\N")]
+        assert len({digest for (digest,) in digests_of_runs}) == 4
 
     @pytest.mark.parametrize(
-        ("one", "other"),
+        ("first", "second"),
         [
             ([("ab", "c")], [("a", "bc")]),
             ([("", "a")], [("a", "")]),
@@ -114,13 +114,13 @@ class TestHashRuns:
         ],
     )
     def test_values_are_separated_from_their_neighbours(
-        self, one: list[tuple[str, str]], other: list[tuple[str, str]]
+        self, first: list[tuple[str, str]], second: list[tuple[str, str]]
     ) -> None:
         tables = [
             pa.table({"a": pa.array([r[0] for r in rows]), "b": pa.array([r[1] for r in rows])})
-            for rows in (one, other)
+            for rows in (first, second)
         ]
-        assert digests(tables[0], len(one)) != digests(tables[1], len(other))
+        assert digests(tables[0], len(first)) != digests(tables[1], len(second))
 
     def test_runs_are_separated_from_their_neighbours(self) -> None:
         rows = table(*((text, 1, None) for text in "xxxx"))

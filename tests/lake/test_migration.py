@@ -46,15 +46,15 @@ def hash_files(lake: Lake) -> dict[str, str]:
 
 def test_a_lake_with_ledgers_of_an_older_version_is_refused(tree: Tree) -> None:
     lake = make_outdated(tree.lake)
-    for place in ("outcomes/server/shared.parquet", "outcomes/server/ds/sub-1.parquet"):
-        lake.write_bytes(place, b"of schema 1")
+    for path in ("outcomes/server/shared.parquet", "outcomes/server/ds/sub-1.parquet"):
+        lake.write_bytes(path, b"of schema 1")
         before = hash_files(lake)
         for rebuild in (False, True):
             with pytest.raises(LakeError, match="has schema version 1 and upload ledgers") as refused:
                 Lake(lake.root).open(rebuild=rebuild)
             assert "delete its resources from the FHIR server" in str(refused.value)
         assert hash_files(lake) == before
-        lake.remove(place)
+        lake.remove(path)
     assert Lake(lake.root).open(rebuild=True).describe().is_outdated
 
 
@@ -122,8 +122,8 @@ def test_a_partly_cleared_lake_is_still_refused(tree: Tree, monkeypatch: pytest.
     lake = set_key(tree.lake, "aaaa")
     removed: list[str] = []
 
-    def remove(_: Lake, place: str) -> None:
-        removed.append(place)
+    def remove(_: Lake, path: str) -> None:
+        removed.append(path)
         if len(removed) == 3:
             raise KeyboardInterrupt
 

@@ -355,12 +355,12 @@ class TestTable:
         assert not table_path(lake).exists()
 
     @pytest.mark.parametrize(
-        ("first", "last", "found"),
+        ("first", "last", "expected"),
         [("b", "b", ["b"]), ("c", "f", ["c", "d", "e", "f"]), ("", "a/z", ["a"]), ("x", "z", []), ("aa", "ab", [])],
     )
-    def test_rows_between_two_values_are_found(self, lake: Lake, first: str, last: str, found: list[str]) -> None:
+    def test_rows_between_two_values_are_found(self, lake: Lake, first: str, last: str, expected: list[str]) -> None:
         lake.write_rows(PATHS, [{"path": path} for path in "abcdefgh"], dataset="ds")
-        assert lake.read_between(PATHS, {"path": (first, last)}, dataset="ds")["path"].to_pylist() == found
+        assert lake.read_between(PATHS, {"path": (first, last)}, dataset="ds")["path"].to_pylist() == expected
 
     def test_only_row_groups_that_may_contain_the_rows_are_read(
         self, lake: Lake, monkeypatch: pytest.MonkeyPatch

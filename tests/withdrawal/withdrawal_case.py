@@ -149,13 +149,13 @@ def change_ledger(lake: Lake, statement: str) -> None:
 
 def find_files_containing(lake: Lake, *terms: str) -> list[str]:
     """The files of the lake that contain a term in their bytes, their name or a column."""
-    found = []
+    matches = []
     for file in sorted(path for path in Path(lake.root).rglob("*") if path.is_file()):
         text = f"{file.relative_to(lake.root)}\n" + file.read_bytes().decode("utf-8", "replace")
         if file.suffix == ".parquet":
             text += "\n".join(map(str, pq.read_table(file, use_threads=False).to_pylist()))
-        found += [f"{file.relative_to(lake.root)}: {term}" for term in terms if term in text]
-    return found
+        matches += [f"{file.relative_to(lake.root)}: {term}" for term in terms if term in text]
+    return matches
 
 
 def read_unit_rows(tree: Tree, unit: str) -> dict[str, Any]:
