@@ -1,7 +1,7 @@
 """Findings: problems in the data, all of one shape, and the catalogue of their codes.
 
 The catalogue is `finding_codes.csv` beside this module: code, severity, stage, meaning, action. `make_finding` takes
-severity and stage from it. The table of codes in `docs/quality.md` is generated from it.
+severity and stage from it. The table of codes in `docs/reference/findings.md` is generated from it.
 """
 
 from __future__ import annotations

@@ -438,7 +438,7 @@ def test_the_settings_know_both_datasets_under_one_authority(example: ExampleTre
 def test_the_server_of_the_settings_needs_only_its_comment_signs_removed(example: ExampleTree) -> None:
     text = example.settings_file.read_text(encoding="utf-8")
     settings = tomllib.loads(text.replace("# [fhir]", "[fhir]").replace("# url", "url"))
-    assert settings["fhir"] == {"url": "http://127.0.0.1:8080/fhir"}
+    assert settings["fhir"] == {"url": "http://127.0.0.1:8095/fhir"}
 
 
 # The same each time

@@ -106,7 +106,7 @@ app = typer.Typer(
     A dataset is a folder, NAME=FOLDER, or a name in the settings file dicom-etl.toml; without one, a command processes
     all datasets of the settings file. Every command can be run again: unchanged data is not processed again.
 
-    Try it:  dicom-etl example demo && cd demo && dicom-etl run
+    Try it:  dicom-etl example demo && cd demo && dicom-etl audit
     """,
     no_args_is_help=True,
     add_completion=False,

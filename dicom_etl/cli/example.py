@@ -21,4 +21,4 @@ def example(
     except FileExistsError as error:
         raise UserError(str(error)) from None
     print(f"wrote {' and '.join(tree.datasets)} and {tree.settings_file}")
-    print(f"next:  cd {tree.directory} && dicom-etl run")
+    print(f"next:  cd {tree.directory} && dicom-etl audit")

@@ -3,7 +3,7 @@
 `tables/mapping.csv` has one line per element: its name and type in R4 and in R5 (empty if a version does not have it),
 the name of its rule, the columns of the header table, and how an absent or invalid value is handled. An element without
 a rule is omitted, and its line has the reason. A rule makes the same value for both versions, which is then converted
-to the type of the element. The inputs of the build and `docs/mapping.md` are derived from this table.
+to the type of the element. The inputs of the build and `docs/reference/mapping.md` are derived from this table.
 
 Not here: the rules themselves (`rules`, `imaging_study`, `patient`).
 """

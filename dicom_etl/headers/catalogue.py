@@ -6,7 +6,7 @@ it is used for. Tag, VR and column type follow from pydicom's data dictionary. T
 of the FHIR mapping and the table in the docs are made from it.
 
 Not here: the tags whose values findings and reports mask (`identity.masking.IDENTIFYING_KEYWORDS`; a new tag with an
-identifying value belongs there, too), and the dummy values of tags (`quality/tables/dummies.json`).
+identifying value belongs there, too), and the placeholder values of tags (`quality/tables/placeholders.json`).
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ lake that hold header rows are not masked: they are the data.
 (`headers/catalogue.csv`: the columns of the header table) and names a person, a place or a device also belongs here.
 Pseudonymisation of header values will belong here too.
 
-Not here: redaction of what a FHIR server answers (`fhir_client.redaction`), and the dummy values that de-identification
-leaves in headers (`quality/tables/dummies.json`).
+Not here: redaction of what a FHIR server answers (`fhir_client.redaction`), and the placeholders that de-identification
+leaves in headers (`quality/tables/placeholders.json`).
 """
 
 from __future__ import annotations

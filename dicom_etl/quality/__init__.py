@@ -5,5 +5,5 @@ filled, and `checks` counts the quality checks. The stage `measure` writes the c
 turns them into a page (`report/`).
 
 A new quality check is a row in `tables/quality_checks.json` (title, what is counted, thresholds), a function in
-`checks/` that counts it, and a line in `checks/__init__.py`.
+`checks/` that counts it, and a line in `checks/__init__.py`, which describes the steps.
 """

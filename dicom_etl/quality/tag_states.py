@@ -8,7 +8,7 @@ profile and per set, however many series there are.
 Per instance and tag, exactly one of
 
 - `filled`: a usable value; of tags that enhanced objects keep in functional groups, the resolved value;
-- `unusable`: a value that does not fit its VR, or a dummy for that tag (only for tags of the catalogue);
+- `unusable`: a value that does not fit its VR, or a placeholder for that tag (only for tags of the catalogue);
 - `empty`, `absent`: according to the tag profile;
 - `unknown`: absent, and required only under a condition (Type 1C, 2C), which is not evaluated.
 
@@ -39,7 +39,7 @@ from dicom_etl.quality.requirements import (
     find_iod,
     rank_type,
 )
-from dicom_etl.quality.value_states import DUMMY, USABLE, packed_columns, value_columns
+from dicom_etl.quality.value_states import PLACEHOLDER, USABLE, packed_columns, value_columns
 from dicom_etl.quality.working_database import Database
 
 __all__ = ["ABSENT", "EMPTY", "FILLED", "UNKNOWN", "UNUSABLE", "create_states"]
@@ -255,7 +255,7 @@ _STATES = f"""
     ), evaluated AS (
         SELECT state_profile, tag, creator, rank, is_whole_value,
                CASE WHEN value = {USABLE} THEN {FILLED}
-                    WHEN value = {DUMMY} OR (status = 2 AND is_whole_value) THEN {UNUSABLE}
+                    WHEN value = {PLACEHOLDER} OR (status = 2 AND is_whole_value) THEN {UNUSABLE}
                     WHEN status = 2 THEN {FILLED}
                     WHEN status = 1 THEN {EMPTY}
                     WHEN rank IN ({_UNDECIDED_IF_ABSENT}) THEN {UNKNOWN}

@@ -1,8 +1,8 @@
-"""Whether the values of the header table are usable: per column of the catalogue no value, a usable one, or a dummy.
+"""Whether the values of the header table are usable: no value, a usable one, or a placeholder, by column.
 
-Dummies are data (`tables/dummies.json`) and belong to a tag: ANONYMOUS is not a usable PatientName, but NONE is a valid
-FilterType. The states of all columns of a row are packed into a few integers, two bits each, so that rows with equal
-states are found by comparing integers.
+Placeholders are data (`tables/placeholders.json`) and belong to a tag: ANONYMOUS is not a usable PatientName, but NONE
+is a valid FilterType. The states of all columns of a row are packed into a few integers, two bits each, so that rows
+with equal states are found by comparing integers.
 
 Not here: whether the element is present at all (tag profiles), and whether it is required (`requirements`).
 """
@@ -24,8 +24,8 @@ from dicom_etl.headers.catalogue import Column, catalogue, columns_by_name
 from dicom_etl.headers.tag_profile import tag_text
 
 __all__ = [
-    "DUMMY",
     "NO_VALUE",
+    "PLACEHOLDER",
     "USABLE",
     "ValueColumn",
     "find_value_states",
@@ -34,7 +34,7 @@ __all__ = [
     "value_columns",
 ]
 
-NO_VALUE, USABLE, DUMMY = 0, 1, 2
+NO_VALUE, USABLE, PLACEHOLDER = 0, 1, 2
 
 _BITS, _STATES_PER_WORD = 2, 31  # 62 bits, so that the integers are never negative
 _FILE_META_GROUP = 0x0002
@@ -86,17 +86,19 @@ def pack_states(rows: pa.Table) -> dict[str, pa.Array]:
 
 
 def find_value_states(values: pa.ChunkedArray, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """NO_VALUE, USABLE or DUMMY for each value of the catalogue column `name`.
+    """NO_VALUE, USABLE or PLACEHOLDER for each value of the catalogue column `name`.
 
-    Each different value is compared with the dummies once, however many rows have it.
+    Each different value is compared with the placeholders once, however many rows have it.
     """
     states = np.asarray(pc.is_valid(values).combine_chunks().to_numpy(zero_copy_only=False)).astype(np.uint8)
-    dummies = _load_dummies().get(name)
-    if dummies is not None and columns_by_name()[name].kind in {"text", "date"} and len(values):
+    placeholders = _load_placeholders().get(name)
+    if placeholders is not None and columns_by_name()[name].kind in {"text", "date"} and len(values):
         encoded = values.combine_chunks().dictionary_encode()
-        is_dummy = pc.is_in(_normalize(encoded.dictionary), dummies)
-        if pc.any(is_dummy).as_py():
-            states[pc.fill_null(is_dummy.take(encoded.indices), False).to_numpy(zero_copy_only=False)] = DUMMY
+        is_placeholder = pc.is_in(_normalize(encoded.dictionary), placeholders)
+        if pc.any(is_placeholder).as_py():
+            states[pc.fill_null(is_placeholder.take(encoded.indices), False).to_numpy(zero_copy_only=False)] = (
+                PLACEHOLDER
+            )
     return states
 
 
@@ -108,7 +110,7 @@ def _normalize(values: pa.Array) -> pa.Array:
 
 
 @cache
-def _load_dummies() -> Mapping[str, pa.Array]:
-    text = files("dicom_etl.quality.tables").joinpath("dummies.json").read_text(encoding="utf-8")
+def _load_placeholders() -> Mapping[str, pa.Array]:
+    text = files("dicom_etl.quality.tables").joinpath("placeholders.json").read_text(encoding="utf-8")
     document = json.loads(text)
     return {tag: pa.array(document["sets"][name], pa.string()) for tag, name in document["tags"].items()}

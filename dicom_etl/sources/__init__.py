@@ -2,7 +2,8 @@
 
 Kinds of source: `tree` (a folder tree) and `filelist` (a CSV file with one line per DICOM file). A new kind is a module
 with a class that implements `base.Source`, an entry in `KINDS`, and its name in `settings.DatasetSettings.kind`;
-`registry` chooses the kind of a dataset that is named on the command line.
+`registry` chooses the kind of a dataset that is named on the command line, and `settings` resolves
+roots that are paths.
 
 Parts of a tree: `grammar` (what names of folders and files denote), `sheets` (SDS metadata sheets), `sheet_subjects`
 (subjects by sheets), `archives` (all archive formats) and `zip` (one format; a new one is a package next to it and an

@@ -1,5 +1,5 @@
-"""The way of the data, one module and one public function each: crawl, extract, build, upload, measure, report.
+"""The stages of a run (crawl, extract, build, upload, measure, report) and two more operations (verify, withdraw).
 
-The only place that knows several packages. A stage reads tables of the lake, writes tables of the lake, and returns a
-summary of counts.
+One module and one public function each. A stage reads tables of the lake, writes tables of the lake, and returns a
+summary of counts; it calls the packages that do the work.
 """

@@ -45,7 +45,7 @@ _TABLES = (
     "dicom_etl.fhir.tables:annex_l.json",
     "dicom_etl.fhir.tables:body_part_aliases.csv",
     "dicom_etl.quality.tables:quality_checks.json",
-    "dicom_etl.quality.tables:dummies.json",
+    "dicom_etl.quality.tables:placeholders.json",
     "dicom_etl.quality.tables:functional_groups.json",
     "dicom_etl.quality.tables:requirements.json",
 )

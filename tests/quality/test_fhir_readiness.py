@@ -110,7 +110,7 @@ def test_started(values: Row, flags: tuple[bool, bool], has_time_zone: bool, dat
     [
         (None, None, "absent"),
         (EMPTY, None, "empty"),
-        (FILLED, "ANONYMOUS", "unusable (a dummy or invalid)"),
+        (FILLED, "ANONYMOUS", "unusable (a placeholder or invalid)"),
     ],
 )
 def test_the_header_explains_a_missing_description(status: int | None, value: str | None, reason: str) -> None:

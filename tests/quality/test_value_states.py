@@ -1,11 +1,11 @@
-"""Usable values and dummies, which belong to their tags."""
+"""Usable values and placeholders, which belong to their tags."""
 
 import datetime
 
 import pyarrow as pa
 import pytest
 
-from dicom_etl.quality.value_states import DUMMY, NO_VALUE, USABLE, find_value_states, value_columns
+from dicom_etl.quality.value_states import NO_VALUE, PLACEHOLDER, USABLE, find_value_states, value_columns
 
 Date = datetime.date
 
@@ -13,20 +13,20 @@ Date = datetime.date
 @pytest.mark.parametrize(
     ("column", "value", "state"),
     [
-        ("PatientName", "ANONYMOUS", DUMMY),
-        ("PatientName", "anonymous^", DUMMY),
-        ("PatientName", "^", DUMMY),
+        ("PatientName", "ANONYMOUS", PLACEHOLDER),
+        ("PatientName", "anonymous^", PLACEHOLDER),
+        ("PatientName", "^", PLACEHOLDER),
         ("PatientName", "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎", USABLE),
         ("PatientName", "Müller^Grete", USABLE),
         ("PatientName", None, NO_VALUE),
-        ("PatientID", "00000000", DUMMY),
-        ("PatientID", "N/A", DUMMY),
+        ("PatientID", "00000000", PLACEHOLDER),
+        ("PatientID", "N/A", PLACEHOLDER),
         ("PatientID", "12345678", USABLE),
         ("StudyID", "0", USABLE),
-        ("StudyDescription", "ANONYMOUS", DUMMY),
+        ("StudyDescription", "ANONYMOUS", PLACEHOLDER),
         ("SequenceVariant", "NONE", USABLE),
         ("ContrastBolusAgent", "NONE", USABLE),
-        ("BodyPartExamined", "UNKNOWN", DUMMY),
+        ("BodyPartExamined", "UNKNOWN", PLACEHOLDER),
     ],
 )
 def test_texts(column: str, value: str | None, state: int) -> None:
@@ -36,10 +36,10 @@ def test_texts(column: str, value: str | None, state: int) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "state"),
     [
-        ("StudyDate", Date(1900, 1, 1), DUMMY),
-        ("PatientBirthDate", Date(1, 1, 1), DUMMY),
+        ("StudyDate", Date(1900, 1, 1), PLACEHOLDER),
+        ("PatientBirthDate", Date(1, 1, 1), PLACEHOLDER),
         ("PatientBirthDate", Date(1966, 3, 12), USABLE),
-        ("StudyDate", Date(1990, 1, 1), USABLE),  # one date in all studies is not a dummy here
+        ("StudyDate", Date(1990, 1, 1), USABLE),  # one date in all studies is not a placeholder here
     ],
 )
 def test_dates(column: str, value: Date, state: int) -> None:

@@ -2,7 +2,8 @@
 
 To add a check: a row in `tables/quality_checks.json`, a function in the module of its kind, and a line below. If the
 check needs a column of the header table that no other check uses, add it to `occurrences.CHECKED_COLUMNS`; if it has
-findings, add their code to `finding_codes.csv`.
+findings, add their code to `finding_codes.csv`. Increase `stages.measure.MEASURE_VERSION`, so that datasets that have
+not changed are measured again.
 
 Not here: titles and thresholds (`check_table`), the tables that the functions query (`inputs`).
 """

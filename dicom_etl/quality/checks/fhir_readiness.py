@@ -122,7 +122,7 @@ def _count_element(check: str, dataset: MeasuredDataset) -> list[Measure]:
                     ELSE coalesce({element.reason},
                                   CASE WHEN coalesce(state, 1) <= 2 THEN 'absent'
                                        WHEN state = 3 THEN 'empty'
-                                       WHEN state = 4 THEN 'unusable (a dummy or invalid)'
+                                       WHEN state = 4 THEN 'unusable (a placeholder or invalid)'
                                        WHEN instances > 1 THEN 'instances disagree'
                                        ELSE 'omitted' END) END AS failure,
                count(*) AS n

@@ -1,1 +1,1 @@
-"""Data of the package: quality checks, dummies, and the requirements of the standard (PS3.3, PS3.4)."""
+"""Data of the package: quality checks, placeholders, and the requirements of the standard (PS3.3, PS3.4)."""
