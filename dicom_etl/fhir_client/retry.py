@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from dicom_etl.fhir_client.errors import FhirError, InvalidAnswerError, TransientError
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0  # seconds
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
 _INVALID_ANSWERS = 3  # of one call that are sent: waiting rarely helps
 
 T = TypeVar("T")
@@ -117,7 +117,7 @@ async def _retry_after(
 
 def _choose_pause(state: RetryCallState) -> float:
     """A random pause whose upper bound doubles, so that requests that failed together are not repeated together."""
-    longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(state.attempt_number - 1, 10))
+    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(state.attempt_number - 1, 10))
     pause = random.uniform(longest / 2, longest)
     error = state.outcome.exception() if state.outcome else None
     requested = error.retry_after if isinstance(error, TransientError) else None

@@ -310,7 +310,7 @@ def ledger(world: World, lake: Lake, url: str) -> dict[str, dict[str, Any]]:
 @contextmanager
 def shorten_pauses() -> Iterator[None]:
     """Pauses between tries as short as a test wants them."""
-    with patch.object(retry, "_FIRST_PAUSE", 0.01):
+    with patch.object(retry, "FIRST_PAUSE", 0.01):
         yield
 
 

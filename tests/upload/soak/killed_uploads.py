@@ -83,7 +83,7 @@ def run_upload(job: Job) -> None:
     from dicom_etl.settings import FhirSettings, Settings
     from dicom_etl.stages.upload import upload
 
-    retry._FIRST_PAUSE = 0.05
+    retry.FIRST_PAUSE = 0.05
     if job.kill is not None and job.kill.kind in AT_COMMIT:
         _kill_at_commit(job.kill)
     try:
