@@ -87,7 +87,7 @@ def make_path(template: str, **names: str | int) -> str:
 
 
 _DATASET = Column("dataset", STRING, "name of the dataset")
-_UNIT = Column("unit", STRING, "unit of processing: the subject, or the study of an archive")
+_UNIT = Column("unit", STRING, "unit of processing: the subject, or `.` for files outside the folders of subjects")
 _SUBJECT = Column("subject", STRING, "name of the subject, from its folder or a file list; null where there is none")
 _SAMPLE = Column("sample", STRING, "name of the sample, from its folder; null where there is none")
 _PATH = Column("path", STRING, "path below the folder of the dataset; `a.zip!/b.dcm` is a member of an archive")
@@ -387,7 +387,7 @@ _LINE_COLUMNS = (
     Column("offset", COUNT, "position of the first byte of its lines in the NDJSON file"),
     Column("length", COUNT, "number of bytes of its lines"),
     Column("lines", COUNT, "number of its lines"),
-    Column("digest", STRING, "SHA-256 of its lines, 32 hexadecimal digits"),
+    Column("digest", STRING, "first 32 hexadecimal digits of the SHA-256 of its lines"),
 )
 BUILD_COMMITS = Table(
     "commits",
