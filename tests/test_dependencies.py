@@ -43,6 +43,7 @@ ALLOWED = {
     },
     "quality": {"findings", "headers", "identity", "lake", "fhir", "settings"},
     "inspection": {
+        "fhir",
         "fhir_client",
         "fhir_connection",
         "identity",

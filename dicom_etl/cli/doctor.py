@@ -30,9 +30,9 @@ def doctor(
 
     checks = run_checks(session.settings)
     if as_json:
-        print(json.dumps([asdict(check) for check in checks]))
+        print(json.dumps([asdict(check) | {"ok": check.ok} for check in checks]))
     else:
-        rows = [("ok" if check.ok else "WRONG", check.check, check.result) for check in checks]
+        rows = [(check.status if check.ok else "WRONG", check.check, check.result) for check in checks]
         print_table(session.console, "doctor", ["", "checked", "result"], rows)
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from dicom_etl.errors import UserError
+from dicom_etl.fhir.corrections import read_corrections
 from dicom_etl.identity.crosswalk import read_crosswalk
 from dicom_etl.lake import database
 from dicom_etl.lake.location import has_lake
@@ -31,25 +33,33 @@ from dicom_etl.settings import (
 from dicom_etl.sources import open_source
 from dicom_etl.sources.registry import find_datasets
 
+Status = Literal["ok", "warn", "wrong"]  # warn: a run works, but there is a risk
+
 
 @dataclass(frozen=True)
 class Check:
     """One check and its result, a sentence."""
 
     check: str
-    ok: bool
+    status: Status
     result: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether a run works; there may be a warning."""
+        return self.status != "wrong"
 
 
 def run_checks(settings: Settings) -> list[Check]:
     """Check everything that a run needs."""
     version = ".".join(map(str, sys.version_info[:3]))
     return [
-        Check("Python", sys.version_info >= (3, 11), version),
+        Check("Python", "ok" if sys.version_info >= (3, 11) else "wrong", version),
         *_check_datasets(settings),
         _check("crosswalk", partial(_describe_crosswalk, settings)),
-        _check("resource ids", partial(_describe_ids, settings)),
-        *(Check("secrets", True, f"warning: {risk}") for risk in _find_exposed_secrets(settings)),
+        _check("corrections", partial(_describe_corrections, settings)),
+        _check_ids(settings),
+        *(Check("secrets", "warn", risk) for risk in _find_exposed_secrets(settings)),
         _check("lake", partial(_describe_lake, settings)),
         _check("upload ledger", partial(_describe_ledger, settings)),
         *_check_server(settings.fhir),
@@ -59,23 +69,23 @@ def run_checks(settings: Settings) -> list[Check]:
 def _check(name: str, describe: Callable[[], str], error_type: type[Exception] = UserError) -> Check:
     """A check that passes unless the description raises an error."""
     try:
-        return Check(name, True, describe())
+        return Check(name, "ok", describe())
     except (UserError, OSError, error_type) as error:
-        return Check(name, False, str(error))
+        return Check(name, "wrong", str(error))
 
 
 def _check_datasets(settings: Settings) -> Iterator[Check]:
     try:
         datasets = find_datasets(settings)
     except SettingsError as error:
-        yield Check("datasets", False, str(error))
+        yield Check("datasets", "wrong", str(error))
         return
     if not datasets:
-        yield Check("datasets", True, "none registered: name folders on the command line")
+        yield Check("datasets", "ok", "none registered: name folders on the command line")
     for name, dataset in datasets.items():
         check = _check(f"dataset {name}", partial(_describe_location, name, dataset))
         zone = dataset.time_zone or settings.time_zone
-        yield Check(check.check, check.ok, f"{check.result}, {zone or 'no time zone: dates without times'}")
+        yield Check(check.check, check.status, f"{check.result}, {zone or 'no time zone: dates without times'}")
 
 
 def _describe_location(name: str, dataset: DatasetSettings) -> str:
@@ -83,19 +93,32 @@ def _describe_location(name: str, dataset: DatasetSettings) -> str:
 
 
 def _describe_crosswalk(settings: Settings) -> str:
-    lines = len(read_crosswalk(settings.crosswalk))
-    return f"{settings.crosswalk}: {lines:,} line{'' if lines == 1 else 's'}" if settings.crosswalk else "none"
+    return _describe_file(settings.crosswalk, len(read_crosswalk(settings.crosswalk)))
 
 
-def _describe_ids(settings: Settings) -> str:
-    ids = settings.resource_ids()
+def _describe_corrections(settings: Settings) -> str:
+    return _describe_file(settings.corrections, len(read_corrections(settings.corrections)))
+
+
+def _describe_file(path: str | None, lines: int) -> str:
+    return f"{path}: {lines:,} line{'' if lines == 1 else 's'}" if path else "none"
+
+
+def _check_ids(settings: Settings) -> Check:
+    name = "resource ids"
+    try:
+        ids = settings.resource_ids()
+    except (UserError, OSError) as error:
+        return Check(name, "wrong", str(error))
     if ids.is_guessable:
-        return (
-            "warning: the key is derived from `namespace`, so that anyone who knows a PatientID can compute "
-            "the id of its Patient: "
-            f"make a key with `{NEW_ID_KEY}`, keep it, and set {ID_KEY_VARIABLE} or id_key_file before the first upload"
+        text = (
+            "the key is derived from `namespace`, so that anyone who knows a PatientID can compute the id of its "
+            f"Patient: make a key with `{NEW_ID_KEY}`, keep it, and set {ID_KEY_VARIABLE} or id_key_file before the "
+            "first upload"
         )
-    return f"key {ids.key_fingerprint} (fingerprint); all lakes of the namespace {ids.namespace} must share this key"
+        return Check(name, "warn", text)
+    text = f"key {ids.key_fingerprint} (fingerprint); all lakes of the namespace {ids.namespace} must share this key"
+    return Check(name, "ok", text)
 
 
 def _describe_lake(settings: Settings) -> str:
@@ -124,7 +147,7 @@ def _describe_ledger(settings: Settings) -> str:
 
 def _check_server(fhir: FhirSettings) -> Iterator[Check]:
     if not fhir.url:
-        yield Check("FHIR server", True, "none: the NDJSON files of the lake are the result")
+        yield Check("FHIR server", "ok", "none: the NDJSON files of the lake are the result")
         return
     from dicom_etl.fhir_client import FhirError, check_server
     from dicom_etl.fhir_connection import choose_authentication, choose_method, open_client

@@ -27,7 +27,7 @@ class TestStatusAndExplain:
 class TestDoctor:
     def test_what_is_wrong_fails_a_check(self, run_command, small, tmp_path):
         (tmp_path / "s.toml").write_text(
-            f"lake = 'l'\n[datasets.a]\nroot = '{small}'\n[datasets.b]\nroot = 'nowhere'\n"
+            f"lake = 'l'\ncorrections = 'none.csv'\n[datasets.a]\nroot = '{small}'\n[datasets.b]\nroot = 'nowhere'\n"
         )
         code, out, _ = run_command(
             "doctor", "--settings", tmp_path / "s.toml", "--fhir-url", "http://127.0.0.1:9/fhir", "--json"
@@ -37,7 +37,33 @@ class TestDoctor:
         assert checks["dataset a"]
         assert not checks["dataset b"]
         assert not checks["FHIR server"]
+        assert not checks["corrections"]
         assert checks["lake"]
+
+    def test_the_lines_of_the_corrections_file_are_counted_and_checked(self, run_command, tmp_path):
+        (tmp_path / "s.toml").write_text("lake = 'l'\ncorrections = 'c.csv'\n")
+        file = tmp_path / "c.csv"
+
+        def check():
+            code, out, _ = run_command("doctor", "--settings", tmp_path / "s.toml", "--json")
+            return code, *(row for row in json.loads(out) if row["check"] == "corrections")
+
+        file.write_text("dataset,tag,value\nds,Modality,MR\n")
+        assert check() == (0, {"check": "corrections", "status": "ok", "result": f"{file}: 1 line", "ok": True})
+        file.write_text("dataset,tag,value\nds,Rows,7\n")
+        code, checked = check()
+        assert (code, checked["status"], checked["ok"]) == (1, "wrong", False)
+        assert "Rows cannot be corrected" in checked["result"]
+        file.unlink()
+        assert check()[0] == 1
+
+    def test_a_warning_is_in_the_first_column(self, run_command, tmp_path):
+        code, out, _ = run_command("doctor", "--lake", tmp_path / "lake")
+
+        statuses = [line.split()[1:5] for line in out.splitlines() if "│" in line]
+        assert code == 0
+        assert ["warn", "│", "resource", "ids"] in statuses
+        assert ["ok", "│", "corrections", "│"] in statuses
 
     def test_the_settings_are_listed_as_json(self, run_command):
         code, out, err = run_command("doctor", "--settings-help", "--json")
@@ -55,37 +81,35 @@ class TestDoctor:
 
         def checks(*arguments):
             code, out, _ = run_command("doctor", "--json", *arguments)
-            return code, {check["check"]: (check["ok"], check["result"]) for check in json.loads(out)}
+            return code, {check["check"]: (check["status"], check["result"]) for check in json.loads(out)}
 
         code, checked = checks("--lake", tmp_path / "lake")
-        assert (code, checked["resource ids"][0]) == (0, True)
-        assert checked["resource ids"][1].startswith(
-            "warning: the key is derived from `namespace`, so that anyone who knows"
-        )
+        assert (code, checked["resource ids"][0]) == (0, "warn")
+        assert checked["resource ids"][1].startswith("the key is derived from `namespace`, so that anyone who knows")
         assert "`openssl rand -hex 32`" in checked["resource ids"][1]
         run_command("run", small, "--lake", tmp_path / "lake")
 
         code, checked = checks("--settings", tmp_path / "s.toml")
         assert (code, checked["resource ids"]) == (
             1,
-            (False, f"id_key_file {file} cannot be read: No such file or directory"),
+            ("wrong", f"id_key_file {file} cannot be read: No such file or directory"),
         )
         file.write_bytes(b"k" * 32)
         file.chmod(0o640)
         code, checked = checks("--settings", tmp_path / "s.toml")
         assert checked["resource ids"] == (
-            True,
+            "ok",
             "key 82faad1c93751e3c (fingerprint); "
             "all lakes of the namespace https://dicom-etl.local must share this key",
         )
-        assert (code, checked["lake"][0]) == (1, False)
+        assert (code, checked["lake"][0]) == (1, "wrong")
         keys = "the key 577b5d77c4253d5d, not with the configured key 82faad1c93751e3c"
         assert f"were made with {keys}" in checked["lake"][1]
         assert "secrets" not in checked
         file.chmod(0o644)
         assert checks("--settings", tmp_path / "s.toml")[1]["secrets"] == (
-            True,
-            f"warning: id_key_file {file} can be read by everybody: chmod o-r",
+            "warn",
+            f"id_key_file {file} can be read by everybody: chmod o-r",
         )
 
 
