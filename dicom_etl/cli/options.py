@@ -21,10 +21,17 @@ LakeDatasets = Annotated[
 ]
 SettingsFile = Annotated[
     Path | None,
-    typer.Option("--settings", help="settings file [default: dicom-etl.toml in the current folder, if it exists]"),
+    typer.Option(
+        "--settings",
+        help="settings file [default: the one that DICOM_ETL_SETTINGS names, otherwise dicom-etl.toml in the current "
+        "folder, if it exists]",
+    ),
 ]
 LakeRoot = Annotated[str | None, typer.Option("--lake", help="folder or URL of the lake")]
 FhirUrl = Annotated[
+    str | None, typer.Option("--fhir-url", help="base URL of the FHIR server [default: setting fhir.url]")
+]
+UploadUrl = Annotated[
     str | None,
     typer.Option(
         "--fhir-url",

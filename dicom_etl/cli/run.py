@@ -10,7 +10,6 @@ from dicom_etl.cli.options import (
     Datasets,
     DryRun,
     EngineKind,
-    FhirUrl,
     Force,
     Json,
     LakeRoot,
@@ -20,6 +19,7 @@ from dicom_etl.cli.options import (
     Rebuild,
     SettingsFile,
     Subject,
+    UploadUrl,
     Workers,
 )
 from dicom_etl.cli.session import Session
@@ -31,7 +31,7 @@ def run(
     datasets: Datasets = None,
     settings: SettingsFile = None,
     lake: LakeRoot = None,
-    fhir_url: FhirUrl = None,
+    fhir_url: UploadUrl = None,
     subject: Subject = None,
     workers: Workers = None,
     engine: EngineKind = None,

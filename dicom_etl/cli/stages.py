@@ -12,7 +12,6 @@ from dicom_etl.cli.options import (
     Datasets,
     DryRun,
     EngineKind,
-    FhirUrl,
     Force,
     Json,
     LakeRoot,
@@ -21,6 +20,7 @@ from dicom_etl.cli.options import (
     Prune,
     SettingsFile,
     Subject,
+    UploadUrl,
     Workers,
 )
 from dicom_etl.cli.session import Session
@@ -78,7 +78,7 @@ def upload(
     datasets: Datasets = None,
     settings: SettingsFile = None,
     lake: LakeRoot = None,
-    fhir_url: FhirUrl = None,
+    fhir_url: UploadUrl = None,
     prune: Prune = False,
     overwrite: Overwrite = False,
     failed: Annotated[
@@ -98,7 +98,7 @@ def measure(
     datasets: Datasets = None,
     settings: SettingsFile = None,
     lake: LakeRoot = None,
-    force: Force = False,
+    force: Annotated[bool, typer.Option("--force", help="measure again, even if nothing has changed")] = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
