@@ -52,10 +52,10 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The stages bound to settings; datasets are those of the settings and `extra` ones."""
+    """The stages bound to settings; datasets are those of the settings and of the command line."""
 
     settings: Settings
-    extra: Mapping[str, DatasetSettings] = field(default_factory=dict)
+    command_line_datasets: Mapping[str, DatasetSettings] = field(default_factory=dict)
     progress: Progress = lambda *_: None
     notify: Callable[[str], None] = print
     rebuild: bool = False  # also of a lake of an older schema, or of another key of resource ids
@@ -67,7 +67,7 @@ class Pipeline:
 
     @cached_property
     def lake(self) -> Lake:
-        """The lake, created if it does not exist."""
+        """The lake, opened when it is used first; it is created if it does not exist."""
         lake = Lake(self.settings.lake, self.settings.lock_wait_seconds, self.notify, self.settings.database)
         return lake.open(rebuild=self.rebuild, id_key=self.ids.key_fingerprint)
 
@@ -78,7 +78,7 @@ class Pipeline:
 
     def datasets(self) -> dict[str, DatasetSettings]:
         """All datasets, by name."""
-        return find_datasets(self.settings) | dict(self.extra)
+        return find_datasets(self.settings) | dict(self.command_line_datasets)
 
     def active_datasets(self) -> dict[str, DatasetSettings]:
         """All datasets except those that were withdrawn as a whole."""
@@ -92,7 +92,7 @@ class Pipeline:
         """
         known = self.datasets()
         if dataset not in known:
-            raise SourceError(f"dataset {dataset} is not registered; there are {', '.join(known) or 'none'}")
+            raise SourceError(f"dataset {dataset} is not registered; registered: {', '.join(known) or 'none'}")
         return open_source(dataset, known[dataset])
 
     def crawl(self, dataset: str, options: RunOptions = RunOptions()) -> CrawlResult:
@@ -169,7 +169,7 @@ class RunResult:
 
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)  # dataset -> stage -> summary
     stopped: dict[str, str] = field(default_factory=dict)  # dataset -> one sentence
-    nothing: dict[str, str] = field(default_factory=dict)  # dataset -> why there was nothing to do
+    nothing_to_do: dict[str, str] = field(default_factory=dict)  # dataset -> why there was nothing to do
     unreachable: str | None = None  # why the server could not be reached
 
     def add(self, stage: str, dataset: str, summary: Any) -> None:
@@ -179,12 +179,12 @@ class RunResult:
     @property
     def exit_code(self) -> int:
         """0 done; 1 some units failed, were held or rejected; 2 nothing to do; 3 the server could not be reached."""
-        if self.nothing and not self.summaries:
+        if self.nothing_to_do and not self.summaries:
             return 2
         if self.unreachable:
             return 3
         has_failures = any(self.has_failures(dataset) for dataset in self.summaries)
-        return 1 if self.stopped or self.nothing or has_failures else 0
+        return 1 if self.stopped or self.nothing_to_do or has_failures else 0
 
     def has_failures(self, dataset: str) -> bool:
         """Whether a stage has failed or held some of the dataset."""
@@ -232,7 +232,7 @@ def run(
         else:
             remaining = [name for name in remaining if _run_stage(pipeline, stage, name, options, result)]
         if stage == "crawl" and options.rebuild:
-            remaining = _clear(pipeline, datasets, remaining, result)
+            remaining = _remove_tables_before_rebuild(pipeline, datasets, remaining, result)
     return result
 
 
@@ -245,7 +245,9 @@ def _check_upload(pipeline: Pipeline) -> None:
     check_connection(pipeline.lake)
 
 
-def _clear(pipeline: Pipeline, datasets: Collection[str], crawled: list[str], result: RunResult) -> list[str]:
+def _remove_tables_before_rebuild(
+    pipeline: Pipeline, datasets: Collection[str], crawled: list[str], result: RunResult
+) -> list[str]:
     """Remove the tables of the datasets that were crawled; returns the datasets that are to be rebuilt.
 
     Where the whole lake must be rebuilt, all of its datasets must have been crawled, or nothing is removed.
@@ -269,9 +271,8 @@ def _check_subjects(lake: Lake, datasets: Collection[str], subjects: Collection[
     units = (lake.read(INVENTORY, ["unit"], dataset=name)["unit"].to_pylist() for name in datasets)
     existing = sorted({unit for dataset_units in units for unit in dataset_units})
     if unknown := [subject for subject in subjects if subject not in existing]:
-        names = f"{', '.join(existing[:20])}{' and more' if len(existing) > 20 else ''}" or "none: run the crawl first"
-        verb = "has" if len(datasets) == 1 else "have"
-        raise SettingsError(f"{' and '.join(datasets)} {verb} no subject {unknown[0]}; there are {names}")
+        names = f"{', '.join(existing[:20])}{' and more' if len(existing) > 20 else ''}" or "none; run the crawl first"
+        raise SettingsError(f"no subject {unknown[0]} in {' and '.join(datasets)}; existing subjects: {names}")
 
 
 def _run_stage(pipeline: Pipeline, stage: str, dataset: str, options: RunOptions, result: RunResult) -> bool:
@@ -282,7 +283,7 @@ def _run_stage(pipeline: Pipeline, stage: str, dataset: str, options: RunOptions
         if result.has_failures(dataset):
             result.stopped[dataset] = str(error)
         else:
-            result.nothing[dataset] = str(error)
+            result.nothing_to_do[dataset] = str(error)
             result.summaries.pop(dataset, None)
         return False
     except (DatasetStoppedError, LockHeldError, EngineError, LakeError) as error:
@@ -308,6 +309,6 @@ def _upload(pipeline: Pipeline, datasets: list[str], options: RunOptions, result
     except (UnreachableError, UnsuitableServerError) as error:
         result.unreachable = str(error)
     except NotBuiltError as error:
-        result.nothing |= dict.fromkeys(datasets, str(error))
+        result.nothing_to_do |= dict.fromkeys(datasets, str(error))
     except (LockHeldError, LakeError) as error:
         result.stopped |= dict.fromkeys(datasets, str(error))

@@ -32,7 +32,7 @@ def show_result(session: Session, result: RunResult, **more: Any) -> None:
             show_upload(session.console, summaries)
         elif summaries:
             _show_stage(session.console, stage, summaries)
-    for sentence in dict.fromkeys([*result.stopped.values(), *result.nothing.values()]):
+    for sentence in dict.fromkeys([*result.stopped.values(), *result.nothing_to_do.values()]):
         session.notify(sentence)
     if result.unreachable:
         session.notify(f"{result.unreachable}; everything else is done, and the next run uploads")
@@ -56,7 +56,7 @@ def _to_json(result: RunResult) -> dict[str, Any]:
             for name, by in result.summaries.items()
         },
         "stopped": result.stopped,
-        "nothing": result.nothing,
+        "nothing_to_do": result.nothing_to_do,
         "unreachable": result.unreachable,
     }
 

@@ -158,7 +158,7 @@ class TestSelection:
         code, out, _ = run_command(*command)
 
         assert [(code, err) for code, _, err in typed] == [
-            (2, f"dicom-etl: {small.name} has no subject sub7; there are sub-1, sub-2\n")
+            (2, f"dicom-etl: no subject sub7 in {small.name}; existing subjects: sub-1, sub-2\n")
         ] * 2
         assert code == 0
         assert "report of" in out
