@@ -33,11 +33,24 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Iter
     rows = list(rows)
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for position, column in enumerate(columns):
-        is_number = all(isinstance(row[position], int) for row in rows) and bool(rows)
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+        is_number = all(isinstance(row[position], int) and not isinstance(row[position], bool) for row in rows)
+        table.add_column(
+            column,
+            justify="right" if is_number and rows else "left",
+            overflow="fold",
+            min_width=max(map(len, column.split()), default=0),  # else a word of the header could be divided
+        )
     for row in rows:
-        table.add_row(*(Text(f"{v:,}" if isinstance(v, int) else to_printable("" if v is None else v)) for v in row))
+        table.add_row(*(Text(_format_cell(value)) for value in row))
     console.print(table)
+
+
+def _format_cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "" if value is None else to_printable(value)
 
 
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):

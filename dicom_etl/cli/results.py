@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dicom_etl.stages.report import ReportSummary
     from dicom_etl.stages.upload import UploadSummary
 
+_COLUMN_TITLES = {"files_opened": "file reads"}  # a duplicate is opened twice
+
 
 def show_result(session: Session, result: RunResult, **more: Any) -> None:
     """Show the result of a run: a table for each stage, then what stopped it. JSON has the fields of `more` as well."""
@@ -65,7 +67,7 @@ def _show_stage(console: Console, stage: str, summaries: list[Any]) -> None:
     rows = [asdict(summary) for summary in summaries]
     columns = [name for name, value in rows[0].items() if not isinstance(value, dict | list | tuple)]
     cells = [[row[column] for column in columns] for row in rows]
-    print_table(console, stage, [name.replace("_", " ") for name in columns], cells)
+    print_table(console, stage, [_COLUMN_TITLES.get(name, name.replace("_", " ")) for name in columns], cells)
 
 
 def show_upload(console: Console, summaries: list[UploadSummary]) -> None:

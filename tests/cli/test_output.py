@@ -68,6 +68,17 @@ class TestTable:
         assert "1,234,567" in text_of(console)
         assert "None" not in text_of(console)
 
+    def test_a_boolean_is_yes_or_no(self) -> None:
+        console = written()
+        print_table(console, "measure", ["updated", "empty"], [[True, False]])
+        assert text_of(console).splitlines()[-2].split() == ["│", "yes", "│", "no", "│"]
+
+    def test_no_word_of_a_header_is_divided(self) -> None:
+        console = written(width=60)
+        print_table(console, "extract", ["dataset", "units processed", "units failed"], [["x" * 100, 1, 0]])
+        assert "processed" in text_of(console)
+        assert "dataset" in text_of(console)
+
     def test_a_table_may_have_no_rows(self) -> None:
         console = written()
         print_table(console, "Units", ["unit"], [])
