@@ -388,43 +388,58 @@ NOT_PLAIN = {
         [raw(0x7FE00000, b"UL", bytes(4)), PIXELS],
         "no pixel data after the header",
     ),
-    "undefined length of OB": ([element(0x00291010, b"x" * 100, "OB", length=UNDEFINED)], "undefined length"),
-    "no item in a sequence": ([sequence("ContentSequence", element("Rows", b"\1\0"), defined=False)], "no item"),
+    "undefined length of OB": (
+        [element(0x00291010, b"x" * 100, "OB", length=UNDEFINED)],
+        "undefined length of a value that is no sequence",
+    ),
+    "no item in a sequence": (
+        [sequence("ContentSequence", element("Rows", b"\1\0"), defined=False)],
+        "something other than an item",
+    ),
     "item delimiter instead of an item": (
         [sequence("ContentSequence", struct.pack("<HHL", 0xFFFE, 0xE00D, 0), defined=False)],
-        "no item",
+        "something other than an item",
     ),
     "item delimiter with a length": (
         [in_items(element("CodeValue", b"T1"), end=b"\xfe\xff\x0d\xe0\2\0\0\0")],
-        "no end of the item",
+        "the end of an item is missing",
     ),
-    "sequence delimiter in an item": ([in_items(element("CodeValue", b"T1"), end=SEQUENCE_ENDS)], "no end of the item"),
+    "sequence delimiter in an item": (
+        [in_items(element("CodeValue", b"T1"), end=SEQUENCE_ENDS)],
+        "the end of an item is missing",
+    ),
     "item delimiter in an item of defined length": (
         [sequence("ContentSequence", item(struct.pack("<HHL", 0xFFFE, 0xE00D, 0)), defined=False)],
-        "no end of the item",
+        "the end of an item is missing",
     ),
     "a value that ends behind its item": (
         [sequence("ContentSequence", item(element("CodeValue", b"T1", length=40)), bytes(40), defined=False)],
         "an element ends beyond its item",
     ),
-    "a tag behind those of delimiters in an item": ([in_items(raw(0xFFFF1010, b"LO", b"T1"))], "no end of the item"),
+    "a tag behind those of delimiters in an item": (
+        [in_items(raw(0xFFFF1010, b"LO", b"T1"))],
+        "the end of an item is missing",
+    ),
     "unknown VR in an item": ([in_items(raw(0x00280010, b"ZZ", b"\1\0"))], "unknown VR"),
-    "a strange character set in an item": ([in_items(element("SpecificCharacterSet", b"\xff"))], "character set"),
+    "a strange character set in an item": (
+        [in_items(element("SpecificCharacterSet", b"\xff"))],
+        "unsupported character set",
+    ),
 }
 
 IMPLICIT_NOT_PLAIN = {
     "explicit VR": (element("SOPClassUID", MR_IMAGE.encode()), "explicit VR in a transfer syntax of implicit VR"),
     "undefined length of what is no sequence": (
         element("PatientComments", item(), length=UNDEFINED, syntax=IMPLICIT) + SEQUENCE_ENDS,
-        "undefined length",
+        "undefined length of a value that is no sequence",
     ),
     "undefined length of what nobody knows, without items": (
         element(0x00211001, bytes(16), "UN", length=UNDEFINED, syntax=IMPLICIT) + SEQUENCE_ENDS,
-        "undefined length",
+        "undefined length of a value that is no sequence",
     ),
     "something else between items": (
         element("ProcedureCodeSequence", item() + bytes(8), length=UNDEFINED, syntax=IMPLICIT),
-        "no item",
+        "something other than an item",
     ),
 }
 
@@ -483,36 +498,48 @@ PLAIN_META = {
 META_NOT_PLAIN = {
     "no preamble": (file_of(LENGTH, SYNTAX, preamble=b""), "no preamble"),
     "preamble without DICM": (file_of(LENGTH, SYNTAX, preamble=bytes(128) + b"DICN"), "no preamble"),
-    "no file meta information": (file_of(), "transfer syntax"),
-    "no transfer syntax": (file_of(LENGTH), "transfer syntax"),
-    "an empty transfer syntax": (file_of(LENGTH, element("TransferSyntaxUID")), "transfer syntax"),
-    "a private transfer syntax": (file_of(element("TransferSyntaxUID", b"1.3.46.670589")), "transfer syntax"),
+    "no file meta information": (file_of(), "no standard transfer syntax"),
+    "no transfer syntax": (file_of(LENGTH), "no standard transfer syntax"),
+    "an empty transfer syntax": (file_of(LENGTH, element("TransferSyntaxUID")), "no standard transfer syntax"),
+    "a private transfer syntax": (
+        file_of(element("TransferSyntaxUID", b"1.3.46.670589")),
+        "no standard transfer syntax",
+    ),
     "a transfer syntax that is no UID": (
         file_of(element("TransferSyntaxUID", EXPLICIT.encode() + b"x")),
-        "file meta information",
+        "unusual file meta information",
     ),
     "a UID that is longer than UIDs are": (
         file_of(element("MediaStorageSOPClassUID", b"1" * 66), SYNTAX),
-        "file meta information",
+        "unusual file meta information",
     ),
     "a transfer syntax of another VR": (
         file_of(element("TransferSyntaxUID", EXPLICIT.encode(), "LO")),
-        "file meta information",
+        "unusual file meta information",
     ),
     "a directory": (
         file_of(element("MediaStorageSOPClassUID", b"1.2.840.10008.1.3.10"), SYNTAX),
-        "file meta information",
+        "unusual file meta information",
     ),
-    "out of order": (file_of(SYNTAX, LENGTH), "file meta information"),
-    "twice": (file_of(SYNTAX, SYNTAX), "file meta information"),
-    "a group length of 2 bytes": (file_of(element(0x00020000, bytes(2), "US"), SYNTAX), "file meta information"),
-    "a group length of 8 bytes": (file_of(element(0x00020000, bytes(8), "UL"), SYNTAX), "file meta information"),
+    "out of order": (file_of(SYNTAX, LENGTH), "unusual file meta information"),
+    "twice": (file_of(SYNTAX, SYNTAX), "unusual file meta information"),
+    "a group length of 2 bytes": (
+        file_of(element(0x00020000, bytes(2), "US"), SYNTAX),
+        "unusual file meta information",
+    ),
+    "a group length of 8 bytes": (
+        file_of(element(0x00020000, bytes(8), "UL"), SYNTAX),
+        "unusual file meta information",
+    ),
     "text in the first element": (
         file_of(element("MediaStorageSOPInstanceUID", b"1.2"), SYNTAX),
-        "file meta information",
+        "unusual file meta information",
     ),
-    "a very long value": (file_of(SYNTAX, element(0x00020102, bytes(65_538), "OB")), "file meta information"),
-    "undefined length": (file_of(SYNTAX, element(0x00020102, b"", "OB", length=UNDEFINED)), "file meta information"),
+    "a very long value": (file_of(SYNTAX, element(0x00020102, bytes(65_538), "OB")), "unusual file meta information"),
+    "undefined length": (
+        file_of(SYNTAX, element(0x00020102, b"", "OB", length=UNDEFINED)),
+        "unusual file meta information",
+    ),
     "unknown VR": (file_of(SYNTAX, raw(0x00020102, b"ZZ", b"  ")), "unknown VR"),
 }
 
@@ -535,10 +562,10 @@ class TestFileMeta:
         content = instance(syntax=EXPLICIT).replace(
             element("TransferSyntaxUID", EXPLICIT.encode()), element("TransferSyntaxUID", DEFLATED.encode())
         )
-        with pytest.raises(NotPlainError, match="deflated"):
+        with pytest.raises(NotPlainError, match="deflated data set"):
             parse(content)
         assert parse(content, inflated=True).end == 310  # the UID is longer by 2 bytes
-        with pytest.raises(NotPlainError, match="deflated"):
+        with pytest.raises(NotPlainError, match="data set inflated, but not deflated"):
             parse(instance(), inflated=True)
 
 

@@ -169,11 +169,11 @@ class ParsedHeader:
         if _SOP_CLASS_UID in self.wanted:
             (_, vr), *_ = self.wanted[_SOP_CLASS_UID]
             if vr not in (None, b"UI"):
-                raise NotPlainError("VR of the SOP class")
+                raise NotPlainError("unusual VR of the SOP class UID")
         if PIXEL_REPRESENTATION in self.wanted:
             (_, vr), _, length, _ = self.wanted[PIXEL_REPRESENTATION]
             if not is_plain_representation(vr, length):
-                raise NotPlainError("PixelRepresentation")
+                raise NotPlainError("unusual PixelRepresentation")
         self.values = self._read_values()
         creators = [(tag, _decode_creator(self.buf[start:end])) for tag, start, end in parser.creators]
         self.tag_profile = TagProfile(pack_codes(parser.codes), tuple(creators))
@@ -184,7 +184,7 @@ class ParsedHeader:
         (_, vr), start, _, end = self.wanted[SPECIFIC_CHARACTER_SET]
         raw = self.buf[start:end]
         if not is_plain_character_set(vr, raw):
-            raise NotPlainError("character set")
+            raise NotPlainError("unsupported character set")
         codecs, problem = read_character_set(raw)
         self._add_problem(column_index("SpecificCharacterSet"), problem)
         return codecs

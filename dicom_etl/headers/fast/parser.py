@@ -139,7 +139,7 @@ class Parser:
     def _begin(self, buf: bytes) -> None:
         meta = parse_file_meta(buf)
         if (meta.transfer_syntax == DEFLATED) != self._inflated:
-            raise NotPlainError("deflated")
+            raise NotPlainError("data set inflated, but not deflated" if self._inflated else "deflated data set")
         self.encoding = _encoding_of(meta.transfer_syntax)
         if self.encoding.implicit and is_vr_like(buf, meta.end + 4):
             raise NotPlainError("explicit VR in a transfer syntax of implicit VR")
@@ -259,7 +259,7 @@ def parse_file_meta(buf: bytes) -> FileMeta:
             length = EXPLICIT.long(buf, value)[0]
             value += 4
         if tag <= last or length > _MAX_META_VALUE:
-            raise NotPlainError("file meta information")
+            raise NotPlainError("unusual file meta information")
         end = value + length
         if end > n:
             raise IncompleteData
@@ -287,7 +287,7 @@ def _check_meta_element(number: int, vr: bytes, length: int, content: bytes) -> 
     else:
         is_plain = number == 1 and vr == b"OB"
     if not is_plain:
-        raise NotPlainError("file meta information")
+        raise NotPlainError("unusual file meta information")
 
 
 def _encoding_of(transfer_syntax: bytes) -> Encoding:
@@ -296,5 +296,5 @@ def _encoding_of(transfer_syntax: bytes) -> Encoding:
     if transfer_syntax == _BIG_ENDIAN:
         return BIG_ENDIAN
     if not transfer_syntax.startswith(_STANDARD_SYNTAXES):
-        raise NotPlainError("transfer syntax")  # absent, or private (PS3.5 10.2)
+        raise NotPlainError("no standard transfer syntax")  # absent, or private (PS3.5 10.2)
     return EXPLICIT

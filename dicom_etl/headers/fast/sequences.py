@@ -57,7 +57,7 @@ def find_sequence_end(
     if vr is None:
         _check_implicit(buf, tag, pos, n, encoding)
     elif vr not in (b"SQ", b"UN"):  # PS3.5 6.2.2: UN of undefined length is a sequence
-        raise NotPlainError("undefined length")
+        raise NotPlainError("undefined length of a value that is no sequence")
     unpack_item = encoding.item
     while True:
         if pos + 8 > n:
@@ -67,7 +67,7 @@ def find_sequence_end(
         if (group, number) == SEQUENCE_END:
             return pos
         if (group, number) != ITEM:
-            raise NotPlainError("no item")
+            raise NotPlainError("something other than an item")
         stop = None if length == UNDEFINED_LENGTH else pos + length
         if stop is not None and stop > n:
             raise IncompleteData
@@ -84,7 +84,7 @@ def _check_implicit(buf: bytes, tag: int, pos: int, n: int, encoding: Encoding) 
     group, number, _ = encoding.item(buf, pos)
     # else it looks for the next delimiter, whatever is before it
     if (group, number) not in ((SEQUENCE_END,) if is_sequence is False else (ITEM, SEQUENCE_END)):
-        raise NotPlainError("undefined length")
+        raise NotPlainError("undefined length of a value that is no sequence")
 
 
 @lru_cache(maxsize=8192)
@@ -134,7 +134,7 @@ def _find_item_end(buf: bytes, pos: int, stop: int | None, n: int, encoding: Enc
 
 def _after_item_end(buf: bytes, pos: int, stop: int | None, encoding: Encoding) -> int:
     if encoding.item(buf, pos) != (*ITEM_END, 0) or stop is not None:
-        raise NotPlainError("no end of the item")
+        raise NotPlainError("the end of an item is missing")
     return pos + 8
 
 
@@ -151,9 +151,9 @@ def _find_value(buf: bytes, pos: int, n: int, encoding: Encoding, depth: int) ->
         if value + length > n:
             raise IncompleteData
         if not is_plain_character_set(vr, buf[value : value + length]):
-            raise NotPlainError("character set")
+            raise NotPlainError("unsupported character set")
     if tag == PIXEL_REPRESENTATION and not is_plain_representation(vr, length):
-        raise NotPlainError("PixelRepresentation")
+        raise NotPlainError("unusual PixelRepresentation")
     if length == UNDEFINED_LENGTH:
         return value, length, find_sequence_end(buf, tag, vr, value, n, encoding, depth + 1)
     return value, length, value + length
@@ -180,13 +180,13 @@ def read_first_item(buf: bytes, sequence: ValueSpan, encoding: Encoding) -> tupl
     _, pos, sequence_length, end = sequence
     while pos < end:
         if pos + 8 > end:
-            raise NotPlainError("no item")
+            raise NotPlainError("something other than an item")
         group, number, length = encoding.item(buf, pos)
         pos += 8
         if (group, number) == SEQUENCE_END and pos == end and sequence_length == UNDEFINED_LENGTH:
             break
         if (group, number) != ITEM:
-            raise NotPlainError("no item")
+            raise NotPlainError("something other than an item")
         stop = None if length == UNDEFINED_LENGTH else pos + length
         if stop is not None and stop > end:
             raise NotPlainError("an item ends beyond its sequence")

@@ -41,7 +41,7 @@ _MAX_CACHED_VALUE = 1024  # bytes of a value with columns in items: codes and re
 class _VaryingElement(NamedTuple):
     """What is done with the value of a varying element."""
 
-    profile_index: int  # in the tag profile; -1: it is not in there
+    profile_index: int  # index in the tag profile; -1 if absent
     is_filled: bool  # in the header of the template
     is_padded: bool
     position: int  # of its column among the varying columns
@@ -64,7 +64,7 @@ class Template:
     """A header that was read in full, by which similar ones are read."""
 
     byte_template: ByteTemplate | None = None
-    has_matched = False  # a file, since the template is kept with others
+    has_matched = False  # whether a file has matched since the template entered the cache
 
     def __init__(self, header: ParsedHeader, varying: frozenset[int] = frozenset()) -> None:
         """Make a template of a header; `varying` are the tags in which similar headers differ from it."""
@@ -117,7 +117,7 @@ class Template:
         return _VaryingElement(profile_index, is_filled, is_padded(element.tag, element.vr), position, decode)
 
     def extend(self, buf: bytes, parser: Parser, varying: frozenset[int] = frozenset()) -> Template | None:
-        """The template that also matches another header, which has the same elements; None if there is no such.
+        """The template that also matches another header, which has the same elements; None if there is none.
 
         Args:
             buf: the bytes of the other header.
@@ -244,7 +244,7 @@ class Template:
         _, sop_class_index = _required_columns()
         sop_class = str(row.value(sop_class_index))
         if not _PLAIN_UID.fullmatch(sop_class):
-            raise NotPlainError("SOP class")
+            raise NotPlainError("unusual SOP class UID")
         return row._replace(pixel_data_absent=_is_image_storage(sop_class))
 
 
