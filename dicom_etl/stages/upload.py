@@ -41,7 +41,7 @@ def upload(
     Args:
         datasets: their names; what they share is merged over all of them.
         lake: holds the resources and the ledger.
-        settings: name the server.
+        settings: with the URL of the server.
         prune: let updates remove content, and delete what the lake no longer produces.
         failed_only: only what failed the last time.
         dry_run: read from the server, change nothing there and in the lake.
@@ -50,7 +50,7 @@ def upload(
 
     Raises:
         NotBuiltError: a dataset has no resources yet.
-        UnreachableError: the server did not answer at all (later on, the summary has that).
+        UnreachableError: the first request got no answer; if the server fails later, the summary says so.
         UnsuitableServerError: it lacks a feature that is needed; nothing was sent.
         DatabaseError: the ledger cannot be used.
     """

@@ -85,7 +85,7 @@ class DatasetUpload:
     async def _upload_units(self, units: Sequence[str]) -> None:
         """Upload Patients before the studies that refer to them; the next group's while studies are being sent."""
         groups = deque(self._group_units(units))
-        async with TaskWindow(self._run.limits.max_batches) as window:
+        async with TaskWindow(self._run.limits.max_concurrent_batches) as window:
             next_patients: asyncio.Task[None] | None = None
             try:
                 while groups:
@@ -123,16 +123,16 @@ class DatasetUpload:
             for resource in resources.read_resources("Patient", unit):
                 if resource["id"] in first_units:
                     contributions[resource["id"]].append(Contribution(unit, resource))
-        blanks = {
+        item_templates = {
             patient: UploadItem(
                 {}, self._dataset, unit, resources.subject_by_unit.get(unit), resources.identifier_by_patient[patient]
             )
             for patient, unit in first_units.items()
             if patient in contributions
         }
-        for patient, item in blanks.items():
+        for patient, item in item_templates.items():
             group.produced[item.unit or ""].add(("Patient", patient))
-        group.deferred |= await upload_patients(self._run, contributions, blanks)
+        group.deferred |= await upload_patients(self._run, contributions, item_templates)
 
     async def _upload_studies(self, group: UnitGroup, window: TaskWindow) -> None:
         resources, target = self._resources, self._run.target

@@ -31,7 +31,7 @@ class Limits(NamedTuple):
 
     max_entries: int
     max_bytes: int
-    max_batches: int
+    max_concurrent_batches: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class UploadRun:
 
 
 def resolve_from_ledger(item: UploadItem, row: ResourceRow | None, *, has_attempts: bool) -> ResourceRow | None:
-    """Update the row of an item that the server has as it would be sent; None where the server must be asked."""
+    """The updated row of an item whose current content is on the server; None if the server must be asked."""
     if row is None or has_attempts or not row.is_on_server or row.hash != item.hash:
         return None
     origin = {
@@ -94,7 +94,7 @@ def needs_server_check(
 
 
 async def mark_orphaned(run: UploadRun, rows: Sequence[ResourceRow]) -> None:
-    """Record that the lake no longer produces some resources; rows of those that never reached the server go."""
+    """Record that the lake no longer produces resources; rows of those that never reached the server are deleted."""
     if not rows:
         return
     attempts = await asyncio.wrap_future(run.target.ledger.read_attempts([row.key for row in rows]))
@@ -108,13 +108,13 @@ async def mark_orphaned(run: UploadRun, rows: Sequence[ResourceRow]) -> None:
 
 async def upload_in_batches(run: UploadRun, items: Iterable[UploadItem]) -> None:
     """Upload items in batches, several at a time."""
-    async with TaskWindow(run.limits.max_batches) as window:
+    async with TaskWindow(run.limits.max_concurrent_batches) as window:
         for batch in pack(items, run.limits.max_entries, run.limits.max_bytes):
             await window.start(upload_items(run.target, batch))
 
 
 async def upload_patients(
-    run: UploadRun, contributions: Mapping[str, list[Contribution]], blanks: Mapping[str, UploadItem]
+    run: UploadRun, contributions: Mapping[str, list[Contribution]], item_templates: Mapping[str, UploadItem]
 ) -> set[Key]:
     """Upload Patients, each merged from the values of all its contributors.
 
@@ -124,7 +124,7 @@ async def upload_patients(
     Args:
         run: the upload.
         contributions: by Patient id, the Patient as each dataset or unit has it.
-        blanks: by Patient id, an item with its dataset, unit and identifier, whose resource is still empty.
+        item_templates: by Patient id, an item with its dataset, unit and identifier, but without a resource.
 
     Returns:
         the Patients that are deferred.
@@ -136,7 +136,7 @@ async def upload_patients(
         row = rows.get(key)
         base = [orjson.loads(text) for text in list_contributions(row, attempts.get(key, []))]
         merged = merge_patient(base, contributions[key[1]], None)
-        item = replace(blanks[key[1]], resource=merged.contribution)
+        item = replace(item_templates[key[1]], resource=merged.contribution)
         if merged.conflicts:
             texts = [
                 f"{conflict.element} has different values in {', '.join(conflict.sources)}"
@@ -155,7 +155,7 @@ async def upload_patients(
 
 
 async def confirm_earlier_creations(run: UploadRun, datasets: Collection[str], *, is_shared: bool) -> None:
-    """Search again for what earlier runs created, where no search found it or where another client has the same.
+    """Search again for what earlier runs created, if no search has found it or another client has a duplicate of it.
 
     Args:
         run: the upload.

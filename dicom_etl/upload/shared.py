@@ -141,10 +141,10 @@ class SharedUpload:
                 for patient in self._on_server[name].read_resources("Patient", unit):
                     if patient["id"] in chosen:
                         contributions[patient["id"]].append(Contribution(name, patient))
-            blanks = {patient: self._make_blank_item(patient) for patient in contributions}
-            self.deferred |= await upload_patients(self._run, contributions, blanks)
+            item_templates = {patient: self._make_item_template(patient) for patient in contributions}
+            self.deferred |= await upload_patients(self._run, contributions, item_templates)
 
-    def _make_blank_item(self, patient: str) -> UploadItem:
+    def _make_item_template(self, patient: str) -> UploadItem:
         name, identity = self.identities[patient][0]
         return UploadItem({}, name, business_key=f"{identity.system}|{identity.value}")
 
