@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.construction.chunks import BuiltChunk, Chunk, UnitLines
+from dicom_etl.construction.chunks import COMPLETE_MARKER, BuiltChunk, Chunk, UnitLines
 from dicom_etl.construction.unit_resources import COLUMNS, UnitInputs, UnitResources, build_resources
 from dicom_etl.findings import describe_error, tabulate_findings
 from dicom_etl.lake.commits import hash_lines
@@ -20,9 +20,9 @@ from dicom_etl.lake.schemas import FHIR_ELEMENTS, UNIT_RESOURCE_TYPES, header_ta
 
 
 def build_chunk(chunk: Chunk) -> BuiltChunk:
-    """Build the resources of a chunk's units and store them, unless a run that was killed has done so."""
+    """Build the resources of a chunk's units and store them, unless an earlier, interrupted run has done so."""
     lake = chunk.lake
-    if (marker := lake.read_bytes(chunk.path("done"))) is not None:
+    if (marker := lake.read_bytes(chunk.path(COMPLETE_MARKER))) is not None:
         sizes, lines = orjson.loads(marker)
         if sizes == {suffix: lake.get_size(chunk.path(suffix)) for suffix in sizes}:
             stored = {unit: {kind: UnitLines(*v) for kind, v in kinds.items()} for unit, kinds in lines.items()}
@@ -43,7 +43,7 @@ def build_chunk(chunk: Chunk) -> BuiltChunk:
     errors = {result.unit: describe_error(result.error) for result in results if result.error is not None}
     if not errors:
         plain = {unit: {kind: list(lines) for kind, lines in kinds.items()} for unit, kinds in locations.items()}
-        lake.write_unsynced(chunk.path("done"), orjson.dumps([sizes, plain]))
+        lake.write_unsynced(chunk.path(COMPLETE_MARKER), orjson.dumps([sizes, plain]))
     return BuiltChunk(locations, errors)
 
 

@@ -23,6 +23,7 @@ from dicom_etl.identity.name_encoding import encode_name
 from dicom_etl.lake.tables import Lake
 
 CHUNK_ROWS = 2_500  # header rows of several units, at most
+COMPLETE_MARKER = "done"  # suffix of the file that is written when all others of a result are complete
 
 
 class ShardUnits(NamedTuple):
@@ -109,7 +110,7 @@ def chunks_folder(dataset: str) -> str:
 def chunk_path(dataset: str, key: str, suffix: str) -> str:
     """The path of a file of a chunk's result.
 
-    `suffix` is a resource type, `findings`, `elements`, or `done` for the marker that all of them are complete.
+    `suffix` is a resource type, `findings`, `elements`, or `COMPLETE_MARKER`.
     """
     return f"{chunks_folder(dataset)}/{key}.{suffix}"
 

@@ -19,7 +19,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.extraction.chunks import CHUNK_TABLES, Chunk
+from dicom_etl.extraction.chunks import CHUNK_TABLES, COMPLETE_MARKER, Chunk
 from dicom_etl.extraction.findings import ValueProblem, limit_value_findings, make_file_findings, make_value_findings
 from dicom_etl.findings import Finding, tabulate_findings
 from dicom_etl.headers import READER_VERSION
@@ -83,7 +83,7 @@ def read_chunk(chunk: Chunk) -> ChunkSummary:
     }
     sizes = {table: chunk.lake.write_arrow(chunk.path(table), tables[table]) for table in CHUNK_TABLES}
     if not result.to_retry:
-        chunk.lake.write_unsynced(chunk.path("done"), orjson.dumps(sizes))
+        chunk.lake.write_unsynced(chunk.path(COMPLETE_MARKER), orjson.dumps(sizes))
     summary = _summarize(rows, files, result.files_opened, result.to_retry)
     del result, tables, rows, files
     pa.default_memory_pool().release_unused()  # else the pool keeps the memory of this chunk during the next one
@@ -91,7 +91,7 @@ def read_chunk(chunk: Chunk) -> ChunkSummary:
 
 
 def _is_stored(chunk: Chunk) -> bool:
-    marker = chunk.lake.read_bytes(chunk.path("done"))
+    marker = chunk.lake.read_bytes(chunk.path(COMPLETE_MARKER))
     sizes = {table: chunk.lake.get_size(chunk.path(table)) for table in CHUNK_TABLES}
     return marker is not None and orjson.loads(marker) == sizes
 

@@ -20,6 +20,7 @@ from dicom_etl.sources import Source
 CHUNK_FILES = 2_500  # of several units, at most
 PART_FILES = 5_000  # of a part of one unit, at most
 CHUNK_TABLES = ("findings", "tag_profiles", "headers", "files")
+COMPLETE_MARKER = "done"  # suffix of the file that is written when all tables of a result are complete
 
 
 class UnitFiles(NamedTuple):
@@ -54,7 +55,7 @@ class Chunk(NamedTuple):
         return int(self.entries.num_rows)
 
     def path(self, suffix: str) -> str:
-        """The path of a table of its result (`CHUNK_TABLES`), or of the marker that it is complete (`done`)."""
+        """The path of a table of its result (`CHUNK_TABLES`), or of the marker (`COMPLETE_MARKER`)."""
         return chunk_path(self.dataset, self.key, suffix)
 
 
@@ -64,7 +65,7 @@ def chunks_folder(dataset: str) -> str:
 
 
 def chunk_path(dataset: str, key: str, suffix: str) -> str:
-    """The path of a table of a chunk's result (`CHUNK_TABLES`), or of the marker that it is complete (`done`)."""
+    """The path of a table of a chunk's result (`CHUNK_TABLES`), or of the marker (`COMPLETE_MARKER`)."""
     return f"{chunks_folder(dataset)}/{key}.{suffix}"
 
 
