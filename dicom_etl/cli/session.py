@@ -50,9 +50,9 @@ class Session:
 
         return Console(highlight=False, emoji=False, stderr=self.as_json, soft_wrap=False)
 
-    def notify(self, sentence: str) -> None:
-        """Print a sentence for the person."""
-        self.console.print(to_printable(sentence), markup=False)
+    def notify(self, message: str) -> None:
+        """Print a message."""
+        self.console.print(to_printable(message), markup=False)
 
     def stop(self, error: Exception, exit_code: int) -> int:
         """Print why a command ended early; returns its exit code."""

@@ -2,7 +2,7 @@
 
 Every file keeps its row; `duplicate` flags all but the first by path: `identical` if the files have the same SHA-256
 (computed for duplicates only), else `conflict`. The whole dataset is needed for this, so it is decided after all chunks
-are read and before shards are written, from 8 bytes per instance.
+are read and before shards are written, from a 64-bit hash of the UID of each instance.
 """
 
 from __future__ import annotations

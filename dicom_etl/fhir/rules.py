@@ -54,7 +54,7 @@ def map_security(
 ) -> list[dict[str, str]] | None:
     """A security label, if the patient's identity was removed from all instances.
 
-    Of the possible labels, "pseudonymized" is the one that requires care: ids and UIDs may lead back to the person.
+    Of the possible labels, "pseudonymized" implies that re-identification may be possible: by ids and UIDs.
     """
     values = {(value or "").strip().upper() for value in rows.values(columns[0])}
     return [_PSEUDONYMIZED] if values == {"YES"} else None
@@ -69,7 +69,7 @@ def map_started(rows: HeaderRows, columns: tuple[str, ...], context: Context, fi
     """Date, time and offset of one and the same instance; if instances disagree, the earliest.
 
     The first date is the element's own. The others are substitutes if it has no value, and only from original images:
-    the dates of a derived object tell when it was derived (PS3.3 C.7.6.1.1.2).
+    the dates of a derived object are those of the derivation (PS3.3 C.7.6.1.1.2).
     """
     first, *substitutes = _split_dates(columns)
     value = _map_earliest(first, rows, context, findings)

@@ -7,11 +7,13 @@ Where an unusual answer of a server is handled:
 
     encoding, size, time limit          `transport`
     status, a single resource           `answers`
+    statuses that are retried           `errors`, `retry`
     transactions, pages, histories      `bundles`
     links from page to page             `search`
     ids, versions, ETags, locations     `models`
     CapabilityStatement                 `capabilities`
     text that is shown in messages      `redaction`
+    what an answer does not say         `dicom_etl.upload.confirmation`
 """
 
 from dicom_etl.fhir_client.auth import Authentication, Basic, BearerToken, ClientCredentials, FixedHeader

@@ -1,4 +1,4 @@
-"""Limit on concurrent requests that adapts to the server: it falls when the server is busy, and rises again later.
+"""Limit on concurrent requests: halved when the server is busy or times out, raised by one after eight successes.
 
 Not here: the repetition of failed requests (`retry`).
 """

@@ -29,12 +29,12 @@ class ShardWriter:
     def __init__(
         self, lake: Lake, stage: str, dataset: str, shard: int, shards: int, *, new_folders: bool = False
     ) -> None:
-        """Begin a shard.
+        """Start writing a shard.
 
         Args:
-            lake: contains the shard.
+            lake: where the shard is written.
             stage: `extract` or `build`.
-            dataset: its dataset; the run holds its lock.
+            dataset: the dataset of the shard, whose lock the caller holds.
             shard: its number.
             shards: how many shards the dataset has.
             new_folders: write into the folders that `exchange_folders` moves to their final location.

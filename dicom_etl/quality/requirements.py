@@ -1,10 +1,10 @@
 """The requirements of the standard on the top-level attributes of an object: Type 1, 1C, 2, 2C or 3.
 
 `TYPES` is PS3.5 section 7.4: what each type requires of an absent or empty attribute. Everything that depends on this
-rule takes it from there. The table `tables/requirements.json`, written by `scripts/derive_standard_tables.py`, leads
-from a SOP class (PS3.4 Annex B) to its IOD, the modules of that IOD with their usage (PS3.3 Annex A) and the attributes
-of each module with their type (PS3.3 Annex C). `find_attributes` selects those that apply to one instance, by its SOP
-class and the set of its tags.
+rule takes it from there. The table `tables/requirements.json`, written by `scripts/derive_standard_tables.py`, maps a
+SOP class to its IOD (PS3.4 Annex B), an IOD to its modules with their usage (PS3.3 Annex A), and a module to its
+attributes with their type (PS3.3 Annex C). `find_attributes` selects those that apply to one instance, by its SOP class
+and the set of its tags.
 
 Not here: the conditions of Types 1C and 2C, which are not evaluated; attributes inside sequences; values; counting.
 """
@@ -83,11 +83,11 @@ def find_attributes(sop_class: str, present: frozenset[str]) -> Mapping[str, Att
 
     - Mandatory modules always apply. Conditional and optional ones (PS3.3 section A.1.3) apply if an attribute is
       present that they contain and no mandatory module does.
-    - Several modules that are not mandatory may contain that attribute (Rows and Columns are in the three image pixel
-      modules of a parametric map, ShutterShape is in two shutter modules). It is then evidence for those of them that
-      another attribute shows to be in use. If there are none, it is undecided which of them is in use: what all of them
-      require applies, in its least strict form; what only some of them require becomes conditional (Type 1 as 1C, 2 as
-      2C), unless a module in use requires it anyway.
+    - An attribute may be in several modules that are not mandatory (Rows and Columns are in the three image pixel
+      modules of a parametric map, ShutterShape is in two shutter modules). It is evidence only for those modules that
+      another attribute shows to be in use. If no attribute does so, it is undecided which of the modules is in use.
+      Attributes of all of these modules then apply, with the least strict of their types. Attributes of only some of
+      them become conditional (Type 1 as 1C, 2 as 2C), unless a module in use requires them.
     - A tag in several modules has the strictest of its types.
     - Repeating groups (PS3.5 section 7.6): the attributes of overlays are listed once for each overlay group that is
       present, and not at all without one.

@@ -26,6 +26,7 @@ class SourceError(UserError):
 class Entry(NamedTuple):
     """A file of a dataset: `path` relative to its root with forward slashes, `mtime` in ns since 1970.
 
+    A source without sizes and times gives any numbers that change when the file does.
     A member of an archive has the path `a.zip!/x.dcm`, its inflated size, and the `mtime` of the archive.
     """
 

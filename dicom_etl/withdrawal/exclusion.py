@@ -31,13 +31,13 @@ def exclude_cells(cells: Sequence[SheetCell], record: WithdrawalRecord) -> list[
     if not record:
         return list(cells)
     samples = {sample for sample, subject in map_samples_to_subjects(cells).items() if record.is_withdrawn(subject)}
-    mentioning = {cell for cell in cells if _cell_mentions(cell, samples, record)}
+    mentioning = {cell for cell in cells if _mentions_withdrawn(cell, samples, record)}
     rows = {(cell.path, cell.row) for cell in cells if record.is_withdrawn(cell.subject)}
     rows |= {(c.path, c.row) for c in cells if c.subject is None and (c in mentioning or c.sample in samples)}
     return [cell for cell in cells if cell not in mentioning and (cell.path, cell.row) not in rows]
 
 
-def _cell_mentions(cell: SheetCell, samples: set[str], record: WithdrawalRecord) -> bool:
+def _mentions_withdrawn(cell: SheetCell, samples: set[str], record: WithdrawalRecord) -> bool:
     """Whether a cell contains the name of a withdrawn subject, or (in a reference) of one of its samples."""
     if cell.field not in _REFERENCES:
         return _text_mentions(cell.value, record)
@@ -46,7 +46,7 @@ def _cell_mentions(cell: SheetCell, samples: set[str], record: WithdrawalRecord)
 
 
 def _text_mentions(text: str | None, record: WithdrawalRecord) -> bool:
-    """Whether a text contains the name of a withdrawn subject; a word that could be anything (`1`) is not a name."""
+    """Whether a text contains the name of a withdrawn subject; a word that does not look like one (`1`) is ignored."""
     return any(record.is_withdrawn(word) for word in _SEPARATORS.split(text or "") if match_entity(word))
 
 
