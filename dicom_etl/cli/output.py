@@ -42,6 +42,9 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Iter
         )
     for row in rows:
         table.add_row(*(Text(_format_cell(value)) for value in row))
+    if console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width:
+        for table_column in table.columns:
+            table_column.header = str(table_column.header).replace(" ", "\n")
     console.print(table)
 
 

@@ -79,6 +79,12 @@ class TestTable:
         assert "processed" in text_of(console)
         assert "dataset" in text_of(console)
 
+    def test_a_table_that_fits_with_headers_of_several_lines_is_whole(self) -> None:
+        console = written(width=80)
+        columns = "dataset,units,units processed,units failed,patients,studies,held,findings".split(",")
+        print_table(console, "build", columns, [["breast", 4, 4, 0, 4, 8, 0, 16]])
+        assert [line[-1] for line in text_of(console).splitlines()[1:]] == list("┓┃┃┩│┘")
+
     def test_a_table_may_have_no_rows(self) -> None:
         console = written()
         print_table(console, "Units", ["unit"], [])
