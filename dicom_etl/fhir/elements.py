@@ -43,11 +43,12 @@ def _study_rows(study: Mapping[str, Any], dataset: str, unit: str) -> Iterator[d
         "description": bool(study.get("description")),
     }
     for series in study["series"]:
+        site = series.get("bodySite", {})  # a Coding, or in R5 a CodeableReference with a concept
         yield common | {
             "level": "series",
             "series_uid": series["uid"],
             "description": bool(series.get("description")),
-            "body_site": _has_coded_site(series),
+            "body_site": bool(site.get("code") or site.get("concept", {}).get("coding")),
             "laterality": bool(series.get("laterality")),
         }
 
@@ -57,9 +58,3 @@ def _has_accession(study: Mapping[str, Any]) -> bool:
     identifiers = [*study["identifier"], *(order["identifier"] for order in study.get("basedOn", ()))]
     codings = [coding for identifier in identifiers for coding in identifier.get("type", {}).get("coding", ())]
     return any(coding.get("code") == "ACSN" for coding in codings)
-
-
-def _has_coded_site(series: Mapping[str, Any]) -> bool:
-    """Whether the body site has a code: as Coding, or in R5 in the concept of a CodeableReference."""
-    site = series.get("bodySite", {})
-    return bool(site.get("code") or site.get("concept", {}).get("coding"))

@@ -198,15 +198,13 @@ def make_imaging_study(
 
 
 def _list_modalities(series: Iterable[dict[str, Any]]) -> list[Any]:
-    """The distinct modalities of the series, sorted by code."""
-    by_code = {_modality_code(item["modality"]): item["modality"] for item in series}
+    """The distinct modalities of the series, sorted by code and system."""
+    by_code = {}
+    for item in series:
+        modality = item["modality"]  # a Coding (R4) or CodeableConcept (R5)
+        coding = modality["coding"][0] if "coding" in modality else modality
+        by_code[coding["code"], coding.get("system", "")] = modality
     return [by_code[code] for code in sorted(by_code)]
-
-
-def _modality_code(modality: dict[str, Any]) -> tuple[str, str]:
-    """Code and system of a Coding (R4) or CodeableConcept (R5)."""
-    coding = modality["coding"][0] if "coding" in modality else modality
-    return coding["code"], coding.get("system", "")
 
 
 def _make_notes(findings: Iterable[Finding], study_uid: str | None) -> list[dict[str, str]]:

@@ -153,7 +153,10 @@ def _map_animal(
         species = header_species
     if species is None or is_human(species):
         return []
-    breed, status = _map_breed(rows, columns[4:7], findings), _map_gender_status(rows, columns[7], findings)
+    _code, meaning, text = (strip_text(rows.common_value(column, findings)) for column in columns[4:7])
+    breed = make_concept(None, text or meaning)
+    coding = look_up_gender_status(rows.common_value(columns[7], findings) or "")
+    status = make_concept(coding.as_fhir()) if coding else None
     parts = [("species", species), ("breed", breed), ("genderStatus", status)]
     return [
         {
@@ -177,16 +180,6 @@ def _make_species(code: str | None, scheme: str | None, text: str | None) -> Con
         return make_concept(coding.as_fhir())
     species = look_up_species(text) if text else None
     return make_concept(species.as_fhir()) if species else make_concept(None, text)
-
-
-def _map_breed(rows: HeaderRows, columns: tuple[str, ...], findings: FindingCollector) -> Concept | None:
-    _code, meaning, text = (strip_text(rows.common_value(column, findings)) for column in columns)
-    return make_concept(None, text or meaning)
-
-
-def _map_gender_status(rows: HeaderRows, column: str, findings: FindingCollector) -> Concept | None:
-    coding = look_up_gender_status(rows.common_value(column, findings) or "")
-    return make_concept(coding.as_fhir()) if coding else None
 
 
 # -- by setting -------------------------------------------------------------------------------------------------------

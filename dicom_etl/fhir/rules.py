@@ -8,13 +8,13 @@ Not here: rules of only one resource (`imaging_study`, `patient`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
 from dicom_etl.fhir import terminology
 from dicom_etl.fhir.context import Context
-from dicom_etl.fhir.datetimes import FhirDateTime, convert_date_time, convert_dt, to_instant
+from dicom_etl.fhir.datetimes import convert_date_time, convert_dt, to_instant
 from dicom_etl.fhir.mapping import Concept, Rule, make_concept, remove_duplicates
 from dicom_etl.fhir.person_names import format_person_name
 from dicom_etl.fhir.rows import FindingCollector, HeaderRows
@@ -75,7 +75,8 @@ def map_started(rows: HeaderRows, columns: tuple[str, ...], context: Context, fi
     value = _map_earliest(first, rows, context, findings)
     if value:
         return value
-    originals = rows.filter(_is_original(rows))
+    types = rows.columns["ImageType"]
+    originals = rows.filter(lambda row: (types[row] or "").split("\\")[0].strip() == "ORIGINAL")
     for substitute in substitutes:
         if value := _map_earliest(substitute, originals, context, findings):
             message = f"{first[0]} has no value; {' and '.join(substitute)} of the original images instead"
@@ -93,25 +94,16 @@ def _split_dates(columns: tuple[str, ...]) -> Iterator[DateColumns]:
             yield (column, f"{column.removesuffix('Date')}Time")
 
 
-def _is_original(rows: HeaderRows) -> Callable[[int], bool]:
-    types = rows.columns["ImageType"]
-    return lambda row: (types[row] or "").split("\\")[0].strip() == "ORIGINAL"
-
-
-def _convert(values: tuple[Any, ...], context: Context) -> FhirDateTime:
-    """Convert a DT and an offset, or a date, a time and an offset."""
-    if len(values) == 2:
-        return convert_dt(values[0], values[1], context.zone)
-    return convert_date_time(values[0], values[1], values[2], context.zone)
-
-
 def _map_earliest(columns: DateColumns, rows: HeaderRows, context: Context, findings: FindingCollector) -> str | None:
     """The earliest dateTime that these columns have in the rows."""
     usable = []
     for values in rows.combinations(*columns, "TimezoneOffsetFromUTC"):
         if values[0] is None:
             continue
-        value, code = _convert(values, context)
+        if len(values) == 2:  # a DT and an offset
+            value, code = convert_dt(values[0], values[1], context.zone)
+        else:  # a date, a time and an offset
+            value, code = convert_date_time(values[0], values[1], values[2], context.zone)
         if value:
             usable.append((value, code, values))
         else:
@@ -169,14 +161,11 @@ def _map_code(
     coding = terminology.convert_coded_entry(value, scheme, meaning)
     if coding is None:
         findings.add("coding-scheme-unknown", column, f"{value} ({scheme})")
-        coding = terminology.Coding(_local_system(context, scheme), value, meaning)
+        # a URI for a scheme that is valid only within this dataset
+        parts = (quote(part, safe="") for part in (context.dataset, "coding-scheme", scheme))
+        system = "/".join([context.namespace.rstrip("/"), *parts])
+        coding = terminology.Coding(system, value, meaning)
     return make_concept(coding.as_fhir(), strip_text(text))
-
-
-def _local_system(context: Context, scheme: str) -> str:
-    """The URI of a coding scheme that is valid only within this dataset."""
-    parts = (quote(part, safe="") for part in (context.dataset, "coding-scheme", scheme))
-    return "/".join([context.namespace.rstrip("/"), *parts])
 
 
 # -- staff, locations, specimens --------------------------------------------------------------------------------------
