@@ -66,7 +66,10 @@ def convert(directory: str | Path, *, contained: bool = False, settings: Setting
         crawl(source, lake)
         extract(source, lake, engine)
         build(source, lake, settings, dataset_settings, engine)
-        studies, patients = (_resources(lake, kind, source.dataset) for kind in ("ImagingStudy", "Patient"))
+        studies, patients = (
+            [orjson.loads(line) for line in read_lines(lake, kind, dataset=source.dataset, unit=ROOT_UNIT).splitlines()]
+            for kind in ("ImagingStudy", "Patient")
+        )
         findings = list(_findings(lake, source.dataset))
     by_reference = {f"Patient/{patient['id']}": patient for patient in patients}
     for study in studies:
@@ -76,11 +79,6 @@ def convert(directory: str | Path, *, contained: bool = False, settings: Setting
         if contained:
             _contain(study, by_reference[study["subject"]["reference"]])
     return Converted(studies, [] if contained else patients, findings)
-
-
-def _resources(lake: Lake, kind: str, dataset: str) -> list[dict[str, Any]]:
-    lines = read_lines(lake, kind, dataset=dataset, unit=ROOT_UNIT)
-    return [orjson.loads(line) for line in lines.splitlines()]
 
 
 def _findings(lake: Lake, dataset: str) -> Iterator[Finding]:

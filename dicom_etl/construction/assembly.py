@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -122,14 +122,12 @@ def _read_rows(task: ShardTask, table: Table, suffix: str) -> pa.Table:
             chunks[unit.chunk] = None
         elif unit.previous_shard is not None:
             reused.setdefault(unit.previous_shard, []).append(unit.unit)
-    new_rows = (task.lake.read_arrow(chunk_path(task.dataset, key, suffix)) for key in chunks)
-    return pa.concat_tables([table.schema.empty_table(), *_previous_rows(task, table, reused), *new_rows])
-
-
-def _previous_rows(task: ShardTask, table: Table, units_by_shard: Mapping[int, Iterable[str]]) -> Iterator[pa.Table]:
-    for shard, units in units_by_shard.items():
+    tables = [table.schema.empty_table()]
+    for shard, units in reused.items():
         rows = task.lake.read(table, stage="build", dataset=task.dataset, shard=shard)
-        yield rows.filter(pc.is_in(rows["unit"], pa.array(list(units))))
+        tables.append(rows.filter(pc.is_in(rows["unit"], pa.array(units))))
+    tables += [task.lake.read_arrow(chunk_path(task.dataset, key, suffix)) for key in chunks]
+    return pa.concat_tables(tables)
 
 
 def remove_units(lake: Lake, dataset: str, units: Collection[str]) -> None:

@@ -90,17 +90,16 @@ def _build_unit(unit: UnitInputs, header_rows: HeaderRows, row_numbers: Mapping[
         resources_of_type.sort(key=itemgetter("id"))
     return UnitResources(
         unit=unit.unit,
-        lines={kind: b"".join(map(_to_line, items)) for kind, items in resources.items()},
+        lines={
+            kind: b"".join(orjson.dumps(item, option=orjson.OPT_APPEND_NEWLINE) for item in items)
+            for kind, items in resources.items()
+        },
         counts={kind: len(items) for kind, items in resources.items()},
         findings=findings.collected,
         elements=[
             row for item in chain(*resources.values()) for row in list_element_rows(item, context.dataset, unit.unit)
         ],
     )
-
-
-def _to_line(resource: Resource) -> bytes:
-    return orjson.dumps(resource, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _narrow_to_study(findings: FindingCollector, match: PatientMatch) -> FindingCollector:

@@ -67,7 +67,8 @@ def assemble_shard(task: ShardTask) -> None:
     writer.write_table(
         header_table(), _header_rows(task, groups, tag_profiles), choose_row_groups(task.units["rows"].to_pylist())
     )
-    writer.write_table(FILES, _file_rows(task, groups), choose_row_groups(task.units["files"].to_pylist()))
+    file_rows = (_set_column(rows, "sha256", task.checksums) for rows in _rows(task, FILES, "files", groups))
+    writer.write_table(FILES, file_rows, choose_row_groups(task.units["files"].to_pylist()))
     writer.write_table(TAG_PROFILES, [_tag_profiles(task, tag_profiles)])
     writer.commit(task.units)
     pa.default_memory_pool().release_unused()
@@ -95,11 +96,6 @@ def _header_rows(task: ShardTask, groups: Sequence[_UnitGroup], tag_profiles: se
     for rows in _rows(task, header_table(), "headers", groups):
         tag_profiles.update(pc.unique(rows["tag_profile"]).to_pylist())
         yield _set_column(rows, "duplicate", task.duplicate_flags)
-
-
-def _file_rows(task: ShardTask, groups: Sequence[_UnitGroup]) -> Iterator[pa.Table]:
-    for rows in _rows(task, FILES, "files", groups):
-        yield _set_column(rows, "sha256", task.checksums)
 
 
 def _set_column(rows: pa.Table, column: str, values: Mapping[str, str | None]) -> pa.Table:

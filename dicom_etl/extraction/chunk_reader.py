@@ -66,7 +66,9 @@ def read_chunk(chunk: Chunk) -> ChunkSummary:
 
     A result that an earlier run has stored is used, unless there were files that could not be opened.
     """
-    if _is_stored(chunk):
+    marker = chunk.lake.read_bytes(chunk.path(COMPLETE_MARKER))  # the sizes of the tables of a stored result
+    stored_sizes = {table: chunk.lake.get_size(chunk.path(table)) for table in CHUNK_TABLES}
+    if marker is not None and orjson.loads(marker) == stored_sizes:
         rows, files = (chunk.lake.read_arrow(chunk.path(table)) for table in ("headers", "files"))
         return _summarize(rows, files, 0, frozenset())
     result = _read_files(chunk)
@@ -88,12 +90,6 @@ def read_chunk(chunk: Chunk) -> ChunkSummary:
     del result, tables, rows, files
     pa.default_memory_pool().release_unused()  # else the pool keeps the memory of this chunk during the next one
     return summary
-
-
-def _is_stored(chunk: Chunk) -> bool:
-    marker = chunk.lake.read_bytes(chunk.path(COMPLETE_MARKER))
-    sizes = {table: chunk.lake.get_size(chunk.path(table)) for table in CHUNK_TABLES}
-    return marker is not None and orjson.loads(marker) == sizes
 
 
 def _summarize(rows: pa.Table, files: pa.Table, files_opened: int, to_retry: frozenset[str]) -> ChunkSummary:

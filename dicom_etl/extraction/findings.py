@@ -134,11 +134,8 @@ def merge_findings(read_parts: Callable[[], Iterable[pa.Table]]) -> pa.Table:
         # a series is limited after its last part: most series are in one part, so few findings wait
         on_values += limit_value_findings(item for item in waiting if last_part[item.series_uid] == number)
         waiting = [item for item in waiting if last_part[item.series_uid] > number]
-    return pa.concat_tables([_sum_counts(pa.concat_tables(on_files)), tabulate_findings(on_values)])
-
-
-def _sum_counts(findings: pa.Table) -> pa.Table:
-    """Equal findings as one with the sum of their counts."""
+    # equal findings on files become one with the sum of their counts
     keys = [name for name in FINDINGS.schema.names if name != "count"]
-    summed = findings.group_by(keys, use_threads=False).aggregate([("count", "sum")])
-    return summed.rename_columns([*keys, "count"]).select(FINDINGS.schema.names)
+    summed = pa.concat_tables(on_files).group_by(keys, use_threads=False).aggregate([("count", "sum")])
+    counted = summed.rename_columns([*keys, "count"]).select(FINDINGS.schema.names)
+    return pa.concat_tables([counted, tabulate_findings(on_values)])
