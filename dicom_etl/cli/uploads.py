@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from dicom_etl.cli.options import Json, LakeDatasets, LakeRoot, SettingsFile
 from dicom_etl.cli.output import print_table, to_printable
 from dicom_etl.cli.session import Session
 from dicom_etl.errors import UserError
-from dicom_etl.inspection.uploads import STATES, DatasetUploads, UploadedResource, list_uploads
+from dicom_etl.inspection.uploads import STATES, DatasetUploads, list_uploads
 from dicom_etl.renames import UPLOAD_STATES, describe_rename
 
 if TYPE_CHECKING:
@@ -56,13 +56,21 @@ def _show_listing(console: Console, listing: DatasetUploads) -> None:
     console.print(to_printable(f"{listing.dataset}: {counts or 'nothing was uploaded'}"), markup=False)
     columns = ["state", "HTTP", "tries", "resource", "unit", "subject", "server", "when (UTC)", "reason"]
     if listing.listed:
-        print_table(console, "", columns, [_cells(resource) for resource in listing.listed])
-
-
-def _cells(resource: UploadedResource) -> tuple[Any, ...]:
-    names = resource.resource, resource.unit, resource.subject, resource.server
-    time = f"{resource.time:%Y-%m-%d %H:%M:%S}"
-    return resource.state, resource.status, resource.attempts, *names, time, resource.reason
+        rows = [
+            (
+                resource.state,
+                resource.status,
+                resource.attempts,
+                resource.resource,
+                resource.unit,
+                resource.subject,
+                resource.server,
+                f"{resource.time:%Y-%m-%d %H:%M:%S}",
+                resource.reason,
+            )
+            for resource in listing.listed
+        ]
+        print_table(console, "", columns, rows)
 
 
 def _advise(states: set[str]) -> list[str]:

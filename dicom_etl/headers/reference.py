@@ -9,7 +9,6 @@ import errno
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO, cast
@@ -284,13 +283,12 @@ def _read_tag_profile(dataset: Dataset) -> TagProfile:
         for tag in sorted(elements)
         if 0x00030000 <= tag < END and tag & 0xFFFF
     ]
-    return TagProfile(pack_codes(codes), tuple(sorted(_private_creators(dataset))))
-
-
-def _private_creators(dataset: Dataset) -> Iterator[tuple[int, str]]:
-    for tag, element in dataset._dict.items():
-        if is_private_creator(tag) and (raw := _raw_value(element)):
-            yield int(tag), decode_text("LO", raw, DEFAULT_CODECS)[0]
+    creators = sorted(
+        (int(tag), decode_text("LO", raw, DEFAULT_CODECS)[0])
+        for tag, element in elements.items()
+        if is_private_creator(tag) and (raw := _raw_value(element))
+    )
+    return TagProfile(pack_codes(codes), tuple(creators))
 
 
 def _status(tag: int, element: RawDataElement | DataElement) -> int:

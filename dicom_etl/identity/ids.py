@@ -36,16 +36,13 @@ class _Key:
 
     def digest(self, *parts: str) -> bytes:
         """The HMAC-SHA-256 of parts, each as its length in bytes (four bytes, big-endian) and its UTF-8."""
-        return hmac.digest(self._bytes, b"".join(map(_with_length, parts)), "sha256")
+        # file names may contain bytes that are not UTF-8
+        encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
+        return hmac.digest(self._bytes, b"".join(len(part).to_bytes(4, "big") + part for part in encoded), "sha256")
 
     def subkey(self, label: str) -> _Key:
         """The key for one purpose: values computed with one reveal nothing about those of another."""
         return _Key(hmac.digest(self._bytes, label.encode("utf-8", "surrogatepass"), "sha256"))
-
-
-def _with_length(part: str) -> bytes:
-    encoded = part.encode("utf-8", "surrogatepass")  # file names may contain bytes that are not UTF-8
-    return len(encoded).to_bytes(4, "big") + encoded
 
 
 @dataclass(frozen=True)
