@@ -78,7 +78,11 @@ def open_lake(path: str) -> LakeView:
         >>> lake.headers("breast", columns=["Modality", "SliceThickness"], subject="sub-1").describe()
     """
     root = str(path)
-    if not has_lake(root):
+    try:
+        is_lake = has_lake(root)
+    except (ImportError, ValueError) as error:  # of fsspec: the package of a file system, or the file system itself
+        raise LakeQueryError(f"the location {root} cannot be opened: {error}") from None
+    if not is_lake:
         raise LakeQueryError(f"there is no lake at {root}: name the folder that contains lake.json")
     return LakeView(Lake(root).open())
 
@@ -234,6 +238,8 @@ class LakeView:
 
     def _read_subject(self, table: Table, names: list[str], dataset: str, subject: str) -> Iterator[pa.Table]:
         """The rows of a subject; the inventory says in which units they are."""
+        if not isinstance(subject, str):
+            raise LakeQueryError(f"a subject is a text, such as 'sub-1', not {subject!r}")
         units = self._lake.read_between(INVENTORY, {"subject": (subject, subject)}, ["unit"], dataset=dataset)
         if not units.num_rows:
             subjects = pc.unique(self._lake.read(INVENTORY, ["subject"], dataset=dataset)["subject"].drop_null())
@@ -250,6 +256,7 @@ def _check_columns(table_name: str, schema: pa.Schema, columns: Sequence[str] | 
     names: list[str] = list(dict.fromkeys([columns] if isinstance(columns, str) else columns))
     for name in names:
         if name not in existing:
+            name = str(name)  # noqa: PLW2901  (a number by mistake is refused like a misspelt name)
             raise LakeQueryError(
                 describe_rename(COLUMNS.get(table_name, {}), name, "column")
                 or f"the table {table_name} has no column {name!r}{_suggest(name, existing)}"

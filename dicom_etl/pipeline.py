@@ -214,10 +214,13 @@ def run(
     """Run stages over datasets. The upload runs once for all of them, after their resources are built.
 
     Raises:
-        SettingsError: the upload cannot work with these settings, or none of the datasets has a subject that is
-            asked for; nothing was done except, in the second case, the crawl.
+        SettingsError: the crosswalk or the corrections file cannot be read, the upload cannot work with these settings,
+            or none of the datasets has a subject that is asked for; nothing was done except, in the last case, the
+            crawl.
         DatabaseError: the upload ledger cannot be used; nothing was done.
     """
+    if "build" in stages:
+        _check_csv_files(pipeline.settings)
     if "upload" in stages and pipeline.settings.fhir.url:
         _check_upload(pipeline)
     result = RunResult()
@@ -234,6 +237,15 @@ def run(
         if stage == "crawl" and options.rebuild:
             remaining = _remove_tables_before_rebuild(pipeline, datasets, remaining, result)
     return result
+
+
+def _check_csv_files(settings: Settings) -> None:
+    """Read the files that the build needs before the other stages run, and before a rebuild removes any table."""
+    from dicom_etl.fhir.corrections import read_corrections
+    from dicom_etl.identity.crosswalk import read_crosswalk
+
+    read_crosswalk(settings.crosswalk)
+    read_corrections(settings.corrections)
 
 
 def _check_upload(pipeline: Pipeline) -> None:

@@ -229,3 +229,16 @@ class TestOpenLake:
         )
         process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert process.stdout == "[]\n"
+
+
+class TestWrongArguments:
+    @pytest.mark.parametrize("root", ["unknown-file-system://bucket/lake", "none"])
+    def test_a_location_that_cannot_be_opened_is_one_sentence(self, root: str) -> None:
+        with pytest.raises(LakeQueryError, match=root):
+            dicom_etl.open_lake(root)
+
+    def test_numbers_are_refused_as_columns_and_subjects(self, lake: LakeView) -> None:
+        with pytest.raises(LakeQueryError, match="has no column '1'"):
+            lake.headers("a", columns=[1])  # type: ignore[list-item]
+        with pytest.raises(LakeQueryError, match="a subject is a text, such as 'sub-1', not 1"):
+            lake.headers("a", subject=1)  # type: ignore[arg-type]

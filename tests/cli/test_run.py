@@ -201,6 +201,16 @@ class TestRebuild:
         _, out, _ = run_command("audit", small, "--lake", tmp_path / "lake", "--rebuild", "--json")
         assert json.loads(out)["datasets"]["ds"]["extract"]["files_opened"] == 4
 
+    def test_a_rebuild_keeps_the_tables_if_a_csv_file_is_refused(self, run_command, small, tmp_path):
+        lake = tmp_path / "lake"
+        run_command("audit", small, "--lake", lake)
+        before = {path: path.read_bytes() for path in lake.rglob("*.parquet")}
+        (tmp_path / "s.toml").write_text("corrections = 'corrections.csv'\n")
+        (tmp_path / "corrections.csv").write_text("dataset,subject,tag,value,why\nds,sub-1,Modality,CT,wrong\n")
+        code, _, err = run_command("run", small, "--lake", lake, "--rebuild", "--settings", tmp_path / "s.toml")
+        assert (code, "column why is now reason" in err) == (2, True)
+        assert {path: path.read_bytes() for path in lake.rglob("*.parquet")} == before
+
     def test_a_rebuild_keeps_the_tables_if_the_crawl_stops(self, run_command, small, tmp_path):
         lake = tmp_path / "lake"
         run_command("run", small, "--lake", lake)
