@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 from dicom_etl.lake.tables import Lake, LakeError
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL, Connection, Engine
+    from sqlalchemy.engine import URL, Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
 DATABASE_FILE = "ledger.sqlite"
@@ -109,7 +109,8 @@ def open_engine(lake: Lake, *, to_write: bool = True) -> Engine:
     if url.get_backend_name() == "sqlite":
         _create_file(Path(str(url.database)))
         sa.event.listen(engine, "connect", _configure_sqlite)
-        sa.event.listen(engine, "begin", _begin_immediate if to_write else _begin)
+        begin = "BEGIN IMMEDIATE" if to_write else "BEGIN"
+        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
 
 
@@ -183,14 +184,6 @@ def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
-
-
-def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
 
 
 # -- file systems -----------------------------------------------------------------------------------------------------

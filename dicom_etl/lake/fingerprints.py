@@ -63,16 +63,12 @@ class _RowTexts:
     """The rows of a table as text, in one buffer."""
 
     def __init__(self, rows: pa.Table) -> None:
-        columns = [_to_text(column) for column in rows.itercolumns()]
-        texts = pc.binary_join_element_wise(*columns, "", _SEPARATOR).combine_chunks().cast(pa.large_string())
+        columns = [pc.cast(c, pa.int64()) if pa.types.is_timestamp(c.type) else c for c in rows.itercolumns()]
+        cells = [pc.fill_null(pc.cast(column, pa.string()), _NULL) for column in columns]
+        texts = pc.binary_join_element_wise(*cells, "", _SEPARATOR).combine_chunks().cast(pa.large_string())
         _, offsets, self._data = texts.buffers()
         self._offsets = memoryview(offsets or b"").cast("q")
 
     def between(self, start: int, stop: int) -> memoryview:
         """The text of the rows from `start` to `stop`, concatenated."""
         return memoryview(self._data or b"")[self._offsets[start] : self._offsets[stop]]
-
-
-def _to_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    is_time = pa.types.is_timestamp(column.type)
-    return pc.fill_null(pc.cast(pc.cast(column, pa.int64()) if is_time else column, pa.string()), _NULL)

@@ -49,8 +49,13 @@ def clear_datasets(lake: Lake, datasets: Collection[str], id_key: str | None = N
         LakeError: a record of withdrawals is damaged; nothing was removed.
     """
     is_whole = needs_rebuild(lake, id_key)
+    to_lock = set(datasets)
+    if is_whole:
+        # a dataset that was withdrawn as a whole has no table but its record of withdrawals
+        for path in _withdrawal_paths(lake):
+            to_lock.update(_read_withdrawals(lake, path)["dataset"].to_pylist())
     with ExitStack() as held:
-        for name in sorted({*datasets, *(_withdrawal_datasets(lake) if is_whole else ())}):
+        for name in sorted(to_lock):
             held.enter_context(lake.lock(name, f"rebuild of {name}"))
         if is_whole:
             previous = lake.describe()
@@ -102,11 +107,6 @@ def _read_withdrawals(lake: Lake, path: str) -> pa.Table:
             f"{path} is damaged ({error}): restore this file from a backup, since without it the subjects that were "
             "withdrawn would be loaded again"
         ) from error
-
-
-def _withdrawal_datasets(lake: Lake) -> set[str]:
-    """The datasets that have a record of withdrawals; those that were withdrawn as a whole have no other table."""
-    return {name for path in _withdrawal_paths(lake) for name in _read_withdrawals(lake, path)["dataset"].to_pylist()}
 
 
 def _rewrite_withdrawals(lake: Lake) -> None:

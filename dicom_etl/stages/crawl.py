@@ -58,7 +58,8 @@ def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_
     with lake.lock(source.dataset, f"crawl of {source.dataset}"):
         withdrawn = WithdrawalRecord.read(lake, source.dataset, ids)
         _refuse_withdrawn_dataset(withdrawn)
-        scan = Scan(previous_cells=_read_cells(lake, source.dataset))
+        cells = lake.read(SHEETS, list(SheetCell._fields), dataset=source.dataset).to_pylist()
+        scan = Scan(previous_cells=[SheetCell(**cell) for cell in cells])
         previous = withdrawn.exclude_rows(lake.read(INVENTORY, dataset=source.dataset))
         current = add_unread_files(_list_remaining_files(source, scan, withdrawn), previous, scan)
         if current.num_rows == 0 and not scan.unread_folders:
@@ -71,7 +72,8 @@ def crawl(source: Source, lake: Lake, ids: ResourceIds | None = None, *, accept_
             raise SourceError(f"dataset {source.dataset}: no file could be listed: cannot read the folder {folder}")
         if missing:
             raise DatasetStoppedError(f"dataset {source.dataset}: {missing[0].message}")
-        lake.write(SHEETS, _build_sheets(source.dataset, scan), dataset=source.dataset)
+        rows = [{"dataset": source.dataset, **cell._asdict()} for cell in scan.cells]
+        lake.write(SHEETS, pa.Table.from_pylist(rows, schema=SHEETS.schema), dataset=source.dataset)
         lake.write(INVENTORY, current, fingerprint=compute_fingerprint(source.location), dataset=source.dataset)
     return CrawlResult(
         source.dataset,
@@ -106,13 +108,3 @@ def _list_remaining_files(source: Source, scan: Scan, withdrawn: WithdrawalRecor
     if withdrawn_files := files.num_rows - remaining.num_rows:
         scan.findings.append(make_finding("subject-withdrawn", source.dataset, count=withdrawn_files))
     return remaining
-
-
-def _read_cells(lake: Lake, dataset: str) -> list[SheetCell]:
-    rows = lake.read(SHEETS, list(SheetCell._fields), dataset=dataset).to_pylist()
-    return [SheetCell(**row) for row in rows]
-
-
-def _build_sheets(dataset: str, scan: Scan) -> pa.Table:
-    rows = [{"dataset": dataset, **cell._asdict()} for cell in scan.cells]
-    return pa.Table.from_pylist(rows, schema=SHEETS.schema)

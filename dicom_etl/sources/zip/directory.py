@@ -199,7 +199,8 @@ def _build_directory(infos: Sequence[zipfile.ZipInfo]) -> Directory:
         path = "/".join(segment for segment in name.split("/") if segment not in ("", "."))
         if name.endswith("/") or not path:
             continue
-        if _is_special(info):
+        file_type = stat.S_IFMT(info.external_attr >> 16) if info.create_system == _UNIX else 0
+        if file_type not in (0, stat.S_IFREG):
             directory.special.append(path)
             continue
         if path in directory.members:
@@ -220,8 +221,3 @@ def _decode_name(info: zipfile.ZipInfo) -> str | None:
         return info.orig_filename.encode("cp437").decode("utf-8")
     except UnicodeDecodeError:
         return None
-
-
-def _is_special(info: zipfile.ZipInfo) -> bool:
-    kind = stat.S_IFMT(info.external_attr >> 16) if info.create_system == _UNIX else 0
-    return kind not in (0, stat.S_IFREG)

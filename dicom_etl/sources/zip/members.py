@@ -184,7 +184,10 @@ class _Deflated:
     def _step(self, max_bytes: int) -> bytes:
         """The next bytes of the inflater; empty at its end."""
         while not self._inflater.eof:
-            packed = self._inflater.unconsumed_tail or self._feed()
+            packed = self._inflater.unconsumed_tail
+            if not packed:
+                packed = self._packed.read(self._fed, 4 * _BLOCK)
+                self._fed += len(packed)
             try:
                 data = self._inflater.decompress(packed, max_bytes)
             except zlib.error as error:
@@ -192,11 +195,6 @@ class _Deflated:
             if data or not packed:
                 return data
         return b""
-
-    def _feed(self) -> bytes:
-        packed = self._packed.read(self._fed, 4 * _BLOCK)
-        self._fed += len(packed)
-        return packed
 
     def _check_end(self) -> None:
         if self._step(1):
