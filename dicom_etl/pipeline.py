@@ -189,14 +189,9 @@ class RunResult:
     def has_failures(self, dataset: str) -> bool:
         """Whether a stage has failed or held some of the dataset."""
         summaries = self.summaries.get(dataset, {})
-        return any(
-            _has_failed_uploads(summary) if stage == "upload" else bool(_count_failures(summary))
-            for stage, summary in summaries.items()
-        )
-
-
-def _count_failures(summary: Any) -> int:
-    return sum(getattr(summary, name, 0) for name in ("units_failed", "held"))
+        if "upload" in summaries and _has_failed_uploads(summaries["upload"]):
+            return True
+        return any(getattr(summary, name, 0) for summary in summaries.values() for name in ("units_failed", "held"))
 
 
 def _has_failed_uploads(uploaded: UploadSummary) -> bool:

@@ -49,7 +49,10 @@ def count_completeness_by_subject(
     Raises:
         LakeError: a file of a shard does not match its commit, or the number of shards changed meanwhile.
     """
-    tags = _read_tags(lake, dataset)
+    # the tags of the dataset: the same for each subject, independent of the other subjects of its shard
+    stored = lake.read(COMPLETENESS, ["level", "group_by", "tag", "creator"], dataset=dataset)
+    is_total = pc.and_(pc.equal(stored["group_by"], "all"), pc.equal(stored["level"], "instance"))
+    tags = stored.filter(is_total).select(["tag", "creator"])
     for shard in sorted(shards):
         read = partial(_read_shard, lake, dataset, shard, subjects)
         shard_tables = read_consistently(lake, "extract", dataset, shard, read)
@@ -71,13 +74,6 @@ def _read_shard(
         names = pa.array(list(subjects), pa.string())
         batches = (rows.filter(pc.is_in(rows["subject"], names)) for rows in batches)
     return [find_occurrences(rows) for rows in batches], read_tag_profiles(lake, dataset, [shard])
-
-
-def _read_tags(lake: Lake, dataset: str) -> pa.Table:
-    """The tags of the dataset: the same for each subject, independent of the other subjects of its shard."""
-    stored = lake.read(COMPLETENESS, ["level", "group_by", "tag", "creator"], dataset=dataset)
-    is_total = pc.and_(pc.equal(stored["group_by"], "all"), pc.equal(stored["level"], "instance"))
-    return stored.filter(is_total).select(["tag", "creator"])
 
 
 def _count_shard(dataset: str, database: Database, levels: Collection[str]) -> Iterator[pa.Table]:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dicom_etl.headers.catalogue import Column, catalogue, columns_by_name
+from dicom_etl.headers.catalogue import catalogue, columns_by_name
 from dicom_etl.headers.tag_profile import tag_text
 
 __all__ = [
@@ -58,16 +58,16 @@ def value_columns() -> tuple[ValueColumn, ...]:
 
     File meta elements are not part of the data set and not in tag profiles: they are omitted.
     """
-    columns = [column for column in catalogue() if _is_value_column(column)]
+    columns = [
+        column
+        for column in catalogue()
+        if column.tag >> 16 != _FILE_META_GROUP
+        and (len(column.path) == 1 or column.alternative_path[:1] == (_FUNCTIONAL_GROUPS,))
+    ]
     return tuple(
         ValueColumn(c.name, tag_text(c.tag), len(c.path) == 1, n // _STATES_PER_WORD, n % _STATES_PER_WORD * _BITS)
         for n, c in enumerate(columns)
     )
-
-
-def _is_value_column(column: Column) -> bool:
-    is_in_functional_groups = column.alternative_path[:1] == (_FUNCTIONAL_GROUPS,)
-    return column.tag >> 16 != _FILE_META_GROUP and (len(column.path) == 1 or is_in_functional_groups)
 
 
 def packed_columns() -> tuple[str, ...]:

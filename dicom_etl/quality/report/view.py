@@ -141,7 +141,10 @@ class View:
 def make_view(dataset: str, tags: Sequence[Row], measures: Sequence[Row], findings: FindingCounts) -> View:
     """The content of the report, from rows of COMPLETENESS and MEASURES and from the counts of findings."""
     inventory = [row for row in measures if row["check"] == "inventory"]
-    modalities = _find_largest(inventory, "modality", "series", _MOST_MODALITIES)
+    sizes = [
+        (r["group"], r["n_applicable"]) for r in inventory if (r["group_by"], r["level"]) == ("modality", "series")
+    ]
+    modalities = sorted(sizes, key=lambda item: (-item[1], item[0] or ""))[:_MOST_MODALITIES]
     violations = _find_violations(measures)
     subjects = _make_subjects(measures, findings, [name for name, _ in modalities])
     checks = _make_check_rows(measures)
@@ -236,11 +239,6 @@ def _round_percent(n: int, of: int) -> int | None:
 def _load_uses() -> Mapping[str, str]:
     """The tags of the catalogue, and the use of each."""
     return {tag_text(column.tag): column.used_for for column in reversed(catalogue())}
-
-
-def _find_largest(inventory: Sequence[Row], group_by: str, level: str, most: int) -> list[tuple[str | None, int]]:
-    sizes = [(r["group"], r["n_applicable"]) for r in inventory if (r["group_by"], r["level"]) == (group_by, level)]
-    return sorted(sizes, key=lambda item: (-item[1], item[0] or ""))[:most]
 
 
 def _make_heat_map(
