@@ -69,7 +69,8 @@ class ReceivedAnswer:
         is_confirmed = is_operation_outcome(content) or not self.answer.body.strip()
         retry_after = self.answer.retry_after
         error = make_error(status, reason, advice=advice, retry_after=retry_after, is_confirmed=is_confirmed)
-        if isinstance(error, RejectedError) and "not-supported" in _get_issue_codes(content):
+        names_unsupported = any(issue.get("code") == "not-supported" for issue in _get_issues(content))
+        if isinstance(error, RejectedError) and names_unsupported:
             error.is_unsupported = True
         return error
 
@@ -161,10 +162,6 @@ def _get_issues(content: object) -> list[dict[str, Any]]:
         return []
     issues = content.get("issue")
     return [issue for issue in issues if isinstance(issue, dict)] if isinstance(issues, list) else []
-
-
-def _get_issue_codes(content: object) -> list[str]:
-    return [get_text(issue.get("code")) for issue in _get_issues(content)]
 
 
 def _extract_texts(content: object) -> list[str]:

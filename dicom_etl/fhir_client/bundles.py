@@ -46,15 +46,13 @@ def make_transaction(requests: Sequence[WriteRequest]) -> bytes:
     paths = [request.path for request in requests]
     if len(set(paths)) < len(paths):
         raise ValueError("a resource occurs twice in a transaction")
-    entries = [
-        {"resource": orjson.Fragment(request.body), "request": _make_entry_request(request)} for request in requests
-    ]
+    entries = []
+    for request in requests:
+        target = {"method": "PUT", "url": request.path}
+        if request.if_match:
+            target["ifMatch"] = request.if_match
+        entries.append({"resource": orjson.Fragment(request.body), "request": target})
     return orjson.dumps({"resourceType": "Bundle", "type": "transaction", "entry": entries})
-
-
-def _make_entry_request(request: WriteRequest) -> dict[str, str]:
-    entry = {"method": "PUT", "url": request.path}
-    return entry | {"ifMatch": request.if_match} if request.if_match else entry
 
 
 def read_transaction_results(received: ReceivedAnswer, requests: Sequence[WriteRequest]) -> list[WriteResult]:

@@ -341,7 +341,8 @@ def merge_into_existing(existing: Mapping[str, Any], produced: Mapping[str, Any]
     merged = strip_server_elements(existing)
     for name, value in produced.items():
         if name in _LISTS:
-            merged[name] = _unite(as_list(existing.get(name)), value)
+            present = as_list(existing.get(name))
+            merged[name] = [*present, *(item for item in value if item not in present)]
         elif name not in ("id", "meta", "subject", "series", "numberOfSeries", "numberOfInstances"):
             merged.setdefault(name, value)
     merged["series"] = _merge_series_lists(_get_objects(existing.get("series")), produced.get("series", []))
@@ -366,10 +367,6 @@ def _merge_series(existing: Mapping[str, Any], produced: Mapping[str, Any] | Non
     merged["instance"] = [*instances, *(instance for instance in produced["instance"] if instance["uid"] not in uids)]
     merged["numberOfInstances"] = max(_to_count(existing.get("numberOfInstances")), len(merged["instance"]))
     return merged
-
-
-def _unite(existing: Sequence[Any], produced: Collection[Any]) -> list[Any]:
-    return [*existing, *(item for item in produced if item not in existing)]
 
 
 def _to_count(value: Any) -> int:

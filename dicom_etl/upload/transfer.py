@@ -152,7 +152,12 @@ async def _decide(target: Target, batch: _Batch) -> tuple[dict[Key, Decision], d
     read: list[UploadItem] = []
     searched: list[UploadItem] = []
     for item in batch.items:
-        (read if _is_read_by_id(target, batch, item) else searched).append(item)
+        row = batch.rows.get(item.key)
+        known_id = target.namespace.strategy.find_known_id(
+            item.id, row.server_id if row else None, has_attempts=item.key in batch.attempts
+        )
+        # with a known id, the server has it or may have it
+        (searched if known_id is None else read).append(item)
 
     async def decide(items: list[UploadItem]) -> tuple[dict[Key, Decision], dict[Key, FhirError]]:
         try:
@@ -162,13 +167,6 @@ async def _decide(target: Target, batch: _Batch) -> tuple[dict[Key, Decision], d
 
     (decisions, errors), (more_decisions, more_errors) = await gather([decide(read), decide(searched)])
     return decisions | more_decisions, errors | more_errors
-
-
-def _is_read_by_id(target: Target, batch: _Batch, item: UploadItem) -> bool:
-    """Whether an item is read by its id, because the server has it or may have it."""
-    row, strategy = batch.rows.get(item.key), target.namespace.strategy
-    server_id = row.server_id if row else None
-    return strategy.find_known_id(item.id, server_id, has_attempts=item.key in batch.attempts) is not None
 
 
 async def _decide_items(target: Target, batch: _Batch, items: list[UploadItem]) -> dict[Key, Decision]:
@@ -372,8 +370,9 @@ def _record_dry_run(target: Target, deliveries: Sequence[Delivery]) -> None:
 def _prepare(target: Target, batch: _Batch, item: UploadItem, decision: Decision) -> Delivery:
     """Prepare the request and the attempt of an item."""
     row, server = batch.make_row(item), decision.server
-    if _needs_search(target, item, decision, row):
-        row = replace(row, is_indexed=False)
+    is_searchable = item.type == "ImagingStudy" or item.key in target.shared
+    if is_searchable and not decision.is_external and (server is None or _has_duplicates(row)):
+        row = replace(row, is_indexed=False)  # it is searched for once it is stored
     resource: Resource = decision.resource or item.resource
     if decision.is_external and server is not None:
         body, condition = resource | {"id": server.id}, ""
@@ -397,12 +396,6 @@ def _prepare(target: Target, batch: _Batch, item: UploadItem, decision: Decision
         server.id if server else None,
     )
     return Delivery(item, decision, row, request, attempt)
-
-
-def _needs_search(target: Target, item: UploadItem, decision: Decision, row: ResourceRow) -> bool:
-    """Whether a resource must be searched for once it is stored: it is new, or another client has a duplicate."""
-    is_searchable = item.type == "ImagingStudy" or item.key in target.shared
-    return is_searchable and not decision.is_external and (decision.server is None or _has_duplicates(row))
 
 
 # -- recording the answers --------------------------------------------------------------------------------------------

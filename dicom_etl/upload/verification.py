@@ -211,7 +211,11 @@ def compare(
     differences = [_describe(row, kind, versions) for row, kind in results if kind in ("missing", "changed")]
     missing = {row.key for row, kind in results if kind == "missing"}
     differences += _find_unsent(produced, {row.key: row for row in rows}, missing)
-    differences += _find_external(study_ids, rows, produced)
+    of_lake = {resource_id for _, resource_id in produced} | {name for row in rows for name in (row.id, row.server_id)}
+    differences += [
+        Difference("external", f"ImagingStudy/{server_id}", None, "this lake did not send it")
+        for server_id in sorted(set(study_ids) - of_lake)
+    ]
     kinds = [kind for _, kind in results if kind in ("ok", "orphaned")]
     counts = Counter([*kinds, *(difference.kind for difference in differences)])
     return Comparison(dataset, {kind: counts[kind] for kind in ("ok", *DIFFERENCES, "orphaned")}, tuple(differences))
@@ -238,15 +242,6 @@ def _find_unsent(
         row = rows.get(key)
         if key not in missing and not _is_stored(row):
             yield Difference("unsent", "/".join(key), unit, str(row.state) if row else "never sent")
-
-
-def _find_external(
-    study_ids: Collection[str], rows: Iterable[ResourceRow], produced: Iterable[Key]
-) -> Iterator[Difference]:
-    """Find the studies of the dataset that neither the ledger has nor the lake produces."""
-    of_lake = {resource_id for _, resource_id in produced} | {name for row in rows for name in (row.id, row.server_id)}
-    for server_id in sorted(set(study_ids) - of_lake):
-        yield Difference("external", f"ImagingStudy/{server_id}", None, "this lake did not send it")
 
 
 def _describe(row: ResourceRow, kind: str, versions: Mapping[Key, str]) -> Difference:

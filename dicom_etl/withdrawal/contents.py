@@ -55,7 +55,10 @@ def read_contents(lake: Lake, dataset: str, unit: str | None) -> Contents:
     inventory_units = lake.read(INVENTORY, ["unit"], dataset=dataset)["unit"].to_pylist()
     identities = lake.read(IDENTITIES, dataset=dataset).to_pylist()
     rows = [row for row in identities if unit in (None, row["unit"])]
-    studies = {row["study_uid"] for row in rows} | set(_header_studies(lake, dataset, unit))
+    studies = {row["study_uid"] for row in rows}
+    if unit is not None:  # it may have header rows, and not have been built yet
+        header_rows = read_unit(lake, header_table(), ["StudyInstanceUID"], dataset=dataset, unit=unit)
+        studies.update(uid for uid in pc.unique(header_rows["StudyInstanceUID"]).to_pylist() if uid)
     built_rows = [row for row in identities if unit in (None, row["unit"], row["building_unit"])]
     shared_patients = {row["patient"] for row in built_rows if row["rule"] in SHARED_RULES}
     other_units = {*inventory_units, *(row["unit"] for row in identities)} - {unit}
@@ -66,7 +69,9 @@ def read_contents(lake: Lake, dataset: str, unit: str | None) -> Contents:
         files=len(inventory_units) if unit is None else inventory_units.count(unit),
         studies=frozenset(studies),
         patients=frozenset(row["patient"] for row in rows if row["patient"]),
-        needed_patients=frozenset(_other_patients(lake, dataset, unit)),
+        needed_patients=frozenset(
+            row["patient"] for row in _all_identities(lake) if row["patient"] and not _is_in(row, dataset, unit)
+        ),
         sharing_units=frozenset(
             row["building_unit"] for row in rows if unit is not None and row["building_unit"] not in (None, unit)
         ),
@@ -95,20 +100,6 @@ def find_sharing_datasets(lake: Lake, contents: Contents) -> list[str]:
     shared = contents.patients & contents.needed_patients
     rows = (row for row in _all_identities(lake) if row["patient"] in shared)
     return sorted({row["dataset"] for row in rows if not _is_in(row, contents.dataset, contents.unit)})
-
-
-def _header_studies(lake: Lake, dataset: str, unit: str | None) -> Iterator[str]:
-    """The studies in the header rows of a unit, which may not have been built yet."""
-    if unit is not None:
-        rows = read_unit(lake, header_table(), ["StudyInstanceUID"], dataset=dataset, unit=unit)
-        yield from (uid for uid in pc.unique(rows["StudyInstanceUID"]).to_pylist() if uid)
-
-
-def _other_patients(lake: Lake, dataset: str, unit: str | None) -> Iterator[str]:
-    """The Patients of all studies of the lake but those of a unit or dataset."""
-    for row in _all_identities(lake):
-        if row["patient"] and not _is_in(row, dataset, unit):
-            yield row["patient"]
 
 
 def _all_identities(lake: Lake) -> Iterator[dict[str, Any]]:

@@ -191,7 +191,8 @@ class WithdrawalRun:
         """Delete from the server, then from the ledger; one lock over both, so that no upload relies on a Patient
         that is being deleted.
         """
-        keys: set[Key] = {(kind, identity) for kind, _, identity in map(_partition, self._pending[self._server])}
+        pending = (resource.partition("/") for resource in self._pending[self._server])
+        keys: set[Key] = {(kind, identity) for kind, _, identity in pending}
         async with open_client(self._settings.fhir) as client:
             with self._lake.lock(f"shared of {self._server}", f"withdrawal from {self._dataset}"):
                 deleted = await delete_resources(client, keys)
@@ -305,10 +306,6 @@ class WithdrawalRun:
 def _format_keys(keys: Collection[Key]) -> set[str]:
     """(type, id) as `Type/id`, as the record has them."""
     return {"/".join(key) for key in keys}
-
-
-def _partition(resource: str) -> tuple[str, str, str]:
-    return resource.partition("/")
 
 
 def _count_by_type(resources: Mapping[str, Collection[str]]) -> dict[str, dict[str, int]]:
