@@ -281,6 +281,11 @@ class StudyIdentity(NamedTuple):
     patient: str
 
     @property
+    def unit_of_study(self) -> str:
+        """The unit that builds the study; of a study that no unit builds, the unit of this row."""
+        return self.building_unit or self.unit
+
+    @property
     def is_shared(self) -> bool:
         """Whether the Patient's identifier means the same in every dataset."""
         return self.rule in SHARED_RULES
@@ -353,7 +358,7 @@ class DatasetResources:
         """By Patient id, the units that build its studies."""
         units: dict[str, set[str]] = defaultdict(set)
         for identity in self.resolved:
-            units[identity.patient].add(identity.building_unit or identity.unit)
+            units[identity.patient].add(identity.unit_of_study)
         return {patient: sorted(names) for patient, names in units.items()}
 
     @cached_property
@@ -361,7 +366,7 @@ class DatasetResources:
         """By unit, the Patients of the studies that it builds."""
         patients: dict[str, set[str]] = defaultdict(set)
         for identity in self.resolved:
-            patients[identity.building_unit or identity.unit].add(identity.patient)
+            patients[identity.unit_of_study].add(identity.patient)
         return patients
 
     @cached_property
@@ -374,7 +379,7 @@ class DatasetResources:
         """By unit, the StudyInstanceUIDs of the studies that it builds."""
         uids: dict[str, set[str]] = defaultdict(set)
         for identity in self.resolved:
-            uids[identity.building_unit or identity.unit].add(identity.study_uid)
+            uids[identity.unit_of_study].add(identity.study_uid)
         return uids
 
     @cached_property

@@ -133,9 +133,7 @@ class SharedUpload:
             chosen = set(ordered[start : start + _PATIENTS_AT_ONCE])
             contributions: dict[str, list[Contribution]] = defaultdict(list)
             units_to_read = {
-                (name, identity.building_unit or identity.unit)
-                for patient in chosen
-                for name, identity in self.identities[patient]
+                (name, identity.unit_of_study) for patient in chosen for name, identity in self.identities[patient]
             }
             for name, unit in sorted(units_to_read):  # a unit that is being built still counts with its former values
                 for patient in self._on_server[name].read_resources("Patient", unit):
@@ -191,7 +189,7 @@ class SharedUpload:
 
     def list_fingerprints(self, patient: str) -> list[str]:
         """List the fingerprints of all units that contribute to a shared Patient."""
-        units = {(name, identity.building_unit or identity.unit) for name, identity in self.identities.get(patient, ())}
+        units = {(name, identity.unit_of_study) for name, identity in self.identities.get(patient, ())}
         return [self._on_server[name].fingerprint(unit) for name, unit in sorted(units)]
 
     def find_unit(self, dataset: str, patient: str) -> tuple[str | None, str | None]:

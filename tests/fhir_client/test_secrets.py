@@ -16,16 +16,16 @@ from dicom_etl.settings import FhirSettings
 from tests.support.authorization_server import CLIENT, AuthorizationServer
 from tests.support.fhir_answers import get_error, operation_outcome, searchset, transaction_response
 from tests.support.log_collection import collect_logs
-from tests.support.proxy import ReceivedRequest, Reply, run_proxy
-
-TOKEN, PASSWORD = "tok-Zanzibarium-4711", "pw:Quetzalcoatl & 0815"
-CLIENT_SECRET, API_KEY = "cs-Xylophonique/1312", "ak-Brobdingnag-2718"
-GIVEN_TOKEN = "at-Llanfairpwll-3141"
-SECRETS = (TOKEN, PASSWORD, CLIENT_SECRET, API_KEY, GIVEN_TOKEN)
-PLANTED = (
-    *("zanzibarium", "quetzalcoatl", "xylophonique", "brobdingnag", "llanfairpwll"),
-    *("ossianowicz", "thessalonia", "kalypso", "19370519", "1937-05-19", "pythagora"),
+from tests.support.planted_values import (
+    CLIENT_SECRET,
+    GIVEN_TOKEN,
+    PLANTED,
+    SECRETS,
+    SENT,
+    repeat_request,
 )
+from tests.support.proxy import Reply, run_proxy
+
 PATIENT = {
     "resourceType": "Patient",
     "id": "x",
@@ -34,7 +34,6 @@ PATIENT = {
     "identifier": [{"system": "urn:x", "value": "MRN-Kalypso-90210"}],
     "note": "Pythagora-55",
 }
-SENT = {"bearer": TOKEN, "basic": "bWU6cHc6UXVldHphbGNvYXRsICYgMDgxNQ==", "oauth2": GIVEN_TOKEN, "api-key": API_KEY}
 
 
 @pytest.fixture(autouse=True)
@@ -46,19 +45,10 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
 
 
-def repeat(request: ReceivedRequest) -> str:
-    """The content of a request, in several forms."""
-    body = request.body.decode()
-    name = "Patient Thessalonia OSSIANOWICZ (MRN-Kalypso-90210, Ossianowicz^Thessalonia), born 1937-05-19 or 19370519"
-    accession = "accession Pythagora-55, 'Pythagora-55'"
-    values = [name] * ("Ossianowicz" in body) + [accession] * ("Pythagora" in body)
-    return f"HAPI-1821: Invalid code: {'; '.join(values)}; {request.path} {request.headers} {body}"
-
-
 def echo(status: int, content: Any) -> Any:
     """A server that repeats requests; `content` makes its answer from a text."""
     return lambda request: Reply(
-        status, orjson.dumps(content(repeat(request))), {"ETag": repeat(request)[:200].strip()}
+        status, orjson.dumps(content(repeat_request(request))), {"ETag": repeat_request(request)[:200].strip()}
     )
 
 
@@ -66,18 +56,18 @@ SERVERS = {
     "refuses the credentials": echo(401, lambda text: operation_outcome("security", text)),
     "refuses resources": echo(422, lambda text: operation_outcome("invalid", text)),
     "fails": echo(500, lambda text: operation_outcome("exception", text)),
-    "fails in HTML": lambda request: Reply(500, f"<html>{repeat(request)}</html>".encode()),
+    "fails in HTML": lambda request: Reply(500, f"<html>{repeat_request(request)}</html>".encode()),
     "is a gateway": echo(502, lambda text: {"message": text}),
     "answers 200 with an error": echo(200, lambda text: operation_outcome("exception", text)),
     "answers 200 with a message": echo(200, lambda text: {"error": text}),
-    "answers 200 with HTML": lambda request: Reply(200, repeat(request).encode()),
-    "truncates its answer": lambda request: Reply(200, orjson.dumps({"a": repeat(request)})[:-9]),
+    "answers 200 with HTML": lambda request: Reply(200, repeat_request(request).encode()),
+    "truncates its answer": lambda request: Reply(200, orjson.dumps({"a": repeat_request(request)})[:-9]),
     "fails in an entry": echo(
         200, lambda text: transaction_response({"status": "400 " + text, "outcome": operation_outcome("invalid", text)})
     ),
     "has an error among its matches": echo(200, lambda text: searchset(operation_outcome("exception", text))),
     "redirects": lambda request: Reply(
-        302, headers={"Location": f"http://127.0.0.1:1/{repeat(request)[:300].encode()!r}"}
+        302, headers={"Location": f"http://127.0.0.1:1/{repeat_request(request)[:300].encode()!r}"}
     ),
 }
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import Mock
 
 import pytest
@@ -565,15 +565,16 @@ class TestKillsAndDamage:
 
 
 class TestSamplesSheet:
+    ROW: ClassVar = {
+        "sample id": "sam-1",
+        "subject id": "sub-3",
+        "sample anatomical location": "Breast",
+        "laterality": "left",
+    }
+
     def test_the_samples_sheet_fills_in_values_with_a_note(self, tree: Tree) -> None:
         tree.write("sub-3/sam-1/1.dcm", PatientID="P-3", BodyPartExamined=None)
-        row = {
-            "sample id": "sam-1",
-            "subject id": "sub-3",
-            "sample anatomical location": "Breast",
-            "laterality": "left",
-        }
-        tree.sheet("samples", row)
+        tree.sheet("samples", self.ROW)
         tree.run()
         study = study_of(tree, "sub-3")
         assert study["series"][0]["bodySite"] == {"system": SCT, "code": "76752008", "display": "Breast"}
@@ -589,13 +590,7 @@ class TestSamplesSheet:
 
     def test_the_header_takes_precedence_over_the_samples_sheet(self, tree: Tree) -> None:
         tree.write("sub-3/sam-1/1.dcm", PatientID="P-3", BodyPartExamined="HEART", Laterality="R")
-        row = {
-            "sample id": "sam-1",
-            "subject id": "sub-3",
-            "sample anatomical location": "Breast",
-            "laterality": "left",
-        }
-        tree.sheet("samples", row)
+        tree.sheet("samples", self.ROW)
         tree.run()
         series = study_of(tree, "sub-3")["series"][0]
         assert (series["bodySite"]["display"], series["laterality"]["display"]) == ("Heart", "Right")

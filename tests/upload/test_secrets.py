@@ -29,19 +29,15 @@ from tests.servers.hapi_server import HapiServer
 from tests.support.authorization_server import CLIENT, AuthorizationServer
 from tests.support.datasets import write_instance
 from tests.support.log_collection import collect_logs
+from tests.support.planted_values import CLIENT_SECRET, GIVEN_TOKEN, PASSWORD, SENT, TOKEN, repeat_request
+from tests.support.planted_values import PLANTED as CLIENT_PLANTED
+from tests.support.planted_values import SECRETS as CLIENT_SECRETS
 from tests.support.proxy import Proxy, ReceivedRequest, Reply, run_proxy
 from tests.support.upload_lakes import query_ledger
 
-TOKEN, PASSWORD = "tok-Zanzibarium-4711", "pw:Quetzalcoatl & 0815"
-CLIENT_SECRET, API_KEY = "cs-Xylophonique/1312", "ak-Brobdingnag-2718"
-GIVEN_TOKEN = "at-Llanfairpwll-3141"
 ID_KEY = "ik-Chimborazonian-1618-of-thirty-two-bytes-or-more"
-SECRETS = (TOKEN, PASSWORD, CLIENT_SECRET, API_KEY, GIVEN_TOKEN, ID_KEY)
-# parts of secrets and of names; compared without case
-PLANTED = (
-    *("zanzibarium", "quetzalcoatl", "xylophonique", "brobdingnag", "llanfairpwll", "chimborazonian"),
-    *("ossianowicz", "thessalonia", "kalypso", "19370519", "1937-05-19", "pythagora", "xanaduweg", "rumpelstilz"),
-)
+SECRETS = (*CLIENT_SECRETS, ID_KEY)
+PLANTED = (*CLIENT_PLANTED, "chimborazonian", "xanaduweg", "rumpelstilz")
 HEADER = {
     "PatientName": "Ossianowicz^Thessalonia",
     "PatientID": "MRN-Kalypso-90210",
@@ -61,49 +57,42 @@ DATA = ("headers/", "fhir/", "identities/")
 DATA_COLUMNS = {"contribution", "business_key"}
 
 
-# -- servers that tell what they were told ----------------------------------------------------------------------------
+# -- servers that repeat requests --------------------------------------------------------------------------------------
 
 
-def words(asked: ReceivedRequest) -> str:
-    """All texts of a request, in several encodings: a server can only repeat these."""
-    body = asked.body.decode()
-    name = "Patient Thessalonia OSSIANOWICZ (MRN-Kalypso-90210, Ossianowicz^Thessalonia), born 1937-05-19 or 19370519"
-    accession = "accession Pythagora-55, 'Pythagora-55'"
-    texts = [name] * ("Ossianowicz" in body) + [accession] * ("Pythagora" in body)
-    return f"HAPI-1821: Invalid code: {'; '.join(texts)}; {asked.path} {asked.headers} {body}"
-
-
-def outcome(asked: ReceivedRequest) -> bytes:
-    issue = {"severity": "error", "code": "invalid", "diagnostics": words(asked)}
-    return orjson.dumps({"resourceType": "OperationOutcome", "issue": [issue], "text": {"div": words(asked)}})
+def make_outcome(request: ReceivedRequest) -> bytes:
+    issue = {"severity": "error", "code": "invalid", "diagnostics": repeat_request(request)}
+    return orjson.dumps(
+        {"resourceType": "OperationOutcome", "issue": [issue], "text": {"div": repeat_request(request)}}
+    )
 
 
 def accepts(_: ReceivedRequest) -> Reply | None:
     return None
 
 
-def refuses_us(asked: ReceivedRequest) -> Reply | None:
-    return None if asked.path == "metadata" else Reply(401, outcome(asked))
+def refuses_credentials(request: ReceivedRequest) -> Reply | None:
+    return None if request.path == "metadata" else Reply(401, make_outcome(request))
 
 
-def refuses_resources(asked: ReceivedRequest) -> Reply | None:
-    return Reply(422, outcome(asked)) if asked.is_write_post else None
+def refuses_resources(request: ReceivedRequest) -> Reply | None:
+    return Reply(422, make_outcome(request)) if request.is_write_post else None
 
 
-def refuses_searches(asked: ReceivedRequest) -> Reply | None:
-    return Reply(400, outcome(asked)) if re.match(r"Patient(\?|/_search)", asked.path) else None
+def refuses_searches(request: ReceivedRequest) -> Reply | None:
+    return Reply(400, make_outcome(request)) if re.match(r"Patient(\?|/_search)", request.path) else None
 
 
-def breaks(asked: ReceivedRequest) -> Reply | None:
-    page = f"<html><h1>Error</h1><pre>{words(asked)}</pre></html>".encode()
-    return Reply(500, page) if asked.is_write_post else None
+def breaks(request: ReceivedRequest) -> Reply | None:
+    page = f"<html><h1>Error</h1><pre>{repeat_request(request)}</pre></html>".encode()
+    return Reply(500, page) if request.is_write_post else None
 
 
-def breaks_in_fhir(asked: ReceivedRequest) -> Reply | None:
-    return Reply(500, outcome(asked)) if asked.is_write_post else None
+def breaks_in_fhir(request: ReceivedRequest) -> Reply | None:
+    return Reply(500, make_outcome(request)) if request.is_write_post else None
 
 
-SERVERS = [accepts, refuses_us, refuses_resources, refuses_searches, breaks, breaks_in_fhir]
+SERVERS = [accepts, refuses_credentials, refuses_resources, refuses_searches, breaks, breaks_in_fhir]
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +209,7 @@ def test_the_check_finds_planted_values() -> None:
     ("authorization", "rule"),
     [
         *(("bearer", rule) for rule in SERVERS),
-        *((name, rule) for name in list(AUTHORIZATIONS)[1:] for rule in (refuses_us, breaks_in_fhir)),
+        *((name, rule) for name in list(AUTHORIZATIONS)[1:] for rule in (refuses_credentials, breaks_in_fhir)),
     ],
 )
 def test_no_planted_value_leaves_the_pipeline(
@@ -230,7 +219,7 @@ def test_no_planted_value_leaves_the_pipeline(
         pipeline = Pipeline(load_settings(settings_of(server.url, authorization)))
         done = run(pipeline, ["ds"])
         named = any("Ossianowicz" in one.body.decode() for one in server.requests)
-        assert named == (rule not in (refuses_us, refuses_searches))
+        assert named == (rule not in (refuses_credentials, refuses_searches))
         assert_sent(server, authorization)
         urls = [("url", one.path) for one in server.requests]  # those that a server logs
         errors = [row["reason_text"] for row in query_ledger(pipeline.lake, "SELECT reason_text FROM resources")]
@@ -246,8 +235,7 @@ def test_no_planted_value_leaves_the_pipeline(
 def assert_sent(server: Proxy, authorization: str) -> None:
     """The requests had the credentials."""
     values = " ".join(value for one in server.requests for value in one.headers.values())
-    sent = {"bearer": TOKEN, "basic": "bWU6cHc6UXVldHphbGNvYXRsICYgMDgxNQ==", "oauth2": GIVEN_TOKEN, "api-key": API_KEY}
-    assert sent[authorization] in values
+    assert SENT[authorization] in values
 
 
 @pytest.mark.parametrize("rule", [refuses_resources, breaks_in_fhir, None], ids=["refuses", "breaks", "not there"])
